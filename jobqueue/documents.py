@@ -1,0 +1,71 @@
+"""The one gate for JSON that goes into the database: submissions at the door, results and errors of handlers on their way out.
+
+``jsonb`` refuses NUL characters and lone surrogates, and one bad row aborts its whole batch: so each document is checked, and
+encoded, once and by itself, and a batch is nothing but encoded documents joined by commas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+MAX_DEPTH = 100
+"""How deep arrays and objects may be nested in a payload or a result."""
+
+_encoder = msgspec.json.Encoder()
+
+
+class RefusedDocument(ValueError):
+    """A value is not JSON that PostgreSQL can hold; the message says why."""
+
+
+def encode(value: Any) -> bytes:
+    """Encode one document for the database.
+
+    Raises:
+        RefusedDocument: it holds something that JSON, or ``jsonb``, has no form for.
+    """
+    try:
+        document = _encoder.encode(value)
+    except RecursionError:
+        raise RefusedDocument("nested too deeply") from None
+    except (TypeError, ValueError, OverflowError, UnicodeError) as error:
+        raise RefusedDocument(str(error)) from None
+    # There cannot be more levels than brackets: almost every document is known to be shallow without a walk.
+    if document.count(b"[") + document.count(b"{") > MAX_DEPTH and not _nested_within(msgspec.json.decode(document), MAX_DEPTH):
+        raise RefusedDocument(f"nested more than {MAX_DEPTH} levels deep")
+    # The escape may also be the text of an escaped backslash before "u0000": only the decoded strings tell.
+    if b"\\u0000" in document and _holds_nul(msgspec.json.decode(document)):
+        raise RefusedDocument("a string holds the character U+0000, which PostgreSQL cannot store")
+    return document
+
+
+def join(documents: list[bytes]) -> str:
+    """Make one JSON array of documents that `encode` made."""
+    return (b"[" + b",".join(documents) + b"]").decode()
+
+
+def storable(text: str, limit: int) -> str:
+    """Bound a text to so many characters and replace what ``jsonb`` refuses: NUL characters and lone surrogates."""
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}\n... {len(text) - limit} characters left out ...\n{text[-half:]}"
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def _nested_within(value: Any, levels: int) -> bool:
+    if isinstance(value, dict | list):
+        children = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_nested_within(child, levels - 1) for child in children)
+    return True
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_holds_nul(key) or _holds_nul(child) for key, child in value.items())
+    if isinstance(value, list):
+        return any(map(_holds_nul, value))
+    return False

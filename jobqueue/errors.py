@@ -1,0 +1,122 @@
+"""Every error of jobqueue: what a handler raises to steer its job, and what can go wrong around it."""
+
+from __future__ import annotations
+
+
+class JobQueueError(Exception):
+    """The root of all errors that jobqueue raises itself."""
+
+
+class SettingsError(JobQueueError):
+    """A setting, an option or an environment variable has a value that cannot work."""
+
+
+class HandlerError(JobQueueError):
+    """A handler cannot be registered as written: its name is taken, or its signature cannot be filled from a payload."""
+
+
+class InvalidJob(JobQueueError):
+    """A submission is not of the form that jobs have.
+
+    Args:
+        reason: what is wrong, in words for the submitter.
+        field: the field at fault, such as ``"priority"``; None when it is the document as a whole.
+        index: the position of the job in its batch, from 0; None when it was submitted alone.
+    """
+
+    def __init__(self, reason: str, *, field: str | None = None, index: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.field = field
+        self.index = index
+
+
+class UnprocessableJob(InvalidJob):
+    """A submission has the right form, but holds what cannot be stored or what no handler serves."""
+
+
+class BatchTooLarge(InvalidJob):
+    """A submission holds more jobs than one transaction may."""
+
+
+class Unavailable(JobQueueError):
+    """The request cannot be served now; nothing is wrong with it, and it may be sent again later."""
+
+
+class Overloaded(Unavailable):
+    """More work waits to be committed than the bound allows."""
+
+
+class ShuttingDown(Unavailable):
+    """The service is stopping and takes no new work."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL cannot be reached, or refused the connection. Nothing was written."""
+
+
+class ConnectionLost(DatabaseUnavailable):
+    """The connection broke during a statement: nobody knows whether it was committed.
+
+    Args:
+        reason: what the driver said.
+        backend: the server process that held the connection, as (pid, start time in seconds since 1970).
+    """
+
+    def __init__(self, reason: str, *, backend: tuple[int, float]) -> None:
+        super().__init__(reason)
+        self.backend = backend
+
+
+class RefusedData(JobQueueError):
+    """PostgreSQL refused a value in the batch; the whole batch was rolled back."""
+
+
+class SchemaVersionError(JobQueueError):
+    """The database has a schema that this version of jobqueue does not know."""
+
+
+class EmbeddedPostgresError(JobQueueError):
+    """The embedded PostgreSQL cannot be started, or ended by itself."""
+
+
+class StageCrashed(JobQueueError):
+    """A part of the service ended when it should not have; the service stops in order and exits with an error."""
+
+
+class Retry(Exception):  # noqa: N818 - raised by handlers as a verdict, not an error
+    """Raise it in a handler to fail this attempt and run again.
+
+    Args:
+        delay: seconds until the next attempt; None takes the handler's backoff.
+        reason: kept in the job's error history.
+    """
+
+    def __init__(self, delay: float | None = None, reason: str = "the handler asked for a retry") -> None:
+        super().__init__(reason)
+        self.delay = delay
+        self.reason = reason
+
+
+class Snooze(Exception):  # noqa: N818
+    """Raise it in a handler to run the job again later, without counting this attempt.
+
+    Args:
+        delay: seconds until the job is due again.
+    """
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(f"snoozed for {delay} s")
+        self.delay = delay
+
+
+class Discard(Exception):  # noqa: N818
+    """Raise it in a handler to give the job up at once: it goes to the dead letters with this reason.
+
+    Args:
+        reason: what a person will read there.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

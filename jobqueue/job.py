@@ -1,0 +1,155 @@
+"""The values that travel through jobqueue: what is submitted, what a handler sees, and what became of a run.
+
+All of them are plain data. Three cross the database boundary as JSON: `NewJob` into ``jobqueue.submit_many``, `ClaimedJob` out of
+``jobqueue.claim`` and `Outcome` into ``jobqueue.finish``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+MAX_PAYLOAD_BYTES = 1 << 20
+"""The largest payload of one job, as JSON in UTF-8."""
+
+MAX_RESULT_BYTES = 1 << 20
+"""The largest result that a handler may return, as JSON in UTF-8."""
+
+MAX_BATCH_JOBS = 100_000
+"""The most jobs in one array or NDJSON body: it is one transaction."""
+
+MAX_NAME_LENGTH = 200
+"""The longest kind or queue name, in characters."""
+
+MAX_PRIORITY = 1_000_000
+MAX_RETRIES = 1_000
+DEFAULT_RETRIES = 3
+
+MAX_TIMEOUT = 7 * 86_400.0
+"""The longest timeout of one attempt, in seconds."""
+
+MAX_DELAY = 10 * 365 * 86_400.0
+"""The longest delay of a submission, a snooze or a retry, in seconds."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)]
+Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES)]
+Timeout = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)]
+Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY)]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What a submitter may say about a job. Every field has a default: ``{}`` is a job."""
+
+    kind: Name = "default"
+    payload: Any = msgspec.field(default_factory=dict)
+    queue: Name = "default"
+    priority: Priority = 0
+    max_retries: Retries | None = None
+    run_at: Instant | None = None
+    delay: Delay | None = None
+    timeout: Timeout | None = None
+
+
+class NewJob(Submission, kw_only=True):
+    """A submission with its id, as ``jobqueue.submit_many`` takes it."""
+
+    id: str
+
+
+class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
+    """One row out of ``jobqueue.claim``: a job with the run that this node now owes it. Times are seconds on the database's clock."""
+
+    queue: str
+    id: str
+    kind: str
+    payload: msgspec.Raw
+    priority: int
+    attempt: int
+    claims: int
+    max_retries: int
+    timeout: float | None
+    created_at: float
+    rank: float
+    waited: float
+
+    @property
+    def last_attempt(self) -> bool:
+        """Whether a failure of this attempt is the job's last."""
+        return self.attempt > self.max_retries
+
+    @property
+    def log_context(self) -> Mapping[str, Any]:
+        """The fields that every log line about this job carries."""
+        return {"job_id": self.id, "kind": self.kind, "queue": self.queue, "attempt": self.attempt}
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler can know of the job that it runs: give it a parameter ``job: jobqueue.Job``.
+
+    Attributes:
+        id: the job's UUID (version 7), as text.
+        payload: the decoded JSON document.
+        attempt: 1 for the first run; `max_retries` + 1 is the last.
+        created_at: when the job was submitted, by the database's clock, in UTC.
+    """
+
+    id: str
+    kind: str
+    queue: str
+    payload: Any
+    priority: int
+    attempt: int
+    max_retries: int
+    created_at: datetime
+
+    @classmethod
+    def from_claim(cls, claimed: ClaimedJob) -> Job:
+        return cls(
+            id=claimed.id,
+            kind=claimed.kind,
+            queue=claimed.queue,
+            payload=msgspec.json.decode(claimed.payload),
+            priority=claimed.priority,
+            attempt=claimed.attempt,
+            max_retries=claimed.max_retries,
+            created_at=datetime.fromtimestamp(claimed.created_at, UTC),
+        )
+
+
+class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One entry of a job's error history."""
+
+    attempt: int
+    at: datetime
+    node: str
+    error: str
+    duration: float
+    traceback: str | None = None
+
+
+Verdict = Literal["succeeded", "cancelled", "dead", "retry", "snoozed", "released"]
+
+
+class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What became of one run, as ``jobqueue.finish`` takes it. `id` and `claims` name the run: the fencing token.
+
+    Attributes:
+        outcome: which way the row moves.
+        result: the handler's return value as JSON (succeeded).
+        reason: what a person reads in the dead letters (dead).
+        error: the entry for the error history (dead, retry).
+        delay: seconds until the job is due again (retry, snoozed).
+    """
+
+    id: str
+    claims: int
+    outcome: Verdict
+    result: msgspec.Raw | None = None
+    reason: str | None = None
+    error: AttemptError | None = None
+    delay: float | None = None

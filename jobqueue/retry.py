@@ -1,0 +1,40 @@
+"""How long to wait before the next attempt: exponential backoff with jitter, as a value."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from jobqueue.errors import HandlerError
+from jobqueue.job import MAX_DELAY
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """Double the delay with each attempt, up to a cap, and spread it so that jobs that failed together do not return together.
+
+    Attributes:
+        base: seconds after the first failed attempt.
+        cap: the longest delay, in seconds, before jitter.
+        jitter: the share by which the delay may fall or rise at random: 0.2 is plus or minus a fifth.
+
+    Raises:
+        HandlerError: a value outside of its range.
+    """
+
+    base: float = 1.0
+    cap: float = 3600.0
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.base <= self.cap <= MAX_DELAY / 2:
+            raise HandlerError(f"backoff: 0 <= base <= cap <= {MAX_DELAY / 2:.0f} s must hold, got base={self.base}, cap={self.cap}")
+        if not 0 <= self.jitter <= 1:
+            raise HandlerError(f"backoff: jitter must be from 0 to 1, got {self.jitter}")
+
+    def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+        """Return the seconds to wait after this attempt (from 1) failed."""
+        # The exponent is bounded before the power is taken: 2.0 ** 1024 overflows.
+        delay = min(self.cap, self.base * 2.0 ** min(attempt - 1, 64))
+        return delay * (1 + uniform(-self.jitter, self.jitter))

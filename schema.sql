@@ -1,0 +1,645 @@
+-- jobqueue: the whole database side, in the schema "jobqueue".
+--
+-- Run it with `psql -f schema.sql`, with `jobqueue migrate`, or leave it to `jobqueue serve`: it is complete and idempotent, takes
+-- one transaction, and refuses a database that a newer jobqueue has already migrated. PostgreSQL 14 or newer.
+--
+-- A job's state is the table that its row is in:
+--
+--     scheduled_jobs --promote--> pending_jobs --claim--> inflight_jobs --finish--> finished_jobs | dead_jobs | scheduled_jobs
+--                                      ^------ release, recover --------'
+--
+-- Every arrow is one function below and one transaction. Functions are called with batches, as one JSON document in and one out:
+-- that is what makes them fast (ARCHITECTURE.md has the figures).
+
+BEGIN;
+
+SET LOCAL client_min_messages = warning;
+-- Two nodes that start at once must not both create: 'jobqueue' in ASCII, cut to 63 bits.
+SELECT pg_advisory_xact_lock(7669743430829532517);
+
+CREATE SCHEMA IF NOT EXISTS jobqueue;
+
+CREATE TABLE IF NOT EXISTS jobqueue.schema_version (
+    version    integer     NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+DO $$
+DECLARE
+    this_version constant integer := 1;
+    found integer := (SELECT max(version) FROM jobqueue.schema_version);
+BEGIN
+    IF found > this_version THEN
+        RAISE EXCEPTION 'the database has jobqueue schema version %, this schema.sql is version %', found, this_version
+            USING HINT = 'Upgrade this jobqueue, or point it at another database.';
+    ELSIF found IS NULL THEN
+        INSERT INTO jobqueue.schema_version (version) VALUES (this_version);
+    END IF;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- tables
+
+-- Rows exist only for queues that somebody configured or a node works; a queue without a row has the defaults.
+CREATE TABLE IF NOT EXISTS jobqueue.queues (
+    name           text        PRIMARY KEY,
+    paused         boolean     NOT NULL DEFAULT false,
+    aging_interval interval    NOT NULL DEFAULT '1 second' CHECK (aging_interval >= '0 seconds'),
+    created_at     timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row per running process. Its lease covers every job that it holds, so a heartbeat is one write, whatever is in flight.
+-- lease_until is not indexed and pages keep room, so that every renewal is a HOT update.
+CREATE TABLE IF NOT EXISTS jobqueue.nodes (
+    id           uuid        PRIMARY KEY,
+    host         text        NOT NULL,
+    pid          integer     NOT NULL,
+    process      text        NOT NULL,   -- this boot of this machine, this process: lets a restart know its dead predecessor
+    version      text        NOT NULL,
+    queues       jsonb       NOT NULL,   -- {"queue": concurrency}
+    started_at   timestamptz NOT NULL DEFAULT now(),
+    heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    lease_until  timestamptz NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
+
+-- rank = available_since - priority * aging_interval, smaller runs first. Waiting one aging_interval is worth one priority point,
+-- and as every job ages at the same rate the order never changes: the index below is the priority queue with aging.
+CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
+    id              uuid             NOT NULL PRIMARY KEY,
+    queue           text             NOT NULL,
+    kind            text             NOT NULL,
+    priority        integer          NOT NULL,
+    rank            timestamptz      NOT NULL,
+    payload         jsonb            NOT NULL,
+    max_retries     integer,             -- NULL until the first claim: then the handler's, or 3
+    timeout         double precision,    -- seconds; NULL: the handler's, or none
+    attempt         integer          NOT NULL DEFAULT 0,   -- claims that count against max_retries: a refunded one does not
+    claims          integer          NOT NULL DEFAULT 0,   -- all claims ever: with the id, the fencing token of a run
+    created_at      timestamptz      NOT NULL,
+    available_since timestamptz      NOT NULL,   -- creation, or the first run_at: a retry keeps its place
+    errors          jsonb            NOT NULL DEFAULT '[]',
+    CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
+    CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
+    CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
+    CONSTRAINT max_retries_range CHECK (max_retries BETWEEN 0 AND 1000),
+    CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
+
+CREATE INDEX IF NOT EXISTS pending_jobs_claim ON jobqueue.pending_jobs (queue, rank);
+
+CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
+    id              uuid             NOT NULL PRIMARY KEY,
+    queue           text             NOT NULL,
+    kind            text             NOT NULL,
+    priority        integer          NOT NULL,
+    run_at          timestamptz      NOT NULL,
+    payload         jsonb            NOT NULL,
+    max_retries     integer,
+    timeout         double precision,
+    attempt         integer          NOT NULL DEFAULT 0,
+    claims          integer          NOT NULL DEFAULT 0,
+    created_at      timestamptz      NOT NULL,
+    available_since timestamptz      NOT NULL,
+    errors          jsonb            NOT NULL DEFAULT '[]',
+    CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
+    CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
+    CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
+    CONSTRAINT max_retries_range CHECK (max_retries BETWEEN 0 AND 1000),
+    CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX IF NOT EXISTS scheduled_jobs_promote ON jobqueue.scheduled_jobs (run_at);
+
+-- No index on node_id: the table holds what is running now, and only a lost node's jobs are looked for that way.
+CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
+    id              uuid             NOT NULL PRIMARY KEY,
+    queue           text             NOT NULL,
+    kind            text             NOT NULL,
+    priority        integer          NOT NULL,
+    node_id         uuid             NOT NULL,
+    claimed_at      timestamptz      NOT NULL,
+    payload         jsonb            NOT NULL,
+    max_retries     integer          NOT NULL,
+    timeout         double precision,
+    attempt         integer          NOT NULL,
+    claims          integer          NOT NULL,
+    created_at      timestamptz      NOT NULL,
+    available_since timestamptz      NOT NULL,
+    errors          jsonb            NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+-- By day, so that retention drops a partition and never deletes a million rows.
+CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
+    id              uuid             NOT NULL,
+    queue           text             NOT NULL,
+    kind            text             NOT NULL,
+    priority        integer          NOT NULL,
+    state           text             NOT NULL CHECK (state IN ('succeeded', 'cancelled')),
+    payload         jsonb            NOT NULL,
+    max_retries     integer,
+    timeout         double precision,
+    attempt         integer          NOT NULL,
+    claims          integer          NOT NULL,
+    created_at      timestamptz      NOT NULL,
+    available_since timestamptz      NOT NULL,
+    claimed_at      timestamptz,
+    finished_at     timestamptz      NOT NULL,
+    node_id         uuid,
+    result          jsonb,
+    errors          jsonb            NOT NULL
+) PARTITION BY RANGE (finished_at);
+
+CREATE INDEX IF NOT EXISTS finished_jobs_id ON jobqueue.finished_jobs (id);
+
+-- Catches a finish on a day whose partition nobody made yet: bookkeeping may be late, a completion may not fail.
+CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs_default PARTITION OF jobqueue.finished_jobs DEFAULT;
+
+CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
+    id              uuid             NOT NULL PRIMARY KEY,
+    queue           text             NOT NULL,
+    kind            text             NOT NULL,
+    priority        integer          NOT NULL,
+    reason          text             NOT NULL,
+    payload         jsonb            NOT NULL,
+    max_retries     integer,
+    timeout         double precision,
+    attempt         integer          NOT NULL,
+    claims          integer          NOT NULL,
+    created_at      timestamptz      NOT NULL,
+    available_since timestamptz      NOT NULL,
+    died_at         timestamptz      NOT NULL,
+    node_id         uuid,
+    errors          jsonb            NOT NULL
+);
+
+CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at);
+
+-- ------------------------------------------------------------------------------------------------------------- looking things up
+
+CREATE OR REPLACE VIEW jobqueue.jobs AS
+    SELECT id, 'pending' AS state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
+           NULL::timestamptz AS run_at, NULL::timestamptz AS claimed_at, NULL::timestamptz AS ended_at, NULL::uuid AS node_id,
+           NULL::jsonb AS result, NULL::text AS reason, errors
+      FROM jobqueue.pending_jobs
+    UNION ALL
+    SELECT id, 'scheduled', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
+           run_at, NULL, NULL, NULL, NULL, NULL, errors
+      FROM jobqueue.scheduled_jobs
+    UNION ALL
+    SELECT id, 'inflight', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
+           NULL, claimed_at, NULL, node_id, NULL, NULL, errors
+      FROM jobqueue.inflight_jobs
+    UNION ALL
+    SELECT id, state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
+           NULL, claimed_at, finished_at, node_id, result, NULL, errors
+      FROM jobqueue.finished_jobs
+    UNION ALL
+    SELECT id, 'dead', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
+           NULL, NULL, died_at, node_id, NULL, reason, errors
+      FROM jobqueue.dead_jobs;
+
+-- A version 7 UUID (RFC 9562, 5.7): milliseconds since 1970 in the first 48 bits, so ids sort by creation. PostgreSQL has its own
+-- from 18 on; ours is the same on every version that we support.
+CREATE OR REPLACE FUNCTION jobqueue.uuid7() RETURNS uuid
+LANGUAGE sql VOLATILE AS $$
+    SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+        PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1),
+        'hex')::uuid
+$$;
+
+-- Where a job of this queue stands in line; NULL for a queue without a row means the default aging interval.
+CREATE OR REPLACE FUNCTION jobqueue.rank_of(available_since timestamptz, priority integer, aging_interval interval)
+RETURNS timestamptz
+LANGUAGE sql STABLE AS $$ SELECT available_since - priority * coalesce(aging_interval, '1 second'::interval) $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- submit
+
+-- Submit a batch: jobs is an array of objects with the fields of jobqueue.submit (all optional), plus "delay" in seconds instead of
+-- "run_at". All or nothing. Returns the ids in the order of the array. Call it in your own transaction: commit and the jobs exist,
+-- roll back and they never did.
+--
+-- again: the same batch may already have been committed by a connection that broke before it could say so; jobs that exist in any
+--        state are left alone. The caller must know that the first connection's transaction is over.
+-- wake:  tell listening nodes. A node that will run the jobs itself need not.
+CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true)
+RETURNS uuid[]
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    ids uuid[];
+    pending_queues text[];
+    earliest timestamptz;
+BEGIN
+    WITH given AS MATERIALIZED (
+        SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
+               coalesce(j.priority, 0) AS priority, coalesce(j.payload, '{}') AS payload, j.max_retries, j.timeout,
+               coalesce(j.run_at, now() + j.delay * interval '1 second') AS run_at, j.place
+          FROM ROWS FROM (jsonb_to_recordset(submit_many.jobs) AS (
+                   id uuid, queue text, kind text, priority integer, payload jsonb, max_retries integer,
+                   timeout double precision, run_at timestamptz, delay double precision)) WITH ORDINALITY
+               AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, place)
+    ), fresh AS MATERIALIZED (
+        SELECT given.* FROM given
+         WHERE NOT submit_many.again OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
+    ), pending AS (
+        INSERT INTO jobqueue.pending_jobs AS p
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, created_at, available_since)
+        SELECT f.id, f.queue, f.kind, f.priority, jobqueue.rank_of(a.since, f.priority, q.aging_interval), f.payload, f.max_retries,
+               f.timeout, now(), a.since
+          FROM fresh AS f
+          LEFT JOIN jobqueue.queues AS q ON q.name = f.queue
+          -- A microsecond apart each, so that a batch runs in the order that it was given in.
+         CROSS JOIN LATERAL (SELECT coalesce(f.run_at, now() + (f.place - 1) * interval '1 microsecond') AS since) AS a
+         WHERE f.run_at IS NULL OR f.run_at <= now()
+            ON CONFLICT (id) DO NOTHING
+        RETURNING p.queue
+    ), scheduled AS (
+        INSERT INTO jobqueue.scheduled_jobs AS s
+               (id, queue, kind, priority, run_at, payload, max_retries, timeout, created_at, available_since)
+        SELECT f.id, f.queue, f.kind, f.priority, f.run_at, f.payload, f.max_retries, f.timeout, now(), f.run_at
+          FROM fresh AS f
+         WHERE f.run_at > now()
+            ON CONFLICT (id) DO NOTHING
+        RETURNING s.run_at
+    )
+    SELECT (SELECT array_agg(given.id ORDER BY given.place) FROM given),
+           (SELECT array_agg(DISTINCT pending.queue) FROM pending),
+           (SELECT min(scheduled.run_at) FROM scheduled)
+      INTO ids, pending_queues, earliest;
+
+    IF wake THEN
+        PERFORM pg_notify('jobqueue', queue) FROM unnest(pending_queues) AS queue;
+    END IF;
+    IF earliest IS NOT NULL THEN
+        PERFORM pg_notify('jobqueue_scheduled', extract(epoch FROM earliest)::text);
+    END IF;
+    RETURN coalesce(ids, '{}');
+END $$;
+
+-- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
+CREATE OR REPLACE FUNCTION jobqueue.submit(
+    kind        text,
+    payload     jsonb            DEFAULT '{}',
+    queue       text             DEFAULT 'default',
+    priority    integer          DEFAULT 0,       -- 0 or more, higher first
+    max_retries integer          DEFAULT NULL,    -- the handler's, or 3
+    run_at      timestamptz      DEFAULT NULL,    -- now
+    timeout     double precision DEFAULT NULL     -- seconds; the handler's, or none
+) RETURNS uuid
+LANGUAGE sql AS $$
+    SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
+        'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
+        'timeout', timeout))))[1]
+$$;
+
+-- ------------------------------------------------------------------------------------------------------------------- nodes
+
+-- Enter a node, with a lease of so many seconds. The queues that it works get their row, so that they can be seen and paused.
+CREATE OR REPLACE FUNCTION jobqueue.join_node(
+    node uuid, host text, pid integer, process text, version text, queues jsonb, lease double precision
+) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO jobqueue.queues (name) SELECT jsonb_object_keys(join_node.queues) ON CONFLICT (name) DO NOTHING;
+    INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until)
+    VALUES (node, join_node.host, join_node.pid, join_node.process, join_node.version, join_node.queues,
+            now() + lease * interval '1 second')
+$$;
+
+-- Renew a node's lease, by the database's clock. False: the lease is lost for good, the node's jobs are somebody else's.
+CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE jobqueue.nodes SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second'
+     WHERE id = node AND lease_until > now();
+    RETURN FOUND;
+END $$;
+
+-- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row. Returns the jobs handed back.
+CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    released integer;
+BEGIN
+    WITH held AS (
+        DELETE FROM jobqueue.inflight_jobs WHERE node_id = node RETURNING *
+    ), back AS (
+        INSERT INTO jobqueue.pending_jobs
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
+        SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval), h.payload,
+               h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors
+          FROM held AS h LEFT JOIN jobqueue.queues AS q ON q.name = h.queue
+        RETURNING queue
+    ), told AS (
+        SELECT pg_notify('jobqueue', queue) FROM (SELECT DISTINCT queue FROM back) AS queues
+    )
+    SELECT (SELECT count(*) FROM back) + 0 * (SELECT count(*) FROM told) INTO released;
+    DELETE FROM jobqueue.nodes WHERE id = node;
+    RETURN released;
+END $$;
+
+-- Take back the jobs of nodes whose lease ran out, or that have no row: to pending, or to dead once their attempts are used up (the
+-- attempt was counted at the claim, so a job that kills its process cannot do so for ever). One statement, rows in id order, SKIP
+-- LOCKED: a completion that is being written at this moment wins. Then the rows of nodes that hold nothing any more go.
+CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000)
+RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    IF NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i
+                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = i.node_id AND n.lease_until > now())) THEN
+        DELETE FROM jobqueue.nodes AS n WHERE n.lease_until <= now();
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH lost AS (
+        DELETE FROM jobqueue.inflight_jobs AS i
+         WHERE i.id = ANY (ARRAY(
+                   SELECT l.id FROM jobqueue.inflight_jobs AS l
+                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id AND n.lease_until > now())
+                    ORDER BY l.id LIMIT max_jobs FOR UPDATE OF l SKIP LOCKED))
+        RETURNING i.*
+    ), judged AS (
+        SELECT lost.*, lost.attempt > lost.max_retries AS spent,
+               jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
+                   'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors
+          FROM lost
+    ), dead AS (
+        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                        available_since, died_at, node_id, errors)
+        SELECT j.id, j.queue, j.kind, j.priority, 'lease lost ' || j.attempt || ' times: the job may be killing its process',
+               j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors
+          FROM judged AS j WHERE j.spent
+    ), back AS (
+        INSERT INTO jobqueue.pending_jobs
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
+        SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval), j.payload,
+               j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors
+          FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue WHERE NOT j.spent
+        RETURNING queue
+    ), told AS MATERIALIZED (
+        SELECT count(pg_notify('jobqueue', queue)) AS queues FROM (SELECT DISTINCT queue FROM back) AS queues
+    )
+    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id, CASE WHEN j.spent THEN 'dead' ELSE 'pending' END
+      FROM judged AS j CROSS JOIN told;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- claim
+
+-- Claim up to so many jobs of each queue, best rank first: wants is {"queue": count}, defaults is {"kind": max_retries} of the
+-- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Returns one JSON array of
+-- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds.
+--
+-- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
+-- array, which is evaluated once: a plan that ran it again would claim more than the limit.
+CREATE OR REPLACE FUNCTION jobqueue.claim(node uuid, wants jsonb, defaults jsonb DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    want record;
+    part text;
+    parts text[] := '{}';
+BEGIN
+    IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
+        RETURN '[]';
+    END IF;
+    FOR want IN
+        SELECT w.key AS queue, w.value::integer AS jobs FROM jsonb_each_text(wants) AS w
+         WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = w.key AND q.paused)
+    LOOP
+        WITH taken AS (
+            DELETE FROM jobqueue.pending_jobs AS p
+             WHERE p.ctid = ANY (ARRAY(
+                       SELECT c.ctid FROM jobqueue.pending_jobs AS c
+                        WHERE c.queue = want.queue ORDER BY c.rank LIMIT want.jobs FOR UPDATE SKIP LOCKED))
+            RETURNING p.*
+        ), moved AS (
+            INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout, attempt,
+                                                claims, created_at, available_since, errors)
+            SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, coalesce(t.max_retries, (defaults ->> t.kind)::integer, 3),
+                   t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors
+              FROM taken AS t
+        )
+        SELECT string_agg(format('[%s,"%s",%s,%s,%s,%s,%s,%s,%s,%s,%s,%s]',
+                   to_json(t.queue), t.id, to_json(t.kind), t.payload, t.priority, t.attempt + 1, t.claims + 1,
+                   coalesce(t.max_retries, (defaults ->> t.kind)::integer, 3), coalesce(t.timeout::text, 'null'),
+                   extract(epoch FROM t.created_at), extract(epoch FROM t.rank),
+                   extract(epoch FROM clock_timestamp() - t.available_since)), ',')
+          INTO part
+          FROM taken AS t;
+        IF part IS NOT NULL THEN
+            parts := parts || part;
+        END IF;
+    END LOOP;
+    RETURN '[' || array_to_string(parts, ',') || ']';
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- finish
+
+-- A job's error history with one more entry: the last ten are kept.
+CREATE OR REPLACE FUNCTION jobqueue.with_error(errors jsonb, error jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN error IS NULL THEN errors
+                WHEN jsonb_array_length(errors) >= 10 THEN (errors - 0) || jsonb_build_array(error)
+                ELSE errors || jsonb_build_array(error) END
+$$;
+
+-- Write what became of a batch of runs, each row moved in this one transaction. outcomes is an array of objects:
+--
+--     id, claims    the run: a row that does not match both, or is not this node's, is a stale completion and is dropped
+--     outcome       succeeded -> finished (result)    cancelled -> finished    dead -> dead (reason, error)
+--                   retry -> scheduled in delay seconds (error)    snoozed -> the same, with the attempt refunded
+--                   released -> pending, with the attempt refunded
+--
+-- Returns the positions (from 1) of the stale ones.
+CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb) RETURNS bigint[]
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    stale bigint[];
+BEGIN
+    WITH given AS MATERIALIZED (
+        SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
+            id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision))
+            WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, place)
+    ), gone AS (
+        DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
+         WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
+        RETURNING i.*, g.outcome, g.result, g.reason, g.error, g.delay, g.place
+    ), finished AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, claimed_at, finished_at, node_id, result, errors)
+        SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
+               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error)
+          FROM gone AS d WHERE d.outcome IN ('succeeded', 'cancelled')
+    ), dead AS (
+        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                        available_since, died_at, node_id, errors)
+        SELECT d.id, d.queue, d.kind, d.priority, d.reason, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
+               d.available_since, now(), d.node_id, jobqueue.with_error(d.errors, d.error)
+          FROM gone AS d WHERE d.outcome = 'dead'
+    ), scheduled AS (
+        INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
+                                             available_since, errors)
+        SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
+               d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
+               jobqueue.with_error(d.errors, d.error)
+          FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed')
+    ), released AS (
+        INSERT INTO jobqueue.pending_jobs
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
+        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval), d.payload,
+               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors
+          FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
+         WHERE d.outcome = 'released'
+        RETURNING queue
+    ), told AS MATERIALIZED (
+        SELECT count(pg_notify('jobqueue', queue)) FROM (SELECT DISTINCT queue FROM released) AS queues
+    )
+    SELECT array_agg(given.place ORDER BY given.place) INTO stale
+      FROM given CROSS JOIN told
+     WHERE NOT EXISTS (SELECT FROM gone WHERE gone.place = given.place);
+    RETURN coalesce(stale, '{}');
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- promote
+
+-- Move up to so many due jobs to pending. Returns the jobs moved, their queues, and the seconds until the next one is due (NULL: none).
+CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
+RETURNS TABLE (promoted integer, queues text[], next_due double precision)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    moved_to text[] := '{}';
+BEGIN
+    WITH due AS (
+        DELETE FROM jobqueue.scheduled_jobs AS s
+         WHERE s.ctid = ANY (ARRAY(
+                   SELECT d.ctid FROM jobqueue.scheduled_jobs AS d
+                    WHERE d.run_at <= now() ORDER BY d.run_at LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING s.*
+    ), moved AS (
+        INSERT INTO jobqueue.pending_jobs
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
+        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval), d.payload,
+               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors
+          FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
+        RETURNING queue
+    )
+    SELECT coalesce(array_agg(moved.queue), '{}') INTO moved_to FROM moved;
+    promoted := cardinality(moved_to);
+    queues := ARRAY(SELECT DISTINCT q FROM unnest(moved_to) AS q);
+    PERFORM pg_notify('jobqueue', q) FROM unnest(queues) AS q;
+    next_due := (SELECT extract(epoch FROM s.run_at - clock_timestamp()) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1);
+    RETURN NEXT;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- steering
+
+-- Cancel a job that waits. Returns false when it is not pending or scheduled any more.
+CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid) RETURNS boolean
+LANGUAGE sql AS $$
+    WITH pending AS (DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *),
+         scheduled AS (DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *),
+         gone AS (
+             SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors
+               FROM pending
+             UNION ALL
+             SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors
+               FROM scheduled),
+         finished AS (
+             INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims,
+                                                 created_at, available_since, finished_at, errors)
+             SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at,
+                    available_since, now(), errors
+               FROM gone
+             RETURNING id)
+    SELECT EXISTS (SELECT FROM finished)
+$$;
+
+-- Run a dead job again (redrive), with all its attempts and a new place in line. Returns false when it is not dead.
+CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
+LANGUAGE sql AS $$
+    WITH risen AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING *),
+         pending AS (
+             INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
+                                                created_at, available_since, errors)
+             SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval), r.payload, r.max_retries,
+                    r.timeout, 0, r.claims, r.created_at, now(), r.errors
+               FROM risen AS r LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
+             RETURNING queue)
+    SELECT coalesce((SELECT pg_notify('jobqueue', queue) IS NOT NULL FROM pending), false)
+$$;
+
+-- Delete a dead job for good. Returns false when it is not dead.
+CREATE OR REPLACE FUNCTION jobqueue.discard(job uuid) RETURNS boolean
+LANGUAGE sql AS $$
+    WITH gone AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING id) SELECT EXISTS (SELECT FROM gone)
+$$;
+
+-- Pause a queue on every node, or resume it. Running jobs go on.
+CREATE OR REPLACE FUNCTION jobqueue.pause(queue text, paused boolean DEFAULT true) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO jobqueue.queues (name, paused) VALUES (pause.queue, pause.paused)
+        ON CONFLICT (name) DO UPDATE SET paused = excluded.paused;
+    SELECT pg_notify('jobqueue', pause.queue)
+$$;
+
+-- ------------------------------------------------------------------------------------------------------------------- maintenance
+
+-- Make the partitions of finished_jobs for today and the next two days, and drop those that ended so many seconds ago. Safe to call
+-- from many nodes; one at a time does it, the others return at once. Returns the partitions dropped.
+CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_finished double precision, keep_dead double precision) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    day date;
+    part record;
+    dropped integer := 0;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(7669743430829532518) THEN
+        RETURN 0;
+    END IF;
+    FOR day IN SELECT ((now() AT TIME ZONE 'UTC')::date + n) FROM generate_series(0, 2) AS n LOOP
+        CONTINUE WHEN to_regclass(format('jobqueue.finished_jobs_%s', to_char(day, 'YYYYMMDD'))) IS NOT NULL;
+        -- A completion may have come before the partition of its day: those rows stay where they are until retention takes them.
+        CONTINUE WHEN EXISTS (SELECT FROM jobqueue.finished_jobs_default AS f
+                               WHERE f.finished_at >= day AT TIME ZONE 'UTC' AND f.finished_at < (day + 1) AT TIME ZONE 'UTC');
+        EXECUTE format('CREATE TABLE jobqueue.finished_jobs_%s PARTITION OF jobqueue.finished_jobs FOR VALUES FROM (%L) TO (%L)',
+                       to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
+    END LOOP;
+    FOR part IN
+        SELECT c.relname AS name FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE i.inhparent = 'jobqueue.finished_jobs'::regclass AND c.relname ~ '^finished_jobs_\d{8}$'
+           AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1) AT TIME ZONE 'UTC' < now() - keep_finished * interval '1 second'
+    LOOP
+        EXECUTE format('DROP TABLE jobqueue.%I', part.name);
+        dropped := dropped + 1;
+    END LOOP;
+    DELETE FROM jobqueue.finished_jobs_default WHERE finished_at < now() - keep_finished * interval '1 second';
+    DELETE FROM jobqueue.dead_jobs WHERE died_at < now() - keep_dead * interval '1 second';
+    RETURN dropped;
+END $$;
+
+-- A first set of partitions, so that a database prepared with psql alone is complete.
+SELECT jobqueue.maintain(86400, 2592000);
+
+COMMIT;
