@@ -307,12 +307,12 @@ LANGUAGE sql AS $$
             now() + lease * interval '1 second')
 $$;
 
--- Renew a node's lease, by the database's clock. False: the lease is lost for good, the node's jobs are somebody else's.
+-- Renew a node's lease, by the database's clock. False: the lease is lost for good, the node's jobs are somebody else's. A lease
+-- that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
 CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE jobqueue.nodes SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second'
-     WHERE id = node AND lease_until > now();
+    UPDATE jobqueue.nodes SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second' WHERE id = node;
     RETURN FOUND;
 END $$;
 
@@ -339,25 +339,22 @@ BEGIN
     RETURN released;
 END $$;
 
--- Take back the jobs of nodes whose lease ran out, or that have no row: to pending, or to dead once their attempts are used up (the
--- attempt was counted at the claim, so a job that kills its process cannot do so for ever). One statement, rows in id order, SKIP
--- LOCKED: a completion that is being written at this moment wins. Then the rows of nodes that hold nothing any more go.
+-- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
+-- a job that kills its process cannot do so for ever). A node whose lease ran out loses its row first; from then on its heartbeat
+-- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
+-- order, SKIP LOCKED: a completion that is being written at this moment wins.
 CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000)
 RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    IF NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i
-                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = i.node_id AND n.lease_until > now())) THEN
-        DELETE FROM jobqueue.nodes AS n WHERE n.lease_until <= now();
-        RETURN;
-    END IF;
+    DELETE FROM jobqueue.nodes AS n WHERE n.lease_until <= now();
     RETURN QUERY
     WITH lost AS (
         DELETE FROM jobqueue.inflight_jobs AS i
          WHERE i.id = ANY (ARRAY(
                    SELECT l.id FROM jobqueue.inflight_jobs AS l
-                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id AND n.lease_until > now())
+                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id)
                     ORDER BY l.id LIMIT max_jobs FOR UPDATE OF l SKIP LOCKED))
         RETURNING i.*
     ), judged AS (
@@ -455,7 +452,7 @@ $$;
 -- Write what became of a batch of runs, each row moved in this one transaction. outcomes is an array of objects:
 --
 --     id, claims    the run: a row that does not match both, or is not this node's, is a stale completion and is dropped
---     outcome       succeeded -> finished (result)    cancelled -> finished    dead -> dead (reason, error)
+--     outcome       succeeded -> finished (result)    dead -> dead (reason, error)
 --                   retry -> scheduled in delay seconds (error)    snoozed -> the same, with the attempt refunded
 --                   released -> pending, with the attempt refunded
 --
@@ -482,20 +479,20 @@ BEGIN
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, result, errors)
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error)
-          FROM gone AS d WHERE d.outcome IN ('succeeded', 'cancelled')
+               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
+          FROM gone AS d WHERE d.outcome = 'succeeded'
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors)
         SELECT d.id, d.queue, d.kind, d.priority, d.reason, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, now(), d.node_id, jobqueue.with_error(d.errors, d.error)
+               d.available_since, now(), d.node_id, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
           FROM gone AS d WHERE d.outcome = 'dead'
     ), scheduled AS (
         INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
                                              available_since, errors)
         SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
                d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
-               jobqueue.with_error(d.errors, d.error)
+               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
           FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed')
     ), released AS (
         INSERT INTO jobqueue.pending_jobs

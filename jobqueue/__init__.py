@@ -1,3 +1,23 @@
-"""A durable job queue on PostgreSQL and Trio."""
+"""A durable job queue on PostgreSQL and Trio.
+
+::
+
+    import jobqueue
+
+    app = jobqueue.App()
+
+    @app.handler("greet")
+    async def greet(name: str) -> str:
+        return f"Hello, {name}!"
+
+``jobqueue serve MODULE`` runs it; README.md has the tour.
+"""
 
 __version__ = "0.1.0"
+
+from jobqueue.engine.handlers import App
+from jobqueue.errors import Discard, HandlerError, JobQueueError, Retry, Snooze
+from jobqueue.job import Job
+from jobqueue.retry import Backoff
+
+__all__ = ["App", "Backoff", "Discard", "HandlerError", "Job", "JobQueueError", "Retry", "Snooze", "__version__"]

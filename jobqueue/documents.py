@@ -6,6 +6,7 @@ encoded, once and by itself, and a batch is nothing but encoded documents joined
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -41,7 +42,7 @@ def encode(value: Any) -> bytes:
     return document
 
 
-def join(documents: list[bytes]) -> str:
+def join(documents: Sequence[bytes]) -> str:
     """Make one JSON array of documents that `encode` made."""
     return (b"[" + b",".join(documents) + b"]").decode()
 

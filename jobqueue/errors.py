@@ -39,6 +39,10 @@ class BatchTooLarge(InvalidJob):
     """A submission holds more jobs than one transaction may."""
 
 
+class PayloadTooLarge(InvalidJob):
+    """A submission is larger than a job may be."""
+
+
 class Unavailable(JobQueueError):
     """The request cannot be served now; nothing is wrong with it, and it may be sent again later."""
 
@@ -60,10 +64,10 @@ class ConnectionLost(DatabaseUnavailable):
 
     Args:
         reason: what the driver said.
-        backend: the server process that held the connection, as (pid, start time in seconds since 1970).
+        backend: the server process that held the connection, as (pid, start time).
     """
 
-    def __init__(self, reason: str, *, backend: tuple[int, float]) -> None:
+    def __init__(self, reason: str, *, backend: tuple[int, str]) -> None:
         super().__init__(reason)
         self.backend = backend
 
@@ -84,7 +88,7 @@ class StageCrashed(JobQueueError):
     """A part of the service ended when it should not have; the service stops in order and exits with an error."""
 
 
-class Retry(Exception):  # noqa: N818 - raised by handlers as a verdict, not an error
+class Retry(Exception):
     """Raise it in a handler to fail this attempt and run again.
 
     Args:
@@ -98,7 +102,7 @@ class Retry(Exception):  # noqa: N818 - raised by handlers as a verdict, not an 
         self.reason = reason
 
 
-class Snooze(Exception):  # noqa: N818
+class Snooze(Exception):
     """Raise it in a handler to run the job again later, without counting this attempt.
 
     Args:
@@ -110,7 +114,7 @@ class Snooze(Exception):  # noqa: N818
         self.delay = delay
 
 
-class Discard(Exception):  # noqa: N818
+class Discard(Exception):
     """Raise it in a handler to give the job up at once: it goes to the dead letters with this reason.
 
     Args:

@@ -62,7 +62,7 @@ class NewJob(Submission, kw_only=True):
 
 
 class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
-    """One row out of ``jobqueue.claim``: a job with the run that this node now owes it. Times are seconds on the database's clock."""
+    """One row out of ``jobqueue.claim``: a job with the run that this node now owes it. Times are in seconds, by the database."""
 
     queue: str
     id: str
@@ -122,17 +122,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One entry of a job's error history."""
+    """One entry of a job's error history; the database adds when, by its clock, and on which node.
+
+    Attributes:
+        attempt: which attempt failed.
+        error: what happened, in one line or a few.
+        duration: seconds that the attempt ran.
+        traceback: where it happened, for an exception.
+    """
 
     attempt: int
-    at: datetime
-    node: str
     error: str
     duration: float
     traceback: str | None = None
 
 
-Verdict = Literal["succeeded", "cancelled", "dead", "retry", "snoozed", "released"]
+Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released"]
 
 
 class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):

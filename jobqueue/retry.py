@@ -29,7 +29,9 @@ class Backoff(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.base <= self.cap <= MAX_DELAY / 2:
-            raise HandlerError(f"backoff: 0 <= base <= cap <= {MAX_DELAY / 2:.0f} s must hold, got base={self.base}, cap={self.cap}")
+            raise HandlerError(
+                f"backoff: 0 <= base <= cap <= {MAX_DELAY / 2:.0f} s must hold, got base={self.base}, cap={self.cap}"
+            )
         if not 0 <= self.jitter <= 1:
             raise HandlerError(f"backoff: jitter must be from 0 to 1, got {self.jitter}")
 
@@ -38,3 +40,7 @@ class Backoff(msgspec.Struct, frozen=True):
         # The exponent is bounded before the power is taken: 2.0 ** 1024 overflows.
         delay = min(self.cap, self.base * 2.0 ** min(attempt - 1, 64))
         return delay * (1 + uniform(-self.jitter, self.jitter))
+
+
+DEFAULT_BACKOFF = Backoff()
+"""For handlers that say nothing: 1 s, 2 s, 4 s, up to an hour, each plus or minus a fifth."""

@@ -1,0 +1,193 @@
+"""The command line: ``jobqueue serve`` and ``jobqueue migrate``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+import trio
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from jobqueue import __version__, logs
+from jobqueue.engine.handlers import App
+from jobqueue.errors import JobQueueError, SettingsError
+from jobqueue.service import Serving, serve
+from jobqueue.settings import Settings
+from jobqueue.storage import schema
+from jobqueue.storage.database import connect
+
+DEFAULTS = Settings()
+
+database_url = click.option(
+    "--database-url",
+    envvar="DATABASE_URL",
+    show_envvar=True,
+    help="PostgreSQL to use (14 or newer), as a libpq URL. Without it, one of its own is started.",
+)
+log_level = click.option(
+    "--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, envvar="JOBQUEUE_LOG_LEVEL", show_envvar=True
+)
+
+
+def setting(name: str, env: str, help: str, **kwargs: Any) -> Any:  # noqa: A002 - click's word
+    """Make an option with its environment variable and its default shown."""
+    return click.option(name, envvar=f"JOBQUEUE_{env}", show_envvar=True, help=help, **{"show_default": True, **kwargs})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="jobqueue")
+def cli() -> None:
+    """A durable job queue on PostgreSQL and Trio."""
+
+
+@cli.command("serve")
+@click.argument("module", required=False, metavar="MODULE[:APP]")
+@database_url
+@setting(
+    "--data-dir",
+    "DATA_DIR",
+    "Where the embedded PostgreSQL keeps its data.  [default: the user's data directory]",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default=False,
+)
+@setting("--host", "HOST", "Address to listen on; off loopback a token is needed.", default=DEFAULTS.host)
+@setting("--port", "PORT", "Port to listen on; 0 takes a free one.", type=int, default=DEFAULTS.port)
+@setting(
+    "--queue",
+    "QUEUES",
+    "A queue to work and how many of its jobs to run at once; may be given again (in the variable: separated by spaces).",
+    metavar="NAME=CONCURRENCY",
+    multiple=True,
+    default=[f"{name}={width}" for name, width in DEFAULTS.queues.items()],
+)
+@setting("--no-workers", "NO_WORKERS", "Take submissions only; run no jobs.", is_flag=True)
+@setting("--strict-kinds", "STRICT_KINDS", "Refuse a submission whose kind this node does not serve.", is_flag=True)
+@setting(
+    "--token",
+    "TOKENS",
+    "A bearer token that clients must show; may be given again. Better given in the variable: arguments are seen by every user.",
+    multiple=True,
+    show_default=False,
+)
+@setting(
+    "--poll-interval",
+    "POLL_INTERVAL",
+    "Seconds between looks for work that nobody told of.",
+    type=float,
+    default=DEFAULTS.poll_interval,
+)
+@setting(
+    "--visibility-timeout",
+    "VISIBILITY_TIMEOUT",
+    "Seconds of silence after which a node's jobs are given to others.",
+    type=float,
+    default=DEFAULTS.visibility_timeout,
+)
+@setting("--grace-period", "GRACE_PERIOD", "Seconds that jobs may go on after SIGTERM.", type=float, default=DEFAULTS.grace_period)
+@setting("--keep-finished", "KEEP_FINISHED", "Seconds to keep finished jobs.", type=float, default=DEFAULTS.keep_finished)
+@setting("--keep-dead", "KEEP_DEAD", "Seconds to keep dead letters.", type=float, default=DEFAULTS.keep_dead)
+@log_level
+def serve_command(
+    module: str | None, queue: tuple[str, ...], token: tuple[str, ...], no_workers: bool, log_level: str, **options: Any
+) -> None:
+    """Serve HTTP and run jobs with the handlers of MODULE.
+
+    MODULE is imported from the current directory or the Python path; APP is its jobqueue.App, named `app` unless said otherwise.
+    """
+    logs.configure(log_level)
+    failure: BaseException | None = None
+    try:
+        queues = {} if no_workers else _parse_queues(queue)
+        settings = Settings(queues=queues, tokens=token, **options)
+        if module is None and settings.worked_queues:
+            raise SettingsError("which handlers? Give MODULE (try `jobqueue serve examples.quickstart`), or --no-workers")
+        app = load_app(module) if module is not None else App()
+        trio.run(serve, app, settings, lambda serving: click.echo(_banner(app, settings, serving)))
+    except* JobQueueError as group:
+        failure = _first(group)
+    if failure is not None:
+        raise click.ClickException(str(failure))
+
+
+@cli.command()
+@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="PostgreSQL to use, as a libpq URL.")
+@log_level
+def migrate(database_url: str, log_level: str) -> None:
+    """Create or upgrade the schema "jobqueue" in a database; the same as running schema.sql there."""
+    logs.configure(log_level)
+    try:
+        with connect(database_url, "migrate") as connection:
+            applied = schema.migrate(connection)
+    except JobQueueError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if applied else 'already there'}")
+
+
+def load_app(name: str) -> App:
+    """Import ``MODULE[:APP]``.
+
+    Raises:
+        SettingsError: there is no such module, or no such app in it. An error inside of the module comes out as it is.
+    """
+    module_name, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    # Processes for CPU-bound handlers are new interpreters: they find the module the same way.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise SettingsError(f"there is no module {module_name!r} in {Path.cwd()} or on the Python path") from None
+    app = getattr(module, attribute or "app", None)
+    if not isinstance(app, App):
+        raise SettingsError(f"module {module_name!r} has no jobqueue.App named {attribute or 'app'!r}")
+    return app
+
+
+def _parse_queues(texts: tuple[str, ...]) -> dict[str, int]:
+    queues = {}
+    for text in texts:
+        name, separator, width = text.rpartition("=")
+        if not separator or not width.isdecimal():
+            raise SettingsError(f"--queue takes NAME=CONCURRENCY, such as mail=8, got {text!r}")
+        queues[name] = int(width)
+    return queues
+
+
+def _banner(app: App, settings: Settings, serving: Serving) -> str:
+    url = serving.urls[0]
+    kind = next(iter(app.handlers), "default")
+    queues = ", ".join(f"{name} ({width} at once)" for name, width in settings.worked_queues.items())
+    rows = [
+        ("serving", ", ".join(serving.urls)),
+        ("database", _without_password(serving.database_url) + (" (embedded)" if settings.database_url is None else "")),
+        ("queues", queues or "none: submissions only"),
+        ("kinds", ", ".join(sorted(app.handlers)) or "none"),
+        ("try", f"curl {url}/submit -H 'Content-Type: application/json' -d '{{\"kind\": \"{kind}\"}}'"),
+    ]
+    return "\n".join([f"jobqueue {__version__}", *(f"  {name:<9} {value}" for name, value in rows)])
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_conninfo("", **{**conninfo_to_dict(url), "password": None})
+    except psycopg.Error:
+        return "(an unreadable database URL)"
+
+
+def _first(group: BaseExceptionGroup[JobQueueError]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="jobqueue")

@@ -1,0 +1,176 @@
+"""Write many callers' items in few transactions: while one batch is being written, the next one gathers.
+
+::
+
+    group = GroupCommit(write, max_items=500, max_waiting=10_000)
+    nursery.start(group.run)
+    result = await group.commit(item)    # returns once the item's batch is committed
+
+There is no timer and no added delay: an item that comes alone is written alone, at once; under load a batch holds all that came
+while the one before was being written. The bound on waiting items is the backpressure.
+
+This is the group commit of databases (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984), one
+level up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import outcome
+import trio
+
+from jobqueue.errors import Overloaded, ShuttingDown
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCommitStatistics:
+    """What a group commit holds (weights, not calls) and has done."""
+
+    waiting: int
+    writing: int
+    batches: int
+
+
+class _Entry(Generic[Item, Result]):
+    __slots__ = ("item", "result", "waiter", "weight")
+
+    def __init__(self, item: Item, weight: int, waiter: trio.Event | None) -> None:
+        self.item = item
+        self.weight = weight
+        self.waiter = waiter
+        self.result: outcome.Maybe[Result] | None = None
+
+
+class GroupCommit(Generic[Item, Result]):
+    """One writer task, and the callers that wait for it.
+
+    Args:
+        write: write the items in one transaction and return their results in the same order. It is never cancelled by a caller.
+        max_weight: the most weight in one batch; a single heavier item is a batch of its own.
+        max_waiting: the most weight that may wait for its batch.
+        splits_on: an error of `write` that one bad item may have caused: the batch was rolled back and is written again in
+            halves, so that only the bad item's caller gets the error.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_weight: int,
+        max_waiting: int,
+        splits_on: type[Exception],
+    ) -> None:
+        self._write = write
+        self._max_weight = max_weight
+        self._max_waiting = max_waiting
+        self._splits_on = splits_on
+        self._gathering: deque[_Entry[Item, Result]] = deque()
+        self._waiting = 0
+        self._writing = 0
+        self._batches = 0
+        self._closed = False
+        self._wake = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._idle = trio.lowlevel.ParkingLot()
+
+    def statistics(self) -> GroupCommitStatistics:
+        return GroupCommitStatistics(self._waiting, self._writing, self._batches)
+
+    async def commit(self, item: Item, *, weight: int = 1) -> Result:
+        """Have the item written with others; return its result once the batch is committed.
+
+        A cancelled caller stops waiting; the item is written all the same.
+
+        Raises:
+            Overloaded: more than `max_waiting` would wait.
+            ShuttingDown: the group commit was closed.
+            Exception: what `write` raised for the item's batch.
+        """
+        if self._closed:
+            raise ShuttingDown("the service is shutting down")
+        if self._waiting and self._waiting + weight > self._max_waiting:
+            raise Overloaded(f"{self._waiting} items already wait for their commit")
+        entry: _Entry[Item, Result] = _Entry(item, weight, trio.Event())
+        self._add(entry)
+        assert entry.waiter is not None  # noqa: S101 - made three lines above
+        await entry.waiter.wait()
+        assert entry.result is not None  # noqa: S101 - set before the event
+        return entry.result.unwrap()
+
+    async def put(self, item: Item) -> None:
+        """Hand the item over without waiting for its commit; wait only while too many are waiting.
+
+        `write` must cope with every error of such an item itself.
+        """
+        while self._waiting >= self._max_waiting:
+            await self._room.park()
+        self._add(_Entry(item, 1, None))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write batch after batch until cancelled."""
+        task_status.started()
+        while True:
+            while not self._gathering:
+                self._idle.unpark_all()
+                await self._wake.park()
+            batch = self._next_batch()
+            await self._write_batch(batch)
+            self._writing = 0
+
+    async def flush(self) -> None:
+        """Wait until everything that was handed over is written."""
+        while self._gathering or self._writing:
+            await self._idle.park()
+
+    def close(self) -> None:
+        """Refuse new commits; what waits is still written."""
+        self._closed = True
+
+    def _add(self, entry: _Entry[Item, Result]) -> None:
+        self._gathering.append(entry)
+        self._waiting += entry.weight
+        self._wake.unpark()
+
+    def _next_batch(self) -> list[_Entry[Item, Result]]:
+        batch = [self._gathering.popleft()]
+        weight = batch[0].weight
+        while self._gathering and weight + self._gathering[0].weight <= self._max_weight:
+            batch.append(self._gathering.popleft())
+            weight += batch[-1].weight
+        self._waiting -= weight
+        self._writing = weight
+        self._room.unpark_all()
+        return batch
+
+    async def _write_batch(self, batch: list[_Entry[Item, Result]]) -> None:
+        self._batches += 1
+        try:
+            results = await self._write([entry.item for entry in batch])
+        except self._splits_on as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._write_batch(batch[:middle])
+                await self._write_batch(batch[middle:])
+                return
+            _release(batch, [outcome.Error(error)])
+        except trio.Cancelled:
+            _release(batch, [outcome.Error(ShuttingDown("the service is shutting down"))] * len(batch))
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the callers' error, each of them gets it
+            _release(batch, [outcome.Error(error)] * len(batch))
+        else:
+            _release(batch, [outcome.Value(result) for result in results])
+
+
+def _release(batch: list[_Entry[Item, Result]], results: Sequence[outcome.Maybe[Result]]) -> None:
+    for entry, result in zip(batch, results, strict=True):
+        if entry.waiter is not None:
+            entry.result = result
+            entry.waiter.set()

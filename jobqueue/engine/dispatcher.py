@@ -1,0 +1,146 @@
+"""Claim what the workers will soon run: decide, then act.
+
+The decision is a synchronous look at the local queues; the act is one claim for all of them. It is woken by a local submit, by a
+notification, by a worker that runs low, and by the poll floor, which finds what every other hint missed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+
+import structlog
+import trio
+
+from jobqueue import documents
+from jobqueue.engine.handlers import Handler
+from jobqueue.engine.leases import Lease
+from jobqueue.engine.local_queue import LocalQueue
+from jobqueue.engine.outcomes import Outcomes
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.metrics import Metrics
+from jobqueue.storage.store import Store
+
+MAX_CLAIM = 500
+"""The most jobs of one queue in one claim: it bounds the time of the transaction."""
+
+LONGEST_BACKOFF = 5.0
+"""Seconds between two claims while the database is away, at the most."""
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """Moves jobs from the database to the local queues.
+
+    Args:
+        queues: the queues that this node works, by name.
+        handlers: by kind; their retry limits go with each claim.
+        poll_interval: seconds after which every queue is looked at without a hint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        outcomes: Outcomes,
+        metrics: Metrics,
+        *,
+        queues: Mapping[str, LocalQueue],
+        handlers: Mapping[str, Handler],
+        poll_interval: float,
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._outcomes = outcomes
+        self._metrics = metrics
+        self._queues = queues
+        self._poll_interval = poll_interval
+        self._hint = trio.Event()
+        limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
+        self._default_retries = documents.encode(limits)
+
+    def wake(self, queues: Iterable[str]) -> None:
+        """Say that these queues may have work; others than this node's are ignored."""
+        for name in queues:
+            queue = self._queues.get(name)
+            if queue is not None:
+                queue.more = True
+                self._hint.set()
+
+    def wake_all(self) -> None:
+        """Say that any queue may have work."""
+        self.wake(self._queues)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Claim until cancelled. What a claim brought is always in a local queue before the cancellation is seen."""
+        task_status.started()
+        failures = 0
+        while True:
+            self._hint = trio.Event()
+            wants = self._decide()
+            if not wants:
+                with trio.move_on_after(self._poll_interval) as poll:
+                    await self._hint.wait()
+                if poll.cancelled_caught:
+                    self.wake_all()
+                continue
+            try:
+                await self._claim(wants)
+                failures = 0
+            except DatabaseUnavailable as error:
+                self.wake(wants)
+                failures += 1
+                if failures == 1:
+                    log.warning("claim failed", error=str(error))
+                await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
+
+    def _decide(self) -> dict[str, int]:
+        """How many jobs of each queue to claim now; empty when there is nothing to do, or no lease to do it under."""
+        if not self._lease.valid:
+            return {}
+        return {name: min(wanted, MAX_CLAIM) for name, queue in self._queues.items() if (wanted := queue.wanted())}
+
+    async def _claim(self, wants: Mapping[str, int]) -> None:
+        for name in wants:
+            self._queues[name].more = False  # before the claim: a hint that comes during it must not be lost
+        node_id = self._lease.node.id
+        started = trio.current_time()
+        try:
+            jobs = await self._store.claim(node_id, wants, self._default_retries)
+        except ConnectionLost as lost:
+            await self._reconcile(node_id, lost)
+            return
+        self._metrics.claim_seconds.observe(trio.current_time() - started)
+        if node_id == self._lease.node.id:
+            self._take(wants, jobs)
+
+    def _take(self, wants: Mapping[str, int], jobs: Iterable[ClaimedJob]) -> None:
+        claimed = dict.fromkeys(wants, 0)
+        for job in jobs:
+            claimed[job.queue] += 1
+            self._outcomes.held.add((job.id, job.claims))
+            self._queues[job.queue].ready.push(job.rank, job)
+            if job.attempt == 1:
+                self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
+        for name, count in claimed.items():
+            if count >= wants[name]:
+                self._queues[name].more = True
+
+    async def _reconcile(self, node_id: str, lost: ConnectionLost) -> None:
+        """The answer to a claim was lost: hand back what the database says this node holds and nobody here knows of."""
+        log.warning("claim in doubt", error=str(lost))
+        while True:
+            try:
+                forgotten = await self._store.held(node_id, backend=lost.backend) - self._outcomes.held
+                break
+            except DatabaseUnavailable:
+                await trio.sleep(random.uniform(0.5, 1))
+        if forgotten:
+            released = [
+                documents.encode(Outcome(id=job_id, claims=claims, outcome="released")) for job_id, claims in sorted(forgotten)
+            ]
+            await self._store.finish(node_id, released)
+            log.info("forgotten claims handed back", jobs=len(forgotten))
+        self.wake_all()

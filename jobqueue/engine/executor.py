@@ -1,0 +1,207 @@
+"""Run one attempt of a job and say what became of it. It knows nothing of SQL.
+
+payload -> arguments -> cancel scope with the timeout -> handler -> verdict
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import structlog
+import trio
+import trio_parallel
+
+from jobqueue import documents
+from jobqueue.engine.handlers import Handler, PayloadMismatch
+from jobqueue.errors import Discard, Retry, Snooze
+from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
+from jobqueue.metrics import Metrics
+from jobqueue.retry import DEFAULT_BACKOFF
+
+MAX_ERROR_LENGTH = 4_000
+MAX_TRACEBACK_LENGTH = 16_000
+"""Characters kept of an error's text and of its traceback, for each of the last ten errors of a job."""
+
+log = structlog.get_logger()
+
+Cause = Literal["interrupted", "lease lost"]
+
+
+class Run:
+    """One job while it runs on this node, and the handle to end it early."""
+
+    __slots__ = ("cause", "job", "scope", "started")
+
+    def __init__(self, job: ClaimedJob) -> None:
+        self.job = job
+        self.scope = trio.CancelScope()
+        self.started = trio.current_time()
+        self.cause: Cause | None = None
+
+    def cancel(self, cause: Cause) -> None:
+        """Cancel the handler; its outcome will say why."""
+        self.cause = cause
+        self.scope.cancel(reason=cause)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return trio.current_time() - self.started
+
+
+class _Failure(NamedTuple):
+    """A failed attempt: what to tell, and when to run again (None: the handler's backoff)."""
+
+    error: str
+    traceback: str | None = None
+    delay: float | None = None
+
+
+class Executor:
+    """Runs attempts with the handlers of one app.
+
+    Args:
+        handlers: by kind.
+        threads: bounds the threads of sync handlers, so that the default limiter stays free for the service.
+        processes: where CPU-bound handlers run, on at most as many processes as `process_limiter` allows.
+        process_limiter: bounds the processes.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        metrics: Metrics,
+        *,
+        threads: trio.CapacityLimiter,
+        processes: trio_parallel.WorkerContext,
+        process_limiter: trio.CapacityLimiter,
+    ) -> None:
+        self._handlers = handlers
+        self._metrics = metrics
+        self._threads = threads
+        self._processes = processes
+        self._process_limiter = process_limiter
+
+    async def execute(self, run: Run) -> Outcome | None:
+        """Run the attempt to its end, or until `Run.cancel`; None when the lease is lost and nobody may tell the outcome."""
+        job = run.job
+        handler = self._handlers.get(job.kind)
+        if handler is None:
+            self._metrics.of(job.queue, job.kind).unhandled.inc()
+            served = ", ".join(sorted(self._handlers)) or "none"
+            return _failed(run, handler, _Failure(f"no handler for kind {job.kind!r} on this node (it serves: {served})"))
+        try:
+            arguments = handler.arguments(job)
+        except PayloadMismatch as error:
+            return _dead(run, str(error), _Failure(str(error)))
+        timeout = handler.timeout if job.timeout is None else job.timeout
+        if timeout is not None:
+            run.scope.relative_deadline = timeout
+        try:
+            with run.scope:
+                result = await self._call(handler, arguments)
+        except BaseException as error:  # whatever a handler raises is a verdict on its job, not on the service
+            if _is_cancellation(error):
+                raise
+            return _judge(run, handler, error)
+        if run.scope.cancelled_caught:
+            return _cut_short(run, handler, timeout)
+        return _succeeded(run, handler, result)
+
+    async def _call(self, handler: Handler, arguments: dict[str, Any]) -> Any:
+        if handler.mode == "async":
+            return await handler.function(**arguments)
+        if handler.mode == "thread":
+            # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
+            return await trio.to_thread.run_sync(
+                _call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads
+            )
+        return await self._processes.run_sync(
+            _call_with, handler.function, arguments, kill_on_cancel=True, limiter=self._process_limiter
+        )
+
+
+def _call_with(function: Any, arguments: dict[str, Any]) -> Any:
+    return function(**arguments)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether the worker itself is being cancelled: the run's own scope has absorbed its own cancellation already."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled) is not None
+    return isinstance(error, trio.Cancelled)
+
+
+def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome:
+    """Turn what a handler raised into an outcome. A verdict raised inside of the handler's own nurseries counts too."""
+    cause = error
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    match cause:
+        case Snooze():
+            return Outcome(id=run.job.id, claims=run.job.claims, outcome="snoozed", delay=_bounded(cause.delay))
+        case Discard():
+            reason = documents.storable(cause.reason, MAX_ERROR_LENGTH)
+            return _dead(run, reason, _Failure(f"discarded: {reason}"))
+        case Retry():
+            return _failed(run, handler, _Failure(cause.reason, None, None if cause.delay is None else _bounded(cause.delay)))
+        case trio_parallel.BrokenWorkerError():
+            return _failed(run, handler, _Failure("the process that ran the handler died (killed, out of memory, or a crash in C)"))
+        case _:
+            text = "".join(traceback.format_exception(error))
+            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {cause}", text))
+
+
+def _cut_short(run: Run, handler: Handler, timeout: float | None) -> Outcome | None:
+    if run.cause == "lease lost":
+        return None
+    if run.cause == "interrupted":
+        return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
+    return _failed(run, handler, _Failure(f"timed out after {timeout} s"))
+
+
+def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
+    try:
+        document = documents.encode(result)
+    except documents.RefusedDocument as error:
+        return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
+    if len(document) > MAX_RESULT_BYTES:
+        return _failed(run, handler, _Failure(f"the result is {len(document)} bytes of JSON, the limit is {MAX_RESULT_BYTES}"))
+    # NULL in the column says "no result" as well as null in JSON does, and is smaller.
+    kept = None if result is None else msgspec.Raw(document)
+    return Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded", result=kept)
+
+
+def _failed(run: Run, handler: Handler | None, failure: _Failure) -> Outcome:
+    """Make the outcome of a failed attempt: a retry, or death when it was the last."""
+    job = run.job
+    if job.last_attempt:
+        first_line = failure.error.splitlines()[0] if failure.error else "failed"
+        return _dead(run, documents.storable(f"attempt {job.attempt} of {job.max_retries + 1} failed: {first_line}", 500), failure)
+    delay = failure.delay
+    if delay is None:
+        delay = (handler.backoff if handler is not None else DEFAULT_BACKOFF).delay(job.attempt)
+    log.warning("attempt failed", **job.log_context, error=failure.error, retry_in=round(delay, 3))
+    return Outcome(id=job.id, claims=job.claims, outcome="retry", delay=delay, error=_entry(run, failure))
+
+
+def _dead(run: Run, reason: str, failure: _Failure) -> Outcome:
+    job = run.job
+    log.error("job died", **job.log_context, reason=reason)
+    return Outcome(id=job.id, claims=job.claims, outcome="dead", reason=reason, error=_entry(run, failure))
+
+
+def _entry(run: Run, failure: _Failure) -> AttemptError:
+    return AttemptError(
+        attempt=run.job.attempt,
+        error=documents.storable(failure.error, MAX_ERROR_LENGTH),
+        duration=round(run.seconds, 6),
+        traceback=None if failure.traceback is None else documents.storable(failure.traceback, MAX_TRACEBACK_LENGTH),
+    )
+
+
+def _bounded(delay: float) -> float:
+    return min(max(delay, 0.0), MAX_DELAY)

@@ -1,0 +1,171 @@
+"""The user's handlers: registered by kind, their signatures compiled once into decoders of payloads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import msgspec
+
+from jobqueue.errors import HandlerError
+from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job
+from jobqueue.retry import DEFAULT_BACKOFF, Backoff
+
+Mode = Literal["async", "thread", "process"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class PayloadMismatch(ValueError):
+    """A payload does not fit the handler's arguments; no retry can change that."""
+
+
+class Handler(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that serves a kind, and how its jobs are run.
+
+    Attributes:
+        mode: on the loop (async def), in a thread (def), or in a process (def, ``cpu=True``).
+        timeout: seconds for one attempt; None for no bound. A job's own timeout goes first.
+        max_retries: for jobs submitted without; None for the default of 3.
+        arguments: make the keyword arguments of one call; raises `PayloadMismatch`.
+    """
+
+    kind: str
+    function: Callable[..., Any]
+    mode: Mode
+    timeout: float | None
+    max_retries: int | None
+    backoff: Backoff
+    arguments: Callable[[ClaimedJob], dict[str, Any]]
+
+
+class App:
+    """A set of handlers, by kind: what ``jobqueue serve MODULE`` serves.
+
+    ::
+
+        app = jobqueue.App()
+
+        @app.handler("thumbnail", timeout=30, max_retries=5)
+        def thumbnail(path: str, width: int = 256) -> dict[str, int]: ...
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The registered handlers by kind."""
+        return self._handlers
+
+    def handler(
+        self,
+        kind: str,
+        *,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        cpu: bool = False,
+    ) -> Callable[[Function], Function]:
+        """Register the decorated function for a kind of job.
+
+        The payload object's fields become keyword arguments, converted to the annotated types (msgspec's rules); fields that the
+        function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. What the function returns, as
+        JSON, is the job's result.
+
+        Args:
+            kind: the name that submitters use.
+            timeout: seconds for one attempt.
+            max_retries: attempts after the first one, for jobs submitted without a number of their own.
+            backoff: the delay before each retry.
+            cpu: run in a process. The function must be importable by its name.
+
+        Raises:
+            HandlerError: the kind is taken, a value is out of range, or the signature cannot be filled from a payload.
+        """
+        if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_NAME_LENGTH:
+            raise HandlerError(f'a kind is a name of 1 to {MAX_NAME_LENGTH} characters: write @app.handler("name")')
+        if kind in self._handlers:
+            raise HandlerError(f"kind {kind!r} already has a handler")
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+            raise HandlerError(f"{kind}: timeout must be over 0 and at most {MAX_TIMEOUT:.0f} s, got {timeout}")
+        if max_retries is not None and not 0 <= max_retries <= MAX_RETRIES:
+            raise HandlerError(f"{kind}: max_retries must be from 0 to {MAX_RETRIES}, got {max_retries}")
+
+        def register(function: Function) -> Function:
+            self._handlers[kind] = Handler(
+                kind=kind,
+                function=function,
+                mode=_mode_of(kind, function, cpu=cpu),
+                timeout=timeout,
+                max_retries=max_retries,
+                backoff=backoff,
+                arguments=_compile(kind, function),
+            )
+            return function
+
+        return register
+
+
+def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise HandlerError(f"{kind}: a generator cannot be a handler; use def or async def with return")
+    if inspect.iscoroutinefunction(function):
+        if cpu:
+            raise HandlerError(f"{kind}: cpu=True runs a function in a process, so it must be a plain def")
+        return "async"
+    if not cpu:
+        return "thread"
+    if "<" in getattr(function, "__qualname__", "<"):
+        raise HandlerError(f"{kind}: cpu=True needs a function at the top of a module, where another process can import it")
+    return "process"
+
+
+def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], dict[str, Any]]:
+    """Turn a signature into a function from a claimed job to keyword arguments."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise HandlerError(f"{kind}: the annotations cannot be resolved: {error}") from error
+    job_parameter: str | None = None
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name")
+        annotation = hints.get(name, Job if name == "job" else Any)
+        if annotation is Job:
+            job_parameter = name
+        elif parameter.default is parameter.empty:
+            fields.append((name, annotation))
+        else:
+            # Absent means absent: the function's own default applies, and is never copied or converted.
+            fields.append((name, annotation | msgspec.UnsetType, msgspec.UNSET))
+    decode = _decoder(kind, fields)
+
+    def arguments(claimed: ClaimedJob) -> dict[str, Any]:
+        values = decode(claimed.payload)
+        if job_parameter is not None:
+            values[job_parameter] = Job.from_claim(claimed)
+        return values
+
+    return arguments
+
+
+def _decoder(kind: str, fields: list[tuple[str, Any] | tuple[str, Any, Any]]) -> Callable[[msgspec.Raw], dict[str, Any]]:
+    if not fields:
+        return lambda payload: {}  # noqa: ARG005 - nothing is asked of the payload, so any will do
+    try:
+        struct = msgspec.defstruct("Payload", fields, kw_only=True)
+        decoder = msgspec.json.Decoder(struct)
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"{kind}: a payload cannot be converted to this signature: {error}") from error
+    names = struct.__struct_fields__
+
+    def decode(payload: msgspec.Raw) -> dict[str, Any]:
+        try:
+            values = decoder.decode(payload)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise PayloadMismatch(f"the payload does not fit the handler: {error}") from None
+        return {name: value for name in names if (value := getattr(values, name)) is not msgspec.UNSET}
+
+    return decode

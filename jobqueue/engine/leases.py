@@ -1,0 +1,158 @@
+"""The node's lease: one row, renewed on the database's clock, that covers every job the node holds.
+
+State: *held* (claims allowed) -> *in doubt* (the last renewal is too long ago: no claims, running jobs go on) -> *held* again, or
+*lost* (the row is gone: somebody else has the jobs). A lost lease is told to the engine, which drops what it runs, and the node
+joins again under a new id, so that nothing of the old one can be mistaken for the new one's.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+import trio
+import uuid_utils
+
+from jobqueue import __version__
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.metrics import Metrics
+from jobqueue.storage.store import Node, Store
+
+RENEWALS_PER_LEASE = 6
+"""How often a lease is renewed within its time: five renewals may fail before it is lost."""
+
+RETRY_INTERVAL = 1.0
+"""Seconds until a failed renewal is tried again."""
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """This process's membership in the cluster.
+
+    Args:
+        queues: concurrency by queue, for others to see.
+        seconds: the visibility timeout.
+        on_lost: called, synchronously, when the lease is lost and before a new one is taken.
+    """
+
+    def __init__(
+        self, store: Store, metrics: Metrics, *, queues: Mapping[str, int], seconds: float, on_lost: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._queues = queues
+        self._seconds = seconds
+        self._on_lost = on_lost
+        self._valid_until = -1.0
+        self.node = self._new_node()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the lease is known to hold: without it nothing may be claimed."""
+        return trio.current_time() < self._valid_until
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the lease runs out unless it is renewed; negative afterwards."""
+        return self._valid_until - trio.current_time()
+
+    async def join(self) -> None:
+        """Enter the node and take its first lease.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL is away.
+        """
+        # Counted from before the call: the local estimate ends before the database's lease does, whatever the call took.
+        before = trio.current_time()
+        await self._store.join(self.node, lease=self._seconds)
+        self._valid_until = before + self._seconds
+        self._metrics.name_node(self.node.id, self.node.host, self.node.version)
+        log.info("node joined", node=self.node.id)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Renew the lease until cancelled; take a new one when it is lost."""
+        task_status.started()
+        interval = self._seconds / RENEWALS_PER_LEASE
+        while True:
+            await trio.sleep(interval)
+            try:
+                await self._renew()
+                interval = self._seconds / RENEWALS_PER_LEASE
+            except DatabaseUnavailable as error:
+                interval = min(RETRY_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
+                log.warning("heartbeat failed", error=str(error), lease_remaining=round(self.remaining, 1))
+
+    async def leave(self) -> None:
+        """Hand back what is still held and remove the node."""
+        self._valid_until = -1.0
+        released = await self._store.leave(self.node.id)
+        log.info("node left", node=self.node.id, jobs_handed_back=released)
+
+    async def _renew(self) -> None:
+        before = trio.current_time()
+        if await self._store.heartbeat(self.node.id, lease=self._seconds):
+            self._valid_until = before + self._seconds
+            return
+        log.error("lease lost: other nodes have this node's jobs", node=self.node.id)
+        self._valid_until = -1.0
+        self.node = self._new_node()
+        self._on_lost()
+        await self.join()
+
+    def _new_node(self) -> Node:
+        return Node(
+            id=str(uuid_utils.uuid4()),
+            host=platform.node(),
+            pid=os.getpid(),
+            process=process_identity(os.getpid()),
+            version=__version__,
+            queues=self._queues,
+        )
+
+
+async def expire_dead_neighbours(store: Store) -> None:
+    """End the leases of processes of this machine that are gone, so that a restart need not wait for the visibility timeout.
+
+    Only a process that certainly ended counts: one of the same boot and the same process namespace whose pid is free, or was
+    given to a process that started at another time.
+    """
+    here = _namespace()
+    if here is None:
+        return
+    dead = [
+        process
+        for process in await store.processes()
+        if process.startswith(f"{here}:") and process != process_identity(int(process.split(":")[2]))
+    ]
+    if dead:
+        log.info("dead nodes of this machine found", nodes=await store.expire(dead))
+
+
+def process_identity(pid: int) -> str:
+    """Name a process so that no other of this machine, before or after, has the same name: boot, namespace, pid, start time.
+
+    Outside of Linux, where there is no such name, it says so, and is of no use to `expire_dead_neighbours`.
+    """
+    return f"{_namespace() or 'unknown'}:{pid}:{_start_time(pid)}"
+
+
+def _namespace() -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return None
+
+
+def _start_time(pid: int) -> str:
+    """When the process started, in clock ticks after boot: field 22 of proc(5)'s stat; "gone" when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "gone"
+    state, *fields = stat.rpartition(") ")[2].split()
+    return "gone" if state in "ZX" else fields[18]

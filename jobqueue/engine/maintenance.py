@@ -1,0 +1,68 @@
+"""What every node does for all of them: take back the jobs of lost nodes, and let old ones go."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.metrics import Metrics
+from jobqueue.storage.store import RECOVER_BATCH, Store
+
+PRUNE_INTERVAL = 3600.0
+"""Seconds between two looks at partitions and retention."""
+
+log = structlog.get_logger()
+
+
+async def recover(store: Store, metrics: Metrics) -> int:
+    """Take back the jobs of every lost node; return how many.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL is away.
+    """
+    total = 0
+    while True:
+        jobs = await store.recover()
+        for job in jobs:
+            kind_metrics = metrics.of(job.queue, job.kind)
+            if job.outcome == "dead":
+                kind_metrics.dead.inc()
+                log.error("job died", job_id=job.id, kind=job.kind, queue=job.queue, attempt=job.attempt, reason="lease lost")
+            else:
+                kind_metrics.recovered.inc()
+        total += len(jobs)
+        if len(jobs) < RECOVER_BATCH:
+            break
+    if total:
+        log.warning("jobs of lost nodes recovered", jobs=total)
+    return total
+
+
+async def run_recovery(
+    store: Store, metrics: Metrics, interval: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Recover now and then, every so many seconds, until cancelled."""
+    task_status.started()
+    while True:
+        await trio.sleep(interval)
+        try:
+            await recover(store, metrics)
+        except DatabaseUnavailable as error:
+            log.warning("recovery failed", error=str(error))
+
+
+async def run_pruning(
+    store: Store, keep_finished: float, keep_dead: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Keep partitions ahead and let retention drop the old ones, until cancelled."""
+    task_status.started()
+    while True:
+        try:
+            dropped = await store.maintain(keep_finished=keep_finished, keep_dead=keep_dead)
+        except DatabaseUnavailable as error:
+            log.warning("pruning failed", error=str(error))
+        else:
+            if dropped:
+                log.info("old finished jobs dropped", partitions=dropped)
+        await trio.sleep(PRUNE_INTERVAL)

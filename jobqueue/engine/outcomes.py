@@ -1,0 +1,132 @@
+"""Record what became of the runs: many outcomes in one transaction, kept until the database has taken them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from jobqueue import documents
+from jobqueue.concurrency.group_commit import GroupCommit
+from jobqueue.engine.leases import Lease
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
+from jobqueue.job import AttemptError, ClaimedJob, Outcome
+from jobqueue.metrics import Metrics
+from jobqueue.storage.store import Store
+
+MAX_BATCH = 500
+"""Outcomes in one transaction."""
+
+MAX_WAITING = 5_000
+"""Outcomes that may wait for the database; beyond it workers wait before they take another job."""
+
+LONGEST_BACKOFF = 2.0
+"""Seconds between two tries to write a batch, at the most."""
+
+log = structlog.get_logger()
+
+
+class Finished(NamedTuple):
+    """A run's outcome on its way to the database, and the node id that it was claimed under."""
+
+    job: ClaimedJob
+    outcome: Outcome
+    node_id: str
+
+
+class Outcomes:
+    """The group commit of outcomes, and the register of what this node holds.
+
+    Args:
+        on_scheduled: called with the seconds until a job is due again, after it was written.
+
+    Attributes:
+        held: every run, as (id, claims), from its claim until its outcome is committed.
+    """
+
+    def __init__(self, store: Store, lease: Lease, metrics: Metrics, *, on_scheduled: Callable[[float], None]) -> None:
+        self._store = store
+        self._lease = lease
+        self._metrics = metrics
+        self._on_scheduled = on_scheduled
+        self._group: GroupCommit[Finished, None] = GroupCommit(
+            self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
+        )
+        self.held: set[tuple[str, int]] = set()
+        self.run = self._group.run
+        self.flush = self._group.flush
+
+    async def put(self, job: ClaimedJob, outcome: Outcome, node_id: str) -> None:
+        """Hand an outcome over; it is written with others, and tried again for as long as the database is away."""
+        await self._group.put(Finished(job, outcome, node_id))
+
+    async def release(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Hand jobs back that were claimed and never started."""
+        for job in jobs:
+            await self.put(job, Outcome(id=job.id, claims=job.claims, outcome="released"), self._lease.node.id)
+
+    async def _write(self, batch: Sequence[Finished]) -> Sequence[None]:
+        # What was claimed under a lost lease is stale whatever the database would say: it is another node's by now.
+        node_id = self._lease.node.id
+        current = [finished for finished in batch if finished.node_id == node_id]
+        stale = [finished for finished in batch if finished.node_id != node_id]
+        if current:
+            try:
+                stale += await self._commit(node_id, current)
+            except RefusedData as error:
+                if len(batch) > 1:
+                    raise
+                current = [_refused(current[0], error)]
+                stale += await self._commit(node_id, current)
+        self.held.difference_update((finished.job.id, finished.job.claims) for finished in batch)
+        self._count(current, stale)
+        return [None] * len(batch)
+
+    async def _commit(self, node_id: str, batch: Sequence[Finished]) -> list[Finished]:
+        """Write a batch, however long it takes; return the stale ones."""
+        encoded = [documents.encode(finished.outcome) for finished in batch]
+        failures = 0
+        in_doubt = False
+        while True:
+            started = trio.current_time()
+            try:
+                stale = await self._store.finish(node_id, encoded)
+            except DatabaseUnavailable as error:
+                failures += 1
+                in_doubt = in_doubt or isinstance(error, ConnectionLost)
+                if failures == 1:
+                    log.warning("outcomes wait for the database", outcomes=len(batch), error=str(error))
+                await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
+                continue
+            self._metrics.finish_seconds.observe(trio.current_time() - started)
+            if failures:
+                log.info("outcomes written", outcomes=len(batch), tries=failures + 1)
+            # After a broken connection a missing row most likely means that the first try was committed: not a stale completion.
+            return [] if in_doubt else [batch[place] for place in stale]
+
+    def _count(self, batch: Sequence[Finished], stale: Sequence[Finished]) -> None:
+        late = {id(finished) for finished in stale}
+        written = [finished for finished in batch if id(finished) not in late]
+        for job, outcome, _ in written:
+            metrics = self._metrics.of(job.queue, job.kind)
+            metrics.by_outcome[outcome.outcome].inc()
+            if outcome.error is not None:
+                metrics.failed.inc()
+        for job, outcome, _ in stale:
+            self._metrics.of(job.queue, job.kind).stale.inc()
+            log.warning("stale completion dropped", **job.log_context, outcome=outcome.outcome)
+        delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
+        if delays:
+            self._on_scheduled(min(delays))
+
+
+def _refused(finished: Finished, error: RefusedData) -> Finished:
+    """PostgreSQL cannot hold this outcome. It passed our gate, so it is our fault; the job must still end somewhere."""
+    job = finished.job
+    log.error("outcome refused by the database", **job.log_context, error=str(error))
+    reason = "its outcome could not be stored"
+    entry = AttemptError(attempt=job.attempt, error=documents.storable(str(error), 500), duration=0.0)
+    return finished._replace(outcome=Outcome(id=job.id, claims=job.claims, outcome="dead", reason=reason, error=entry))

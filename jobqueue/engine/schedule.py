@@ -1,0 +1,57 @@
+"""Move due jobs to pending, on time: sleep until the next one is due, or until told of an earlier one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import structlog
+import trio
+
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.storage.store import PROMOTE_BATCH, Store
+
+log = structlog.get_logger()
+
+
+class Schedule:
+    """The promotion of scheduled jobs; every node does it, and whoever comes first has them.
+
+    Args:
+        poll_interval: the longest sleep, in seconds: what nobody told of is found then.
+        on_promoted: called with the queues that got jobs.
+    """
+
+    def __init__(self, store: Store, *, poll_interval: float, on_promoted: Callable[[Iterable[str]], None]) -> None:
+        self._store = store
+        self._poll_interval = poll_interval
+        self._on_promoted = on_promoted
+        self._sleep = trio.CancelScope()
+
+    def due_in(self, seconds: float) -> None:
+        """Say that a job is due in so many seconds: the sleep ends by then."""
+        self._sleep.deadline = min(self._sleep.deadline, trio.current_time() + seconds)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Promote until cancelled."""
+        task_status.started()
+        while True:
+            # A new scope before the look: what is told of during it shortens the sleep after it.
+            self._sleep = trio.CancelScope()
+            self.due_in(await self._promote())
+            with self._sleep:
+                await trio.sleep_forever()
+
+    async def _promote(self) -> float:
+        """Promote what is due; return the seconds until there is reason to look again."""
+        try:
+            promotion = await self._store.promote()
+        except DatabaseUnavailable as error:
+            log.warning("promotion failed", error=str(error))
+            return self._poll_interval
+        if promotion.queues:
+            self._on_promoted(promotion.queues)
+        if promotion.jobs == PROMOTE_BATCH:
+            return 0
+        next_due = math.inf if promotion.next_due is None else promotion.next_due
+        return min(self._poll_interval, max(0.0, next_due))

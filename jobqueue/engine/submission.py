@@ -1,0 +1,118 @@
+"""Take submissions and return once they are committed: group commit in front of ``jobqueue.submit_many``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import structlog
+import trio
+
+from jobqueue.admission import Admitted
+from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, UnprocessableJob
+from jobqueue.metrics import Metrics
+from jobqueue.storage.store import Store
+
+MAX_BATCH = 1_000
+"""Jobs in one transaction; a larger submission is a transaction of its own."""
+
+MAX_WAITING = 20_000
+"""Jobs that may wait for their commit; beyond it submitters get 503."""
+
+IN_DOUBT_PATIENCE = 10.0
+"""Seconds to find out whether a commit whose connection broke took place, before the submitters are told that it is unknown."""
+
+log = structlog.get_logger()
+
+
+class Submissions:
+    """The group commit of submissions.
+
+    Args:
+        kinds: what this node serves when it is strict about kinds; None takes any.
+        idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
+        on_committed: called with the queues that got jobs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        kinds: Iterable[str] | None,
+        idle_capacity: Callable[[str], int],
+        on_committed: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._kinds = None if kinds is None else frozenset(kinds)
+        self._idle_capacity = idle_capacity
+        self._on_committed = on_committed
+        self._group: GroupCommit[Admitted, None] = GroupCommit(
+            self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
+        )
+        self.run = self._group.run
+        self.flush = self._group.flush
+        self.close = self._group.close
+
+    def statistics(self) -> GroupCommitStatistics:
+        return self._group.statistics()
+
+    async def submit(self, jobs: Admitted) -> None:
+        """Commit the jobs, all or none; return once they are durable.
+
+        Raises:
+            UnprocessableJob: a kind that this node does not serve, or a value that PostgreSQL refused.
+            Overloaded: too much waits already.
+            ShuttingDown: no new work is taken.
+            DatabaseUnavailable: PostgreSQL is away, nothing was written.
+            ConnectionLost: PostgreSQL went away during the commit; whether the jobs exist is unknown.
+        """
+        if self._kinds is not None and (unknown := jobs.kinds - self._kinds):
+            served = ", ".join(sorted(self._kinds)) or "none"
+            raise UnprocessableJob(f"this node serves no kind {min(unknown)!r} (it serves: {served})", field="kind")
+        arrived = trio.current_time()
+        try:
+            await self._group.commit(jobs, weight=len(jobs.ids))
+        except RefusedData as error:
+            raise UnprocessableJob(f"PostgreSQL refused the job: {error}") from error
+        self._metrics.submit_seconds.observe(trio.current_time() - arrived)
+
+    async def _write(self, batch: Sequence[Admitted]) -> Sequence[None]:
+        documents = [document for jobs in batch for document in jobs.documents]
+        due: dict[str, int] = {}
+        for jobs in batch:
+            for queue, count in jobs.queues.items():
+                due[queue] = due.get(queue, 0) + count
+        try:
+            await self._store.submit(documents, wake=self._others_needed(due))
+        except ConnectionLost as lost:
+            await self._make_sure(documents, lost)
+        for jobs in batch:
+            for (queue, kind), count in jobs.counts.items():
+                self._metrics.of(queue, kind).submitted.inc(count)
+        self._on_committed(due)
+        return [None] * len(batch)
+
+    def _others_needed(self, due: Mapping[str, int]) -> bool:
+        return any(count > self._idle_capacity(queue) for queue, count in due.items())
+
+    async def _make_sure(self, documents: Sequence[bytes], lost: ConnectionLost) -> None:
+        """Find out what became of a commit, and commit what is missing."""
+        log.warning("commit in doubt", jobs=len(documents), error=str(lost))
+        deadline = trio.current_time() + IN_DOUBT_PATIENCE
+        failures = 0
+        while True:
+            try:
+                await self._store.submit_again(documents, backend=lost.backend)
+            except ConnectionLost as again:
+                lost = again
+            except DatabaseUnavailable:
+                pass
+            else:
+                return
+            failures += 1
+            if trio.current_time() > deadline:
+                raise lost
+            await trio.sleep(min(1.0, 0.05 * 2.0**failures) * random.uniform(0.5, 1))

@@ -1,0 +1,258 @@
+"""The routes: what each takes, what it asks of the node, what it answers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import BadRequest, Conflict, NotFound, UnsupportedMediaType
+
+from jobqueue.admission import Admitted
+from jobqueue.http import bodies, problems
+from jobqueue.http.auth import Guard
+from jobqueue.job import MAX_NAME_LENGTH
+
+MAX_BODY_BYTES = 64 << 20
+"""The largest body of a request."""
+
+BODY_TIMEOUT = 30.0
+"""Seconds in which the whole body must have come in."""
+
+PARSE_IN_THREAD_BYTES = 256 << 10
+"""From this size on a body is parsed in a thread: it takes milliseconds in which the loop would serve nobody else."""
+
+SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class Backend(Protocol):
+    """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
+
+    async def submit(self, jobs: Admitted) -> None:
+        """Return once the jobs are committed.
+
+        Raises:
+            UnprocessableJob: no handler serves a kind, or the database refused a value.
+        """
+
+    def troubles(self) -> list[str]:
+        """Say why this node is not ready: nothing when it is able to work."""
+        ...
+
+    async def metrics(self) -> tuple[bytes, str]:
+        """Return the metrics and their content type."""
+        ...
+
+    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - what it is called everywhere
+        """Return a row of ``jobqueue.jobs``, as JSON can hold it."""
+        ...
+
+    async def cancel(self, id: str) -> bool:  # noqa: A002
+        """Cancel a job that waits; False when it does not."""
+        ...
+
+    async def retry(self, id: str) -> bool:  # noqa: A002
+        """Run a dead job again; False when it is not dead."""
+        ...
+
+    async def discard(self, id: str) -> bool:  # noqa: A002
+        """Delete a dead job; False when it is not dead."""
+        ...
+
+    async def queues(self) -> list[dict[str, Any]]:
+        """Return every queue that is known."""
+        ...
+
+    async def pause(self, queue: str, paused: bool) -> None:
+        """Pause a queue on every node, or resume it."""
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Return every node that is running."""
+        ...
+
+
+def build(backend: Backend, guard: Guard) -> QuartTrio:
+    """Make the ASGI app of a node. It needs no lifespan events, and adds no task to the app's nursery.
+
+    Args:
+        backend: the node.
+        guard: decides who may ask; it also covers routes that are added to the app later.
+    """
+    app = QuartTrio(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+    # A redirect would show through the guard which paths exist.
+    app.url_map.merge_slashes = False
+    routes = _Routes(backend)
+    views: list[tuple[str, str, Callable[..., Awaitable[Response]]]] = [
+        ("/submit", "POST", routes.submit),
+        ("/health", "GET", routes.health),
+        ("/health/ready", "GET", routes.ready),
+        ("/metrics", "GET", routes.metrics),
+        ("/jobs/<job_id>", "GET", routes.job),
+        ("/jobs/<job_id>", "DELETE", routes.discard),
+        ("/jobs/<job_id>/cancel", "POST", routes.cancel),
+        ("/jobs/<job_id>/retry", "POST", routes.retry),
+        ("/queues", "GET", routes.queues),
+        ("/queues/<path:name>/pause", "POST", routes.pause),
+        ("/queues/<path:name>/resume", "POST", routes.resume),
+        ("/nodes", "GET", routes.nodes),
+    ]
+    for path, method, view in views:
+        app.add_url_rule(path, view_func=view, methods=[method])
+
+    async def refuse_at_the_door() -> None:
+        headers = request.headers
+        guard.check(
+            request.method,
+            request.path,
+            authorization=headers.get("Authorization"),
+            host=headers.get("Host"),
+            origin=headers.get("Origin"),
+        )
+        _refuse_ambiguous()
+
+    app.before_request(refuse_at_the_door)
+    app.after_request(_secure)
+    app.register_error_handler(Exception, _problem)
+    app.asgi_app = _only_paths(app.asgi_app)  # type: ignore[method-assign]
+    return app
+
+
+class _Routes:
+    """The views, over one node."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        # One at a time: what a large body decodes to is many times its size.
+        self._parsing = trio.CapacityLimiter(1)
+
+    async def submit(self) -> Response:
+        submitted = await self._submitted()
+        await self._backend.submit(submitted.jobs)
+        ids = submitted.jobs.ids
+        ignored = {"ignored": submitted.ignored} if submitted.ignored else {}
+        if submitted.many:
+            return _json({"ids": ids, **ignored}, 201)
+        return _json({"id": ids[0], **ignored}, 201, {"Location": f"/jobs/{ids[0]}"})
+
+    async def health(self) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(self) -> Response:
+        if reasons := self._backend.troubles():
+            return _json({"status": "unavailable", "reasons": reasons}, 503)
+        return _json({"status": "ok"})
+
+    async def metrics(self) -> Response:
+        body, content_type = await self._backend.metrics()
+        return Response(body, content_type=content_type)
+
+    async def job(self, job_id: str) -> Response:
+        return _json(await self._found(_job_id(job_id)))
+
+    async def cancel(self, job_id: str) -> Response:
+        return await self._steer(_job_id(job_id), self._backend.cancel, "only pending and scheduled jobs can be cancelled")
+
+    async def retry(self, job_id: str) -> Response:
+        return await self._steer(_job_id(job_id), self._backend.retry, "only dead jobs can be retried")
+
+    async def discard(self, job_id: str) -> Response:
+        job = await self._found(_job_id(job_id))
+        if not await self._backend.discard(job["id"]):
+            raise Conflict(f"The job is {job['state']}: only dead jobs can be deleted.")
+        return _json({**job, "state": "discarded"})
+
+    async def queues(self) -> Response:
+        return _json(await self._backend.queues())
+
+    async def pause(self, name: str) -> Response:
+        return await self._pause(name, paused=True)
+
+    async def resume(self, name: str) -> Response:
+        return await self._pause(name, paused=False)
+
+    async def nodes(self) -> Response:
+        return _json(await self._backend.nodes())
+
+    async def _submitted(self) -> bodies.Submitted:
+        content_type = request.headers.get("Content-Type")
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        if len(body) < PARSE_IN_THREAD_BYTES:
+            return bodies.parse(content_type, body)
+        return await trio.to_thread.run_sync(bodies.parse, content_type, body, limiter=self._parsing)
+
+    async def _found(self, job_id: str) -> dict[str, Any]:
+        job = await self._backend.job(job_id)
+        if job is None:
+            raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
+        return job
+
+    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], rule: str) -> Response:
+        done = await act(job_id)
+        job = await self._found(job_id)
+        if not done:
+            raise Conflict(f"The job is {job['state']}: {rule}.")
+        return _json(job)
+
+    async def _pause(self, name: str, *, paused: bool) -> Response:
+        if len(name) > MAX_NAME_LENGTH or "\0" in name:
+            raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
+        await self._backend.pause(name, paused)
+        return _json({"queue": name, "paused": paused})
+
+
+def _job_id(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise BadRequest("A job's id is a UUID.") from None
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, content_type=bodies.JSON)
+
+
+async def _problem(error: Exception) -> Response:
+    answer = problems.answer(error)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+async def _secure(response: Response) -> Response:
+    response.headers.update(SECURITY_HEADERS)
+    return response
+
+
+def _refuse_ambiguous() -> None:
+    """Refuse what a proxy before us may read otherwise than we do, and bodies that a foreign page could send."""
+    headers = request.headers
+    if "Content-Length" in headers and "Transfer-Encoding" in headers:
+        raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("Send the body without a Content-Encoding.")
+    if "Content-Type" in headers and request.method not in {"GET", "HEAD", "OPTIONS"}:
+        bodies.require_json(headers["Content-Type"])
+
+
+Asgi = Callable[[Scope, ASGIReceiveCallable, ASGISendCallable], Coroutine[None, None, None]]
+
+
+def _only_paths(app: Asgi) -> Asgi:
+    """Answer 400 to a request target without a path, such as ``?x``: the framework takes the first character for granted."""
+
+    async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] != "lifespan" and not scope["path"]:
+            answer = problems.answer(BadRequest("The request target has no path."))
+            headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
+            kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+            await send({"type": f"{kind}.start", "status": answer.status, "headers": headers})  # type: ignore[misc,arg-type]
+            await send({"type": f"{kind}.body", "body": answer.body, "more_body": False})  # type: ignore[misc,arg-type]
+        else:
+            await app(scope, receive, send)
+
+    return asgi

@@ -1,0 +1,245 @@
+"""From a request's body to jobs. Whatever is wrong with a body comes out as `InvalidJob` with a reason for its author.
+
+A body may be 64 MiB of malice, so nothing here grows with more than what is allowed: a job is measured before it is decoded, and
+the jobs of a batch are decoded one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import msgspec
+from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.http import parse_options_header
+
+from jobqueue.admission import Admitted, admit
+from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
+from jobqueue.job import (
+    MAX_BATCH_JOBS,
+    MAX_DELAY,
+    MAX_NAME_LENGTH,
+    MAX_PAYLOAD_BYTES,
+    MAX_PRIORITY,
+    MAX_RETRIES,
+    MAX_TIMEOUT,
+    Submission,
+)
+
+MAX_JOB_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
+"""The largest text of one job: its payload, and room for the other fields."""
+
+MAX_ARRAY_OBJECTS = 4_000_000
+"""The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. NDJSON has no such bound."""
+
+MAX_IGNORED_NAMES = 20
+MAX_IGNORED_LENGTH = 64
+"""How many names of ignored fields are given back, and how many characters of each."""
+
+JSON = "application/json"
+NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+
+Text = bytes | msgspec.Raw
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """What a body held.
+
+    Attributes:
+        jobs: the jobs, ready for the database.
+        many: whether the body was a batch, be it of one job.
+        ignored: names of fields that jobs do not have, so that the answer can show a typo: sorted, each once.
+    """
+
+    jobs: Admitted
+    many: bool
+    ignored: list[str]
+
+
+def require_json(content_type: str | None) -> str:
+    """Return the media type of a body that may hold jobs.
+
+    Raises:
+        UnsupportedMediaType: it is missing or another one. What a browser sends from a foreign page without asking is among those.
+    """
+    media_type, options = parse_options_header(content_type)
+    if media_type.lower() not in {JSON, *NDJSON} or options.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
+        raise UnsupportedMediaType(f"send JSON in UTF-8 and say so: -H 'Content-Type: {JSON}', or {min(NDJSON)} for one job a line")
+    return media_type.lower()
+
+
+def parse(content_type: str | None, body: bytes) -> Submitted:
+    """Read the jobs in a body: one object is one job, an array or lines of JSON are many.
+
+    Raises:
+        UnsupportedMediaType: the content type is not JSON.
+        InvalidJob: the body, or a job in it, is not of the form that jobs have.
+        PayloadTooLarge, BatchTooLarge: a bound is passed.
+        UnprocessableJob: a value that cannot be stored.
+    """
+    if not body.strip():
+        raise InvalidJob('the body is empty: send a job, such as {"kind": "default", "payload": {}}')
+    media_type = require_json(content_type)
+    ignored: set[str] = set()
+    if media_type in NDJSON:
+        jobs = admit(_submissions(_lines(body), ignored))
+    elif re.match(rb"\s*\[", body):
+        jobs = admit(_submissions(_elements(body), ignored))
+    else:
+        return Submitted(admit([_submission(body, ignored)], many=False), many=False, ignored=sorted(ignored))
+    if not jobs.ids:
+        raise InvalidJob("the batch is empty: send at least one job")
+    return Submitted(jobs, many=True, ignored=sorted(ignored))
+
+
+# ---------------------------------------------------------------------------------------------------------------------- batches
+
+
+def _lines(body: bytes) -> Iterator[bytes]:
+    """Yield the lines that hold something; a body of a million empty ones costs nothing."""
+    return (line.group() for line in re.finditer(rb"[^ \t\r\n][^\n]*", body))
+
+
+def _elements(body: bytes) -> list[msgspec.Raw]:
+    """Cut an array into the texts of its elements, which are objects."""
+    if body.count(b"{") > MAX_ARRAY_OBJECTS:
+        raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} objects in one array: send it in parts, or as {min(NDJSON)}")
+    try:
+        # Elements of any other type end this at the first of them, before they are a list of millions.
+        if len(_objects.decode(body)) > MAX_BATCH_JOBS:
+            raise _batch_too_large()
+        return _texts.decode(body)
+    except msgspec.ValidationError as error:
+        place = re.search(r"\$\[(\d+)\]", str(error))
+        raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(_malformed(body, error)) from None
+
+
+def _submissions(texts: Iterable[Text], ignored: set[str]) -> Iterator[Submission]:
+    for index, text in enumerate(texts):
+        if index == MAX_BATCH_JOBS:
+            raise _batch_too_large()
+        try:
+            yield _submission(text, ignored)
+        except InvalidJob as error:
+            error.index = index
+            raise
+
+
+def _batch_too_large() -> BatchTooLarge:
+    return BatchTooLarge(f"more than {MAX_BATCH_JOBS} jobs in one batch: send it in parts")
+
+
+# ---------------------------------------------------------------------------------------------------------------------- one job
+
+
+class _Object(msgspec.Struct):
+    """Any JSON object, at the least cost."""
+
+
+_objects = msgspec.json.Decoder(list[_Object])
+_texts = msgspec.json.Decoder(list[msgspec.Raw])
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_whole = msgspec.json.Decoder(Submission)
+_fields = {field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(Submission)}
+_camel_case = {re.sub(r"_(\w)", lambda letter: letter.group(1).upper(), name): name for name in _fields if "_" in name}
+
+_must_be = {
+    "kind": f"a string of 1 to {MAX_NAME_LENGTH} characters",
+    "queue": f"a string of 1 to {MAX_NAME_LENGTH} characters",
+    "priority": f"an integer from 0 to {MAX_PRIORITY}",
+    "max_retries": f"an integer from 0 to {MAX_RETRIES}",
+    "run_at": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z",
+    "delay": f"a number of seconds from 0 to {MAX_DELAY:.0f}",
+    "timeout": f"a number of seconds above 0 and up to {MAX_TIMEOUT:.0f}",
+}
+
+
+def _submission(text: Text, ignored: set[str]) -> Submission:
+    if memoryview(text).nbytes > MAX_JOB_BYTES:
+        raise PayloadTooLarge(f"a job may have {MAX_JOB_BYTES} bytes, {MAX_PAYLOAD_BYTES} of them its payload", field="payload")
+    try:
+        members = _members.decode(text)
+        if _repeats(text, members):
+            name = _repeated(text)
+            raise InvalidJob(f"{_shown(name)} is given more than once", field=_shown(name))
+    except msgspec.ValidationError:
+        raise InvalidJob("a job must be a JSON object") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(_malformed(text, error)) from None
+    if not members.keys() <= _fields.keys():
+        members = _known(members, ignored)
+        text = msgspec.json.encode(members)
+    payload = members.get("payload", b"")
+    if memoryview(payload).nbytes > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(f"the payload is sent with more than {MAX_PAYLOAD_BYTES} bytes of JSON", field="payload")
+    try:
+        return _whole.decode(text)
+    except (ValueError, RecursionError):
+        raise _fault(members) from None
+
+
+def _repeats(text: Text, members: dict[str, msgspec.Raw]) -> bool:
+    """Tell whether a field is given more than once, which JSON allows and decoders settle in silence.
+
+    Each member has one colon outside of its name and value: a repeated one leaves a colon over. (A colon that a name spells as an
+    escape can hide a repeat, but no field of ours has such a name.)
+    """
+    colons = len(members) + b"".join(members.values()).count(b":") + "".join(members).count(":")
+    return bytes(text).count(b":") > colons
+
+
+def _repeated(text: Text) -> str:
+    pairs = json.loads(bytes(text).decode(errors="replace"), object_pairs_hook=list, parse_int=str)
+    [(name, _)] = Counter(str(name) for name, _ in pairs).most_common(1)
+    return name
+
+
+def _known(members: dict[str, msgspec.Raw], ignored: set[str]) -> dict[str, msgspec.Raw]:
+    """Keep the fields that jobs have, also under their names in camelCase, and note the names of the others."""
+    known: dict[str, msgspec.Raw] = {}
+    for name, value in members.items():
+        field = _camel_case.get(name, name)
+        if field in known:
+            raise InvalidJob(f"{field} is given twice, in two spellings", field=field)
+        if field in _fields:
+            known[field] = value
+        elif len(ignored) < MAX_IGNORED_NAMES:
+            ignored.add(_shown(name))
+    return known
+
+
+def _fault(members: dict[str, msgspec.Raw]) -> InvalidJob:
+    """Find the field that cannot be decoded."""
+    for name, value in members.items():
+        try:
+            _fields[name].decode(value)
+        except (ValueError, RecursionError) as error:
+            reason = f"must be {_must_be[name]}" if name in _must_be else f"cannot be read: {_malformed(value, error)}"
+            return InvalidJob(f"{name} {reason}", field=name)
+    return InvalidJob("the job cannot be read")
+
+
+_MALFORMATIONS: list[tuple[bytes, str]] = [
+    (rb"\xef\xbb\xbf", "it begins with a byte order mark, which JSON has not"),
+    (rb"(?s:.*)\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])", "a string holds half of a surrogate pair"),
+]
+
+
+def _malformed(text: Text, error: Exception) -> str:
+    """Say what is wrong with a JSON text: what the decoder said, where that is not beside the point."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8"
+    for pattern, reason in _MALFORMATIONS:
+        if re.match(pattern, bytes(text)):
+            return reason
+    return f"not valid JSON: {error}"
+
+
+def _shown(name: str) -> str:
+    return name[:MAX_IGNORED_LENGTH]

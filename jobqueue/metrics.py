@@ -1,0 +1,121 @@
+"""The metrics of one node, in Prometheus's terms. Label sets are bounded: whatever is submitted, memory and scrapes stay small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from jobqueue.job import Verdict
+
+MAX_LABEL_PAIRS = 200
+"""The most (queue, kind) pairs that get series of their own; all others share ``other``."""
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 5, 10)
+
+
+class KindMetrics:
+    """The series of one (queue, kind), bound once."""
+
+    def __init__(self, families: _PerKind, queue: str, kind: str) -> None:
+        self.submitted = families.submitted.labels(queue, kind)
+        self.failed = families.failed.labels(queue, kind)
+        self.dead = families.dead.labels(queue, kind)
+        self.recovered = families.recovered.labels(queue, kind)
+        self.stale = families.stale.labels(queue, kind)
+        self.unhandled = families.unhandled.labels(queue, kind)
+        self.wait = families.wait.labels(queue, kind)
+        self.run = families.run.labels(queue, kind)
+        self.by_outcome: dict[Verdict, Counter] = {
+            "succeeded": families.completed.labels(queue, kind),
+            "retry": families.retried.labels(queue, kind),
+            "snoozed": families.snoozed.labels(queue, kind),
+            "released": families.released.labels(queue, kind),
+            "dead": self.dead,
+        }
+
+
+class _PerKind:
+    """The metric families that have a queue and a kind."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"jobqueue_{name}", text, ("queue", "kind"), registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"jobqueue_{name}", text, ("queue", "kind"), buckets=_SECONDS, registry=registry)
+
+        self.submitted = counter("jobs_submitted", "Jobs committed through this node.")
+        self.completed = counter("jobs_completed", "Jobs that succeeded on this node.")
+        self.failed = counter("attempts_failed", "Attempts that failed on this node, for whatever reason.")
+        self.retried = counter("jobs_retried", "Failed attempts that were followed by a scheduled retry.")
+        self.snoozed = counter("jobs_snoozed", "Attempts whose handler asked to run again later.")
+        self.released = counter("jobs_released", "Jobs handed back unfinished, their attempt refunded, by a shutdown.")
+        self.dead = counter("jobs_dead", "Jobs that went to the dead letters.")
+        self.recovered = counter("jobs_recovered", "Jobs that this node took back from a lost node.")
+        self.stale = counter("stale_completions", "Outcomes that came too late: the run was not this node's any more.")
+        self.unhandled = counter("jobs_unhandled", "Attempts of a kind that this node has no handler for.")
+        self.wait = histogram("job_wait_seconds", "From available to claimed, for first attempts.")
+        self.run = histogram("job_run_seconds", "From the start of an attempt to its end.")
+
+
+class Metrics:
+    """All series of a node, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._families = _PerKind(registry)
+        self._bound: dict[tuple[str, str], KindMetrics] = {}
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"jobqueue_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"jobqueue_{name}", text, buckets=_COMMIT_SECONDS, registry=registry)
+
+        self.submit_seconds = histogram("submit_commit_seconds", "From a submission's arrival to its commit.")
+        self.claim_seconds = histogram("claim_seconds", "Time of one claim in the database.")
+        self.finish_seconds = histogram("finish_seconds", "Time of one batch of outcomes in the database.")
+        self.depth = gauge("queue_depth", "Jobs in a state, over all nodes.", "queue", "state")
+        self.oldest = gauge("queue_oldest_seconds", "Age of the oldest job in a state, over all nodes.", "queue", "state")
+        self.running = gauge("active_workers", "Workers of this node that run a job.", "queue")
+        self.workers = gauge("workers", "Workers of this node.", "queue")
+        self.ready = gauge("ready_jobs", "Jobs claimed by this node that wait for a worker.", "queue")
+        self.inflight = gauge("inflight_jobs", "Jobs that this node holds: ready, running or being recorded.")
+        self.waiting_submissions = gauge("waiting_submissions", "Jobs that wait for their commit.")
+        self.lease_remaining = gauge("lease_remaining_seconds", "Until this node's lease runs out.")
+        self.schema_version = gauge("schema_version", "The database's schema version.")
+        self._node = gauge("node_info", "This node.", "node", "host", "version")
+
+    def of(self, queue: str, kind: str) -> KindMetrics:
+        """Return the series of a queue and kind, or the shared ones when there are too many."""
+        bound = self._bound.get((queue, kind))
+        if bound is None:
+            if len(self._bound) >= MAX_LABEL_PAIRS:
+                queue = kind = "other"
+            bound = self._bound[queue, kind] = KindMetrics(self._families, queue, kind)
+        return bound
+
+    def name_node(self, node: str, host: str, version: str) -> None:
+        """Say which node this is: a new id after a lost lease replaces the old one."""
+        self._node.clear()
+        self._node.labels(node, host, version).set(1)
+
+    def set_depths(self, depths: Iterable[tuple[str, str, int, float]]) -> None:
+        """Replace the depths: (queue, state, jobs, age of the oldest in seconds)."""
+        self.depth.clear()
+        self.oldest.clear()
+        for queue, state, jobs, oldest in depths:
+            self.depth.labels(queue, state).set(jobs)
+            self.oldest.labels(queue, state).set(oldest)
+
+    def render(self) -> bytes:
+        """Return everything in the text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,265 @@
+"""The assembly of a node: every part is built here, started in order, and stopped in order.
+
+Reading `serve` from top to bottom is the startup order; `_shut_down` is the shutdown list.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+import trio_parallel
+
+from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.engine import maintenance
+from jobqueue.engine.dispatcher import Dispatcher
+from jobqueue.engine.executor import Executor
+from jobqueue.engine.handlers import App
+from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
+from jobqueue.engine.local_queue import LocalQueue
+from jobqueue.engine.operations import Operations
+from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.schedule import Schedule
+from jobqueue.engine.submission import Submissions
+from jobqueue.engine.worker import Workers
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.http import api, server
+from jobqueue.http.auth import Guard, require_token_off_loopback
+from jobqueue.metrics import Metrics
+from jobqueue.settings import Settings
+from jobqueue.storage import embedded, notifications
+from jobqueue.storage.schema import SCHEMA_VERSION
+from jobqueue.storage.store import Store
+
+HTTP_DRAIN = 2.0
+"""Seconds that requests in flight have for their answer when the service stops."""
+
+SHUTDOWN_MARGIN = 5.0
+"""Seconds that everything but running jobs has in a shutdown: exit comes within the grace period and this."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a started service can say of itself."""
+
+    urls: list[str]
+    database_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    store: Store
+    lease: Lease
+    submissions: Submissions
+    outcomes: Outcomes
+    dispatcher: Dispatcher
+    schedule: Schedule
+    workers: Workers
+    queues: dict[str, LocalQueue]
+    metrics: Metrics
+
+
+async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None]) -> None:
+    """Run a node until SIGTERM or SIGINT, then shut down in order.
+
+    Args:
+        app: the handlers.
+        settings: everything else.
+        on_serving: called once, when the node takes work.
+
+    Raises:
+        SettingsError: a setting that cannot work on this machine.
+        SchemaVersionError: the database is not one that this version knows.
+        EmbeddedPostgresError: the embedded PostgreSQL does not start.
+        DatabaseUnavailable: there is no database at the start.
+        StageCrashed: a part of the service failed; everything else was shut down in order.
+    """
+    require_token_off_loopback(settings.host, settings.tokens)
+    listeners = server.open_listeners(settings.host, settings.port)
+    async with open_stages() as stages:
+        await stages.start("signals", _watch_signals, stages, settings.grace_period)
+        url = settings.database_url or await stages.start(
+            "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
+        )
+        async with _open_engine(app, settings, url) as engine:
+            await _start_engine(engine, settings, url, stages)
+            http_stopping = trio.Event()
+            await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
+            on_serving(Serving(server.urls(listeners), url))
+            await stages.stopping.wait()
+            await _shut_down(engine, settings, stages, http_stopping)
+        await stages.stop("postgresql", within=30)
+        log.info("stopped")
+
+
+@asynccontextmanager
+async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[_Engine]:
+    metrics = Metrics()
+    metrics.schema_version.set(SCHEMA_VERSION)
+    store = Store(url)
+    queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
+
+    # The parts tell each other of work: these three are looked up when called, so that the parts can be built one after the other.
+    def lose_lease() -> None:
+        workers.lose_lease()
+
+    def due_in(seconds: float) -> None:
+        schedule.due_in(seconds)
+
+    def idle_capacity(name: str) -> int:
+        return queues[name].idle_capacity if name in queues else 0
+
+    lease = Lease(store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease)
+    outcomes = Outcomes(store, lease, metrics, on_scheduled=due_in)
+    dispatcher = Dispatcher(
+        store, lease, outcomes, metrics, queues=queues, handlers=app.handlers, poll_interval=settings.poll_interval
+    )
+    schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake)
+    submissions = Submissions(
+        store,
+        metrics,
+        kinds=app.handlers if settings.strict_kinds else None,
+        idle_capacity=idle_capacity,
+        on_committed=dispatcher.wake,
+    )
+    width = sum(settings.worked_queues.values())
+    async with trio_parallel.open_worker_context(init=_leave_signals_to_the_service, grace_period=1.0) as processes:
+        executor = Executor(
+            app.handlers,
+            metrics,
+            threads=trio.CapacityLimiter(max(1, width)),
+            processes=processes,
+            process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
+        )
+        workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.wake)
+        try:
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, workers, queues, metrics)
+        finally:
+            with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
+                await store.aclose()
+
+
+async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: Stages) -> None:
+    await engine.store.migrate()
+    await expire_dead_neighbours(engine.store)
+    await engine.lease.join()
+    await maintenance.recover(engine.store, engine.metrics)
+    await stages.start("heartbeat", engine.lease.run)
+    recovery_interval = settings.visibility_timeout / RENEWALS_PER_LEASE
+    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.metrics, recovery_interval)
+    await stages.start("pruning", maintenance.run_pruning, engine.store, settings.keep_finished, settings.keep_dead)
+    await stages.start("submissions", engine.submissions.run)
+    await stages.start("outcomes", engine.outcomes.run)
+    await stages.start("workers", engine.workers.run)
+
+    def on_notify(channel: str, payload: str) -> None:
+        if channel == "jobqueue":
+            engine.dispatcher.wake((payload,))
+        else:
+            engine.schedule.due_in(0)
+
+    def on_connect() -> None:
+        engine.dispatcher.wake_all()
+        engine.schedule.due_in(0)
+
+    await stages.start("notifications", notifications.run, url, on_notify, on_connect)
+    await stages.start("schedule", engine.schedule.run)
+    await stages.start("dispatcher", engine.dispatcher.run)
+
+
+async def _serve_http(
+    engine: _Engine,
+    settings: Settings,
+    stages: Stages,
+    listeners: list[trio.SocketListener],
+    stopping: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    operations = Operations(
+        engine.store,
+        engine.lease,
+        engine.submissions,
+        engine.outcomes,
+        engine.metrics,
+        queues=engine.queues.values(),
+        stopping=stages.stopping.is_set,
+    )
+    app = api.build(operations, Guard(settings.tokens, settings.host))
+    await server.run(app, listeners, stopping=stopping, drain_timeout=HTTP_DRAIN, task_status=task_status)
+
+
+async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_stopping: trio.Event) -> None:
+    """Stop in order: no new work, no new claims, the workers, their outcomes, the lease. Each step has its time."""
+    log.info("shutting down", grace_period=settings.grace_period)
+    grace_ends = trio.current_time() + settings.grace_period
+    await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
+
+    await stages.stop("dispatcher", within=1)
+    await stages.stop("schedule", within=1)
+    await stages.stop("notifications", within=1)
+    with trio.move_on_after(1):
+        for queue in engine.queues.values():
+            await engine.outcomes.release(queue.ready.close())
+
+    with trio.move_on_at(grace_ends):
+        await engine.workers.drained()
+    if interrupted := engine.workers.interrupt():
+        log.warning("grace period over, jobs interrupted", jobs=interrupted)
+        with trio.move_on_after(1):
+            await engine.workers.drained()
+    await stages.stop("workers", within=0.5)
+
+    with trio.move_on_after(1):
+        await engine.submissions.flush()
+        await engine.outcomes.flush()
+    await stages.stop("submissions", within=0.2)
+    await stages.stop("outcomes", within=0.2)
+    await stages.stop("recovery", within=0.2)
+    await stages.stop("pruning", within=0.2)
+
+    # Only now: while outcomes were being written, a lease that ran out would have given the jobs away.
+    await stages.stop("heartbeat", within=0.2)
+    try:
+        with trio.move_on_after(1):
+            await engine.lease.leave()
+    except DatabaseUnavailable as error:
+        log.warning("could not leave; the visibility timeout frees what is still held", error=str(error))
+
+
+async def _watch_signals(stages: Stages, grace_period: float, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            name = signal.Signals(number).name
+            if stages.stopping.is_set():
+                log.warning("second signal: exiting at once", signal=name)
+                os._exit(128 + number)
+            log.info("signal received", signal=name)
+            _exit_after(grace_period + SHUTDOWN_MARGIN)
+            stages.stopping.set()
+
+
+def _exit_after(seconds: float) -> None:
+    """End the process when the ordered shutdown hangs: a thread that never returns cannot be waited for."""
+
+    def give_up() -> None:
+        log.error("shutdown took too long: exiting", seconds=seconds)
+        os._exit(70)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+
+
+def _leave_signals_to_the_service() -> None:
+    """In a worker process: a SIGTERM to the whole group is the service's to handle, which then ends its processes in order."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,73 @@
+"""What a node can be told, with the defaults; the command line and its environment variables fill this in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from jobqueue.errors import SettingsError
+from jobqueue.job import MAX_NAME_LENGTH
+
+MAX_CONCURRENCY = 10_000
+"""The most jobs of one queue that a node runs at once."""
+
+MAX_QUEUES = 100
+"""The most queues that one node works."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one node. Durations are in seconds.
+
+    Attributes:
+        database_url: the PostgreSQL to use; None starts the embedded one below `data_dir`.
+        data_dir: where the embedded PostgreSQL keeps its data; None is the user's data directory.
+        host: the address to listen on.
+        port: the port to listen on; 0 takes a free one.
+        queues: how many jobs of each queue this node runs at once; a queue with 0, or none at all, is only submitted to.
+        strict_kinds: refuse a submission whose kind this node does not serve.
+        tokens: bearer tokens that HTTP clients must show one of; needed off loopback.
+        poll_interval: how often to look for work that no notification told of.
+        visibility_timeout: how long a node may be silent before its jobs are given to others.
+        grace_period: how long running jobs may go on after SIGTERM.
+        keep_finished: how long finished jobs are kept, by whole days.
+        keep_dead: how long dead letters are kept.
+
+    Raises:
+        SettingsError: a value that cannot work.
+    """
+
+    database_url: str | None = None
+    data_dir: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    queues: Mapping[str, int] = msgspec.field(default_factory=lambda: {"default": 16})
+    strict_kinds: bool = False
+    tokens: tuple[str, ...] = ()
+    poll_interval: float = 2.0
+    visibility_timeout: float = 30.0
+    grace_period: float = 20.0
+    keep_finished: float = 86_400.0
+    keep_dead: float = 30 * 86_400.0
+
+    def __post_init__(self) -> None:
+        bounds = [
+            ("port", self.port, 0, 65_535),
+            ("poll interval", self.poll_interval, 0.05, 60),
+            ("visibility timeout", self.visibility_timeout, 2, 86_400),
+            ("grace period", self.grace_period, 0, 86_400),
+            ("time to keep finished jobs", self.keep_finished, 0, 10 * 365 * 86_400),
+            ("time to keep dead jobs", self.keep_dead, 0, 10 * 365 * 86_400),
+            ("number of queues", len(self.queues), 0, MAX_QUEUES),
+            *((f"concurrency of queue {queue!r}", width, 0, MAX_CONCURRENCY) for queue, width in self.queues.items()),
+            *((f"length of queue name {queue!r}", len(queue), 1, MAX_NAME_LENGTH) for queue in self.queues),
+        ]
+        for name, value, least, most in bounds:
+            if not least <= value <= most:
+                raise SettingsError(f"the {name} must be from {least} to {most}, got {value}")
+
+    @property
+    def worked_queues(self) -> dict[str, int]:
+        """The queues that this node works, with their concurrency."""
+        return {queue: width for queue, width in self.queues.items() if width > 0}

@@ -1,0 +1,133 @@
+"""Connections to PostgreSQL: one statement at a time on each, in a thread, with every driver error turned into one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg
+import trio
+from psycopg import errors as pg
+
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
+
+CONNECT_TIMEOUT = 5
+"""Seconds to wait for PostgreSQL to accept a connection."""
+
+STATEMENT_TIMEOUT = 30
+"""Seconds after which PostgreSQL cancels a statement of ours."""
+
+DEAD_PEER_TIMEOUT = 10
+"""Seconds after which unanswered packets break a connection (TCP only)."""
+
+MINIMUM_SERVER_VERSION = 140_000
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+@dataclass(slots=True)
+class _Session:
+    connection: Connection
+    backend: tuple[int, str]
+
+
+def connect(url: str, purpose: str) -> Connection:
+    """Open a connection as every part of jobqueue wants it: autocommit, bounded waits, named for its purpose.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL cannot be reached, or refuses.
+    """
+    try:
+        return psycopg.connect(
+            url,
+            autocommit=True,
+            application_name=f"jobqueue {purpose}",
+            connect_timeout=CONNECT_TIMEOUT,
+            keepalives_idle=DEAD_PEER_TIMEOUT,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=DEAD_PEER_TIMEOUT * 1000,
+        )
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {_one_line(error)}") from error
+
+
+class Lane:
+    """One connection for one purpose, opened when first used and opened again after it broke.
+
+    Each lane has a thread limiter of its own: neither handlers that block nor another lane's slow statement can hold it up. A
+    statement is never abandoned: a cancelled caller waits for its end, which `STATEMENT_TIMEOUT` and `DEAD_PEER_TIMEOUT` bound.
+
+    Args:
+        url: a libpq URL or connection string.
+        purpose: one word; shown in ``pg_stat_activity``.
+    """
+
+    def __init__(self, url: str, purpose: str) -> None:
+        self._url = url
+        self._purpose = purpose
+        self._session: _Session | None = None
+        self._one_at_a_time = trio.CapacityLimiter(1)
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Call ``work(connection)`` in a thread.
+
+        Raises:
+            DatabaseUnavailable: there is no connection, or the statement was rolled back for a reason that passes.
+            ConnectionLost: the connection broke under the statement.
+            RefusedData: PostgreSQL refused a value.
+        """
+        return await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
+
+    async def aclose(self) -> None:
+        """Close the connection, if there is one."""
+        await trio.to_thread.run_sync(self._close, limiter=self._one_at_a_time)
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        session = self._session
+        if session is None:
+            session = self._session = _open_session(self._url, self._purpose)
+        try:
+            return work(session.connection)
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            raise RefusedData(_one_line(error)) from error
+        except pg.ReadOnlySqlTransaction as error:
+            self._close()  # the server became a standby: the next connection may find the new primary
+            raise DatabaseUnavailable(_one_line(error)) from error
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if not session.connection.closed:
+                raise DatabaseUnavailable(_one_line(error)) from error
+            self._session = None
+            raise ConnectionLost(_one_line(error), backend=session.backend) from error
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.connection.close()
+            self._session = None
+
+
+def _open_session(url: str, purpose: str) -> _Session:
+    connection = connect(url, purpose)
+    try:
+        # An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
+        row = connection.execute(
+            """
+            SELECT pid, backend_start::text, set_config('statement_timeout', %s, false),
+                   CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
+              FROM pg_stat_activity WHERE pid = pg_backend_pid()
+            """,
+            (f"{STATEMENT_TIMEOUT}s",),
+        ).fetchone()
+    except psycopg.Error as error:
+        connection.close()
+        raise DatabaseUnavailable(f"cannot prepare a connection: {_one_line(error)}") from error
+    pid, started = (row[0], row[1]) if row else (connection.info.backend_pid, "-infinity")
+    assert isinstance(pid, int)  # noqa: S101 - PostgreSQL's own type
+    assert isinstance(started, str)  # noqa: S101
+    return _Session(connection, (pid, started))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

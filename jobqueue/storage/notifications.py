@@ -1,0 +1,76 @@
+"""Listen for NOTIFY: an accelerator, never a need. With every notification lost, polling still finds the work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import psycopg
+import structlog
+import trio
+
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.storage.database import Connection, connect
+
+CHANNELS = ("jobqueue", "jobqueue_scheduled")
+
+LONGEST_BACKOFF = 10.0
+"""Seconds between two tries to connect again, at the most."""
+
+log = structlog.get_logger()
+
+
+async def run(
+    url: str,
+    on_notify: Callable[[str, str], None],
+    on_connect: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Call ``on_notify(channel, payload)`` for each notification, until cancelled.
+
+    After every (re)connection `on_connect` is called: whatever was notified in between is lost, so look for work at once.
+
+    Raises:
+        DatabaseUnavailable: the first connection failed; later ones are tried again for ever.
+    """
+    limiter = trio.CapacityLimiter(1)
+    connection: Connection | None = await trio.to_thread.run_sync(_listen, url, limiter=limiter)
+    task_status.started()
+    failures = 0
+    while True:
+        try:
+            if connection is None:
+                connection = await trio.to_thread.run_sync(_listen, url, limiter=limiter)
+                log.info("listening again")
+            failures = 0
+            on_connect()
+            await _relay(connection, on_notify)
+        except (psycopg.Error, DatabaseUnavailable) as error:
+            failures += 1
+            if failures == 1:
+                log.warning("notifications lost, polling meanwhile", error=" ".join(str(error).split()))
+        finally:
+            if connection is not None:
+                connection.close()
+                connection = None
+        await trio.sleep(min(LONGEST_BACKOFF, 0.1 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1))
+
+
+async def _relay(connection: Connection, on_notify: Callable[[str, str], None]) -> None:
+    while True:
+        # Drained before every wait: a listener that does not read holds back the whole server's notification queue.
+        for notify in connection.notifies(timeout=0):
+            on_notify(notify.channel, notify.payload)
+        await trio.lowlevel.wait_readable(connection.fileno())
+
+
+def _listen(url: str) -> Connection:
+    connection = connect(url, "listen")
+    try:
+        for channel in CHANNELS:
+            connection.execute(f"LISTEN {channel}".encode())
+    except BaseException:
+        connection.close()
+        raise
+    return connection

