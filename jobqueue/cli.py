@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import psycopg
@@ -23,6 +24,8 @@ from jobqueue.storage.database import connect
 
 DEFAULTS = Settings()
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 database_url = click.option(
     "--database-url",
     envvar="DATABASE_URL",
@@ -34,7 +37,7 @@ log_level = click.option(
 )
 
 
-def setting(name: str, env: str, help: str, **kwargs: Any) -> Any:  # noqa: A002 - click's word
+def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command], Command]:  # noqa: A002 - click's word
     """Make an option with its environment variable and its default shown."""
     return click.option(name, envvar=f"JOBQUEUE_{env}", show_envvar=True, help=help, **{"show_default": True, **kwargs})
 

@@ -193,8 +193,8 @@ async def _serve_http(
         queues=engine.queues.values(),
         stopping=stages.stopping.is_set,
     )
-    app = api.build(operations, Guard(settings.tokens, settings.host))
-    await server.run(app, listeners, stopping=stopping, drain_timeout=HTTP_DRAIN, task_status=task_status)
+    app = api.build(operations, Guard(settings.tokens, [settings.host]))
+    await server.run(app, server.configuration(), listeners, stopping=stopping, drain_timeout=HTTP_DRAIN, task_status=task_status)
 
 
 async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_stopping: trio.Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -83,7 +83,7 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         backend: the node.
         guard: decides who may ask; it also covers routes that are added to the app later.
     """
-    app = QuartTrio(__name__, static_folder=None)
+    app = _App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     # A redirect would show through the guard which paths exist.
@@ -120,8 +120,19 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     app.before_request(refuse_at_the_door)
     app.after_request(_secure)
     app.register_error_handler(Exception, _problem)
-    app.asgi_app = _only_paths(app.asgi_app)  # type: ignore[method-assign]
     return app
+
+
+class _App(QuartTrio):
+    async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Answer 400 to a request target without a path, such as ``?x``: Quart takes its first character for granted."""
+        if scope["type"] == "http" and not scope["path"]:
+            answer = problems.answer(BadRequest("The request target has no path."))
+            headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+        else:
+            await super().asgi_app(scope, receive, send)
 
 
 class _Routes:
@@ -237,22 +248,3 @@ def _refuse_ambiguous() -> None:
         raise UnsupportedMediaType("Send the body without a Content-Encoding.")
     if "Content-Type" in headers and request.method not in {"GET", "HEAD", "OPTIONS"}:
         bodies.require_json(headers["Content-Type"])
-
-
-Asgi = Callable[[Scope, ASGIReceiveCallable, ASGISendCallable], Coroutine[None, None, None]]
-
-
-def _only_paths(app: Asgi) -> Asgi:
-    """Answer 400 to a request target without a path, such as ``?x``: the framework takes the first character for granted."""
-
-    async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        if scope["type"] != "lifespan" and not scope["path"]:
-            answer = problems.answer(BadRequest("The request target has no path."))
-            headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
-            kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-            await send({"type": f"{kind}.start", "status": answer.status, "headers": headers})  # type: ignore[misc,arg-type]
-            await send({"type": f"{kind}.body", "body": answer.body, "more_body": False})  # type: ignore[misc,arg-type]
-        else:
-            await app(scope, receive, send)
-
-    return asgi

@@ -115,7 +115,7 @@ def _elements(body: bytes) -> list[msgspec.Raw]:
         place = re.search(r"\$\[(\d+)\]", str(error))
         raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(_malformed(body, error)) from None
+        raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}") from None
 
 
 def _submissions(texts: Iterable[Text], ignored: set[str]) -> Iterator[Submission]:
@@ -169,7 +169,7 @@ def _submission(text: Text, ignored: set[str]) -> Submission:
     except msgspec.ValidationError:
         raise InvalidJob("a job must be a JSON object") from None
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(_malformed(text, error)) from None
+        raise InvalidJob(f"the job cannot be read: {_malformed(text, error)}") from None
     if not members.keys() <= _fields.keys():
         members = _known(members, ignored)
         text = msgspec.json.encode(members)
@@ -224,7 +224,7 @@ def _fault(members: dict[str, msgspec.Raw]) -> InvalidJob:
 
 
 _MALFORMATIONS: list[tuple[bytes, str]] = [
-    (rb"\xef\xbb\xbf", "it begins with a byte order mark, which JSON has not"),
+    (rb"\xef\xbb\xbf", "it begins with a byte order mark"),
     (rb"(?s:.*)\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])", "a string holds half of a surrogate pair"),
 ]
 
@@ -238,7 +238,7 @@ def _malformed(text: Text, error: Exception) -> str:
     for pattern, reason in _MALFORMATIONS:
         if re.match(pattern, bytes(text)):
             return reason
-    return f"not valid JSON: {error}"
+    return str(error)
 
 
 def _shown(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -87,7 +88,7 @@ class _Log(Logger):
         pass
 
     async def exception(self, message: str, *_: object, **__: object) -> None:
-        log.error(message, exc_info=True)
+        log.error(message, exc_info=sys.exception())
 
 
 # -------------------------------------------------------------------------------------------------------------------- listening
@@ -244,7 +245,7 @@ async def run(
 
 
 def _announcing_close(app: ASGIFramework, stopping: trio.Event) -> ASGIFramework:
-    """Tell HTTP/1.1 clients with each answer after `stopping` that the connection ends: they send nothing more on it."""
+    """Tell HTTP/1.1 clients with each answer after `stopping` that the connection ends, so that they do not use it again."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         async def announcing(message: ASGISendEvent) -> None:
