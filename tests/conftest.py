@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psycopg
 import pytest
 
@@ -101,14 +100,15 @@ class Service:
     def stop(self, timeout: float = 40) -> int:
         """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self._ended(timeout)
+        return self.wait(timeout)
 
     def kill(self) -> None:
         """Send SIGKILL."""
         self.process.kill()
-        self._ended(10)
+        self.wait(10)
 
-    def _ended(self, timeout: float) -> int:
+    def wait(self, timeout: float = 20) -> int:
+        """Wait for the end of the process by itself and return the exit code."""
         code = self.process.wait(timeout)
         self._log_reader.join(5)
         assert self.process.stdout is not None
@@ -133,18 +133,18 @@ def service(database_url: str) -> Iterator[Callable[..., Service]]:
 
     yield start
     for one in started:
-        if one.process.poll() is None:
-            one.kill()
+        one.kill()
 
 
 class Database:
     """Plain SQL for a test's assertions."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._connection = psycopg.connect(url, autocommit=True)
 
     def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql, params).fetchall()
+        return self._connection.execute(sql, params or None).fetchall()
 
     def value(self, sql: str, *params: Any) -> Any:
         [[value]] = self.rows(sql, *params)
@@ -163,7 +163,3 @@ def database(database_url: str) -> Iterator[Database]:
     connected = Database(database_url)
     yield connected
     connected.close()
-
-
-def json(body: bytes) -> Any:
-    return msgspec.json.decode(body)

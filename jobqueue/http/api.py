@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import msgspec
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
-from quart import Response, request
+from quart import Response, after_this_request, request
+from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound, UnsupportedMediaType
 
@@ -125,8 +126,10 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
 
 class _App(QuartTrio):
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Answer 400 to a request target without a path, such as ``?x``: Quart takes its first character for granted."""
-        if scope["type"] == "http" and not scope["path"]:
+        """Keep from Quart what it would fail on or let pass: targets without a path, such as ``?x``, and WebSockets."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
+        elif scope["type"] == "http" and not scope["path"]:
             answer = problems.answer(BadRequest("The request target has no path."))
             headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -239,10 +242,16 @@ async def _secure(response: Response) -> Response:
     return response
 
 
+async def _closing(response: ResponseTypes) -> ResponseTypes:
+    response.headers["Connection"] = "close"
+    return response
+
+
 def _refuse_ambiguous() -> None:
     """Refuse what a proxy before us may read otherwise than we do, and bodies that a foreign page could send."""
     headers = request.headers
     if "Content-Length" in headers and "Transfer-Encoding" in headers:
+        after_this_request(_closing)
         raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("Send the body without a Content-Encoding.")

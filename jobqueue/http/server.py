@@ -63,6 +63,9 @@ LINGER_TIMEOUT = 2.0
 CLOSE_TIMEOUT = 5.0
 """Seconds for what runs for a connection to end when the connection is over; then it is cancelled."""
 
+MAX_LOGGED_ERROR = 200
+"""Characters of an error that are logged: it may quote the client."""
+
 _RECEIVE_BYTES = 1 << 16
 
 log = structlog.get_logger()
@@ -79,7 +82,7 @@ def configuration() -> Config:
 
 
 class _Log(Logger):
-    """hypercorn's log, in ours: all it has to say is that an app failed."""
+    """hypercorn's log, in ours: all it has to say is that something failed around the app, whose routes log their own failures."""
 
     def __init__(self, config: Config) -> None:
         pass
@@ -88,7 +91,7 @@ class _Log(Logger):
         pass
 
     async def exception(self, message: str, *_: object, **__: object) -> None:
-        log.error(message, exc_info=sys.exception())
+        _log_contained(message, sys.exception())
 
 
 # -------------------------------------------------------------------------------------------------------------------- listening
@@ -245,7 +248,7 @@ async def run(
 
 
 def _announcing_close(app: ASGIFramework, stopping: trio.Event) -> ASGIFramework:
-    """Tell HTTP/1.1 clients with each answer after `stopping` that the connection ends, so that they do not use it again."""
+    """Tell HTTP/1.1 clients with each answer after `stopping` that the connection ends, so they do not use it again."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         async def announcing(message: ASGISendEvent) -> None:
@@ -263,8 +266,8 @@ class Connection:
     """One client's connection: bytes in to hypercorn's protocol and out of it, and the deadlines of both.
 
     It takes the place of hypercorn's own ``TCPServer``. One task reads; how long it may go on depends on what the connection is at,
-    and when it ends, so does the connection. All that the protocol calls back with is settled without a checkpoint or under a shield
-    with a deadline: it calls from the task of a request, which a disconnect cancels at any moment.
+    and when it ends, so does the connection. What the protocol asks for is done without a checkpoint, or under a shield with a
+    deadline: it asks from the task of a request, which is cancelled as soon as its answer is out.
 
     Args:
         app: the ASGI app, wrapped for hypercorn.
@@ -292,10 +295,8 @@ class Connection:
                 await self._run()
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             pass  # the client is gone
-        except* Exception as errors:
-            # One line: whoever sends malformed requests must not fill the disk.
-            log.warning("a connection was dropped", errors=[f"{type(e).__name__}: {e}"[:200] for e in _leaves(errors)])
-            log.debug("the connection's error", exc_info=errors)
+        except* Exception as errors:  # noqa: BLE001 - whatever a request can cause ends here
+            _log_contained("a connection was dropped", errors)
 
     def finish(self) -> None:
         """End the connection when no request is in flight, which for an idle one is now."""
@@ -369,9 +370,15 @@ class Connection:
             self.drop()
 
 
-def _leaves(errors: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def _log_contained(message: str, error: BaseException | None) -> None:
+    """Log one line: most often it was a malformed request, and whoever sends those must not fill the disk with tracebacks."""
+    log.warning(message, errors=[f"{type(leaf).__name__}: {leaf}"[:MAX_LOGGED_ERROR] for leaf in _leaves(error)])
+    log.debug(message, exc_info=error)
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif error is not None:
+        yield error

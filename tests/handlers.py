@@ -1,0 +1,71 @@
+"""Handlers for the tests of the whole service. Each writes that it ran to the file that EFFECTS names."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import trio
+
+import jobqueue
+
+app = jobqueue.App()
+
+
+def effect(job: jobqueue.Job, what: str) -> None:
+    """Append one line, in one write: it survives whatever happens to the process."""
+    with open(os.environ["EFFECTS"], "ab", buffering=0) as file:  # noqa: PTH123
+        file.write(f"{what} {job.id} {job.attempt}\n".encode())
+
+
+@app.handler("echo")
+async def echo(job: jobqueue.Job) -> object:
+    effect(job, "ran")
+    return job.payload
+
+
+@app.handler("sleep")
+async def sleep(job: jobqueue.Job, seconds: float = 0.01) -> None:
+    effect(job, "began")
+    await trio.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("thread")
+def thread(job: jobqueue.Job, seconds: float = 0.01) -> None:
+    effect(job, "began")
+    time.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("cpu", cpu=True)
+def cpu(job: jobqueue.Job, seconds: float = 0.01) -> None:
+    effect(job, "began")
+    time.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("fail", max_retries=1, backoff=jobqueue.Backoff(base=0.01, cap=0.01))
+async def fail(job: jobqueue.Job) -> None:
+    effect(job, "ran")
+    raise RuntimeError("as asked")
+
+
+@app.handler("flaky", max_retries=50, backoff=jobqueue.Backoff(base=0.005, cap=0.02))
+async def flaky(job: jobqueue.Job) -> None:
+    effect(job, "ran")
+    if job.attempt < 4:
+        raise RuntimeError("not yet")
+
+
+@app.handler("fail-slowly", backoff=jobqueue.Backoff(base=3, cap=3, jitter=0))
+async def fail_slowly(job: jobqueue.Job) -> None:
+    effect(job, "ran")
+    if job.attempt == 1:
+        raise RuntimeError("come back later")
+
+
+@app.handler("kill")
+async def kill(job: jobqueue.Job) -> None:
+    effect(job, "ran")
+    os._exit(9)

@@ -1,0 +1,95 @@
+"""Short words for the tests of storage: submit, claim and finish without saying everything each time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uuid_utils
+
+from jobqueue import documents
+from jobqueue.job import ClaimedJob, NewJob, Outcome, Verdict
+from jobqueue.storage.store import Node, Store
+
+
+class Driver:
+    """A store with one joined node, and the defaults that a test does not care about."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.node = new_id()
+
+    async def join(self, *, lease: float = 30, queues: Mapping[str, int] | None = None) -> str:
+        """Enter a further node, which the driver uses from now on; return its id."""
+        self.node = new_id()
+        await self.store.join(
+            Node(
+                id=self.node,
+                host="host",
+                pid=os.getpid(),
+                process=f"test:{self.node}",
+                version="0",
+                queues=queues or {"default": 1},
+            ),
+            lease=lease,
+        )
+        return self.node
+
+    async def submit(self, **fields: Any) -> str:
+        [job_id] = await self.submit_many(fields)
+        return job_id
+
+    async def submit_many(self, *jobs: dict[str, Any]) -> list[str]:
+        new = [NewJob(id=new_id(), **fields) for fields in jobs]
+        await self.store.submit([documents.encode(job) for job in new], wake=False)
+        return [job.id for job in new]
+
+    async def claim(self, jobs: int = 100, *, queue: str = "default", defaults: dict[str, int] | None = None) -> list[ClaimedJob]:
+        claimed = await self.store.claim(self.node, {queue: jobs}, documents.encode(defaults or {}))
+        return sorted(claimed, key=lambda job: job.rank)
+
+    async def claim_one(self) -> ClaimedJob:
+        [job] = await self.claim(1)
+        return job
+
+    async def finish(self, job: ClaimedJob, outcome: Verdict, *, node: str | None = None, **fields: Any) -> bool:
+        """Finish one run; return whether it was accepted."""
+        document = documents.encode(Outcome(id=job.id, claims=job.claims, outcome=outcome, **fields))
+        return await self.store.finish(node or self.node, [document]) == set()
+
+    async def state(self, job_id: str) -> str | None:
+        job = await self.store.job(job_id)
+        return None if job is None else job["state"]
+
+    async def in_state(self, state: str) -> ClaimedJob | str:
+        """Make a job in that state; return its run where it has one, its id otherwise."""
+        if state == "scheduled":
+            return await self.submit(delay=3600)
+        job_id = await self.submit()
+        if state == "pending":
+            return job_id
+        job = await self.claim_one()
+        if state == "inflight":
+            return job
+        outcome: dict[str, Any] = {"succeeded": {}, "dead": {"reason": "no luck"}}[state]
+        assert await self.finish(job, state, **outcome)  # type: ignore[arg-type]
+        return job
+
+
+def new_id() -> str:
+    return str(uuid_utils.uuid7())
+
+
+@asynccontextmanager
+async def open_driver(url: str) -> AsyncIterator[Driver]:
+    """A driver on a database that has the schema."""
+    store = Store(url)
+    await store.migrate()
+    driver = Driver(store)
+    await driver.join()
+    try:
+        yield driver
+    finally:
+        await store.aclose()

@@ -1,0 +1,511 @@
+"""Every verb of the storage, every legal transition and every illegal one, on each PostgreSQL that we support."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+
+from jobqueue import documents
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
+from jobqueue.job import AttemptError, ClaimedJob, NewJob
+from jobqueue.storage.store import Store
+from tests.conftest import Database
+from tests.storage import Driver, new_id, open_driver
+
+STATES = ["scheduled", "pending", "inflight", "succeeded", "dead"]
+
+
+@pytest.fixture
+async def driver(any_database_url: str) -> AsyncIterator[Driver]:
+    async with open_driver(any_database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sql(any_database_url: str) -> Any:
+    database = Database(any_database_url)
+    yield database
+    database.close()
+
+
+def job_id_of(made: ClaimedJob | str) -> str:
+    return made if isinstance(made, str) else made.id
+
+
+# --------------------------------------------------------------------------------------------------------------------- submit
+
+
+async def test_a_submitted_job_is_pending_with_what_was_said_of_it(driver: Driver) -> None:
+    job_id = await driver.submit(kind="mail", payload={"to": "ä\U0001f600"}, queue="q", priority=7, max_retries=2, timeout=1.5)
+    job = await driver.store.job(job_id)
+    assert job is not None
+    expected = {"state": "pending", "kind": "mail", "payload": {"to": "ä\U0001f600"}, "queue": "q", "priority": 7}
+    assert expected.items() <= job.items()
+    assert (job["max_retries"], job["timeout"], job["attempt"], job["errors"]) == (2, 1.5, 0, [])
+
+
+async def test_a_batch_is_claimed_in_the_order_it_was_given_in(driver: Driver) -> None:
+    ids = await driver.submit_many(*({} for _ in range(50)))
+    assert [job.id for job in await driver.claim()] == ids
+
+
+async def test_a_job_with_a_delay_waits_until_it_is_due(driver: Driver) -> None:
+    job_id = await driver.submit(delay=0.3)
+    assert (await driver.store.promote()).jobs == 0
+    assert await driver.claim() == []
+    promotion = await driver.store.promote()
+    assert promotion.next_due is not None
+    assert 0 < promotion.next_due < 0.3
+    await trio.sleep(promotion.next_due + 0.01)
+    assert (await driver.store.promote()).queues == ["default"]
+    assert [job.id for job in await driver.claim()] == [job_id]
+
+
+async def test_a_run_at_in_the_past_is_now(driver: Driver) -> None:
+    job_id = await driver.submit(run_at=datetime.now(UTC) - timedelta(hours=1))
+    assert await driver.state(job_id) == "pending"
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({"priority": -1}, "priority_range"),
+        ({"priority": 1_000_001}, "priority_range"),
+        ({"kind": ""}, "kind_length"),
+        ({"queue": "x" * 201}, "queue_length"),
+        ({"max_retries": -1}, "max_retries_range"),
+        ({"max_retries": 1001}, "max_retries_range"),
+        ({"timeout": 0.0}, "timeout_range"),
+        ({"timeout": 604_801.0}, "timeout_range"),
+    ],
+)
+async def test_the_database_refuses_what_http_refuses_and_the_whole_batch_with_it(
+    driver: Driver, fields: dict[str, Any], constraint: str
+) -> None:
+    for when in ({}, {"delay": 60.0}):
+        with pytest.raises(RefusedData, match=constraint):
+            await driver.submit_many({}, {**fields, **when})
+    assert await driver.claim() == []
+
+
+async def test_limits_are_accepted_at_the_bound(driver: Driver) -> None:
+    await driver.submit(priority=1_000_000, kind="k" * 200, queue="q" * 200, max_retries=1000, timeout=604_800.0)
+    await driver.submit(priority=0, kind="k", max_retries=0)
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_submitting_again_changes_nothing_whatever_became_of_the_job(driver: Driver, state: str) -> None:
+    job_id = job_id_of(await driver.in_state(state))
+    missing = new_id()
+    again = [documents.encode(NewJob(id=job, payload={"again": True})) for job in (job_id, missing)]
+    await driver.store.submit_again(again, backend=(1, "2000-01-01"))
+    job = await driver.store.job(job_id)
+    assert job is not None
+    assert (job["state"], job["payload"]) == (state, {})
+    assert await driver.state(missing) == "pending"
+
+
+async def test_submitting_again_waits_for_the_transaction_of_the_lost_connection(driver: Driver, any_database_url: str) -> None:
+    document = documents.encode(NewJob(id=new_id()))
+    connection = psycopg.connect(any_database_url)  # its transaction stays open: a commit that has not happened yet
+    connection.execute("SELECT jobqueue.submit_many(%s::jsonb)", (documents.join([document]),))
+    row = connection.execute("SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
+    assert row is not None
+    backend = (connection.info.backend_pid, row[0])
+    done = trio.Event()
+
+    async def submit_again() -> None:
+        await driver.store.submit_again([document], backend=backend)
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(submit_again)
+        await trio.sleep(0.2)
+        assert not done.is_set()
+        connection.commit()
+        with trio.fail_after(5):
+            await done.wait()
+    connection.close()
+    assert len(await driver.claim()) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------- from SQL
+
+
+async def test_sql_submit_is_part_of_the_callers_transaction(driver: Driver, any_database_url: str) -> None:
+    with psycopg.connect(any_database_url) as connection:
+        connection.execute("SELECT jobqueue.submit('mail', '{\"n\": 1}')")
+        connection.rollback()
+        assert await driver.claim() == []
+        row = connection.execute("SELECT jobqueue.submit('mail', '{\"n\": 2}', priority => 3, queue => 'default')").fetchone()
+        assert await driver.claim() == []
+        connection.commit()
+    [job] = await driver.claim()
+    assert row is not None
+    assert (job.id, job.kind, bytes(job.payload), job.priority) == (str(row[0]), "mail", b'{"n": 2}', 3)
+
+
+async def test_sql_submit_refuses_a_bad_value_by_name(sql: Database, driver: Driver) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="priority_range"):
+        sql.value("SELECT jobqueue.submit('mail', priority => -1)")
+    with pytest.raises(psycopg.DataError):
+        sql.value("SELECT jobqueue.submit('mail', '{\"text\": \"\\u0000\"}')")
+    assert await driver.claim() == []
+
+
+async def test_ids_made_by_the_database_are_version_7_and_sort_by_time(sql: Database, driver: Driver) -> None:
+    assert driver.node
+    ids = []
+    for _ in range(3):
+        ids.append(str(sql.value("SELECT jobqueue.submit('mail')")))
+        await trio.sleep(0.002)
+    assert [job_id[14] for job_id in ids] == ["7"] * 3
+    assert {job_id[19] for job_id in ids} <= set("89ab")
+    assert ids == sorted(ids)
+
+
+async def test_submit_tells_listeners_unless_asked_not_to(driver: Driver, any_database_url: str) -> None:
+    with psycopg.connect(any_database_url, autocommit=True) as listener:
+        listener.execute("LISTEN jobqueue")
+        await driver.submit()
+        listener.execute("SELECT jobqueue.submit('mail', queue => 'post')")
+        heard = [notify.payload for notify in listener.notifies(timeout=0.5, stop_after=1)]
+        assert heard == ["post"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------- claim
+
+
+async def test_claim_takes_the_best_rank_first_priority_and_age_together(driver: Driver, sql: Database) -> None:
+    # With an aging interval of one second, two seconds of waiting are worth more than a priority of one.
+    old, urgent, plain = await driver.submit_many({}, {"priority": 1}, {})
+    sql.rows("UPDATE jobqueue.pending_jobs SET rank = rank - interval '2 seconds' WHERE id = %s RETURNING 1", old)
+    assert [(await driver.claim_one()).id for _ in range(3)] == [old, urgent, plain]
+
+
+async def test_the_aging_interval_of_a_queue_says_what_waiting_is_worth(driver: Driver, sql: Database) -> None:
+    sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 hour') RETURNING 1")
+    await driver.submit(queue="slow", priority=2)
+    [job] = await driver.claim(queue="slow")
+    assert job.rank == pytest.approx(job.created_at - 7200, abs=0.001)
+
+
+async def test_claim_never_takes_more_than_asked_for_and_only_of_that_queue(driver: Driver) -> None:
+    await driver.submit_many(*({} for _ in range(10)), *({"queue": "other"} for _ in range(10)))
+    claimed = await driver.store.claim(driver.node, {"default": 3, "other": 4, "empty": 5}, b"{}")
+    assert sorted(job.queue for job in claimed) == ["default"] * 3 + ["other"] * 4
+
+
+async def test_concurrent_claims_never_share_a_job(driver: Driver, any_database_url: str) -> None:
+    await driver.submit_many(*({} for _ in range(500)))
+    claimed: list[str] = []
+
+    async def claim_all() -> None:
+        async with open_driver(any_database_url) as other:
+            while jobs := await other.claim(7):
+                claimed.extend(job.id for job in jobs)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(claim_all)
+    # SKIP LOCKED may leave a row to a claim that then took another: what is left is still pending.
+    claimed.extend(job.id for job in await driver.claim(500))
+    assert len(claimed) == len(set(claimed)) == 500
+
+
+async def test_claim_counts_the_attempt_before_the_handler_runs(driver: Driver) -> None:
+    await driver.submit()
+    job = await driver.claim_one()
+    assert (job.attempt, job.claims) == (1, 1)
+
+
+async def test_claim_takes_the_retry_limit_from_the_job_else_the_handler_else_three(driver: Driver) -> None:
+    own, handlers, default = await driver.submit_many({"kind": "a", "max_retries": 9}, {"kind": "a"}, {"kind": "b"})
+    limits = {job.id: job.max_retries for job in await driver.claim(defaults={"a": 5})}
+    assert limits == {own: 9, handlers: 5, default: 3}
+
+
+async def test_a_paused_queue_gives_nothing_until_it_is_resumed(driver: Driver) -> None:
+    await driver.submit()
+    await driver.store.pause("default", paused=True)
+    assert await driver.claim() == []
+    await driver.store.pause("default", paused=False)
+    assert len(await driver.claim()) == 1
+
+
+async def test_a_node_without_a_lease_gets_nothing(driver: Driver, sql: Database) -> None:
+    await driver.submit()
+    alive = driver.node
+    driver.node = new_id()
+    assert await driver.claim() == []
+    driver.node = alive
+    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() RETURNING 1")
+    assert await driver.claim() == []
+
+
+async def test_names_and_payloads_come_out_of_a_claim_as_they_went_in(driver: Driver) -> None:
+    payload = {'"\\\n': ["%s", "\\u0041", None, 1.5, -0.0, 2**63, {"ü": []}]}
+    kind = 'ki"nd\\%\n'
+    await driver.submit(kind=kind, payload=payload, queue="default")
+    job = await driver.claim_one()
+    assert job.kind == kind
+    assert json.loads(bytes(job.payload)) == payload
+
+
+# ---------------------------------------------------------------------------------------------------------------------- finish
+
+
+async def test_succeeded_goes_to_finished_with_its_result(driver: Driver) -> None:
+    await driver.submit(payload={"n": 1})
+    job = await driver.claim_one()
+    assert await driver.finish(job, "succeeded", result={"answer": 42})
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert (row["state"], row["result"], row["payload"], row["node_id"]) == ("succeeded", {"answer": 42}, {"n": 1}, driver.node)
+    assert row["ended_at"] >= row["claimed_at"] >= row["created_at"]
+
+
+async def test_retry_is_scheduled_keeps_its_place_and_its_error(driver: Driver) -> None:
+    await driver.submit(priority=4)
+    job = await driver.claim_one()
+    error = AttemptError(attempt=1, error="boom", duration=0.5, traceback="Traceback ...")
+    assert await driver.finish(job, "retry", delay=0.01, error=error)
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert (row["state"], row["attempt"]) == ("scheduled", 1)
+    [entry] = row["errors"]
+    assert {
+        "attempt": 1,
+        "error": "boom",
+        "duration": 0.5,
+        "traceback": "Traceback ...",
+        "node": driver.node,
+    }.items() <= entry.items()
+    assert entry["at"].startswith("20")
+    await trio.sleep(0.02)
+    await driver.store.promote()
+    again = await driver.claim_one()
+    assert (again.rank, again.attempt, again.claims) == (job.rank, 2, 2)
+
+
+@pytest.mark.parametrize(("outcome", "state"), [("snoozed", "scheduled"), ("released", "pending")])
+async def test_snoozed_and_released_refund_the_attempt_but_not_the_fencing_token(driver: Driver, outcome: Any, state: str) -> None:
+    await driver.submit()
+    job = await driver.claim_one()
+    assert await driver.finish(job, outcome, delay=0.0)
+    assert await driver.state(job.id) == state
+    await driver.store.promote()
+    again = await driver.claim_one()
+    assert (again.attempt, again.claims, again.rank) == (1, 2, job.rank)
+    assert not await driver.finish(job, outcome, delay=0.0), "the first run's outcome, sent again, must not end the second run"
+
+
+async def test_dead_keeps_reason_and_errors(driver: Driver) -> None:
+    await driver.submit()
+    job = await driver.claim_one()
+    assert await driver.finish(job, "dead", reason="gone", error=AttemptError(attempt=1, error="404", duration=0.1))
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert (row["state"], row["reason"], row["errors"][0]["error"]) == ("dead", "gone", "404")
+
+
+async def test_the_error_history_keeps_the_last_ten(driver: Driver) -> None:
+    await driver.submit(max_retries=100)
+    for attempt in range(1, 13):
+        await driver.store.promote()
+        job = await driver.claim_one()
+        await driver.finish(job, "retry", delay=0.0, error=AttemptError(attempt=attempt, error=f"e{attempt}", duration=0))
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert [entry["error"] for entry in row["errors"]] == [f"e{n}" for n in range(3, 13)]
+
+
+async def test_a_batch_of_outcomes_says_which_were_stale_and_moves_the_others(driver: Driver) -> None:
+    await driver.submit_many({}, {}, {})
+    jobs = await driver.claim()
+    await driver.finish(jobs[1], "succeeded")
+    outcomes = [documents.encode({"id": job.id, "claims": job.claims, "outcome": "succeeded"}) for job in jobs]
+    assert await driver.store.finish(driver.node, outcomes) == {1}
+    assert [await driver.state(job.id) for job in jobs] == ["succeeded"] * 3
+
+
+# -------------------------------------------------------------------------------------------- what is not legal changes nothing
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state != "inflight"])
+@pytest.mark.parametrize("outcome", ["succeeded", "dead", "retry", "snoozed", "released"])
+async def test_only_an_inflight_run_can_be_finished(driver: Driver, state: str, outcome: Any) -> None:
+    made = await driver.in_state(state)
+    run = made if isinstance(made, ClaimedJob) else ClaimedJob("default", made, "", b"{}", 0, 1, 1, 3, None, 0, 0, 0)  # type: ignore[arg-type]
+    assert not await driver.finish(run, outcome, reason="r", delay=1.0)
+    assert await driver.state(run.id) == state
+
+
+async def test_only_the_run_that_was_claimed_by_the_node_that_claimed_it_can_be_finished(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    assert not await driver.finish(run, "succeeded", node=new_id())
+    wrong = ClaimedJob(*(getattr(run, name) if name != "claims" else run.claims + 1 for name in run.__struct_fields__))
+    assert not await driver.finish(wrong, "succeeded")
+    assert await driver.state(run.id) == "inflight"
+    assert await driver.finish(run, "succeeded")
+    assert not await driver.finish(run, "succeeded"), "exactly one completion is accepted"
+
+
+@pytest.mark.parametrize(
+    ("verb", "legal", "becomes"),
+    [("cancel", {"pending", "scheduled"}, "cancelled"), ("retry", {"dead"}, "pending"), ("discard", {"dead"}, None)],
+)
+@pytest.mark.parametrize("state", STATES)
+async def test_steering_works_from_the_states_it_is_for_and_changes_nothing_in_others(
+    driver: Driver, verb: str, legal: set[str], becomes: str | None, state: str
+) -> None:
+    job_id = job_id_of(await driver.in_state(state))
+    assert await getattr(driver.store, verb)(job_id) is (state in legal)
+    assert await driver.state(job_id) == (becomes if state in legal else state)
+
+
+async def test_a_redriven_job_has_all_its_attempts_again_and_a_new_place(driver: Driver) -> None:
+    dead = await driver.in_state("dead")
+    assert isinstance(dead, ClaimedJob)
+    await driver.store.retry(dead.id)
+    again = await driver.claim_one()
+    assert (again.attempt, again.claims) == (1, 2)
+    assert again.rank > dead.rank
+
+
+# --------------------------------------------------------------------------------------------------------------------- leases
+
+
+async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(driver: Driver, sql: Database) -> None:
+    await driver.submit(priority=2)
+    job = await driver.claim_one()
+    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() - interval '1 second' RETURNING 1")
+    [recovered] = await driver.store.recover()
+    assert (recovered.id, recovered.outcome, recovered.node_id) == (job.id, "pending", driver.node)
+    assert not await driver.finish(job, "succeeded")
+    assert not await driver.store.heartbeat(driver.node, lease=30)
+    await driver.join()
+    again = await driver.claim_one()
+    assert (again.attempt, again.claims, again.rank) == (2, 2, job.rank)
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert "lease lost" in row["errors"][0]["error"]
+
+
+async def test_a_job_that_loses_its_last_attempt_with_its_node_is_dead(driver: Driver, sql: Database) -> None:
+    await driver.submit(max_retries=1)
+    for outcome in ("pending", "dead"):
+        job = await driver.claim_one()
+        sql.rows("DELETE FROM jobqueue.nodes RETURNING 1")
+        assert [recovered.outcome for recovered in await driver.store.recover()] == [outcome]
+        await driver.join()
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert (row["state"], row["attempt"]) == ("dead", 2)
+    assert "killing its process" in row["reason"]
+
+
+async def test_recovery_leaves_living_nodes_alone(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    await driver.join()
+    assert await driver.store.recover() == []
+    assert await driver.state(run.id) == "inflight"
+
+
+async def test_a_completion_that_is_being_written_wins_over_recovery(driver: Driver, sql: Database, any_database_url: str) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    outcome = documents.join([documents.encode({"id": run.id, "claims": run.claims, "outcome": "succeeded"})])
+    with psycopg.connect(any_database_url) as finishing:
+        finishing.execute("SELECT jobqueue.finish(%s, %s::jsonb)", (driver.node, outcome))
+        sql.rows("DELETE FROM jobqueue.nodes RETURNING 1")
+        assert await driver.store.recover() == []
+        finishing.commit()
+    assert await driver.state(run.id) == "succeeded"
+
+
+async def test_a_lease_that_ran_out_while_nobody_took_it_is_renewed(driver: Driver, sql: Database) -> None:
+    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() - interval '1 hour' RETURNING 1")
+    assert await driver.store.heartbeat(driver.node, lease=30)
+    assert await driver.store.recover() == []
+
+
+async def test_leaving_hands_everything_back_with_the_attempt_refunded(driver: Driver) -> None:
+    ids = await driver.submit_many({}, {}, {})
+    await driver.claim()
+    assert await driver.store.leave(driver.node) == 3
+    assert await driver.store.nodes() == []
+    await driver.join()
+    assert [(job.id, job.attempt) for job in await driver.claim()] == [(job_id, 1) for job_id in ids]
+
+
+async def test_processes_that_are_known_to_be_dead_lose_their_lease_at_once(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    dead = f"test:{driver.node}"
+    await driver.join()
+    assert dead in await driver.store.processes()
+    assert await driver.store.expire([dead, "test:unknown"]) == 1
+    assert [job.id for job in await driver.store.recover()] == [job_id_of(run)]
+
+
+# ----------------------------------------------------------------------------------------------- connections, schema, upkeep
+
+
+async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_works(driver: Driver, sql: Database) -> None:
+    await driver.submit()
+    sql.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue submit'")
+    with pytest.raises(ConnectionLost):
+        await driver.submit()
+    job_id = await driver.submit()
+    assert await driver.state(job_id) == "pending"
+
+
+async def test_no_server_is_unavailable() -> None:
+    store = Store("postgresql://127.0.0.1:1/nothing")
+    with pytest.raises(DatabaseUnavailable, match="cannot connect"):
+        await store.promote()
+
+
+async def test_the_runs_that_a_node_holds_can_be_asked_for(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    assert await driver.store.held(driver.node, backend=(1, "2000-01-01")) == {(run.id, run.claims)}
+
+
+async def test_depths_count_each_state(driver: Driver) -> None:
+    for state in STATES:
+        await driver.in_state(state)
+    depths = {(depth.queue, depth.state): depth.jobs for depth in await driver.store.depths()}
+    assert depths == {("default", state): 1 for state in ("scheduled", "pending", "inflight", "dead")}
+
+
+async def test_retention_drops_whole_days_and_old_dead_letters(driver: Driver, sql: Database) -> None:
+    with psycopg.connect(sql.url, autocommit=True) as connection:
+        connection.execute("""
+            CREATE TABLE jobqueue.finished_jobs_20200101 PARTITION OF jobqueue.finished_jobs
+                FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')
+        """)
+    for state in ("succeeded", "dead"):
+        await driver.in_state(state)
+    assert await driver.store.maintain(keep_finished=3600, keep_dead=3600) == 1
+    assert sql.states() == {"succeeded": 1, "dead": 1}
+    sql.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours' RETURNING 1")
+    await driver.store.maintain(keep_finished=3600, keep_dead=3600)
+    assert sql.states() == {"succeeded": 1}
+
+
+async def test_a_completion_on_a_day_without_a_partition_is_kept(driver: Driver, sql: Database) -> None:
+    for (name,) in sql.rows("SELECT relname FROM pg_class WHERE relname ~ '^finished_jobs_[0-9]{8}$'"):
+        with psycopg.connect(sql.url, autocommit=True) as connection:
+            connection.execute(f"DROP TABLE jobqueue.{name}".encode())
+    await driver.in_state("succeeded")
+    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+    assert sql.states() == {"succeeded": 1}
