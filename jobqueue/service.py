@@ -85,7 +85,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     require_token_off_loopback(settings.host, settings.tokens)
     listeners = server.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
-        await stages.start("signals", _watch_signals, stages, settings.grace_period)
+        await stages.start("signals", _watch_signals, stages)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
@@ -95,7 +95,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
             on_serving(Serving(server.urls(listeners), url))
             await stages.stopping.wait()
+            last_resort = _exit_after(settings.grace_period + SHUTDOWN_MARGIN)
             await _shut_down(engine, settings, stages, http_stopping)
+        last_resort.cancel()
         await stages.stop("postgresql", within=30)
         log.info("stopped")
 
@@ -235,7 +237,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
         log.warning("could not leave; the visibility timeout frees what is still held", error=str(error))
 
 
-async def _watch_signals(stages: Stages, grace_period: float, *, task_status: trio.TaskStatus[None]) -> None:
+async def _watch_signals(stages: Stages, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
@@ -244,12 +246,11 @@ async def _watch_signals(stages: Stages, grace_period: float, *, task_status: tr
                 log.warning("second signal: exiting at once", signal=name)
                 os._exit(128 + number)
             log.info("signal received", signal=name)
-            _exit_after(grace_period + SHUTDOWN_MARGIN)
             stages.stopping.set()
 
 
-def _exit_after(seconds: float) -> None:
-    """End the process when the ordered shutdown hangs: a thread that never returns cannot be waited for."""
+def _exit_after(seconds: float) -> threading.Timer:
+    """End the process when the ordered shutdown hangs: a database call that never returns cannot be cancelled."""
 
     def give_up() -> None:
         log.error("shutdown took too long: exiting", seconds=seconds)
@@ -258,6 +259,7 @@ def _exit_after(seconds: float) -> None:
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def _leave_signals_to_the_service() -> None:

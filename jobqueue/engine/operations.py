@@ -14,9 +14,9 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
 from jobqueue.errors import DatabaseUnavailable, ShuttingDown
 from jobqueue.metrics import CONTENT_TYPE, Metrics
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import Depth, Store
 
-DEPTH_INTERVAL = 2.0
+DEPTH_INTERVAL = 1.0
 """Seconds for which counted depths are shown again, at the least."""
 
 DEPTH_SHARE = 20
@@ -46,6 +46,7 @@ class Operations:
         self._stopping = stopping
         self._counting = trio.Lock()
         self._count_again_at = -1.0
+        self._counted: list[Depth] = []
 
     async def submit(self, jobs: Admitted) -> None:
         """Commit jobs; see `Submissions.submit`."""
@@ -55,16 +56,20 @@ class Operations:
 
     def troubles(self) -> list[str]:
         """Why this node cannot work now; empty when it can."""
-        troubles = []
         if self._stopping():
-            troubles.append("shutting down")
-        elif not self._lease.valid:
-            troubles.append("the lease is not renewed: the database cannot be reached")
-        return troubles
+            return ["shutting down"]
+        if self._lease.trouble is not None:
+            return [f"the lease cannot be renewed: {self._lease.trouble}"]
+        return []
 
     async def metrics(self) -> tuple[bytes, str]:
         """Render the metrics: this node's counters, and the depths of all queues while the database answers."""
-        await self._count_depths()
+        try:
+            depths = await self._depths()
+        except DatabaseUnavailable:
+            pass  # the node's own counters are worth a scrape without them
+        else:
+            self._metrics.set_depths((depth.queue, depth.state, depth.jobs, depth.oldest) for depth in depths)
         for queue in self._queues:
             self._metrics.workers.labels(queue.name).set(queue.concurrency)
             self._metrics.running.labels(queue.name).set(len(queue.runs))
@@ -89,7 +94,7 @@ class Operations:
     async def queues(self) -> list[dict[str, Any]]:
         """Every queue that is known, with its depth by state."""
         depths: dict[str, dict[str, int]] = {}
-        for depth in await self._store.depths():
+        for depth in await self._depths():
             depths.setdefault(depth.queue, {})[depth.state] = depth.jobs
         known = {row["name"]: row for row in await self._store.queues()}
         for name in depths.keys() - known.keys():
@@ -102,15 +107,12 @@ class Operations:
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()
 
-    async def _count_depths(self) -> None:
+    async def _depths(self) -> list[Depth]:
+        """Count the depths, or give the last count again while it is young."""
         async with self._counting:
             started = trio.current_time()
-            if started < self._count_again_at:
-                return
-            try:
-                depths = await self._store.depths()
-            except DatabaseUnavailable:
-                return  # the node's own counters are worth a scrape without them
-            took = trio.current_time() - started
-            self._count_again_at = started + max(DEPTH_INTERVAL, took * DEPTH_SHARE)
-            self._metrics.set_depths((depth.queue, depth.state, depth.jobs, depth.oldest) for depth in depths)
+            if started >= self._count_again_at:
+                self._counted = await self._store.depths()
+                took = trio.current_time() - started
+                self._count_again_at = started + max(DEPTH_INTERVAL, took * DEPTH_SHARE)
+            return self._counted

