@@ -295,6 +295,27 @@ def test_a_dead_nodes_jobs_are_taken_over_by_a_running_one_after_the_visibility_
     assert Counter(attempt for _, attempt in effects.lines("ended")) == {2: 5}
 
 
+def test_a_node_that_slept_past_its_lease_drops_what_it_ran_and_joins_again(
+    start: Start, client: httpx.Client, database: Database, effects: Effects
+) -> None:
+    sleeper = start("--visibility-timeout", "2", "--queue", "default=5")
+    submit(client, sleeper, [{"kind": kind, "payload": {"seconds": 3}} for kind in ("sleep", "thread", "sleep", "thread", "cpu")])
+    wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
+    sleeper.process.send_signal(signal.SIGSTOP)
+    old_node = database.value("SELECT id FROM jobqueue.nodes")
+    other = start("--visibility-timeout", "2", "--queue", "default=5")
+    wait_for(lambda: len(effects.ids("began")) == 10, "the other node has taken them over")
+    sleeper.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: database.states() == {"succeeded": 5}, "all are done")
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.nodes") == 2, "the sleeper is back")
+    assert database.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", old_node) == 0
+    assert "lease lost" in sleeper.log
+    assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(2, 2)]
+    submit(client, sleeper, {"kind": "echo"})
+    wait_for(lambda: database.states() == {"succeeded": 6}, "both go on working")
+    assert [sleeper.stop(), other.stop()] == [0, 0]
+
+
 def test_a_job_that_kills_its_process_runs_out_of_attempts(start: Start, client: httpx.Client, effects: Effects) -> None:
     node = start()
     job_id = submit(client, node, {"kind": "kill", "max_retries": 2})
