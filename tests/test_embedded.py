@@ -11,11 +11,10 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import postgres
 import psycopg
 import pytest
 import trio
@@ -23,6 +22,7 @@ import trio
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.storage import embedded
 from jobqueue.storage.embedded import Cluster
+from tests import postgres
 
 AS_ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[1]
@@ -47,6 +47,32 @@ def data_dir() -> Iterator[Path]:
     """A data directory that does not exist yet."""
     with postgres.directory() as path:
         yield path / "data"
+
+
+@pytest.fixture(scope="module")
+def initialised() -> Iterator[Path]:
+    """A data directory with a cluster that was stopped in order; to be copied."""
+    with postgres.directory() as path:
+        with postgres.server(None, path / "data"):
+            pass
+        yield path / "data"
+
+
+@pytest.fixture
+def used_dir(data_dir: Path, initialised: Path) -> Path:
+    """A data directory that an earlier service has used."""
+    subprocess.run(["cp", "-a", str(initialised), str(data_dir)], check=True)
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def running(initialised: Path) -> Iterator[Path]:
+    """The data directory of a service that runs in a process of its own."""
+    with postgres.directory() as path:
+        subprocess.run(["cp", "-a", str(initialised), str(path)], check=True)
+        with service(path / "data") as process:
+            assert process.stderr.readline() == "ready\n"
+            yield path / "data"
 
 
 @asynccontextmanager
@@ -115,31 +141,29 @@ async def test_first_start_serves_and_leaves_no_process(data_dir: Path) -> None:
     assert not (data_dir / "postgresql-18" / "postmaster.pid").exists(), "a shutdown in order removes it"
 
 
-async def test_second_start_keeps_the_data(data_dir: Path) -> None:
-    async with serving(data_dir) as url:
+async def test_second_start_keeps_the_data(used_dir: Path) -> None:
+    async with serving(used_dir) as url:
         ask(url, "create table kept as select 42 as answer")
     begun = trio.current_time()
-    async with serving(data_dir) as url:
+    async with serving(used_dir) as url:
         assert ask(url, "select answer from kept") == "42"
     assert trio.current_time() - begun < 5
 
 
-async def test_commits_are_durable(data_dir: Path) -> None:
-    async with serving(data_dir) as url:
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            assert ask(url, f"show {setting}") == "on"
+@pytest.mark.parametrize("setting", ["fsync", "synchronous_commit", "full_page_writes"])
+def test_commits_are_durable(running: Path, setting: str) -> None:
+    assert ask(Cluster(running).url, f"show {setting}") == "on"
 
 
 @needs_proc
-async def test_no_tcp_port_is_open(data_dir: Path) -> None:
-    async with serving(data_dir) as url:
-        assert ask(url, "show listen_addresses") == ""
-        tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6") if Path(f"/proc/net/{name}").exists()]
-        inodes = {line.split()[9] for table in tables for line in table.splitlines()[1:]}
-        links = [str(link.readlink()) for link in Path(f"/proc/{postmaster(data_dir)}/fd").iterdir()]
-        sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
-        assert sockets, "it listens on its Unix socket"
-        assert not sockets & inodes
+def test_no_tcp_port_is_open(running: Path) -> None:
+    assert ask(Cluster(running).url, "show listen_addresses") == ""
+    tables = [path.read_text() for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
+    inodes = {line.split()[9] for table in tables for line in table.splitlines()[1:]}
+    links = [str(link.readlink()) for link in Path(f"/proc/{postmaster(running)}/fd").iterdir()]
+    sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
+    assert sockets, "it listens on its Unix socket"
+    assert not sockets & inodes
 
 
 async def test_directories_are_private(data_dir: Path) -> None:
@@ -167,109 +191,120 @@ async def test_a_socket_directory_open_to_others_is_refused(data_dir: Path) -> N
         Cluster(data_dir).prepare()
 
 
-async def test_odd_characters_in_the_path(data_dir: Path) -> None:
-    async with serving(data_dir / 'a "b"%20?&é') as url:
+async def test_odd_characters_in_the_path(used_dir: Path) -> None:
+    odd = used_dir.with_name('a "b"%20?&é')
+    used_dir.rename(odd)
+    async with serving(odd) as url:
         assert ask(url, "select 1") == "1"
 
 
-async def test_one_service_at_a_time(data_dir: Path) -> None:
-    async with serving(data_dir) as url:
-        with pytest.raises(EmbeddedPostgresError, match=rf"another jobqueue \(pid {os.getpid()}\).*--data-dir.*--database-url"):
-            await embedded.run(data_dir)
-        assert ask(url, "select 1") == "1", "the refused one must not stop the other's server"
+async def test_one_service_at_a_time(running: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match=r"another jobqueue \(pid \d+\).*--data-dir.*--database-url") as caught:
+        await embedded.run(running)
+    assert (running / "lock").read_text() in str(caught.value)
+    assert ask(Cluster(running).url, "select 1") == "1", "the refused one must not stop the other's server"
 
 
-async def test_cancelled_while_starting(data_dir: Path) -> None:
+async def test_cancelled_while_starting(used_dir: Path) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(embedded.run, data_dir)
-        await eventually((data_dir / "postgresql.log").exists)
+        nursery.start_soon(embedded.run, used_dir)
+        await eventually((used_dir / "postgresql.log").exists)
         nursery.cancel_scope.cancel()
-    assert processes(data_dir) == set()
-    async with serving(data_dir) as url:
+    assert processes(used_dir) == set()
+    async with serving(used_dir) as url:
         assert ask(url, "select 1") == "1"
 
 
 @needs_proc
-async def test_not_left_behind_when_the_service_is_killed(data_dir: Path) -> None:
-    with service(data_dir) as process:
+async def test_not_left_behind_when_the_service_is_killed(used_dir: Path) -> None:
+    with service(used_dir) as process:
         assert await trio.to_thread.run_sync(process.stderr.readline) == "ready\n"
-        ask(Cluster(data_dir).url, "create table kept as select 42 as answer")
-        assert processes(data_dir)
-    await eventually(lambda: not processes(data_dir))
-    async with serving(data_dir) as url:
+        ask(Cluster(used_dir).url, "create table kept as select 42 as answer")
+        assert processes(used_dir)
+    await eventually(lambda: not processes(used_dir))
+    async with serving(used_dir) as url:
         assert ask(url, "select answer from kept") == "42"
 
 
 @needs_proc
-async def test_left_behind_by_a_killed_service_and_deaf(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with service(data_dir) as process:
+async def test_left_behind_by_a_killed_service_and_deaf(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(used_dir) as process:
         assert await trio.to_thread.run_sync(process.stderr.readline) == "ready\n"
-        orphan = postmaster(data_dir)
+        orphan = postmaster(used_dir)
         os.kill(orphan, signal.SIGSTOP)
-    assert orphan in processes(data_dir)
+    assert orphan in processes(used_dir)
     monkeypatch.setattr(embedded, "STOP_STEPS", [(number, 0.2) for number, _ in embedded.STOP_STEPS])
-    async with serving(data_dir) as url:
+    async with serving(used_dir) as url:
         assert ask(url, "select 1") == "1"
-        assert orphan not in processes(data_dir)
+        assert orphan not in processes(used_dir)
 
 
 @needs_proc
-async def test_left_behind_where_no_death_signal_is(data_dir: Path) -> None:
-    first = Cluster(data_dir)
+async def test_left_behind_where_no_death_signal_is(used_dir: Path) -> None:
+    first = Cluster(used_dir)
     first.prepare()
     first._python = None
     left_behind = first.start()
     postgres.wait_until_ready(first)
     os.close(first._lock)  # as the kernel does when the service dies
-    async with serving(data_dir) as url:
+    async with serving(used_dir) as url:
         assert ask(url, "select 1") == "1"
         assert left_behind.wait(1) == 0, "it was ended in order"
 
 
 @needs_proc
-async def test_a_stale_pid_file_that_names_another_program(data_dir: Path) -> None:
-    cluster = Cluster(data_dir)
+async def test_a_stale_pid_file_that_names_another_program(used_dir: Path) -> None:
+    cluster = Cluster(used_dir)
     cluster.prepare()
     server = cluster.start()
     postgres.wait_until_ready(cluster)
     server.kill()
     server.wait()
-    await eventually(lambda: not processes(data_dir))
+    await eventually(lambda: not processes(used_dir))
     bystander = subprocess.Popen(["sleep", "60"], **cluster._credentials())
     cluster.stop()
     try:
-        for file in (data_dir / "postgresql-18" / "postmaster.pid", data_dir / "run" / ".s.PGSQL.5432.lock"):
+        for file in (used_dir / "postgresql-18" / "postmaster.pid", used_dir / "run" / ".s.PGSQL.5432.lock"):
             file.write_text(file.read_text().replace(str(server.pid), str(bystander.pid), 1))
-        async with serving(data_dir) as url:
+        async with serving(used_dir) as url:
             assert ask(url, "select 1") == "1"
         assert bystander.poll() is None, "it is none of our business"
-        assert "already exists" not in (data_dir / "postgresql.log").read_text(), "it was not refused at first"
+        assert "already exists" not in (used_dir / "postgresql.log").read_text(), "it was not refused at first"
     finally:
         bystander.kill()
         bystander.wait()
 
 
 @needs_proc
-async def test_a_server_that_is_killed_comes_back(data_dir: Path) -> None:
-    async with serving(data_dir) as url:
+async def test_a_server_that_is_killed_comes_back(used_dir: Path) -> None:
+    async with serving(used_dir) as url:
         ask(url, "create table kept as select 42 as answer")
         for _ in range(2):
-            killed = postmaster(data_dir)
+            killed = postmaster(used_dir)
             os.kill(killed, signal.SIGKILL)
-            await eventually(partial(answers, url, data_dir, not_by=killed))
+            await eventually(partial(answers, url, used_dir, not_by=killed))
         assert ask(url, "select answer from kept") == "42"
-    assert processes(data_dir) == set()
+    assert processes(used_dir) == set()
 
 
-async def test_a_server_that_cannot_start_is_given_up(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_proc
+async def test_a_long_query_does_not_keep_the_next_server_out(used_dir: Path) -> None:
+    async with serving(used_dir) as url:
+        with closing(psycopg.connect(url)) as connection:
+            connection.pgconn.send_query(b"do $$ begin loop perform 1; end loop; end $$")
+            await eventually(lambda: ask(url, "select count(*) from pg_stat_activity where state = 'active'") == "2")
+            killed = postmaster(used_dir)
+            os.kill(killed, signal.SIGKILL)
+            await eventually(partial(answers, url, used_dir, not_by=killed))
+
+
+async def test_a_server_that_cannot_start_is_given_up(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "FIRST_PAUSE_SECONDS", 0.001)
-    async with serving(data_dir):
-        pass
-    with (data_dir / "postgresql-18" / "postgresql.conf").open("a") as file:
+    with (used_dir / "postgresql-18" / "postgresql.conf").open("a") as file:
         file.write("shared_bufers = '1GB'\n")
-    with pytest.raises(EmbeddedPostgresError, match=r"(?s)failed 6 times.*shared_bufers"):
-        await embedded.run(data_dir)
-    Cluster(data_dir).prepare()  # the data directory was let go
+    with pytest.raises(EmbeddedPostgresError, match=r"(?s)failed 7 times.*shared_bufers"):
+        await embedded.run(used_dir)
+    Cluster(used_dir).prepare()  # the data directory was let go
 
 
 async def test_a_killed_initdb_leaves_no_half_cluster(data_dir: Path) -> None:
@@ -324,13 +359,21 @@ async def test_other_binaries(data_dir: Path, binaries: Path | None) -> None:
         assert (data_dir / f"postgresql-{binaries.parent.name}").is_dir(), "each major version has data of its own"
 
 
+def test_ctrl_c_in_the_terminal_does_not_reach_the_server(running: Path) -> None:
+    assert os.getsid(postmaster(running)) != os.getsid(0)
+
+
+def test_default_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/home/someone/data")
+    assert embedded.default_data_dir() == Path("/var/lib/jobqueue" if AS_ROOT else "/home/someone/data/jobqueue")
+
+
 @needs_root
-async def test_as_root_the_server_is_another_user(data_dir: Path) -> None:
-    async with serving(data_dir):
-        process = Path(f"/proc/{postmaster(data_dir)}")
-        assert process.stat().st_uid != 0
-        groups = next(line for line in (process / "status").read_text().splitlines() if line.startswith("Groups:"))
-        assert groups.split() == ["Groups:"], "root's groups are dropped, too"
+def test_as_root_the_server_is_another_user(running: Path) -> None:
+    process = Path(f"/proc/{postmaster(running)}")
+    assert process.stat().st_uid != 0
+    groups = next(line for line in (process / "status").read_text().splitlines() if line.startswith("Groups:"))
+    assert groups.split() == ["Groups:"], "root's groups are dropped, too"
 
 
 @needs_root
