@@ -7,7 +7,6 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from hashlib import sha256
-from urllib.parse import urlsplit
 
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
@@ -45,7 +44,7 @@ class Guard:
         if method in {"GET", "HEAD"} and path in OPEN_PATHS:
             return
         # A browser tells the origin with every request that a foreign page could misuse, and pages cannot change it.
-        if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+        if origin is not None and origin.partition("://")[2].lower() != (host or "").lower():
             raise Forbidden("Requests from pages of another origin are refused.")
         if self._digests:
             self._check_token(authorization or "")

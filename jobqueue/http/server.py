@@ -58,7 +58,7 @@ SEND_TIMEOUT = 30.0
 """Seconds for a client to take one piece of an answer, of at most a job's result in size."""
 
 LINGER_TIMEOUT = 2.0
-"""Seconds for a client to read an answer that went out before its body came in; closing at once would take it away."""
+"""Seconds between the last answer and the close, unless the client hangs up first: closing at once can take the answer away."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds for what runs for a connection to end when the connection is over; then it is cancelled."""
@@ -233,7 +233,6 @@ async def run(
                 task_status.started()
                 await stopping.wait()
                 accepting.cancel_scope.cancel()
-            await context.terminated.set()
             for connection in list(connections):
                 connection.finish()
             with trio.move_on_after(drain_timeout):
@@ -272,7 +271,7 @@ class Connection:
     Args:
         app: the ASGI app, wrapped for hypercorn.
         config: hypercorn's.
-        context: shared by all connections; hypercorn ends a connection after its answer when ``context.terminated`` is set.
+        context: hypercorn's. Its ``terminated`` is never set: it would cut off the last frame of an HTTP/2 answer.
         stream: the accepted socket; whoever accepted it closes it after `run`.
     """
 
@@ -286,6 +285,7 @@ class Connection:
         self._reading = trio.CancelScope()
         self._everything = trio.CancelScope()
         self._idle = True
+        self._finishing = False
         self._lingers = False
 
     async def run(self) -> None:
@@ -300,6 +300,7 @@ class Connection:
 
     def finish(self) -> None:
         """End the connection when no request is in flight, which for an idle one is now."""
+        self._finishing = True
         if self._idle:
             self._reading.cancel()
 
@@ -351,9 +352,9 @@ class Connection:
             await self._send_all(event.data)
         elif isinstance(event, Updated):
             self._idle = event.idle
-            self._reading.deadline = trio.current_time() + (KEEP_ALIVE_TIMEOUT if event.idle else REQUEST_TIMEOUT)
-            if self._context.terminated.is_set():
-                self.finish()
+            # Even when finishing there is a while to it: an HTTP/2 stream is called done before its last frame is sent.
+            idle_timeout = LINGER_TIMEOUT if self._finishing else KEEP_ALIVE_TIMEOUT
+            self._reading.deadline = trio.current_time() + (idle_timeout if event.idle else REQUEST_TIMEOUT)
         elif isinstance(event, Closed):
             self._lingers = True
             self._reading.cancel()

@@ -1,0 +1,296 @@
+import contextlib
+import json
+import re
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from werkzeug.exceptions import UnsupportedMediaType
+
+from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
+from jobqueue.http import bodies
+from jobqueue.http.bodies import JSON, Submitted
+from jobqueue.job import (
+    MAX_BATCH_JOBS,
+    MAX_DELAY,
+    MAX_NAME_LENGTH,
+    MAX_PAYLOAD_BYTES,
+    MAX_PRIORITY,
+    MAX_RETRIES,
+    MAX_TIMEOUT,
+    Submission,
+)
+
+NDJSON = "application/x-ndjson"
+
+
+def read(body: bytes | str, content_type: str = JSON) -> Submitted:
+    return bodies.parse(content_type, body.encode() if isinstance(body, str) else body)
+
+
+def one(body: bytes | str) -> Any:
+    submitted = read(body)
+    assert not submitted.many
+    (document,) = submitted.jobs.documents
+    return msgspec.json.decode(document)
+
+
+def refusal(body: bytes | str, content_type: str = JSON) -> InvalidJob:
+    with pytest.raises(InvalidJob) as refused:
+        read(body, content_type)
+    assert refused.value.reason == str(refused.value) != ""
+    return refused.value
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is taken
+
+
+def test_the_least_job() -> None:
+    job = one("{}")
+    assert job.keys() == {"id", "payload"}
+    assert job["payload"] == {}
+
+
+def test_the_seeds_own_requests() -> None:
+    job = one('{"priority": 5, "max_retries": 3}')
+    assert (job["priority"], job["max_retries"]) == (5, 3)
+    submitted = read('{"id": "job-17", "priority": 2, "payload": "hello", "maxRetries": 4}')
+    job = msgspec.json.decode(submitted.jobs.documents[0])
+    assert (job["payload"], job["priority"], job["max_retries"]) == ("hello", 2, 4)
+    assert job["id"] == submitted.jobs.ids[0] != "job-17"
+    assert submitted.ignored == ["id"]
+
+
+def test_every_field() -> None:
+    given_fields = {
+        "kind": "thumbnail",
+        "payload": [1, 2.5, None, True, "ü"],
+        "queue": "images",
+        "priority": 7,
+        "max_retries": 0,
+        "run_at": "2030-01-31T08:00:00+01:00",
+        "timeout": 1,
+    }
+    job = one(msgspec.json.encode(given_fields))
+    assert job.pop("id")
+    assert job == given_fields
+
+
+storable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | storable_text
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.recursive(scalars, lambda children: st.lists(children) | st.dictionaries(storable_text, children), max_leaves=10))
+def test_a_payload_arrives_as_it_was_sent(payload: Any) -> None:
+    assert one(json.dumps({"payload": payload}))["payload"] == payload
+
+
+def test_camel_case() -> None:
+    assert one('{"maxRetries": 1}')["max_retries"] == 1
+    assert one('{"runAt": "2030-01-31T08:00:00Z"}')["run_at"] == "2030-01-31T08:00:00Z"
+    assert refusal('{"maxRetries": -1}').field == "max_retries"
+
+
+def test_an_array_is_many_even_of_one() -> None:
+    submitted = read(' \n[{"kind": "a"}, {"kind": "b"}]')
+    assert submitted.many
+    assert [msgspec.json.decode(document).get("kind") for document in submitted.jobs.documents] == ["a", "b"]
+    assert read("[{}]").many
+
+
+@pytest.mark.parametrize("content_type", [NDJSON, "application/jsonl", "application/ndjson", "Application/X-NDJSON; charset=UTF-8"])
+def test_lines_are_many(content_type: str) -> None:
+    submitted = read('\n{"kind": "a"}\r\n\r\n  \n\t{"kind": "b"} \n\n', content_type)
+    assert submitted.many
+    assert [msgspec.json.decode(document).get("kind") for document in submitted.jobs.documents] == ["a", "b"]
+
+
+# -------------------------------------------------------------------------------------------------------------- ignored names
+
+
+def test_ignored_names_are_sorted_and_given_once() -> None:
+    assert read('[{"prio": 1, "b": 2}, {"prio": 3}]').ignored == ["b", "prio"]
+
+
+def test_ignored_names_are_bounded() -> None:
+    body = msgspec.json.encode({f"{n:03}" + "x" * 100: n for n in range(100)})
+    ignored = read(body).ignored
+    assert len(ignored) == bodies.MAX_IGNORED_NAMES
+    assert {len(name) for name in ignored} == {bodies.MAX_IGNORED_LENGTH}
+
+
+def test_names_and_values_with_colons_are_no_repeats() -> None:
+    submitted = read('{"a:b": 1, "payload": {"c:d": ":", "kind": "::"}, "kind": "x:y"}')
+    assert submitted.ignored == ["a:b"]
+    assert submitted.jobs.kinds == {"x:y"}
+
+
+# ------------------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("[]", "empty"),
+        ("null", "object"),
+        ('"x"', "object"),
+        ("5", "object"),
+        ("{", "truncated"),
+        ("[{}", "truncated"),
+        ("{'kind': 'a'}", "malformed"),
+        ('{"kind": "a",}', "malformed"),
+        ("{} {}", "trailing"),
+        ("{}x", "trailing"),
+        ("[{}]]", "trailing"),
+        ("{}\0", "trailing"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (b"\xff\xfe{\x00}\x00", "malformed"),
+        ('{"payload": NaN}', "malformed"),
+        ('{"payload": -Infinity}', "malformed"),
+        ('{"payload": 01}', "malformed"),
+        ('{"payload": 1e999}', "out of range"),
+        ('{"payload": ' + "9" * 5000 + "}", "out of range"),
+        ('{"payload": "\\ud800"}', "surrogate"),
+        ('{"payload": "\\ud800\\ud800"}', "surrogate"),
+        ('{"payload": "\\udc00"}', "surrogate"),
+        ('{"payload": {"\\ud800": 1}}', "surrogate"),
+        (b'{"payload": "\xff"}', "UTF-8"),
+        (b'{"payload": "\xed\xa0\x80"}', "UTF-8"),
+        (b'{"kin\xff": 1}', "UTF-8"),
+        ('{"payload": "\n"}', "malformed"),
+        ('{"payload": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
+        ('{"payload": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}", "nested"),
+        ("[" * 100_000, "object"),
+        ('{"priority": 1, "priority": 2}', "priority is given more than once"),
+        ('{"payload": {"priority": 1}, "priority": 1, "kind": "a", "priorit\\u0079": 2}', "priority is given more than once"),
+        ('{"payload": "' + '\\"' * 9 + '", "payload": 1e999}', "more than once"),
+        (b'{"payload": "\xff", "payload": 1}', "more than once"),
+        ('{"x": 1, "x": 2}', "more than once"),
+        ('{"maxRetries": 1, "max_retries": 1}', "two spellings"),
+        ('{"run_at": "2030-01-31T08:00:00Z", "delay": 1}', "exclude"),
+    ],
+)
+def test_hostile_bodies(body: bytes | str, reason: str) -> None:
+    assert re.search(reason, refusal(body).reason)
+
+
+@pytest.mark.parametrize("line", [b'{"payload": NaN}', b"\xff", b"[]", b'{"kind": "a"} {"kind": "b"}', b'{"payload": "\xff"}'])
+def test_hostile_lines_say_which(line: bytes) -> None:
+    assert refusal(b"{}\n\n{}\n" + line, NDJSON).index == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("priority", ["0", str(MAX_PRIORITY)], ["-1", str(MAX_PRIORITY + 1), "1.5", "true", "null", '"5"', "9" * 5000, "{}"]),
+        ("max_retries", ["0", str(MAX_RETRIES), "null"], ["-1", str(MAX_RETRIES + 1), "1.5", '"3"']),
+        ("delay", ["0", "0.5", str(MAX_DELAY), "null"], ["-0.1", str(MAX_DELAY + 1), '"1"', "1e999", "9" * 400]),
+        ("timeout", ["0.001", str(MAX_TIMEOUT), "null"], ["0", "-1", str(MAX_TIMEOUT + 1), "true"]),
+        (
+            "run_at",
+            ['"2030-01-31T08:00:00Z"', '"2030-01-31 08:00:00.123456-07:30"', '"0001-01-01T00:00:00Z"', "null"],
+            ['"2030-01-31T08:00:00"', '"2030-02-31T08:00:00Z"', '"tomorrow"', "1900000000", '"10000-01-01T00:00:00Z"'],
+        ),
+        ("kind", ['"x"', f'"{"ü" * MAX_NAME_LENGTH}"'], ['""', f'"{"x" * (MAX_NAME_LENGTH + 1)}"', "5", "null"]),
+        ("queue", ['"x"', f'"{"x" * MAX_NAME_LENGTH}"'], ['""', f'"{"x" * (MAX_NAME_LENGTH + 1)}"', "[]", "null"]),
+    ],
+)
+def test_every_field_from_both_sides(field: str, good: list[str], bad: list[str]) -> None:
+    for value in good:
+        assert one(f'{{"{field}": {value}}}')
+    for value in bad:
+        for extra in ("", ', "unknown": 1'):
+            refused = refusal(f'[{{}}, {{"{field}": {value}{extra}}}]')
+            assert (refused.field, refused.index) == (field, 1)
+            assert refused.reason.startswith(f"{field} must be ")
+
+
+def test_every_field_has_its_words() -> None:
+    assert bodies._must_be.keys() == {field.name for field in msgspec.structs.fields(Submission)} - {"payload"}
+
+
+def test_what_cannot_be_stored_is_unprocessable() -> None:
+    refused = refusal('[{}, {"payload": {"a": "\\u0000"}}]')
+    assert isinstance(refused, UnprocessableJob)
+    assert (refused.field, refused.index) == ("payload", 1)
+    assert refusal('{"kind": "\\u0000"}').field == "kind"
+    assert isinstance(refusal('{"payload": ' + "[" * 101 + "]" * 101 + "}"), UnprocessableJob)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/json; charset=latin-1",
+        "é",
+    ],
+)
+def test_only_json(content_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType, match="-H 'Content-Type: application/json'"):
+        bodies.parse(content_type, b"{}")
+
+
+# --------------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_the_payload_bound_from_both_sides() -> None:
+    fits = "x" * (MAX_PAYLOAD_BYTES - 2)
+    assert one(f'{{"payload": "{fits}"}}')["payload"] == fits
+    refused = refusal(f'[{{}}, {{"payload": "{fits}x"}}]')
+    assert isinstance(refused, PayloadTooLarge)
+    assert (refused.field, refused.index) == ("payload", 1)
+
+
+def test_a_payload_that_grows_when_it_is_encoded_is_too_large() -> None:
+    assert isinstance(refusal('{"payload": [' + ",".join(["1e9"] * 100_000) + "]}"), PayloadTooLarge)
+
+
+def test_the_job_bound_from_both_sides() -> None:
+    assert one("{}" + " " * (bodies.MAX_JOB_BYTES - 2))
+    assert isinstance(refusal("{}" + " " * (bodies.MAX_JOB_BYTES - 1)), PayloadTooLarge)
+
+
+@pytest.mark.parametrize(("content_type", "form"), [(JSON, "[%s]"), (NDJSON, "%s")])
+def test_the_batch_bound_from_both_sides(monkeypatch: pytest.MonkeyPatch, content_type: str, form: str) -> None:
+    monkeypatch.setattr(bodies, "MAX_BATCH_JOBS", 3)
+    separator = "," if content_type == JSON else "\n"
+    assert len(read(form % separator.join(["{}"] * 3), content_type).jobs.ids) == 3
+    assert isinstance(refusal(form % separator.join(["{}"] * 4), content_type), BatchTooLarge)
+
+
+def test_the_bound_of_objects_from_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MAX_ARRAY_OBJECTS", 3)
+    assert read('[{"payload": {}}, {}]').many
+    assert isinstance(refusal('[{"payload": {}}, {"payload": {}}]'), BatchTooLarge)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (NDJSON, b"\n" * (16 << 20)),
+        (NDJSON, b"{}\n" * (MAX_BATCH_JOBS + 1)),
+        (JSON, b"[" + b"{}," * (5 << 20) + b"{}]"),
+        (JSON, b"[" + b"0," * (8 << 20) + b"0]"),
+        (JSON, b'{"payload":[' + b"[]," * (5 << 20) + b"[]]}"),
+        (JSON, b"{" + b",".join(b'"%d":0' % n for n in range(100_000)) + b"}"),
+        (JSON, b"[" * (16 << 20)),
+    ],
+    ids=["empty lines", "tiny lines", "empty objects", "zeros", "huge payload", "many names", "brackets"],
+)
+def test_large_and_worthless_bodies_are_dealt_with_quickly(content_type: str, body: bytes) -> None:
+    started = time.process_time()
+    with contextlib.suppress(InvalidJob):
+        read(body, content_type)
+    assert time.process_time() - started < 3

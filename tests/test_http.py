@@ -1,0 +1,792 @@
+"""The HTTP layer on real sockets, over a node that only records what it was asked."""
+
+import re
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import msgspec
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from jobqueue.admission import Admitted
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
+from jobqueue.http import api, server
+from jobqueue.http.auth import Guard, require_token_off_loopback
+
+TOKEN = "correct-horse"
+JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
+LARGE = 32_000_000
+UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
+
+
+class Node:
+    """A backend that records; each `api.Backend` method answers from the attributes."""
+
+    def __init__(self) -> None:
+        self.submitted: list[Any] = []
+        self.error: Exception | None = None
+        self.reasons: list[str] = []
+        self.jobs: dict[str, dict[str, Any]] = {JOB_ID: {"id": JOB_ID, "state": "pending"}}
+        self.paused: dict[str, bool] = {}
+        self.hold: trio.Event | None = None
+        self.entered = trio.Event()
+        self.cancelled = 0
+
+    async def submit(self, jobs: Admitted) -> None:
+        self.entered.set()
+        if self.hold is not None:
+            try:
+                await self.hold.wait()
+            except trio.Cancelled:
+                self.cancelled += 1
+                raise
+        if self.error is not None:
+            raise self.error
+        self.submitted += [msgspec.json.decode(document) for document in jobs.documents]
+
+    def troubles(self) -> list[str]:
+        return self.reasons
+
+    async def metrics(self) -> tuple[bytes, str]:
+        return b"jobs 1\n", "text/plain; version=0.0.4; charset=utf-8"
+
+    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002
+        return self.jobs.get(id)
+
+    async def cancel(self, id: str) -> bool:  # noqa: A002
+        return self._move(id, "pending", "cancelled")
+
+    async def retry(self, id: str) -> bool:  # noqa: A002
+        return self._move(id, "dead", "pending")
+
+    async def discard(self, id: str) -> bool:  # noqa: A002
+        return self._move(id, "dead", "gone") and bool(self.jobs.pop(id))
+
+    async def queues(self) -> list[dict[str, Any]]:
+        return [{"name": "default", "paused": False}]
+
+    async def pause(self, queue: str, paused: bool) -> None:
+        self.paused[queue] = paused
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        return [{"id": "n1"}]
+
+    def _move(self, job_id: str, before: str, after: str) -> bool:
+        job = self.jobs.get(job_id)
+        if job is None or job["state"] != before:
+            return False
+        self.jobs[job_id] = {**job, "state": after}
+        return True
+
+
+class Served:
+    """A running server, with clients for it."""
+
+    def __init__(self, node: Node, url: str, stopping: trio.Event) -> None:
+        self.node = node
+        self.url = url
+        self.port = int(url.rsplit(":", 1)[1])
+        self.stopping = stopping
+        self.stopped = trio.Event()
+        self.http = httpx.AsyncClient(base_url=url, timeout=5)
+
+    async def post(
+        self, path: str, body: bytes | str = b"", content_type: str | None = "application/json", **headers: str
+    ) -> httpx.Response:
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        return await self.http.post(path, content=body, headers=headers)
+
+    async def connect(self, receive_buffer: int | None = None) -> trio.SocketStream:
+        sock = trio.socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            await sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
+        return trio.SocketStream(sock)
+
+    async def raw(self, request: bytes) -> bytes:
+        """Send bytes, return all that comes until the server closes."""
+        with trio.fail_after(5):
+            async with await self.connect() as stream:
+                await stream.send_all(request)
+                return await read_all(stream)
+
+
+@asynccontextmanager
+async def serving(node: Node | None = None, *, guard: Guard | None = None, drain_timeout: float = 1.0) -> AsyncIterator[Served]:
+    node = node or Node()
+    listeners = server.open_listeners("127.0.0.1", 0)
+    served = Served(node, server.urls(listeners)[0], trio.Event())
+    app = api.build(node, guard or Guard(None))
+
+    async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await server.run(
+            app,  # type: ignore[arg-type]
+            server.configuration(),
+            listeners,
+            stopping=served.stopping,
+            drain_timeout=drain_timeout,
+            task_status=task_status,
+        )
+        served.stopped.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        async with served.http:
+            yield served
+        served.stopping.set()
+        with trio.fail_after(5):
+            await served.stopped.wait()
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    received = b""
+    try:
+        async for data in stream:
+            received += data
+    except trio.BrokenResourceError:
+        pass
+    return received
+
+
+async def read_until(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
+    received = b""
+    with trio.fail_after(5):
+        while end not in received:
+            received += await stream.receive_some() or pytest.fail(f"closed after {received!r}")
+    return received
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - what the kernel does sets no event
+            await trio.sleep(0.01)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def problem(response: httpx.Response, status: int) -> Any:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["title"]
+    return body
+
+
+def status_of(response: bytes) -> int:
+    matched = re.match(rb"HTTP/1.1 (\d+) ", response)
+    assert matched, response
+    return int(matched.group(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------- submit
+
+
+async def test_submit_one() -> None:
+    async with serving() as served:
+        response = await served.post("/submit", '{"priority": 5, "max_retries": 3}')
+        assert response.status_code == 201
+        (job,) = served.node.submitted
+        assert response.json() == {"id": job["id"]}
+        assert response.headers["location"] == f"/jobs/{job['id']}"
+        assert (job["priority"], job["max_retries"]) == (5, 3)
+
+
+async def test_submit_as_the_seed_did() -> None:
+    async with serving() as served:
+        response = await served.post("/submit", '{"id": "job-17", "priority": 2, "payload": "hello", "maxRetries": 4}')
+        assert response.status_code == 201
+        assert response.json()["ignored"] == ["id"]
+        (job,) = served.node.submitted
+        assert (job["id"], job["payload"], job["max_retries"]) == (response.json()["id"], "hello", 4)
+
+
+@pytest.mark.parametrize(("content_type", "body"), [("application/json", "[{}, {}]"), ("application/x-ndjson", "{}\n{}\n")])
+async def test_submit_many(content_type: str, body: str) -> None:
+    async with serving() as served:
+        response = await served.post("/submit", body, content_type)
+        assert response.status_code == 201
+        assert response.json() == {"ids": [job["id"] for job in served.node.submitted]}
+        assert "location" not in response.headers
+
+
+async def test_submit_a_body_that_is_parsed_in_a_thread() -> None:
+    async with serving() as served:
+        jobs = [{"payload": "x" * 1000}] * 1000
+        assert len((await served.post("/submit", msgspec.json.encode(jobs))).json()["ids"]) == 1000
+        assert problem(await served.post("/submit", msgspec.json.encode([*jobs, {"priority": -1}])), 400)["index"] == 1000
+
+
+async def test_refusals_name_the_field_and_the_place() -> None:
+    async with serving() as served:
+        body = problem(await served.post("/submit", '[{}, {"priority": -1}]'), 400)
+        assert (body["field"], body["index"], body["type"]) == ("priority", 1, "urn:jobqueue:invalid-job")
+        assert "priority must be" in body["detail"]
+        assert problem(await served.post("/submit", '{"payload": "\\u0000"}'), 422)["field"] == "payload"
+        assert problem(await served.post("/submit", '{"payload": "' + "x" * (1 << 20) + '"}'), 413)["field"] == "payload"
+        assert "index" not in problem(await served.post("/submit", ""), 400)
+        assert "empty" in problem(await served.post("/submit", "", None), 400)["detail"]
+        assert served.node.submitted == []
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+async def test_submit_takes_only_json(content_type: str | None) -> None:
+    async with serving() as served:
+        assert "-H 'Content-Type: application/json'" in problem(await served.post("/submit", "{}", content_type), 415)["detail"]
+        problem(await served.post("/submit", "{}", **{"Content-Encoding": "gzip"}), 415)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (Overloaded("secret"), 503, "1"),
+        (ShuttingDown("secret"), 503, "5"),
+        (DatabaseUnavailable("secret"), 503, "5"),
+        (ConnectionLost("secret", backend=(1, "")), 503, None),
+        (RuntimeError("secret"), 500, None),
+        (ExceptionGroup("secret", [RuntimeError("secret")]), 500, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_failures_of_the_node(error: Exception, status: int, retry_after: str | None) -> None:
+    async with serving() as served:
+        served.node.error = error
+        with structlog.testing.capture_logs() as logs:
+            response = await served.post("/submit", "{}")
+        problem(response, status)
+        assert response.headers.get("retry-after") == retry_after
+        assert "secret" not in response.text
+        assert len(logs) == (status == 500)
+
+
+async def test_a_job_that_no_handler_serves() -> None:
+    async with serving() as served:
+        served.node.error = UnprocessableJob("this node serves no kind 'x'", field="kind")
+        assert problem(await served.post("/submit", "{}"), 422)["field"] == "kind"
+
+
+# ------------------------------------------------------------------------------------------------------------- inspect, operate
+
+
+async def test_health_and_readiness() -> None:
+    async with serving() as served:
+        assert (await served.http.get("/health")).json() == {"status": "ok"}
+        assert (await served.http.get("/health/ready")).status_code == 200
+        served.node.reasons = ["the lease is not renewed"]
+        response = await served.http.get("/health/ready")
+        assert (response.status_code, response.json()["reasons"]) == (503, ["the lease is not renewed"])
+        assert (await served.http.get("/health")).status_code == 200
+
+
+async def test_metrics_queues_and_nodes() -> None:
+    async with serving() as served:
+        response = await served.http.get("/metrics")
+        assert (response.text, response.headers["content-type"]) == ("jobs 1\n", "text/plain; version=0.0.4; charset=utf-8")
+        assert (await served.http.get("/queues")).json() == [{"name": "default", "paused": False}]
+        assert (await served.http.get("/nodes")).json() == [{"id": "n1"}]
+
+
+async def test_look_a_job_up() -> None:
+    async with serving() as served:
+        assert (await served.http.get(f"/jobs/{JOB_ID}")).json() == {"id": JOB_ID, "state": "pending"}
+        assert (await served.http.get(f"/jobs/{JOB_ID.upper()}")).status_code == 200
+        problem(await served.http.get(f"/jobs/{UNKNOWN_ID}"), 404)
+        problem(await served.http.get("/jobs/17"), 400)
+        problem(await served.http.get("/jobs/%00"), 400)
+
+
+async def test_steer_a_job() -> None:
+    async with serving() as served:
+        path = f"/jobs/{JOB_ID}"
+        assert "pending" in problem(await served.http.post(f"{path}/retry"), 409)["detail"]
+        assert "pending" in problem(await served.http.delete(path), 409)["detail"]
+        assert (await served.http.post(f"{path}/cancel")).json()["state"] == "cancelled"
+        assert "cancelled" in problem(await served.http.post(f"{path}/cancel"), 409)["detail"]
+        served.node.jobs[JOB_ID]["state"] = "dead"
+        assert (await served.http.post(f"{path}/retry")).json()["state"] == "pending"
+        served.node.jobs[JOB_ID]["state"] = "dead"
+        assert (await served.http.delete(path)).json() == {"id": JOB_ID, "state": "discarded"}
+        for response in [
+            await served.http.delete(path),
+            await served.http.post(f"{path}/cancel"),
+            await served.http.post(f"{path}/retry"),
+        ]:
+            problem(response, 404)
+        problem(await served.http.post("/jobs/17/cancel"), 400)
+
+
+async def test_pause_and_resume_queues_of_any_name() -> None:
+    async with serving() as served:
+        assert (await served.http.post("/queues/default/pause")).json() == {"queue": "default", "paused": True}
+        await served.http.post("/queues/default/resume")
+        await served.http.post("/queues/a%2Fb%20%C3%BC/pause")
+        assert served.node.paused == {"default": False, "a/b ü": True}
+        problem(await served.http.post(f"/queues/{'x' * 201}/pause"), 400)
+        problem(await served.http.post("/queues/%00/pause"), 400)
+
+
+async def test_methods() -> None:
+    async with serving() as served:
+        response = await served.http.get("/submit")
+        problem(response, 405)
+        assert set(response.headers["allow"].split(", ")) == {"OPTIONS", "POST"}
+        assert (await served.http.options("/submit")).headers["allow"]
+        response = await served.http.head("/health")
+        assert (response.status_code, response.content, response.headers["content-length"]) == (200, b"", "15")
+        problem(await served.http.get("/nowhere"), 404)
+        problem(await served.http.get("//submit"), 404)
+
+
+async def test_every_answer_is_secured() -> None:
+    async with serving() as served:
+        for response in [await served.http.get(path) for path in ("/health", "/nowhere", "/submit", "/jobs/17")]:
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["cache-control"] == "no-store"
+            assert "server" not in response.headers
+
+
+# ---------------------------------------------------------------------------------------------------------------------- guard
+
+
+async def test_tokens() -> None:
+    async with serving(guard=Guard([TOKEN, "another"])) as served:
+        for path in ("/metrics", "/nowhere", "/jobs/17", "/health/", "//health", "/health/../metrics"):
+            response = await served.http.get(path)
+            problem(response, 401)
+            assert response.headers["www-authenticate"] == "Bearer"
+        problem(await served.post("/submit", "{}"), 401)
+        problem(await served.http.post("/health"), 401)
+        assert (await served.http.get("/health")).status_code == 200
+        assert (await served.http.head("/health/ready")).status_code == 200
+        for value in (f"Bearer {TOKEN}", "bearer another", f"Bearer  {TOKEN}"):
+            assert (await served.http.get("/metrics", headers={"Authorization": value})).status_code == 200
+        for value in ("Bearer", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer \u00fc"):
+            problem(await served.http.get("/metrics", headers=[(b"Authorization", value.encode())]), 401)
+        response = await served.http.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}", "Host": "jobs.example"})
+        assert response.status_code == 200
+
+
+async def test_dns_rebinding_and_foreign_pages() -> None:
+    async with serving(guard=Guard(None, ["my-host"])) as served:
+        for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:80", "my-host", "localhost.:80"):
+            assert (await served.http.get("/metrics", headers={"Host": host})).status_code == 200, host
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "localhost:80@evil.example",
+            "[::1",
+            "::1",
+            "",
+            "my-host:x",
+            "127.0.0.1.nip.io",
+        ):
+            problem(await served.http.get("/metrics", headers={"Host": host}), 403)
+        own = f"127.0.0.1:{served.port}"
+        assert (await served.post("/submit", "{}", Origin=f"http://{own}")).status_code == 201
+        for origin in (
+            "http://evil.example",
+            f"http://localhost:{served.port}",
+            "http://127.0.0.1:1",
+            "null",
+            "http://[::1",
+            "",
+            f"http://{own}.evil.example",
+        ):
+            problem(await served.post("/submit", "{}", Origin=origin), 403)
+        assert "access-control-allow-origin" not in (await served.http.options("/submit")).headers
+
+
+async def test_http_1_0_without_a_host() -> None:
+    async with serving() as served:
+        assert status_of(await served.raw(b"GET /health HTTP/1.0\r\n\r\n")) == 200
+        assert status_of(await served.raw(b"GET /metrics HTTP/1.0\r\n\r\n")) == 403
+
+
+@pytest.mark.parametrize("token", ["", "two words", "ümlaut", "line\n"])
+def test_tokens_that_no_client_can_send(token: str) -> None:
+    with pytest.raises(SettingsError):
+        Guard([token])
+
+
+def test_off_loopback_a_token_is_required() -> None:
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        require_token_off_loopback(host, None)
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org", ""):
+        require_token_off_loopback(host, [TOKEN])
+        with pytest.raises(SettingsError, match="set a token, or listen on 127"):
+            require_token_off_loopback(host, [])
+
+
+# ------------------------------------------------------------------------------------------------------------ malformed requests
+
+WEBSOCKET = (
+    b"GET /submit HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def h2_request(path: bytes) -> bytes:
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None, validate_outbound_headers=False))
+    client.initiate_connection()
+    headers = [(b":method", b"GET"), (b":path", path), (b":scheme", b"http"), (b":authority", b"localhost")]
+    client.send_headers(1, headers, end_stream=True)
+    return client.data_to_send()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        h2_request("/ü".encode()),
+        WEBSOCKET + b"\r\nx",
+        WEBSOCKET + "Sec-WebSocket-Protocol: ü\r\n\r\n".encode(),
+    ],
+    ids=["h2c with raw UTF-8 in the path", "WebSocket with a trailing byte", "WebSocket with a non-ASCII protocol"],
+)
+async def test_requests_that_ended_the_process(request_: bytes) -> None:
+    async with serving() as served:
+        before = open_files()
+        with structlog.testing.capture_logs() as logs:
+            await served.raw(request_)
+            await eventually(lambda: open_files() == before)
+        shown = [line for line in logs if line["log_level"] != "debug"]
+        assert shown
+        assert not any("exc_info" in line for line in shown)
+        assert (await served.http.get("/health")).status_code == 200
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with serving() as served:
+        paths = [b"/health", b"/nodes", b"/nowhere", b"/queues"]
+        last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        received = await served.raw(b"".join(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in paths) + last)
+        assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"404", b"200", b"200"]
+
+
+async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LINGER_TIMEOUT", 0.2)
+    async with serving(drain_timeout=5) as served, await served.connect() as stream:
+        served.node.hold = trio.Event()
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        request = {
+            ":method": "POST",
+            ":path": "/submit",
+            ":scheme": "http",
+            ":authority": "localhost",
+            "content-type": "application/json",
+        }
+        client.send_headers(1, list(request.items()))
+        client.send_data(1, b"{}", end_stream=True)
+        await stream.send_all(client.data_to_send())
+        await served.node.entered.wait()
+        served.stopping.set()
+        await trio.testing.wait_all_tasks_blocked()
+        served.node.hold.set()
+        with trio.fail_after(1):
+            events = client.receive_data(await read_all(stream))
+            await served.stopped.wait()
+        assert {h2.events.ResponseReceived, h2.events.StreamEnded} <= {type(event) for event in events}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET ?x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
+        (b"GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
+        (b"GET http://localhost HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
+        (b"GET /health?\xff HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
+        (b"GET /metrics?%ff=%00&&= HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 400),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (17 << 10), 431),
+        (
+            (
+                b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+            ),
+            400,
+        ),
+        (b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: -1\r\n\r\n{}", 400),
+        (b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: gzip\r\n\r\n{}", 501),
+        (WEBSOCKET + b"\r\n", 403),
+    ],
+)
+async def test_odd_requests(request_: bytes, status: int) -> None:
+    async with serving() as served:
+        assert status_of(await served.raw(request_)) == status
+        assert served.node.submitted == []
+
+
+# ------------------------------------------------------------------------------------------------------------- bounds, deadlines
+
+
+async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MAX_BODY_BYTES", 1000)
+    async with serving() as served:
+        before = open_files()
+        fits = b"{}" + b" " * 998
+        assert (await served.post("/submit", fits)).status_code == 201
+        problem(await served.post("/submit", fits + b" "), 413)
+        head = b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        # Much more is on its way than is read before the answer: closing at once would reset it away.
+        assert status_of(await served.raw(head + b"Content-Length: 5000000\r\n\r\n" + b" " * 3_000_000)) == 413
+        assert status_of(await served.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n")) == 413
+        await served.http.aclose()
+        await eventually(lambda: open_files() <= before)
+
+
+async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "BODY_TIMEOUT", 0.2)
+    async with serving() as served:
+        before = open_files()
+        stream = await served.connect()
+        await stream.send_all(
+            b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip, stream)
+            response = await read_until(stream, b"\r\n\r\n")
+            nursery.cancel_scope.cancel()
+        assert status_of(response) == 408
+        await stream.aclose()
+        await eventually(lambda: open_files() == before)
+
+
+async def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEADERS_TIMEOUT", 0.2)
+    async with serving() as served, await served.connect() as stream, trio.open_nursery() as nursery:
+        await stream.send_all(b"GET /health HTTP/1.1\r\nX: ")
+        nursery.start_soon(drip, stream)
+        with trio.fail_after(2):
+            assert await read_all(stream) == b""
+        nursery.cancel_scope.cancel()
+
+
+async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 0.2)
+    async with serving() as served:
+        # Several: hypercorn's own timer was lost whenever its task happened to be cancelled first.
+        streams = [await served.connect() for _ in range(20)]
+        for stream in streams:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with trio.fail_after(3):
+            for stream in streams:
+                assert status_of(await read_all(stream)) == 200
+                await stream.aclose()
+
+
+async def test_a_request_as_a_whole_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.2)
+    async with serving() as served:
+        served.node.hold = trio.Event()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await served.post("/submit", "{}")
+        assert served.node.cancelled == 1
+
+
+async def drip(stream: trio.SocketStream) -> None:
+    try:
+        while True:
+            await stream.send_all(b" ")
+            await trio.sleep(0.02)
+    except trio.BrokenResourceError:
+        pass
+
+
+@pytest.mark.parametrize("headers_too", [True, False])
+async def test_clients_that_vanish_half_way(headers_too: bool) -> None:
+    head = b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
+    async with serving() as served:
+        before = open_files()
+        for _ in range(10):
+            async with await served.connect() as stream:
+                await stream.send_all(head + (b"\r\n{" if headers_too else b""))
+                await trio.testing.wait_all_tasks_blocked()
+        await eventually(lambda: open_files() == before)
+        assert (await served.http.get("/health")).status_code == 200
+
+
+async def test_a_client_that_vanishes_before_its_answer() -> None:
+    async with serving() as served:
+        served.node.hold = trio.Event()
+        before = open_files()
+        async with await served.connect() as stream:
+            await stream.send_all(
+                b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
+            await served.node.entered.wait()
+        await eventually(lambda: served.node.cancelled == 1)
+        await eventually(lambda: open_files() == before)
+
+
+async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as served:
+        monkeypatch.setattr(server, "SEND_TIMEOUT", 0.2)  # not before: it is also what the kernel is told
+        before = open_files()
+        async with not_reading(served) as stream:
+            await eventually(lambda: open_files() == before + 1)  # ours; the server's is closed
+            assert len(await read_all(stream)) < LARGE
+
+
+@asynccontextmanager
+async def not_reading(served: Served) -> AsyncIterator[trio.SocketStream]:
+    """Ask for more than the kernel buffers hold, and leave it there."""
+    served.node.jobs[JOB_ID]["payload"] = "x" * LARGE
+    async with await served.connect(receive_buffer=4096) as stream:
+        await stream.send_all(f"GET /jobs/{JOB_ID} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert status_of(await read_until(stream, b"HTTP/1.1 200 \r\n")) == 200
+        yield stream
+
+
+async def test_connections_over_the_bound_wait_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with serving() as served:
+        first, second, third = [await served.connect() for _ in range(3)]
+        for stream in (first, second, third):
+            await stream.send_all(request)
+        for stream in (first, second):
+            await read_until(stream, b"ok")
+        with trio.move_on_after(0.1):
+            pytest.fail(f"the third was served: {await third.receive_some()!r}")
+        await first.aclose()
+        await read_until(third, b"ok")
+        await second.aclose()
+        await third.aclose()
+
+
+def test_connections_leave_files_to_the_rest_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, connections in [(1024, 512), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]:
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert server._max_connections() == connections
+
+
+# ---------------------------------------------------------------------------------------------------------------------- stopping
+
+
+async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
+    async with serving(drain_timeout=5) as served, await served.connect() as idle, trio.open_nursery() as nursery:
+        await served.http.get("/health")
+        await idle.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await read_until(idle, b"ok")
+        served.node.hold = trio.Event()
+        responses: list[httpx.Response] = []
+
+        async def submit() -> None:
+            responses.append(await served.post("/submit", "{}"))
+
+        nursery.start_soon(submit)
+        await served.node.entered.wait()
+        served.stopping.set()
+        with trio.fail_after(1):
+            assert await read_all(idle) == b""
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(OSError, match="refused"):
+            await served.connect()
+        assert not served.stopped.is_set()
+        served.node.hold.set()
+        with trio.fail_after(1):
+            await served.stopped.wait()
+        await eventually(lambda: bool(responses))
+        assert responses[0].status_code == 201
+        assert responses[0].headers["connection"] == "close"
+
+
+async def test_stopping_does_not_wait_for_ever() -> None:
+    async with serving(drain_timeout=0.2) as served:
+        served.node.hold = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def submit() -> None:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await served.post("/submit", "{}")
+
+            nursery.start_soon(submit)
+            await served.node.entered.wait()
+            served.stopping.set()
+            with trio.fail_after(1):
+                await served.stopped.wait()
+        assert served.node.cancelled == 1
+
+
+async def test_a_client_that_does_not_read_cannot_hold_up_the_stop() -> None:
+    async with serving(drain_timeout=0.2) as served:
+        before = open_files()
+        async with not_reading(served):
+            served.stopping.set()
+            with trio.fail_after(2):
+                await served.stopped.wait()
+        assert open_files() < before
+
+
+async def test_cancelling_the_server_closes_everything_at_once() -> None:
+    before = open_files()
+    with trio.fail_after(3):
+        async with trio.open_nursery() as nursery:
+            listeners = server.open_listeners("127.0.0.1", 0)
+            node = Node()
+            run = partial(server.run, api.build(node, Guard(None)), server.configuration(), listeners)  # type: ignore[arg-type]
+            await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=60))
+            served = Served(node, server.urls(listeners)[0], trio.Event())
+            async with not_reading(served):
+                nursery.cancel_scope.cancel()
+        await served.http.aclose()
+    assert open_files() == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------- listening
+
+
+async def test_an_address_in_use_is_said_clearly() -> None:
+    (listener,) = server.open_listeners("127.0.0.1", 0)
+    async with listener:
+        with pytest.raises(SettingsError, match=r"127\.0\.0\.1 port \d+: another process listens there"):
+            server.open_listeners("127.0.0.1", listener.socket.getsockname()[1])
+
+
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("no-such-host.invalid", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)])
+def test_addresses_that_cannot_be_listened_on(host: str, port: int) -> None:
+    with pytest.raises(SettingsError, match=f"cannot listen on {re.escape(host)}"):
+        server.open_listeners(host, port)
+
+
+async def test_a_name_is_listened_on_at_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2", "192.0.2.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    listeners = server.open_listeners("a-name", 0)
+    port = listeners[0].socket.getsockname()[1]
+    assert server.urls(listeners) == [f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}"]
+    for listener in listeners:
+        await listener.aclose()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+async def test_ipv6() -> None:
+    try:
+        listeners = server.open_listeners("::1", 0)
+    except SettingsError:
+        pytest.skip("no IPv6 on this machine")
+    assert server.urls(listeners) == [f"http://[::1]:{listeners[0].socket.getsockname()[1]}"]
+    await listeners[0].aclose()
