@@ -250,8 +250,9 @@ BEGIN
                f.timeout, now(), a.since
           FROM fresh AS f
           LEFT JOIN jobqueue.queues AS q ON q.name = f.queue
-          -- A microsecond apart each, so that a batch runs in the order that it was given in.
-         CROSS JOIN LATERAL (SELECT coalesce(f.run_at, now() + (f.place - 1) * interval '1 microsecond') AS since) AS a
+          -- A microsecond apart each, so that a batch runs in the order that it was given in. A run_at in the past is now: it must
+          -- not buy a better place than those have who waited.
+         CROSS JOIN LATERAL (SELECT now() + (f.place - 1) * interval '1 microsecond' AS since) AS a
          WHERE f.run_at IS NULL OR f.run_at <= now()
             ON CONFLICT (id) DO NOTHING
         RETURNING p.queue

@@ -47,6 +47,11 @@ def join(documents: Sequence[bytes]) -> str:
     return (b"[" + b",".join(documents) + b"]").decode()
 
 
+def weight(size: int) -> int:
+    """How many small documents one of so many bytes counts for, where a batch is bounded by their number."""
+    return max(1, size >> 14)
+
+
 def storable(text: str, limit: int) -> str:
     """Bound a text to so many characters and replace what ``jsonb`` refuses: NUL characters and lone surrogates."""
     if len(text) > limit:

@@ -7,12 +7,12 @@ import trio
 from trio.testing import MockClock
 
 from jobqueue.engine.executor import Run
-from jobqueue.engine.local_queue import AHEAD, MAX_PREFETCH, LocalQueue
+from jobqueue.engine.local_queue import AHEAD, MAX_CLAIM, MAX_PREFETCH, LocalQueue
 from jobqueue.job import ClaimedJob
 
 
-def job(rank: float = 0.0) -> ClaimedJob:
-    return ClaimedJob("q", "id", "kind", msgspec.Raw(b"{}"), 0, 1, 1, 3, None, 0.0, rank, 0.0)
+def job(payload: bytes = b"{}") -> ClaimedJob:
+    return ClaimedJob("q", "id", "kind", msgspec.Raw(payload), 0, 1, 1, 3, None, 0.0, 0.0, 0.0)
 
 
 async def measured(queue: LocalQueue, mock_clock: MockClock, *, jobs_per_second: int, seconds: float = 1.0) -> int:
@@ -39,11 +39,32 @@ async def test_slow_jobs_are_never_hoarded(mock_clock: MockClock) -> None:
 
 async def test_fast_jobs_are_claimed_for_the_next_moments(mock_clock: MockClock) -> None:
     queue = LocalQueue("q", 16)
-    assert await measured(queue, mock_clock, jobs_per_second=10_000) == 16 + int(10_000 * AHEAD)
+    assert await measured(queue, mock_clock, jobs_per_second=4_000) == 16 + int(4_000 * AHEAD)
 
 
-async def test_the_prefetch_is_bounded(mock_clock: MockClock) -> None:
-    assert await measured(LocalQueue("q", 16), mock_clock, jobs_per_second=10_000_000, seconds=0.1) == 16 + MAX_PREFETCH
+async def test_claim_and_prefetch_are_bounded(mock_clock: MockClock) -> None:
+    queue = LocalQueue("q", 16)
+    assert await measured(queue, mock_clock, jobs_per_second=10_000_000, seconds=0.1) == MAX_CLAIM
+    claimed = 0
+    while wanted := queue.wanted():
+        for _ in range(wanted):
+            queue.take(job())
+        claimed += wanted
+    assert MAX_PREFETCH // 2 < claimed <= 16 + MAX_PREFETCH
+
+
+async def test_large_payloads_are_claimed_a_few_at_a_time(mock_clock: MockClock) -> None:
+    queue = LocalQueue("q", 1)
+    queue.take(job(b'"' + b"x" * (1 << 20) + b'"'))
+    await queue.ready.pop()
+    assert await measured(queue, mock_clock, jobs_per_second=10_000) == 7
+    queue.take(job())
+    assert queue.wanted() == 8, "one small one does not make it forget"
+    for _ in range(2000):
+        queue.take(job())
+        await queue.ready.pop()
+    await queue.ready.pop()
+    assert queue.wanted() > 100
 
 
 async def test_a_burst_counts_at_once_and_a_pause_takes_it_back_by_halves(mock_clock: MockClock) -> None:

@@ -104,14 +104,14 @@ class GroupCommit(Generic[Item, Result]):
         assert entry.result is not None  # noqa: S101 - set before the event
         return entry.result.unwrap()
 
-    async def put(self, item: Item) -> None:
+    async def put(self, item: Item, *, weight: int = 1) -> None:
         """Hand the item over without waiting for its commit; wait only while too many are waiting.
 
         `write` must cope with every error of such an item itself.
         """
         while self._waiting >= self._max_waiting:
             await self._room.park()
-        self._add(_Entry(item, 1, None))
+        self._add(_Entry(item, weight, None))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write batch after batch until cancelled."""

@@ -22,9 +22,6 @@ from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store
 
-MAX_CLAIM = 500
-"""The most jobs of one queue in one claim: it bounds the time of the transaction."""
-
 LONGEST_BACKOFF = 5.0
 """Seconds between two claims while the database is away, at the most."""
 
@@ -100,7 +97,7 @@ class Dispatcher:
         """How many jobs of each queue to claim now; empty when there is nothing to do, or no lease to do it under."""
         if not self._lease.valid:
             return {}
-        return {name: min(wanted, MAX_CLAIM) for name, queue in self._queues.items() if (wanted := queue.wanted())}
+        return {name: wanted for name, queue in self._queues.items() if (wanted := queue.wanted())}
 
     async def _claim(self, wants: Mapping[str, int]) -> None:
         for name in wants:
@@ -121,7 +118,7 @@ class Dispatcher:
         for job in jobs:
             claimed[job.queue] += 1
             self._outcomes.held.add((job.id, job.claims))
-            self._queues[job.queue].ready.push(job.rank, job)
+            self._queues[job.queue].take(job)
             if job.attempt == 1:
                 self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
         for name, count in claimed.items():

@@ -14,6 +14,12 @@ AHEAD = 0.05
 MAX_PREFETCH = 2_000
 """The most jobs of one queue that a node claims ahead of its workers."""
 
+MAX_CLAIM = 500
+"""The most jobs of one queue in one claim: it bounds the time of the transaction."""
+
+CLAIM_BYTES = 8 << 20
+"""About how many bytes of payload one claim may bring: it bounds the memory of a node whose jobs are large."""
+
 _RATE_WINDOW = 0.02
 
 
@@ -36,6 +42,13 @@ class LocalQueue:
         self._rate = 0.0
         self._finished = 0
         self._measured_at = trio.current_time()
+        self._payload_bytes = 1.0
+
+    def take(self, job: ClaimedJob) -> None:
+        """Put a claimed job where the workers find it."""
+        # Close to the largest of late: one large payload after many small ones is enough to be careful.
+        self._payload_bytes = max(memoryview(job.payload).nbytes, self._payload_bytes * 0.99)
+        self.ready.push(job.rank, job)
 
     def finished_one(self) -> None:
         """Count a job towards the rate that the prefetch follows."""
@@ -54,7 +67,9 @@ class LocalQueue:
     def wanted(self) -> int:
         """How many jobs to claim now: 0 unless it is time to."""
         self._measure()
-        return self._room if self.hungry else 0
+        if not self.hungry:
+            return 0
+        return min(self._room, MAX_CLAIM, max(1, int(CLAIM_BYTES / self._payload_bytes)))
 
     @property
     def _room(self) -> int:

@@ -18,7 +18,7 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store
 
 MAX_BATCH = 500
-"""Outcomes in one transaction."""
+"""Outcomes in one transaction, with results of up to 16 KiB each; one with a larger result counts for several."""
 
 MAX_WAITING = 5_000
 """Outcomes that may wait for the database; beyond it workers wait before they take another job."""
@@ -61,7 +61,8 @@ class Outcomes:
 
     async def put(self, job: ClaimedJob, outcome: Outcome, node_id: str) -> None:
         """Hand an outcome over; it is written with others, and tried again for as long as the database is away."""
-        await self._group.put(Finished(job, outcome, node_id))
+        size = 0 if outcome.result is None else memoryview(outcome.result).nbytes
+        await self._group.put(Finished(job, outcome, node_id), weight=documents.weight(size))
 
     async def release(self, jobs: Sequence[ClaimedJob]) -> None:
         """Hand jobs back that were claimed and never started."""

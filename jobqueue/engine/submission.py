@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 import trio
 
+from jobqueue import documents
 from jobqueue.admission import Admitted
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, UnprocessableJob
@@ -15,10 +16,10 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store
 
 MAX_BATCH = 1_000
-"""Jobs in one transaction; a larger submission is a transaction of its own."""
+"""Jobs in one transaction, of up to 16 KiB each (a larger one counts for several); a larger submission is one of its own."""
 
 MAX_WAITING = 20_000
-"""Jobs that may wait for their commit; beyond it submitters get 503."""
+"""Jobs that may wait for their commit, counted the same way; beyond it submitters get 503."""
 
 IN_DOUBT_PATIENCE = 10.0
 """Seconds to find out whether a commit whose connection broke took place, before the submitters are told that it is unknown."""
@@ -74,21 +75,21 @@ class Submissions:
             raise UnprocessableJob(f"this node serves no kind {min(unknown)!r} (it serves: {served})", field="kind")
         arrived = trio.current_time()
         try:
-            await self._group.commit(jobs, weight=len(jobs.ids))
+            await self._group.commit(jobs, weight=sum(documents.weight(len(document)) for document in jobs.documents))
         except RefusedData as error:
             raise UnprocessableJob(f"PostgreSQL refused the job: {error}") from error
         self._metrics.submit_seconds.observe(trio.current_time() - arrived)
 
     async def _write(self, batch: Sequence[Admitted]) -> Sequence[None]:
-        documents = [document for jobs in batch for document in jobs.documents]
+        encoded = [document for jobs in batch for document in jobs.documents]
         due: dict[str, int] = {}
         for jobs in batch:
             for queue, count in jobs.queues.items():
                 due[queue] = due.get(queue, 0) + count
         try:
-            await self._store.submit(documents, wake=self._others_needed(due))
+            await self._store.submit(encoded, wake=self._others_needed(due))
         except ConnectionLost as lost:
-            await self._make_sure(documents, lost)
+            await self._make_sure(encoded, lost)
         for jobs in batch:
             for (queue, kind), count in jobs.counts.items():
                 self._metrics.of(queue, kind).submitted.inc(count)
@@ -98,14 +99,14 @@ class Submissions:
     def _others_needed(self, due: Mapping[str, int]) -> bool:
         return any(count > self._idle_capacity(queue) for queue, count in due.items())
 
-    async def _make_sure(self, documents: Sequence[bytes], lost: ConnectionLost) -> None:
+    async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost) -> None:
         """Find out what became of a commit, and commit what is missing."""
-        log.warning("commit in doubt", jobs=len(documents), error=str(lost))
+        log.warning("commit in doubt", jobs=len(encoded), error=str(lost))
         deadline = trio.current_time() + IN_DOUBT_PATIENCE
         failures = 0
         while True:
             try:
-                await self._store.submit_again(documents, backend=lost.backend)
+                await self._store.submit_again(encoded, backend=lost.backend)
             except ConnectionLost as again:
                 lost = again
             except DatabaseUnavailable:
