@@ -1,6 +1,6 @@
-"""The first example: jobs of the kind "default" that take a moment, and of the kind "flaky" that fail now and then.
+"""The first example: jobs of the kind "default" take a moment, and jobs of the kind "flaky" fail now and then.
 
-    jobqueue serve examples.quickstart
+Run it with ``jobqueue serve examples.quickstart``, and submit to it with curl: the command prints a line to try.
 """
 
 import random

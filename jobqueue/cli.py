@@ -164,15 +164,16 @@ def _parse_queues(texts: tuple[str, ...]) -> dict[str, int]:
 
 
 def _banner(app: App, settings: Settings, serving: Serving) -> str:
-    url = serving.urls[0]
     kind = next(iter(app.handlers), "default")
+    url = serving.urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what is listened on, for a client
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens else ""
     queues = ", ".join(f"{name} ({width} at once)" for name, width in settings.worked_queues.items())
     rows = [
         ("serving", ", ".join(serving.urls)),
         ("database", _without_password(serving.database_url) + (" (embedded)" if settings.database_url is None else "")),
         ("queues", queues or "none: submissions only"),
         ("kinds", ", ".join(sorted(app.handlers)) or "none"),
-        ("try", f"curl {url}/submit -H 'Content-Type: application/json' -d '{{\"kind\": \"{kind}\"}}'"),
+        ("try", f"curl {url}/submit -H 'Content-Type: application/json'{token} -d '{{\"kind\": \"{kind}\"}}'"),
     ]
     return "\n".join([f"jobqueue {__version__}", *(f"  {name:<9} {value}" for name, value in rows)])
 

@@ -40,6 +40,9 @@ from jobqueue.storage.store import Store
 HTTP_DRAIN = 2.0
 """Seconds that requests in flight have for their answer when the service stops."""
 
+MAX_THREADS_LEFT_BEHIND = 1_000
+"""Threads that outlived their timeout and may still run, before sync handlers must wait for one of them to end."""
+
 SHUTDOWN_MARGIN = 5.0
 """Seconds that everything but running jobs has in a shutdown: exit comes within the grace period and this."""
 
@@ -137,7 +140,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         executor = Executor(
             app.handlers,
             metrics,
-            threads=trio.CapacityLimiter(max(1, width)),
+            threads=trio.CapacityLimiter(width + MAX_THREADS_LEFT_BEHIND),
             processes=processes,
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
         )

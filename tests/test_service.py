@@ -201,6 +201,13 @@ def test_sigterm_among_200_running_jobs_hands_all_of_them_back(
     assert database.rows("SELECT * FROM jobqueue.nodes") == []
 
 
+def test_the_clock_of_a_cpu_job_starts_when_it_has_a_process(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start()
+    submit(client, node, [{"kind": "cpu", "payload": {"seconds": 0.5}, "timeout": 3, "max_retries": 0}] * 16)
+    wait_for(lambda: sum(database.states().get(state, 0) for state in ("succeeded", "dead")) == 16, "all have ended", seconds=40)
+    assert database.states() == {"succeeded": 16}
+
+
 def test_sigterm_lets_short_jobs_finish(start: Start, client: httpx.Client, database: Database, effects: Effects) -> None:
     node = start("--queue", "default=4")
     submit(client, node, [{"kind": kind, "payload": {"seconds": 0.8}} for kind in ("sleep", "thread", "cpu")])

@@ -5,6 +5,7 @@ payload -> arguments -> cancel scope with the timeout -> handler -> verdict
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,12 @@ class Run:
         self.scope = trio.CancelScope()
         self.started = trio.current_time()
         self.cause: Cause | None = None
+
+    def begin(self, timeout: float | None) -> None:
+        """Start the clock: what came before was waiting for a place to run."""
+        self.started = trio.current_time()
+        if timeout is not None:
+            self.scope.deadline = self.started + timeout
 
     def cancel(self, cause: Cause) -> None:
         """Cancel the handler; its outcome will say why."""
@@ -98,11 +105,9 @@ class Executor:
         except PayloadMismatch as error:
             return _dead(run, str(error), _Failure(str(error)))
         timeout = handler.timeout if job.timeout is None else job.timeout
-        if timeout is not None:
-            run.scope.relative_deadline = timeout
         try:
             with run.scope:
-                result = await self._call(handler, arguments)
+                result = await self._call(run, handler, arguments, timeout)
         except BaseException as error:  # whatever a handler raises is a verdict on its job, not on the service
             if _is_cancellation(error):
                 raise
@@ -111,17 +116,21 @@ class Executor:
             return _cut_short(run, handler, timeout)
         return _succeeded(run, handler, result)
 
-    async def _call(self, handler: Handler, arguments: dict[str, Any]) -> Any:
+    async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
+        if handler.mode == "process":
+            async with self._process_limiter:
+                run.begin(timeout)
+                return await self._processes.run_sync(
+                    _call_with, handler.function, arguments, kill_on_cancel=True, limiter=_NO_LIMIT
+                )
+        run.begin(timeout)
         if handler.mode == "async":
             return await handler.function(**arguments)
-        if handler.mode == "thread":
-            # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
-            return await trio.to_thread.run_sync(
-                _call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads
-            )
-        return await self._processes.run_sync(
-            _call_with, handler.function, arguments, kill_on_cancel=True, limiter=self._process_limiter
-        )
+        # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
+        return await trio.to_thread.run_sync(_call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads)
+
+
+_NO_LIMIT = trio.CapacityLimiter(math.inf)
 
 
 def _call_with(function: Any, arguments: dict[str, Any]) -> Any:

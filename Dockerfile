@@ -1,0 +1,36 @@
+# The service, for a PostgreSQL that runs elsewhere:
+#
+#     docker build -t jobqueue .
+#     docker run -p 127.0.0.1:8080:8080 -e DATABASE_URL=postgresql://... -e JOBQUEUE_TOKENS=... jobqueue
+#
+# For handlers of your own, start from it: COPY them to /app, pip install what they need, and CMD ["serve", "your_module"].
+
+FROM python:3.11-slim AS build
+WORKDIR /src
+# schema.sql is in the package too, as a symbolic link to this one.
+COPY pyproject.toml README.md LICENSE schema.sql ./
+COPY jobqueue jobqueue
+RUN python -m venv /opt/jobqueue && /opt/jobqueue/bin/pip install --no-cache-dir .
+
+FROM python:3.11-slim
+# By number, so that an orchestrator can see that it is not root.
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin jobqueue
+COPY --from=build /opt/jobqueue /opt/jobqueue
+WORKDIR /app
+COPY examples examples
+USER 10001:10001
+
+# Off loopback, as a container must be, the service does not start without a token in JOBQUEUE_TOKENS.
+ENV PATH=/opt/jobqueue/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    JOBQUEUE_HOST=0.0.0.0
+EXPOSE 8080
+
+# Ready, and not only alive: urlopen raises at a 503. This path needs no token.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/ready', timeout=2)"]
+
+# In exec form the service itself gets the SIGTERM of `docker stop`, and hands its jobs back. That takes its grace period (20 s) and
+# up to 5 s: stop it with more patience than Docker's 10 s, as compose.yaml does.
+ENTRYPOINT ["jobqueue"]
+CMD ["serve", "examples.quickstart"]

@@ -1,0 +1,485 @@
+"""The examples and the load script, with real receivers, real images and the real service."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import importlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import httpx
+import matplotlib as mpl
+import msgspec
+import pytest
+import trio
+import trio.testing
+from click.testing import CliRunner
+from PIL import Image
+
+import jobqueue
+from benchmarks import load
+from examples import thumbnails
+from tests.conftest import Service
+
+KEY = b"a key of at least 24 bytes"
+SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
+IMAGES = Path(mpl.get_data_path())
+ENDED = {"succeeded", "dead", "cancelled"}
+
+ServiceFactory = Callable[..., Service]
+
+
+def submit(service: Service, job: dict[str, Any]) -> str:
+    job_id: str = httpx.post(f"{service.url}/submit", json=job).raise_for_status().json()["id"]
+    return job_id
+
+
+def wait_for(service: Service, job_id: str, within: float = 15) -> dict[str, Any]:
+    """Return the job when it has ended."""
+    deadline = time.monotonic() + within
+    while True:
+        job: dict[str, Any] = httpx.get(f"{service.url}/jobs/{job_id}").raise_for_status().json()
+        if job["state"] in ENDED:
+            return job
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+
+
+def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a front end as a user would, from the root of the project."""
+    root = Path(__file__).parent.parent
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=root, timeout=60, check=False)
+
+
+# --------------------------------------------------------------------------------------------------------------------- webhooks
+
+
+class Request(NamedTuple):
+    headers: dict[str, str]
+    body: bytes
+
+
+class Receiver:
+    """Answers each POST with the next of the given (status, headers), the last one again and again, and keeps what came."""
+
+    def __init__(self, url: str, answers: list[tuple[int, dict[str, str]]]) -> None:
+        self.url = url
+        self.requests: list[Request] = []
+        self._answers = answers
+
+    def answer(self, request: Request) -> tuple[int, dict[str, str]]:
+        self.requests.append(request)
+        return self._answers[min(len(self.requests), len(self._answers)) - 1]
+
+
+@contextmanager
+def receiving(*answers: tuple[int, dict[str, str]]) -> Iterator[Receiver]:
+    """Run a receiver of webhooks on a free port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status, headers = receiver.answer(Request({name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(status)
+            for name, value in {"Content-Length": "0", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        receiver = Receiver(f"http://127.0.0.1:{server.server_port}/hooks", list(answers))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def verify(request: Request) -> None:
+    """Do what a receiver does with a Standard Webhook."""
+    signed = f"{request.headers['webhook-id']}.{request.headers['webhook-timestamp']}.".encode() + request.body
+    version, _, signature = request.headers["webhook-signature"].partition(",")
+    assert version == "v1"
+    assert base64.b64decode(signature) == hmac.new(KEY, signed, hashlib.sha256).digest()
+    assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 60
+
+
+@pytest.fixture
+def webhooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    return importlib.import_module("examples.webhooks")
+
+
+@pytest.fixture
+def job() -> jobqueue.Job:
+    return jobqueue.Job(
+        id="01936d9c-0000-7000-8000-000000000000",
+        kind="webhook",
+        queue="default",
+        payload={},
+        priority=0,
+        attempt=1,
+        max_retries=14,
+        created_at=datetime(2030, 1, 31, 8, 0, tzinfo=UTC),
+    )
+
+
+async def test_webhook_is_delivered_with_a_signature_that_verifies(webhooks: ModuleType, job: jobqueue.Job) -> None:
+    with receiving((204, {})) as receiver:
+        result = await webhooks.webhook(job, receiver.url, "order.paid", {"order": 17})
+    [request] = receiver.requests
+    verify(request)
+    assert request.headers["webhook-id"] == job.id
+    assert request.headers["content-type"] == "application/json"
+    assert json.loads(request.body) == {"type": "order.paid", "timestamp": "2030-01-31T08:00:00Z", "data": {"order": 17}}
+    assert result["status"] == 204
+    assert 0 <= result["seconds"] < 10
+
+
+async def test_webhook_says_the_same_on_every_attempt(webhooks: ModuleType, job: jobqueue.Job) -> None:
+    with receiving((500, {}), (200, {})) as receiver:
+        with pytest.raises(jobqueue.Retry) as raised:
+            await webhooks.webhook(job, receiver.url, "order.paid", [1, 2])
+        result = await webhooks.webhook(job, receiver.url, "order.paid", [1, 2])
+    assert raised.value.delay is None  # the handler's backoff
+    assert raised.value.reason == "the receiver answered 500"
+    assert result["status"] == 200
+    first, second = receiver.requests
+    assert first.body == second.body
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+@pytest.mark.parametrize(
+    ("value", "delays"),
+    [
+        ("7", (7, 7)),
+        ("0", (1, 1)),
+        ("9" * 400, (6 * 3600, 6 * 3600)),
+        (formatdate(time.time() + 3000, usegmt=True), (1000, 3000)),
+        (time.strftime("%a %b %e %H:%M:%S %Y", time.gmtime(time.time() + 3000)), (1000, 3000)),
+        (formatdate(0, usegmt=True), (1, 1)),
+        (formatdate(time.time() + 10**9, usegmt=True), (6 * 3600, 6 * 3600)),
+    ],
+    ids=["seconds", "no seconds", "too many seconds", "date", "asctime date", "past date", "far date"],
+)
+@pytest.mark.parametrize("status", [429, 503])
+async def test_webhook_honours_retry_after(
+    webhooks: ModuleType, job: jobqueue.Job, status: int, value: str, delays: tuple[float, float]
+) -> None:
+    with receiving((status, {"Retry-After": value})) as receiver, pytest.raises(jobqueue.Retry) as raised:
+        await webhooks.webhook(job, receiver.url, "order.paid")
+    least, most = delays
+    assert raised.value.delay is not None
+    assert least <= raised.value.delay <= most
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "Fri, 31 Feb 2030 25:00:00 GMT", "Fri, 31 Jan 99999999 08:00:00 GMT"])
+async def test_webhook_ignores_a_retry_after_without_sense(webhooks: ModuleType, job: jobqueue.Job, value: str) -> None:
+    with receiving((503, {"Retry-After": value})) as receiver, pytest.raises(jobqueue.Retry) as raised:
+        await webhooks.webhook(job, receiver.url, "order.paid")
+    assert raised.value.delay is None
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(410, "unsubscribe"), (400, "would not help"), (404, "would not help"), (308, "redirects are not followed")],
+)
+async def test_webhook_gives_up_where_no_retry_can_help(webhooks: ModuleType, job: jobqueue.Job, status: int, reason: str) -> None:
+    with receiving((status, {"Location": "/elsewhere"})) as receiver, pytest.raises(jobqueue.Discard, match=f"{status}.*{reason}"):
+        await webhooks.webhook(job, receiver.url, "order.paid")
+    assert len(receiver.requests) == 1
+
+
+async def test_webhook_retries_when_nobody_listens(webhooks: ModuleType, job: jobqueue.Job) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and no listen: connections are refused
+        with pytest.raises(jobqueue.Retry, match="ConnectError"):
+            await webhooks.webhook(job, f"http://127.0.0.1:{unheard.getsockname()[1]}", "order.paid")
+
+
+async def test_webhook_retries_when_the_receiver_is_silent(
+    webhooks: ModuleType, job: jobqueue.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PATIENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(jobqueue.Retry, match="ReadTimeout"):
+        await webhooks.webhook(job, f"http://127.0.0.1:{silent.getsockname()[1]}", "order.paid")
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "no url", "http://", "http://[::1"])
+async def test_webhook_gives_up_on_what_is_no_url(webhooks: ModuleType, job: jobqueue.Job, url: str) -> None:
+    with pytest.raises(jobqueue.Discard):
+        await webhooks.webhook(job, url, "order.paid")
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "not base64!"])
+def test_webhooks_do_not_start_without_a_good_secret(webhooks: ModuleType, secret: str) -> None:
+    with pytest.raises(SystemExit, match="set WEBHOOK_SECRET"):
+        webhooks.signing_key(secret)
+
+
+def test_webhooks_through_the_service(service: ServiceFactory) -> None:
+    running = service("examples.webhooks", env={"WEBHOOK_SECRET": SECRET})
+    payload = {"event": "order.paid", "data": {"order": 17}}
+    with receiving((500, {"Retry-After": "1"}), (200, {})) as receiver, receiving((410, {})) as unwilling:
+        recovers = submit(running, {"kind": "webhook", "payload": {**payload, "url": receiver.url}})
+        gone = submit(running, {"kind": "webhook", "payload": {**payload, "url": unwilling.url}})
+        delivered, discarded = wait_for(running, recovers), wait_for(running, gone)
+    for request in receiver.requests:
+        verify(request)
+    assert [request.headers["webhook-id"] for request in receiver.requests] == [recovers, recovers]
+    assert (delivered["state"], delivered["attempt"], delivered["result"]["status"]) == ("succeeded", 2, 200)
+    assert (discarded["state"], discarded["attempt"]) == ("dead", 1)
+    assert "410" in discarded["reason"]
+    assert running.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------------------------------- thumbnails
+
+
+def test_thumbnail_of_a_photograph(tmp_path: Path) -> None:
+    photograph = IMAGES / "sample_data" / "grace_hopper.jpg"  # 512 x 600
+    result = thumbnails.thumbnail(str(photograph), 100, str(tmp_path / "out"))
+    target = tmp_path / "out" / "grace_hopper.jpg.100.jpg"
+    assert result == {"path": str(target), "width": 85, "height": 100, "bytes": target.stat().st_size}
+    with Image.open(target) as made:
+        assert (made.format, made.size) == ("JPEG", (85, 100))
+
+
+def test_thumbnail_keeps_transparency_and_does_not_enlarge(tmp_path: Path) -> None:
+    result = thumbnails.thumbnail(str(IMAGES / "images" / "home.png"), folder=str(tmp_path))
+    assert (Path(result["path"]).suffix, result["width"], result["height"]) == (".png", 24, 24)
+    with Image.open(result["path"]) as made:
+        assert made.getextrema()[3] == (0, 255)
+
+
+def test_thumbnail_goes_beside_the_image_and_is_the_same_the_second_time(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 300), "teal").save(tmp_path / "sea.png")
+    first = thumbnails.thumbnail(str(tmp_path / "sea.png"))
+    content = Path(first["path"]).read_bytes()
+    assert thumbnails.thumbnail(str(tmp_path / "sea.png")) == first
+    assert [path.read_bytes() for path in (tmp_path / "thumbnails").iterdir()] == [content]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_thumbnail_is_upright(tmp_path: Path, orientation: int) -> None:
+    # What EXIF's eight orientations say must be done to the stored pixels, undone.
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = Image.new("RGB", (400, 200), "white")
+    upright.paste("red", (0, 0, 200, 100))
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photograph.jpg", exif=exif)
+    result = thumbnails.thumbnail(str(tmp_path / "photograph.jpg"), 100)
+    with Image.open(result["path"]) as made:
+        assert made.size == (100, 50)
+        red, green, _ = made.getpixel((25, 12))
+        assert red > 200
+        assert green < 50
+        assert made.getpixel((75, 37))[1] > 200
+        assert 0x0112 not in made.getexif()
+
+
+def test_thumbnail_of_sixteen_bits_is_not_clipped(tmp_path: Path) -> None:
+    Image.new("I;16", (64, 64), 0x8000).save(tmp_path / "scan.png")
+    result = thumbnails.thumbnail(str(tmp_path / "scan.png"))
+    with Image.open(result["path"]) as made:
+        assert made.getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("text.png", b"no image at all", "not an image that can be read: cannot identify"),
+        ("empty.jpg", b"", "not an image that can be read: cannot identify"),
+        (
+            "cut.jpg",
+            (IMAGES / "sample_data" / "grace_hopper.jpg").read_bytes()[:10_000],
+            "not an image that can be read: .*truncated",
+        ),
+        ("cut.png", (IMAGES / "sample_data" / "logo2.png").read_bytes()[:5_000], "not an image that can be read: "),
+        ("absent.png", None, "there is no file"),
+    ],
+)
+def test_thumbnail_discards_what_is_no_image(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(jobqueue.Discard, match=reason):
+        thumbnails.thumbnail(str(tmp_path / name))
+    assert not (tmp_path / "thumbnails").exists()
+
+
+@pytest.mark.parametrize("limit", [3_000, 6_000], ids=["refused by Pillow", "warned of by Pillow"])
+def test_thumbnail_discards_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(jobqueue.Discard, match="decompression bomb"):
+        thumbnails.thumbnail(str(tmp_path / "bomb.png"))
+
+
+def test_thumbnail_leaves_the_faults_of_the_disk_to_a_retry(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_bytes(b"")
+    with pytest.raises(OSError, match="occupied"):
+        thumbnails.thumbnail(str(IMAGES / "images" / "home.png"), folder=str(tmp_path / "occupied"))
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError):
+        thumbnails.thumbnail(str(tmp_path / "folder.png"))
+
+
+def test_thumbnails_of_a_folder_through_the_service(service: ServiceFactory, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken.png").write_bytes(b"no image at all")
+    running = service("examples.thumbnails")
+    whole = run_module("examples.thumbnails", str(IMAGES), "--url", running.url, "--out", str(out), "--width", "32")
+    broken = run_module("examples.thumbnails", str(tmp_path / "broken"), "--url", running.url, "--out", str(out))
+    assert running.stop() == 0
+
+    images = [path.relative_to(IMAGES) for path in IMAGES.rglob("*") if path.suffix in {".png", ".jpg"}]
+    assert len(images) > 20
+    assert whole.returncode == 0, whole.stderr
+    assert f"{len(images)} images: {len(images)} succeeded" in whole.stdout
+    assert "images/s" in whole.stdout
+    for image in images:
+        [made] = (out / image.parent).glob(f"{image.name}.32.*")
+        with Image.open(made) as thumbnail:
+            assert max(thumbnail.size) <= 32
+    assert not list(out.rglob(".*")), "nothing unfinished is left behind"
+
+    assert broken.returncode == 0, broken.stderr
+    assert "dead: broken.png: not an image that can be read: cannot identify image file" in broken.stdout
+    assert "1 images: 1 dead" in broken.stdout
+
+
+def test_thumbnails_front_end_says_what_is_wrong(tmp_path: Path) -> None:
+    command = CliRunner()
+    nothing = command.invoke(thumbnails.main, [str(tmp_path), "--out", str(tmp_path / "out")])
+    assert (nothing.exit_code, nothing.output) == (1, f"Error: no images below {tmp_path}\n")
+    itself = command.invoke(thumbnails.main, [str(IMAGES), "--out", str(IMAGES)])
+    assert (itself.exit_code, itself.output) == (1, "Error: --out must be a folder that does not hold the images\n")
+    unserved = command.invoke(thumbnails.main, [str(IMAGES), "--out", str(tmp_path / "out"), "--url", "http://127.0.0.1:9"])
+    assert unserved.exit_code == 1
+    assert "Error: http://127.0.0.1:9: " in unserved.output
+
+
+# ------------------------------------------------------------------------------------------------------------- the load script
+
+
+async def read_answer(*pieces: bytes) -> tuple[load.Answer, bool]:
+    """Let the load script read an answer that comes in these pieces, after which the connection is closed."""
+    service, client = trio.testing.memory_stream_pair()
+    async with service, client, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            for piece in pieces:
+                await service.send_all(piece)
+                await trio.testing.wait_all_tasks_blocked()
+            await service.send_eof()
+
+        nursery.start_soon(send)
+        return await load._read_answer(client)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_load_reads_answers_however_they_are_cut(size: int) -> None:
+    text = b'HTTP/1.1 201 \r\ncontent-type: application/json\r\nContent-Length: 11\r\n\r\n{"id": "x"}'
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    assert await read_answer(*pieces) == (load.Answer(201, {"id": "x"}), True)
+
+
+async def test_load_reads_the_end_of_a_connection() -> None:
+    text = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbusy"
+    assert await read_answer(text) == (load.Answer(503, None), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", load.LoadError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{} and more", load.LoadError),
+        (b"SSH-2.0\r\n\r\n", load.LoadError),
+        (b"x" * 20_000, load.LoadError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}", trio.BrokenResourceError),
+        (b"", trio.BrokenResourceError),
+    ],
+)
+async def test_load_refuses_what_it_cannot_read(text: bytes, error: type[Exception]) -> None:
+    with pytest.RaisesGroup(error):
+        await read_answer(text)
+
+
+def test_load_takes_percentiles_by_nearest_rank() -> None:
+    assert load.Latency.of(number / 1000 for number in range(100, 0, -1)) == load.Latency(50, 90, 99, 100)
+    assert load.Latency.of([0.25]) == load.Latency(250, 250, 250, 250)
+    assert load.Latency.of([]) is None
+
+
+def test_load_makes_payloads_of_the_size_that_was_asked_for() -> None:
+    one = load.Load(url="", jobs=1, clients=1, kind="default", payload_bytes=100, token=None, timeout=1)
+    assert len(json.dumps(json.loads(one.body(7))["payload"], separators=(",", ":"))) == 100
+
+
+def test_load_accounts_for_every_job(service: ServiceFactory, tmp_path: Path) -> None:
+    running = service("examples.quickstart", "--queue", "default=32")
+    figures = tmp_path / "figures.json"
+    ran = run_module("benchmarks.load", "--url", running.url, "--jobs", "200", "--clients", "10", "--json", str(figures))
+    dead = run_module("benchmarks.load", "--url", running.url, "--jobs", "3", "--kind", "nobody's", "--timeout", "0.2")
+    assert running.stop() == 0
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for row in ("200 jobs, 10 clients", "200 in ", "p99", "succeeded", "retried", "unaccounted for"):
+        assert row in ran.stdout
+    report = msgspec.json.decode(figures.read_bytes())
+    assert (report["acknowledged"], report["ended"], report["unaccounted"]) == (200, {"succeeded": 200}, {})
+    assert report["submit_rate"] > 0
+    assert 0 < report["submit_latency"]["p50"] <= report["submit_latency"]["p99"] <= report["submit_latency"]["max"]
+    assert 0 < report["drain_rate"] < 200 / 0.05
+
+    assert dead.returncode == 1, dead.stdout + dead.stderr
+    assert "unaccounted for" in dead.stdout
+    assert "scheduled" in dead.stdout
+
+
+def test_load_reports_refused_submits(service: ServiceFactory) -> None:
+    running = service("examples.quickstart", "--strict-kinds", "--token", "s3cret")
+    stranger = run_module("benchmarks.load", "--url", running.url)
+    refused = run_module("benchmarks.load", "--url", running.url, "--token", "s3cret", "--jobs", "5", "--kind", "nobody's")
+    assert running.stop() == 0
+    assert stranger.returncode == 1
+    assert stranger.stderr.strip().splitlines()[-1].startswith(f"Error: {running.url} cannot be used: it answered 401")
+    assert refused.returncode == 1
+    assert "5 (422" in refused.stdout
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "https://127.0.0.1", "http://127.0.0.1:x"])
+def test_load_says_in_one_line_that_there_is_no_service(url: str) -> None:
+    ran = run_module("benchmarks.load", "--url", url)
+    assert ran.returncode == 1
+    [line] = [line for line in ran.stderr.splitlines() if line]
+    assert line.startswith("Error: ")
