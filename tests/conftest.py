@@ -64,6 +64,22 @@ def any_database_url(request: pytest.FixtureRequest, servers: ServerPool) -> Ite
         yield url
 
 
+ROOT = Path(__file__).parent.parent
+
+
+def run_module(module: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module`` to its end, in the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
 class Service:
     """A running ``jobqueue serve``, as a user would start it."""
 
@@ -74,7 +90,7 @@ class Service:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **env},
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         self.url = ""
         self.banner: list[str] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -17,10 +16,9 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import Database, Service
+from tests.conftest import ROOT, Database, Service, run_module
 
 Start = Callable[..., Service]
-ROOT = Path(__file__).parent.parent
 
 
 class Effects:
@@ -403,10 +401,7 @@ def test_connections_that_are_cut_lose_nothing(start: Start, client: httpx.Clien
 
 
 def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobqueue", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=ROOT, env={**os.environ, **(env or {})}, check=False
-    )
+    return run_module("jobqueue", *arguments, env={"JOBQUEUE_PORT": "0", **(env or {})})
 
 
 def test_version_and_help_with_every_option_its_variable_and_its_default() -> None:
