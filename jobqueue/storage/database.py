@@ -9,6 +9,7 @@ from typing import TypeVar
 import psycopg
 import trio
 from psycopg import errors as pg
+from psycopg.abc import PQGen
 
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 
@@ -23,8 +24,25 @@ DEAD_PEER_TIMEOUT = 10
 
 MINIMUM_SERVER_VERSION = 140_000
 
+REPLY_TIMEOUT = STATEMENT_TIMEOUT + 5.0
+"""Seconds after which a server that has not replied counts as gone, however alive its network looks."""
+
 T = TypeVar("T")
-Connection = psycopg.Connection[tuple[object, ...]]
+
+
+class Connection(psycopg.Connection[tuple[object, ...]]):
+    """A connection that gives up waiting: a server, or a proxy before it, that swallows a reply does not hold a thread for ever."""
+
+    reply_timeout: float | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        if timeout is not None or self.reply_timeout is None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, self.reply_timeout)
+        except pg._WaitTimeout:  # noqa: SLF001 - what `Connection.wait` is documented to raise
+            self.close()
+            raise psycopg.OperationalError(f"no reply from PostgreSQL within {self.reply_timeout:g} s") from None
 
 
 @dataclass(slots=True)
@@ -40,7 +58,7 @@ def connect(url: str, purpose: str) -> Connection:
         DatabaseUnavailable: PostgreSQL cannot be reached, or refuses.
     """
     try:
-        return psycopg.connect(
+        return Connection.connect(
             url,
             autocommit=True,
             application_name=f"jobqueue {purpose}",
@@ -63,11 +81,13 @@ class Lane:
     Args:
         url: a libpq URL or connection string.
         purpose: one word; shown in ``pg_stat_activity``.
+        reply_timeout: seconds that a statement may take in all.
     """
 
-    def __init__(self, url: str, purpose: str) -> None:
+    def __init__(self, url: str, purpose: str, *, reply_timeout: float = REPLY_TIMEOUT) -> None:
         self._url = url
         self._purpose = purpose
+        self._reply_timeout = reply_timeout
         self._session: _Session | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
 
@@ -88,7 +108,7 @@ class Lane:
     def _run(self, work: Callable[[Connection], T]) -> T:
         session = self._session
         if session is None:
-            session = self._session = _open_session(self._url, self._purpose)
+            session = self._session = _open_session(self._url, self._purpose, self._reply_timeout)
         try:
             return work(session.connection)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
@@ -108,8 +128,9 @@ class Lane:
             self._session = None
 
 
-def _open_session(url: str, purpose: str) -> _Session:
+def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     connection = connect(url, purpose)
+    connection.reply_timeout = reply_timeout
     try:
         # An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
         row = connection.execute(
@@ -118,7 +139,7 @@ def _open_session(url: str, purpose: str) -> _Session:
                    CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
               FROM pg_stat_activity WHERE pid = pg_backend_pid()
             """,
-            (f"{STATEMENT_TIMEOUT}s",),
+            (f"{min(STATEMENT_TIMEOUT, reply_timeout):.0f}s",),
         ).fetchone()
     except psycopg.Error as error:
         connection.close()

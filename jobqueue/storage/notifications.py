@@ -10,9 +10,12 @@ import structlog
 import trio
 
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage.database import Connection, connect
+from jobqueue.storage.database import REPLY_TIMEOUT, Connection, connect
 
 CHANNELS = ("jobqueue", "jobqueue_scheduled")
+
+CHECK_INTERVAL = 60.0
+"""Seconds without a notification after which the connection is tried: one that is dead may look alive for hours."""
 
 LONGEST_BACKOFF = 10.0
 """Seconds between two tries to connect again, at the most."""
@@ -45,7 +48,7 @@ async def run(
                 log.info("listening again")
             failures = 0
             on_connect()
-            await _relay(connection, on_notify)
+            await _relay(connection, on_notify, limiter)
         except (psycopg.Error, DatabaseUnavailable) as error:
             failures += 1
             if failures == 1:
@@ -57,16 +60,20 @@ async def run(
         await trio.sleep(min(LONGEST_BACKOFF, 0.1 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1))
 
 
-async def _relay(connection: Connection, on_notify: Callable[[str, str], None]) -> None:
+async def _relay(connection: Connection, on_notify: Callable[[str, str], None], limiter: trio.CapacityLimiter) -> None:
     while True:
         # Drained before every wait: a listener that does not read holds back the whole server's notification queue.
         for notify in connection.notifies(timeout=0):
             on_notify(notify.channel, notify.payload)
-        await trio.lowlevel.wait_readable(connection.fileno())
+        with trio.move_on_after(CHECK_INTERVAL) as quiet:
+            await trio.lowlevel.wait_readable(connection.fileno())
+        if quiet.cancelled_caught:
+            await trio.to_thread.run_sync(connection.execute, b"SELECT 1", limiter=limiter)
 
 
 def _listen(url: str) -> Connection:
     connection = connect(url, "listen")
+    connection.reply_timeout = REPLY_TIMEOUT
     try:
         for channel in CHANNELS:
             connection.execute(f"LISTEN {channel}".encode())

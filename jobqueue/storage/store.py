@@ -18,6 +18,9 @@ from jobqueue.job import ClaimedJob
 from jobqueue.storage import schema
 from jobqueue.storage.database import STATEMENT_TIMEOUT, Connection, Lane
 
+HEARTBEAT_TIMEOUT = 4.0
+"""Seconds for one renewal of a lease, so that several fit into it."""
+
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
 
@@ -84,7 +87,7 @@ class Store:
         self._submit = Lane(url, "submit")
         self._claim = Lane(url, "claim")
         self._finish = Lane(url, "finish")
-        self._heartbeat = Lane(url, "heartbeat")
+        self._heartbeat = Lane(url, "heartbeat", reply_timeout=HEARTBEAT_TIMEOUT)
         self._housekeeping = Lane(url, "housekeeping")
         self._inspect = Lane(url, "inspect")
 
