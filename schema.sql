@@ -212,37 +212,37 @@ CREATE OR REPLACE FUNCTION jobqueue.rank_of(available_since timestamptz, priorit
 RETURNS timestamptz
 LANGUAGE sql STABLE AS $$ SELECT available_since - priority * coalesce(aging_interval, '1 second'::interval) $$;
 
+-- Tell listening nodes that a queue got jobs, and the best rank among them: a node need not look at better ones.
+CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void
+LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' || queue) $$;
+
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
--- Submit a batch: jobs is an array of objects with the fields of jobqueue.submit (all optional), plus "delay" in seconds instead of
--- "run_at". All or nothing. Returns the ids in the order of the array. Call it in your own transaction: commit and the jobs exist,
--- roll back and they never did.
+-- What submit_many does, for the service. Returns the ids, and the best rank of each queue that got jobs, as {"queue": seconds}.
 --
 -- again: the same batch may already have been committed by a connection that broke before it could say so; jobs that exist in any
 --        state are left alone. The caller must know that the first connection's transaction is over.
 -- wake:  tell listening nodes. A node that will run the jobs itself need not.
-CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true)
-RETURNS uuid[]
+CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true)
+RETURNS TABLE (ids uuid[], best jsonb)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
-    ids uuid[];
-    pending_queues text[];
     earliest timestamptz;
 BEGIN
     WITH given AS MATERIALIZED (
         SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
                coalesce(j.priority, 0) AS priority, coalesce(j.payload, '{}') AS payload, j.max_retries, j.timeout,
                coalesce(j.run_at, now() + j.delay * interval '1 second') AS run_at, j.place
-          FROM ROWS FROM (jsonb_to_recordset(submit_many.jobs) AS (
+          FROM ROWS FROM (jsonb_to_recordset(submit_batch.jobs) AS (
                    id uuid, queue text, kind text, priority integer, payload jsonb, max_retries integer,
                    timeout double precision, run_at timestamptz, delay double precision)) WITH ORDINALITY
                AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, place)
     ), fresh AS MATERIALIZED (
         SELECT given.* FROM given
-         WHERE NOT submit_many.again OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
+         WHERE NOT submit_batch.again OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs AS p
                (id, queue, kind, priority, rank, payload, max_retries, timeout, created_at, available_since)
@@ -255,7 +255,7 @@ BEGIN
          CROSS JOIN LATERAL (SELECT now() + (f.place - 1) * interval '1 microsecond' AS since) AS a
          WHERE f.run_at IS NULL OR f.run_at <= now()
             ON CONFLICT (id) DO NOTHING
-        RETURNING p.queue
+        RETURNING p.queue, p.rank
     ), scheduled AS (
         INSERT INTO jobqueue.scheduled_jobs AS s
                (id, queue, kind, priority, run_at, payload, max_retries, timeout, created_at, available_since)
@@ -266,18 +266,27 @@ BEGIN
         RETURNING s.run_at
     )
     SELECT (SELECT array_agg(given.id ORDER BY given.place) FROM given),
-           (SELECT array_agg(DISTINCT pending.queue) FROM pending),
+           (SELECT jsonb_object_agg(b.queue, extract(epoch FROM b.rank))
+              FROM (SELECT pending.queue, min(pending.rank) AS rank FROM pending GROUP BY pending.queue) AS b),
            (SELECT min(scheduled.run_at) FROM scheduled)
-      INTO ids, pending_queues, earliest;
+      INTO ids, best, earliest;
 
     IF wake THEN
-        PERFORM pg_notify('jobqueue', queue) FROM unnest(pending_queues) AS queue;
+        PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
     END IF;
     IF earliest IS NOT NULL THEN
         PERFORM pg_notify('jobqueue_scheduled', extract(epoch FROM earliest)::text);
     END IF;
-    RETURN coalesce(ids, '{}');
+    ids := coalesce(ids, '{}');
+    best := coalesce(best, '{}');
+    RETURN NEXT;
 END $$;
+
+-- Submit a batch: jobs is an array of objects with the fields of jobqueue.submit (all optional), plus "delay" in seconds instead of
+-- "run_at". All or nothing. Returns the ids in the order of the array. Call it in your own transaction: commit and the jobs exist,
+-- roll back and they never did.
+CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
+LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobs) $$;
 
 -- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
 CREATE OR REPLACE FUNCTION jobqueue.submit(
@@ -331,11 +340,12 @@ BEGIN
         SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval), h.payload,
                h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors
           FROM held AS h LEFT JOIN jobqueue.queues AS q ON q.name = h.queue
-        RETURNING queue
-    ), told AS (
-        SELECT pg_notify('jobqueue', queue) FROM (SELECT DISTINCT queue FROM back) AS queues
+        RETURNING queue, rank
+    ), told AS MATERIALIZED (
+        SELECT sum(jobs) AS jobs, count(jobqueue.wake(queue, rank))
+          FROM (SELECT queue, min(rank) AS rank, count(*) AS jobs FROM back GROUP BY queue) AS queues
     )
-    SELECT (SELECT count(*) FROM back) + 0 * (SELECT count(*) FROM told) INTO released;
+    SELECT coalesce(told.jobs, 0) INTO released FROM told;
     DELETE FROM jobqueue.nodes WHERE id = node;
     RETURN released;
 END $$;
@@ -375,9 +385,9 @@ BEGIN
         SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval), j.payload,
                j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors
           FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue WHERE NOT j.spent
-        RETURNING queue
+        RETURNING queue, rank
     ), told AS MATERIALIZED (
-        SELECT count(pg_notify('jobqueue', queue)) AS queues FROM (SELECT DISTINCT queue FROM back) AS queues
+        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
     )
     SELECT j.id, j.queue, j.kind, j.attempt, j.node_id, CASE WHEN j.spent THEN 'dead' ELSE 'pending' END
       FROM judged AS j CROSS JOIN told;
@@ -385,8 +395,9 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
 
--- Claim up to so many jobs of each queue, best rank first: wants is {"queue": count}, defaults is {"kind": max_retries} of the
--- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Returns one JSON array of
+-- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
+-- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Jobs of a rank below the floor (in seconds; null
+-- for none) are not looked at: while an old transaction keeps dead rows from being removed, they lie there, in front of the living. Returns one JSON array of
 -- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds.
 --
 -- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
@@ -410,14 +421,16 @@ BEGIN
         RETURN '[]';
     END IF;
     FOR want IN
-        SELECT w.key AS queue, w.value::integer AS jobs FROM jsonb_each_text(wants) AS w
+        SELECT w.key AS queue, (w.value ->> 0)::integer AS jobs,
+               coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor
+          FROM jsonb_each(wants) AS w
          WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = w.key AND q.paused)
     LOOP
         WITH taken AS (
             DELETE FROM jobqueue.pending_jobs AS p
              WHERE p.ctid = ANY (ARRAY(
                        SELECT c.ctid FROM jobqueue.pending_jobs AS c
-                        WHERE c.queue = want.queue ORDER BY c.rank LIMIT want.jobs FOR UPDATE SKIP LOCKED))
+                        WHERE c.queue = want.queue AND c.rank >= want.floor ORDER BY c.rank LIMIT want.jobs FOR UPDATE SKIP LOCKED))
             RETURNING p.*
         ), moved AS (
             INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout, attempt,
@@ -502,9 +515,9 @@ BEGIN
                d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors
           FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
          WHERE d.outcome = 'released'
-        RETURNING queue
+        RETURNING queue, rank
     ), told AS MATERIALIZED (
-        SELECT count(pg_notify('jobqueue', queue)) FROM (SELECT DISTINCT queue FROM released) AS queues
+        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
     )
     SELECT array_agg(given.place ORDER BY given.place) INTO stale
       FROM given CROSS JOIN told
@@ -514,9 +527,10 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- promote
 
--- Move up to so many due jobs to pending. Returns the jobs moved, their queues, and the seconds until the next one is due (NULL: none).
+-- Move up to so many due jobs to pending. Returns the jobs moved, the best rank of each queue that got some, as {"queue": seconds}, and
+-- the seconds until the next one is due (NULL: none).
 CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
-RETURNS TABLE (promoted integer, queues text[], next_due double precision)
+RETURNS TABLE (promoted integer, best jsonb, next_due double precision)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -526,8 +540,6 @@ SET enable_mergejoin = off
 SET enable_sort = off
 AS $$
 #variable_conflict use_column
-DECLARE
-    moved_to text[] := '{}';
 BEGIN
     WITH due AS (
         DELETE FROM jobqueue.scheduled_jobs AS s
@@ -541,12 +553,13 @@ BEGIN
         SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval), d.payload,
                d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors
           FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
-        RETURNING queue
+        RETURNING queue, rank
+    ), queues AS (
+        SELECT moved.queue, min(moved.rank) AS rank, count(*) AS jobs FROM moved GROUP BY moved.queue
     )
-    SELECT coalesce(array_agg(moved.queue), '{}') INTO moved_to FROM moved;
-    promoted := cardinality(moved_to);
-    queues := ARRAY(SELECT DISTINCT q FROM unnest(moved_to) AS q);
-    PERFORM pg_notify('jobqueue', q) FROM unnest(queues) AS q;
+    SELECT coalesce(sum(q.jobs), 0), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
+      INTO promoted, best FROM queues AS q;
+    PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
     next_due := (SELECT extract(epoch FROM s.run_at - clock_timestamp()) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1);
     RETURN NEXT;
 END $$;
@@ -584,8 +597,9 @@ LANGUAGE sql AS $$
              SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval), r.payload, r.max_retries,
                     r.timeout, 0, r.claims, r.created_at, now(), r.errors
                FROM risen AS r LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
-             RETURNING queue)
-    SELECT coalesce((SELECT pg_notify('jobqueue', queue) IS NOT NULL FROM pending), false)
+             RETURNING queue, rank),
+         told AS MATERIALIZED (SELECT jobqueue.wake(queue, rank) FROM pending)
+    SELECT EXISTS (SELECT FROM told)
 $$;
 
 -- Delete a dead job for good. Returns false when it is not dead.
@@ -599,7 +613,7 @@ CREATE OR REPLACE FUNCTION jobqueue.pause(queue text, paused boolean DEFAULT tru
 LANGUAGE sql AS $$
     INSERT INTO jobqueue.queues (name, paused) VALUES (pause.queue, pause.paused)
         ON CONFLICT (name) DO UPDATE SET paused = excluded.paused;
-    SELECT pg_notify('jobqueue', pause.queue)
+    SELECT jobqueue.wake(pause.queue, '-infinity')
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- maintenance

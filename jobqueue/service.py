@@ -144,7 +144,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
             processes=processes,
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
         )
-        workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.wake)
+        workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
             yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, workers, queues, metrics)
         finally:
@@ -167,7 +167,8 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
 
     def on_notify(channel: str, payload: str) -> None:
         if channel == "jobqueue":
-            engine.dispatcher.wake((payload,))
+            rank, _, queue = payload.partition(" ")
+            engine.dispatcher.wake({queue: float(rank)})
         else:
             engine.schedule.due_in(0)
 

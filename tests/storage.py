@@ -11,7 +11,7 @@ import uuid_utils
 
 from jobqueue import documents
 from jobqueue.job import ClaimedJob, NewJob, Outcome, Verdict
-from jobqueue.storage.store import Node, Store
+from jobqueue.storage.store import Node, Store, Want
 
 
 class Driver:
@@ -46,8 +46,10 @@ class Driver:
         await self.store.submit([documents.encode(job) for job in new], wake=False)
         return [job.id for job in new]
 
-    async def claim(self, jobs: int = 100, *, queue: str = "default", defaults: dict[str, int] | None = None) -> list[ClaimedJob]:
-        claimed = await self.store.claim(self.node, {queue: jobs}, documents.encode(defaults or {}))
+    async def claim(
+        self, jobs: int = 100, *, queue: str = "default", floor: float | None = None, defaults: dict[str, int] | None = None
+    ) -> list[ClaimedJob]:
+        claimed = await self.store.claim(self.node, {queue: Want(jobs, floor)}, documents.encode(defaults or {}))
         return sorted(claimed, key=lambda job: job.rank)
 
     async def claim_one(self) -> ClaimedJob:

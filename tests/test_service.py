@@ -163,7 +163,7 @@ def test_priority_decides_who_runs_first(start: Start, client: httpx.Client, eff
 def test_sql_submit_is_picked_up_by_notification_and_without_one_by_polling(start: Start, database: Database) -> None:
     start("--poll-interval", "0.3")
     database.value("SELECT jobqueue.submit('echo')")
-    database.value('SELECT jobqueue.submit_many(\'[{"kind": "echo"}]\', wake => false)')
+    database.rows('SELECT jobqueue.submit_batch(\'[{"kind": "echo"}]\', wake => false)')
     wait_for(lambda: database.states() == {"succeeded": 2}, "both are done")
 
 

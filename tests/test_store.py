@@ -14,7 +14,7 @@ import trio
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, NewJob
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import Store, Want
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
 
@@ -63,7 +63,7 @@ async def test_a_job_with_a_delay_waits_until_it_is_due(driver: Driver) -> None:
     assert promotion.next_due is not None
     assert 0 < promotion.next_due < 0.3
     await trio.sleep(promotion.next_due + 0.01)
-    assert (await driver.store.promote()).queues == ["default"]
+    assert set((await driver.store.promote()).best) == {"default"}
     assert [job.id for job in await driver.claim()] == [job_id]
 
 
@@ -176,8 +176,17 @@ async def test_submit_tells_listeners_unless_asked_not_to(driver: Driver, any_da
         listener.execute("LISTEN jobqueue")
         await driver.submit()
         listener.execute("SELECT jobqueue.submit('mail', queue => 'post')")
-        heard = [notify.payload for notify in listener.notifies(timeout=0.5, stop_after=1)]
-        assert heard == ["post"]
+        [heard] = [notify.payload for notify in listener.notifies(timeout=5, stop_after=1)]
+    [job] = await driver.claim(queue="post")
+    rank, queue = heard.split(" ")
+    assert (float(rank), queue) == (job.rank, "post")
+
+
+async def test_submit_says_the_best_rank_of_each_queue(driver: Driver) -> None:
+    jobs = [{"priority": 3}, {"priority": 9}, {"queue": "b"}, {"queue": "b", "delay": 60.0}]
+    best = await driver.store.submit([documents.encode(NewJob(id=new_id(), **job)) for job in jobs], wake=False)
+    claimed = await driver.store.claim(driver.node, {"default": Want(9), "b": Want(9)}, b"{}")
+    assert best == {queue: min(job.rank for job in claimed if job.queue == queue) for queue in ("default", "b")}
 
 
 # ----------------------------------------------------------------------------------------------------------------------- claim
@@ -199,8 +208,15 @@ async def test_the_aging_interval_of_a_queue_says_what_waiting_is_worth(driver: 
 
 async def test_claim_never_takes_more_than_asked_for_and_only_of_that_queue(driver: Driver) -> None:
     await driver.submit_many(*({} for _ in range(10)), *({"queue": "other"} for _ in range(10)))
-    claimed = await driver.store.claim(driver.node, {"default": 3, "other": 4, "empty": 5}, b"{}")
+    claimed = await driver.store.claim(driver.node, {"default": Want(3), "other": Want(4), "empty": Want(5)}, b"{}")
     assert sorted(job.queue for job in claimed) == ["default"] * 3 + ["other"] * 4
+
+
+async def test_claim_does_not_look_below_the_floor(driver: Driver, sql: Database) -> None:
+    better, worse = await driver.submit_many({"priority": 5}, {})
+    rank = sql.value("SELECT extract(epoch FROM rank)::float8 FROM jobqueue.pending_jobs WHERE id = %s", worse)
+    assert [job.id for job in await driver.claim(floor=rank - 1)] == [worse]
+    assert [job.id for job in await driver.claim(floor=None)] == [better]
 
 
 async def test_concurrent_claims_never_share_a_job(driver: Driver, any_database_url: str) -> None:

@@ -6,8 +6,10 @@ notification, by a worker that runs low, and by the poll floor, which finds what
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 import structlog
 import trio
@@ -18,9 +20,9 @@ from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
-from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import Ranks, Store, Want
 
 LONGEST_BACKOFF = 5.0
 """Seconds between two claims while the database is away, at the most."""
@@ -58,72 +60,70 @@ class Dispatcher:
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
 
-    def wake(self, queues: Iterable[str]) -> None:
-        """Say that these queues may have work; others than this node's are ignored."""
-        for name in queues:
+    def wake(self, best: Ranks) -> None:
+        """Say that these queues got jobs, and of what rank at best; others than this node's are ignored."""
+        for name, rank in best.items():
             queue = self._queues.get(name)
             if queue is not None:
-                queue.more = True
+                queue.hint(rank)
                 self._hint.set()
 
     def wake_all(self) -> None:
-        """Say that any queue may have work."""
-        self.wake(self._queues)
+        """Say that any queue may have got jobs of any rank."""
+        self.wake(dict.fromkeys(self._queues, -math.inf))
+
+    def look_again(self) -> None:
+        """Say that a worker may soon have nothing to do."""
+        self._hint.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim until cancelled. What a claim brought is always in a local queue before the cancellation is seen."""
         task_status.started()
         failures = 0
+        poll_at = trio.current_time() + self._poll_interval
         while True:
             self._hint = trio.Event()
+            if trio.current_time() >= poll_at:
+                self.wake_all()
+                poll_at = trio.current_time() + self._poll_interval
             wants = self._decide()
             if not wants:
-                with trio.move_on_after(self._poll_interval) as poll:
+                with trio.move_on_at(poll_at):
                     await self._hint.wait()
-                if poll.cancelled_caught:
-                    self.wake_all()
                 continue
             try:
                 await self._claim(wants)
                 failures = 0
             except DatabaseUnavailable as error:
-                self.wake(wants)
                 failures += 1
                 if failures == 1:
                     log.warning("claim failed", error=str(error))
                 await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
 
-    def _decide(self) -> dict[str, int]:
-        """How many jobs of each queue to claim now; empty when there is nothing to do, or no lease to do it under."""
+    def _decide(self) -> dict[str, Want]:
+        """What to claim of each queue now; empty when there is nothing to do, or no lease to do it under."""
         if not self._lease.valid:
             return {}
-        return {name: wanted for name, queue in self._queues.items() if (wanted := queue.wanted())}
+        return {name: want for name, queue in self._queues.items() if (want := queue.wanted())}
 
-    async def _claim(self, wants: Mapping[str, int]) -> None:
-        for name in wants:
-            self._queues[name].more = False  # before the claim: a hint that comes during it must not be lost
+    async def _claim(self, wants: Mapping[str, Want]) -> None:
         node_id = self._lease.node.id
         started = trio.current_time()
-        try:
-            jobs = await self._store.claim(node_id, wants, self._default_retries)
-        except ConnectionLost as lost:
-            await self._reconcile(node_id, lost)
-            return
-        self._metrics.claim_seconds.observe(trio.current_time() - started)
-        if node_id == self._lease.node.id:
-            self._take(wants, jobs)
-
-    def _take(self, wants: Mapping[str, int], jobs: Iterable[ClaimedJob]) -> None:
-        claimed = dict.fromkeys(wants, 0)
-        for job in jobs:
-            claimed[job.queue] += 1
-            self._outcomes.held.add((job.id, job.claims))
-            self._queues[job.queue].take(job)
-            if job.attempt == 1:
-                self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
-        for name, count in claimed.items():
-            if count >= wants[name]:
-                self._queues[name].more = True
+        with ExitStack() as claiming:
+            brought = {name: claiming.enter_context(self._queues[name].claiming(want)) for name, want in wants.items()}
+            try:
+                jobs = await self._store.claim(node_id, wants, self._default_retries)
+            except ConnectionLost as lost:
+                await self._reconcile(node_id, lost)
+                return
+            self._metrics.claim_seconds.observe(trio.current_time() - started)
+            if node_id != self._lease.node.id:
+                return  # the lease was lost meanwhile, and the jobs with it
+            for job in jobs:
+                self._outcomes.held.add((job.id, job.claims))
+                brought[job.queue].append(job)
+                if job.attempt == 1:
+                    self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
 
     async def _reconcile(self, node_id: str, lost: ConnectionLost) -> None:
         """The answer to a claim was lost: hand back what the database says this node holds and nobody here knows of."""

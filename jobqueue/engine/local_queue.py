@@ -1,12 +1,23 @@
-"""One queue as this node works it: what is claimed and waits, what runs, and how far ahead to claim."""
+"""One queue as this node works it: what is claimed and waits, what runs, how far ahead to claim, and where to look.
+
+Where to look is the *floor*: the best rank that may still be pending. Claims of this node have taken what is better, and every way
+by which a better job can come (submit, promotion, recovery, hand-back) tells its rank. It matters while an old transaction holds
+back vacuum: the rows of all claimed jobs then lie in front of the pending ones in the index, and a claim without a floor wades
+through them. A hint may be lost, so now and then a claim looks everywhere.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
 from jobqueue.concurrency.aging_queue import AgingQueue
 from jobqueue.engine.executor import Run
 from jobqueue.job import ClaimedJob
+from jobqueue.storage.store import Want
 
 AHEAD = 0.05
 """Seconds of work that a node claims ahead of its workers: fast jobs come by the hundred, slow ones are never hoarded."""
@@ -20,6 +31,8 @@ MAX_CLAIM = 500
 CLAIM_BYTES = 8 << 20
 """About how many bytes of payload one claim may bring: it bounds the memory of a node whose jobs are large."""
 
+FLOOR_MARGIN = 0.001
+
 _RATE_WINDOW = 0.02
 
 
@@ -29,7 +42,6 @@ class LocalQueue:
     Attributes:
         ready: jobs that are claimed and wait for a worker.
         runs: what the workers run now.
-        more: whether the database may hold more of this queue: set by any hint, cleared by a claim that came back short.
     """
 
     def __init__(self, name: str, concurrency: int) -> None:
@@ -37,18 +49,42 @@ class LocalQueue:
         self.concurrency = concurrency
         self.ready: AgingQueue[ClaimedJob] = AgingQueue(concurrency + MAX_PREFETCH)
         self.runs: set[Run] = set()
-        self.more = True
+        self._more = True  # whether the database may hold more: set by any hint, cleared by a claim that came back short
+        self._floor = -math.inf  # the best rank that may still be pending, as far as this node knows
         self._prefetch = 0
         self._rate = 0.0
         self._finished = 0
         self._measured_at = trio.current_time()
         self._payload_bytes = 1.0
 
-    def take(self, job: ClaimedJob) -> None:
-        """Put a claimed job where the workers find it."""
-        # Close to the largest of late: one large payload after many small ones is enough to be careful.
-        self._payload_bytes = max(memoryview(job.payload).nbytes, self._payload_bytes * 0.99)
-        self.ready.push(job.rank, job)
+    def hint(self, rank: float) -> None:
+        """Learn that the database may hold a job of this rank, or worse."""
+        self._more = True
+        self._floor = min(self._floor, rank)
+
+    @contextmanager
+    def claiming(self, want: Want) -> Iterator[list[ClaimedJob]]:
+        """Take what one claim brings: jobs that are put into the list are ready for the workers afterwards.
+
+        Hints that come during the claim are kept: what they tell of may not have been visible to it.
+        """
+        floor, self._floor = self._floor, math.inf
+        self._more = False
+        jobs: list[ClaimedJob] = []
+        try:
+            yield jobs
+        except BaseException:
+            self.hint(floor)
+            raise
+        for job in jobs:
+            # Close to the largest of late: one large payload after many small ones is enough to be careful.
+            self._payload_bytes = max(memoryview(job.payload).nbytes, self._payload_bytes * 0.99)
+            self.ready.push(job.rank, job)
+        if jobs:
+            # Everything better is taken, but for ties; the margin covers what the rank lost on its way through a float.
+            floor = max(floor, max(job.rank for job in jobs) - FLOOR_MARGIN)
+        self._floor = min(self._floor, floor)
+        self._more = self._more or len(jobs) >= want.jobs
 
     def finished_one(self) -> None:
         """Count a job towards the rate that the prefetch follows."""
@@ -57,19 +93,20 @@ class LocalQueue:
     @property
     def hungry(self) -> bool:
         """Whether it is time to claim: half of the prefetch is used up, or a worker has nothing to do."""
-        return self.more and len(self.ready) <= self._prefetch // 2 and self._room > 0
+        return self._more and len(self.ready) <= self._prefetch // 2 and self._room > 0
 
     @property
     def idle_capacity(self) -> int:
         """How many jobs could start at once."""
         return self.concurrency - len(self.runs) - len(self.ready)
 
-    def wanted(self) -> int:
-        """How many jobs to claim now: 0 unless it is time to."""
+    def wanted(self) -> Want | None:
+        """What to claim now: None unless it is time to."""
         self._measure()
         if not self.hungry:
-            return 0
-        return min(self._room, MAX_CLAIM, max(1, int(CLAIM_BYTES / self._payload_bytes)))
+            return None
+        jobs = min(self._room, MAX_CLAIM, max(1, int(CLAIM_BYTES / self._payload_bytes)))
+        return Want(jobs, None if math.isinf(self._floor) else self._floor)
 
     @property
     def _room(self) -> int:

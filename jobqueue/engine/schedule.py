@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
 import trio
 
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage.store import PROMOTE_BATCH, Store
+from jobqueue.storage.store import PROMOTE_BATCH, Ranks, Store
 
 log = structlog.get_logger()
 
@@ -19,10 +19,10 @@ class Schedule:
 
     Args:
         poll_interval: the longest sleep, in seconds: what nobody told of is found then.
-        on_promoted: called with the queues that got jobs.
+        on_promoted: called with the best rank of each queue that got jobs.
     """
 
-    def __init__(self, store: Store, *, poll_interval: float, on_promoted: Callable[[Iterable[str]], None]) -> None:
+    def __init__(self, store: Store, *, poll_interval: float, on_promoted: Callable[[Ranks], None]) -> None:
         self._store = store
         self._poll_interval = poll_interval
         self._on_promoted = on_promoted
@@ -49,8 +49,8 @@ class Schedule:
         except DatabaseUnavailable as error:
             log.warning("promotion failed", error=str(error))
             return self._poll_interval
-        if promotion.queues:
-            self._on_promoted(promotion.queues)
+        if promotion.best:
+            self._on_promoted(promotion.best)
         if promotion.jobs == PROMOTE_BATCH:
             return 0
         next_due = math.inf if promotion.next_due is None else promotion.next_due

@@ -13,7 +13,7 @@ from jobqueue.admission import Admitted
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, UnprocessableJob
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import Ranks, Store
 
 MAX_BATCH = 1_000
 """Jobs in one transaction, of up to 16 KiB each (a larger one counts for several); a larger submission is one of its own."""
@@ -33,7 +33,7 @@ class Submissions:
     Args:
         kinds: what this node serves when it is strict about kinds; None takes any.
         idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
-        on_committed: called with the queues that got jobs.
+        on_committed: called with the best rank of each queue that got jobs.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Submissions:
         *,
         kinds: Iterable[str] | None,
         idle_capacity: Callable[[str], int],
-        on_committed: Callable[[Iterable[str]], None],
+        on_committed: Callable[[Ranks], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -87,32 +87,30 @@ class Submissions:
             for queue, count in jobs.queues.items():
                 due[queue] = due.get(queue, 0) + count
         try:
-            await self._store.submit(encoded, wake=self._others_needed(due))
+            best = await self._store.submit(encoded, wake=self._others_needed(due))
         except ConnectionLost as lost:
-            await self._make_sure(encoded, lost)
+            best = await self._make_sure(encoded, lost)
         for jobs in batch:
             for (queue, kind), count in jobs.counts.items():
                 self._metrics.of(queue, kind).submitted.inc(count)
-        self._on_committed(due)
+        self._on_committed(best)
         return [None] * len(batch)
 
     def _others_needed(self, due: Mapping[str, int]) -> bool:
         return any(count > self._idle_capacity(queue) for queue, count in due.items())
 
-    async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost) -> None:
+    async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost) -> Ranks:
         """Find out what became of a commit, and commit what is missing."""
         log.warning("commit in doubt", jobs=len(encoded), error=str(lost))
         deadline = trio.current_time() + IN_DOUBT_PATIENCE
         failures = 0
         while True:
             try:
-                await self._store.submit_again(encoded, backend=lost.backend)
+                return await self._store.submit_again(encoded, backend=lost.backend)
             except ConnectionLost as again:
                 lost = again
             except DatabaseUnavailable:
                 pass
-            else:
-                return
             failures += 1
             if trio.current_time() > deadline:
                 raise lost

@@ -21,7 +21,7 @@ class Workers:
 
     Args:
         queues: the queues that they work.
-        on_hungry: called with a queue's name when it is time to claim more of it.
+        on_hungry: called when it is time to claim more.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Workers:
         metrics: Metrics,
         *,
         queues: Iterable[LocalQueue],
-        on_hungry: Callable[[Iterable[str]], None],
+        on_hungry: Callable[[], None],
     ) -> None:
         self._executor = executor
         self._outcomes = outcomes
@@ -90,7 +90,7 @@ class Workers:
             if outcome is not None:
                 await self._outcomes.put(job, outcome, node_id)
             if queue.hungry:
-                self._on_hungry((queue.name,))
+                self._on_hungry()
             if trio.current_time() - yielded > LOOP_SHARE:
                 await trio.lowlevel.checkpoint()
                 yielded = trio.current_time()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -57,12 +57,23 @@ class Recovered(msgspec.Struct, frozen=True):
     outcome: str
 
 
+Ranks = Mapping[str, float]
+"""The best rank among jobs that became pending, by queue: where a claim has to look for them."""
+
+
 class Promotion(msgspec.Struct, frozen=True):
-    """What `Store.promote` did: jobs moved, their queues, seconds until the next is due (None: nothing is scheduled)."""
+    """What `Store.promote` did: jobs moved, their best ranks, seconds until the next is due (None: nothing is scheduled)."""
 
     jobs: int
-    queues: list[str]
+    best: Ranks
     next_due: float | None
+
+
+class Want(NamedTuple):
+    """How many jobs of a queue to claim, and the rank below which there is no need to look (None: look everywhere)."""
+
+    jobs: int
+    floor: float | None = None
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -103,8 +114,8 @@ class Store:
 
     # -- submit
 
-    async def submit(self, jobs: Sequence[bytes], *, wake: bool) -> None:
-        """Commit new jobs, all or none.
+    async def submit(self, jobs: Sequence[bytes], *, wake: bool) -> Ranks:
+        """Commit new jobs, all or none; return the best rank of each queue that got some to run now.
 
         Args:
             jobs: encoded `NewJob` documents.
@@ -113,9 +124,10 @@ class Store:
         Raises:
             RefusedData: PostgreSQL refused a value in one of them.
         """
-        await self._submit.run(_scalar("SELECT jobqueue.submit_many(%s::jsonb, false, %s)", documents.join(jobs), wake))
+        sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
+        return _ranks(await self._submit.run(_scalar(sql, documents.join(jobs), wake)))
 
-    async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> None:
+    async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:
         """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
 
         Args:
@@ -123,7 +135,8 @@ class Store:
             backend: of the `ConnectionLost` that the first try raised.
         """
         await self._submit.run(lambda connection: _settle(connection, backend))
-        await self._submit.run(_scalar("SELECT jobqueue.submit_many(%s::jsonb, true, true)", documents.join(jobs)))
+        sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, true, true)"
+        return _ranks(await self._submit.run(_scalar(sql, documents.join(jobs))))
 
     # -- nodes and leases
 
@@ -156,12 +169,12 @@ class Store:
 
     # -- the way of a job
 
-    async def claim(self, node_id: str, wants: Mapping[str, int], defaults: bytes) -> list[ClaimedJob]:
-        """Claim up to so many jobs of each queue for this node, best rank first.
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+        """Claim jobs for this node, best rank first.
 
         Args:
             node_id: a node with a valid lease; without one nothing is claimed.
-            wants: jobs wanted, by queue.
+            wants: by queue.
             defaults: a JSON object of ``{kind: max_retries}`` for jobs that were submitted without.
         """
 
@@ -202,7 +215,7 @@ class Store:
     async def promote(self) -> Promotion:
         """Move due jobs to pending, at most `PROMOTE_BATCH`."""
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
-        return Promotion(row["promoted"], row["queues"], row["next_due"])
+        return Promotion(row["promoted"], row["best"], row["next_due"])
 
     async def recover(self) -> list[Recovered]:
         """Take back the jobs of lost nodes, at most `RECOVER_BATCH`."""
@@ -298,6 +311,11 @@ def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     return work
+
+
+def _ranks(value: object) -> Ranks:
+    assert isinstance(value, dict)  # noqa: S101 - jsonb, an object
+    return value
 
 
 def _int(value: object) -> int:
