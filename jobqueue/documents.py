@@ -15,6 +15,7 @@ MAX_DEPTH = 100
 """How deep arrays and objects may be nested in a payload or a result."""
 
 _encoder = msgspec.json.Encoder()
+_skim = msgspec.json.Decoder(msgspec.Raw)
 
 
 class RefusedDocument(ValueError):
@@ -29,10 +30,14 @@ def encode(value: Any) -> bytes:
     """
     try:
         document = _encoder.encode(value)
+        # The encoder copies ready-made JSON (`msgspec.Raw`) unseen, and one broken document breaks its whole batch.
+        _skim.decode(document)
+        if not document.isascii():
+            document.decode()
     except RecursionError:
         raise RefusedDocument("nested too deeply") from None
-    except (TypeError, ValueError, OverflowError, UnicodeError) as error:
-        raise RefusedDocument(str(error)) from None
+    except Exception as error:  # noqa: BLE001 - a value may run code of its user's while it is encoded
+        raise RefusedDocument(str(error) or type(error).__name__) from None
     # There cannot be more levels than brackets: almost every document is known to be shallow without a walk.
     if document.count(b"[") + document.count(b"{") > MAX_DEPTH and not _nested_within(msgspec.json.decode(document), MAX_DEPTH):
         raise RefusedDocument(f"nested more than {MAX_DEPTH} levels deep")

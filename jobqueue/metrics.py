@@ -11,7 +11,9 @@ from prometheus_client.process_collector import ProcessCollector
 from jobqueue.job import Verdict
 
 MAX_LABEL_PAIRS = 200
-"""The most (queue, kind) pairs that get series of their own; all others share ``other``."""
+"""The most (queue, kind) pairs, and (queue, state) pairs, that get series of their own; all others share ``other``."""
+
+_OTHER = ("other", "other")
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -98,8 +100,8 @@ class Metrics:
         """Return the series of a queue and kind, or the shared ones when there are too many."""
         bound = self._bound.get((queue, kind))
         if bound is None:
-            if len(self._bound) >= MAX_LABEL_PAIRS:
-                queue = kind = "other"
+            if len(self._bound) >= MAX_LABEL_PAIRS and (queue, kind) != _OTHER:
+                return self.of(*_OTHER)
             bound = self._bound[queue, kind] = KindMetrics(self._families, queue, kind)
         return bound
 
@@ -112,9 +114,17 @@ class Metrics:
         """Replace the depths: (queue, state, jobs, age of the oldest in seconds)."""
         self.depth.clear()
         self.oldest.clear()
-        for queue, state, jobs, oldest in depths:
-            self.depth.labels(queue, state).set(jobs)
-            self.oldest.labels(queue, state).set(oldest)
+        others: dict[str, tuple[int, float]] = {}
+        for place, (queue, state, jobs, oldest) in enumerate(depths):
+            if place < MAX_LABEL_PAIRS:
+                self.depth.labels(queue, state).set(jobs)
+                self.oldest.labels(queue, state).set(oldest)
+            else:
+                more, older = others.get(state, (0, 0.0))
+                others[state] = more + jobs, max(older, oldest)
+        for state, (jobs, oldest) in others.items():
+            self.depth.labels("other", state).set(jobs)
+            self.oldest.labels("other", state).set(oldest)
 
     def render(self) -> bytes:
         """Return everything in the text format."""

@@ -72,6 +72,7 @@ class GroupCommit(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._splits_on = splits_on
         self._gathering: deque[_Entry[Item, Result]] = deque()
+        self._batch: list[_Entry[Item, Result]] = []
         self._waiting = 0
         self._writing = 0
         self._batches = 0
@@ -114,15 +115,18 @@ class GroupCommit(Generic[Item, Result]):
         self._add(_Entry(item, weight, None))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write batch after batch until cancelled."""
+        """Write batch after batch until cancelled; callers that still wait then are told so."""
         task_status.started()
-        while True:
-            while not self._gathering:
-                self._idle.unpark_all()
-                await self._wake.park()
-            batch = self._next_batch()
-            await self._write_batch(batch)
-            self._writing = 0
+        try:
+            while True:
+                while not self._gathering:
+                    self._idle.unpark_all()
+                    await self._wake.park()
+                self._batch = self._next_batch()
+                await self._write_batch(self._batch)
+                self._writing = 0
+        finally:
+            self._end()
 
     async def flush(self) -> None:
         """Wait until everything that was handed over is written."""
@@ -149,6 +153,16 @@ class GroupCommit(Generic[Item, Result]):
         self._room.unpark_all()
         return batch
 
+    def _end(self) -> None:
+        """Nobody writes any more: let go of everyone who waits, whether their item was in a batch or still gathering."""
+        self._closed = True
+        left = [entry for entry in (*self._batch, *self._gathering) if entry.result is None]
+        self._gathering.clear()
+        self._waiting = self._writing = 0
+        _release(left, [outcome.Error(ShuttingDown("the service is shutting down")) for _ in left])
+        self._room.unpark_all()
+        self._idle.unpark_all()
+
     async def _write_batch(self, batch: list[_Entry[Item, Result]]) -> None:
         self._batches += 1
         try:
@@ -160,11 +174,8 @@ class GroupCommit(Generic[Item, Result]):
                 await self._write_batch(batch[middle:])
                 return
             _release(batch, [outcome.Error(error)])
-        except trio.Cancelled:
-            _release(batch, [outcome.Error(ShuttingDown("the service is shutting down"))] * len(batch))
-            raise
         except Exception as error:  # noqa: BLE001 - it is the callers' error, each of them gets it
-            _release(batch, [outcome.Error(error)] * len(batch))
+            _release(batch, [outcome.Error(error) for _ in batch])
         else:
             _release(batch, [outcome.Value(result) for result in results])
 

@@ -144,24 +144,45 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
-def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome:
+def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
     """Turn what a handler raised into an outcome. A verdict raised inside of the handler's own nurseries counts too."""
     cause = error
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
     match cause:
-        case Snooze():
-            return Outcome(id=run.job.id, claims=run.job.claims, outcome="snoozed", delay=_bounded(cause.delay))
-        case Discard():
-            reason = documents.storable(cause.reason, MAX_ERROR_LENGTH)
-            return _dead(run, reason, _Failure(f"discarded: {reason}"))
-        case Retry():
-            return _failed(run, handler, _Failure(cause.reason, None, None if cause.delay is None else _bounded(cause.delay)))
+        case Snooze() | Retry() | Discard():
+            return _steered(run, handler, cause)
         case trio_parallel.BrokenWorkerError():
             return _failed(run, handler, _Failure("the process that ran the handler died (killed, out of memory, or a crash in C)"))
+        case _ if run.cause is not None:
+            # Clean-up that fails while it is cancelled is no failure of the job.
+            return _cut_short(run, handler, None)
         case _:
             text = "".join(traceback.format_exception(error))
-            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {cause}", text))
+            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {_text(cause)}", text))
+
+
+def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> Outcome:
+    if isinstance(verdict, Discard):
+        reason = documents.storable(_text(verdict.reason), MAX_ERROR_LENGTH)
+        return _dead(run, reason, _Failure(f"discarded: {reason}"))
+    delay: object = getattr(verdict, "delay", None)
+    if isinstance(verdict, Retry) and delay is None:
+        return _failed(run, handler, _Failure(_text(verdict.reason)))
+    if not isinstance(delay, int | float) or math.isnan(delay):
+        return _failed(run, handler, _Failure(f"{type(verdict).__name__} takes its delay in seconds, got {_text(delay)}"))
+    delay = min(max(delay, 0.0), MAX_DELAY)
+    if isinstance(verdict, Retry):
+        return _failed(run, handler, _Failure(_text(verdict.reason), None, delay))
+    return Outcome(id=run.job.id, claims=run.job.claims, outcome="snoozed", delay=delay)
+
+
+def _text(value: object) -> str:
+    """The text of what a handler raised: it is the user's code, and may fail."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001
+        return "(it has no text: __str__ failed)"
 
 
 def _cut_short(run: Run, handler: Handler, timeout: float | None) -> Outcome | None:
@@ -193,12 +214,14 @@ def _failed(run: Run, handler: Handler | None, failure: _Failure) -> Outcome:
     delay = failure.delay
     if delay is None:
         delay = (handler.backoff if handler is not None else DEFAULT_BACKOFF).delay(job.attempt)
-    log.warning("attempt failed", **job.log_context, error=failure.error, retry_in=round(delay, 3))
-    return Outcome(id=job.id, claims=job.claims, outcome="retry", delay=delay, error=_entry(run, failure))
+    entry = _entry(run, failure)
+    log.warning("attempt failed", **job.log_context, error=entry.error, retry_in=round(delay, 3))
+    return Outcome(id=job.id, claims=job.claims, outcome="retry", delay=delay, error=entry)
 
 
 def _dead(run: Run, reason: str, failure: _Failure) -> Outcome:
     job = run.job
+    reason = documents.storable(reason, MAX_ERROR_LENGTH)
     log.error("job died", **job.log_context, reason=reason)
     return Outcome(id=job.id, claims=job.claims, outcome="dead", reason=reason, error=_entry(run, failure))
 
@@ -210,7 +233,3 @@ def _entry(run: Run, failure: _Failure) -> AttemptError:
         duration=round(run.seconds, 6),
         traceback=None if failure.traceback is None else documents.storable(failure.traceback, MAX_TRACEBACK_LENGTH),
     )
-
-
-def _bounded(delay: float) -> float:
-    return min(max(delay, 0.0), MAX_DELAY)

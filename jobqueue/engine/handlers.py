@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -87,10 +88,12 @@ class App:
             raise HandlerError(f'a kind is a name of 1 to {MAX_NAME_LENGTH} characters: write @app.handler("name")')
         if kind in self._handlers:
             raise HandlerError(f"kind {kind!r} already has a handler")
-        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
-            raise HandlerError(f"{kind}: timeout must be over 0 and at most {MAX_TIMEOUT:.0f} s, got {timeout}")
-        if max_retries is not None and not 0 <= max_retries <= MAX_RETRIES:
-            raise HandlerError(f"{kind}: max_retries must be from 0 to {MAX_RETRIES}, got {max_retries}")
+        if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= MAX_TIMEOUT):
+            raise HandlerError(f"{kind}: timeout must be over 0 and at most {MAX_TIMEOUT:.0f} s, got {timeout!r}")
+        if max_retries is not None and not (isinstance(max_retries, int) and 0 <= max_retries <= MAX_RETRIES):
+            raise HandlerError(f"{kind}: max_retries must be an integer from 0 to {MAX_RETRIES}, got {max_retries!r}")
+        if not isinstance(backoff, Backoff):
+            raise HandlerError(f"{kind}: backoff must be a jobqueue.Backoff, got {backoff!r}")
 
         def register(function: Function) -> Function:
             self._handlers[kind] = Handler(
@@ -123,32 +126,48 @@ def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
 
 def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], dict[str, Any]]:
     """Turn a signature into a function from a claimed job to keyword arguments."""
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except Exception as error:
-        raise HandlerError(f"{kind}: the annotations cannot be resolved: {error}") from error
+    hints, parameters = _signature(kind, function)
     job_parameter: str | None = None
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name")
         annotation = hints.get(name, Job if name == "job" else Any)
-        if annotation is Job:
+        if _is_job(annotation):
+            if job_parameter is not None:
+                raise HandlerError(f"{kind}: parameters {job_parameter!r} and {name!r} both ask for the job: one is enough")
             job_parameter = name
         elif parameter.default is parameter.empty:
             fields.append((name, annotation))
         else:
             # Absent means absent: the function's own default applies, and is never copied or converted.
-            fields.append((name, annotation | msgspec.UnsetType, msgspec.UNSET))
+            fields.append((name, Union[annotation, msgspec.UnsetType], msgspec.UNSET))  # noqa: UP007 - "|" needs a type on its left
     decode = _decoder(kind, fields)
 
     def arguments(claimed: ClaimedJob) -> dict[str, Any]:
-        values = decode(claimed.payload)
-        if job_parameter is not None:
-            values[job_parameter] = Job.from_claim(claimed)
+        try:
+            values = decode(claimed.payload)
+            if job_parameter is not None:
+                values[job_parameter] = Job.from_claim(claimed)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise PayloadMismatch(f"the payload does not fit the handler: {error}") from None
+        except Exception as error:  # the user's types run code of their own (__post_init__)
+            raise PayloadMismatch(f"the payload does not fit the handler: {type(error).__name__}") from error
         return values
 
     return arguments
+
+
+def _signature(kind: str, function: Callable[..., Any]) -> tuple[dict[str, Any], Mapping[str, inspect.Parameter]]:
+    try:
+        return get_type_hints(function, include_extras=True), inspect.signature(function).parameters
+    except Exception as error:
+        raise HandlerError(f"{kind}: the annotations cannot be resolved: {error}") from error
+
+
+def _is_job(annotation: Any) -> bool:
+    """Whether a parameter of this type receives the job: ``Job``, also as ``Job | None`` or ``Annotated[Job, ...]``."""
+    return annotation is Job or (get_origin(annotation) in (Annotated, Union, UnionType) and Job in get_args(annotation))
 
 
 def _decoder(kind: str, fields: list[tuple[str, Any] | tuple[str, Any, Any]]) -> Callable[[msgspec.Raw], dict[str, Any]]:
@@ -162,10 +181,7 @@ def _decoder(kind: str, fields: list[tuple[str, Any] | tuple[str, Any, Any]]) ->
     names = struct.__struct_fields__
 
     def decode(payload: msgspec.Raw) -> dict[str, Any]:
-        try:
-            values = decoder.decode(payload)
-        except (msgspec.ValidationError, RecursionError) as error:
-            raise PayloadMismatch(f"the payload does not fit the handler: {error}") from None
+        values = decoder.decode(payload)
         return {name: value for name in names if (value := getattr(values, name)) is not msgspec.UNSET}
 
     return decode

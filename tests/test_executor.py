@@ -1,0 +1,647 @@
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio_parallel
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
+from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Executor, Run
+from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
+from jobqueue.metrics import Metrics
+
+LAST = {"attempt": 4, "max_retries": 3}
+
+
+def claimed(**fields: Any) -> ClaimedJob:
+    job = {
+        "queue": "default",
+        "id": "0198c7a4-0000-7000-8000-000000000000",
+        "kind": "test",
+        "payload": msgspec.Raw(b"{}"),
+        "priority": 0,
+        "attempt": 1,
+        "claims": 7,
+        "max_retries": 3,
+        "timeout": None,
+        "created_at": 1_900_000_000.0,
+        "rank": 0.0,
+        "waited": 0.0,
+    }
+    return ClaimedJob(**{**job, **fields})
+
+
+class Node:
+    """An executor with everything around it that it needs."""
+
+    def __init__(self, processes: trio_parallel.WorkerContext) -> None:
+        self.app = App()
+        self.metrics = Metrics()
+        self.process_limiter = trio.CapacityLimiter(1)
+        self.executor = Executor(
+            self.app.handlers,
+            self.metrics,
+            threads=trio.CapacityLimiter(2),
+            processes=processes,
+            process_limiter=self.process_limiter,
+        )
+
+    async def run(self, function: Callable[..., Any], *, job: dict[str, Any] | None = None, **options: Any) -> Outcome:
+        """Register the function with these options, run one job with it, and return an outcome that the database takes."""
+        self.handle(function, **options)
+        outcome = await self.executor.execute(Run(claimed(**(job or {}))))
+        assert outcome is not None
+        assert (outcome.id, outcome.claims) == (claimed().id, claimed().claims)
+        documents.encode(outcome)
+        return outcome
+
+    def handle(self, function: Callable[..., Any], **options: Any) -> None:
+        self.app.handler("test", **options)(function)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with trio_parallel.open_worker_context(grace_period=1.0) as processes:
+        yield Node(processes)
+
+
+def failing(error: BaseException) -> Callable[[], Awaitable[None]]:
+    """Make a handler that raises this error."""
+
+    async def handler() -> None:
+        raise error
+
+    return handler
+
+
+def returning(result: Any) -> Callable[[], Awaitable[Any]]:
+    """Make a handler that returns this result."""
+
+    async def handler() -> Any:
+        return result
+
+    return handler
+
+
+def error_of(outcome: Outcome) -> AttemptError:
+    assert outcome.error is not None
+    return outcome.error
+
+
+# --------------------------------------------------------------------------------------------------------- handlers in their places
+
+
+async def test_an_async_handler_runs_on_the_loop_and_its_result_is_kept(node: Node) -> None:
+    async def add(a: int, b: int) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return {"sum": a + b, "thread": threading.get_ident()}
+
+    outcome = await node.run(add, job={"payload": msgspec.Raw(b'{"a": 1, "b": 2}')})
+    assert outcome.outcome == "succeeded"
+    assert outcome.result is not None
+    assert msgspec.json.decode(outcome.result) == {"sum": 3, "thread": threading.get_ident()}
+
+
+async def test_a_plain_handler_runs_in_a_thread(node: Node) -> None:
+    def here() -> int:
+        return threading.get_ident()
+
+    outcome = await node.run(here)
+    assert outcome.outcome == "succeeded"
+    assert outcome.result is not None
+    assert msgspec.json.decode(outcome.result) != threading.get_ident()
+
+
+async def test_a_cpu_handler_runs_in_a_process(node: Node) -> None:
+    outcome = await node.run(os.getpid, cpu=True)
+    assert outcome.outcome == "succeeded"
+    assert outcome.result is not None
+    assert msgspec.json.decode(outcome.result) != os.getpid()
+
+
+async def test_no_result_is_kept_as_none(node: Node) -> None:
+    assert await node.run(returning(None)) == Outcome(id=claimed().id, claims=7, outcome="succeeded")
+
+
+async def test_the_job_is_handed_to_a_handler_that_asks_for_it(node: Node) -> None:
+    async def attempt(job: Job) -> int:
+        return job.attempt
+
+    assert (await node.run(attempt, job={"attempt": 3})).result == msgspec.Raw(b"3")
+
+
+# ------------------------------------------------------------------------------------------------------------------------- failures
+
+
+async def test_an_exception_fails_the_attempt_with_its_text_and_traceback(node: Node, autojump_clock: MockClock) -> None:
+    async def handler() -> None:
+        await trio.sleep(1.5)
+        raise ValueError("no such file")
+
+    error = error_of(await node.run(handler))
+    assert (error.attempt, error.error, error.duration) == (1, "ValueError: no such file", 1.5)
+    assert error.traceback is not None
+    assert 'raise ValueError("no such file")' in error.traceback
+    assert autojump_clock.current_time() == 1.5
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(), MemoryError()], ids=repr)
+async def test_whatever_a_handler_raises_is_a_failure_of_its_job_only(error: BaseException, node: Node) -> None:
+    outcome = await node.run(failing(error))
+    assert outcome.outcome == "retry"
+    assert type(error).__name__ in error_of(outcome).error
+
+
+async def test_a_failure_is_retried_after_the_handlers_backoff(node: Node) -> None:
+    outcome = await node.run(failing(ValueError()), backoff=Backoff(base=5, jitter=0), job={"attempt": 3})
+    assert (outcome.outcome, outcome.delay) == ("retry", 20)
+
+
+async def test_a_failure_of_the_last_attempt_is_death_with_a_reason_for_people(node: Node) -> None:
+    outcome = await node.run(failing(ValueError("no such file\nlook elsewhere")), job=LAST)
+    assert (outcome.outcome, outcome.delay) == ("dead", None)
+    assert outcome.reason == "attempt 4 of 4 failed: ValueError: no such file"
+    assert error_of(outcome).error == "ValueError: no such file\nlook elsewhere"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\n\nsecond"], ids=repr)
+async def test_a_reason_is_there_even_if_the_error_says_nothing(text: str, node: Node) -> None:
+    outcome = await node.run(failing(Retry(reason=text)), job=LAST)
+    assert outcome.outcome == "dead"
+    assert outcome.reason is not None
+    assert outcome.reason.startswith("attempt 4 of 4 failed")
+
+
+async def test_a_recursion_without_end_is_a_failure(node: Node) -> None:
+    async def recurse() -> None:
+        await recurse()
+
+    outcome = await node.run(recurse)
+    assert outcome.outcome == "retry"
+    assert error_of(outcome).error.startswith("RecursionError: ")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a\0b"), r"ValueError: a\0b"),
+        (ValueError("a\ud800b"), r"ValueError: a\ud800b"),
+        (ValueError("x" * 1_000_000), "characters left out"),
+        (ValueError("\0\ud800" * 500_000), "characters left out"),
+        (Unspeakable(), "Unspeakable"),
+    ],
+    ids=["NUL", "lone surrogate", "1 MB", "1 MB of what jsonb refuses", "no text"],
+)
+@pytest.mark.parametrize("job", [{}, LAST], ids=["retry", "dead"])
+async def test_any_text_of_an_exception_can_be_recorded(error: Exception, text: str, job: dict[str, int], node: Node) -> None:
+    outcome = await node.run(failing(error), job=job)
+    recorded = error_of(outcome)
+    assert text in recorded.error
+    assert recorded.traceback is not None
+    # A replaced character takes six at the most.
+    assert len(recorded.error) < 6 * MAX_ERROR_LENGTH + 100
+    assert len(recorded.traceback) < 6 * MAX_TRACEBACK_LENGTH + 100
+    assert len(outcome.reason or "") < 6 * 500 + 100
+
+
+async def test_a_kind_that_nobody_serves_is_retried_and_counted(node: Node) -> None:
+    node.handle(returning(None))
+    for attempt, verdict in [(1, "retry"), (4, "dead")]:
+        outcome = await node.executor.execute(Run(claimed(kind="unknown", attempt=attempt)))
+        assert outcome is not None
+        assert outcome.outcome == verdict
+        assert error_of(outcome).error == "no handler for kind 'unknown' on this node (it serves: test)"
+    assert 'jobqueue_jobs_unhandled_total{kind="unknown",queue="default"} 2.0' in node.metrics.render().decode()
+
+
+async def test_a_payload_that_does_not_fit_is_dead_at_once(node: Node) -> None:
+    async def handler(name: str) -> str:
+        return name
+
+    outcome = await node.run(handler, job={"payload": msgspec.Raw(b'{"name": 1}')})
+    assert outcome.outcome == "dead"
+    assert outcome.reason == "the payload does not fit the handler: Expected `str`, got `int` - at `$.name`"
+    assert error_of(outcome).error == outcome.reason
+
+
+class Complaining(msgspec.Struct):
+    def __post_init__(self) -> None:
+        raise ValueError("\0\ud800" + "x" * 1_000_000)
+
+
+async def test_the_reason_of_a_mismatch_passes_the_gate(node: Node) -> None:
+    async def handler(value: Complaining) -> None: ...
+
+    outcome = await node.run(handler, job={"payload": msgspec.Raw(b'{"value": {}}')})
+    assert outcome.outcome == "dead"
+    assert r"\0\ud800xxx" in (outcome.reason or "")
+    assert len(outcome.reason or "") < MAX_ERROR_LENGTH + 100
+
+
+# -------------------------------------------------------------------------------------------------------------------------- results
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (object(), "cannot be stored as JSON"),
+        ({"a": "b\0"}, "U+0000"),
+        ("\ud800", "surrogates"),
+        (endless(), "nested too deeply"),
+        (msgspec.Raw(b"{"), "cannot be stored as JSON"),
+        ("x" * (MAX_RESULT_BYTES - 1), f"{MAX_RESULT_BYTES + 1} bytes of JSON, the limit is {MAX_RESULT_BYTES}"),
+    ],
+    ids=["object", "NUL", "lone surrogate", "holds itself", "broken JSON", "too large"],
+)
+async def test_a_result_that_cannot_be_stored_fails_the_attempt(result: Any, reason: str, node: Node) -> None:
+    outcome = await node.run(returning(result))
+    assert outcome.outcome == "retry"
+    assert outcome.result is None
+    assert reason in error_of(outcome).error
+
+
+async def test_the_largest_result_is_stored(node: Node) -> None:
+    outcome = await node.run(returning("x" * (MAX_RESULT_BYTES - 2)))
+    assert outcome.outcome == "succeeded"
+    assert len(outcome.result or b"") == MAX_RESULT_BYTES
+
+
+# ------------------------------------------------------------------------------------------------------------------------- verdicts
+
+
+async def test_retry_with_a_delay_of_its_own(node: Node) -> None:
+    outcome = await node.run(failing(Retry(90, "the shop is closed")))
+    assert (outcome.outcome, outcome.delay) == ("retry", 90)
+    assert error_of(outcome).error == "the shop is closed"
+    assert error_of(outcome).traceback is None
+
+
+async def test_retry_without_a_delay_takes_the_handlers_backoff(node: Node) -> None:
+    outcome = await node.run(failing(Retry()), backoff=Backoff(base=5, jitter=0), job={"attempt": 2})
+    assert (outcome.outcome, outcome.delay) == ("retry", 10)
+
+
+async def test_retry_in_the_last_attempt_is_death(node: Node) -> None:
+    outcome = await node.run(failing(Retry(90, "the shop is closed")), job=LAST)
+    assert (outcome.outcome, outcome.reason) == ("dead", "attempt 4 of 4 failed: the shop is closed")
+
+
+async def test_snooze_is_no_failure_not_even_in_the_last_attempt(node: Node) -> None:
+    outcome = await node.run(failing(Snooze(3600)), job=LAST)
+    assert outcome == Outcome(id=claimed().id, claims=7, outcome="snoozed", delay=3600)
+
+
+async def test_discard_is_death_at_once(node: Node) -> None:
+    outcome = await node.run(failing(Discard("the account is closed")))
+    assert (outcome.outcome, outcome.reason) == ("dead", "the account is closed")
+    assert error_of(outcome).error == "discarded: the account is closed"
+
+
+@pytest.mark.parametrize("verdict", [Retry, Snooze], ids=lambda verdict: verdict.__name__)
+@pytest.mark.parametrize(
+    ("asked", "got"), [(-5, 0), (0, 0), (MAX_DELAY, MAX_DELAY), (MAX_DELAY * 2, MAX_DELAY), (math.inf, MAX_DELAY)], ids=str
+)
+async def test_a_delay_is_brought_within_its_bounds(
+    verdict: Callable[[float], Exception], asked: float, got: float, node: Node
+) -> None:
+    assert (await node.run(failing(verdict(asked)))).delay == got
+
+
+@pytest.mark.parametrize("wrapped", [Retry(5), Snooze(5)], ids=lambda verdict: type(verdict).__name__)
+async def test_a_verdict_counts_within_the_exception_groups_of_the_handlers_nurseries(wrapped: Exception, node: Node) -> None:
+    async def handler() -> None:
+        async with trio.open_nursery() as outer:
+            outer.start_soon(trio.sleep_forever)
+            async with trio.open_nursery() as inner:
+                inner.start_soon(trio.sleep_forever)
+                inner.start_soon(failing(wrapped))
+
+    assert (await node.run(handler)).delay == 5
+
+
+async def test_of_several_errors_in_a_group_none_is_the_verdict(node: Node) -> None:
+    outcome = await node.run(failing(ExceptionGroup("both", [Snooze(5), ValueError("no such file")])))
+    assert outcome.outcome == "retry"
+    assert error_of(outcome).error == "ExceptionGroup: both (2 sub-exceptions)"
+    assert "no such file" in (error_of(outcome).traceback or "")
+
+
+class Forgetful(Snooze):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        Snooze(None),
+        Snooze("soon"),
+        Snooze(math.nan),
+        Snooze(timedelta(minutes=5)),
+        Retry("soon"),
+        Retry(math.nan),
+        Retry(timedelta(minutes=5)),
+        Forgetful(),
+    ],
+    ids=lambda verdict: f"{type(verdict).__name__}({getattr(verdict, 'delay', '')!r})",
+)
+async def test_a_verdict_without_a_usable_delay_fails_the_attempt_and_says_so(verdict: Exception, node: Node) -> None:
+    outcome = await node.run(failing(verdict))
+    assert outcome.outcome == "retry"
+    assert outcome.delay is not None
+    assert 0 <= outcome.delay < 2
+    assert type(verdict).__name__ in error_of(outcome).error
+
+
+@pytest.mark.parametrize("verdict", [Discard(ValueError("closed")), Retry(5, ValueError("closed"))], ids=repr)
+async def test_a_reason_need_not_be_a_text(verdict: Exception, node: Node) -> None:
+    assert "closed" in error_of(await node.run(failing(verdict))).error
+
+
+async def test_a_reason_passes_the_gate(node: Node) -> None:
+    assert (await node.run(failing(Discard("a\0b\ud800")))).reason == r"a\0b\ud800"
+
+
+# ------------------------------------------------------------------------------------------------------------------------- timeouts
+
+
+async def test_a_handler_is_cancelled_at_its_timeout(node: Node, autojump_clock: MockClock) -> None:
+    outcome = await node.run(trio.sleep_forever, timeout=30)
+    assert outcome.outcome == "retry"
+    assert (error_of(outcome).error, error_of(outcome).duration) == ("timed out after 30 s", 30)
+    assert autojump_clock.current_time() == 30
+
+
+async def test_a_jobs_own_timeout_goes_before_the_handlers(node: Node, autojump_clock: MockClock) -> None:
+    outcome = await node.run(trio.sleep_forever, timeout=30, job={"timeout": 40.0})
+    assert error_of(outcome).error == "timed out after 40.0 s"
+    assert autojump_clock.current_time() == 40
+
+
+async def test_a_handler_that_ends_in_time_has_not_timed_out(node: Node, autojump_clock: MockClock) -> None:
+    async def handler() -> None:
+        await trio.sleep(29)
+
+    assert (await node.run(handler, timeout=30)).outcome == "succeeded"
+    assert autojump_clock.current_time() == 29
+
+
+async def test_a_timeout_of_the_handlers_own_is_an_error_like_any_other(node: Node, autojump_clock: MockClock) -> None:
+    async def handler() -> None:
+        with trio.fail_after(5):
+            await trio.sleep_forever()
+
+    assert error_of(await node.run(handler, timeout=30)).error.startswith("TooSlowError")
+    assert autojump_clock.current_time() == 5
+
+
+async def test_a_thread_that_outlives_its_timeout_is_left_behind(node: Node) -> None:
+    go_on = threading.Event()
+
+    def handler() -> None:
+        go_on.wait(10)
+
+    outcome = await node.run(handler, timeout=0.05)
+    go_on.set()
+    assert error_of(outcome).error == "timed out after 0.05 s"
+
+
+# ------------------------------------------------------------------------------------------------------------------------ processes
+
+
+def steer(verdict: str) -> None:
+    match verdict:
+        case "snooze":
+            raise Snooze(90)
+        case "retry":
+            raise Retry(90, "the shop is closed")
+        case "discard":
+            raise Discard("the account is closed")
+        case "fail":
+            raise ValueError("no such file")
+        case "leave":
+            sys.exit(3)
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+class Picky(Exception):
+    """It cannot be made again from its text alone, as unpickling does."""
+
+    def __init__(self, path: str, line: int) -> None:
+        super().__init__(f"{path}:{line}: syntax error")
+
+
+def fail_in_a_way_that_cannot_be_pickled() -> None:
+    raise Picky("a.txt", 3)
+
+
+def return_what_cannot_be_pickled() -> Any:
+    return threading.Lock()
+
+
+def payload(**fields: Any) -> dict[str, Any]:
+    return {"payload": msgspec.Raw(msgspec.json.encode(fields))}
+
+
+async def test_verdicts_and_failures_come_out_of_a_process(node: Node) -> None:
+    node.handle(steer, cpu=True)
+
+    async def outcome_of(verdict: str) -> Outcome:
+        outcome = await node.executor.execute(Run(claimed(**payload(verdict=verdict))))
+        assert outcome is not None
+        return outcome
+
+    snoozed = await outcome_of("snooze")
+    assert (snoozed.outcome, snoozed.delay) == ("snoozed", 90)
+    retried = await outcome_of("retry")
+    assert (retried.outcome, retried.delay, error_of(retried).error) == ("retry", 90, "the shop is closed")
+    discarded = await outcome_of("discard")
+    assert (discarded.outcome, discarded.reason) == ("dead", "the account is closed")
+    failed = error_of(await outcome_of("fail"))
+    assert failed.error == "ValueError: no such file"
+    assert 'raise ValueError("no such file")' in (failed.traceback or "")
+    assert error_of(await outcome_of("leave")).error == "SystemExit: 3"
+
+
+async def test_a_process_that_dies_is_a_failure_in_words_and_the_next_job_gets_a_new_one(node: Node) -> None:
+    died = await node.run(os._exit, cpu=True, job=payload(status=3))
+    assert died.outcome == "retry"
+    assert error_of(died).error == "the process that ran the handler died (killed, out of memory, or a crash in C)"
+    node.app.handler("next", cpu=True)(os.getpid)
+    after = await node.executor.execute(Run(claimed(kind="next")))
+    assert after is not None
+    assert after.outcome == "succeeded"
+
+
+async def test_a_process_is_killed_at_the_timeout(node: Node) -> None:
+    node.app.handler("pid", cpu=True)(os.getpid)
+    before = await node.executor.execute(Run(claimed(kind="pid")))
+    assert before is not None
+    assert before.result is not None
+    outcome = await node.run(hang, cpu=True, timeout=0.1)
+    assert error_of(outcome).error == "timed out after 0.1 s"
+    with pytest.raises(ProcessLookupError):
+        os.kill(msgspec.json.decode(before.result), 0)
+
+
+async def test_the_clock_of_a_job_does_not_run_while_it_waits_for_a_process(node: Node, nursery: trio.Nursery) -> None:
+    node.handle(os.getpid, cpu=True, timeout=30)
+    running = Running(node)
+    async with node.process_limiter:
+        nursery.start_soon(running.execute)
+        await wait_all_tasks_blocked()
+        assert running.run.scope.deadline == math.inf
+    await running.ended.wait()
+    assert running.run.scope.deadline == running.run.started + 30
+    assert [outcome and outcome.outcome for outcome in running.outcomes] == ["succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [(fail_in_a_way_that_cannot_be_pickled, "Picky: a.txt:3: syntax error"), (return_what_cannot_be_pickled, "pickle")],
+    ids=["error", "result"],
+)
+async def test_what_cannot_leave_a_process_is_a_failure_in_words(function: Callable[[], Any], text: str, node: Node) -> None:
+    outcome = await node.run(function, cpu=True)
+    assert outcome.outcome == "retry"
+    assert text in error_of(outcome).error
+
+
+# ------------------------------------------------------------------------------------------------------------------------ cut short
+
+
+class Running:
+    """A job in the middle of its run."""
+
+    def __init__(self, node: Node) -> None:
+        self.run = Run(claimed())
+        self.worker = trio.CancelScope()
+        self.outcomes: list[Outcome | None] = []
+        self.ended = trio.Event()
+        self._node = node
+
+    async def start(self, function: Callable[..., Any], nursery: trio.Nursery) -> None:
+        self._node.handle(function)
+        nursery.start_soon(self.execute)
+        await wait_all_tasks_blocked()
+
+    async def execute(self) -> None:
+        with self.worker:
+            self.outcomes.append(await self._node.executor.execute(self.run))
+        self.ended.set()
+
+
+@pytest.fixture
+def running(node: Node) -> Running:
+    return Running(node)
+
+
+async def stumble() -> None:
+    """Fail on the way out, as clean-up code may when it is cancelled."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise ValueError("the connection is gone")
+
+
+RELEASED = Outcome(id=claimed().id, claims=7, outcome="released")
+
+
+@pytest.mark.parametrize("function", [trio.sleep_forever, stumble], ids=lambda function: function.__name__)
+async def test_an_interrupted_job_is_handed_back(function: Callable[..., Any], running: Running, nursery: trio.Nursery) -> None:
+    await running.start(function, nursery)
+    running.run.cancel("interrupted")
+    await wait_all_tasks_blocked()
+    assert running.outcomes == [RELEASED]
+
+
+@pytest.mark.parametrize("function", [trio.sleep_forever, stumble], ids=lambda function: function.__name__)
+async def test_of_a_job_whose_lease_is_lost_nothing_is_told(
+    function: Callable[..., Any], running: Running, nursery: trio.Nursery
+) -> None:
+    await running.start(function, nursery)
+    running.run.cancel("lease lost")
+    await wait_all_tasks_blocked()
+    assert running.outcomes == [None]
+
+
+async def test_an_interrupted_thread_is_left_behind_and_its_job_handed_back(node: Node) -> None:
+    begun, go_on = trio.Event(), threading.Event()
+
+    def handler() -> None:
+        trio.from_thread.run_sync(begun.set)
+        go_on.wait(10)
+
+    running = Running(node)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(running.start, handler, nursery)
+        await begun.wait()
+        running.run.cancel("interrupted")
+    go_on.set()
+    assert running.outcomes == [RELEASED]
+
+
+async def test_a_job_that_ends_in_spite_of_its_interruption_has_succeeded(running: Running, nursery: trio.Nursery) -> None:
+    async def persistent() -> str:
+        with trio.CancelScope(shield=True):
+            await go_on.wait()
+        return "done"
+
+    go_on = trio.Event()
+    await running.start(persistent, nursery)
+    running.run.cancel("interrupted")
+    go_on.set()
+    await wait_all_tasks_blocked()
+    assert running.outcomes == [Outcome(id=claimed().id, claims=7, outcome="succeeded", result=msgspec.Raw(b'"done"'))]
+
+
+async def test_a_verdict_on_the_way_out_of_an_interruption_counts(running: Running, nursery: trio.Nursery) -> None:
+    async def handler() -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            raise Snooze(5) from None
+
+    await running.start(handler, nursery)
+    running.run.cancel("interrupted")
+    await wait_all_tasks_blocked()
+    assert running.outcomes == [Outcome(id=claimed().id, claims=7, outcome="snoozed", delay=5)]
+
+
+async def in_a_nursery() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        nursery.start_soon(trio.sleep_forever)
+
+
+@pytest.mark.parametrize("function", [trio.sleep_forever, in_a_nursery], ids=lambda function: function.__name__)
+async def test_the_cancellation_of_the_worker_itself_passes_through(
+    function: Callable[..., Any], running: Running, nursery: trio.Nursery
+) -> None:
+    await running.start(function, nursery)
+    running.worker.cancel()
+    await wait_all_tasks_blocked()
+    assert running.worker.cancelled_caught
+    assert running.outcomes == []

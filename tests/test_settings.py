@@ -1,0 +1,88 @@
+import math
+from typing import Any
+
+import pytest
+
+from jobqueue.errors import SettingsError
+from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.settings import MAX_CONCURRENCY, MAX_QUEUES, Settings
+
+TEN_YEARS = 10 * 365 * 86_400
+
+BOUNDS = [
+    ("port", "port", 0, 65_535, 1),
+    ("poll_interval", "poll interval", 0.05, 60, 0.001),
+    ("visibility_timeout", "visibility timeout", 2, 86_400, 0.001),
+    ("grace_period", "grace period", 0, 86_400, 0.001),
+    ("keep_finished", "time to keep finished jobs", 0, TEN_YEARS, 0.001),
+    ("keep_dead", "time to keep dead jobs", 0, TEN_YEARS, 0.001),
+]
+"""Setting, its name in messages, the least and the most that it may be, and the step that is too far."""
+
+
+def queues(number: int) -> dict[str, int]:
+    return {f"queue {place}": 1 for place in range(number)}
+
+
+def test_the_defaults_work() -> None:
+    settings = Settings()
+    assert settings.database_url is None
+    assert settings.host == "127.0.0.1"
+    assert settings.tokens == ()
+    assert settings.worked_queues == {"default": 16}
+
+
+def test_the_default_queues_are_not_shared() -> None:
+    assert Settings().queues is not Settings().queues
+
+
+@pytest.mark.parametrize(("setting", "name", "least", "most", "step"), BOUNDS, ids=[setting for setting, *_ in BOUNDS])
+def test_a_number_is_taken_within_its_bounds_and_refused_outside(
+    setting: str, name: str, least: float, most: float, step: float
+) -> None:
+    for value in (least, most):
+        assert getattr(Settings(**{setting: value}), setting) == value
+    for value in (least - step, most + step, -math.inf, math.inf, math.nan):
+        with pytest.raises(SettingsError, match=f"^the {name} must be from {least} to {most}, got {value}$"):
+            Settings(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        {},
+        {"a": 0},
+        {"a": MAX_CONCURRENCY},
+        {"x" * MAX_NAME_LENGTH: 1},
+        queues(MAX_QUEUES),
+    ],
+    ids=["none", "nobody works it", "widest", "longest name", "most queues"],
+)
+def test_queues_within_their_bounds(allowed: dict[str, int]) -> None:
+    assert Settings(queues=allowed).queues == allowed
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        ({"a": 1, "mail": -1}, f"the concurrency of queue 'mail' must be from 0 to {MAX_CONCURRENCY}, got -1"),
+        ({"mail": MAX_CONCURRENCY + 1}, f"the concurrency of queue 'mail' must be from 0 to {MAX_CONCURRENCY}, got 10001"),
+        ({"": 1}, f"the length of queue name '' must be from 1 to {MAX_NAME_LENGTH}, got 0"),
+        ({"x" * (MAX_NAME_LENGTH + 1): 1}, f"must be from 1 to {MAX_NAME_LENGTH}, got {MAX_NAME_LENGTH + 1}"),
+        (queues(MAX_QUEUES + 1), f"the number of queues must be from 0 to {MAX_QUEUES}, got {MAX_QUEUES + 1}"),
+    ],
+    ids=["negative width", "too wide", "no name", "name too long", "too many queues"],
+)
+def test_queues_outside_of_their_bounds_are_refused_and_named(refused: dict[str, int], reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        Settings(queues=refused)
+
+
+def test_a_queue_without_concurrency_is_not_worked() -> None:
+    assert Settings(queues={"mail": 8, "elsewhere": 0, "images": 1}).worked_queues == {"mail": 8, "images": 1}
+
+
+def test_settings_do_not_change() -> None:
+    settings: Any = Settings()
+    with pytest.raises(AttributeError):
+        settings.port = 1
