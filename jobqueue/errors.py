@@ -72,6 +72,10 @@ class ConnectionLost(DatabaseUnavailable):
         self.backend = backend
 
 
+class NotReplicated(ConnectionLost):
+    """Committed on this server, but no synchronous standby confirmed it: a failover may still undo it."""
+
+
 class RefusedData(JobQueueError):
     """PostgreSQL refused a value in the batch; the whole batch was rolled back."""
 

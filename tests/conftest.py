@@ -160,7 +160,8 @@ class Database:
         self._connection = psycopg.connect(url, autocommit=True)
 
     def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql, params or None).fetchall()
+        cursor = self._connection.execute(sql, params or None)
+        return cursor.fetchall() if cursor.description else []
 
     def value(self, sql: str, *params: Any) -> Any:
         [[value]] = self.rows(sql, *params)

@@ -11,7 +11,7 @@ import trio
 from jobqueue import documents
 from jobqueue.admission import Admitted
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, UnprocessableJob
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData, UnprocessableJob
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Ranks, Store
 
@@ -88,6 +88,8 @@ class Submissions:
                 due[queue] = due.get(queue, 0) + count
         try:
             best = await self._store.submit(encoded, wake=self._others_needed(due))
+        except NotReplicated:
+            raise  # it is committed here: sending it again would find it, and prove nothing about the standby
         except ConnectionLost as lost:
             best = await self._make_sure(encoded, lost)
         for jobs in batch:

@@ -11,7 +11,7 @@ import trio
 from psycopg import errors as pg
 from psycopg.abc import PQGen
 
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -49,6 +49,15 @@ class Connection(psycopg.Connection[tuple[object, ...]]):
 class _Session:
     connection: Connection
     backend: tuple[int, str]
+    not_replicated: str | None = None
+
+    def hear(self, notice: pg.Diagnostic) -> None:
+        """Catch the warning that is all PostgreSQL says when a wait for a synchronous standby was cut short.
+
+        The statement succeeds all the same. The name of the source file tells it in every language.
+        """
+        if notice.source_file == "syncrep.c":
+            self.not_replicated = notice.message_primary
 
 
 def connect(url: str, purpose: str) -> Connection:
@@ -97,6 +106,7 @@ class Lane:
         Raises:
             DatabaseUnavailable: there is no connection, or the statement was rolled back for a reason that passes.
             ConnectionLost: the connection broke under the statement.
+        NotReplicated: the statement was committed, but not on a synchronous standby.
             RefusedData: PostgreSQL refused a value.
         """
         return await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
@@ -110,7 +120,7 @@ class Lane:
         if session is None:
             session = self._session = _open_session(self._url, self._purpose, self._reply_timeout)
         try:
-            return work(session.connection)
+            result = work(session.connection)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise RefusedData(_one_line(error)) from error
         except pg.ReadOnlySqlTransaction as error:
@@ -121,6 +131,10 @@ class Lane:
                 raise DatabaseUnavailable(_one_line(error)) from error
             self._session = None
             raise ConnectionLost(_one_line(error), backend=session.backend) from error
+        if (warning := session.not_replicated) is not None:
+            session.not_replicated = None
+            raise NotReplicated(warning, backend=session.backend)
+        return result
 
     def _close(self) -> None:
         if self._session is not None:
@@ -147,7 +161,9 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     pid, started = (row[0], row[1]) if row else (connection.info.backend_pid, "-infinity")
     assert isinstance(pid, int)  # noqa: S101 - PostgreSQL's own type
     assert isinstance(started, str)  # noqa: S101
-    return _Session(connection, (pid, started))
+    session = _Session(connection, (pid, started))
+    connection.add_notice_handler(session.hear)
+    return session
 
 
 def _one_line(error: Exception) -> str:

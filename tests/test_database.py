@@ -1,0 +1,157 @@
+"""What the database does beneath the verbs: plans, row versions, broken and silent connections, lost notifications."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+import trio
+
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated
+from jobqueue.storage import database as connections
+from jobqueue.storage import notifications
+from jobqueue.storage.database import Lane
+from tests.conftest import Database
+from tests.storage import open_driver
+
+
+async def test_claim_and_promote_use_their_index_on_tables_without_statistics(database_url: str, database: Database) -> None:
+    scans = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname IN ('pending_jobs', 'scheduled_jobs') ORDER BY relname"
+    async with open_driver(database_url):
+        pass
+    await trio.sleep(0.5)  # the server writes the counters of a connection when it closes
+    before = database.rows(scans)
+    async with open_driver(database_url) as driver:
+        for delay in (None, 0.01):
+            await driver.submit_many(*({"delay": delay} for _ in range(5000)))
+        await trio.sleep(0.05)
+        while (await driver.store.promote()).jobs:
+            pass
+        claimed = 0
+        while jobs := await driver.claim(500):
+            claimed += len(jobs)
+    assert claimed == 10_000
+    await trio.sleep(0.5)
+    assert database.rows(scans) == before
+
+
+async def test_a_heartbeat_is_a_hot_update(database_url: str, database: Database) -> None:
+    async with open_driver(database_url) as driver:
+        for _ in range(50):
+            assert await driver.store.heartbeat(driver.node, lease=30)
+    await trio.sleep(0.5)
+    counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'jobqueue' AND relname = 'nodes'"
+    assert database.rows(counts) == [(50, 50)]
+
+
+async def test_a_commit_that_no_standby_confirmed_is_not_taken_for_durable(database_url: str, database: Database) -> None:
+    lane = Lane(database_url, "submit")
+    await lane.run(lambda session: session.execute("CREATE TABLE effects (n integer)"))
+    refused: list[NotReplicated] = []
+
+    async def insert() -> None:
+        try:
+            await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (1)"))
+        except NotReplicated as error:
+            refused.append(error)
+
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = current_database()"
+    database.rows("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    database.rows("SELECT pg_reload_conf()")
+    try:
+        await trio.sleep(0.3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(insert)
+            with trio.fail_after(10):
+                while not (waiters := database.rows(waiting)):  # noqa: ASYNC110 - another process's state
+                    await trio.sleep(0.05)
+            database.rows("SELECT pg_cancel_backend(%s)", *waiters[0])
+    finally:
+        database.rows("ALTER SYSTEM RESET synchronous_standby_names")
+        database.rows("SELECT pg_reload_conf()")
+    assert len(refused) == 1
+    await trio.sleep(0.3)
+    await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (2)"))
+    await lane.aclose()
+    assert database.rows("SELECT n FROM effects ORDER BY n") == [(1,), (2,)], "it was committed, and the lane goes on"
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that accepts connections and never says a word, as a proxy that swallows packets does."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield f"postgresql://127.0.0.1:{server.getsockname()[1]}/nothing"
+
+
+async def test_connecting_to_a_silent_server_gives_up(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT", 2)
+    begun = trio.current_time()
+    with pytest.raises(DatabaseUnavailable):
+        await Lane(silent_server, "submit").run(lambda session: session.execute("SELECT 1"))
+    assert trio.current_time() - begun < 10
+
+
+async def test_a_statement_whose_reply_never_comes_gives_up_and_the_next_one_connects_again(
+    database_url: str, database: Database
+) -> None:
+    lane = Lane(database_url, "submit", reply_timeout=1)
+    [pid] = await lane.run(lambda session: session.execute("SELECT pg_backend_pid()").fetchall())
+    # A server process that is stopped keeps its connection open and answers nothing.
+    blocker = psycopg.connect(database_url)
+    blocker.execute("CREATE TABLE locked (n integer)")
+    blocker.commit()
+    blocker.execute("LOCK TABLE locked")
+    database.rows("SELECT 1")
+    with pytest.raises((ConnectionLost, DatabaseUnavailable)):
+        await lane.run(lambda session: session.execute("SET statement_timeout = 0; SELECT * FROM locked"))
+    blocker.rollback()
+    blocker.close()
+    [again] = await lane.run(lambda session: session.execute("SELECT pg_backend_pid()").fetchall())
+    assert again != pid
+    await lane.aclose()
+
+
+async def test_a_lost_listener_comes_back_and_says_so(database_url: str, database: Database) -> None:
+    heard: list[tuple[str, str]] = []
+    told = trio.Event()
+    connected = trio.lowlevel.ParkingLot()
+    times = 0
+
+    def on_notify(channel: str, payload: str) -> None:
+        heard.append((channel, payload))
+        told.set()
+
+    def on_connect() -> None:
+        nonlocal times
+        times += 1
+        connected.unpark_all()
+
+    listener = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue listen'"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(notifications.run, database_url, on_notify, on_connect)
+        while times < 3:
+            with trio.fail_after(20):
+                if times:
+                    database.rows(listener)
+                await connected.park()
+        database.rows("SELECT pg_notify('jobqueue', '1.5 mail')")
+        with trio.fail_after(5):
+            await told.wait()
+        nursery.cancel_scope.cancel()
+    assert heard == [("jobqueue", "1.5 mail")]
+
+
+async def test_another_thread_is_never_held_by_a_lane_that_waits(database_url: str) -> None:
+    slow, quick = Lane(database_url, "inspect"), Lane(database_url, "heartbeat")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow.run, lambda session: session.execute("SELECT pg_sleep(1)"))
+        begun = trio.current_time()
+        await quick.run(lambda session: session.execute("SELECT 1"))
+        assert trio.current_time() - begun < 0.9
+    await slow.aclose()
+    await quick.aclose()
+    assert threading.active_count() < 50
