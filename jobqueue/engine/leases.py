@@ -40,7 +40,6 @@ class Lease:
 
     Attributes:
         node: this process as the others see it; replaced when the lease is lost.
-        trouble: why the last renewal failed; None when it did not.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Lease:
         self._on_lost = on_lost
         self._valid_until = -1.0
         self.node = self._new_node()
-        self.trouble: str | None = None
 
     @property
     def valid(self) -> bool:
@@ -87,9 +85,7 @@ class Lease:
             try:
                 await self._renew()
                 interval = self._seconds / RENEWALS_PER_LEASE
-                self.trouble = None
             except DatabaseUnavailable as error:
-                self.trouble = str(error)
                 interval = min(RETRY_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
                 log.warning("heartbeat failed", error=str(error), lease_remaining=round(self.remaining, 1))
 

@@ -58,9 +58,10 @@ class Operations:
         """Why this node cannot work now; empty when it can."""
         if self._stopping():
             return ["shutting down"]
-        if self._lease.trouble is not None:
-            return [f"the lease cannot be renewed: {self._lease.trouble}"]
-        return []
+        troubles = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
+        if self._store.trouble is not None:
+            troubles.append(f"the database cannot be used: {self._store.trouble}")
+        return troubles
 
     async def metrics(self) -> tuple[bytes, str]:
         """Render the metrics: this node's counters, and the depths of all queues while the database answers."""

@@ -91,6 +91,9 @@ class Lane:
         url: a libpq URL or connection string.
         purpose: one word; shown in ``pg_stat_activity``.
         reply_timeout: seconds that a statement may take in all.
+
+    Attributes:
+        trouble: why the last call failed for want of a database; None when it did not.
     """
 
     def __init__(self, url: str, purpose: str, *, reply_timeout: float = REPLY_TIMEOUT) -> None:
@@ -99,6 +102,7 @@ class Lane:
         self._reply_timeout = reply_timeout
         self._session: _Session | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
+        self.trouble: str | None = None
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Call ``work(connection)`` in a thread.
@@ -109,7 +113,13 @@ class Lane:
         NotReplicated: the statement was committed, but not on a synchronous standby.
             RefusedData: PostgreSQL refused a value.
         """
-        return await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
+        try:
+            result = await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
+        except DatabaseUnavailable as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = None
+        return result
 
     async def aclose(self) -> None:
         """Close the connection, if there is one."""

@@ -102,6 +102,11 @@ class Store:
         self._housekeeping = Lane(url, "housekeeping")
         self._inspect = Lane(url, "inspect")
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the database cannot be used now; None when it can, as far as the calls tell that are made all the time."""
+        return self._heartbeat.trouble or self._housekeeping.trouble
+
     async def aclose(self) -> None:
         """Close all connections."""
         async with trio.open_nursery() as nursery:
