@@ -101,6 +101,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
     created_at      timestamptz      NOT NULL,
     available_since timestamptz      NOT NULL,
     errors          jsonb            NOT NULL DEFAULT '[]',
+    CONSTRAINT run_at_finite CHECK (isfinite(run_at)),
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
@@ -494,7 +495,8 @@ BEGIN
                                             available_since, claimed_at, finished_at, node_id, result, errors)
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
-          FROM gone AS d WHERE d.outcome = 'succeeded'
+          -- An outcome that nobody knows is refused by the check of the state, and not swallowed.
+          FROM gone AS d WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released')
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors)
@@ -560,32 +562,34 @@ BEGIN
     SELECT coalesce(sum(q.jobs), 0), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
       INTO promoted, best FROM queues AS q;
     PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
-    next_due := (SELECT extract(epoch FROM s.run_at - clock_timestamp()) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1);
+    next_due := (SELECT extract(epoch FROM s.run_at) - extract(epoch FROM clock_timestamp()) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1);
     RETURN NEXT;
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- steering
 
--- Cancel a job that waits. Returns false when it is not pending or scheduled any more.
+-- Cancel a job that waits. Returns false when it is not pending or scheduled any more. In two statements: a job that is promoted
+-- meanwhile is looked for where it went.
 CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid) RETURNS boolean
-LANGUAGE sql AS $$
-    WITH pending AS (DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *),
-         scheduled AS (DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *),
-         gone AS (
-             SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors
-               FROM pending
-             UNION ALL
-             SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors
-               FROM scheduled),
-         finished AS (
-             INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims,
-                                                 created_at, available_since, finished_at, errors)
-             SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at,
-                    available_since, now(), errors
-               FROM gone
-             RETURNING id)
-    SELECT EXISTS (SELECT FROM finished)
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH gone AS (DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *)
+    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                        available_since, finished_at, errors)
+    SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
+           errors
+      FROM gone;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    WITH gone AS (DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *)
+    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                        available_since, finished_at, errors)
+    SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
+           errors
+      FROM gone;
+    RETURN FOUND;
+END $$;
 
 -- Run a dead job again (redrive), with all its attempts and a new place in line. Returns false when it is not dead.
 CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
@@ -635,8 +639,12 @@ BEGIN
         -- A completion may have come before the partition of its day: those rows stay where they are until retention takes them.
         CONTINUE WHEN EXISTS (SELECT FROM jobqueue.finished_jobs_default AS f
                                WHERE f.finished_at >= day AT TIME ZONE 'UTC' AND f.finished_at < (day + 1) AT TIME ZONE 'UTC');
-        EXECUTE format('CREATE TABLE jobqueue.finished_jobs_%s PARTITION OF jobqueue.finished_jobs FOR VALUES FROM (%L) TO (%L)',
-                       to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
+        BEGIN
+            EXECUTE format('CREATE TABLE jobqueue.finished_jobs_%s PARTITION OF jobqueue.finished_jobs FOR VALUES FROM (%L) TO (%L)',
+                           to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
+        EXCEPTION WHEN check_violation THEN
+            NULL;  -- a completion of that day was committed in between: the same
+        END;
     END LOOP;
     FOR part IN
         SELECT c.relname AS name FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid

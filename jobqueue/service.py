@@ -17,7 +17,7 @@ import trio
 import trio_parallel
 
 from jobqueue.concurrency.stages import Stages, open_stages
-from jobqueue.engine import maintenance
+from jobqueue.engine import maintenance, watchdog
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
@@ -89,6 +89,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     listeners = server.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
         await stages.start("signals", _watch_signals, stages)
+        await stages.start("watchdog", watchdog.run)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )

@@ -11,12 +11,14 @@ import psycopg
 import pytest
 import trio
 
+from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated
+from jobqueue.job import NewJob
 from jobqueue.storage import database as connections
 from jobqueue.storage import notifications
 from jobqueue.storage.database import Lane
 from tests.conftest import Database
-from tests.storage import open_driver
+from tests.storage import new_id, open_driver
 
 
 async def test_claim_and_promote_use_their_index_on_tables_without_statistics(database_url: str, database: Database) -> None:
@@ -78,6 +80,21 @@ async def test_a_commit_that_no_standby_confirmed_is_not_taken_for_durable(datab
     await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (2)"))
     await lane.aclose()
     assert database.rows("SELECT n FROM effects ORDER BY n") == [(1,), (2,)], "it was committed, and the lane goes on"
+
+
+async def test_a_commit_in_doubt_is_settled_by_ending_its_session(database_url: str, database: Database) -> None:
+    async with open_driver(database_url) as driver:
+        document = documents.encode(NewJob(id=new_id()))
+        with psycopg.connect(database_url, autocommit=True, application_name="jobqueue submit") as late:
+            row = late.execute("SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
+            assert row is not None
+            await driver.store.submit_again([document], backend=row)
+            [job] = await driver.claim()
+            # Nothing that was still on its way can take effect now: the same id in a second state would run twice.
+            with pytest.raises(psycopg.OperationalError):
+                late.execute("SELECT jobqueue.submit_many(%s::jsonb)", (documents.join([document]),))
+    assert database.states() == {"inflight": 1}
+    assert job.id in document.decode()
 
 
 @pytest.fixture

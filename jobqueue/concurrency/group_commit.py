@@ -174,8 +174,12 @@ class GroupCommit(Generic[Item, Result]):
                 await self._write_batch(batch[middle:])
                 return
             _release(batch, [outcome.Error(error)])
-        except Exception as error:  # noqa: BLE001 - it is the callers' error, each of them gets it
+            if batch[0].waiter is None:
+                raise
+        except Exception as error:
             _release(batch, [outcome.Error(error) for _ in batch])
+            if any(entry.waiter is None for entry in batch):
+                raise  # it is the callers' error, but nobody waits for this one: it must not pass in silence
         else:
             _release(batch, [outcome.Value(result) for result in results])
 

@@ -128,16 +128,17 @@ class Dispatcher:
     async def _reconcile(self, node_id: str, lost: ConnectionLost) -> None:
         """The answer to a claim was lost: hand back what the database says this node holds and nobody here knows of."""
         log.warning("claim in doubt", error=str(lost))
-        while True:
+        while node_id == self._lease.node.id:  # with the lease, the jobs are somebody else's
             try:
-                forgotten = await self._store.held(node_id, backend=lost.backend) - self._outcomes.held
+                await self._hand_back_forgotten(node_id, lost)
                 break
             except DatabaseUnavailable:
                 await trio.sleep(random.uniform(0.5, 1))
-        if forgotten:
-            released = [
-                documents.encode(Outcome(id=job_id, claims=claims, outcome="released")) for job_id, claims in sorted(forgotten)
-            ]
-            await self._store.finish(node_id, released)
-            log.info("forgotten claims handed back", jobs=len(forgotten))
         self.wake_all()
+
+    async def _hand_back_forgotten(self, node_id: str, lost: ConnectionLost) -> None:
+        forgotten = await self._store.held(node_id, backend=lost.backend) - self._outcomes.held
+        if forgotten:
+            outcomes = [Outcome(id=job_id, claims=claims, outcome="released") for job_id, claims in sorted(forgotten)]
+            await self._store.finish(node_id, [documents.encode(outcome) for outcome in outcomes])
+            log.info("forgotten claims handed back", jobs=len(forgotten))

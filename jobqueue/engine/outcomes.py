@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -111,7 +112,10 @@ class Outcomes:
     def _count(self, batch: Sequence[Finished], stale: Sequence[Finished]) -> None:
         late = {id(finished) for finished in stale}
         written = [finished for finished in batch if id(finished) not in late]
+        verbose = log.is_enabled_for(logging.DEBUG)
         for job, outcome, _ in written:
+            if verbose:
+                log.debug("run recorded", **job.log_context, outcome=outcome.outcome)
             metrics = self._metrics.of(job.queue, job.kind)
             metrics.by_outcome[outcome.outcome].inc()
             if outcome.error is not None:

@@ -109,6 +109,8 @@ class Submissions:
         while True:
             try:
                 return await self._store.submit_again(encoded, backend=lost.backend)
+            except NotReplicated:
+                raise
             except ConnectionLost as again:
                 lost = again
             except DatabaseUnavailable:

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from jobqueue import documents
-from jobqueue.errors import DatabaseUnavailable
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import ClaimedJob
 from jobqueue.storage import schema
 from jobqueue.storage.database import STATEMENT_TIMEOUT, Connection, Lane
@@ -139,7 +139,11 @@ class Store:
             jobs: the same documents.
             backend: of the `ConnectionLost` that the first try raised.
         """
-        await self._submit.run(lambda connection: _settle(connection, backend))
+        try:
+            await self._submit.run(lambda connection: _settle(connection, backend))
+        except ConnectionLost as error:
+            # Nothing was written on this connection: the doubt is still about the first one.
+            raise DatabaseUnavailable(str(error)) from error
         sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, true, true)"
         return _ranks(await self._submit.run(_scalar(sql, documents.join(jobs))))
 
@@ -284,20 +288,19 @@ class Store:
 
 
 def _settle(connection: Connection, backend: tuple[int, str]) -> None:
-    """Wait until the transaction that a lost connection left behind is over: it commits or rolls back by itself.
+    """Make sure that nothing more comes of a lost connection: end its session on the server, and wait until it is gone.
 
-    Only a transaction that began before now counts: behind a pooler the same backend may already serve somebody else.
+    A statement may still be on its way to it, and would take effect after we looked. A commit that is under way is not torn: when
+    the session is gone, its transaction was committed or rolled back. A pooler that gave it to another client has renamed it.
     """
-    sql = """
-        SELECT now() FROM pg_stat_activity
-         WHERE pid = %s AND backend_start = %s::timestamptz AND xact_start < coalesce(%s, now()) AND pid <> pg_backend_pid()
+    sql = b"""
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE pid = %s AND backend_start = %s::timestamptz AND application_name LIKE 'jobqueue %%' AND pid <> pg_backend_pid()
     """
-    seen = None
     deadline = time.monotonic() + STATEMENT_TIMEOUT
-    while row := connection.execute(sql, (*backend, seen)).fetchone():
-        seen = seen or row[0]
+    while connection.execute(sql, backend).fetchone():
         if time.monotonic() > deadline:
-            raise DatabaseUnavailable("the transaction of a lost connection is still open")
+            raise DatabaseUnavailable("the session of a lost connection does not end")
         time.sleep(0.02)
 
 

@@ -1,0 +1,137 @@
+"""Notice that the loop is blocked, and say which job blocks it.
+
+An async handler that calls ``time.sleep``, or computes, stops everything that runs on the loop: HTTP, the other jobs and, after the
+visibility timeout, this node's hold on all of its jobs. The loop cannot tell of it while it lasts. A thread can: it looks at the
+loop's stack from outside.
+
+State: *running* (the loop beats once a second) -> *blocked* (a beat is overdue; said once) -> *running* (said, with the total).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+import trio
+
+from jobqueue.engine.executor import Executor, Run
+
+STALL_SECONDS = 1.0
+"""Seconds that the loop may be late before it counts as blocked."""
+
+BEAT_SECONDS = 1.0
+"""Seconds between two signs of life of the loop."""
+
+LOOK_AGAIN_SECONDS = 0.1
+"""Seconds between two looks at a blocked loop, to tell when it is over."""
+
+_LIBRARIES = tuple(
+    f"{directory}{os.sep}"
+    for directory in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {str(Path(__file__).parent.parent)}
+)
+"""Where code is that is not the user's."""
+
+log = structlog.get_logger()
+
+
+class _Pulse:
+    """What the loop writes and the thread reads.
+
+    Attributes:
+        due: when the loop will beat next, if nothing blocks it; on the monotonic clock.
+        stopped: ends the thread.
+    """
+
+    def __init__(self) -> None:
+        self.loop_thread = threading.get_ident()
+        self.root_task = trio.lowlevel.current_root_task()
+        self.stopped = threading.Event()
+        self.beat()
+
+    def beat(self) -> None:
+        self.due = time.monotonic() + BEAT_SECONDS
+
+
+async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Watch the loop that this is called on, until cancelled.
+
+    The thread ends soon after; nothing waits for it.
+    """
+    pulse = _Pulse()
+    threading.Thread(target=_watch, args=(pulse,), name="jobqueue watchdog", daemon=True).start()
+    task_status.started()
+    try:
+        while True:
+            pulse.beat()
+            await trio.sleep(BEAT_SECONDS)
+    finally:
+        pulse.stopped.set()
+
+
+def _watch(pulse: _Pulse) -> None:
+    while True:
+        due = pulse.due
+        look_at = max(due + STALL_SECONDS, time.monotonic() + LOOK_AGAIN_SECONDS)
+        if pulse.stopped.wait(look_at - time.monotonic()):
+            return
+        overslept = time.monotonic() - look_at
+        culprit = _culprit(pulse) if pulse.due == due else {}
+        if overslept > STALL_SECONDS and "job_id" not in culprit:
+            # Not the loop alone: SIGSTOP, a paused machine, or C code that kept the interpreter's lock.
+            log.warning("the process did not run", seconds=round(overslept, 1))
+        elif pulse.due == due:
+            log.warning("the loop is blocked", seconds=round(time.monotonic() - due, 1), **culprit)
+            while pulse.due == due:
+                if pulse.stopped.wait(LOOK_AGAIN_SECONDS):
+                    return
+            log.warning("the loop runs again", seconds=round(pulse.due - BEAT_SECONDS - due, 1), **culprit)
+
+
+def _culprit(pulse: _Pulse) -> dict[str, Any]:
+    """Say what is on the loop: the job, and the line of its code. Without a job it is the service, and the line is ours."""
+    stack = list(_outward(sys._current_frames().get(pulse.loop_thread)))  # noqa: SLF001 - documented, for debuggers
+    try:
+        tasks = _running(pulse.root_task)
+    except RuntimeError:
+        tasks = []  # a set of tasks changed while we looked: the loop runs again
+    if tasks:
+        # What is further out is Trio, and whoever called it.
+        outermost = getattr(tasks[0].coro, "cr_frame", None)
+        stack = stack[: stack.index(outermost) + 1] if outermost in stack else stack
+    # A task of a handler's own nursery does not have the executor on its stack: one of its parents has.
+    frames = chain(stack, (frame for task in tasks[1:] for frame, _ in task.iter_await_frames()))
+    runs = (frame.f_locals.get("run") for frame in frames if frame.f_code is Executor.execute.__code__)
+    job = next((dict(run.job.log_context) for run in runs if isinstance(run, Run)), {})
+    theirs = [frame for frame in stack if tasks and not frame.f_code.co_filename.startswith(("<", *_LIBRARIES))]
+    line = next(iter(theirs or stack), None)
+    return job if line is None else {**job, "at": f"{line.f_code.co_filename}:{line.f_lineno} in {line.f_code.co_qualname}"}
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _running(root: trio.lowlevel.Task | None) -> list[trio.lowlevel.Task]:
+    """The task that the loop is at, then its parents; empty when it is at none."""
+    seen = [] if root is None else [root]
+    while seen:
+        task = seen.pop()
+        if getattr(task.coro, "cr_running", False):
+            ancestry = [task]
+            while (nursery := ancestry[-1].parent_nursery) is not None:
+                ancestry.append(nursery.parent_task)
+            return ancestry
+        seen += (child for nursery in task.child_nurseries for child in nursery.child_tasks)
+    return []
