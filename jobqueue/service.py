@@ -137,7 +137,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         on_committed=dispatcher.wake,
     )
     width = sum(settings.worked_queues.values())
-    async with trio_parallel.open_worker_context(init=_leave_signals_to_the_service, grace_period=1.0) as processes:
+    async with _open_processes() as processes:
         executor = Executor(
             app.handlers,
             metrics,
@@ -151,6 +151,17 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
+
+
+@asynccontextmanager
+async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
+    """Open the pool for CPU-bound handlers. By its end no job is in it: a process that must be killed then is no failure."""
+    try:
+        async with trio_parallel.open_worker_context(init=_leave_signals_to_the_service, grace_period=1.0) as processes:
+            yield processes
+    except* trio_parallel.BrokenWorkerError as group:
+        # Only leaving the context raises it here: of a handler's process it is a verdict on its job (`executor._judge`).
+        log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
 async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: Stages) -> None:

@@ -37,6 +37,10 @@ class Driver:
         )
         return self.node
 
+    async def end_lease(self, *, ago: float = 0) -> None:
+        """Let the node's lease run out, now or so many seconds ago."""
+        assert await self.store.heartbeat(self.node, lease=-ago)
+
     async def submit(self, **fields: Any) -> str:
         [job_id] = await self.submit_many(fields)
         return job_id
@@ -84,14 +88,19 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+async def joined(store: Store) -> Driver:
+    """A driver whose node has its lease."""
+    driver = Driver(store)
+    await driver.join()
+    return driver
+
+
 @asynccontextmanager
 async def open_driver(url: str) -> AsyncIterator[Driver]:
     """A driver on a database that has the schema."""
     store = Store(url)
     await store.migrate()
-    driver = Driver(store)
-    await driver.join()
     try:
-        yield driver
+        yield await joined(store)
     finally:
         await store.aclose()

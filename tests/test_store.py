@@ -1,37 +1,40 @@
-"""Every verb of the storage, every legal transition and every illegal one, on each PostgreSQL that we support."""
+"""Every verb of the storage, every legal transition and every illegal one: on each PostgreSQL that we support, and in memory.
+
+What only SQL can ask or arrange is in `test_store_sql`.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 import trio
 
 from jobqueue import documents
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
+from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, NewJob
 from jobqueue.storage.store import Store, Want
-from tests.conftest import Database
-from tests.storage import Driver, new_id, open_driver
+from tests import postgres
+from tests.conftest import SERVERS, ServerPool
+from tests.memory_store import MemoryStore
+from tests.storage import Driver, joined, new_id, open_driver
 
 STATES = ["scheduled", "pending", "inflight", "succeeded", "dead"]
+MEMORY = "memory"
 
 
-@pytest.fixture
-async def driver(any_database_url: str) -> AsyncIterator[Driver]:
-    async with open_driver(any_database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def sql(any_database_url: str) -> Any:
-    database = Database(any_database_url)
-    yield database
-    database.close()
+@pytest.fixture(params=[MEMORY, *sorted(SERVERS)])
+async def driver(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIterator[Driver]:
+    if request.param == MEMORY:
+        yield await joined(MemoryStore())
+        return
+    with postgres.database(servers.url(request.param)) as url:
+        async with open_driver(url) as opened:
+            yield opened
 
 
 def job_id_of(made: ClaimedJob | str) -> str:
@@ -112,76 +115,6 @@ async def test_submitting_again_changes_nothing_whatever_became_of_the_job(drive
     assert await driver.state(missing) == "pending"
 
 
-async def test_submitting_again_waits_for_the_transaction_of_the_lost_connection(driver: Driver, any_database_url: str) -> None:
-    document = documents.encode(NewJob(id=new_id()))
-    connection = psycopg.connect(any_database_url)  # its transaction stays open: a commit that has not happened yet
-    connection.execute("SELECT jobqueue.submit_many(%s::jsonb)", (documents.join([document]),))
-    row = connection.execute("SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
-    assert row is not None
-    backend = (connection.info.backend_pid, row[0])
-    done = trio.Event()
-
-    async def submit_again() -> None:
-        await driver.store.submit_again([document], backend=backend)
-        done.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(submit_again)
-        await trio.sleep(0.2)
-        assert not done.is_set()
-        connection.commit()
-        with trio.fail_after(5):
-            await done.wait()
-    connection.close()
-    assert len(await driver.claim()) == 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------- from SQL
-
-
-async def test_sql_submit_is_part_of_the_callers_transaction(driver: Driver, any_database_url: str) -> None:
-    with psycopg.connect(any_database_url) as connection:
-        connection.execute("SELECT jobqueue.submit('mail', '{\"n\": 1}')")
-        connection.rollback()
-        assert await driver.claim() == []
-        row = connection.execute("SELECT jobqueue.submit('mail', '{\"n\": 2}', priority => 3, queue => 'default')").fetchone()
-        assert await driver.claim() == []
-        connection.commit()
-    [job] = await driver.claim()
-    assert row is not None
-    assert (job.id, job.kind, bytes(job.payload), job.priority) == (str(row[0]), "mail", b'{"n": 2}', 3)
-
-
-async def test_sql_submit_refuses_a_bad_value_by_name(sql: Database, driver: Driver) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation, match="priority_range"):
-        sql.value("SELECT jobqueue.submit('mail', priority => -1)")
-    with pytest.raises(psycopg.DataError):
-        sql.value("SELECT jobqueue.submit('mail', '{\"text\": \"\\u0000\"}')")
-    assert await driver.claim() == []
-
-
-async def test_ids_made_by_the_database_are_version_7_and_sort_by_time(sql: Database, driver: Driver) -> None:
-    assert driver.node
-    ids = []
-    for _ in range(3):
-        ids.append(str(sql.value("SELECT jobqueue.submit('mail')")))
-        await trio.sleep(0.002)
-    assert [job_id[14] for job_id in ids] == ["7"] * 3
-    assert {job_id[19] for job_id in ids} <= set("89ab")
-    assert ids == sorted(ids)
-
-
-async def test_submit_tells_listeners_unless_asked_not_to(driver: Driver, any_database_url: str) -> None:
-    with psycopg.connect(any_database_url, autocommit=True) as listener:
-        listener.execute("LISTEN jobqueue")
-        await driver.submit()
-        listener.execute("SELECT jobqueue.submit('mail', queue => 'post')")
-        [heard] = [notify.payload for notify in listener.notifies(timeout=5, stop_after=1)]
-    [job] = await driver.claim(queue="post")
-    rank, queue = heard.split(" ")
-    assert (float(rank), queue) == (job.rank, "post")
-
-
 async def test_submit_says_the_best_rank_of_each_queue(driver: Driver) -> None:
     jobs = [{"priority": 3}, {"priority": 9}, {"queue": "b"}, {"queue": "b", "delay": 60.0}]
     best = await driver.store.submit([documents.encode(NewJob(id=new_id(), **job)) for job in jobs], wake=False)
@@ -192,48 +125,17 @@ async def test_submit_says_the_best_rank_of_each_queue(driver: Driver) -> None:
 # ----------------------------------------------------------------------------------------------------------------------- claim
 
 
-async def test_claim_takes_the_best_rank_first_priority_and_age_together(driver: Driver, sql: Database) -> None:
-    # With an aging interval of one second, two seconds of waiting are worth more than a priority of one.
-    old, urgent, plain = await driver.submit_many({}, {"priority": 1}, {})
-    sql.rows("UPDATE jobqueue.pending_jobs SET rank = rank - interval '2 seconds' WHERE id = %s RETURNING 1", old)
-    assert [(await driver.claim_one()).id for _ in range(3)] == [old, urgent, plain]
-
-
-async def test_the_aging_interval_of_a_queue_says_what_waiting_is_worth(driver: Driver, sql: Database) -> None:
-    sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 hour') RETURNING 1")
-    await driver.submit(queue="slow", priority=2)
-    [job] = await driver.claim(queue="slow")
-    assert job.rank == pytest.approx(job.created_at - 7200, abs=0.001)
-
-
 async def test_claim_never_takes_more_than_asked_for_and_only_of_that_queue(driver: Driver) -> None:
     await driver.submit_many(*({} for _ in range(10)), *({"queue": "other"} for _ in range(10)))
     claimed = await driver.store.claim(driver.node, {"default": Want(3), "other": Want(4), "empty": Want(5)}, b"{}")
     assert sorted(job.queue for job in claimed) == ["default"] * 3 + ["other"] * 4
 
 
-async def test_claim_does_not_look_below_the_floor(driver: Driver, sql: Database) -> None:
+async def test_claim_does_not_look_below_the_floor(driver: Driver) -> None:
     better, worse = await driver.submit_many({"priority": 5}, {})
-    rank = sql.value("SELECT extract(epoch FROM rank)::float8 FROM jobqueue.pending_jobs WHERE id = %s", worse)
+    rank = (await driver.store.submit([documents.encode(NewJob(id=new_id(), queue="other"))], wake=False))["other"]
     assert [job.id for job in await driver.claim(floor=rank - 1)] == [worse]
     assert [job.id for job in await driver.claim(floor=None)] == [better]
-
-
-async def test_concurrent_claims_never_share_a_job(driver: Driver, any_database_url: str) -> None:
-    await driver.submit_many(*({} for _ in range(500)))
-    claimed: list[str] = []
-
-    async def claim_all() -> None:
-        async with open_driver(any_database_url) as other:
-            while jobs := await other.claim(7):
-                claimed.extend(job.id for job in jobs)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(4):
-            nursery.start_soon(claim_all)
-    # SKIP LOCKED may leave a row to a claim that then took another: what is left is still pending.
-    claimed.extend(job.id for job in await driver.claim(500))
-    assert len(claimed) == len(set(claimed)) == 500
 
 
 async def test_claim_counts_the_attempt_before_the_handler_runs(driver: Driver) -> None:
@@ -256,13 +158,13 @@ async def test_a_paused_queue_gives_nothing_until_it_is_resumed(driver: Driver) 
     assert len(await driver.claim()) == 1
 
 
-async def test_a_node_without_a_lease_gets_nothing(driver: Driver, sql: Database) -> None:
+async def test_a_node_without_a_lease_gets_nothing(driver: Driver) -> None:
     await driver.submit()
     alive = driver.node
     driver.node = new_id()
     assert await driver.claim() == []
     driver.node = alive
-    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() RETURNING 1")
+    await driver.end_lease()
     assert await driver.claim() == []
 
 
@@ -400,10 +302,10 @@ async def test_a_redriven_job_has_all_its_attempts_again_and_a_new_place(driver:
 # --------------------------------------------------------------------------------------------------------------------- leases
 
 
-async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(driver: Driver, sql: Database) -> None:
+async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(driver: Driver) -> None:
     await driver.submit(priority=2)
     job = await driver.claim_one()
-    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() - interval '1 second' RETURNING 1")
+    await driver.end_lease()
     [recovered] = await driver.store.recover()
     assert (recovered.id, recovered.outcome, recovered.node_id) == (job.id, "pending", driver.node)
     assert not await driver.finish(job, "succeeded")
@@ -416,11 +318,11 @@ async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(dr
     assert "lease lost" in row["errors"][0]["error"]
 
 
-async def test_a_job_that_loses_its_last_attempt_with_its_node_is_dead(driver: Driver, sql: Database) -> None:
+async def test_a_job_that_loses_its_last_attempt_with_its_node_is_dead(driver: Driver) -> None:
     await driver.submit(max_retries=1)
     for outcome in ("pending", "dead"):
         job = await driver.claim_one()
-        sql.rows("DELETE FROM jobqueue.nodes RETURNING 1")
+        await driver.end_lease()
         assert [recovered.outcome for recovered in await driver.store.recover()] == [outcome]
         await driver.join()
     row = await driver.store.job(job.id)
@@ -437,20 +339,8 @@ async def test_recovery_leaves_living_nodes_alone(driver: Driver) -> None:
     assert await driver.state(run.id) == "inflight"
 
 
-async def test_a_completion_that_is_being_written_wins_over_recovery(driver: Driver, sql: Database, any_database_url: str) -> None:
-    run = await driver.in_state("inflight")
-    assert isinstance(run, ClaimedJob)
-    outcome = documents.join([documents.encode({"id": run.id, "claims": run.claims, "outcome": "succeeded"})])
-    with psycopg.connect(any_database_url) as finishing:
-        finishing.execute("SELECT jobqueue.finish(%s, %s::jsonb)", (driver.node, outcome))
-        sql.rows("DELETE FROM jobqueue.nodes RETURNING 1")
-        assert await driver.store.recover() == []
-        finishing.commit()
-    assert await driver.state(run.id) == "succeeded"
-
-
-async def test_a_lease_that_ran_out_while_nobody_took_it_is_renewed(driver: Driver, sql: Database) -> None:
-    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() - interval '1 hour' RETURNING 1")
+async def test_a_lease_that_ran_out_while_nobody_took_it_is_renewed(driver: Driver) -> None:
+    await driver.end_lease(ago=3600)
     assert await driver.store.heartbeat(driver.node, lease=30)
     assert await driver.store.recover() == []
 
@@ -473,22 +363,7 @@ async def test_processes_that_are_known_to_be_dead_lose_their_lease_at_once(driv
     assert [job.id for job in await driver.store.recover()] == [job_id_of(run)]
 
 
-# ----------------------------------------------------------------------------------------------- connections, schema, upkeep
-
-
-async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_works(driver: Driver, sql: Database) -> None:
-    await driver.submit()
-    sql.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue submit'")
-    with pytest.raises(ConnectionLost):
-        await driver.submit()
-    job_id = await driver.submit()
-    assert await driver.state(job_id) == "pending"
-
-
-async def test_no_server_is_unavailable() -> None:
-    store = Store("postgresql://127.0.0.1:1/nothing")
-    with pytest.raises(DatabaseUnavailable, match="cannot connect"):
-        await store.promote()
+# --------------------------------------------------------------------------------------------------------------- looking and upkeep
 
 
 async def test_the_runs_that_a_node_holds_can_be_asked_for(driver: Driver) -> None:
@@ -504,25 +379,26 @@ async def test_depths_count_each_state(driver: Driver) -> None:
     assert depths == {("default", state): 1 for state in ("scheduled", "pending", "inflight", "dead")}
 
 
-async def test_retention_drops_whole_days_and_old_dead_letters(driver: Driver, sql: Database) -> None:
-    with psycopg.connect(sql.url, autocommit=True) as connection:
-        connection.execute("""
-            CREATE TABLE jobqueue.finished_jobs_20200101 PARTITION OF jobqueue.finished_jobs
-                FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')
-        """)
-    for state in ("succeeded", "dead"):
-        await driver.in_state(state)
-    assert await driver.store.maintain(keep_finished=3600, keep_dead=3600) == 1
-    assert sql.states() == {"succeeded": 1, "dead": 1}
-    sql.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours' RETURNING 1")
-    await driver.store.maintain(keep_finished=3600, keep_dead=3600)
-    assert sql.states() == {"succeeded": 1}
+async def test_retention_keeps_what_is_young_enough(driver: Driver) -> None:
+    finished, dead = [job_id_of(await driver.in_state(state)) for state in ("succeeded", "dead")]
+    assert await driver.store.maintain(keep_finished=3600, keep_dead=3600) == 0
+    assert [await driver.state(job_id) for job_id in (finished, dead)] == ["succeeded", "dead"]
+    await trio.sleep(0.01)
+    await driver.store.maintain(keep_finished=3600, keep_dead=0)
+    assert [await driver.state(job_id) for job_id in (finished, dead)] == ["succeeded", None]
 
 
-async def test_a_completion_on_a_day_without_a_partition_is_kept(driver: Driver, sql: Database) -> None:
-    for (name,) in sql.rows("SELECT relname FROM pg_class WHERE relname ~ '^finished_jobs_[0-9]{8}$'"):
-        with psycopg.connect(sql.url, autocommit=True) as connection:
-            connection.execute(f"DROP TABLE jobqueue.{name}".encode())
-    await driver.in_state("succeeded")
-    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
-    assert sql.states() == {"succeeded": 1}
+async def test_queues_and_nodes_can_be_seen(driver: Driver) -> None:
+    await driver.store.pause("mail", paused=True)
+    assert [(queue["name"], queue["paused"]) for queue in await driver.store.queues()] == [("default", False), ("mail", True)]
+    [node] = await driver.store.nodes()
+    assert (node["id"], node["queues"]) == (driver.node, {"default": 1})
+    assert node["lease_until"] > node["heartbeat_at"] >= node["started_at"]
+    assert "process" not in node
+
+
+def test_the_store_in_memory_has_every_verb_of_the_real_one() -> None:
+    for name, verb in inspect.getmembers(Store, inspect.isfunction):
+        if not name.startswith("_"):
+            assert name in vars(MemoryStore), f"MemoryStore inherits {name}"
+            assert inspect.signature(vars(MemoryStore)[name]) == inspect.signature(verb), name
