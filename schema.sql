@@ -233,6 +233,12 @@ AS $$
 DECLARE
     earliest timestamptz;
 BEGIN
+    IF again THEN
+        -- What is already there may have been committed on this server alone: a wait for a synchronous standby that was cut short
+        -- commits all the same. Commits are replicated in order, so one more, which waits, covers it; without a record of its own a
+        -- transaction that finds everything in place would not wait.
+        PERFORM pg_logical_emit_message(true, 'jobqueue', 'submit again');
+    END IF;
     WITH given AS MATERIALIZED (
         SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
                coalesce(j.priority, 0) AS priority, coalesce(j.payload, '{}') AS payload, j.max_retries, j.timeout,
@@ -355,12 +361,17 @@ END $$;
 -- a job that kills its process cannot do so for ever). A node whose lease ran out loses its row first; from then on its heartbeat
 -- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
 -- order, SKIP LOCKED: a completion that is being written at this moment wins.
-CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000)
+--
+-- judge: whether nodes whose lease ran out lose it. After an outage of the database all have run out: a node gives the others time to
+--        renew before it judges.
+CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge boolean DEFAULT true)
 RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    DELETE FROM jobqueue.nodes AS n WHERE n.lease_until <= now();
+    IF judge THEN
+        DELETE FROM jobqueue.nodes AS n WHERE n.lease_until <= now();
+    END IF;
     RETURN QUERY
     WITH lost AS (
         DELETE FROM jobqueue.inflight_jobs AS i

@@ -22,21 +22,29 @@ class RefusedDocument(ValueError):
     """A value is not JSON that PostgreSQL can hold; the message says why."""
 
 
-def encode(value: Any) -> bytes:
+def encode(value: Any, *, limit: int | None = None) -> bytes:
     """Encode one document for the database.
+
+    Args:
+        value: what `msgspec.json` can encode.
+        limit: the most bytes; None for no bound. It is looked at before anything that takes long on a large document.
 
     Raises:
         RefusedDocument: it holds something that JSON, or ``jsonb``, has no form for.
     """
     try:
         document = _encoder.encode(value)
+        if limit is not None and len(document) > limit:
+            raise RefusedDocument(f"{len(document)} bytes as JSON, {limit} are allowed")  # noqa: TRY301 - what follows is what it spares
         # The encoder copies ready-made JSON (`msgspec.Raw`) unseen, and one broken document breaks its whole batch.
         _skim.decode(document)
         if not document.isascii():
             document.decode()
+    except RefusedDocument:
+        raise
     except RecursionError:
         raise RefusedDocument("nested too deeply") from None
-    except Exception as error:  # noqa: BLE001 - a value may run code of its user's while it is encoded
+    except BaseException as error:  # noqa: BLE001 - a value may run code of its user's while it is encoded
         raise RefusedDocument(str(error) or type(error).__name__) from None
     # There cannot be more levels than brackets: almost every document is known to be shallow without a walk.
     if document.count(b"[") + document.count(b"{") > MAX_DEPTH and not _nested_within(msgspec.json.decode(document), MAX_DEPTH):

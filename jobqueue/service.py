@@ -113,9 +113,12 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     store = Store(url)
     queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
 
-    # The parts tell each other of work: these three are looked up when called, so that the parts can be built one after the other.
+    # The parts tell each other of work: these are looked up when called, so that the parts can be built one after the other.
     def lose_lease() -> None:
         workers.lose_lease()
+
+    def wake_all() -> None:
+        dispatcher.wake_all()
 
     def due_in(seconds: float) -> None:
         schedule.due_in(seconds)
@@ -123,7 +126,9 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     def idle_capacity(name: str) -> int:
         return queues[name].idle_capacity if name in queues else 0
 
-    lease = Lease(store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease)
+    lease = Lease(
+        store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease, on_held=wake_all
+    )
     outcomes = Outcomes(store, lease, metrics, on_scheduled=due_in)
     dispatcher = Dispatcher(
         store, lease, outcomes, metrics, queues=queues, handlers=app.handlers, poll_interval=settings.poll_interval
@@ -168,10 +173,10 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
     await engine.store.migrate()
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
-    await maintenance.recover(engine.store, engine.metrics)
+    await maintenance.recover(engine.store, engine.metrics, judge=False)
     await stages.start("heartbeat", engine.lease.run)
     recovery_interval = settings.visibility_timeout / RENEWALS_PER_LEASE
-    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.metrics, recovery_interval)
+    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.lease, engine.metrics, recovery_interval)
     await stages.start("pruning", maintenance.run_pruning, engine.store, settings.keep_finished, settings.keep_dead)
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)

@@ -268,7 +268,7 @@ def endless() -> list[Any]:
         ("\ud800", "surrogates"),
         (endless(), "nested too deeply"),
         (msgspec.Raw(b"{"), "cannot be stored as JSON"),
-        ("x" * (MAX_RESULT_BYTES - 1), f"{MAX_RESULT_BYTES + 1} bytes of JSON, the limit is {MAX_RESULT_BYTES}"),
+        ("x" * (MAX_RESULT_BYTES - 1), f"{MAX_RESULT_BYTES + 1} bytes as JSON, {MAX_RESULT_BYTES} are allowed"),
     ],
     ids=["object", "NUL", "lone surrogate", "holds itself", "broken JSON", "too large"],
 )

@@ -50,6 +50,11 @@ class AgingQueue(Generic[T]):
         return len(self._heap)
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def tasks_waiting(self) -> int:
         """How many tasks are parked in `pop`."""
         return len(self._waiting)

@@ -109,9 +109,13 @@ class Executor:
             with run.scope:
                 result = await self._call(run, handler, arguments, timeout)
         except BaseException as error:  # whatever a handler raises is a verdict on its job, not on the service
-            if _is_cancellation(error):
+            if _is_cancellation(error) and trio.current_effective_deadline() == -math.inf:
                 raise
-            return _judge(run, handler, error)
+            try:
+                return _judge(run, handler, error)
+            except BaseException as broken:  # noqa: BLE001 - to describe an error is to run its code
+                what = f"{type(error).__name__}, and looking at it raised {type(broken).__name__}"
+                return _failed(run, handler, _Failure(what))
         if run.scope.cancelled_caught:
             return _cut_short(run, handler, timeout)
         return _succeeded(run, handler, result)
@@ -153,7 +157,11 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
         case Snooze() | Retry() | Discard():
             return _steered(run, handler, cause)
         case trio_parallel.BrokenWorkerError():
-            return _failed(run, handler, _Failure("the process that ran the handler died (killed, out of memory, or a crash in C)"))
+            return _failed(run, handler, _Failure(_PROCESS_DIED))
+        case trio.Cancelled():
+            return _failed(
+                run, handler, _Failure("the handler raised a trio.Cancelled that it had kept from an earlier cancellation")
+            )
         case _ if run.cause is not None:
             # Clean-up that fails while it is cancelled is no failure of the job.
             return _cut_short(run, handler, None)
@@ -162,18 +170,21 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _failed(run, handler, _Failure(f"{type(cause).__name__}: {_text(cause)}", text))
 
 
+_PROCESS_DIED = "the process that ran the handler died (killed, out of memory, or a crash in C)"
+
+
 def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> Outcome:
     if isinstance(verdict, Discard):
-        reason = documents.storable(_text(verdict.reason), MAX_ERROR_LENGTH)
+        reason = documents.storable(_text(getattr(verdict, "reason", type(verdict).__name__)), MAX_ERROR_LENGTH)
         return _dead(run, reason, _Failure(f"discarded: {reason}"))
     delay: object = getattr(verdict, "delay", None)
     if isinstance(verdict, Retry) and delay is None:
-        return _failed(run, handler, _Failure(_text(verdict.reason)))
+        return _failed(run, handler, _Failure(_text(getattr(verdict, "reason", type(verdict).__name__))))
     if not isinstance(delay, int | float) or math.isnan(delay):
         return _failed(run, handler, _Failure(f"{type(verdict).__name__} takes its delay in seconds, got {_text(delay)}"))
     delay = min(max(delay, 0.0), MAX_DELAY)
     if isinstance(verdict, Retry):
-        return _failed(run, handler, _Failure(_text(verdict.reason), None, delay))
+        return _failed(run, handler, _Failure(_text(getattr(verdict, "reason", type(verdict).__name__)), None, delay))
     return Outcome(id=run.job.id, claims=run.job.claims, outcome="snoozed", delay=delay)
 
 
@@ -181,7 +192,7 @@ def _text(value: object) -> str:
     """The text of what a handler raised: it is the user's code, and may fail."""
     try:
         return str(value)
-    except Exception:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001 - nothing is awaited here, so this is no cancellation
         return "(it has no text: __str__ failed)"
 
 
@@ -195,11 +206,9 @@ def _cut_short(run: Run, handler: Handler, timeout: float | None) -> Outcome | N
 
 def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
     try:
-        document = documents.encode(result)
+        document = documents.encode(result, limit=MAX_RESULT_BYTES)
     except documents.RefusedDocument as error:
         return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
-    if len(document) > MAX_RESULT_BYTES:
-        return _failed(run, handler, _Failure(f"the result is {len(document)} bytes of JSON, the limit is {MAX_RESULT_BYTES}"))
     # NULL in the column says "no result" as well as null in JSON does, and is smaller.
     kept = None if result is None else msgspec.Raw(document)
     return Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded", result=kept)

@@ -151,7 +151,7 @@ def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], 
                 values[job_parameter] = Job.from_claim(claimed)
         except (msgspec.ValidationError, RecursionError) as error:
             raise PayloadMismatch(f"the payload does not fit the handler: {error}") from None
-        except Exception as error:  # the user's types run code of their own (__post_init__)
+        except BaseException as error:  # the user's types run code of their own (__post_init__)
             raise PayloadMismatch(f"the payload does not fit the handler: {type(error).__name__}") from error
         return values
 

@@ -7,6 +7,7 @@ joins again under a new id, so that nothing of the old one can be mistaken for t
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -27,6 +28,9 @@ RENEWALS_PER_LEASE = 6
 RETRY_INTERVAL = 1.0
 """Seconds until a failed renewal is tried again."""
 
+STEADY_AFTER = 10.0
+"""Seconds of undisturbed renewals before a node judges others: after an outage all leases have run out, and each needs a moment."""
+
 log = structlog.get_logger()
 
 
@@ -37,19 +41,29 @@ class Lease:
         queues: concurrency by queue, for others to see.
         seconds: the visibility timeout.
         on_lost: called, synchronously, when the lease is lost and before a new one is taken.
+        on_held: called when the lease is valid again: nothing was claimed meanwhile.
 
     Attributes:
         node: this process as the others see it; replaced when the lease is lost.
     """
 
     def __init__(
-        self, store: Store, metrics: Metrics, *, queues: Mapping[str, int], seconds: float, on_lost: Callable[[], None]
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        queues: Mapping[str, int],
+        seconds: float,
+        on_lost: Callable[[], None],
+        on_held: Callable[[], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._queues = queues
         self._seconds = seconds
         self._on_lost = on_lost
+        self._on_held = on_held
+        self._undisturbed_since = math.inf
         self._valid_until = -1.0
         self.node = self._new_node()
 
@@ -57,6 +71,11 @@ class Lease:
     def valid(self) -> bool:
         """Whether the lease is known to hold: without it nothing may be claimed."""
         return trio.current_time() < self._valid_until
+
+    @property
+    def steady(self) -> bool:
+        """Whether the lease has been renewed without a failure for long enough to judge nodes that have not done so."""
+        return self.valid and trio.current_time() - self._undisturbed_since >= min(STEADY_AFTER, self._seconds)
 
     @property
     def remaining(self) -> float:
@@ -72,7 +91,7 @@ class Lease:
         # Counted from before the call: the local estimate ends before the database's lease does, whatever the call took.
         before = trio.current_time()
         await self._store.join(self.node, lease=self._seconds)
-        self._valid_until = before + self._seconds
+        self._hold(before)
         self._metrics.name_node(self.node.id, self.node.host, self.node.version)
         log.info("node joined", node=self.node.id)
 
@@ -86,6 +105,7 @@ class Lease:
                 await self._renew()
                 interval = self._seconds / RENEWALS_PER_LEASE
             except DatabaseUnavailable as error:
+                self._undisturbed_since = math.inf
                 interval = min(RETRY_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
                 log.warning("heartbeat failed", error=str(error), lease_remaining=round(self.remaining, 1))
 
@@ -98,13 +118,20 @@ class Lease:
     async def _renew(self) -> None:
         before = trio.current_time()
         if await self._store.heartbeat(self.node.id, lease=self._seconds):
-            self._valid_until = before + self._seconds
+            self._hold(before)
             return
         log.error("lease lost: other nodes have this node's jobs", node=self.node.id)
         self._valid_until = -1.0
         self.node = self._new_node()
         self._on_lost()
         await self.join()
+
+    def _hold(self, renewed_at: float) -> None:
+        was_valid = self.valid
+        self._valid_until = renewed_at + self._seconds
+        self._undisturbed_since = min(self._undisturbed_since, trio.current_time())
+        if not was_valid:
+            self._on_held()
 
     def _new_node(self) -> Node:
         return Node(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 import trio
 
+from jobqueue.engine.leases import Lease
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import RECOVER_BATCH, Store
@@ -15,15 +16,18 @@ PRUNE_INTERVAL = 3600.0
 log = structlog.get_logger()
 
 
-async def recover(store: Store, metrics: Metrics) -> int:
+async def recover(store: Store, metrics: Metrics, *, judge: bool) -> int:
     """Take back the jobs of every lost node; return how many.
+
+    Args:
+        judge: also take the lease of nodes that have let it run out.
 
     Raises:
         DatabaseUnavailable: PostgreSQL is away.
     """
     total = 0
     while True:
-        jobs = await store.recover()
+        jobs = await store.recover(judge=judge)
         for job in jobs:
             kind_metrics = metrics.of(job.queue, job.kind)
             if job.outcome == "dead":
@@ -40,14 +44,14 @@ async def recover(store: Store, metrics: Metrics) -> int:
 
 
 async def run_recovery(
-    store: Store, metrics: Metrics, interval: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    store: Store, lease: Lease, metrics: Metrics, interval: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Recover now and then, every so many seconds, until cancelled."""
     task_status.started()
     while True:
         await trio.sleep(interval)
         try:
-            await recover(store, metrics)
+            await recover(store, metrics, judge=lease.steady)
         except DatabaseUnavailable as error:
             log.warning("recovery failed", error=str(error))
 

@@ -11,6 +11,9 @@ import trio
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage.store import PROMOTE_BATCH, Ranks, Store
 
+RETRY_INTERVAL = 1.0
+"""Seconds until a promotion that failed is tried again."""
+
 log = structlog.get_logger()
 
 
@@ -48,7 +51,7 @@ class Schedule:
             promotion = await self._store.promote()
         except DatabaseUnavailable as error:
             log.warning("promotion failed", error=str(error))
-            return self._poll_interval
+            return min(self._poll_interval, RETRY_INTERVAL)
         if promotion.best:
             self._on_promoted(promotion.best)
         if promotion.jobs == PROMOTE_BATCH:

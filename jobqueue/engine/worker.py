@@ -49,6 +49,8 @@ class Workers:
                 for number in range(queue.concurrency):
                     nursery.start_soon(self._work, queue, name=f"worker {queue.name} {number}")
             task_status.started()
+        if not all(queue.ready.closed for queue in self._queues):
+            raise RuntimeError("the workers were cancelled from inside: a handler reached into their nursery")
         self._all_done.set()
         await trio.sleep_forever()
 

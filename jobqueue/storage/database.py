@@ -136,10 +136,13 @@ class Lane:
         except pg.ReadOnlySqlTransaction as error:
             self._close()  # the server became a standby: the next connection may find the new primary
             raise DatabaseUnavailable(_one_line(error)) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if not session.connection.closed:
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
+            # After FATAL the server ends the session, also where the end of the connection has not come through yet.
+            if not (session.connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}):
+                if isinstance(error, psycopg.InternalError):
+                    raise
                 raise DatabaseUnavailable(_one_line(error)) from error
-            self._session = None
+            self._close()
             raise ConnectionLost(_one_line(error), backend=session.backend) from error
         if (warning := session.not_replicated) is not None:
             session.not_replicated = None

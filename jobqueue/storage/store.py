@@ -226,9 +226,13 @@ class Store:
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
         return Promotion(row["promoted"], row["best"], row["next_due"])
 
-    async def recover(self) -> list[Recovered]:
-        """Take back the jobs of lost nodes, at most `RECOVER_BATCH`."""
-        rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s)", RECOVER_BATCH))
+    async def recover(self, *, judge: bool = True) -> list[Recovered]:
+        """Take back the jobs of lost nodes, at most `RECOVER_BATCH`.
+
+        Args:
+            judge: also take the lease of nodes that have let it run out.
+        """
+        rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s, %s)", RECOVER_BATCH, judge))
         return [msgspec.convert({**row, "id": str(row["id"]), "node_id": str(row["node_id"])}, Recovered) for row in rows]
 
     async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
