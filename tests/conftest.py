@@ -123,7 +123,7 @@ class Service:
         self.process.kill()
         self.wait(10)
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Wait for the end of the process by itself and return the exit code."""
         code = self.process.wait(timeout)
         self._log_reader.join(5)
