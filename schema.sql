@@ -362,16 +362,15 @@ END $$;
 -- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
 -- order, SKIP LOCKED: a completion that is being written at this moment wins.
 --
--- judge: whether nodes whose lease ran out lose it. After an outage of the database all have run out: a node gives the others time to
---        renew before it judges.
-CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge boolean DEFAULT true)
+-- judge: a node that takes the lease of those whose time ran out; NULL spares them. After an outage of the database all have run out, so
+--        the judge must hold its own: where it does not, the database was away, or the judge was.
+CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
 RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    IF judge THEN
-        DELETE FROM jobqueue.nodes AS n WHERE n.lease_until <= now();
-    END IF;
+    DELETE FROM jobqueue.nodes AS n
+     WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
     RETURN QUERY
     WITH lost AS (
         DELETE FROM jobqueue.inflight_jobs AS i

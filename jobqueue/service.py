@@ -5,6 +5,7 @@ Reading `serve` from top to bottom is the startup order; `_shut_down` is the shu
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -42,6 +43,9 @@ HTTP_DRAIN = 2.0
 
 MAX_THREADS_LEFT_BEHIND = 1_000
 """Threads that outlived their timeout and may still run, before sync handlers must wait for one of them to end."""
+
+LEFT_BEHIND = 1.0
+"""Seconds for the process to end once everything is stopped; what handlers left behind then ends with it."""
 
 SHUTDOWN_MARGIN = 5.0
 """Seconds that everything but running jobs has in a shutdown: exit comes within the grace period and this."""
@@ -104,6 +108,8 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         last_resort.cancel()
         await stages.stop("postgresql", within=30)
         log.info("stopped")
+        # All is handed back. A handler that swallows its cancellation, or a thread that one left, must not keep the process.
+        _exit_after(LEFT_BEHIND, code=0 if stages.failure is None else 1)
 
 
 @asynccontextmanager
@@ -162,7 +168,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
 async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
     """Open the pool for CPU-bound handlers. By its end no job is in it: a process that must be killed then is no failure."""
     try:
-        async with trio_parallel.open_worker_context(init=_leave_signals_to_the_service, grace_period=1.0) as processes:
+        async with trio_parallel.open_worker_context(init=_prepare_process, grace_period=1.0) as processes:
             yield processes
     except* trio_parallel.BrokenWorkerError as group:
         # Only leaving the context raises it here: of a handler's process it is a verdict on its job (`executor._judge`).
@@ -173,7 +179,7 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
     await engine.store.migrate()
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
-    await maintenance.recover(engine.store, engine.metrics, judge=False)
+    await maintenance.recover(engine.store, engine.metrics, judge=None)
     await stages.start("heartbeat", engine.lease.run)
     recovery_interval = settings.visibility_timeout / RENEWALS_PER_LEASE
     await stages.start("recovery", maintenance.run_recovery, engine.store, engine.lease, engine.metrics, recovery_interval)
@@ -270,12 +276,12 @@ async def _watch_signals(stages: Stages, *, task_status: trio.TaskStatus[None]) 
             stages.stopping.set()
 
 
-def _exit_after(seconds: float) -> threading.Timer:
-    """End the process when the ordered shutdown hangs: a database call that never returns cannot be cancelled."""
+def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:
+    """End the process when it does not end by itself: neither a thread nor a database call that never returns can be cancelled."""
 
     def give_up() -> None:
-        log.error("shutdown took too long: exiting", seconds=seconds)
-        os._exit(70)
+        log.error("the process does not end by itself: exiting", seconds=seconds, code=code)
+        os._exit(code)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
@@ -283,6 +289,15 @@ def _exit_after(seconds: float) -> threading.Timer:
     return timer
 
 
-def _leave_signals_to_the_service() -> None:
-    """In a worker process: a SIGTERM to the whole group is the service's to handle, which then ends its processes in order."""
+def _prepare_process() -> None:
+    """In a worker process: leave a SIGTERM to the whole group to the service, and end when the service is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_service, daemon=True).start()
+
+
+def _end_with_the_service() -> None:
+    # A job that went on would run beside its second run on another node, and nobody would take its result.
+    service = multiprocessing.parent_process()
+    if service is not None:
+        service.join()
+        os._exit(1)

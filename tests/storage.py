@@ -11,7 +11,7 @@ import uuid_utils
 
 from jobqueue import documents
 from jobqueue.job import ClaimedJob, NewJob, Outcome, Verdict
-from jobqueue.storage.store import Node, Store, Want
+from jobqueue.storage.store import Node, Recovered, Store, Want
 
 
 class Driver:
@@ -23,19 +23,18 @@ class Driver:
 
     async def join(self, *, lease: float = 30, queues: Mapping[str, int] | None = None) -> str:
         """Enter a further node, which the driver uses from now on; return its id."""
-        self.node = new_id()
-        await self.store.join(
-            Node(
-                id=self.node,
-                host="host",
-                pid=os.getpid(),
-                process=f"test:{self.node}",
-                version="0",
-                queues=queues or {"default": 1},
-            ),
-            lease=lease,
-        )
+        self.node = await self._enter(lease=lease, queues=queues or {"default": 1})
         return self.node
+
+    async def recover(self) -> list[Recovered]:
+        """Have a further node judge all others, and take their jobs back."""
+        return await self.store.recover(judge=await self._enter(lease=30, queues={}))
+
+    async def _enter(self, *, lease: float, queues: Mapping[str, int]) -> str:
+        node = new_id()
+        entry = Node(id=node, host="host", pid=os.getpid(), process=f"test:{node}", version="0", queues=queues)
+        await self.store.join(entry, lease=lease)
+        return node
 
     async def end_lease(self, *, ago: float = 0) -> None:
         """Let the node's lease run out, now or so many seconds ago."""

@@ -57,7 +57,7 @@ class Node:
     async def run(self, function: Callable[..., Any], *, job: dict[str, Any] | None = None, **options: Any) -> Outcome:
         """Register the function with these options, run one job with it, and return an outcome that the database takes."""
         self.handle(function, **options)
-        outcome = await self.executor.execute(Run(claimed(**(job or {}))))
+        outcome = await self.executor.execute(Run(claimed(**(job or {})), "node"))
         assert outcome is not None
         assert (outcome.id, outcome.claims) == (claimed().id, claimed().claims)
         documents.encode(outcome)
@@ -220,7 +220,7 @@ async def test_any_text_of_an_exception_can_be_recorded(error: Exception, text: 
 async def test_a_kind_that_nobody_serves_is_retried_and_counted(node: Node) -> None:
     node.handle(returning(None))
     for attempt, verdict in [(1, "retry"), (4, "dead")]:
-        outcome = await node.executor.execute(Run(claimed(kind="unknown", attempt=attempt)))
+        outcome = await node.executor.execute(Run(claimed(kind="unknown", attempt=attempt), "node"))
         assert outcome is not None
         assert outcome.outcome == verdict
         assert error_of(outcome).error == "no handler for kind 'unknown' on this node (it serves: test)"
@@ -469,7 +469,7 @@ async def test_verdicts_and_failures_come_out_of_a_process(node: Node) -> None:
     node.handle(steer, cpu=True)
 
     async def outcome_of(verdict: str) -> Outcome:
-        outcome = await node.executor.execute(Run(claimed(**payload(verdict=verdict))))
+        outcome = await node.executor.execute(Run(claimed(**payload(verdict=verdict)), "node"))
         assert outcome is not None
         return outcome
 
@@ -490,14 +490,14 @@ async def test_a_process_that_dies_is_a_failure_in_words_and_the_next_job_gets_a
     assert died.outcome == "retry"
     assert error_of(died).error == "the process that ran the handler died (killed, out of memory, or a crash in C)"
     node.app.handler("next", cpu=True)(os.getpid)
-    after = await node.executor.execute(Run(claimed(kind="next")))
+    after = await node.executor.execute(Run(claimed(kind="next"), "node"))
     assert after is not None
     assert after.outcome == "succeeded"
 
 
 async def test_a_process_is_killed_at_the_timeout(node: Node) -> None:
     node.app.handler("pid", cpu=True)(os.getpid)
-    before = await node.executor.execute(Run(claimed(kind="pid")))
+    before = await node.executor.execute(Run(claimed(kind="pid"), "node"))
     assert before is not None
     assert before.result is not None
     outcome = await node.run(hang, cpu=True, timeout=0.1)
@@ -536,7 +536,7 @@ class Running:
     """A job in the middle of its run."""
 
     def __init__(self, node: Node) -> None:
-        self.run = Run(claimed())
+        self.run = Run(claimed(), "node")
         self.worker = trio.CancelScope()
         self.outcomes: list[Outcome | None] = []
         self.ended = trio.Event()

@@ -306,7 +306,7 @@ async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(dr
     await driver.submit(priority=2)
     job = await driver.claim_one()
     await driver.end_lease()
-    [recovered] = await driver.store.recover()
+    [recovered] = await driver.recover()
     assert (recovered.id, recovered.outcome, recovered.node_id) == (job.id, "pending", driver.node)
     assert not await driver.finish(job, "succeeded")
     assert not await driver.store.heartbeat(driver.node, lease=30)
@@ -323,7 +323,7 @@ async def test_a_job_that_loses_its_last_attempt_with_its_node_is_dead(driver: D
     for outcome in ("pending", "dead"):
         job = await driver.claim_one()
         await driver.end_lease()
-        assert [recovered.outcome for recovered in await driver.store.recover()] == [outcome]
+        assert [recovered.outcome for recovered in await driver.recover()] == [outcome]
         await driver.join()
     row = await driver.store.job(job.id)
     assert row is not None
@@ -335,14 +335,26 @@ async def test_recovery_leaves_living_nodes_alone(driver: Driver) -> None:
     run = await driver.in_state("inflight")
     assert isinstance(run, ClaimedJob)
     await driver.join()
-    assert await driver.store.recover() == []
+    assert await driver.recover() == []
     assert await driver.state(run.id) == "inflight"
 
 
 async def test_a_lease_that_ran_out_while_nobody_took_it_is_renewed(driver: Driver) -> None:
     await driver.end_lease(ago=3600)
     assert await driver.store.heartbeat(driver.node, lease=30)
-    assert await driver.store.recover() == []
+    assert await driver.recover() == []
+
+
+async def test_a_node_whose_own_lease_ran_out_does_not_judge_others(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    await driver.end_lease()
+    first = driver.node
+    await driver.join()
+    await driver.end_lease()
+    assert await driver.store.recover(judge=driver.node) == []
+    assert await driver.store.recover(judge=None) == []
+    assert await driver.store.heartbeat(first, lease=30), "after an outage, whoever comes back has kept its jobs"
+    assert await driver.state(job_id_of(run)) == "inflight"
 
 
 async def test_leaving_hands_everything_back_with_the_attempt_refunded(driver: Driver) -> None:
@@ -360,7 +372,7 @@ async def test_processes_that_are_known_to_be_dead_lose_their_lease_at_once(driv
     await driver.join()
     assert dead in await driver.store.processes()
     assert await driver.store.expire([dead, "test:unknown"]) == 1
-    assert [job.id for job in await driver.store.recover()] == [job_id_of(run)]
+    assert [job.id for job in await driver.recover()] == [job_id_of(run)]
 
 
 # --------------------------------------------------------------------------------------------------------------- looking and upkeep

@@ -26,32 +26,51 @@ MAX_ERROR_LENGTH = 4_000
 MAX_TRACEBACK_LENGTH = 16_000
 """Characters kept of an error's text and of its traceback, for each of the last ten errors of a job."""
 
+STOP_SECONDS = 2.0
+"""Seconds for an async handler to end when it is cancelled; then its run is given up, and its task left behind."""
+
 log = structlog.get_logger()
 
 Cause = Literal["interrupted", "lease lost"]
 
 
 class Run:
-    """One job while it runs on this node, and the handle to end it early."""
+    """One job while it runs on this node, and the handle to end it early.
 
-    __slots__ = ("cause", "job", "scope", "started")
+    Attributes:
+        given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
+    """
 
-    def __init__(self, job: ClaimedJob) -> None:
+    __slots__ = ("cancelled_at", "cause", "given_up", "job", "node_id", "scope", "started", "timeout")
+
+    def __init__(self, job: ClaimedJob, node_id: str) -> None:
         self.job = job
+        self.node_id = node_id
         self.scope = trio.CancelScope()
         self.started = trio.current_time()
+        self.timeout: float | None = None
         self.cause: Cause | None = None
+        self.cancelled_at = math.inf
+        self.given_up = False
 
     def begin(self, timeout: float | None) -> None:
         """Start the clock: what came before was waiting for a place to run."""
         self.started = trio.current_time()
+        self.timeout = timeout
         if timeout is not None:
             self.scope.deadline = self.started + timeout
+            self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
 
     def cancel(self, cause: Cause) -> None:
         """Cancel the handler; its outcome will say why."""
         self.cause = cause
+        self.cancelled_at = min(self.cancelled_at, trio.current_time())
         self.scope.cancel(reason=cause)
+
+    @property
+    def stubborn(self) -> bool:
+        """Whether the handler goes on although it was cancelled long ago."""
+        return trio.current_time() - self.cancelled_at > STOP_SECONDS
 
     @property
     def seconds(self) -> float:
@@ -117,8 +136,14 @@ class Executor:
                 what = f"{type(error).__name__}, and looking at it raised {type(broken).__name__}"
                 return _failed(run, handler, _Failure(what))
         if run.scope.cancelled_caught:
-            return _cut_short(run, handler, timeout)
+            return _cut_short(run, handler)
         return _succeeded(run, handler, result)
+
+    def give_up(self, run: Run) -> Outcome | None:
+        """Leave a stubborn handler behind: return the outcome that its cancellation has; None when nobody may tell one."""
+        run.given_up = True
+        log.error("the handler does not stop: it is left behind", **run.job.log_context, seconds=round(run.seconds, 1))
+        return _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
 
     async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
         if handler.mode == "process":
@@ -164,7 +189,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             )
         case _ if run.cause is not None:
             # Clean-up that fails while it is cancelled is no failure of the job.
-            return _cut_short(run, handler, None)
+            return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
             return _failed(run, handler, _Failure(f"{type(cause).__name__}: {_text(cause)}", text))
@@ -196,12 +221,13 @@ def _text(value: object) -> str:
         return "(it has no text: __str__ failed)"
 
 
-def _cut_short(run: Run, handler: Handler, timeout: float | None) -> Outcome | None:
+def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> Outcome | None:
     if run.cause == "lease lost":
         return None
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
-    return _failed(run, handler, _Failure(f"timed out after {timeout} s"))
+    more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stubborn else ""
+    return _failed(run, handler, _Failure(f"timed out after {run.timeout} s{more}"))
 
 
 def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:

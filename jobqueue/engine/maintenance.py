@@ -16,11 +16,11 @@ PRUNE_INTERVAL = 3600.0
 log = structlog.get_logger()
 
 
-async def recover(store: Store, metrics: Metrics, *, judge: bool) -> int:
+async def recover(store: Store, metrics: Metrics, *, judge: str | None) -> int:
     """Take back the jobs of every lost node; return how many.
 
     Args:
-        judge: also take the lease of nodes that have let it run out.
+        judge: see `Store.recover`.
 
     Raises:
         DatabaseUnavailable: PostgreSQL is away.
@@ -51,7 +51,7 @@ async def run_recovery(
     while True:
         await trio.sleep(interval)
         try:
-            await recover(store, metrics, judge=lease.steady)
+            await recover(store, metrics, judge=lease.node.id if lease.steady else None)
         except DatabaseUnavailable as error:
             log.warning("recovery failed", error=str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -65,12 +66,11 @@ class Operations:
 
     async def metrics(self) -> tuple[bytes, str]:
         """Render the metrics: this node's counters, and the depths of all queues while the database answers."""
-        try:
-            depths = await self._depths()
-        except DatabaseUnavailable:
-            pass  # the node's own counters are worth a scrape without them
-        else:
-            self._metrics.set_depths((depth.queue, depth.state, depth.jobs, depth.oldest) for depth in depths)
+        # The node's own counters are worth a scrape without the depths, and now more than ever.
+        if self._store.trouble is None:
+            with suppress(DatabaseUnavailable):
+                depths = await self._depths()
+                self._metrics.set_depths((depth.queue, depth.state, depth.jobs, depth.oldest) for depth in depths)
         for queue in self._queues:
             self._metrics.workers.labels(queue.name).set(queue.concurrency)
             self._metrics.running.labels(queue.name).set(len(queue.runs))

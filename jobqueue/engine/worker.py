@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import structlog
 import trio
 
 from jobqueue.engine.executor import Executor, Run
@@ -13,7 +14,12 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.metrics import Metrics
 
 LOOP_SHARE = 0.01
-"""Seconds for which a worker may go from job to job without letting other tasks run."""
+"""Seconds for which the workers may go from job to job without letting other tasks run."""
+
+LOOK_FOR_STUBBORN = 1.0
+"""Seconds between two looks for handlers that do not stop although they were cancelled."""
+
+log = structlog.get_logger()
 
 
 class Workers:
@@ -41,18 +47,25 @@ class Workers:
         self._queues = list(queues)
         self._on_hungry = on_hungry
         self._all_done = trio.Event()
+        self._working = 0
+        self._ended = trio.lowlevel.ParkingLot()
+        self._yielded_at = trio.current_time()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled. Workers whose queue was closed end by themselves, see `drained`."""
         async with trio.open_nursery() as nursery:
             for queue in self._queues:
                 for number in range(queue.concurrency):
-                    nursery.start_soon(self._work, queue, name=f"worker {queue.name} {number}")
+                    self._start_worker(nursery, queue, number)
             task_status.started()
-        if not all(queue.ready.closed for queue in self._queues):
-            raise RuntimeError("the workers were cancelled from inside: a handler reached into their nursery")
-        self._all_done.set()
-        await trio.sleep_forever()
+            while self._working:
+                with trio.move_on_after(LOOK_FOR_STUBBORN):
+                    await self._ended.park()
+                await self._give_up_stubborn_runs(nursery)
+            if not all(queue.ready.closed for queue in self._queues):
+                raise RuntimeError("the workers have ended by themselves: a handler reached into their nursery")
+            self._all_done.set()
+            await trio.sleep_forever()
 
     async def drained(self) -> None:
         """Wait until every worker has ended, after their queues were closed."""
@@ -73,26 +86,53 @@ class Workers:
                 run.cancel("lease lost")
         self._outcomes.held.clear()
 
-    async def _work(self, queue: LocalQueue) -> None:
-        yielded = trio.current_time()
-        while True:
-            try:
-                job = await queue.ready.pop()
-            except trio.EndOfChannel:
-                return
-            node_id = self._lease.node.id
-            run = Run(job)
-            queue.runs.add(run)
-            try:
-                outcome = await self._executor.execute(run)
-            finally:
+    def _start_worker(self, nursery: trio.Nursery, queue: LocalQueue, number: int) -> None:
+        self._working += 1
+        nursery.start_soon(self._work, queue, name=f"worker {queue.name} {number}")
+
+    async def _give_up_stubborn_runs(self, nursery: trio.Nursery) -> None:
+        """Tell the outcome of handlers that do not stop, and put a worker in the place of each that they hold."""
+        for queue in self._queues:
+            for run in [run for run in queue.runs if run.stubborn]:
                 queue.runs.discard(run)
-            queue.finished_one()
-            self._metrics.of(job.queue, job.kind).run.observe(run.seconds)
-            if outcome is not None:
-                await self._outcomes.put(job, outcome, node_id)
-            if queue.hungry:
-                self._on_hungry()
-            if trio.current_time() - yielded > LOOP_SHARE:
-                await trio.lowlevel.checkpoint()
-                yielded = trio.current_time()
+                queue.finished_one()
+                self._working -= 1
+                self._start_worker(nursery, queue, queue.concurrency)
+                outcome = self._executor.give_up(run)
+                if outcome is not None:
+                    await self._outcomes.put(run.job, outcome, run.node_id)
+
+    async def _work(self, queue: LocalQueue) -> None:
+        given_up = False
+        try:
+            while not given_up:
+                given_up = await self._run_one(queue)
+        except trio.EndOfChannel:
+            pass
+        finally:
+            if not given_up:
+                self._working -= 1
+                self._ended.unpark_all()
+
+    async def _run_one(self, queue: LocalQueue) -> bool:
+        """Run the next job; return whether it was given up meanwhile, and another worker is in this one's place."""
+        job = await queue.ready.pop()
+        run = Run(job, self._lease.node.id)
+        queue.runs.add(run)
+        try:
+            outcome = await self._executor.execute(run)
+        finally:
+            queue.runs.discard(run)
+        if run.given_up:
+            log.info("a handler that was left behind has ended", **job.log_context)
+            return True
+        queue.finished_one()
+        self._metrics.of(job.queue, job.kind).run.observe(run.seconds)
+        if outcome is not None:
+            await self._outcomes.put(job, outcome, run.node_id)
+        if queue.hungry:
+            self._on_hungry()
+        if trio.current_time() - self._yielded_at > LOOP_SHARE:
+            await trio.lowlevel.checkpoint()
+            self._yielded_at = trio.current_time()
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -127,6 +128,9 @@ class Lane:
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         session = self._session
+        if session is not None and _ended(session.connection):
+            self._close()
+            session = None
         if session is None:
             session = self._session = _open_session(self._url, self._purpose, self._reply_timeout)
         try:
@@ -166,7 +170,8 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
                    CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
               FROM pg_stat_activity WHERE pid = pg_backend_pid()
             """,
-            (f"{min(STATEMENT_TIMEOUT, reply_timeout):.0f}s",),
+            # Less than the reply may take, so that it is the server that gives up first: then nobody is in doubt.
+            (f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms",),
         ).fetchone()
     except psycopg.Error as error:
         connection.close()
@@ -177,6 +182,19 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     session = _Session(connection, (pid, started))
     connection.add_notice_handler(session.hear)
     return session
+
+
+def _ended(connection: Connection) -> bool:
+    """Tell whether the server has ended an idle connection: what is sent into it would be in doubt for nothing."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if not poll.poll(0):
+        return False
+    try:
+        connection.pgconn.consume_input()  # the server's last words, and the end; or a parameter that changed
+    except psycopg.OperationalError:
+        return True
+    return connection.closed
 
 
 def _one_line(error: Exception) -> str:

@@ -18,6 +18,12 @@ from jobqueue.job import ClaimedJob
 from jobqueue.storage import schema
 from jobqueue.storage.database import STATEMENT_TIMEOUT, Connection, Lane
 
+SUBMIT_TIMEOUT = 15.0
+"""Seconds for the transaction of one batch of submissions: somebody waits for the answer."""
+
+INSPECT_TIMEOUT = 10.0
+"""Seconds for a question of an operator, or of a scrape."""
+
 HEARTBEAT_TIMEOUT = 4.0
 """Seconds for one renewal of a lease, so that several fit into it."""
 
@@ -95,12 +101,17 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._submit = Lane(url, "submit")
+        self._submit = Lane(url, "submit", reply_timeout=SUBMIT_TIMEOUT)
         self._claim = Lane(url, "claim")
         self._finish = Lane(url, "finish")
         self._heartbeat = Lane(url, "heartbeat", reply_timeout=HEARTBEAT_TIMEOUT)
         self._housekeeping = Lane(url, "housekeeping")
-        self._inspect = Lane(url, "inspect")
+        self._inspect = Lane(url, "inspect", reply_timeout=INSPECT_TIMEOUT)
+
+    @property
+    def submit_trouble(self) -> str | None:
+        """Why the last call of `submit` or `submit_again` failed for want of a database; None when it did not."""
+        return self._submit.trouble
 
     @property
     def trouble(self) -> str | None:
@@ -226,13 +237,13 @@ class Store:
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
         return Promotion(row["promoted"], row["best"], row["next_due"])
 
-    async def recover(self, *, judge: bool = True) -> list[Recovered]:
+    async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         """Take back the jobs of lost nodes, at most `RECOVER_BATCH`.
 
         Args:
-            judge: also take the lease of nodes that have let it run out.
+            judge: the id of a node that holds its own lease, to take it of nodes that have let theirs run out; None to spare them.
         """
-        rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s, %s)", RECOVER_BATCH, judge))
+        rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s, %s::uuid)", RECOVER_BATCH, judge))
         return [msgspec.convert({**row, "id": str(row["id"]), "node_id": str(row["node_id"])}, Recovered) for row in rows]
 
     async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
