@@ -1,0 +1,177 @@
+"""The command, and the order of a run: start, break and load at once, heal, wait for the last job, stop, compare."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+import psycopg
+import trio
+from rich.console import Console
+
+from benchmarks.chaos import effects, plan
+from benchmarks.chaos.checker import Evidence, read_rows
+from benchmarks.chaos.faults import Saboteur
+from benchmarks.chaos.load import Load
+from benchmarks.chaos.machines import Node, Postgres, start_nodes
+from benchmarks.chaos.report import Report
+from jobqueue import logs
+
+GAP = 5.0
+"""Seconds from one fault to the next; in the short form it is less, and they overlap more."""
+
+SHORT = {"faults": 12, "jobs": 3_000, "gap": 3.0}
+
+KINDS = {kind.name.lower().replace("_", "-"): kind for kind in plan.Kind}
+
+AFTERMATH = 12.0
+"""Seconds of submits after the last fault, in which to see that every node recovers from it."""
+
+SLOWEST_DRAIN = 40.0
+"""Jobs a second: what the last jobs are waited for is reckoned with it."""
+
+ALLOWANCE = 90.0
+"""Seconds to wait for the last jobs, however few there are; and for all that starts and stops around them."""
+
+
+class Run:
+    """One run.
+
+    Args:
+        directory: for data and logs; PostgreSQL's user must be able to enter it.
+    """
+
+    def __init__(self, seed: int, faults: Sequence[plan.Fault], jobs: int, directory: Path) -> None:
+        self._seed = seed
+        self._plan = faults
+        self._jobs = jobs
+        self._seconds = max((fault.over_at for fault in self._plan), default=0.0) + AFTERMATH / 2
+        self._drain_timeout = ALLOWANCE + jobs / SLOWEST_DRAIN
+        self._directory = directory
+        self._postgres = Postgres(directory / "data")
+
+    async def run(self) -> Report:
+        """Do it all, and leave no process behind."""
+        began = time.monotonic()
+        try:
+            with trio.fail_after(self._seconds + AFTERMATH + self._drain_timeout + ALLOWANCE):
+                await self._postgres.start()
+                evidence, saboteur = await self._disturb()
+        finally:
+            self._postgres.stop()
+        return Report.of(self._seed, time.monotonic() - began, evidence, saboteur.inflicted, saboteur.replies_lost)
+
+    async def _disturb(self) -> tuple[Evidence, Saboteur]:
+        async with trio.open_nursery() as nursery:
+            nodes = await start_nodes(nursery, self._postgres, self._directory, plan.NODES)
+            saboteur = Saboteur(self._postgres, nodes)
+            load = Load(
+                self._seed,
+                jobs=self._jobs,
+                seconds=self._seconds,
+                urls=[node.url for node in nodes],
+                database_url=self._postgres.url,
+            )
+            await _break_and_load(saboteur, load, self._plan)
+            await self._drain()
+            async with trio.open_nursery() as stopping:
+                for node in nodes:
+                    stopping.start_soon(node.retire)
+        with psycopg.connect(self._postgres.url) as connection:
+            evidence = self._collect(connection, load, nodes)
+        return evidence, saboteur
+
+    async def _drain(self) -> None:
+        """Wait until every job has ended, or for as long as that may take."""
+        with trio.move_on_after(self._drain_timeout):
+            while await trio.to_thread.run_sync(_unended, self._postgres.url):  # noqa: ASYNC110 - another process's state
+                await trio.sleep(0.5)
+
+    def _collect(self, connection: psycopg.Connection, load: Load, nodes: Sequence[Node]) -> Evidence:
+        row = connection.execute("SELECT count(*) FROM jobqueue.nodes").fetchone()
+        return Evidence(
+            submits=load.submits,
+            rows=read_rows(connection),
+            effects=effects.read(connection),
+            exits=[one for node in nodes for one in node.exits],
+            nodes_left=row[0] if row else 0,
+        )
+
+
+async def _break_and_load(saboteur: Saboteur, load: Load, faults: Sequence[plan.Fault]) -> None:
+    """Submit while things break, and then for a while in peace."""
+    async with trio.open_nursery() as probing:
+        probing.start_soon(load.probe)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(saboteur.run, faults)
+            nursery.start_soon(load.run)
+        await trio.sleep(AFTERMATH)
+        load.end_probes()
+
+
+def _unended(url: str) -> int:
+    sql = """
+        SELECT (SELECT count(*) FROM jobqueue.pending_jobs) + (SELECT count(*) FROM jobqueue.scheduled_jobs)
+             + (SELECT count(*) FROM jobqueue.inflight_jobs)
+    """
+    with psycopg.connect(url, autocommit=True, application_name="chaos") as connection:
+        row = connection.execute(sql).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--seed", type=int, default=1, help="The same seed gives the same plan and the same jobs.")
+@click.option("--faults", type=click.IntRange(min=0), default=50, help="How many things to break.")
+@click.option("--jobs", type=click.IntRange(min=1), default=20_000, help="How many jobs to submit meanwhile.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(KINDS)),
+    help="Break nothing but this; may be given again.  [default: everything]",
+    show_default=False,
+)
+@click.option("--short", is_flag=True, help=f"{SHORT['faults']} faults and {SHORT['jobs']:,} jobs, in about a minute.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write everything to this file as well.")
+@click.option("--keep", is_flag=True, help="Keep the logs even if all is well.")
+def main(*, seed: int, faults: int, jobs: int, only: tuple[str, ...], short: bool, json_file: Path | None, keep: bool) -> None:
+    """Break a cluster of three nodes on purpose, and account for every job: exit with 1 if a rule was broken."""
+    logs.configure("warning")
+    gap = GAP
+    if short:
+        faults, jobs, gap = int(SHORT["faults"]), int(SHORT["jobs"]), SHORT["gap"]
+    drawn = plan.make(seed, faults, gap=gap, only=[KINDS[name] for name in only])
+    directory = Path(tempfile.mkdtemp(prefix="jobqueue-chaos-"))
+    directory.chmod(0o711)
+    kept = True
+    try:
+        report = trio.run(Run(seed, drawn, jobs, directory).run)
+        kept = keep or not report.passed
+        report.print(Console(width=132))
+        if json_file is not None:
+            json_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    finally:
+        _clean_up(directory, kept=kept)
+    if not report.passed:
+        raise SystemExit(1)
+
+
+def _clean_up(directory: Path, *, kept: bool) -> None:
+    """Remove the data, and the logs too if nobody will want them."""
+    data = directory / "data"
+    if kept and (data / "postgresql.log").exists():
+        shutil.copy(data / "postgresql.log", directory)
+    shutil.rmtree(data, ignore_errors=True)
+    if kept:
+        click.echo(f"the logs are in {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What the nodes under chaos serve: one kind for each way in which a job can run and end.
+
+Every run writes that it began and how it ended, and a run that succeeds returns its name: so the checker knows which one of several
+runs the database accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import trio
+
+import jobqueue
+from benchmarks.chaos.effects import Recorder, What, new_run
+
+PERSISTENT = 40
+"""Retries of the kinds that must succeed in the end, however often a fault ends their runs."""
+
+QUICK = jobqueue.Backoff(base=0.1, cap=1.0)
+
+app = jobqueue.App()
+recorder = Recorder()
+
+# The service's own limiters must not be what the record waits for.
+_limiter = trio.CapacityLimiter(4)
+
+
+async def record(run: str, job: jobqueue.Job, what: What) -> None:
+    """Write a line of the record without blocking the loop."""
+    await trio.to_thread.run_sync(partial(recorder.write, run, job, what), limiter=_limiter)
+
+
+@app.handler("async", max_retries=PERSISTENT, backoff=QUICK)
+async def sleep(job: jobqueue.Job, seconds: float = 0.0) -> dict[str, str]:
+    run = new_run()
+    await record(run, job, "began")
+    await trio.sleep(seconds)
+    await record(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("thread", max_retries=PERSISTENT, backoff=QUICK)
+def thread(job: jobqueue.Job, seconds: float = 0.0) -> dict[str, str]:
+    run = new_run()
+    recorder.write(run, job, "began")
+    time.sleep(seconds)
+    recorder.write(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("cpu", max_retries=PERSISTENT, backoff=QUICK, cpu=True)
+def cpu(job: jobqueue.Job, seconds: float = 0.0) -> dict[str, str]:
+    return thread(job, seconds)
+
+
+@app.handler("flaky", max_retries=PERSISTENT, backoff=QUICK)
+async def flaky(job: jobqueue.Job, failures: int = 1) -> dict[str, str]:
+    run = new_run()
+    await record(run, job, "began")
+    if job.attempt <= failures:
+        await record(run, job, "failed")
+        raise RuntimeError("as asked")
+    await record(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("snooze", max_retries=PERSISTENT, backoff=QUICK)
+async def snooze(job: jobqueue.Job, seconds: float = 0.5) -> dict[str, str]:
+    run = new_run()
+    await record(run, job, "began")
+    if time.time() < job.created_at.timestamp() + seconds:
+        await record(run, job, "snoozed")
+        raise jobqueue.Snooze(seconds / 2)
+    await record(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("doomed", backoff=QUICK)
+async def doomed(job: jobqueue.Job) -> None:
+    run = new_run()
+    await record(run, job, "began")
+    await record(run, job, "failed")
+    raise RuntimeError("as always")
+
+
+@app.handler("discard", max_retries=PERSISTENT, backoff=QUICK)
+async def discard(job: jobqueue.Job) -> None:
+    run = new_run()
+    await record(run, job, "began")
+    await record(run, job, "discarded")
+    raise jobqueue.Discard("as asked")

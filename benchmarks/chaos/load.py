@@ -1,0 +1,226 @@
+"""Submit jobs of all sorts to all nodes, in every form, and keep what was answered.
+
+A submit is never repeated: what got no answer may have been committed, and then it would be two jobs.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Literal
+
+import msgspec
+import psycopg
+import trio
+
+from benchmarks.chaos.handlers import PERSISTENT
+from benchmarks.client import Answer, Client, Unanswered, described
+
+CLIENTS_PER_NODE = 4
+
+PATIENCE = 8.0
+"""Seconds that a client waits for an answer: longer than a node is frozen, shorter than a blackholed node needs to notice."""
+
+PROBE_INTERVAL = 0.25
+"""Seconds between two small submits to each node, which show when it takes work again."""
+
+Form = Literal["one", "array", "ndjson", "sql", "invalid"]
+Fate = Literal["acknowledged", "refused", "unknown"]
+
+KINDS: dict[str, int] = {"async": 60, "thread": 14, "cpu": 5, "flaky": 10, "snooze": 4, "doomed": 3, "discard": 4}
+"""Kinds of jobs, and how many of a hundred are of it."""
+
+FORMS: dict[Form, int] = {"one": 55, "array": 18, "ndjson": 15, "sql": 10, "invalid": 2}
+"""Forms of submits, and how many of a hundred are of it."""
+
+LARGEST: dict[Form, int] = {"one": 1, "array": 40, "ndjson": 80, "sql": 30, "invalid": 10}
+"""The most jobs in one submit."""
+
+
+class Submit(msgspec.Struct, frozen=True):
+    """One submit: what was sent, and what was answered.
+
+    Attributes:
+        kinds: of its jobs, by the number that each carries in its payload.
+        node: which node it went to; None for SQL.
+        fate: *refused* says that the answer was a promise that nothing was written; *unknown* that nobody promised anything.
+        ids: what was acknowledged, in the order of `kinds`.
+        why: of a submit that was not acknowledged.
+        sent, answered: seconds since 1970.
+    """
+
+    kinds: dict[int, str]
+    node: int | None
+    fate: Fate
+    ids: tuple[str, ...]
+    why: str
+    sent: float
+    answered: float
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Jobs to submit together, and how."""
+
+    form: Form
+    jobs: list[dict[str, Any]]
+
+    @property
+    def kinds(self) -> dict[int, str]:
+        return {job["payload"]["number"]: job["kind"] for job in self.jobs}
+
+    @property
+    def body(self) -> bytes:
+        match self.form:
+            case "one":
+                return msgspec.json.encode(self.jobs[0])
+            case "ndjson":
+                return b"\n".join(msgspec.json.encode(job) for job in self.jobs)
+            case "invalid":  # one of them is, so none may be taken
+                return msgspec.json.encode([*self.jobs, {"priority": -1}])
+            case _:
+                return msgspec.json.encode(self.jobs)
+
+    @property
+    def content_type(self) -> str:
+        return "application/x-ndjson" if self.form == "ndjson" else "application/json"
+
+
+class Impatient(Client):
+    """A client that says what it sends, and gives up soon."""
+
+    async def submit(self, batch: Batch) -> Answer:
+        """Submit a batch.
+
+        Raises:
+            Unanswered: nobody knows whether it was taken.
+        """
+        body = batch.body
+        head = f"POST /submit HTTP/1.1\r\n{self._headers}Content-Type: {batch.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        try:
+            with trio.fail_after(PATIENCE):
+                return await self._exchange(head.encode() + body)
+        except trio.TooSlowError:
+            raise Unanswered(f"nothing within {PATIENCE:.0f} s") from None
+        except (OSError, trio.BrokenResourceError) as error:
+            raise Unanswered(str(error) or type(error).__name__) from error
+
+
+class Load:
+    """The clients of all nodes.
+
+    Args:
+        jobs: how many to submit.
+        seconds: over how long.
+        urls: of the nodes.
+        database_url: for submits from SQL.
+
+    Attributes:
+        submits: what was sent and answered so far.
+    """
+
+    def __init__(self, seed: int, *, jobs: int, seconds: float, urls: Sequence[str], database_url: str) -> None:
+        self._dice = random.Random(f"load {seed}")
+        self._jobs = jobs
+        self._seconds = seconds
+        self._urls = urls
+        self._database_url = database_url
+        self._number = 0
+        self._drawn = 0
+        self._probed = trio.Event()
+        self.submits: list[Submit] = []
+
+    async def run(self) -> None:
+        """Submit everything, spread over the time; what a slow service holds up is sent as soon as it can be."""
+        batches = self._batches()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for node in range(len(self._urls)):
+                for _ in range(CLIENTS_PER_NODE):
+                    nursery.start_soon(self._submit_some, node, batches, began)
+
+    async def probe(self) -> None:
+        """Submit a small job to each node again and again, whatever becomes of the ones before, until `end_probes`."""
+        async with trio.open_nursery() as nursery:
+            while not self._probed.is_set():
+                for node in range(len(self._urls)):
+                    nursery.start_soon(self._submit_alone, node, Batch("one", [self._small_job()]))
+                await trio.sleep(PROBE_INTERVAL)
+
+    def end_probes(self) -> None:
+        """Send no more probes; those that are on their way get their answers."""
+        self._probed.set()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Draw batches; the same seed draws the same ones, whoever sends them."""
+        left = self._jobs
+        while left > 0:
+            [form] = self._dice.choices(list(FORMS), list(FORMS.values()))
+            size = min(left, self._dice.randint(1, LARGEST[form]))
+            left -= size
+            yield Batch(form, [self._job() for _ in range(size)])
+
+    def _job(self) -> dict[str, Any]:
+        dice = self._dice
+        [kind] = dice.choices(list(KINDS), list(KINDS.values()))
+        job = self._small_job(kind)
+        if kind in {"async", "thread", "cpu"} and dice.random() < 0.4:
+            # Few take long, so that something always runs when a fault comes.
+            job["payload"]["seconds"] = round(min(2.0, 0.005 / (1 - dice.random())), 4)
+        if dice.random() < 0.2:
+            job["priority"] = dice.randint(1, 100)
+        if dice.random() < 0.15:
+            job["delay"] = round(dice.uniform(0.1, 5), 2)
+        if dice.random() < 0.1:
+            job["max_retries"] = 2 if kind == "doomed" else PERSISTENT + 1
+        return job
+
+    def _small_job(self, kind: str = "async") -> dict[str, Any]:
+        self._number += 1
+        return {"kind": kind, "payload": {"number": self._number}}
+
+    async def _submit_some(self, node: int, batches: Iterator[Batch], began: float) -> None:
+        async with aclosing(Impatient(self._urls[node], None)) as client:
+            for batch in batches:
+                self._drawn += len(batch.jobs)
+                await trio.sleep_until(began + self._seconds * self._drawn / self._jobs)
+                await self._submit(client, node, batch)
+
+    async def _submit_alone(self, node: int, batch: Batch) -> None:
+        async with aclosing(Impatient(self._urls[node], None)) as client:
+            await self._submit(client, node, batch)
+
+    async def _submit(self, client: Impatient, node: int, batch: Batch) -> None:
+        sent = time.time()
+        if batch.form == "sql":
+            fate, ids, why = await trio.to_thread.run_sync(_submit_from_sql, self._database_url, batch)
+            place = None
+        else:
+            fate, ids, why = await _submit_over_http(client, batch)
+            place = node
+        self.submits.append(Submit(batch.kinds, place, fate, ids, why, sent, time.time()))
+
+
+async def _submit_over_http(client: Impatient, batch: Batch) -> tuple[Fate, tuple[str, ...], str]:
+    try:
+        answer = await client.submit(batch)
+    except Unanswered as error:
+        return "unknown", (), f"no answer: {error}"
+    if answer.status == 201:
+        return "acknowledged", (answer.body["id"],) if batch.form == "one" else tuple(answer.body["ids"]), ""
+    in_doubt = isinstance(answer.body, dict) and answer.body.get("type") == "urn:jobqueue:in-doubt"
+    promised = answer.status == 503 or 400 <= answer.status < 500
+    return "refused" if promised and not in_doubt else "unknown", (), described(answer)
+
+
+def _submit_from_sql(url: str, batch: Batch) -> tuple[Fate, tuple[str, ...], str]:
+    try:
+        connection = psycopg.connect(url, autocommit=True, application_name="submitter", connect_timeout=5)
+    except psycopg.OperationalError as error:
+        return "refused", (), f"SQL: {' '.join(str(error).split())}"
+    with suppress(psycopg.OperationalError), connection:
+        row = connection.execute("SELECT jobqueue.submit_many(%s::jsonb)::text[]", (batch.body.decode(),)).fetchone()
+        assert row is not None
+        return "acknowledged", tuple(row[0]), ""
+    return "unknown", (), "SQL: the connection broke"

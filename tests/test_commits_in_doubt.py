@@ -1,0 +1,289 @@
+"""Commits whose answer is lost: each is found out about, none is doubled, and nothing that was claimed is forgotten.
+
+A proxy between the service and PostgreSQL takes one statement, lets it run to its commit (or never lets it arrive), and resets the
+connection instead of answering. The service cannot tell the two apart; what it does must be right in both cases.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import psycopg
+import pytest
+
+from benchmarks.proxy import ProxyThread, proxy_in_thread
+from tests.conftest import Database, Service
+from tests.test_service import Effects, submit, wait_for
+
+Start = Callable[..., "Client"]
+
+TIMES = 3
+"""How many answers each test loses, one after the other."""
+
+WAITING_FOR_LOCK = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = %s"
+WAITING_FOR_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = %s"
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[ProxyThread]:
+    [directory] = parse_qs(urlsplit(database_url).query)["host"]
+    with proxy_in_thread(directory, 5432) as running:
+        yield running
+
+
+class Client:
+    """A node that reaches PostgreSQL through the proxy, as its HTTP clients see it."""
+
+    def __init__(self, node: Service, http: httpx.Client) -> None:
+        self.node = node
+        self._http = http
+
+    def submit(self, jobs: Any) -> Any:
+        return submit(self._http, self.node, jobs)
+
+    def post(self, job: Any) -> httpx.Response:
+        return self._http.post(f"{self.node.url}/submit", json=job)
+
+    def ready(self) -> bool:
+        return self._http.get(f"{self.node.url}/health/ready").status_code == 200
+
+    def stale_completions(self) -> float:
+        metrics = self._http.get(f"{self.node.url}/metrics").text
+        return sum(float(value) for value in re.findall(r"^jobqueue_stale_completions_total\S* (\S+)$", metrics, re.MULTILINE))
+
+
+@pytest.fixture
+def effects(tmp_path: Path) -> Effects:
+    return Effects(tmp_path / "effects")
+
+
+@pytest.fixture
+def start(proxy: ProxyThread, database_url: str, effects: Effects) -> Iterator[Start]:
+    name = urlsplit(database_url).path
+    url = f"postgresql://jobqueue@127.0.0.1:{proxy.port}{name}"
+    nodes: list[Service] = []
+
+    def start(*arguments: str) -> Client:
+        options = ["--port", "0", "--database-url", url, "--queue", "default=4", *arguments]
+        nodes.append(Service(["tests.handlers", *options], {"EFFECTS": str(effects.path)}))
+        return Client(nodes[-1], http)
+
+    with httpx.Client(timeout=60) as http:
+        yield start
+    for node in nodes:
+        node.kill()
+
+
+def set_standbys(database: Database, names: str) -> None:
+    """Say whom a commit waits for, and wait until every connection knows."""
+    database.rows(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    database.rows("SELECT pg_reload_conf()")
+    wait_for(lambda: database.value("SHOW synchronous_standby_names") == names, "the server has the new setting")
+    time.sleep(0.3)
+
+
+@contextmanager
+def losing(proxy: ProxyThread, which: str, statement: str) -> Iterator[None]:
+    """Lose the next answer to such a statement, or the statement itself; leave when that has happened."""
+    before = proxy.lost
+    {"reply": proxy.lose_next_reply, "request": proxy.lose_next_request}[which](f"jobqueue.{statement}(".encode())
+    yield
+    wait_for(lambda: proxy.lost > before, f"the {which} of {statement} is lost")
+
+
+def assert_each_ran_to_one_end(client: Client, database: Database, ids: list[str]) -> None:
+    wait_for(lambda: database.states() == {"succeeded": len(ids)}, "every job succeeds, and there is no other", seconds=30)
+    assert database.rows("SELECT id::text FROM jobqueue.jobs ORDER BY id") == [(job_id,) for job_id in sorted(ids)]
+    assert database.value("SELECT count(*) FROM jobqueue.inflight_jobs") == 0
+    assert client.stale_completions() == 0
+    assert client.node.stop() == 0, client.node.log
+
+
+@pytest.fixture(params=["reply", "request"])
+def which(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_submission_in_doubt_is_acknowledged_and_there_once(
+    which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start()
+    ids: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        for _ in range(TIMES):
+            with losing(proxy, which, "submit_batch"):
+                # Several transactions: some are being run by the time that they are sent again, some are done.
+                answers = [pool.submit(client.submit, [{"kind": kind}] * 5) for kind in ("echo", "sleep", "echo")]
+            ids += [job_id for answer in answers for job_id in answer.result()]
+    assert "commit in doubt" in client.node.log
+    assert_each_ran_to_one_end(client, database, ids)
+    assert Counter(effects.ids("ran") + effects.ids("ended")) == Counter(ids), "each ran once"
+
+
+def test_a_submission_in_doubt_whose_transaction_is_still_open_is_there_once(
+    start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start()
+    # Nobody can insert while this lock is held: the connection breaks in the middle of the transaction, which knows nothing of it.
+    with ThreadPoolExecutor() as pool, psycopg.connect(database.url) as holder:
+        holder.execute("LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+        answer = pool.submit(client.submit, [{"kind": "echo"}] * 5)
+        wait_for(lambda: bool(database.rows(WAITING_FOR_LOCK, "jobqueue submit")), "the insert waits")
+        proxy.cut()
+        wait_for(lambda: "commit in doubt" in client.node.log, "the node notices")
+        time.sleep(0.3)
+        holder.rollback()
+        ids = answer.result()
+    assert_each_ran_to_one_end(client, database, ids)
+    assert Counter(effects.ids("ran")) == Counter(ids)
+
+
+def test_a_submission_in_doubt_is_not_acknowledged_before_the_synchronous_standby_has_it(
+    start: Start, proxy: ProxyThread, database: Database
+) -> None:
+    client = start("--no-workers")
+    set_standbys(database, "nobody")
+    try:
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(client.post, {"kind": "echo"})
+            wait_for(lambda: bool(database.rows(WAITING_FOR_STANDBY, "jobqueue submit")), "the commit waits for the standby")
+            proxy.cut()
+            wait_for(lambda: "commit in doubt" in client.node.log, "the node notices")
+            with pytest.raises(TimeoutError):
+                answer.result(timeout=3)
+            set_standbys(database, "")  # as good as a standby that is back
+            assert answer.result(timeout=30).status_code == 201
+    finally:
+        set_standbys(database, "")
+    assert database.states() == {"pending": 1}
+
+
+def test_a_claim_in_doubt_forgets_no_job(
+    which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start()
+    ids: list[str] = []
+    for _ in range(TIMES):
+        with losing(proxy, which, "claim"):
+            ids += client.submit([{"kind": "sleep"}] * 20)
+    assert ("forgotten claims handed back" in client.node.log) == (which == "reply")
+    assert_each_ran_to_one_end(client, database, ids)
+    assert database.rows("SELECT DISTINCT attempt FROM jobqueue.finished_jobs") == [(1,)], "what was handed back was refunded"
+    assert Counter(effects.ids("ended")) == Counter(ids), "each ran once"
+
+
+def test_a_claim_in_doubt_leaves_alone_what_runs(start: Start, proxy: ProxyThread, database: Database, effects: Effects) -> None:
+    client = start()
+    running = client.submit([{"kind": "sleep", "payload": {"seconds": 3}}] * 2)
+    wait_for(lambda: len(effects.ids("began")) == 2, "two jobs run")
+    with losing(proxy, "reply", "claim"):
+        ids = client.submit([{"kind": "echo"}] * 20)
+    assert_each_ran_to_one_end(client, database, running + ids)
+    assert Counter(effects.ids("ended")) == Counter(running)
+
+
+def test_an_outcome_in_doubt_is_accepted_once(
+    which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start()
+    ids: list[str] = []
+    for _ in range(TIMES):
+        with losing(proxy, which, "finish"):
+            # A flaky job fails three times: a failure that is written twice would cost an attempt, or a run.
+            ids += client.submit([{"kind": "sleep"}, {"kind": "flaky"}] * 5)
+    assert_each_ran_to_one_end(client, database, ids)
+    runs = Counter(effects.ids("ended") + effects.ids("ran"))
+    assert Counter(runs.values()) == {1: len(ids) // 2, 4: len(ids) // 2}
+
+
+def test_a_promotion_in_doubt_happens_once(
+    which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start()
+    ids: list[str] = []
+    for _ in range(TIMES):
+        ids += client.submit([{"kind": "echo", "delay": 0.3}] * 10)
+        with losing(proxy, which, "promote"):
+            pass
+    assert_each_ran_to_one_end(client, database, ids)
+    assert Counter(effects.ids("ran")) == Counter(ids), "each ran once"
+
+
+def test_a_heartbeat_in_doubt_does_not_cost_the_lease(
+    which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start("--visibility-timeout", "6")
+    node = database.value("SELECT id FROM jobqueue.nodes")
+    ids = client.submit([{"kind": "sleep", "payload": {"seconds": 5}}] * 4)
+    for _ in range(2):
+        with losing(proxy, which, "heartbeat"):
+            pass
+    assert_each_ran_to_one_end(client, database, ids)
+    assert database.rows("SELECT DISTINCT node_id FROM jobqueue.finished_jobs") == [(node,)]
+    assert Counter(effects.ids("began")) == Counter(ids), "each ran once"
+
+
+def test_a_new_lease_in_doubt_is_found_out_about(start: Start, proxy: ProxyThread, database: Database) -> None:
+    client = start("--visibility-timeout", "2")
+    with losing(proxy, "reply", "join_node"):
+        database.rows("DELETE FROM jobqueue.nodes")
+    wait_for(client.ready, "the node is back")
+    ids = client.submit([{"kind": "echo"}] * 10)
+    assert_each_ran_to_one_end(client, database, ids)
+    assert database.rows("SELECT * FROM jobqueue.nodes") == [], "no row is left behind"
+
+
+def test_a_recovery_in_doubt_takes_each_job_back_once(which: str, start: Start, proxy: ProxyThread, database: Database) -> None:
+    client = start("--visibility-timeout", "6", "--poll-interval", "0.5")
+    dead = uuid.uuid4()
+    database.rows("SELECT jobqueue.join_node(%s, 'elsewhere', 1, 'elsewhere', '0', '{}', 0.5)", dead)
+    database.rows("SELECT jobqueue.pause('lost')")
+    ids = [str(database.value("SELECT jobqueue.submit('echo', queue => 'lost')")) for _ in range(10)]
+    database.rows("SELECT jobqueue.pause('lost', false)")
+    with losing(proxy, which, "recover"):
+        database.rows("""SELECT jobqueue.claim(%s, '{"lost": [10, null]}')""", dead)
+        database.rows("UPDATE jobqueue.inflight_jobs SET queue = 'default'")
+    assert_each_ran_to_one_end(client, database, ids)
+    assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(2, 2)]
+
+
+def test_leaving_in_doubt_hands_back_what_was_held(
+    which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start("--grace-period", "0")
+    ids = client.submit([{"kind": "thread", "payload": {"seconds": 30}}] * 2)
+    wait_for(lambda: len(effects.ids("began")) == 2, "two threads run, which cannot be interrupted")
+    with losing(proxy, which, "leave_node"):
+        code = client.node.stop()
+    assert code == 0, client.node.log
+    successor = start()
+    wait_for(lambda: len(effects.ids("began")) == 4, "a successor on the same machine need not wait for the lease to run out")
+    assert database.rows("SELECT id::text FROM jobqueue.inflight_jobs ORDER BY id") == [(job_id,) for job_id in sorted(ids)]
+    successor.node.kill()
+
+
+def test_answers_lost_at_random_change_nothing(start: Start, proxy: ProxyThread, database: Database, effects: Effects) -> None:
+    client = start("--visibility-timeout", "6", "--queue", "default=8")
+    chance = random.Random(7)
+    ids: list[str] = []
+    for _ in range(15):
+        lost = proxy.lost
+        statement = chance.choice(["submit_batch", "claim", "finish", "promote"])
+        with losing(proxy, chance.choice(["reply", "request"]), statement):
+            while proxy.lost == lost:
+                kind = chance.choice(["echo", "sleep", "flaky"])
+                ids += client.submit([{"kind": kind, "delay": chance.choice([None, 0.2])}] * 5)
+                time.sleep(0.05)
+    assert_each_ran_to_one_end(client, database, ids)
+    assert set(effects.ids("ran") + effects.ids("ended")) == set(ids)

@@ -1,0 +1,300 @@
+"""One database call fails, or a few in a row do: for every call that a node makes, in each of the ways in which a call can fail.
+
+A node with all of its parts but HTTP takes submissions of several kinds and runs them. Whatever call it was that failed: every
+acknowledged job ends once and as it should, what was refused does not exist, nothing stays claimed, and every part still works.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+import structlog
+import trio
+import trio_parallel
+from trio.testing import MockClock
+
+import jobqueue
+from jobqueue import service
+from jobqueue.admission import admit
+from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.job import Submission
+from jobqueue.settings import Settings
+from jobqueue.storage import notifications
+from jobqueue.storage.store import Store
+from tests.conftest import Database
+from tests.memory_store import MemoryStore
+
+Fault = Literal["before", "after"]
+"""The call fails before it took effect (no connection), or after it (the answer is lost)."""
+
+WAYS: dict[str, list[Fault]] = {
+    "one is refused": ["before"],
+    "one answer is lost": ["after"],
+    "an answer is lost, then one is refused": ["after", "before"],
+    "an outage begins": ["after", "after", "before", "before"],
+    "an outage lasts": ["before"] * 12,
+}
+"""In which ways calls fail, from the Nth on: alone, and as an outage begins and lasts."""
+
+LATENCY = 0.001
+POSTGRESQL_SAMPLE = range(3, 60, 8)
+
+VERBS = {name for name, _ in inspect.getmembers(Store, inspect.iscoroutinefunction)} - {"aclose", "migrate"}
+
+LANES = {"submit": "submit", "submit_again": "submit", "claim": "claim", "held": "claim", "finish": "finish"} | dict.fromkeys(
+    ("join", "heartbeat", "leave"), "heartbeat"
+)
+"""The connection that a verb goes over; the others have to do with housekeeping."""
+
+ENDS = {
+    "echo": "succeeded",
+    "flaky": "succeeded",
+    "doomed": "dead",
+    "given up": "dead",
+    "snoozing": "succeeded",
+    "later": "succeeded",
+}
+"""How a job of each kind ends."""
+
+JOBS = 30
+TOGETHER = 6
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Write no logs: there are thousands of failures here, each with its line."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(**before)
+
+
+class FailingStore:
+    """A store that fails its Nth call, counted over all verbs, and those after it, in the given ways.
+
+    Args:
+        store: where the calls go that do not fail, or fail too late.
+        first: which call is the first to fail, from 1.
+        ways: how it and its successors fail.
+    """
+
+    def __init__(self, store: Store, first: int, ways: Sequence[Fault]) -> None:
+        self._store = store
+        self._faults: Mapping[int, Fault] = dict(enumerate(ways, first))
+        self.calls: list[str] = []
+        self.submit_trouble: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(self._store, name)
+        return partial(self._call, name, verb) if name in VERBS else verb
+
+    async def _call(self, name: str, verb: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(name)
+        fault = self._faults.get(len(self.calls))
+        if LANES.get(name) == "submit":
+            self.submit_trouble = None if fault is None else f"{name} failed"
+        if fault == "before":
+            await trio.sleep(LATENCY)
+            raise DatabaseUnavailable(f"call {len(self.calls)}, {name}, fails before it took effect")
+        result = await verb(*args, **kwargs)
+        with trio.CancelScope(shield=True):  # as with a thread, what was done is told to a cancelled caller too
+            await trio.sleep(LATENCY)
+            if fault == "after":
+                raise ConnectionLost(f"the answer to {name} is lost", backend=await self._break_connection(name))
+        return result
+
+    async def _break_connection(self, name: str) -> tuple[int, str]:
+        lane = getattr(self._store, f"_{LANES.get(name, 'housekeeping')}", None)
+        if lane is None:
+            return (1, "2000-01-01")
+        backend: tuple[int, str] = lane._session.backend
+        await lane.aclose()
+        return backend
+
+
+@dataclass
+class Told:
+    """What the submitters were told, and what the handlers saw."""
+
+    acknowledged: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    runs: Counter[str] = field(default_factory=Counter)
+
+
+def make_app(told: Told) -> jobqueue.App:
+    """Handlers that end in every way."""
+    app = jobqueue.App()
+    backoff = jobqueue.Backoff(base=0.01, cap=0.01)
+
+    @app.handler("echo")
+    @app.handler("later")
+    async def echo(job: jobqueue.Job) -> object:
+        told.runs[job.id] += 1
+        await trio.sleep(0.005)
+        return job.payload
+
+    @app.handler("flaky", max_retries=3, backoff=backoff)
+    async def flaky(job: jobqueue.Job) -> None:
+        told.runs[job.id] += 1
+        if job.attempt == 1:
+            raise RuntimeError("not yet")
+
+    @app.handler("doomed", max_retries=1, backoff=backoff)
+    async def doomed(job: jobqueue.Job) -> None:
+        told.runs[job.id] += 1
+        raise RuntimeError("as ever")
+
+    @app.handler("given up")
+    async def given_up(job: jobqueue.Job) -> None:
+        told.runs[job.id] += 1
+        raise jobqueue.Discard("no use")
+
+    @app.handler("snoozing", max_retries=0)
+    async def snoozing(job: jobqueue.Job) -> None:
+        told.runs[job.id] += 1
+        if told.runs[job.id] == 1:
+            raise jobqueue.Snooze(0.02)
+
+    return app
+
+
+@asynccontextmanager
+async def running(app: jobqueue.App, url: str) -> AsyncIterator[tuple[Any, Stages]]:
+    """A node with all of its parts but HTTP: started, and shut down, as the service does it."""
+    settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
+    async with AsyncExitStack() as stack:
+        stages = await stack.enter_async_context(open_stages())
+        engine = await stack.enter_async_context(service._open_engine(app, settings, url))
+        await service._start_engine(engine, settings, url, stages)
+        yield engine, stages
+        await service._shut_down(engine, settings, stages, trio.Event())
+
+
+async def submit(engine: Any, told: Told, number: int) -> None:
+    """Submit as a client does that sends a refused job again, and cannot know more than it was told."""
+    kind = list(ENDS)[number % len(ENDS)]
+    while True:
+        jobs = admit([Submission(kind=kind, payload=number, priority=number % 3, delay=0.05 if kind == "later" else None)])
+        try:
+            await engine.submissions.submit(jobs)
+        except ConnectionLost:
+            told.unknown |= dict.fromkeys(jobs.ids, kind)
+            return
+        except DatabaseUnavailable:
+            told.refused += jobs.ids
+            await trio.sleep(0.02)
+            continue
+        told.acknowledged |= dict.fromkeys(jobs.ids, kind)
+        return
+
+
+async def scenario(store: Store, failing: FailingStore, url: str) -> Told:
+    """Submit, run everything, and see that every part still works afterwards."""
+    told = Told()
+    done = False
+    with trio.fail_after(30):
+        while not done:
+            try:
+                await work(store, told, url)
+                done = True
+            except* DatabaseUnavailable:
+                assert not told.acknowledged, "only at its start may a node give up: whoever supervises it starts it again"
+        await store.aclose()
+    assert failing.calls
+    return told
+
+
+async def work(store: Store, told: Told, url: str) -> None:
+    async with running(make_app(told), url) as (engine, stages):
+        parts = stages.names()
+        async with trio.open_nursery() as clients:
+            for number in range(JOBS):
+                clients.start_soon(submit, engine, told, number)
+                if number % TOGETHER == 0:
+                    await trio.sleep(0.01)
+        await all_ended(store)
+        async with trio.open_nursery() as clients:  # now that nothing fails any more: is every part still at work?
+            for number in range(len(ENDS)):
+                clients.start_soon(submit, engine, told, number)
+        await all_ended(store)
+        assert stages.names() == parts
+        assert not stages.stopping.is_set()
+        await engine.outcomes.flush()
+        assert not engine.outcomes.held
+
+
+async def all_ended(store: Store) -> None:
+    while {depth.state for depth in await store.depths()} - {"dead"}:  # noqa: ASYNC110 - the database sends no event
+        await trio.sleep(0.02)
+
+
+def check(told: Told, rows: Sequence[Mapping[str, Any]]) -> None:
+    states = Counter((row["id"], row["state"]) for row in rows)
+    assert len(states) == len(rows) == len({row["id"] for row in rows}), "no id twice"
+    ends = {row["id"]: row["state"] for row in rows}
+    assert {job_id: ends.get(job_id) for job_id in told.acknowledged} == {
+        job_id: ENDS[kind] for job_id, kind in told.acknowledged.items()
+    }
+    assert set(ends.values()) <= set(ENDS.values()), "nothing stays claimed"
+    assert not ends.keys() & set(told.refused), "what was refused does not exist"
+    assert ends.keys() <= told.acknowledged.keys() | told.unknown.keys()
+    for row in rows:
+        assert row["attempt"] <= row["max_retries"] + 1
+        assert told.runs[row["id"]] <= row["claims"], "a run without a claim"
+        assert told.runs[row["id"]] >= 1, "it ended and never ran"
+
+
+async def no_notifications(
+    url: str, on_notify: object, on_connect: object, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Stand in for the listener where there is nothing to listen to."""
+    assert url
+    assert callable(on_notify)
+    assert callable(on_connect)
+    task_status.started()
+    await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def no_processes(**options: object) -> AsyncIterator[None]:
+    """Stand in for the pool of processes: ending it takes a thread, and a clock that jumps does not wait for threads."""
+    assert options
+    yield
+
+
+@pytest.mark.parametrize("ways", WAYS.values(), ids=WAYS)
+def test_any_call_may_fail_in_any_way(ways: Sequence[Fault], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifications, "run", no_notifications)
+    monkeypatch.setattr(trio_parallel, "open_worker_context", no_processes)
+    first = 0
+    while True:
+        first += 1
+        store = MemoryStore(trio.current_time)
+        failing = FailingStore(store, first, ways)
+        monkeypatch.setattr(service, "Store", lambda _, failing=failing: failing)
+        told = trio.run(scenario, store, failing, "memory", clock=MockClock(autojump_threshold=0))
+        check(told, store.snapshot())
+        if len(failing.calls) < first:
+            return
+
+
+@pytest.mark.parametrize("first", POSTGRESQL_SAMPLE)
+async def test_any_call_to_postgresql_may_fail(
+    first: int, database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(database_url)
+    failing = FailingStore(store, first, ["after", "after", "before"])
+    monkeypatch.setattr(service, "Store", lambda _: failing)
+    told = await scenario(store, failing, database_url)
+    rows = [row for (row,) in database.rows("SELECT to_jsonb(j) FROM jobqueue.jobs AS j")]
+    check(told, rows)

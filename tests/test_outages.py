@@ -1,0 +1,413 @@
+"""The service through outages of its database: PostgreSQL dies, restarts, hides, refuses, crawls, and fails over.
+
+What holds in each of them: the process lives and says what is wrong; submitters are told to come back; running handlers go on, and
+their outcomes are written afterwards; work resumes soon after the database is back; and every acknowledged job ends exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import psycopg
+import pytest
+
+from benchmarks.proxy import ProxyThread, proxy_in_thread
+from jobqueue.storage.cluster import PORT, ROLE, Cluster
+from tests import postgres
+from tests.conftest import Database, Service
+from tests.test_service import Effects, wait_for
+
+NOTICED = 10.0
+"""Seconds within which a node says that it is not ready."""
+
+ANSWERED = 30.0
+"""Seconds within which a submission is answered, however silent the database is."""
+
+RESUMED = 10.0
+"""Seconds within which work goes on after the database is back."""
+
+Start = Callable[..., "Node"]
+
+
+class Node:
+    """A running service, and what its clients were told by it.
+
+    Attributes:
+        acknowledged: the ids of the jobs that were answered with 201.
+        refused: the answers that were not.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.acknowledged: list[str] = []
+        self.refused: list[httpx.Response] = []
+        self._http = httpx.Client(base_url=service.url, timeout=60)
+
+    def submit(self, *jobs: dict[str, object]) -> httpx.Response:
+        answer = self._http.post("/submit", json=jobs)
+        if answer.status_code == 201:
+            self.acknowledged += answer.json()["ids"]
+        else:
+            self.refused.append(answer)
+        return answer
+
+    def troubles(self) -> list[str]:
+        """Why it is not ready; nothing when it is."""
+        answer = self._http.get("/health/ready")
+        body = answer.json()
+        assert answer.status_code == (503 if "reasons" in body else 200)
+        return list(body.get("reasons", []))
+
+    def metrics(self) -> str:
+        return self._http.get("/metrics").text
+
+    def close(self) -> None:
+        self._http.close()
+        self.service.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A server of our own, to be mistreated. Each test leaves it running."""
+    with postgres.directory() as directory:
+        cluster = Cluster(directory / "data", settings={**postgres.FAST, "max_connections": "40"})
+        try:
+            cluster.prepare()
+            bring_up(cluster)
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+class Bench(NamedTuple):
+    """A database of one test, and the two ways to it.
+
+    Attributes:
+        url: straight to the server.
+        proxied_url: through the proxy.
+    """
+
+    cluster: Cluster
+    proxy: ProxyThread
+    url: str
+    proxied_url: str
+
+
+@pytest.fixture
+def bench(cluster: Cluster) -> Iterator[Bench]:
+    with postgres.database(cluster.url) as url:
+        [directory] = parse_qs(urlsplit(url).query)["host"]
+        with proxy_in_thread(directory, PORT) as proxy:
+            yield Bench(cluster, proxy, url, f"postgresql://{ROLE}@127.0.0.1:{proxy.port}{urlsplit(url).path}")
+
+
+@pytest.fixture
+def effects(tmp_path: Path) -> Effects:
+    return Effects(tmp_path / "effects")
+
+
+@pytest.fixture
+def start(effects: Effects) -> Iterator[Start]:
+    """Start nodes: ``start(url, "--visibility-timeout", "2")``."""
+    nodes: list[Node] = []
+
+    def start(url: str, *arguments: str) -> Node:
+        options = ["--port", "0", "--database-url", url, *arguments]
+        nodes.append(Node(Service(["tests.handlers", *options], {"EFFECTS": str(effects.path)})))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.close()
+
+
+def bring_up(cluster: Cluster) -> None:
+    cluster.start()
+    postgres.wait_until_ready(cluster)
+
+
+def kill(cluster: Cluster) -> None:
+    os.kill(int((cluster.pgdata / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------------------------------ the outages
+
+
+@contextmanager
+def stopped(bench: Bench) -> Iterator[None]:
+    """A fast shutdown, as an upgrade or a changed setting takes."""
+    bench.cluster.end_server()
+    yield
+    bring_up(bench.cluster)
+
+
+@contextmanager
+def killed(bench: Bench) -> Iterator[None]:
+    """The server's first process dies by SIGKILL; the others notice and follow."""
+    kill(bench.cluster)
+    yield
+    bench.cluster.end_server()
+    bring_up(bench.cluster)
+
+
+@contextmanager
+def silent(bench: Bench) -> Iterator[None]:
+    """Nothing comes through any more, and no connection ends."""
+    bench.proxy.blackhole()
+    yield
+    bench.proxy.heal()
+
+
+@contextmanager
+def refusing(bench: Bench) -> Iterator[None]:
+    bench.proxy.refuse()
+    yield
+    bench.proxy.heal()
+
+
+@contextmanager
+def out_of_connections(bench: Bench) -> Iterator[None]:
+    """Others took every connection, also those that the node had."""
+    held: list[psycopg.Connection[tuple[object, ...]]] = []
+    nodes = "FROM pg_stat_activity WHERE application_name LIKE 'jobqueue %'"
+    try:
+        with psycopg.connect(bench.cluster.url, autocommit=True) as administrator:
+
+            def taken() -> bool:
+                administrator.execute(f"SELECT pg_terminate_backend(pid) {nodes}")
+                with suppress(psycopg.OperationalError):
+                    while True:
+                        held.append(psycopg.connect(bench.cluster.url))
+                time.sleep(0.1)  # a process that ends frees its connection a little later
+                return not administrator.execute(f"SELECT {nodes}").fetchall()
+
+            # The node competes for them: only what is so twice in a row stays so.
+            wait_for(lambda: taken() and taken(), "all connections are taken")
+            yield
+    finally:
+        for connection in held:
+            connection.close()
+
+
+@contextmanager
+def read_only(bench: Bench) -> Iterator[None]:
+    """The server still answers and takes no write, as one that was demoted, or whose disk is full."""
+    with psycopg.connect(bench.cluster.url, autocommit=True) as administrator:
+        administrator.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        administrator.execute("SELECT pg_reload_conf()")
+        yield
+        administrator.execute("SET default_transaction_read_only = off")
+        administrator.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        administrator.execute("SELECT pg_reload_conf()")
+
+
+Outage = Callable[[Bench], AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize(
+    ("outage", "cause"),
+    [
+        (stopped, "cannot connect"),
+        (killed, "cannot connect"),
+        (silent, "timeout|no reply"),
+        (refusing, "cannot connect"),
+        (out_of_connections, "too many clients|remaining connection slots"),
+        (read_only, "read-only transaction"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_an_outage_delays_work_and_loses_none(outage: Outage, cause: str, bench: Bench, start: Start, effects: Effects) -> None:
+    node = start(bench.proxied_url, "--queue", "default=4", "--visibility-timeout", "12")
+    node.submit(*[{"kind": kind, "payload": {"seconds": 2}, "priority": 9} for kind in ("sleep", "thread")])
+    node.submit(*[{"kind": "sleep", "payload": {"seconds": 0.2}}] * 40)
+    through_it = set(node.acknowledged[:2])
+    wait_for(lambda: through_it <= set(effects.ids("began")), "two jobs run that will go on through the outage")
+
+    with ThreadPoolExecutor() as pool, outage(bench):
+        begun = time.monotonic()
+        submitted = pool.submit(node.submit, {"kind": "echo"})
+        wait_for(lambda: bool(re.search(cause, " ".join(node.troubles()))), "it is not ready, and says why", seconds=NOTICED)
+        wait_for(lambda: through_it <= set(effects.ids("ended")), "the handlers go on")
+        assert submitted.result(timeout=ANSWERED).status_code == 503
+        assert time.monotonic() - begun < ANSWERED
+        # The first one may have been under way, and is in doubt. One that comes now certainly was not written.
+        begun = time.monotonic()
+        answer = node.submit({"kind": "echo"})
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert time.monotonic() - begun < NOTICED
+
+    wait_for(lambda: node.submit({"kind": "echo"}).status_code == 201, "it takes jobs again", seconds=RESUMED)
+    wait_for(lambda: not node.troubles(), "it is ready again", seconds=RESUMED)
+    with open_database(bench.url) as database:
+        wait_for(lambda: set(database.states()) == {"succeeded"}, "all jobs are done", seconds=RESUMED + 15)
+        assert_each_ended_once(database, node.acknowledged)
+    for job_id in through_it:
+        assert effects.lines("began").count((job_id, 1)) == effects.lines("ended").count((job_id, 1)) == 1
+    assert node.service.stop() == 0, node.service.log
+
+
+@contextmanager
+def open_database(url: str) -> Iterator[Database]:
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def assert_each_ended_once(database: Database, acknowledged: list[str]) -> None:
+    ended = Counter(job_id for [job_id] in database.rows("SELECT id::text FROM jobqueue.jobs WHERE state = 'succeeded'"))
+    assert set(ended.values()) == {1}
+    assert set(acknowledged) <= set(ended)
+
+
+def test_an_outage_longer_than_the_lease_costs_no_run(bench: Bench, start: Start, effects: Effects) -> None:
+    """No lease can be renewed, so when the database is back all of them have run out, also those of nodes that live."""
+    nodes = [start(bench.proxied_url, "--visibility-timeout", "3", "--queue", "default=4") for _ in range(2)]
+    for node in nodes:
+        node.submit(*[{"kind": "sleep", "payload": {"seconds": 8}}] * 4)
+    wait_for(lambda: len(effects.ids("began")) == 8, "both nodes run four jobs")
+    with stopped(bench):
+        time.sleep(5)
+    acknowledged = [job_id for node in nodes for job_id in node.acknowledged]
+    with open_database(bench.url) as database:
+        wait_for(lambda: database.states() == {"succeeded": 8}, "all are done", seconds=30)
+        assert_each_ended_once(database, acknowledged)
+    assert Counter(effects.ids("began")) == Counter(acknowledged), (
+        "no node took the jobs of the other, which only could not say a word"
+    )
+
+
+def test_work_resumes_without_waiting_for_the_next_poll(bench: Bench, start: Start) -> None:
+    node = start(bench.proxied_url, "--poll-interval", "60", "--visibility-timeout", "3")
+    with open_database(bench.url) as database:
+        node.submit({"kind": "echo", "delay": 2})
+        bench.proxy.blackhole()
+        # Nobody hears of these two: the notifications are lost with the connection. The lease runs out meanwhile.
+        database.value("SELECT jobqueue.submit('echo')")
+        wait_for(lambda: any("lease is not valid" in trouble for trouble in node.troubles()), "the lease has run out")
+        bench.proxy.heal()
+        wait_for(lambda: database.states() == {"succeeded": 2}, "both are done", seconds=RESUMED + 10)
+
+
+def test_a_slow_database_makes_nobody_panic(bench: Bench, start: Start, effects: Effects) -> None:
+    """Every statement takes 100 ms and more, in place of less than one."""
+    bench.proxy.delay(0.1)
+    node = start(bench.proxied_url, "--visibility-timeout", "3", "--queue", "default=8")
+    for _ in range(3):
+        assert node.submit(*[{"kind": "sleep"}] * 200).status_code == 201
+    with open_database(bench.url) as database:
+        wait_for(lambda: database.states() == {"succeeded": 600}, "all are done", seconds=30)
+        assert_each_ended_once(database, node.acknowledged)
+    assert node.troubles() == []
+    assert Counter(effects.ids("ended")) == Counter(node.acknowledged), "each ran once"
+    assert not re.search("doubt|lost|failed|wait for the database", node.service.log), node.service.log
+
+
+def test_statements_that_the_server_cuts_short_end_no_process(bench: Bench, start: Start) -> None:
+    """Some administrators bound every transaction: PostgreSQL then ends the connection, not only the statement."""
+    with open_database(bench.url) as database:
+        if database.value("SELECT current_setting('server_version_num')::integer") < 170_000:
+            pytest.skip("transaction_timeout came with PostgreSQL 17")
+        database.rows(f"ALTER DATABASE {urlsplit(bench.url).path[1:]} SET transaction_timeout = '500ms'")
+        node = start(bench.url)
+        with psycopg.connect(bench.url) as holder, ThreadPoolExecutor() as pool:
+            holder.execute("SET transaction_timeout = 0")
+            holder.execute("LOCK TABLE jobqueue.pending_jobs")
+            answer = pool.submit(node.submit, {"kind": "echo"})
+            wait_for(lambda: "transaction timeout" in node.service.log, "a statement is cut short")
+            holder.rollback()
+        answer.result(timeout=ANSWERED)
+        wait_for(lambda: node.submit({"kind": "echo"}).status_code == 201, "it takes jobs", seconds=RESUMED)
+        wait_for(lambda: set(database.states()) == {"succeeded"}, "all are done", seconds=RESUMED + 10)
+        assert_each_ended_once(database, node.acknowledged)
+    assert node.service.stop() == 0, node.service.log
+
+
+def test_a_scrape_is_answered_while_the_database_is_silent(bench: Bench, start: Start) -> None:
+    node = start(bench.proxied_url, "--visibility-timeout", "3")
+    assert "jobqueue_" in node.metrics()
+    bench.proxy.blackhole()
+    wait_for(lambda: bool(node.troubles()), "it is not ready", seconds=NOTICED)
+    begun = time.monotonic()
+    assert "jobqueue_lease_remaining" in node.metrics()
+    assert time.monotonic() - begun < 15
+
+
+# --------------------------------------------------------------------------------------------------------------------- failover
+
+
+@contextmanager
+def replicated(directory: Path) -> Iterator[tuple[Cluster, Cluster]]:
+    """A primary and its synchronous standby: a commit is acknowledged when both have it on disk."""
+    primary, standby = (Cluster(directory / name, settings=postgres.FAST) for name in ("primary", "standby"))
+    try:
+        primary.prepare()
+        bring_up(primary)
+        standby._programs.choose_account(standby.data_dir)
+        standby._make_directory(standby.data_dir)
+        host = str(primary._run_dir)
+        options = ["--write-recovery-conf", "--checkpoint=fast", "--create-slot", "--slot=standby", "--no-sync"]
+        copied = primary._programs.invoke("pg_basebackup", "-D", standby.pgdata, "-h", host, "-U", ROLE, *options, seconds=60)
+        assert copied.returncode == 0, copied.stderr
+        standby.prepare()
+        standby.start()
+        with psycopg.connect(primary.url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            connection.execute("SELECT pg_reload_conf()")
+            is_synchronous = "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"
+            wait_for(lambda: bool(connection.execute(is_synchronous).fetchall()), "the standby is synchronous", seconds=60)
+        yield primary, standby
+    finally:
+        standby.stop()
+        primary.stop()
+
+
+def test_a_failover_loses_no_acknowledged_job(start: Start, effects: Effects) -> None:
+    """The primary dies in the middle of work and stays dead; the standby is promoted, and the node finds it by its URL.
+
+    The standby is synchronous: COMMIT returns when it has the commit, so what was acknowledged is there after the promotion. (With
+    an asynchronous one the last commits would be lost with the primary, whatever the node did.) A run may be repeated: what the
+    primary had not replicated never happened, so a job that was claimed in its last moment is pending again.
+    """
+    with postgres.directory() as directory, replicated(directory) as (primary, standby):
+        hosts = ",".join(str(cluster._run_dir) for cluster in (primary, standby))
+        url = f"postgresql://{ROLE}@/{ROLE}?host={hosts}&port={PORT},{PORT}&target_session_attrs=read-write"
+        node = start(url, "--queue", "default=8")
+        submitting = threading.Event()
+        submitting.set()
+
+        def keep_submitting() -> None:
+            while submitting.is_set():
+                node.submit(*[{"kind": "sleep"}] * 10)
+
+        with ThreadPoolExecutor() as pool:
+            submitter = pool.submit(keep_submitting)
+            wait_for(lambda: len(effects.ids("ended")) > 100, "it works")
+            kill(primary)
+            primary.end_server()
+            wait_for(lambda: bool(node.troubles()), "it is not ready", seconds=NOTICED)
+            with psycopg.connect(standby.url, autocommit=True) as connection:
+                connection.execute("SELECT pg_promote()")
+            before = len(node.acknowledged)
+            wait_for(lambda: len(node.acknowledged) > before, "it takes jobs again", seconds=RESUMED + 10)
+            wait_for(lambda: not node.troubles(), "it is ready again", seconds=RESUMED)
+            submitting.clear()
+            submitter.result()
+        with open_database(standby.url) as database:
+            wait_for(lambda: set(database.states()) == {"succeeded"}, "all are done", seconds=30)
+            assert_each_ended_once(database, node.acknowledged)
+        assert node.service.stop() == 0, node.service.log

@@ -1,0 +1,224 @@
+"""Handlers that misbehave as handlers can, in the real service: each job ends with a reason, and the others do not notice."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Database, Service
+
+Start = Callable[..., Service]
+
+MAX_RETRIES = 1
+
+
+@pytest.fixture
+def effects(tmp_path: Path) -> Path:
+    return tmp_path / "effects"
+
+
+@pytest.fixture
+def start(service: Start, effects: Path) -> Start:
+    def start(*arguments: str) -> Service:
+        return service("tests.poison_handlers", *arguments, env={"EFFECTS": str(effects)})
+
+    return start
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=60) as opened:
+        yield opened
+
+
+def submit(client: httpx.Client, node: Service, jobs: list[dict[str, Any]]) -> list[str]:
+    answer = client.post(f"{node.url}/submit", json=jobs)
+    assert answer.status_code == 201, answer.text
+    ids: list[str] = answer.json()["ids"]
+    return ids
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def runs(effects: Path) -> Counter[str]:
+    """How often each job ran."""
+    return Counter(line.split()[1] for line in effects.read_text().splitlines()) if effects.exists() else Counter()
+
+
+def lines(node: Service, event: str) -> list[dict[str, Any]]:
+    """What a node logged of an event."""
+    return [line for line in map(json.loads, list(node.log_lines)) if line["event"] == event]
+
+
+# ------------------------------------------------------------------------------------------------------- what a node can stand
+
+DIED = r"the process that ran the handler died \(killed, out of memory, or a crash in C\)"
+
+TIMED_OUT = r"timed out after 0\.3 s"
+
+DEAD: list[tuple[str, str | None, float | None, str]] = [
+    # kind, argument, timeout, what the reason must say
+    ("exit-cpu", None, None, DIED),
+    ("segfault-cpu", None, None, DIED),
+    ("killed-cpu", None, None, DIED),
+    ("memory-cpu", None, None, f"MemoryError|{DIED}"),
+    ("recurse", None, None, "RecursionError: maximum recursion depth exceeded"),
+    ("recurse-thread", None, None, "RecursionError: maximum recursion depth exceeded"),
+    ("recurse-cpu", None, None, "RecursionError: maximum recursion depth exceeded"),
+    ("hang-thread", None, 0.3, TIMED_OUT),
+    ("hang-cpu", None, 3.0, r"timed out after 3\.0 s"),
+    ("swallow", None, 0.3, TIMED_OUT),
+    ("shield", None, 0.3, TIMED_OUT),
+    ("keep-cancelled", None, None, "Cancelled"),
+    *(
+        (kind, name, None, reason)
+        for kind in ("raise", "raise-thread", "raise-cpu")
+        for name, reason in (
+            ("BaseException", "BaseException: of no kind"),
+            ("SystemExit", "SystemExit: 3"),
+            ("KeyboardInterrupt", "KeyboardInterrupt"),
+            ("GeneratorExit", "GeneratorExit"),
+            ("StopIteration", "StopIteration"),
+            ("StopAsyncIteration", "StopAsyncIteration"),
+            ("group", "BaseExceptionGroup: both"),
+            ("Unpicklable", "Unpicklable"),
+            ("Speechless", "Speechless"),
+        )
+    ),
+    *(
+        (kind, name, None, reason)
+        for kind in ("return", "return-thread", "return-cpu")
+        for name, reason in (
+            ("an object", "cannot be stored as JSON.*object"),
+            ("a lock", "lock"),
+            ("U+0000", r"cannot be stored as JSON.*U\+0000"),
+            ("100 MB", "100000002 bytes"),
+        )
+    ),
+    ("return", "3 million lists", None, "9000001 bytes"),
+]
+
+
+def test_whatever_a_handler_does_its_job_ends_with_a_reason_and_no_other_job_is_harmed(
+    start: Start, client: httpx.Client, database: Database, effects: Path
+) -> None:
+    node = start("--queue", "default=32", "--queue", "good=4")
+    [node_id] = database.rows("SELECT id FROM jobqueue.nodes")
+    good = submit(client, node, [{"kind": kind, "queue": "good"} for kind in ("good", "good-cpu")] * 100)
+    poison = submit(
+        client,
+        node,
+        [
+            {"kind": kind, "payload": {"name": name}, "timeout": timeout, "max_retries": MAX_RETRIES}
+            for kind, name, timeout, _ in DEAD
+        ],
+    )
+    wait_for(lambda: database.states() == {"succeeded": len(good), "dead": len(poison)}, "all have ended", seconds=120)
+
+    found = {
+        str(job_id): (attempt, reason, errors)
+        for job_id, attempt, reason, errors in database.rows("SELECT id, attempt, reason, errors FROM jobqueue.dead_jobs")
+    }
+    wrong = []
+    for job_id, (kind, name, _, expected) in zip(poison, DEAD, strict=True):
+        attempt, reason, errors = found[job_id]
+        begins = f"attempt {MAX_RETRIES + 1} of {MAX_RETRIES + 1} failed: "
+        if not (reason.startswith(begins) and re.search(expected, reason)):
+            wrong.append(f"{kind}({name or ''}): {reason}")
+        if (attempt, len(errors), runs(effects)[job_id]) != (MAX_RETRIES + 1,) * 3:
+            wrong.append(f"{kind}({name or ''}): attempt {attempt}, {len(errors)} errors, ran {runs(effects)[job_id]} times")
+    assert wrong == []
+
+    assert {runs(effects)[job_id] for job_id in good} == {1}
+    assert database.rows("SELECT id FROM jobqueue.nodes") == [node_id], "one node, which never lost its lease"
+    again = submit(client, node, [{"kind": "good"}] * 40)
+    wait_for(lambda: database.states()["succeeded"] == len(good) + len(again), "every worker is still there")
+    assert node.stop() == 0, node.log[-2000:]
+
+
+def test_a_number_that_json_does_not_have_is_stored_as_null(start: Start, client: httpx.Client) -> None:
+    node = start()
+    ids = submit(client, node, [{"kind": kind, "payload": {"name": "NaN"}} for kind in ("return", "return-thread", "return-cpu")])
+    for job_id in ids:
+        wait_for(lambda: client.get(f"{node.url}/jobs/{job_id}").json()["state"] == "succeeded", "it ends")  # noqa: B023
+        assert client.get(f"{node.url}/jobs/{job_id}").json()["result"] == {"mean": None}
+
+
+def test_user_code_outside_of_the_handler_is_no_danger_either(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start()
+    submit(client, node, [{"kind": "exiting-payload", "payload": {"value": {}}}, {"kind": "forgetful-discard"}])
+    wait_for(lambda: database.states() == {"dead": 2}, "both end at once")
+    reasons = dict(database.rows("SELECT kind, reason FROM jobqueue.dead_jobs WHERE attempt = 1"))
+    assert "the payload does not fit the handler" in reasons["exiting-payload"]
+    assert "SystemExit" in reasons["exiting-payload"]
+    assert "Forgetful" in reasons["forgetful-discard"]
+    assert node.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------------------ what ends the process
+
+
+@pytest.mark.parametrize("kind", ["exit", "exit-thread", "segfault", "segfault-thread"])
+def test_a_job_that_ends_its_process_runs_out_of_attempts_and_the_others_are_done(
+    kind: str, start: Start, client: httpx.Client, database: Database, effects: Path
+) -> None:
+    code = -signal.SIGSEGV if kind.startswith("segfault") else 9
+    node = start("--queue", "default=4")
+    [poison] = submit(client, node, [{"kind": kind, "max_retries": MAX_RETRIES, "priority": 10}])
+    for _ in range(MAX_RETRIES + 1):
+        assert node.wait(30) == code
+        database.rows("SELECT jobqueue.submit('good') FROM generate_series(1, 50)")
+        node = start("--queue", "default=4")  # what a supervisor does
+    wait_for(lambda: database.states() == {"dead": 1, "succeeded": 50 * (MAX_RETRIES + 1)}, "the others are done")
+    job = client.get(f"{node.url}/jobs/{poison}").json()
+    assert (job["attempt"], runs(effects)[poison]) == (MAX_RETRIES + 1, MAX_RETRIES + 1)
+    assert job["reason"] == f"lease lost {MAX_RETRIES + 1} times: the job may be killing its process"
+    assert node.stop() == 0
+
+
+# --------------------------------------------------------------------------------------------------------- what blocks the loop
+
+
+def test_a_job_that_blocks_the_loop_past_the_lease_is_named_and_run_elsewhere(
+    start: Start, client: httpx.Client, database: Database, effects: Path
+) -> None:
+    stuck = start("--visibility-timeout", "2", "--queue", "default=4")
+    old = database.value("SELECT id FROM jobqueue.nodes")
+    ids = submit(client, stuck, [{"kind": "sleep", "payload": {"seconds": 1.5}}] * 3)
+    wait_for(lambda: len(runs(effects)) == 3, "three run")
+    ids += submit(client, stuck, [{"kind": "block", "payload": {"seconds": 12}}])
+    wait_for(lambda: len(runs(effects)) == 4, "the loop is blocked")
+    other = start("--visibility-timeout", "2", "--queue", "default=4")
+    wait_for(lambda: database.states() == {"succeeded": 4}, "the other node has taken them over")
+    assert set(database.rows("SELECT attempt, node_id <> %s FROM jobqueue.finished_jobs", old)) == {(2, True)}
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.nodes") == 2, "the stuck one joins again")
+    assert database.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", old) == 0
+    wait_for(lambda: bool(lines(stuck, "the loop runs again")), "it says how long it took")
+    for event in ("the loop is blocked", "the loop runs again"):
+        [line] = lines(stuck, event)
+        assert {name: line[name] for name in ("job_id", "kind", "queue", "attempt")} == {
+            "job_id": ids[3],
+            "kind": "block",
+            "queue": "default",
+            "attempt": 1,
+        }
+        assert re.search(r"tests/poison_handlers\.py:\d+ in block$", line["at"])
+    assert lines(stuck, "lease lost: other nodes have this node's jobs")
+    assert runs(effects) == dict.fromkeys(ids, 2)
+    submit(client, stuck, [{"kind": "good"}] * 10)
+    wait_for(lambda: database.states() == {"succeeded": 14}, "both go on")
+    assert [stuck.stop(), other.stop()] == [0, 0]

@@ -1,0 +1,456 @@
+"""The whole state machine against a model: random verbs in random order, in memory and on PostgreSQL.
+
+The model says what each verb must answer and where each job must be afterwards; after every step the store's jobs are compared with
+it, all of them. Due times are now or far away and leases are valid or over, so that nothing depends on how fast a step is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import psycopg
+import pytest
+import trio
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg.rows import dict_row
+
+from jobqueue import documents
+from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, NewJob, Outcome, Verdict
+from jobqueue.storage.store import Node, Store, Want
+from tests.memory_store import MemoryStore
+from tests.storage import new_id
+
+QUEUES = ["default", "mail"]
+MEMBERS = 2
+LATER = 86_400.0
+AGING = 3600.0
+"""Seconds: so much that the order of two jobs does not depend on how long a step takes."""
+
+KEPT_ERRORS = 10
+HANDLERS_RETRIES = {"limited": 1}
+BACKEND = (1, "2000-01-01")
+
+SUBMISSIONS = st.fixed_dictionaries(
+    {
+        "queue": st.sampled_from(QUEUES),
+        "kind": st.sampled_from(["any", *HANDLERS_RETRIES]),
+        "priority": st.integers(0, 3),
+        "max_retries": st.sampled_from([None, 0, 2]),
+        "delay": st.sampled_from([None, None, 0.0, LATER]),
+    }
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as the model has it."""
+
+    queue: str
+    kind: str
+    priority: int
+    max_retries: int | None
+    state: str
+    due: bool = True
+    attempt: int = 0
+    claims: int = 0
+    node: str | None = None
+    errors: int = 0
+
+    def back(self, *, refund: int = 0, error: int = 0) -> Job:
+        """Pending again."""
+        return replace(
+            self, state="pending", due=True, node=None, attempt=self.attempt - refund, errors=min(KEPT_ERRORS, self.errors + error)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A claim as its node saw it; it may be long over."""
+
+    node: str
+    job: ClaimedJob
+
+
+class World(Protocol):
+    """A store, and every job in it."""
+
+    store: Store
+
+    def snapshot(self) -> list[dict[str, Any]]: ...
+
+
+class MemoryWorld:
+    """A store in memory; each look at its clock is a moment later."""
+
+    def __init__(self) -> None:
+        ticks = itertools.count()
+        store = MemoryStore(lambda: next(ticks) / 1000, aging_interval=AGING)
+        self.store: Store = store
+        self.snapshot = store.snapshot
+
+
+class PostgresWorld:
+    """A database, emptied for each example."""
+
+    def __init__(self, url: str) -> None:
+        self.store = Store(url)
+        trio.run(self.store.migrate)
+        self._connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+
+    def empty(self) -> PostgresWorld:
+        tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
+        self._connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
+        for queue in QUEUES:
+            self._connection.execute(
+                "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s)", (queue, timedelta(seconds=AGING))
+            )
+        return self
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        return [row["job"] for row in self._connection.execute("SELECT to_jsonb(j) AS job FROM jobqueue.jobs AS j")]
+
+    def close(self) -> None:
+        self._connection.close()
+        trio.run(self.store.aclose)
+
+
+class StateMachine(RuleBasedStateMachine):
+    """Every verb, at any time, by anybody."""
+
+    jobs = Bundle("jobs")
+    runs = Bundle("runs")
+    nodes = Bundle("nodes")
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.store = world.store
+        self.model: dict[str, Job] = {}
+        self.places: dict[str, tuple[datetime, int]] = {}
+        self.valid: dict[str, bool] = {}
+        self.paused: set[str] = set()
+        self.accepted: set[tuple[str, int]] = set()
+
+    def call(self, verb: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        async def main() -> T:
+            return await verb(*args, **kwargs)
+
+        return trio.run(main)
+
+    # -- nodes
+
+    @initialize(target=nodes)
+    def first_nodes(self) -> Any:
+        return multiple(*(self.join() for _ in range(MEMBERS)))
+
+    @precondition(lambda self: sum(self.valid.values()) < MEMBERS)
+    @rule(target=nodes)
+    def join(self) -> str:
+        node = Node(id=new_id(), host="host", pid=1, process=new_id(), version="0", queues=dict.fromkeys(QUEUES, 1))
+        self.call(self.store.join, node, lease=LATER)
+        self.valid[node.id] = True
+        return node.id
+
+    @rule(node=nodes, valid=st.sampled_from([True, True, False]))
+    def heartbeat(self, node: str, valid: bool) -> None:
+        """A renewal, or one of no length: the lease runs out."""
+        assert self.call(self.store.heartbeat, node, lease=LATER if valid else 0) is (node in self.valid)
+        if node in self.valid:
+            self.valid[node] = valid
+
+    @rule(node=consumes(nodes))
+    def leave(self, node: str) -> None:
+        held = self.held_by(node)
+        assert self.call(self.store.leave, node) == len(held)
+        for job_id in held:
+            self.model[job_id] = self.model[job_id].back(refund=1)
+        self.valid.pop(node, None)
+
+    @rule(judge=nodes)
+    def recover(self, judge: str) -> None:
+        """Lost nodes lose their jobs; those whose lease ran out are lost once a node that holds its own says so."""
+        if self.valid.get(judge, False):
+            self.valid = {node: valid for node, valid in self.valid.items() if valid}
+        expected = {}
+        for job_id, job in self.model.items():
+            if job.state == "inflight" and job.node not in self.valid:
+                assert job.max_retries is not None
+                self.model[job_id] = job.back(error=1)
+                if job.attempt > job.max_retries:
+                    self.model[job_id] = replace(self.model[job_id], state="dead", node=job.node)
+                expected[job_id] = (self.model[job_id].state, job.attempt, job.node)
+        recovered = self.call(self.store.recover, judge=judge)
+        assert {job.id: (job.outcome, job.attempt, job.node_id) for job in recovered} == expected
+
+    @rule(node=nodes)
+    def held(self, node: str) -> None:
+        runs = {(job_id, self.model[job_id].claims) for job_id in self.held_by(node)}
+        assert self.call(self.store.held, node, backend=BACKEND) == runs
+
+    # -- submit
+
+    @rule(
+        target=jobs,
+        said=st.lists(SUBMISSIONS, min_size=1, max_size=6),
+        fate=st.sampled_from(["acknowledged", "answer lost", "never arrived"]),
+    )
+    def submit(self, said: list[dict[str, Any]], fate: str) -> Any:
+        """A batch; one whose commit is in doubt is sent again."""
+        new = [NewJob(id=new_id(), **fields) for fields in said]
+        encoded = [documents.encode(job) for job in new]
+        if fate != "never arrived":
+            self.call(self.store.submit, encoded, wake=False)
+        if fate != "acknowledged":
+            self.call(self.store.submit_again, encoded, backend=BACKEND)
+        for job in new:
+            state = "scheduled" if job.delay else "pending"
+            self.model[job.id] = Job(job.queue, job.kind, job.priority, job.max_retries, state, due=not job.delay)
+        return multiple(*(job.id for job in new))
+
+    @rule(known=st.lists(jobs, min_size=1, max_size=3))
+    def submit_again(self, known: Sequence[str]) -> None:
+        """A doubt that is settled late: whatever became of the jobs meanwhile, nothing changes."""
+        there = [job_id for job_id in known if job_id in self.model]
+        self.call(self.store.submit_again, [documents.encode(NewJob(id=job_id)) for job_id in there], backend=BACKEND)
+
+    # -- the way of a job
+
+    @rule(
+        target=runs,
+        node=nodes,
+        limits=st.dictionaries(st.sampled_from(QUEUES), st.integers(1, 3), min_size=1),
+        above=st.sampled_from([None, None, 0, 1, 2]),
+    )
+    def claim(self, node: str, limits: dict[str, int], above: int | None) -> Any:
+        """A claim, perhaps with a floor that leaves out the best few of each queue."""
+        wants, expected = {}, {}
+        for queue, limit in limits.items():
+            waiting = sorted(
+                (job_id for job_id, job in self.model.items() if (job.state, job.queue) == ("pending", queue)), key=self.rank
+            )
+            skipped = 0 if above is None else min(above, len(waiting))
+            between = self.rank(waiting[skipped]) if skipped < len(waiting) else float(2**40)
+            wants[queue] = Want(limit, None if above is None else between)
+            allowed = self.valid.get(node, False) and queue not in self.paused
+            expected[queue] = waiting[skipped : skipped + limit] if allowed else []
+        claimed = self.call(self.store.claim, node, wants, documents.encode(HANDLERS_RETRIES))
+        for queue in limits:
+            brought = sorted((job for job in claimed if job.queue == queue), key=lambda job: job.rank)
+            assert {job.id for job in brought} == set(expected[queue])
+        for job in claimed:
+            before = self.model[job.id]
+            retries = before.max_retries
+            if retries is None:
+                retries = HANDLERS_RETRIES.get(before.kind, DEFAULT_RETRIES)
+            self.model[job.id] = after = replace(
+                before, state="inflight", node=node, max_retries=retries, attempt=before.attempt + 1, claims=before.claims + 1
+            )
+            assert (job.attempt, job.claims, job.max_retries) == (after.attempt, after.claims, after.max_retries)
+            assert job.rank == pytest.approx(self.rank(job.id), abs=1e-6)
+        return multiple(*(Run(node, job) for job in sorted(claimed, key=lambda job: (job.queue, job.rank))))
+
+    @rule(
+        finished=st.lists(runs, min_size=1, max_size=4, unique_by=lambda run: (run.job.id, run.job.claims)),
+        verdict=st.sampled_from(["succeeded", "dead", "retry", "snoozed", "released"]),
+        delay=st.sampled_from([0.0, 0.0, LATER]),
+        impostor=st.booleans(),
+        other=nodes,
+    )
+    def finish(self, finished: Sequence[Run], verdict: Verdict, delay: float, *, impostor: bool, other: str) -> None:
+        """Outcomes in one batch: of current runs, of runs that are long over, told twice, or told by another node."""
+        node = other if impostor else finished[0].node
+        outcomes = [_outcome(run.job, verdict, delay) for run in finished]
+        expected = set()
+        for place, (run, outcome) in enumerate(zip(finished, outcomes, strict=True)):
+            job = self.model.get(run.job.id)
+            if job is None or (job.state, job.claims, job.node) != ("inflight", run.job.claims, node):
+                expected.add(place)
+                continue
+            token = (run.job.id, run.job.claims)
+            assert token not in self.accepted, "a run is accepted once"
+            self.accepted.add(token)
+            self.model[run.job.id] = _ended(job, outcome)
+        assert self.call(self.store.finish, node, [documents.encode(outcome) for outcome in outcomes]) == expected
+
+    @rule(target=runs, run=runs)
+    def hand_back_and_claim_again(self, run: Run) -> Any:
+        """A short way to what fencing is for: the same job, the same attempt, the same node, another run."""
+        self.finish([run], "released", 0.0, impostor=False, other=run.node)
+        job = self.model.get(run.job.id)
+        if job is None:
+            return multiple()
+        return self.claim(run.node, {job.queue: 2}, None)
+
+    @rule()
+    def promote(self) -> None:
+        due = [job_id for job_id, job in self.model.items() if job.state == "scheduled" and job.due]
+        promotion = self.call(self.store.promote)
+        assert promotion.jobs == len(due)
+        for job_id in due:
+            self.model[job_id] = self.model[job_id].back()
+        assert set(promotion.best) == {self.model[job_id].queue for job_id in due}
+        left = any(job.state == "scheduled" for job in self.model.values())
+        assert (promotion.next_due is None) is not left
+
+    # -- steering
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        job = self.model.get(job_id)
+        legal = job is not None and job.state in ("pending", "scheduled")
+        assert self.call(self.store.cancel, job_id) is legal
+        if job is not None and legal:
+            self.model[job_id] = replace(job, state="cancelled", due=True)
+
+    @rule(job_id=jobs)
+    def retry(self, job_id: str) -> None:
+        job = self.model.get(job_id)
+        legal = job is not None and job.state == "dead"
+        assert self.call(self.store.retry, job_id) is legal
+        if job is not None and legal:
+            self.model[job_id] = replace(job, state="pending", node=None, attempt=0)
+            del self.places[job_id]  # a new place in line
+
+    @rule(job_id=consumes(jobs))
+    def discard(self, job_id: str) -> None:
+        legal = job_id in self.model and self.model[job_id].state == "dead"
+        assert self.call(self.store.discard, job_id) is legal
+        if legal:
+            del self.model[job_id], self.places[job_id]
+
+    @precondition(lambda self: self.in_state("dead"))
+    @rule(place=st.integers(0, 9), verb=st.sampled_from(["retry", "retry", "discard"]))
+    def redrive_or_discard(self, place: int, verb: str) -> None:
+        """Steer one that is dead: any job at all seldom is."""
+        dead = self.in_state("dead")
+        getattr(self, verb)(dead[place % len(dead)])
+
+    @rule(queue=st.sampled_from(QUEUES), paused=st.sampled_from([False, False, True]))
+    def pause(self, queue: str, paused: bool) -> None:
+        self.call(self.store.pause, queue, paused=paused)
+        (self.paused.add if paused else self.paused.discard)(queue)
+
+    # -- what always holds
+
+    @invariant()
+    def every_job_is_where_the_model_has_it_and_nowhere_else(self) -> None:
+        shown = self.world.snapshot()
+        assert len(shown) == len({row["id"] for row in shown}), "a job in two states"
+        seen = {
+            row["id"]: Job(
+                row["queue"],
+                row["kind"],
+                row["priority"],
+                row["max_retries"],
+                row["state"],
+                due=self.model[row["id"]].due,
+                attempt=row["attempt"],
+                claims=row["claims"],
+                node=row["node_id"],
+                errors=len(row["errors"]),
+            )
+            for row in shown
+            if row["id"] in self.model
+        }
+        assert len(seen) == len(shown), "a job from nowhere"
+        assert seen == self.model
+        for row in shown:
+            place = (datetime.fromisoformat(row["available_since"]), row["priority"])
+            assert self.places.setdefault(row["id"], place) == place, "a job keeps its place in line"
+
+    @invariant()
+    def attempts_stay_within_the_limit(self) -> None:
+        for job in self.model.values():
+            assert 0 <= job.attempt <= job.claims or job.state == "scheduled"
+            assert job.max_retries is None or job.attempt <= job.max_retries + 1
+
+    @rule()
+    def depths_count_what_waits_runs_or_is_dead(self) -> None:
+        counted = {(depth.queue, depth.state): depth.jobs for depth in self.call(self.store.depths)}
+        expected: dict[tuple[str, str], int] = {}
+        for job in self.model.values():
+            if job.state not in ("succeeded", "cancelled"):
+                expected[job.queue, job.state] = expected.get((job.queue, job.state), 0) + 1
+        assert counted == expected
+
+    def in_state(self, state: str) -> list[str]:
+        return [job_id for job_id, job in self.model.items() if job.state == state]
+
+    def held_by(self, node: str) -> list[str]:
+        return [job_id for job_id, job in self.model.items() if (job.state, job.node) == ("inflight", node)]
+
+    def rank(self, job_id: str) -> float:
+        since, priority = self.places[job_id]
+        return since.timestamp() - priority * AGING
+
+
+def _outcome(job: ClaimedJob, verdict: Verdict, delay: float) -> Outcome:
+    """What a worker would say of the run: a failed last attempt is not tried again."""
+    if verdict == "retry" and job.last_attempt:
+        verdict = "dead"
+    error = AttemptError(attempt=job.attempt, error="boom", duration=0.1) if verdict in ("dead", "retry") else None
+    return Outcome(
+        id=job.id,
+        claims=job.claims,
+        outcome=verdict,
+        result=msgspec.Raw(b"1") if verdict == "succeeded" else None,
+        reason="no luck" if verdict == "dead" else None,
+        error=error,
+        delay=delay if verdict in ("retry", "snoozed") else None,
+    )
+
+
+def _ended(job: Job, outcome: Outcome) -> Job:
+    match outcome.outcome:
+        case "succeeded":
+            return replace(job, state="succeeded")
+        case "dead":
+            return replace(job.back(error=1), state="dead", node=job.node)
+        case "retry":
+            return replace(job.back(error=1), state="scheduled", due=not outcome.delay)
+        case "snoozed":
+            return replace(job.back(refund=1), state="scheduled", due=not outcome.delay)
+        case "released":
+            return job.back(refund=1)
+
+
+def _settings(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def test_the_store_in_memory_is_the_state_machine() -> None:
+    run_state_machine_as_test(lambda: StateMachine(MemoryWorld()), settings=_settings(100, 50))
+
+
+def test_postgresql_is_the_state_machine(any_database_url: str) -> None:
+    world = PostgresWorld(any_database_url)
+    try:
+        run_state_machine_as_test(lambda: StateMachine(world.empty()), settings=_settings(15, 50))
+    finally:
+        world.close()

@@ -1,0 +1,163 @@
+"""The watchdog beside a real executor: real time, for it measures real time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+import structlog.testing
+import trio
+import trio_parallel
+
+from jobqueue import App
+from jobqueue.engine import watchdog
+from jobqueue.engine.executor import Executor, Run
+from jobqueue.job import ClaimedJob
+from jobqueue.metrics import Metrics
+from tests.conftest import ROOT
+
+BLOCKED_SECONDS = 3.2
+"""Enough for the watchdog to notice: a beat is due after at most one second, and overdue after another."""
+
+JOB = {"job_id": "0198c7a4-0000-7000-8000-000000000000", "kind": "test", "queue": "mail", "attempt": 2}
+
+
+@pytest.fixture
+async def logs(nursery: trio.Nursery) -> AsyncIterator[list[Any]]:
+    """What the watchdog says while the test runs."""
+    with structlog.testing.capture_logs() as captured:
+        await nursery.start(watchdog.run)
+        yield captured
+    nursery.cancel_scope.cancel()
+
+
+async def execute(function: Callable[..., Any], **options: Any) -> None:
+    app = App()
+    app.handler("test", **options)(function)
+    async with trio_parallel.open_worker_context(grace_period=1.0) as processes:
+        executor = Executor(
+            app.handlers, Metrics(), threads=trio.CapacityLimiter(2), processes=processes, process_limiter=trio.CapacityLimiter(1)
+        )
+        claimed = ClaimedJob("mail", JOB["job_id"], "test", msgspec.Raw(b"{}"), 0, 2, 7, 3, None, 1_900_000_000.0, 0.0, 0.0)
+        await executor.execute(Run(claimed, "node"))
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+async def sleeps() -> None:
+    time.sleep(BLOCKED_SECONDS)  # noqa: ASYNC251 - the fault
+
+
+async def computes() -> None:
+    await trio.sleep(0.01)
+    spin(BLOCKED_SECONDS)
+
+
+async def is_deep_in_a_library() -> None:
+    subprocess.run([sys.executable, "-c", f"import time; time.sleep({BLOCKED_SECONDS})"], check=True)  # noqa: ASYNC221 - the fault
+
+
+async def blocks_in_a_task_of_its_own() -> None:
+    async with trio.open_nursery() as inner, trio.open_nursery() as innermost:
+        inner.start_soon(trio.sleep, 0.01)
+        innermost.start_soon(sleeps)
+
+
+@pytest.mark.parametrize(
+    ("handler", "place"),
+    [
+        (sleeps, "sleeps"),
+        (computes, "spin"),
+        (is_deep_in_a_library, "is_deep_in_a_library"),
+        (blocks_in_a_task_of_its_own, "sleeps"),
+    ],
+)
+async def test_a_blocked_loop_is_told_once_with_its_job_and_its_line_and_so_is_its_end(
+    handler: Callable[..., Any], place: str, logs: list[Any]
+) -> None:
+    await execute(handler)
+    await trio.sleep(2 * watchdog.LOOK_AGAIN_SECONDS)
+    assert [line["event"] for line in logs] == ["the loop is blocked", "the loop runs again"], logs
+    for line in logs:
+        assert line["log_level"] == "warning"
+        assert {name: line[name] for name in JOB} == JOB
+        assert line["at"].startswith(f"{__file__}:")
+        assert line["at"].endswith(f" in {place}")
+    blocked, over = logs
+    assert watchdog.STALL_SECONDS <= blocked["seconds"] <= over["seconds"]
+    assert over["seconds"] >= BLOCKED_SECONDS - watchdog.BEAT_SECONDS - 0.1
+
+
+async def test_a_loop_that_is_blocked_again_is_told_again(logs: list[Any]) -> None:
+    for _ in range(2):
+        await execute(sleeps)
+        await trio.sleep(2 * watchdog.LOOK_AGAIN_SECONDS)
+    assert [line["event"] for line in logs] == ["the loop is blocked", "the loop runs again"] * 2
+
+
+async def test_without_a_job_the_line_of_the_service_is_told(logs: list[Any]) -> None:
+    spin(BLOCKED_SECONDS)
+    await trio.sleep(2 * watchdog.LOOK_AGAIN_SECONDS)
+    assert [line["event"] for line in logs] == ["the loop is blocked", "the loop runs again"]
+    assert not logs[0].keys() & JOB.keys()
+    assert logs[0]["at"].endswith(" in spin")
+
+
+@pytest.mark.parametrize("options", [{}, {"cpu": True}], ids=["thread", "process"])
+async def test_a_handler_that_blocks_elsewhere_is_no_concern_of_the_loop(options: dict[str, Any], logs: list[Any]) -> None:
+    await execute(block, **options)
+    assert logs == []
+
+
+def block() -> None:
+    time.sleep(BLOCKED_SECONDS)
+
+
+async def test_a_process_that_was_stopped_does_not_blame_a_job(logs: list[Any]) -> None:
+    again = subprocess.Popen(["sh", "-c", f"sleep {BLOCKED_SECONDS}; kill -CONT {os.getpid()}"])  # noqa: ASYNC220 - outlives our sleep
+    os.kill(os.getpid(), signal.SIGSTOP)
+    await trio.sleep(2 * watchdog.LOOK_AGAIN_SECONDS)
+    assert [line["event"] for line in logs] == ["the process did not run"]
+    again.wait()
+
+
+async def test_a_busy_loop_that_lets_others_run_is_not_blocked(logs: list[Any]) -> None:
+    with trio.move_on_after(BLOCKED_SECONDS):
+        while True:
+            spin(0.02)
+            await trio.lowlevel.checkpoint()
+    assert logs == []
+
+
+async def test_the_thread_ends_with_the_watchdog() -> None:
+    before = threading.active_count()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watchdog.run)
+        assert threading.active_count() == before + 1
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(5):
+        while threading.active_count() > before:  # noqa: ASYNC110 - nothing tells of its end
+            await trio.sleep(0.01)
+
+
+def test_an_idle_watchdog_costs_next_to_nothing() -> None:
+    script = (
+        "import time, trio\nfrom jobqueue.engine import watchdog\n"
+        "async def main():\n"
+        " async with trio.open_nursery() as nursery:\n"
+        "  await nursery.start(watchdog.run); before = time.process_time(); await trio.sleep(5)\n"
+        "  print(time.process_time() - before); nursery.cancel_scope.cancel()\n"
+        "trio.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 0.05, "a hundredth of a core"
