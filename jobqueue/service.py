@@ -92,7 +92,8 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     require_token_off_loopback(settings.host, settings.tokens)
     listeners = server.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
-        await stages.start("signals", _watch_signals, stages)
+        last_resort = _LastResort(settings.grace_period + SHUTDOWN_MARGIN)
+        await stages.start("signals", _watch_signals, stages, last_resort)
         await stages.start("watchdog", watchdog.run)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
@@ -103,9 +104,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
             on_serving(Serving(server.urls(listeners), url))
             await stages.stopping.wait()
-            last_resort = _exit_after(settings.grace_period + SHUTDOWN_MARGIN)
+            last_resort.arm()  # after a crash; a signal has armed it already
             await _shut_down(engine, settings, stages, http_stopping)
-        last_resort.cancel()
+        last_resort.disarm()
         await stages.stop("postgresql", within=30)
         log.info("stopped")
         # All is handed back. A handler that swallows its cancellation, or a thread that one left, must not keep the process.
@@ -264,7 +265,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
         log.warning("could not leave; the visibility timeout frees what is still held", error=str(error))
 
 
-async def _watch_signals(stages: Stages, *, task_status: trio.TaskStatus[None]) -> None:
+async def _watch_signals(stages: Stages, last_resort: _LastResort, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
@@ -273,7 +274,24 @@ async def _watch_signals(stages: Stages, *, task_status: trio.TaskStatus[None]) 
                 log.warning("second signal: exiting at once", signal=name)
                 os._exit(128 + number)
             log.info("signal received", signal=name)
+            last_resort.arm()
             stages.stopping.set()
+
+
+class _LastResort:
+    """Ends the process when an ordered shutdown, or a start that is told to stop, takes longer than so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+
+    def arm(self) -> None:
+        if self._timer is None:
+            self._timer = _exit_after(self._seconds)
+
+    def disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:

@@ -520,7 +520,10 @@ async def test_the_clock_of_a_job_does_not_run_while_it_waits_for_a_process(node
 
 @pytest.mark.parametrize(
     ("function", "text"),
-    [(fail_in_a_way_that_cannot_be_pickled, "Picky: a.txt:3: syntax error"), (return_what_cannot_be_pickled, "pickle")],
+    [
+        (fail_in_a_way_that_cannot_be_pickled, "Picky: a.txt:3: syntax error"),
+        (return_what_cannot_be_pickled, "cannot be stored as JSON"),
+    ],
     ids=["error", "result"],
 )
 async def test_what_cannot_leave_a_process_is_a_failure_in_words(function: Callable[[], Any], text: str, node: Node) -> None:

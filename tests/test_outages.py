@@ -32,7 +32,7 @@ from tests.test_service import Effects, wait_for
 NOTICED = 10.0
 """Seconds within which a node says that it is not ready."""
 
-ANSWERED = 30.0
+ANSWERED = 45.0
 """Seconds within which a submission is answered, however silent the database is."""
 
 RESUMED = 10.0

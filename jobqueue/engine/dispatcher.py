@@ -137,7 +137,8 @@ class Dispatcher:
         self.wake_all()
 
     async def _hand_back_forgotten(self, node_id: str, lost: ConnectionLost) -> None:
-        forgotten = await self._store.held(node_id, backend=lost.backend) - self._outcomes.held
+        known = frozenset(self._outcomes.held)  # before the question: what ends during it is not forgotten, and nothing is claimed
+        forgotten = await self._store.held(node_id, backend=lost.backend) - known
         if forgotten:
             outcomes = [Outcome(id=job_id, claims=claims, outcome="released") for job_id, claims in sorted(forgotten)]
             await self._store.finish(node_id, [documents.encode(outcome) for outcome in outcomes])

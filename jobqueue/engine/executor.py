@@ -5,6 +5,7 @@ payload -> arguments -> cancel scope with the timeout -> handler -> verdict
 
 from __future__ import annotations
 
+import functools
 import math
 import traceback
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import trio_parallel
 
 from jobqueue import documents
 from jobqueue.engine.handlers import Handler, PayloadMismatch
+from jobqueue.engine.process_call import HandlerFailed, call_handler, text_of
 from jobqueue.errors import Discard, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
@@ -147,16 +149,21 @@ class Executor:
 
     async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
         if handler.mode == "process":
-            async with self._process_limiter:
-                run.begin(timeout)
-                return await self._processes.run_sync(
-                    _call_with, handler.function, arguments, kill_on_cancel=True, limiter=_NO_LIMIT
-                )
+            return await self._call_process(run, handler, arguments, timeout)
         run.begin(timeout)
         if handler.mode == "async":
             return await handler.function(**arguments)
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
         return await trio.to_thread.run_sync(_call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads)
+
+    async def _call_process(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
+        in_process = functools.partial(self._processes.run_sync, kill_on_cancel=True, limiter=_NO_LIMIT)
+        async with self._process_limiter:
+            if not self._processes.statistics().idle_workers:
+                await in_process(bool)  # starts a process: that second is not the handler's
+            run.begin(timeout)
+            document = await in_process(call_handler, handler.function, arguments)
+        return None if document == b"null" else msgspec.Raw(document)
 
 
 _NO_LIMIT = trio.CapacityLimiter(math.inf)
@@ -181,6 +188,8 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
     match cause:
         case Snooze() | Retry() | Discard():
             return _steered(run, handler, cause)
+        case HandlerFailed():
+            return _failed(run, handler, _Failure(cause.text, cause.traceback))
         case trio_parallel.BrokenWorkerError():
             return _failed(run, handler, _Failure(_PROCESS_DIED))
         case trio.Cancelled():
@@ -192,7 +201,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
-            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {_text(cause)}", text))
+            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {text_of(cause)}", text))
 
 
 _PROCESS_DIED = "the process that ran the handler died (killed, out of memory, or a crash in C)"
@@ -200,25 +209,17 @@ _PROCESS_DIED = "the process that ran the handler died (killed, out of memory, o
 
 def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> Outcome:
     if isinstance(verdict, Discard):
-        reason = documents.storable(_text(getattr(verdict, "reason", type(verdict).__name__)), MAX_ERROR_LENGTH)
+        reason = documents.storable(text_of(getattr(verdict, "reason", type(verdict).__name__)), MAX_ERROR_LENGTH)
         return _dead(run, reason, _Failure(f"discarded: {reason}"))
     delay: object = getattr(verdict, "delay", None)
     if isinstance(verdict, Retry) and delay is None:
-        return _failed(run, handler, _Failure(_text(getattr(verdict, "reason", type(verdict).__name__))))
+        return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__))))
     if not isinstance(delay, int | float) or math.isnan(delay):
-        return _failed(run, handler, _Failure(f"{type(verdict).__name__} takes its delay in seconds, got {_text(delay)}"))
+        return _failed(run, handler, _Failure(f"{type(verdict).__name__} takes its delay in seconds, got {text_of(delay)}"))
     delay = min(max(delay, 0.0), MAX_DELAY)
     if isinstance(verdict, Retry):
-        return _failed(run, handler, _Failure(_text(getattr(verdict, "reason", type(verdict).__name__)), None, delay))
+        return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__)), None, delay))
     return Outcome(id=run.job.id, claims=run.job.claims, outcome="snoozed", delay=delay)
-
-
-def _text(value: object) -> str:
-    """The text of what a handler raised: it is the user's code, and may fail."""
-    try:
-        return str(value)
-    except BaseException:  # noqa: BLE001 - nothing is awaited here, so this is no cancellation
-        return "(it has no text: __str__ failed)"
 
 
 def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> Outcome | None:

@@ -67,7 +67,7 @@ class Operations:
     async def metrics(self) -> tuple[bytes, str]:
         """Render the metrics: this node's counters, and the depths of all queues while the database answers."""
         # The node's own counters are worth a scrape without the depths, and now more than ever.
-        if self._store.trouble is None:
+        if not self.troubles():
             with suppress(DatabaseUnavailable):
                 depths = await self._depths()
                 self._metrics.set_depths((depth.queue, depth.state, depth.jobs, depth.oldest) for depth in depths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Lane:
 
     Attributes:
         trouble: why the last call failed for want of a database; None when it did not.
+        trouble_since: from when on every call failed so.
     """
 
     def __init__(self, url: str, purpose: str, *, reply_timeout: float = REPLY_TIMEOUT) -> None:
@@ -104,6 +106,7 @@ class Lane:
         self._session: _Session | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
         self.trouble: str | None = None
+        self.trouble_since = math.inf
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Call ``work(connection)`` in a thread.
@@ -118,8 +121,10 @@ class Lane:
             result = await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
         except DatabaseUnavailable as error:
             self.trouble = str(error)
+            self.trouble_since = min(self.trouble_since, trio.current_time())
             raise
         self.trouble = None
+        self.trouble_since = math.inf
         return result
 
     async def aclose(self) -> None:

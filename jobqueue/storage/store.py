@@ -24,6 +24,9 @@ SUBMIT_TIMEOUT = 15.0
 INSPECT_TIMEOUT = 10.0
 """Seconds for a question of an operator, or of a scrape."""
 
+OUTAGE_AFTER = 1.0
+"""Seconds without a success from which on a lane's trouble is an outage, and not a connection that broke."""
+
 HEARTBEAT_TIMEOUT = 4.0
 """Seconds for one renewal of a lease, so that several fit into it."""
 
@@ -110,8 +113,8 @@ class Store:
 
     @property
     def submit_trouble(self) -> str | None:
-        """Why the last call of `submit` or `submit_again` failed for want of a database; None when it did not."""
-        return self._submit.trouble
+        """Why no submission could be written for a while; None when one could, or when a connection has only just broken."""
+        return self._submit.trouble if trio.current_time() - self._submit.trouble_since > OUTAGE_AFTER else None
 
     @property
     def trouble(self) -> str | None:

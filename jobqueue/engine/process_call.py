@@ -1,0 +1,69 @@
+"""The far side of a CPU-bound handler: what runs in the worker process around the user's function.
+
+Only JSON and texts cross back. What the handler returns passes the gate where it was made: the service neither unpickles nor
+measures a result that is too large. What it raises becomes text there: an exception may not survive the way, and its class need not
+exist here.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from jobqueue import documents
+from jobqueue.errors import Discard, Retry, Snooze
+from jobqueue.job import MAX_RESULT_BYTES
+
+
+class HandlerFailed(Exception):
+    """A handler in a process failed.
+
+    Args:
+        text: what happened.
+        traceback: where; None when it did not raise.
+    """
+
+    def __init__(self, text: str, traceback: str | None) -> None:
+        super().__init__(text, traceback)
+        self.text = text
+        self.traceback = traceback
+
+
+def call_handler(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+    """Call the handler and return its result as a JSON document.
+
+    Raises:
+        Retry, Snooze, Discard: the handler's verdict, as the plain class.
+        HandlerFailed: anything else that it raised, or a result that cannot be stored.
+    """
+    try:
+        return documents.encode(function(**arguments), limit=MAX_RESULT_BYTES)
+    except documents.RefusedDocument as error:
+        failure: Exception = HandlerFailed(f"the result cannot be stored as JSON: {error}", None)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it must get back
+        failure = _sendable(error)
+    raise failure  # here, where it has no context: what it came from need not survive the way
+
+
+def text_of(value: object) -> str:
+    """The text of something of the user's, whose ``__str__`` may fail."""
+    try:
+        return str(value)
+    except BaseException:  # noqa: BLE001 - nothing is awaited here, so this is no cancellation
+        return "(it has no text: __str__ failed)"
+
+
+def _sendable(error: BaseException) -> Exception:
+    cause = error
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    match cause:
+        case Snooze():
+            delay: Any = getattr(cause, "delay", None)  # the executor says what is wrong with it
+            return Snooze(delay)
+        case Retry():
+            return Retry(getattr(cause, "delay", None), text_of(getattr(cause, "reason", type(cause).__name__)))
+        case Discard():
+            return Discard(text_of(getattr(cause, "reason", type(cause).__name__)))
+    return HandlerFailed(f"{type(cause).__name__}: {text_of(cause)}", "".join(traceback.format_exception(error)))
