@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -129,13 +130,21 @@ class _App(QuartTrio):
         """Keep from Quart what it would fail on or let pass: targets without a path, such as ``?x``, and WebSockets."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
-        elif scope["type"] == "http" and not scope["path"]:
-            answer = problems.answer(BadRequest("The request target has no path."))
+        elif scope["type"] == "http" and not _has_path(scope["path"]):
+            answer = problems.answer(BadRequest("The request target has no path, or is no URL."))
             headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body, "more_body": False})
         else:
             await super().asgi_app(scope, receive, send)
+
+
+def _has_path(target: str) -> bool:
+    """Tell whether Quart can take a path out of a target: it takes whole URLs too, and fails on what is none."""
+    try:
+        return bool(target) and (target.startswith("/") or bool(urlsplit(target).path))
+    except ValueError:
+        return False
 
 
 class _Routes:
