@@ -142,9 +142,10 @@ class _App(QuartTrio):
 def _has_path(target: str) -> bool:
     """Tell whether Quart can take a path out of a target: it takes whole URLs too, and fails on what is none."""
     try:
-        return bool(target) and (target.startswith("/") or bool(urlsplit(target).path))
+        urlsplit(target)
     except ValueError:
         return False
+    return bool(target)
 
 
 class _Routes:
