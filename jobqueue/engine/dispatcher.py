@@ -24,7 +24,7 @@ from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Ranks, Store, Want
 
-LONGEST_BACKOFF = 5.0
+LONGEST_BACKOFF = 2.0
 """Seconds between two claims while the database is away, at the most."""
 
 log = structlog.get_logger()

@@ -15,7 +15,6 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -102,14 +101,14 @@ def _culprit(pulse: _Pulse) -> dict[str, Any]:
     stack = list(_outward(sys._current_frames().get(pulse.loop_thread)))  # noqa: SLF001 - documented, for debuggers
     try:
         tasks = _running(pulse.root_task)
-    except RuntimeError:
-        tasks = []  # a set of tasks changed while we looked: the loop runs again
+        # A task of a handler's own nursery does not have the executor on its stack: one of its parents has.
+        frames = [*stack, *(frame for task in tasks[1:] for frame, _ in task.iter_await_frames())]
+    except (RuntimeError, TypeError):
+        return {}  # tasks came, went or moved on while we looked: the loop runs again
     if tasks:
         # What is further out is Trio, and whoever called it.
         outermost = getattr(tasks[0].coro, "cr_frame", None)
         stack = stack[: stack.index(outermost) + 1] if outermost in stack else stack
-    # A task of a handler's own nursery does not have the executor on its stack: one of its parents has.
-    frames = chain(stack, (frame for task in tasks[1:] for frame, _ in task.iter_await_frames()))
     runs = (frame.f_locals.get("run") for frame in frames if frame.f_code is Executor.execute.__code__)
     job = next((dict(run.job.log_context) for run in runs if isinstance(run, Run)), {})
     theirs = [frame for frame in stack if tasks and not frame.f_code.co_filename.startswith(("<", *_LIBRARIES))]
