@@ -94,6 +94,7 @@ async def blocks_in_a_task_of_its_own() -> None:
         (computes, "spin"),
         (is_deep_in_a_library, "is_deep_in_a_library"),
         (blocks_in_a_task_of_its_own, "sleeps"),
+        (keeps_the_interpreter, "keeps_the_interpreter"),
     ],
 )
 async def test_a_blocked_loop_is_told_once_with_its_job_and_its_line_and_so_is_its_end(
