@@ -14,8 +14,6 @@ from benchmarks.chaos.load import Load, Submit
 from benchmarks.chaos.machines import Exit
 from benchmarks.chaos.plan import Fault, Kind
 
-SHORT_RUN_TIMEOUT = 400
-
 
 def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None:
     assert plan.make(7, 100, gap=4) == plan.make(7, 100, gap=4) != plan.make(8, 100, gap=4)

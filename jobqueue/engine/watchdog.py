@@ -79,16 +79,17 @@ async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) 
 
 def _watch(pulse: _Pulse) -> None:
     while True:
-        due = pulse.due
-        look_at = max(due + STALL_SECONDS, time.monotonic() + LOOK_AGAIN_SECONDS)
+        look_at = max(pulse.due + STALL_SECONDS, time.monotonic() + LOOK_AGAIN_SECONDS)
         if pulse.stopped.wait(look_at - time.monotonic()):
             return
+        due = pulse.due
         overslept = time.monotonic() - look_at
-        culprit = _culprit(pulse) if pulse.due == due else {}
+        blocked = time.monotonic() - due >= STALL_SECONDS
+        culprit = _culprit(pulse) if blocked else {}
         if overslept > STALL_SECONDS and "job_id" not in culprit:
-            # Not the loop alone: SIGSTOP, a paused machine, or C code that kept the interpreter's lock.
+            # Not the loop alone: SIGSTOP, a paused machine, or C code of a thread that kept the interpreter's lock.
             log.warning("the process did not run", seconds=round(overslept, 1))
-        elif pulse.due == due:
+        elif blocked:
             log.warning("the loop is blocked", seconds=round(time.monotonic() - due, 1), **culprit)
             while pulse.due == due:
                 if pulse.stopped.wait(LOOK_AGAIN_SECONDS):
