@@ -87,7 +87,7 @@ class Lane:
     """One connection for one purpose, opened when first used and opened again after it broke.
 
     Each lane has a thread limiter of its own: neither handlers that block nor another lane's slow statement can hold it up. A
-    statement is never abandoned: a cancelled caller waits for its end, which `STATEMENT_TIMEOUT` and `DEAD_PEER_TIMEOUT` bound.
+    statement is never abandoned: a cancelled caller waits for its end, which `reply_timeout` bounds.
 
     Args:
         url: a libpq URL or connection string.
@@ -114,7 +114,7 @@ class Lane:
         Raises:
             DatabaseUnavailable: there is no connection, or the statement was rolled back for a reason that passes.
             ConnectionLost: the connection broke under the statement.
-        NotReplicated: the statement was committed, but not on a synchronous standby.
+            NotReplicated: the statement was committed, but not on a synchronous standby.
             RefusedData: PostgreSQL refused a value.
         """
         try:
