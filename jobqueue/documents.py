@@ -6,6 +6,7 @@ encoded, once and by itself, and a batch is nothing but encoded documents joined
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,12 +41,16 @@ def encode(value: Any, *, limit: int | None = None) -> bytes:
         _skim.decode(document)
         if not document.isascii():
             document.decode()
+        # The encoder makes null of a number that JSON has no form for: only the value tells which nulls were meant.
+        not_a_number = b"null" in document and _holds_not_finite(msgspec.to_builtins(value, enc_hook=_ready_made))
     except RefusedDocument:
         raise
     except RecursionError:
         raise RefusedDocument("nested too deeply") from None
     except BaseException as error:  # noqa: BLE001 - a value may run code of its user's while it is encoded
         raise RefusedDocument(str(error) or type(error).__name__) from None
+    if not_a_number:
+        raise RefusedDocument("a number is NaN or infinite, which JSON has no form for")
     # There cannot be more levels than brackets: almost every document is known to be shallow without a walk.
     if document.count(b"[") + document.count(b"{") > MAX_DEPTH and not _nested_within(msgspec.json.decode(document), MAX_DEPTH):
         raise RefusedDocument(f"nested more than {MAX_DEPTH} levels deep")
@@ -78,6 +83,18 @@ def _nested_within(value: Any, levels: int) -> bool:
         children = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_nested_within(child, levels - 1) for child in children)
     return True
+
+
+def _ready_made(_: msgspec.Raw) -> None:
+    """Stand for JSON that is text already: there is no NaN in it."""
+
+
+def _holds_not_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_holds_not_finite, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_not_finite, value))
 
 
 def _holds_nul(value: Any) -> bool:

@@ -23,6 +23,7 @@ import psycopg
 import pytest
 
 from benchmarks.proxy import ProxyThread, proxy_in_thread
+from jobqueue.engine.dispatcher import AUDIT_INTERVAL
 from tests.conftest import Database, Service
 from tests.test_service import Effects, submit, wait_for
 
@@ -191,6 +192,21 @@ def test_a_claim_in_doubt_leaves_alone_what_runs(start: Start, proxy: ProxyThrea
         ids = client.submit([{"kind": "echo"}] * 20)
     assert_each_ran_to_one_end(client, database, running + ids)
     assert Counter(effects.ids("ended")) == Counter(running)
+
+
+def test_a_claim_that_nobody_knows_of_is_found_by_the_audit(start: Start, database: Database, effects: Effects) -> None:
+    client = start()
+    running = client.submit([{"kind": "sleep", "payload": {"seconds": AUDIT_INTERVAL + 2}}])
+    wait_for(lambda: effects.ids("began") == running, "a job runs")
+    forgotten = client.submit([{"kind": "echo", "queue": "elsewhere"}])
+    [(node_id,)] = database.rows("SELECT id::text FROM jobqueue.nodes")
+    database.rows("SELECT jobqueue.claim(%s, '{\"elsewhere\": [1, null]}')", node_id)
+    assert database.states() == {"inflight": 2}
+
+    wait_for(lambda: database.states().get("pending"), "it is handed back", seconds=2 * AUDIT_INTERVAL)
+    assert database.rows("SELECT id::text, attempt, claims FROM jobqueue.pending_jobs") == [(forgotten[0], 0, 1)]
+    wait_for(lambda: database.states() == {"pending": 1, "succeeded": 1}, "what runs goes on to its end")
+    assert effects.ids("began") == running
 
 
 def test_an_outcome_in_doubt_is_accepted_once(

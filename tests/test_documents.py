@@ -70,8 +70,15 @@ def test_integers_beyond_64_bits_are_kept_exactly() -> None:
     assert json.loads(encode(values)) == values
 
 
-def test_numbers_that_json_has_no_form_for_become_null() -> None:
-    assert json.loads(encode([math.nan, math.inf, -math.inf])) == [None, None, None]
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("within", [lambda n: n, lambda n: [None, {"a": (1, n)}], lambda n: Point(1, n)])
+def test_numbers_that_json_has_no_form_for_are_refused(within: Callable[[float], Any], number: float) -> None:
+    with pytest.raises(RefusedDocument, match="NaN or infinite"):
+        encode(within(number))
+
+
+def test_a_null_that_was_meant_is_no_such_number() -> None:
+    assert encode([None, {"null": 1.5, "raw": msgspec.Raw(b"[null]")}]) == b'[null,{"null":1.5,"raw":[null]}]'
 
 
 @dataclasses.dataclass

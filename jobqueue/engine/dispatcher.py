@@ -27,6 +27,9 @@ from jobqueue.storage.store import Ranks, Store, Want
 LONGEST_BACKOFF = 2.0
 """Seconds between two claims while the database is away, at the most."""
 
+AUDIT_INTERVAL = 10.0
+"""Seconds between two comparisons of what the database says that this node holds with what it knows of."""
+
 log = structlog.get_logger()
 
 
@@ -81,24 +84,29 @@ class Dispatcher:
         task_status.started()
         failures = 0
         poll_at = trio.current_time() + self._poll_interval
+        audit_at = trio.current_time() + AUDIT_INTERVAL
         while True:
             self._hint = trio.Event()
             if trio.current_time() >= poll_at:
                 self.wake_all()
                 poll_at = trio.current_time() + self._poll_interval
-            wants = self._decide()
-            if not wants:
-                with trio.move_on_at(poll_at):
-                    await self._hint.wait()
-                continue
             try:
-                await self._claim(wants)
-                failures = 0
+                if trio.current_time() >= audit_at:
+                    audit_at = trio.current_time() + AUDIT_INTERVAL
+                    if self._lease.valid:
+                        await self._hand_back_forgotten(self._lease.node.id)
+                if wants := self._decide():
+                    await self._claim(wants)
+                    failures = 0
+                    continue
             except DatabaseUnavailable as error:
                 failures += 1
                 if failures == 1:
                     log.warning("claim failed", error=str(error))
                 await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
+                continue
+            with trio.move_on_at(min(poll_at, audit_at)):
+                await self._hint.wait()
 
     def _decide(self) -> dict[str, Want]:
         """What to claim of each queue now; empty when there is nothing to do, or no lease to do it under."""
@@ -130,16 +138,16 @@ class Dispatcher:
         log.warning("claim in doubt", error=str(lost))
         while node_id == self._lease.node.id:  # with the lease, the jobs are somebody else's
             try:
-                await self._hand_back_forgotten(node_id, lost)
+                await self._hand_back_forgotten(node_id, lost.backend)
                 break
             except DatabaseUnavailable:
                 await trio.sleep(random.uniform(0.5, 1))
         self.wake_all()
 
-    async def _hand_back_forgotten(self, node_id: str, lost: ConnectionLost) -> None:
+    async def _hand_back_forgotten(self, node_id: str, lost_backend: tuple[int, str] | None = None) -> None:
         known = frozenset(self._outcomes.held)  # before the question: what ends during it is not forgotten, and nothing is claimed
-        forgotten = await self._store.held(node_id, backend=lost.backend) - known
+        forgotten = await self._store.held(node_id, backend=lost_backend) - known
         if forgotten:
             outcomes = [Outcome(id=job_id, claims=claims, outcome="released") for job_id, claims in sorted(forgotten)]
             await self._store.finish(node_id, [documents.encode(outcome) for outcome in outcomes])
-            log.info("forgotten claims handed back", jobs=len(forgotten))
+            log.warning("forgotten claims handed back", jobs=len(forgotten))

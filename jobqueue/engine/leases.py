@@ -23,7 +23,10 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, Store
 
 RENEWALS_PER_LEASE = 6
-"""How often a lease is renewed within its time: five renewals may fail before it is lost."""
+"""How often a lease is renewed within its time, at least: five renewals may fail before it is lost."""
+
+LONGEST_INTERVAL = 2.0
+"""Seconds between two renewals, at the most: they are also what tells that the database is away."""
 
 RETRY_INTERVAL = 1.0
 """Seconds until a failed renewal is tried again."""
@@ -98,15 +101,15 @@ class Lease:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew the lease until cancelled; take a new one when it is lost."""
         task_status.started()
-        interval = self._seconds / RENEWALS_PER_LEASE
+        regular = interval = min(LONGEST_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
         while True:
             await trio.sleep(interval)
             try:
                 await self._renew()
-                interval = self._seconds / RENEWALS_PER_LEASE
+                interval = regular
             except DatabaseUnavailable as error:
                 self._undisturbed_since = math.inf
-                interval = min(RETRY_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
+                interval = min(RETRY_INTERVAL, regular)
                 log.warning("heartbeat failed", error=str(error), lease_remaining=round(self.remaining, 1))
 
     async def leave(self) -> None:

@@ -208,11 +208,16 @@ class Store:
 
         return await self._claim.run(work)
 
-    async def held(self, node_id: str, *, backend: tuple[int, str]) -> set[tuple[str, int]]:
-        """The runs, as (id, claims), that the database says this node holds, once a broken claim's transaction is over."""
+    async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[tuple[str, int]]:
+        """The runs, as (id, claims), that the database says this node holds.
+
+        Args:
+            backend: of the `ConnectionLost` that a claim raised, whose transaction has to be over first.
+        """
 
         def work(connection: Connection) -> set[tuple[str, int]]:
-            _settle(connection, backend)
+            if backend is not None:
+                _settle(connection, backend)
             rows = _rows("SELECT id, claims FROM jobqueue.inflight_jobs WHERE node_id = %s", node_id)(connection)
             return {(str(row["id"]), int(row["claims"])) for row in rows}
 
