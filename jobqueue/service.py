@@ -30,8 +30,9 @@ from jobqueue.engine.schedule import Schedule
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.http import api, server
+from jobqueue.http import api, listening, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
+from jobqueue.http.express import Lane
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded, notifications
@@ -90,7 +91,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         StageCrashed: a part of the service failed; everything else was shut down in order.
     """
     require_token_off_loopback(settings.host, settings.tokens)
-    listeners = server.open_listeners(settings.host, settings.port)
+    listeners = listening.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
         last_resort = _LastResort(settings.grace_period + SHUTDOWN_MARGIN)
         await stages.start("signals", _watch_signals, stages, last_resort)
@@ -102,7 +103,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await _start_engine(engine, settings, url, stages)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
-            on_serving(Serving(server.urls(listeners), url))
+            on_serving(Serving(listening.urls(listeners), url))
             await stages.stopping.wait()
             last_resort.arm()  # after a crash; a signal has armed it already
             await _shut_down(engine, settings, stages, http_stopping)
@@ -223,8 +224,15 @@ async def _serve_http(
         queues=engine.queues.values(),
         stopping=stages.stopping.is_set,
     )
-    app = api.build(operations, Guard(settings.tokens, [settings.host]))
-    await server.run(app, server.configuration(), listeners, stopping=stopping, drain_timeout=HTTP_DRAIN, task_status=task_status)
+    guard = Guard(settings.tokens, [settings.host])
+    await server.run(
+        api.build(operations, guard),
+        Lane(operations, guard),
+        listeners,
+        stopping=stopping,
+        drain_timeout=HTTP_DRAIN,
+        task_status=task_status,
+    )
 
 
 async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_stopping: trio.Event) -> None:

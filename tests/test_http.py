@@ -21,7 +21,7 @@ import trio.testing
 
 from jobqueue.admission import Admitted
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
-from jobqueue.http import api, server
+from jobqueue.http import api, express, limits, listening, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
 
 TOKEN = "correct-horse"
@@ -127,17 +127,28 @@ class Served:
                 return await read_all(stream)
 
 
+@pytest.fixture(params=["express", "hypercorn"])
+def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two answers plain submissions: the express lane, or hypercorn and the routes behind it."""
+    if request.param == "hypercorn":
+        monkeypatch.setattr(express, "_PLAIN", re.compile(b"(?!)"))
+    return str(request.param)
+
+
+both_lanes = pytest.mark.usefixtures("lane")
+
+
 @asynccontextmanager
 async def serving(node: Node | None = None, *, guard: Guard | None = None, drain_timeout: float = 1.0) -> AsyncIterator[Served]:
     node = node or Node()
-    listeners = server.open_listeners("127.0.0.1", 0)
-    served = Served(node, server.urls(listeners)[0], trio.Event())
-    app = api.build(node, guard or Guard(None))
+    listeners = listening.open_listeners("127.0.0.1", 0)
+    served = Served(node, listening.urls(listeners)[0], trio.Event())
+    guard = guard or Guard(None)
 
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await server.run(
-            app,  # type: ignore[arg-type]
-            server.configuration(),
+            api.build(node, guard),  # type: ignore[arg-type]
+            express.Lane(node, guard),
             listeners,
             stopping=served.stopping,
             drain_timeout=drain_timeout,
@@ -200,6 +211,7 @@ def status_of(response: bytes) -> int:
 # ---------------------------------------------------------------------------------------------------------------------- submit
 
 
+@both_lanes
 async def test_submit_one() -> None:
     async with serving() as served:
         response = await served.post("/submit", '{"priority": 5, "max_retries": 3}')
@@ -210,6 +222,7 @@ async def test_submit_one() -> None:
         assert (job["priority"], job["max_retries"]) == (5, 3)
 
 
+@both_lanes
 async def test_submit_as_the_seed_did() -> None:
     async with serving() as served:
         response = await served.post("/submit", '{"id": "job-17", "priority": 2, "payload": "hello", "maxRetries": 4}')
@@ -219,6 +232,7 @@ async def test_submit_as_the_seed_did() -> None:
         assert (job["id"], job["payload"], job["max_retries"]) == (response.json()["id"], "hello", 4)
 
 
+@both_lanes
 @pytest.mark.parametrize(("content_type", "body"), [("application/json", "[{}, {}]"), ("application/x-ndjson", "{}\n{}\n")])
 async def test_submit_many(content_type: str, body: str) -> None:
     async with serving() as served:
@@ -228,6 +242,7 @@ async def test_submit_many(content_type: str, body: str) -> None:
         assert "location" not in response.headers
 
 
+@both_lanes
 async def test_submit_a_body_that_is_parsed_in_a_thread() -> None:
     async with serving() as served:
         jobs = [{"payload": "x" * 1000}] * 1000
@@ -235,6 +250,7 @@ async def test_submit_a_body_that_is_parsed_in_a_thread() -> None:
         assert problem(await served.post("/submit", msgspec.json.encode([*jobs, {"priority": -1}])), 400)["index"] == 1000
 
 
+@both_lanes
 async def test_refusals_name_the_field_and_the_place() -> None:
     async with serving() as served:
         body = problem(await served.post("/submit", '[{}, {"priority": -1}]'), 400)
@@ -247,6 +263,7 @@ async def test_refusals_name_the_field_and_the_place() -> None:
         assert served.node.submitted == []
 
 
+@both_lanes
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
 async def test_submit_takes_only_json(content_type: str | None) -> None:
     async with serving() as served:
@@ -254,6 +271,7 @@ async def test_submit_takes_only_json(content_type: str | None) -> None:
         problem(await served.post("/submit", "{}", **{"Content-Encoding": "gzip"}), 415)
 
 
+@both_lanes
 @pytest.mark.parametrize(
     ("error", "status", "retry_after"),
     [
@@ -277,6 +295,7 @@ async def test_failures_of_the_node(error: Exception, status: int, retry_after: 
         assert len(logs) == (status == 500)
 
 
+@both_lanes
 async def test_a_job_that_no_handler_serves() -> None:
     async with serving() as served:
         served.node.error = UnprocessableJob("this node serves no kind 'x'", field="kind")
@@ -343,6 +362,7 @@ async def test_pause_and_resume_queues_of_any_name() -> None:
         problem(await served.http.post("/queues/%00/pause"), 400)
 
 
+@both_lanes
 async def test_methods() -> None:
     async with serving() as served:
         response = await served.http.get("/submit")
@@ -355,6 +375,7 @@ async def test_methods() -> None:
         problem(await served.http.get("//submit"), 404)
 
 
+@both_lanes
 async def test_every_answer_is_secured() -> None:
     async with serving() as served:
         for response in [await served.http.get(path) for path in ("/health", "/nowhere", "/submit", "/jobs/17")]:
@@ -366,6 +387,7 @@ async def test_every_answer_is_secured() -> None:
 # ---------------------------------------------------------------------------------------------------------------------- guard
 
 
+@both_lanes
 async def test_tokens() -> None:
     async with serving(guard=Guard([TOKEN, "another"])) as served:
         for path in ("/metrics", "/nowhere", "/jobs/17", "/health/", "//health", "/health/../metrics"):
@@ -384,6 +406,7 @@ async def test_tokens() -> None:
         assert response.status_code == 200
 
 
+@both_lanes
 async def test_dns_rebinding_and_foreign_pages() -> None:
     async with serving(guard=Guard(None, ["my-host"])) as served:
         for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:80", "my-host", "localhost.:80"):
@@ -480,8 +503,9 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"404", b"200", b"200"]
 
 
+@both_lanes
 async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "LINGER_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "LINGER_TIMEOUT", 0.2)
     async with serving(drain_timeout=5) as served, await served.connect() as stream:
         served.node.hold = trio.Event()
         client = h2.connection.H2Connection()
@@ -506,6 +530,7 @@ async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {h2.events.ResponseReceived, h2.events.StreamEnded} <= {type(event) for event in events}
 
 
+@both_lanes
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -542,8 +567,9 @@ async def test_odd_requests(request_: bytes, status: int) -> None:
 # ------------------------------------------------------------------------------------------------------------- bounds, deadlines
 
 
+@both_lanes
 async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
     async with serving() as served:
         before = open_files()
         fits = b"{}" + b" " * 998
@@ -557,8 +583,9 @@ async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pyt
         await eventually(lambda: open_files() <= before)
 
 
+@both_lanes
 async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT", 0.2)
     async with serving() as served:
         before = open_files()
         stream = await served.connect()
@@ -575,7 +602,7 @@ async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEADERS_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "HEADERS_TIMEOUT", 0.2)
     async with serving() as served, await served.connect() as stream, trio.open_nursery() as nursery:
         await stream.send_all(b"GET /health HTTP/1.1\r\nX: ")
         nursery.start_soon(drip, stream)
@@ -585,7 +612,7 @@ async def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "KEEP_ALIVE_TIMEOUT", 0.2)
     async with serving() as served:
         # Several: hypercorn's own timer was lost whenever its task happened to be cancelled first.
         streams = [await served.connect() for _ in range(20)]
@@ -597,8 +624,9 @@ async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> N
                 await stream.aclose()
 
 
+@both_lanes
 async def test_a_request_as_a_whole_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "REQUEST_TIMEOUT", 0.2)
     async with serving() as served:
         served.node.hold = trio.Event()
         with pytest.raises(httpx.RemoteProtocolError):
@@ -615,6 +643,7 @@ async def drip(stream: trio.SocketStream) -> None:
         pass
 
 
+@both_lanes
 @pytest.mark.parametrize("headers_too", [True, False])
 async def test_clients_that_vanish_half_way(headers_too: bool) -> None:
     head = b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
@@ -628,7 +657,8 @@ async def test_clients_that_vanish_half_way(headers_too: bool) -> None:
         assert (await served.http.get("/health")).status_code == 200
 
 
-async def test_a_client_that_vanishes_before_its_answer() -> None:
+@both_lanes
+async def test_a_client_that_vanishes_before_its_answer(lane: str) -> None:
     async with serving() as served:
         served.node.hold = trio.Event()
         before = open_files()
@@ -637,13 +667,16 @@ async def test_a_client_that_vanishes_before_its_answer() -> None:
                 b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
             )
             await served.node.entered.wait()
-        await eventually(lambda: served.node.cancelled == 1)
+        if lane == "express":  # it is found out when it is answered
+            served.node.hold.set()
+        else:
+            await eventually(lambda: served.node.cancelled == 1)
         await eventually(lambda: open_files() == before)
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as served:
-        monkeypatch.setattr(server, "SEND_TIMEOUT", 0.2)  # not before: it is also what the kernel is told
+        monkeypatch.setattr(limits, "SEND_TIMEOUT", 0.2)  # not before: it is also what the kernel is told
         before = open_files()
         async with not_reading(served) as stream:
             await eventually(lambda: open_files() == before + 1)  # ours; the server's is closed
@@ -661,7 +694,7 @@ async def not_reading(served: Served) -> AsyncIterator[trio.SocketStream]:
 
 
 async def test_connections_over_the_bound_wait_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 2)
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with serving() as served:
         first, second, third = [await served.connect() for _ in range(3)]
@@ -680,12 +713,13 @@ async def test_connections_over_the_bound_wait_for_a_place(monkeypatch: pytest.M
 def test_connections_leave_files_to_the_rest_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, connections in [(1024, 512), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]:
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert server._max_connections() == connections
+        assert listening.max_connections() == connections
 
 
 # ---------------------------------------------------------------------------------------------------------------------- stopping
 
 
+@both_lanes
 async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
     async with serving(drain_timeout=5) as served, await served.connect() as idle, trio.open_nursery() as nursery:
         await served.http.get("/health")
@@ -714,6 +748,7 @@ async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
         assert responses[0].headers["connection"] == "close"
 
 
+@both_lanes
 async def test_stopping_does_not_wait_for_ever() -> None:
     async with serving(drain_timeout=0.2) as served:
         served.node.hold = trio.Event()
@@ -745,11 +780,11 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
     before = open_files()
     with trio.fail_after(3):
         async with trio.open_nursery() as nursery:
-            listeners = server.open_listeners("127.0.0.1", 0)
+            listeners = listening.open_listeners("127.0.0.1", 0)
             node = Node()
-            run = partial(server.run, api.build(node, Guard(None)), server.configuration(), listeners)  # type: ignore[arg-type]
+            run = partial(server.run, api.build(node, Guard(None)), express.Lane(node, Guard(None)), listeners)  # type: ignore[arg-type]
             await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=60))
-            served = Served(node, server.urls(listeners)[0], trio.Event())
+            served = Served(node, listening.urls(listeners)[0], trio.Event())
             async with not_reading(served):
                 nursery.cancel_scope.cancel()
         await served.http.aclose()
@@ -760,24 +795,24 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
 
 
 async def test_an_address_in_use_is_said_clearly() -> None:
-    (listener,) = server.open_listeners("127.0.0.1", 0)
+    (listener,) = listening.open_listeners("127.0.0.1", 0)
     async with listener:
         with pytest.raises(SettingsError, match=r"127\.0\.0\.1 port \d+: another process listens there"):
-            server.open_listeners("127.0.0.1", listener.socket.getsockname()[1])
+            listening.open_listeners("127.0.0.1", listener.socket.getsockname()[1])
 
 
 @pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("no-such-host.invalid", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)])
 def test_addresses_that_cannot_be_listened_on(host: str, port: int) -> None:
     with pytest.raises(SettingsError, match=f"cannot listen on {re.escape(host)}"):
-        server.open_listeners(host, port)
+        listening.open_listeners(host, port)
 
 
 async def test_a_name_is_listened_on_at_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2", "192.0.2.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    listeners = server.open_listeners("a-name", 0)
+    listeners = listening.open_listeners("a-name", 0)
     port = listeners[0].socket.getsockname()[1]
-    assert server.urls(listeners) == [f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}"]
+    assert listening.urls(listeners) == [f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}"]
     for listener in listeners:
         await listener.aclose()
 
@@ -785,8 +820,8 @@ async def test_a_name_is_listened_on_at_all_its_addresses(monkeypatch: pytest.Mo
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
 async def test_ipv6() -> None:
     try:
-        listeners = server.open_listeners("::1", 0)
+        listeners = listening.open_listeners("::1", 0)
     except SettingsError:
         pytest.skip("no IPv6 on this machine")
-    assert server.urls(listeners) == [f"http://[::1]:{listeners[0].socket.getsockname()[1]}"]
+    assert listening.urls(listeners) == [f"http://[::1]:{listeners[0].socket.getsockname()[1]}"]
     await listeners[0].aclose()

@@ -19,8 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobqueue.http.api import BODY_TIMEOUT
-from jobqueue.http.server import CLOSE_TIMEOUT, HEADERS_TIMEOUT, SEND_TIMEOUT
+from jobqueue.http.limits import BODY_TIMEOUT, CLOSE_TIMEOUT, HEADERS_TIMEOUT, SEND_TIMEOUT
 from jobqueue.service import SHUTDOWN_MARGIN
 from tests.conftest import Service
 

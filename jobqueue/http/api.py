@@ -7,40 +7,21 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import msgspec
-import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Response, after_this_request, request
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadRequest, Conflict, NotFound, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.admission import Admitted
-from jobqueue.http import bodies, problems
+from jobqueue.http import door, limits, problems
+from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
+from jobqueue.http.submit import Submitting, submit
 from jobqueue.job import MAX_NAME_LENGTH
 
-MAX_BODY_BYTES = 64 << 20
-"""The largest body of a request."""
 
-BODY_TIMEOUT = 30.0
-"""Seconds in which the whole body must have come in."""
-
-PARSE_IN_THREAD_BYTES = 256 << 10
-"""From this size on a body is parsed in a thread: it takes milliseconds in which the loop would serve nobody else."""
-
-SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-
-
-class Backend(Protocol):
+class Backend(Submitting, Protocol):
     """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
-
-    async def submit(self, jobs: Admitted) -> None:
-        """Return once the jobs are committed.
-
-        Raises:
-            UnprocessableJob: no handler serves a kind, or the database refused a value.
-        """
 
     def troubles(self) -> list[str]:
         """Say why this node is not ready: nothing when it is able to work."""
@@ -86,8 +67,8 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         guard: decides who may ask; it also covers routes that are added to the app later.
     """
     app = _App(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+    app.config["MAX_CONTENT_LENGTH"] = limits.MAX_BODY_BYTES
+    app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # A redirect would show through the guard which paths exist.
     app.url_map.merge_slashes = False
     routes = _Routes(backend)
@@ -109,15 +90,9 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         app.add_url_rule(path, view_func=view, methods=[method])
 
     async def refuse_at_the_door() -> None:
-        headers = request.headers
-        guard.check(
-            request.method,
-            request.path,
-            authorization=headers.get("Authorization"),
-            host=headers.get("Host"),
-            origin=headers.get("Origin"),
-        )
-        _refuse_ambiguous()
+        if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
+            after_this_request(_closing)
+        door.check(guard, request.method, request.path, request.headers)
 
     app.before_request(refuse_at_the_door)
     app.after_request(_secure)
@@ -153,24 +128,17 @@ class _Routes:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        # One at a time: what a large body decodes to is many times its size.
-        self._parsing = trio.CapacityLimiter(1)
 
     async def submit(self) -> Response:
-        submitted = await self._submitted()
-        await self._backend.submit(submitted.jobs)
-        ids = submitted.jobs.ids
-        ignored = {"ignored": submitted.ignored} if submitted.ignored else {}
-        if submitted.many:
-            return _json({"ids": ids, **ignored}, 201)
-        return _json({"id": ids[0], **ignored}, 201, {"Location": f"/jobs/{ids[0]}"})
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        return _response(await submit(self._backend, request.headers.get("Content-Type"), body))
 
     async def health(self) -> Response:
         return _json({"status": "ok"})
 
     async def ready(self) -> Response:
         if reasons := self._backend.troubles():
-            return _json({"status": "unavailable", "reasons": reasons}, 503)
+            return _response(json_answer({"status": "unavailable", "reasons": reasons}, 503))
         return _json({"status": "ok"})
 
     async def metrics(self) -> Response:
@@ -204,13 +172,6 @@ class _Routes:
     async def nodes(self) -> Response:
         return _json(await self._backend.nodes())
 
-    async def _submitted(self) -> bodies.Submitted:
-        content_type = request.headers.get("Content-Type")
-        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-        if len(body) < PARSE_IN_THREAD_BYTES:
-            return bodies.parse(content_type, body)
-        return await trio.to_thread.run_sync(bodies.parse, content_type, body, limiter=self._parsing)
-
     async def _found(self, job_id: str) -> dict[str, Any]:
         job = await self._backend.job(job_id)
         if job is None:
@@ -238,13 +199,16 @@ def _job_id(text: str) -> str:
         raise BadRequest("A job's id is a UUID.") from None
 
 
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, content_type=bodies.JSON)
+def _json(value: object) -> Response:
+    return _response(json_answer(value))
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers)
 
 
 async def _problem(error: Exception) -> Response:
-    answer = problems.answer(error)
-    return Response(answer.body, answer.status, answer.headers)
+    return _response(problems.answer(error))
 
 
 async def _secure(response: Response) -> Response:
@@ -255,15 +219,3 @@ async def _secure(response: Response) -> Response:
 async def _closing(response: ResponseTypes) -> ResponseTypes:
     response.headers["Connection"] = "close"
     return response
-
-
-def _refuse_ambiguous() -> None:
-    """Refuse what a proxy before us may read otherwise than we do, and bodies that a foreign page could send."""
-    headers = request.headers
-    if "Content-Length" in headers and "Transfer-Encoding" in headers:
-        after_this_request(_closing)
-        raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("Send the body without a Content-Encoding.")
-    if "Content-Type" in headers and request.method not in {"GET", "HEAD", "OPTIONS"}:
-        bodies.require_json(headers["Content-Type"])

@@ -17,6 +17,7 @@ from werkzeug.http import parse_options_header
 
 from jobqueue.admission import Admitted, admit
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
+from jobqueue.http.answers import JSON
 from jobqueue.job import (
     MAX_BATCH_JOBS,
     MAX_DELAY,
@@ -38,7 +39,6 @@ MAX_IGNORED_NAMES = 20
 MAX_IGNORED_LENGTH = 64
 """How many names of ignored fields are given back, and how many characters of each."""
 
-JSON = "application/json"
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 Text = bytes | msgspec.Raw

@@ -21,6 +21,7 @@ from jobqueue.errors import (
     Unavailable,
     UnprocessableJob,
 )
+from jobqueue.http.answers import Answer
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -44,14 +45,6 @@ class Problem(msgspec.Struct, kw_only=True, rename={"kind": "type"}):
     detail: str | UnsetType = UNSET
     field: str | UnsetType = UNSET
     index: int | UnsetType = UNSET
-
-
-class Answer(NamedTuple):
-    """What goes over the wire: a status, headers, and the body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 class _Refusal(NamedTuple):

@@ -1,0 +1,25 @@
+"""What goes over the wire, whichever way a request came in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+JSON = "application/json"
+
+SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""On every answer."""
+
+
+class Answer(NamedTuple):
+    """A status, headers, and the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def json_answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    """Answer with a value as JSON."""
+    return Answer(status, {**(headers or {}), "Content-Type": JSON}, msgspec.json.encode(value))

@@ -1,0 +1,198 @@
+"""One client's connection as hypercorn's protocols serve it: HTTP/1.1 and HTTP/2, every route.
+
+hypercorn's own server waits without a deadline in places where a client decides for how long. Here each way to dawdle has a bound.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+import trio
+from hypercorn import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.logging import Logger
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from jobqueue.http import limits
+
+MAX_LOGGED_ERROR = 200
+"""Characters of an error that are logged: it may quote the client."""
+
+RECEIVE_BYTES = 1 << 16
+
+log = structlog.get_logger()
+
+
+def configuration() -> Config:
+    """Make hypercorn's configuration: its limits and its log. The timeouts are ours, it never sees them."""
+    config = Config()
+    config.h11_max_incomplete_size = limits.MAX_HEADER_BYTES
+    config.h2_max_header_list_size = limits.MAX_HEADER_BYTES
+    config.include_server_header = False
+    config.logger_class = _Log
+    return config
+
+
+class _Log(Logger):
+    """hypercorn's log, in ours: all it has to say is that something failed around the app, whose routes log their own failures."""
+
+    def __init__(self, config: Config) -> None:
+        pass
+
+    async def access(self, *_: object) -> None:
+        pass
+
+    async def exception(self, message: str, *_: object, **__: object) -> None:
+        _log_contained(message, sys.exception())
+
+
+class Connection:
+    """One client's connection: bytes in to hypercorn's protocol and out of it, and the deadlines of both.
+
+    It takes the place of hypercorn's own ``TCPServer``. One task reads; how long it may go on depends on what the connection is at,
+    and when it ends, so does the connection. What the protocol asks for is done without a checkpoint, or under a shield with a
+    deadline: it asks from the task of a request, which is cancelled as soon as its answer is out.
+
+    Args:
+        app: the ASGI app, wrapped for hypercorn.
+        config: hypercorn's.
+        context: hypercorn's. Its ``terminated`` is never set: it would cut off the last frame of an HTTP/2 answer.
+        stream: the accepted socket; whoever accepted it closes it after `run`.
+        received: what was read from it already: the beginning of a request, or nothing.
+    """
+
+    def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream, received: bytes) -> None:
+        self._app = app
+        self._config = config
+        self._context = context
+        self._stream = stream
+        self._received = received
+        self._protocol: ProtocolWrapper
+        self._sending = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._everything = trio.CancelScope()
+        self._idle = not received
+        self._finishing = False
+        self._lingers = False
+
+    async def run(self) -> None:
+        """Serve the connection to its end. Errors are logged, not raised; only cancellation passes."""
+        with contained(), self._everything:
+            await self._run()
+
+    def finish(self) -> None:
+        """End the connection when no request is in flight, which for an idle one is now."""
+        self._finishing = True
+        if self._idle:
+            self._reading.cancel()
+
+    def drop(self) -> None:
+        """End the connection at once, whatever is waiting on its socket, shielded or not."""
+        self._stream.socket.close()
+        self._reading.cancel()
+
+    async def _run(self) -> None:
+        family = self._stream.socket.family
+        async with TaskGroup() as tasks:
+            self._protocol = ProtocolWrapper(
+                self._app,
+                self._config,
+                self._context,
+                tasks,
+                ConnectionState({}),
+                False,  # no TLS
+                parse_socket_addr(family, self._stream.socket.getpeername()),
+                parse_socket_addr(family, self._stream.socket.getsockname()),
+                self._send,
+            )
+            await self._protocol.initiate()
+            await self._read()
+            self._everything.deadline = trio.current_time() + limits.CLOSE_TIMEOUT
+            await self._protocol.handle(Closed())
+            if self._lingers:
+                await linger(self._stream)
+
+    async def _read(self) -> None:
+        """Feed the protocol until the client hangs up, the connection is ended from elsewhere, or a deadline passes."""
+        self._reading.deadline = trio.current_time() + limits.HEADERS_TIMEOUT
+        with self._reading:
+            while data := self._received or await self._stream.receive_some(RECEIVE_BYTES):
+                self._received = b""
+                if self._idle:
+                    # The first byte of a request sets the deadline of its headers; those that follow do not move it.
+                    self._reading.deadline = min(self._reading.deadline, trio.current_time() + limits.HEADERS_TIMEOUT)
+                await self._protocol.handle(RawData(bytes(data)))
+
+    async def _send(self, event: Event) -> None:
+        """Do what the protocol asks for."""
+        if isinstance(event, RawData):
+            await self._send_all(event.data)
+        elif isinstance(event, Updated):
+            self._idle = event.idle
+            # Even when finishing there is a while to it: an HTTP/2 stream is called done before its last frame is sent.
+            idle_timeout = limits.LINGER_TIMEOUT if self._finishing else limits.KEEP_ALIVE_TIMEOUT
+            self._reading.deadline = trio.current_time() + (idle_timeout if event.idle else limits.REQUEST_TIMEOUT)
+        elif isinstance(event, Closed):
+            self._lingers = True
+            self._reading.cancel()
+
+    async def _send_all(self, data: bytes) -> None:
+        with trio.CancelScope(shield=True):
+            async with self._sending:
+                sent = await send_all(self._stream, data)
+        if not sent:
+            self.drop()
+
+
+async def send_all(stream: trio.SocketStream, data: bytes) -> bool:
+    """Send it whole, whatever is cancelled meanwhile; False when the client is gone or does not take it.
+
+    After half a frame there is nothing more to say on a connection: it has to be dropped.
+    """
+    with trio.move_on_after(limits.SEND_TIMEOUT, shield=True):
+        try:
+            await stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+    return False
+
+
+async def linger(stream: trio.SocketStream) -> None:
+    """Tell the client that nothing more comes, and wait until it hangs up."""
+    with trio.move_on_after(limits.LINGER_TIMEOUT):
+        await stream.send_eof()
+        while await stream.receive_some(RECEIVE_BYTES):
+            pass
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Let nothing that a connection can cause get further than here: it is logged, not raised; only cancellation passes."""
+    try:
+        yield
+    except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        pass  # the client is gone
+    except* Exception as errors:  # noqa: BLE001 - whatever a request can cause ends here
+        _log_contained("a connection was dropped", errors)
+
+
+def _log_contained(message: str, error: BaseException | None) -> None:
+    """Log one line: most often it was a malformed request, and whoever sends those must not fill the disk with tracebacks."""
+    log.warning(message, errors=[f"{type(leaf).__name__}: {leaf}"[:MAX_LOGGED_ERROR] for leaf in _leaves(error)])
+    log.debug(message, exc_info=error)
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif error is not None:
+        yield error

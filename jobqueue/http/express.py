@@ -1,0 +1,187 @@
+"""The express lane: answers plain submissions itself, and hands any other connection on with the bytes that it has read.
+
+hypercorn on Trio spends more than a millisecond on a request: tasks, channels and events for what HTTP may be. A submission is
+almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict expression
+and answered in the connection's own task. Nothing is parsed here that could be read in two ways: whatever is not plainly of this
+form goes to hypercorn, from its first byte on. What a request means, and every answer, comes from where the routes have it from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from typing import NamedTuple
+
+import trio
+
+from jobqueue.http import door, limits, problems
+from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
+from jobqueue.http.auth import Guard
+from jobqueue.http.connection import RECEIVE_BYTES, contained, linger, send_all
+from jobqueue.http.submit import Submitting, submit
+
+BODY_PATIENCE = 1.0
+"""Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
+
+# Visible ASCII, one Content-Length: there is no second way of reading this. Names are compared in lower case.
+_PLAIN = re.compile(rb"(POST|GET) (/submit|/health) HTTP/1\.1\r\n((?:[a-zA-Z0-9-]+:[ \t]*[ -~]*\r\n)+)\r\n")
+_HEADER = re.compile(r"([a-zA-Z0-9-]+):[ \t]*([ -~]*?)[ \t]*\r\n")
+_HOST = re.compile(r"[a-zA-Z0-9.:\[\]_-]+")
+_LENGTH = re.compile(r"[0-9]{1,9}")
+
+_NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "http2-settings"})
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, str]
+    body_begins: int
+    length: int
+
+
+class Lane:
+    """Makes the express connections of one node.
+
+    Args:
+        node: takes the jobs.
+        guard: decides who may ask.
+    """
+
+    def __init__(self, node: Submitting, guard: Guard) -> None:
+        self._node = node
+        self._guard = guard
+
+    def connection(self, stream: trio.SocketStream) -> ExpressConnection:
+        """Take a connection that was accepted."""
+        return ExpressConnection(self, stream)
+
+    async def answer(self, request: _Request, body: bytes) -> Answer:
+        """Do what a plain request asks for."""
+        try:
+            door.check(self._guard, request.method, request.path, request.headers)
+            if request.path == "/health":
+                return json_answer({"status": "ok"})
+            return await submit(self._node, request.headers.get("content-type"), body)
+        except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
+            return problems.answer(error)
+
+
+class ExpressConnection:
+    """One client's connection for as long as its requests are plain ones.
+
+    Args:
+        lane: answers.
+        stream: the accepted socket; whoever accepted it closes it after `run`, or gives it to hypercorn.
+    """
+
+    def __init__(self, lane: Lane, stream: trio.SocketStream) -> None:
+        self._lane = lane
+        self._stream = stream
+        self._fd = stream.socket.fileno()
+        self._everything = trio.CancelScope()
+        self._idle = True
+        self._finishing = False
+
+    async def run(self) -> bytes | None:
+        """Answer plain requests. Return the bytes of one that is not, or None when the connection is over."""
+        with contained(), self._everything:
+            return await self._run()
+        return None
+
+    def finish(self) -> None:
+        """End the connection when no request is in flight, which for an idle one is now."""
+        self._finishing = True
+        if self._idle:
+            self._everything.cancel()
+
+    def drop(self) -> None:
+        """End the connection at once."""
+        self._stream.socket.close()
+        self._everything.cancel()
+
+    async def _run(self) -> bytes | None:
+        received = b""
+        patience = limits.HEADERS_TIMEOUT
+        while not self._finishing:
+            self._everything.deadline = trio.current_time() + patience
+            received = received or await self._receive()
+            if not received:
+                return None
+            request = _recognise(received)
+            if request is None:
+                return received
+            ends = request.body_begins + request.length
+            if len(received) < ends:
+                received = await self._receive_rest(received, ends)
+                if len(received) < ends:
+                    return received
+            self._idle = False
+            self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
+            answer = await self._lane.answer(request, received[request.body_begins : ends])
+            await self._send(_encode(answer, closing=self._finishing))
+            self._idle = True
+            received = received[ends:]
+            patience = limits.KEEP_ALIVE_TIMEOUT
+        await linger(self._stream)
+        return None
+
+    async def _receive(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._fd, RECEIVE_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._fd)
+
+    async def _receive_rest(self, received: bytes, ends: int) -> bytes:
+        whole = bytearray(received)
+        with trio.move_on_after(BODY_PATIENCE):
+            while len(whole) < ends and (more := await self._receive()):
+                whole += more
+        return bytes(whole)
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            sent = os.write(self._fd, data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data) and not await send_all(self._stream, data[sent:]):
+            self.drop()
+
+
+def _recognise(received: bytes) -> _Request | None:
+    """Read the head of a request if it is plain."""
+    match = _PLAIN.match(received, 0, limits.MAX_HEADER_BYTES)
+    if match is None:
+        return None
+    method, path, lines = (part.decode("ascii") for part in match.groups())
+    pairs = _HEADER.findall(lines)
+    headers = {name.lower(): value for name, value in pairs}
+    length = headers.get("content-length", "0" if method == "GET" else "")
+    plain = (
+        (method == "POST") == (path == "/submit")
+        and len(headers) == len(pairs)
+        and _NOT_PLAIN.isdisjoint(headers)
+        and headers.get("connection", "keep-alive").lower() == "keep-alive"
+        and _HOST.fullmatch(headers.get("host", ""))
+        and _LENGTH.fullmatch(length)
+        and int(length) <= (limits.MAX_BODY_BYTES if method == "POST" else 0)
+    )
+    return _Request(method, path, headers, match.end(), int(length)) if plain else None
+
+
+def _encode(answer: Answer, *, closing: bool) -> bytes:
+    headers = {**answer.headers, "Content-Length": str(len(answer.body)), **SECURITY_HEADERS, "Date": _date(int(time.time()))}
+    lines = [f"{name.lower()}: {value}\r\n" for name, value in headers.items()]
+    if closing:
+        lines.append("Connection: close\r\n")
+    return f"HTTP/1.1 {answer.status} \r\n{''.join(lines)}\r\n".encode("latin-1") + answer.body
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    """The time as HTTP writes it (RFC 9110, 5.6.7), made once a second."""
+    return formatdate(second, usegmt=True)

@@ -1,0 +1,34 @@
+"""The bounds of HTTP: how much a client may send, how many may come, and how long each may take."""
+
+MAX_CONNECTIONS = 4096
+"""Connections open at once, unless half of the files that the process may open are fewer. More wait in the backlog."""
+
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
+
+MAX_HEADER_BYTES = 16 << 10
+"""The most bytes of a request line with its headers."""
+
+MAX_BODY_BYTES = 64 << 20
+"""The largest body of a request."""
+
+HEADERS_TIMEOUT = 10.0
+"""Seconds from the first byte of a request, or from connecting, until its headers are complete."""
+
+BODY_TIMEOUT = 30.0
+"""Seconds in which the whole body must have come in."""
+
+KEEP_ALIVE_TIMEOUT = 60.0
+"""Seconds for which a connection may rest between two requests."""
+
+REQUEST_TIMEOUT = 120.0
+"""Seconds from a request's headers to the end of its answer: the bound of last resort, behind those of the routes."""
+
+SEND_TIMEOUT = 30.0
+"""Seconds for a client to take one piece of an answer, of at most a job's result in size."""
+
+LINGER_TIMEOUT = 2.0
+"""Seconds between the last answer and the close, unless the client hangs up first: closing at once can take the answer away."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds for what runs for a connection to end when the connection is over; then it is cancelled."""

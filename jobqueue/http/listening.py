@@ -1,0 +1,103 @@
+"""Listen on sockets, and accept from them while there is room."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import trio
+
+from jobqueue.errors import SettingsError
+from jobqueue.http import limits
+
+
+def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
+    """Listen on every address of a host.
+
+    Args:
+        host: an address, or a name, which may have several.
+        port: from 0 to 65535; 0 takes a free one, the same for all addresses.
+
+    Raises:
+        SettingsError: no address can be listened on, or one is in use.
+    """
+    listeners: list[trio.SocketListener] = []
+    failures: list[OSError] = []
+    try:
+        for family, (name, _, *rest) in _addresses(host, port):
+            try:
+                listeners.append(_listen(family, (name, port, *rest)))
+            except OSError as error:
+                # A name may have an address of a family that this machine does not use: one that works is enough.
+                if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                    raise
+                failures.append(error)
+            else:
+                port = listeners[0].socket.getsockname()[1]
+        if not listeners:
+            raise failures[0]
+    except (OSError, OverflowError) as error:
+        for listener in listeners:
+            listener.socket.close()
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "another process listens there: stop it, or choose another port" if in_use else str(error)
+        raise SettingsError(f"cannot listen on {host} port {port}: {hint}") from error
+    return listeners
+
+
+def urls(listeners: list[trio.SocketListener]) -> list[str]:
+    """Return the URL of each listener."""
+    names = [(listener.socket.family, listener.socket.getsockname()) for listener in listeners]
+    return [
+        f"http://[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"http://{name[0]}:{name[1]}" for family, name in names
+    ]
+
+
+def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return ((family, address) for family, _, _, _, address in found)
+
+
+def _listen(family: int, address: Any) -> trio.SocketListener:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What is accepted inherits these.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.SEND_TIMEOUT * 1000))
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(limits.BACKLOG)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
+
+
+class BoundedListener(trio.abc.Listener[trio.SocketStream]):
+    """A listener that accepts only while there is a slot. The kernel holds who comes meanwhile: a burst waits, it does not fail."""
+
+    def __init__(self, listener: trio.SocketListener, slots: trio.Semaphore) -> None:
+        self._listener = listener
+        self._slots = slots
+
+    async def accept(self) -> trio.SocketStream:
+        await self._slots.acquire()
+        try:
+            return await self._listener.accept()
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+def max_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limits.MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(limits.MAX_CONNECTIONS, files // 2)
