@@ -72,9 +72,9 @@ async def run(
                 await accepting.start(partial(trio.serve_listeners, serve, bounded, handler_nursery=serving))
                 task_status.started()
                 await stopping.wait()
+                for connection in list(connections):
+                    connection.finish()
                 accepting.cancel_scope.cancel()
-            for connection in list(connections):
-                connection.finish()
             with trio.move_on_after(drain_timeout):
                 while connections:
                     await gone.park()

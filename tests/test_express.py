@@ -1,0 +1,268 @@
+"""The express lane and the way behind it give the same answers, byte for byte; only ids and the time of day differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, ShuttingDown, UnprocessableJob
+from jobqueue.http import express
+from jobqueue.http.auth import Guard
+from tests.test_http import Node, Served, serving
+
+JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
+
+
+def request(
+    *lines: bytes, body: bytes = JOB, first: bytes = b"POST /submit HTTP/1.1", host: bytes = b"Host: localhost", length: bool = True
+) -> bytes:
+    """Make a request of its own lines and the usual ones."""
+    head = [first, host, *lines]
+    if length:
+        head.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join(line for line in head if line) + b"\r\n\r\n" + body
+
+
+JSON = b"Content-Type: application/json"
+
+PLAIN = {
+    "one": request(JSON),
+    "an array": request(JSON, body=b"[" + JOB + b"," + JOB + b"]"),
+    "lines": request(b"Content-Type: application/x-ndjson", body=JOB + b"\n" + JOB),
+    "names in any case": request(b"CONTENT-TYPE: application/json", b"x-Any: 1", host=b"hOST: LOCALHOST:80"),
+    "spaces around values": request(b"Content-Type: \t application/json  ", b"X-Empty:"),
+    "keep-alive said": request(JSON, b"Connection: keep-alive", b"Accept: */*", b"User-Agent: any/1.0 (x; y)"),
+    "charset": request(b"Content-Type: application/json; charset=UTF-8"),
+    "an unknown field": request(JSON, body=b'{"kind": "mail", "kinds": 1}'),
+    "an origin of ours": request(JSON, b"Origin: http://localhost"),
+    "health": request(first=b"GET /health HTTP/1.1", body=b"", length=False),
+    "health with a length": request(first=b"GET /health HTTP/1.1", body=b""),
+    "a large batch": request(JSON, body=b"[" + b",".join([JOB] * 9_000) + b"]"),
+    # What is refused is refused in the lane too.
+    "no content type": request(),
+    "another content type": request(b"Content-Type: text/plain"),
+    "a form": request(b"Content-Type: application/x-www-form-urlencoded", body=b"kind=mail"),
+    "compressed": request(JSON, b"Content-Encoding: gzip"),
+    "a foreign origin": request(JSON, b"Origin: https://evil.example"),
+    "a foreign host": request(JSON, host=b"Host: evil.example"),
+    "an empty body": request(JSON, body=b""),
+    "half a body of JSON": request(JSON, body=JOB[:-1]),
+    "a number": request(JSON, body=b"1"),
+    "a field out of range": request(JSON, body=b'{"priority": -1}'),
+    "a field given twice": request(JSON, body=b'{"kind": "a", "kind": "b"}'),
+    "one bad job of two": request(JSON, body=b'[{}, {"delay": 1, "run_at": "2030-01-01T00:00:00Z"}]'),
+    "a NUL": request(JSON, body=rb'{"payload": "\u0000"}'),
+    "not UTF-8": request(JSON, body=b'{"kind": "\xff"}'),
+    "too deep": request(JSON, body=b'{"payload": ' + b"[" * 101 + b"]" * 101 + b"}"),
+    "a payload too large": request(JSON, body=b'{"payload": "' + b"x" * (1 << 20) + b'"}'),
+}
+
+NOT_PLAIN = {
+    "another route": request(first=b"GET /queues HTTP/1.1", body=b"", length=False),
+    "no route": request(JSON, first=b"POST /submitt HTTP/1.1"),
+    "another method": request(first=b"GET /submit HTTP/1.1", body=b"", length=False),
+    "head": request(first=b"HEAD /health HTTP/1.1", body=b"", length=False),
+    "a query": request(JSON, first=b"POST /submit?x=1 HTTP/1.1"),
+    "a whole URL": request(JSON, first=b"POST http://localhost/submit HTTP/1.1"),
+    "HTTP/1.0": request(JSON, first=b"POST /submit HTTP/1.0"),
+    "to be closed": request(JSON, b"Connection: close"),
+    "chunked": request(JSON, b"Transfer-Encoding: chunked", body=b"2\r\n{}\r\n0\r\n\r\n", length=False),
+    "chunked and a length": request(JSON, b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    "expects": request(JSON, b"Expect: 100-continue"),
+    "two hosts": request(JSON, b"Host: localhost"),
+    "no host": request(JSON, host=b""),
+    "two lengths": request(JSON, b"Content-Length: 2"),
+    "a list of lengths": request(JSON, b"Content-Length: 2, 2", body=b"{}", length=False),
+    "a signed length": request(JSON, b"Content-Length: +2", body=b"{}", length=False),
+    "a length too long": request(JSON, b"Content-Length: 99999999999", body=b"{}", length=False),
+    "a body too large": request(JSON, b"Content-Length: 67108865", body=b"{}", length=False),
+    "no length": request(JSON, body=b"", length=False),
+    "two content types": request(JSON, b"Content-Type: text/plain"),
+    "a header beyond ASCII": request(JSON, b"X-Name: \xc3\xa9"),
+    "a header with a control character": request(JSON, b"X-Name: a\x01b"),
+    "a header without a colon": request(JSON, b"X-Name"),
+    "a space before the colon": request(JSON, b"X-Name : 1"),
+    "a folded header": request(JSON, b"X-Name: 1", b" 2"),
+    "bare line feeds": request(JSON).replace(b"\r\n", b"\n"),
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
+    "an upgrade": request(b"Connection: Upgrade", b"Upgrade: websocket", first=b"GET /health HTTP/1.1", body=b"", length=False),
+}
+
+
+async def exchange(served: Served, pieces: Sequence[bytes], answers: int = 1) -> bytes:
+    """Send a request in pieces; return so many answers, or what comes until the server closes, with ids and the date masked."""
+    received = b""
+    with trio.fail_after(20):
+        async with await served.connect() as stream, trio.open_nursery() as nursery:
+            nursery.start_soon(send, stream, pieces)
+            while not complete(received, answers):
+                more = b""
+                with trio.move_on_after(0.3 if received else 20):  # not all that hypercorn answers has a length
+                    more = await stream.receive_some(65536)
+                if not more:
+                    break
+                received += more
+            nursery.cancel_scope.cancel()
+    received = re.sub(rb"(?<=date: )[^\r]*", b"DATE", received)
+    return re.sub(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", b"ID", received)
+
+
+async def send(stream: trio.SocketStream, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        await stream.send_all(piece)
+        await trio.sleep(0.001)
+
+
+def complete(received: bytes, answers: int) -> bool:
+    """Whether so many answers are in it, none of them to HEAD."""
+    for _ in range(answers):
+        head = re.match(rb"HTTP/1\.1 \d+ [^\r]*\r\n(?:[^\r]+\r\n)*?(?i:content-length): (\d+)\r\n(?:[^\r]+\r\n)*\r\n", received)
+        if head is None or len(received) < head.end() + int(head.group(1)):
+            return False
+        received = received[head.end() + int(head.group(1)) :]
+    return True
+
+
+@pytest.fixture
+def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    plain = express._PLAIN
+    return lambda without: monkeypatch.setattr(express, "_PLAIN", re.compile(b"(?!)") if without else plain)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The requests that the lane answers."""
+    answer, paths = express.Lane.answer, []
+
+    async def noting(lane: express.Lane, request: express._Request, body: bytes) -> express.Answer:
+        paths.append(request.path)
+        return await answer(lane, request, body)
+
+    monkeypatch.setattr(express.Lane, "answer", noting)
+    return paths
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *NOT_PLAIN])
+@pytest.mark.parametrize("guard", [Guard(None), Guard(["secret"])], ids=["open", "with a token"])
+async def test_both_ways_give_the_same_answer(
+    name: str, guard: Guard, without_lane: Callable[[bool], None], taken: list[str]
+) -> None:
+    sent = (PLAIN | NOT_PLAIN)[name]
+    got, submitted = [], []
+    for without in (False, True):
+        without_lane(without)
+        async with serving(guard=guard) as served:
+            got.append(await exchange(served, [sent]))
+            submitted.append([{**job, "id": ""} for job in served.node.submitted])
+    assert got[0] == got[1]
+    assert submitted[0] == submitted[1]
+    assert len(taken) == (name in PLAIN)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Overloaded("x"),
+        ShuttingDown("x"),
+        DatabaseUnavailable("x"),
+        ConnectionLost("x", backend=(1, "")),
+        UnprocessableJob("no such kind", field="kind"),
+        RuntimeError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_both_ways_tell_an_error_the_same_way(error: Exception, without_lane: Callable[[bool], None]) -> None:
+    got = []
+    for without in (False, True):
+        without_lane(without)
+        node = Node()
+        node.error = error
+        async with serving(node) as served:
+            got.append(await exchange(served, [PLAIN["one"]]))
+    assert got[0] == got[1]
+    assert got[0].startswith((b"HTTP/1.1 503", b"HTTP/1.1 422", b"HTTP/1.1 500"))
+
+
+async def test_a_token_opens_both(without_lane: Callable[[bool], None]) -> None:
+    got = []
+    for without in (False, True):
+        without_lane(without)
+        async with serving(guard=Guard(["secret"])) as served:
+            got.append(await exchange(served, [request(JSON, b"Authorization: Bearer secret")]))
+    assert got[0] == got[1]
+    assert got[0].startswith(b"HTTP/1.1 201")
+
+
+async def test_requests_that_follow_each_other_are_answered_in_order_also_where_hypercorn_takes_over(taken: list[str]) -> None:
+    sequence = [PLAIN["one"], PLAIN["health"], PLAIN["half a body of JSON"], PLAIN["one"], NOT_PLAIN["another route"], PLAIN["one"]]
+    async with serving() as served:
+        received = await exchange(served, [b"".join(sequence)], answers=len(sequence))
+    assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"201", b"200", b"400", b"201", b"200", b"201"]
+    assert taken == ["/submit", "/health", "/submit", "/submit"]
+    assert len(served.node.submitted) == 3
+
+
+@given(cuts=st.lists(st.integers(0, len(PLAIN["one"])), max_size=6), follow=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_it_does_not_matter_in_which_pieces_a_request_comes(cuts: list[int], follow: bool) -> None:
+    sent = PLAIN["one"] + (PLAIN["lines"] if follow else b"")
+    edges = [0, *sorted(cuts), len(sent)]
+
+    async def check() -> None:
+        async with serving() as served:
+            pieces = [sent[begin:end] for begin, end in pairwise(edges)]
+            received = await exchange(served, pieces, answers=1 + follow)
+            assert received.count(b"HTTP/1.1 201") == 1 + follow
+            assert len(served.node.submitted) == (3 if follow else 1)
+
+    trio.run(check)
+
+
+async def test_a_body_that_is_slow_is_left_to_hypercorn(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(express, "BODY_PATIENCE", 0.05)
+    sent = PLAIN["one"]
+    async with serving() as served, await served.connect() as stream:
+        await stream.send_all(sent[:-3])
+        await trio.sleep(0.2)
+        await stream.send_all(sent[-3:])
+        with trio.fail_after(5):
+            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 201")
+    assert taken == []
+    assert len(served.node.submitted) == 1
+
+
+async def test_an_answer_that_does_not_fit_at_once_is_sent_whole(taken: list[str]) -> None:
+    async with serving() as served, await served.connect(receive_buffer=4096) as stream:
+        await stream.send_all(PLAIN["a large batch"])
+        await trio.sleep(0.3)
+        received = b""
+        with trio.fail_after(10):
+            while not complete(received, 1):
+                received += await stream.receive_some(4096)
+    assert taken == ["/submit"]
+    assert len(re.findall(rb"[0-9a-f]{8}-", received)) == 9_000
+
+
+async def test_while_it_stops_a_request_in_hand_is_answered_and_the_connection_closed(taken: list[str]) -> None:
+    async with serving() as served:
+        served.node.hold = trio.Event()
+        async with await served.connect() as stream, await served.connect() as resting:
+            await stream.send_all(PLAIN["one"])
+            await served.node.entered.wait()
+            served.stopping.set()
+            with trio.fail_after(5):
+                assert await resting.receive_some(10) == b""
+            served.node.hold.set()
+            with trio.fail_after(5):
+                received = await stream.receive_some(65536)
+                assert received.startswith(b"HTTP/1.1 201")
+                assert b"connection: close" in received.lower()
+                assert await stream.receive_some(65536) in {b"", received[received.find(b"\r\n\r\n") + 4 :]}
+    assert taken == ["/submit"]
