@@ -64,7 +64,7 @@ class ConnectionLost(DatabaseUnavailable):
 
     Args:
         reason: what the driver said.
-        backend: the server process that held the connection, as (pid, start time).
+        backend: the server process that held the connection, as (pid, start time); behind a pooler (advisory lock, `POOLED`).
     """
 
     def __init__(self, reason: str, *, backend: tuple[int, str]) -> None:

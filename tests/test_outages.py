@@ -1,4 +1,4 @@
-"""The service through outages of its database: PostgreSQL dies, restarts, hides, refuses, crawls, and fails over.
+"""The service through outages of its database: PostgreSQL dies, restarts, hides, freezes, refuses, crawls, and fails over.
 
 What holds in each of them: the process lives and says what is wrong; submitters are told to come back; running handlers go on, and
 their outcomes are written afterwards; work resumes soon after the database is back; and every acknowledged job ends exactly once.
@@ -22,11 +22,17 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import psycopg
 import pytest
+import trio
 
 from benchmarks.proxy import ProxyThread, proxy_in_thread
+from jobqueue import documents
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.job import NewJob
+from jobqueue.storage import store as stores
 from jobqueue.storage.cluster import PORT, ROLE, Cluster
 from tests import postgres
 from tests.conftest import Database, Service
+from tests.storage import new_id, open_driver
 from tests.test_service import Effects, wait_for
 
 NOTICED = 10.0
@@ -138,8 +144,36 @@ def bring_up(cluster: Cluster) -> None:
     postgres.wait_until_ready(cluster)
 
 
+def first_process(cluster: Cluster) -> int:
+    return int((cluster.pgdata / "postmaster.pid").read_text().split()[0])
+
+
 def kill(cluster: Cluster) -> None:
-    os.kill(int((cluster.pgdata / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    os.kill(first_process(cluster), signal.SIGKILL)
+
+
+@contextmanager
+def frozen_processes(pids: list[int]) -> Iterator[None]:
+    """Stop processes in the middle of what they do. What is sent to them meanwhile takes effect afterwards."""
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def backends(url: str) -> list[int]:
+    """The server's processes that serve nodes on this database."""
+    with open_database(url) as database:
+        return [
+            pid
+            for [pid] in database.rows(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'jobqueue %%'"
+            )
+        ]
 
 
 # ------------------------------------------------------------------------------------------------------------------ the outages
@@ -168,6 +202,16 @@ def silent(bench: Bench) -> Iterator[None]:
     bench.proxy.blackhole()
     yield
     bench.proxy.heal()
+
+
+@contextmanager
+def frozen(bench: Bench) -> Iterator[None]:
+    """All of the server's processes stop where they are, as on a machine that is suspended: connections open and nobody answers."""
+    first = first_process(bench.cluster)
+    with frozen_processes([first]):  # so that the others are all that there will be
+        others = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii").split()
+        with frozen_processes([int(pid) for pid in others]):
+            yield
 
 
 @contextmanager
@@ -222,6 +266,7 @@ Outage = Callable[[Bench], AbstractContextManager[None]]
         (stopped, "cannot connect"),
         (killed, "cannot connect"),
         (silent, "timeout|no reply"),
+        (frozen, "timeout|no reply"),
         (refusing, "cannot connect"),
         (out_of_connections, "too many clients|remaining connection slots"),
         (read_only, "read-only transaction"),
@@ -272,6 +317,57 @@ def assert_each_ended_once(database: Database, acknowledged: list[str]) -> None:
     ended = Counter(job_id for [job_id] in database.rows("SELECT id::text FROM jobqueue.jobs WHERE state = 'succeeded'"))
     assert set(ended.values()) == {1}
     assert set(acknowledged) <= set(ended)
+
+
+def test_server_processes_that_freeze_hold_up_nothing_but_what_they_had(bench: Bench, start: Start, effects: Effects) -> None:
+    """The server itself lives. A node that gives its connections up and opens others is well again before they are."""
+    node = start(bench.url, "--queue", "default=4", "--visibility-timeout", "12")
+    node.submit(*[{"kind": kind, "payload": {"seconds": 2}} for kind in ("sleep", "thread")])
+    through_it = set(node.acknowledged)
+    wait_for(lambda: through_it <= set(effects.ids("began")), "two jobs run that will go on")
+    with ThreadPoolExecutor() as pool, frozen_processes(backends(bench.url)):
+        submitted = pool.submit(node.submit, {"kind": "echo"})
+        wait_for(lambda: "no reply" in " ".join(node.troubles()), "it is not ready, and says why", seconds=NOTICED)
+        wait_for(lambda: through_it <= set(effects.ids("ended")), "the handlers go on")
+        wait_for(lambda: not node.troubles(), "it is ready again", seconds=RESUMED)
+        assert not submitted.done()
+    assert submitted.result(timeout=ANSWERED).status_code == 201, "the answer came late"
+    with open_database(bench.url) as database:
+        wait_for(lambda: database.states() == {"succeeded": 3}, "all are done", seconds=RESUMED)
+        assert_each_ended_once(database, node.acknowledged)
+    for job_id in through_it:
+        assert effects.lines("began").count((job_id, 1)) == effects.lines("ended").count((job_id, 1)) == 1
+    assert node.service.stop() == 0, node.service.log
+
+
+async def test_what_a_frozen_process_was_told_takes_effect_once_or_not_at_all(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell which before it thaws: until then the doubt stays, and afterwards nothing more comes of it."""
+    monkeypatch.setattr(stores, "SETTLE_TIMEOUT", 0.2)
+    async with open_driver(bench.url) as driver:
+        document = documents.encode(NewJob(id=new_id()))
+        for lane in (driver.store._submit, driver.store._claim):
+            lane._reply_timeout = 2
+        await driver.submit_many({}, {})
+        await driver.claim(0)
+        with frozen_processes(backends(bench.url)):
+            with pytest.raises(ConnectionLost) as submission:
+                await driver.store.submit([document], wake=False)
+            with pytest.raises(ConnectionLost) as claim:
+                await driver.claim()
+            with pytest.raises(DatabaseUnavailable, match="does not end"):
+                await driver.store.submit_again([document], backend=submission.value.backend)
+            with pytest.raises(DatabaseUnavailable, match="does not end"):
+                await driver.store.held(driver.node, backend=claim.value.backend)
+        await driver.store.submit_again([document], backend=submission.value.backend)
+        held = await driver.store.held(driver.node, backend=claim.value.backend)
+        with open_database(bench.url) as database:
+            before = database.rows("SELECT id, state FROM jobqueue.jobs ORDER BY id")
+            assert len(before) == 3
+            assert sum(state == "inflight" for _, state in before) == len(held)
+            await trio.sleep(0.5)
+            assert database.rows("SELECT id, state FROM jobqueue.jobs ORDER BY id") == before
 
 
 def test_an_outage_longer_than_the_lease_costs_no_run(bench: Bench, start: Start, effects: Effects) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +31,12 @@ MINIMUM_SERVER_VERSION = 140_000
 REPLY_TIMEOUT = STATEMENT_TIMEOUT + 5.0
 """Seconds after which a server that has not replied counts as gone, however alive its network looks."""
 
+ABANDONED_AFTER = 5
+"""Seconds after which PostgreSQL ends a transaction of ours that says nothing (behind a pooler only)."""
+
+POOLED = "pooled"
+"""In place of a backend's start time: what stands before it is no pid, but the advisory lock that the transaction holds."""
+
 T = TypeVar("T")
 
 
@@ -49,9 +57,46 @@ class Connection(psycopg.Connection[tuple[object, ...]]):
 
 @dataclass(slots=True)
 class _Session:
+    """A connection as a lane uses it.
+
+    Straight to PostgreSQL, each statement is a transaction, and the backend's identity tells what a broken connection may have left
+    behind. Behind a pooler the next transaction may have another backend, and this one another client: settings last for one
+    transaction, nothing is prepared, and a lock of this session's own tells whether its last transaction is over. That takes two
+    more round trips, so it is not how a direct connection does it.
+
+    Attributes:
+        backend: (pid, start time), or (advisory lock, POOLED).
+        begin: what begins each transaction behind a pooler; None without one.
+        in_doubt: whether what is under way may be committed although no answer comes.
+    """
+
     connection: Connection
     backend: tuple[int, str]
+    begin: bytes | None = None
+    in_doubt: bool = True
     not_replicated: str | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Behind a pooler, begin a transaction and commit it: until COMMIT is sent, nothing that breaks leaves anybody in doubt."""
+        if self.begin is None:
+            yield self.connection
+            return
+        self.in_doubt = False
+        try:
+            self.connection.execute(self.begin)
+            yield self.connection
+            self.in_doubt = True
+            self.connection.execute(b"COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        try:
+            self.connection.rollback()
+        except psycopg.Error:
+            self.connection.close()
 
     def hear(self, notice: pg.Diagnostic) -> None:
         """Catch the warning that is all PostgreSQL says when a wait for a synchronous standby was cut short.
@@ -133,13 +178,14 @@ class Lane:
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         session = self._session
-        if session is not None and _ended(session.connection):
+        if session is not None and (session.connection.closed or _ended(session.connection)):
             self._close()
             session = None
         if session is None:
             session = self._session = _open_session(self._url, self._purpose, self._reply_timeout)
         try:
-            result = work(session.connection)
+            with session.transaction() as connection:
+                result = work(connection)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise RefusedData(_one_line(error)) from error
         except pg.ReadOnlySqlTransaction as error:
@@ -152,6 +198,8 @@ class Lane:
                     raise
                 raise DatabaseUnavailable(_one_line(error)) from error
             self._close()
+            if not session.in_doubt:
+                raise DatabaseUnavailable(_one_line(error)) from error
             raise ConnectionLost(_one_line(error), backend=session.backend) from error
         if (warning := session.not_replicated) is not None:
             session.not_replicated = None
@@ -164,29 +212,55 @@ class Lane:
             self._session = None
 
 
+def behind_pooler(connection: Connection) -> bool:
+    """Tell whether a pooler, such as PgBouncer, stands before PostgreSQL: the pid it gives a client is of its own making."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row is not None and row[0] != connection.info.backend_pid
+
+
 def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     connection = connect(url, purpose)
     connection.reply_timeout = reply_timeout
+    # Less than the reply may take, so that it is the server that gives up first: then nobody is in doubt.
+    statement_timeout = f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms"
     try:
-        # An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
-        row = connection.execute(
-            """
-            SELECT pid, backend_start::text, set_config('statement_timeout', %s, false),
-                   CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
-              FROM pg_stat_activity WHERE pid = pg_backend_pid()
-            """,
-            # Less than the reply may take, so that it is the server that gives up first: then nobody is in doubt.
-            (f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms",),
-        ).fetchone()
+        session = (_pooled_session if behind_pooler(connection) else _direct_session)(connection, statement_timeout)
     except psycopg.Error as error:
         connection.close()
         raise DatabaseUnavailable(f"cannot prepare a connection: {_one_line(error)}") from error
+    connection.add_notice_handler(session.hear)
+    return session
+
+
+# An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
+
+
+def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
+    row = connection.execute(
+        """
+        SELECT pid, backend_start::text, set_config('statement_timeout', %s, false),
+               CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
+          FROM pg_stat_activity WHERE pid = pg_backend_pid()
+        """,
+        (statement_timeout,),
+    ).fetchone()
     pid, started = (row[0], row[1]) if row else (connection.info.backend_pid, "-infinity")
     assert isinstance(pid, int)  # noqa: S101 - PostgreSQL's own type
     assert isinstance(started, str)  # noqa: S101
-    session = _Session(connection, (pid, started))
-    connection.add_notice_handler(session.hear)
-    return session
+    return _Session(connection, (pid, started))
+
+
+def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
+    connection.prepare_threshold = None  # also where a statement asks for it
+    lock = random.getrandbits(63)
+    begin = f"""
+        BEGIN ISOLATION LEVEL READ COMMITTED;
+        SELECT set_config('statement_timeout', '{statement_timeout}', true),
+               set_config('idle_in_transaction_session_timeout', '{ABANDONED_AFTER}s', true),
+               CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END,
+               pg_advisory_xact_lock({lock})
+    """
+    return _Session(connection, (lock, POOLED), begin.encode())
 
 
 def _ended(connection: Connection) -> bool:

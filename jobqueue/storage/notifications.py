@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage.database import REPLY_TIMEOUT, Connection, connect
+from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect
 
 CHANNELS = ("jobqueue", "jobqueue_scheduled")
 
@@ -21,6 +21,10 @@ LONGEST_BACKOFF = 10.0
 """Seconds between two tries to connect again, at the most."""
 
 log = structlog.get_logger()
+
+
+class _BehindPooler(DatabaseUnavailable):
+    """A pooler passes no notifications on."""
 
 
 async def run(
@@ -34,11 +38,20 @@ async def run(
 
     After every (re)connection `on_connect` is called: whatever was notified in between is lost, so look for work at once.
 
+    Through a connection pooler nothing is listened to: LISTEN would stay behind on a server connection that is anybody's next, and
+    what arrives there goes to a stranger, or to nobody.
+
     Raises:
         DatabaseUnavailable: the first connection failed; later ones are tried again for ever.
     """
     limiter = trio.CapacityLimiter(1)
-    connection: Connection | None = await trio.to_thread.run_sync(_listen, url, limiter=limiter)
+    connection: Connection | None = None
+    try:
+        connection = await trio.to_thread.run_sync(_listen, url, limiter=limiter)
+    except _BehindPooler as error:
+        log.warning("no notifications: work is found by polling", reason=str(error))
+        task_status.started()
+        await trio.sleep_forever()
     task_status.started()
     failures = 0
     while True:
@@ -75,9 +88,15 @@ def _listen(url: str) -> Connection:
     connection = connect(url, "listen")
     connection.reply_timeout = REPLY_TIMEOUT
     try:
-        for channel in CHANNELS:
-            connection.execute(f"LISTEN {channel}".encode())
+        _subscribe(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _subscribe(connection: Connection) -> None:
+    if behind_pooler(connection):
+        raise _BehindPooler("the database is reached through a connection pooler")
+    for channel in CHANNELS:
+        connection.execute(f"LISTEN {channel}".encode())

@@ -16,7 +16,7 @@ from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import ClaimedJob
 from jobqueue.storage import schema
-from jobqueue.storage.database import STATEMENT_TIMEOUT, Connection, Lane
+from jobqueue.storage.database import POOLED, Connection, Lane
 
 SUBMIT_TIMEOUT = 15.0
 """Seconds for the transaction of one batch of submissions: somebody waits for the answer."""
@@ -29,6 +29,9 @@ OUTAGE_AFTER = 1.0
 
 HEARTBEAT_TIMEOUT = 4.0
 """Seconds for one renewal of a lease, so that several fit into it."""
+
+SETTLE_TIMEOUT = 5.0
+"""Seconds for the session of a lost connection to end; whoever waits for that asks again."""
 
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
@@ -311,16 +314,23 @@ class Store:
 
 
 def _settle(connection: Connection, backend: tuple[int, str]) -> None:
-    """Make sure that nothing more comes of a lost connection: end its session on the server, and wait until it is gone.
+    """Make sure that nothing more comes of a lost connection: its transaction is over, committed or rolled back, when this returns.
 
-    A statement may still be on its way to it, and would take effect after we looked. A commit that is under way is not torn: when
-    the session is gone, its transaction was committed or rolled back. A pooler that gave it to another client has renamed it.
+    Straight to PostgreSQL, a statement may still be on its way, and would take effect after we looked: its session is ended. A
+    commit that is under way is not torn by that.
+
+    Behind a pooler nobody's session is ended, for it may serve another client by now. There only a lost COMMIT leaves a doubt, and
+    the lock that its transaction took is held for as long as that can take effect: wait for it. PostgreSQL itself rolls back a
+    transaction whose COMMIT does not arrive within `database.ABANDONED_AFTER`.
     """
+    if backend[1] == POOLED:
+        connection.execute(b"SELECT pg_advisory_xact_lock(%s)", backend[:1])
+        return
     sql = b"""
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE pid = %s AND backend_start = %s::timestamptz AND application_name LIKE 'jobqueue %%' AND pid <> pg_backend_pid()
     """
-    deadline = time.monotonic() + STATEMENT_TIMEOUT
+    deadline = time.monotonic() + SETTLE_TIMEOUT
     while connection.execute(sql, backend).fetchone():
         if time.monotonic() > deadline:
             raise DatabaseUnavailable("the session of a lost connection does not end")
