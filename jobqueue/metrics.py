@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.utils import floatToGoString
 
 from jobqueue.job import Verdict
 
@@ -21,6 +25,21 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 5, 10)
 
 
+class Durations:
+    """A histogram for what happens to every job: counted on the loop's thread alone, so without a lock."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_SECONDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.total += seconds
+
+
 class KindMetrics:
     """The series of one (queue, kind), bound once."""
 
@@ -31,8 +50,8 @@ class KindMetrics:
         self.recovered = families.recovered.labels(queue, kind)
         self.stale = families.stale.labels(queue, kind)
         self.unhandled = families.unhandled.labels(queue, kind)
-        self.wait = families.wait.labels(queue, kind)
-        self.run = families.run.labels(queue, kind)
+        self.wait = Durations()
+        self.run = Durations()
         self.by_outcome: dict[Verdict, Counter] = {
             "succeeded": families.completed.labels(queue, kind),
             "retry": families.retried.labels(queue, kind),
@@ -49,9 +68,6 @@ class _PerKind:
         def counter(name: str, text: str) -> Counter:
             return Counter(f"jobqueue_{name}", text, ("queue", "kind"), registry=registry)
 
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"jobqueue_{name}", text, ("queue", "kind"), buckets=_SECONDS, registry=registry)
-
         self.submitted = counter("jobs_submitted", "Jobs committed through this node.")
         self.completed = counter("jobs_completed", "Jobs that succeeded on this node.")
         self.failed = counter("attempts_failed", "Attempts that failed on this node, for whatever reason.")
@@ -62,8 +78,6 @@ class _PerKind:
         self.recovered = counter("jobs_recovered", "Jobs that this node took back from a lost node.")
         self.stale = counter("stale_completions", "Outcomes that came too late: the run was not this node's any more.")
         self.unhandled = counter("jobs_unhandled", "Attempts of a kind that this node has no handler for.")
-        self.wait = histogram("job_wait_seconds", "From available to claimed, for first attempts.")
-        self.run = histogram("job_run_seconds", "From the start of an attempt to its end.")
 
 
 class Metrics:
@@ -75,6 +89,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._families = _PerKind(registry)
         self._bound: dict[tuple[str, str], KindMetrics] = {}
+        registry.register(self)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"jobqueue_{name}", text, labels, registry=registry)
@@ -104,6 +119,19 @@ class Metrics:
                 return self.of(*_OTHER)
             bound = self._bound[queue, kind] = KindMetrics(self._families, queue, kind)
         return bound
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Give the registry what `Durations` have counted."""
+        for name, text, durations in (
+            ("job_wait_seconds", "From available to claimed, for first attempts.", "wait"),
+            ("job_run_seconds", "From the start of an attempt to its end.", "run"),
+        ):
+            family = HistogramMetricFamily(f"jobqueue_{name}", text, labels=("queue", "kind"))
+            for labels, bound in self._bound.items():
+                counted: Durations = getattr(bound, durations)
+                buckets = zip((*map(floatToGoString, _SECONDS), "+Inf"), accumulate(counted.counts), strict=True)
+                family.add_metric(labels, list(buckets), counted.total)
+            yield family
 
     def name_node(self, node: str, host: str, version: str) -> None:
         """Say which node this is: a new id after a lost lease replaces the old one."""

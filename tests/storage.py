@@ -61,8 +61,8 @@ class Driver:
 
     async def finish(self, job: ClaimedJob, outcome: Verdict, *, node: str | None = None, **fields: Any) -> bool:
         """Finish one run; return whether it was accepted."""
-        document = documents.encode(Outcome(id=job.id, claims=job.claims, outcome=outcome, **fields))
-        return await self.store.finish(node or self.node, [document]) == set()
+        ended = Outcome(id=job.id, claims=job.claims, outcome=outcome, **fields)
+        return await self.store.finish(node or self.node, [ended]) == set()
 
     async def state(self, job_id: str) -> str | None:
         job = await self.store.job(job_id)

@@ -39,6 +39,26 @@ def claimed(**fields: Any) -> ClaimedJob:
     return ClaimedJob(**{**job, **fields})
 
 
+async def run_one(executor: Executor, job: ClaimedJob, begun: Callable[[Run], None] = lambda _: None) -> Outcome | None:
+    """Run one job, and return what was recorded."""
+    jobs, recorded = [job], []
+
+    async def take(scope: trio.CancelScope) -> Run:
+        if not jobs:
+            raise trio.EndOfChannel
+        run = Run(jobs.pop(), "node", scope)
+        begun(run)
+        return run
+
+    async def record(_: Run, outcome: Outcome | None) -> None:
+        recorded.append(outcome)
+
+    with pytest.raises(trio.EndOfChannel):
+        await executor.run_each(take, record)
+    [outcome] = recorded
+    return outcome
+
+
 class Node:
     """An executor with everything around it that it needs."""
 
@@ -57,11 +77,14 @@ class Node:
     async def run(self, function: Callable[..., Any], *, job: dict[str, Any] | None = None, **options: Any) -> Outcome:
         """Register the function with these options, run one job with it, and return an outcome that the database takes."""
         self.handle(function, **options)
-        outcome = await self.executor.execute(Run(claimed(**(job or {})), "node"))
+        outcome = await self.execute(claimed(**(job or {})))
         assert outcome is not None
         assert (outcome.id, outcome.claims) == (claimed().id, claimed().claims)
         documents.encode(outcome)
         return outcome
+
+    async def execute(self, job: ClaimedJob, begun: Callable[[Run], None] = lambda _: None) -> Outcome | None:
+        return await run_one(self.executor, job, begun)
 
     def handle(self, function: Callable[..., Any], **options: Any) -> None:
         self.app.handler("test", **options)(function)
@@ -220,7 +243,7 @@ async def test_any_text_of_an_exception_can_be_recorded(error: Exception, text: 
 async def test_a_kind_that_nobody_serves_is_retried_and_counted(node: Node) -> None:
     node.handle(returning(None))
     for attempt, verdict in [(1, "retry"), (4, "dead")]:
-        outcome = await node.executor.execute(Run(claimed(kind="unknown", attempt=attempt), "node"))
+        outcome = await node.execute(claimed(kind="unknown", attempt=attempt))
         assert outcome is not None
         assert outcome.outcome == verdict
         assert error_of(outcome).error == "no handler for kind 'unknown' on this node (it serves: test)"
@@ -469,7 +492,7 @@ async def test_verdicts_and_failures_come_out_of_a_process(node: Node) -> None:
     node.handle(steer, cpu=True)
 
     async def outcome_of(verdict: str) -> Outcome:
-        outcome = await node.executor.execute(Run(claimed(**payload(verdict=verdict)), "node"))
+        outcome = await node.execute(claimed(**payload(verdict=verdict)))
         assert outcome is not None
         return outcome
 
@@ -490,14 +513,14 @@ async def test_a_process_that_dies_is_a_failure_in_words_and_the_next_job_gets_a
     assert died.outcome == "retry"
     assert error_of(died).error == "the process that ran the handler died (killed, out of memory, or a crash in C)"
     node.app.handler("next", cpu=True)(os.getpid)
-    after = await node.executor.execute(Run(claimed(kind="next"), "node"))
+    after = await node.execute(claimed(kind="next"))
     assert after is not None
     assert after.outcome == "succeeded"
 
 
 async def test_a_process_is_killed_at_the_timeout(node: Node) -> None:
     node.app.handler("pid", cpu=True)(os.getpid)
-    before = await node.executor.execute(Run(claimed(kind="pid"), "node"))
+    before = await node.execute(claimed(kind="pid"))
     assert before is not None
     assert before.result is not None
     outcome = await node.run(hang, cpu=True, timeout=0.1)
@@ -514,7 +537,8 @@ async def test_the_clock_of_a_job_does_not_run_while_it_waits_for_a_process(node
         await wait_all_tasks_blocked()
         assert running.run.scope.deadline == math.inf
     await running.ended.wait()
-    assert running.run.scope.deadline == running.run.started + 30
+    assert running.run.cancelled_at == running.run.started + 30
+    assert running.run.scope.deadline == math.inf, "the next run in the scope has its own"
     assert [outcome and outcome.outcome for outcome in running.outcomes] == ["succeeded"]
 
 
@@ -539,7 +563,7 @@ class Running:
     """A job in the middle of its run."""
 
     def __init__(self, node: Node) -> None:
-        self.run = Run(claimed(), "node")
+        self.run: Run
         self.worker = trio.CancelScope()
         self.outcomes: list[Outcome | None] = []
         self.ended = trio.Event()
@@ -552,8 +576,11 @@ class Running:
 
     async def execute(self) -> None:
         with self.worker:
-            self.outcomes.append(await self._node.executor.execute(self.run))
+            self.outcomes.append(await self._node.execute(claimed(), self._begun))
         self.ended.set()
+
+    def _begun(self, run: Run) -> None:
+        self.run = run
 
 
 @pytest.fixture
@@ -648,3 +675,34 @@ async def test_the_cancellation_of_the_worker_itself_passes_through(
     await wait_all_tasks_blocked()
     assert running.worker.cancelled_caught
     assert running.outcomes == []
+
+
+async def test_runs_share_a_scope_until_one_of_them_uses_it_up(node: Node) -> None:
+    scopes: list[trio.CancelScope] = []
+    outcomes: list[str] = []
+    timeouts = [None, 0.05, 5.0, None]
+
+    async def handler(job: Job) -> None:
+        await trio.sleep(0.2 if job.max_retries == 1 else 0)
+
+    node.handle(handler)
+
+    async def take(scope: trio.CancelScope) -> Run:
+        if len(scopes) == len(timeouts):
+            raise trio.EndOfChannel
+        assert scope.deadline == math.inf
+        timeout = timeouts[len(scopes)]
+        scopes.append(scope)
+        return Run(claimed(timeout=timeout, max_retries=1 if timeout == 0.05 else 3), "node", scope)
+
+    async def record(_: Run, outcome: Outcome | None) -> None:
+        assert trio.current_effective_deadline() == math.inf, "what is recorded is not cut off with the run"
+        assert outcome is not None
+        outcomes.append(outcome.outcome)
+
+    with pytest.raises(trio.EndOfChannel):
+        await node.executor.run_each(take, record)
+    assert outcomes == ["succeeded", "retry", "succeeded", "succeeded"]
+    assert scopes[0] is scopes[1]
+    assert scopes[1] is not scopes[2]
+    assert scopes[2] is scopes[3]

@@ -18,15 +18,23 @@ import trio_parallel
 
 from jobqueue import App
 from jobqueue.engine import watchdog
-from jobqueue.engine.executor import Executor, Run
+from jobqueue.engine.executor import Executor
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from tests.conftest import ROOT
+from tests.test_executor import run_one
 
-BLOCKED_SECONDS = 3.2
-"""Enough for the watchdog to notice: a beat is due after at most one second, and overdue after another."""
+BLOCKED_SECONDS = 1.9
+"""Enough for the watchdog to notice: a beat is due after at most half a second, and overdue 0.6 seconds later."""
 
 JOB = {"job_id": "0198c7a4-0000-7000-8000-000000000000", "kind": "test", "queue": "mail", "attempt": 2}
+
+
+@pytest.fixture(autouse=True)
+def sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the watchdog notice in half the time: nearly all that these tests do is wait for it."""
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.6)
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ async def execute(function: Callable[..., Any], **options: Any) -> None:
             app.handlers, Metrics(), threads=trio.CapacityLimiter(2), processes=processes, process_limiter=trio.CapacityLimiter(1)
         )
         claimed = ClaimedJob("mail", JOB["job_id"], "test", msgspec.Raw(b"{}"), 0, 2, 7, 3, None, 1_900_000_000.0, 0.0, 0.0)
-        await executor.execute(Run(claimed, "node"))
+        await run_one(executor, claimed)
 
 
 async def told(logs: list[Any], lines: int) -> list[str]:
@@ -78,7 +86,7 @@ async def is_deep_in_a_library() -> None:
 
 
 async def keeps_the_interpreter() -> None:
-    ctypes.PyDLL(None).sleep(4)  # in C, with the lock held: no thread runs meanwhile, the watchdog's neither
+    ctypes.PyDLL(None).sleep(2)  # in C, with the lock held: no thread runs meanwhile, the watchdog's neither
 
 
 async def blocks_in_a_task_of_its_own() -> None:
@@ -166,9 +174,9 @@ def test_an_idle_watchdog_costs_next_to_nothing() -> None:
         "import time, trio\nfrom jobqueue.engine import watchdog\n"
         "async def main():\n"
         " async with trio.open_nursery() as nursery:\n"
-        "  await nursery.start(watchdog.run); before = time.process_time(); await trio.sleep(5)\n"
+        "  await nursery.start(watchdog.run); before = time.process_time(); await trio.sleep(3)\n"
         "  print(time.process_time() - before); nursery.cancel_scope.cancel()\n"
         "trio.run(main)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(done.stdout) < 0.05, "a hundredth of a core"
+    assert float(done.stdout) < 0.03, "a hundredth of a core"

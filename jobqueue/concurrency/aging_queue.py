@@ -74,7 +74,8 @@ class AgingQueue(Generic[T]):
         if len(self._heap) >= self._capacity:
             raise trio.WouldBlock
         heapq.heappush(self._heap, (rank, next(self._arrivals), item))
-        self._waiting.unpark()
+        if self._waiting:
+            self._waiting.unpark()
 
     async def pop(self) -> T:
         """Take the item with the smallest rank, waiting for one if there is none.

@@ -149,5 +149,5 @@ class Dispatcher:
         forgotten = await self._store.held(node_id, backend=lost_backend) - known
         if forgotten:
             outcomes = [Outcome(id=job_id, claims=claims, outcome="released") for job_id, claims in sorted(forgotten)]
-            await self._store.finish(node_id, [documents.encode(outcome) for outcome in outcomes])
+            await self._store.finish(node_id, outcomes)
             log.warning("forgotten claims handed back", jobs=len(forgotten))

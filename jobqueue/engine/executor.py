@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -39,29 +39,30 @@ Cause = Literal["interrupted", "lease lost"]
 class Run:
     """One job while it runs on this node, and the handle to end it early.
 
+    Args:
+        scope: what the handler runs in; the same for many runs, until one of them is cancelled.
+
     Attributes:
         given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
     """
 
     __slots__ = ("cancelled_at", "cause", "given_up", "job", "node_id", "scope", "started", "timeout")
 
-    def __init__(self, job: ClaimedJob, node_id: str) -> None:
+    def __init__(self, job: ClaimedJob, node_id: str, scope: trio.CancelScope) -> None:
         self.job = job
         self.node_id = node_id
-        self.scope = trio.CancelScope()
+        self.scope = scope
         self.started = trio.current_time()
         self.timeout: float | None = None
         self.cause: Cause | None = None
         self.cancelled_at = math.inf
         self.given_up = False
 
-    def begin(self, timeout: float | None) -> None:
-        """Start the clock: what came before was waiting for a place to run."""
-        self.started = trio.current_time()
+    def limit(self, timeout: float) -> None:
+        """Let the handler's time end so many seconds after its start."""
         self.timeout = timeout
-        if timeout is not None:
-            self.scope.deadline = self.started + timeout
-            self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
+        self.scope.deadline = self.started + timeout
+        self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
 
     def cancel(self, cause: Cause) -> None:
         """Cancel the handler; its outcome will say why."""
@@ -113,8 +114,44 @@ class Executor:
         self._processes = processes
         self._process_limiter = process_limiter
 
-    async def execute(self, run: Run) -> Outcome | None:
-        """Run the attempt to its end, or until `Run.cancel`; None when the lease is lost and nobody may tell the outcome."""
+    async def run_each(
+        self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
+    ) -> None:
+        """Run attempts one after the other, each to its end or until `Run.cancel`, until `take` or `record` raises.
+
+        Args:
+            take: get the next one, to run in this scope.
+            record: take what became of it; None when the lease is lost and nobody may tell.
+        """
+        while True:
+            await self._run_in_one_scope(take, record)
+
+    async def _run_in_one_scope(
+        self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
+    ) -> None:
+        """Run attempts until one of them uses the scope up: it is good for one cancellation, and costs as much as a small job."""
+        run: Run | None = None
+        outcome: Outcome | None = None
+        try:
+            with trio.CancelScope() as scope:
+                while True:
+                    run = await take(scope)
+                    outcome = await self._attempt(run)
+                    if scope.cancel_called:
+                        break
+                    ended, run = run, None
+                    await record(ended, outcome)
+        except BaseException as error:
+            if run is None:
+                raise
+            outcome = self._verdict(run, error)
+        assert run is not None  # noqa: S101 - only with a run does the loop end
+        if scope.cancelled_caught:
+            outcome = _cut_short(run, self._handlers.get(run.job.kind))
+        await record(run, outcome)
+
+    async def _attempt(self, run: Run) -> Outcome | None:
+        """Call the handler. What comes out of a scope that was cancelled is raised, to be judged outside of it."""
         job = run.job
         handler = self._handlers.get(job.kind)
         if handler is None:
@@ -127,19 +164,31 @@ class Executor:
             return _dead(run, str(error), _Failure(str(error)))
         timeout = handler.timeout if job.timeout is None else job.timeout
         try:
-            with run.scope:
-                result = await self._call(run, handler, arguments, timeout)
-        except BaseException as error:  # whatever a handler raises is a verdict on its job, not on the service
-            if _is_cancellation(error) and trio.current_effective_deadline() == -math.inf:
+            if handler.mode == "process":
+                result = await self._call_process(run, handler, arguments, timeout)
+            else:
+                if timeout is not None:
+                    run.limit(timeout)
+                result = await self._call(handler, arguments)
+            return _succeeded(run, handler, result)
+        except BaseException as error:
+            if run.scope.cancel_called:
                 raise
-            try:
-                return _judge(run, handler, error)
-            except BaseException as broken:  # noqa: BLE001 - to describe an error is to run its code
-                what = f"{type(error).__name__}, and looking at it raised {type(broken).__name__}"
-                return _failed(run, handler, _Failure(what))
-        if run.scope.cancelled_caught:
-            return _cut_short(run, handler)
-        return _succeeded(run, handler, result)
+            return self._verdict(run, error)
+        finally:
+            if run.timeout is not None and not run.scope.cancel_called:
+                run.scope.deadline = math.inf
+
+    def _verdict(self, run: Run, error: BaseException) -> Outcome | None:
+        """Judge what a handler raised, whatever it is, unless it is the worker that is being cancelled."""
+        if _is_cancellation(error) and trio.current_effective_deadline() == -math.inf:
+            raise error
+        handler = self._handlers[run.job.kind]
+        try:
+            return _judge(run, handler, error)
+        except BaseException as broken:  # noqa: BLE001 - to describe an error is to run its code
+            what = f"{type(error).__name__}, and looking at it raised {type(broken).__name__}"
+            return _failed(run, handler, _Failure(what))
 
     def give_up(self, run: Run) -> Outcome | None:
         """Leave a stubborn handler behind: return the outcome that its cancellation has; None when nobody may tell one."""
@@ -147,10 +196,7 @@ class Executor:
         log.error("the handler does not stop: it is left behind", **run.job.log_context, seconds=round(run.seconds, 1))
         return _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
 
-    async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
-        if handler.mode == "process":
-            return await self._call_process(run, handler, arguments, timeout)
-        run.begin(timeout)
+    async def _call(self, handler: Handler, arguments: dict[str, Any]) -> Any:
         if handler.mode == "async":
             return await handler.function(**arguments)
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
@@ -161,7 +207,9 @@ class Executor:
         async with self._process_limiter:
             if not self._processes.statistics().idle_workers:
                 await in_process(bool)  # starts a process: that second is not the handler's
-            run.begin(timeout)
+            run.started = trio.current_time()  # what came before was waiting for a place to run
+            if timeout is not None:
+                run.limit(timeout)
             document = await in_process(call_handler, handler.function, arguments)
         return None if document == b"null" else msgspec.Raw(document)
 
@@ -232,12 +280,13 @@ def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> 
 
 
 def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
-    try:
-        document = documents.encode(result, limit=MAX_RESULT_BYTES)
-    except documents.RefusedDocument as error:
-        return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
     # NULL in the column says "no result" as well as null in JSON does, and is smaller.
-    kept = None if result is None else msgspec.Raw(document)
+    kept: msgspec.Raw | None = None
+    if result is not None:
+        try:
+            kept = msgspec.Raw(documents.encode(result, limit=MAX_RESULT_BYTES))
+        except documents.RefusedDocument as error:
+            return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
     return Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded", result=kept)
 
 

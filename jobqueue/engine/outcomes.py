@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -62,8 +63,8 @@ class Outcomes:
 
     async def put(self, job: ClaimedJob, outcome: Outcome, node_id: str) -> None:
         """Hand an outcome over; it is written with others, and tried again for as long as the database is away."""
-        size = 0 if outcome.result is None else memoryview(outcome.result).nbytes
-        await self._group.put(Finished(job, outcome, node_id), weight=documents.weight(size))
+        weight = 1 if outcome.result is None else documents.weight(memoryview(outcome.result).nbytes)
+        await self._group.put(Finished(job, outcome, node_id), weight=weight)
 
     async def release(self, jobs: Sequence[ClaimedJob]) -> None:
         """Hand jobs back that were claimed and never started."""
@@ -89,13 +90,13 @@ class Outcomes:
 
     async def _commit(self, node_id: str, batch: Sequence[Finished]) -> list[Finished]:
         """Write a batch, however long it takes; return the stale ones."""
-        encoded = [documents.encode(finished.outcome) for finished in batch]
+        outcomes = [finished.outcome for finished in batch]
         failures = 0
         in_doubt = False
         while True:
             started = trio.current_time()
             try:
-                stale = await self._store.finish(node_id, encoded)
+                stale = await self._store.finish(node_id, outcomes)
             except DatabaseUnavailable as error:
                 failures += 1
                 in_doubt = in_doubt or isinstance(error, ConnectionLost)
@@ -112,14 +113,16 @@ class Outcomes:
     def _count(self, batch: Sequence[Finished], stale: Sequence[Finished]) -> None:
         late = {id(finished) for finished in stale}
         written = [finished for finished in batch if id(finished) not in late]
-        verbose = log.is_enabled_for(logging.DEBUG)
-        for job, outcome, _ in written:
-            if verbose:
+        if log.is_enabled_for(logging.DEBUG):
+            for job, outcome, _ in written:
                 log.debug("run recorded", **job.log_context, outcome=outcome.outcome)
-            metrics = self._metrics.of(job.queue, job.kind)
-            metrics.by_outcome[outcome.outcome].inc()
-            if outcome.error is not None:
-                metrics.failed.inc()
+        # One call a batch and series, not one a job.
+        alike = Counter((job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, _ in written)
+        for (queue, kind, verdict, failed), count in alike.items():
+            metrics = self._metrics.of(queue, kind)
+            metrics.by_outcome[verdict].inc(count)
+            if failed:
+                metrics.failed.inc(count)
         for job, outcome, _ in stale:
             self._metrics.of(job.queue, job.kind).stale.inc()
             log.warning("stale completion dropped", **job.log_context, outcome=outcome.outcome)

@@ -110,7 +110,7 @@ def _culprit(pulse: _Pulse) -> dict[str, Any]:
         # What is further out is Trio, and whoever called it.
         outermost = getattr(tasks[0].coro, "cr_frame", None)
         stack = stack[: stack.index(outermost) + 1] if outermost in stack else stack
-    runs = (frame.f_locals.get("run") for frame in frames if frame.f_code is Executor.execute.__code__)
+    runs = (frame.f_locals.get("run") for frame in frames if frame.f_code is Executor._attempt.__code__)  # noqa: SLF001 - where a run is on the stack
     job = next((dict(run.job.log_context) for run in runs if isinstance(run, Run)), {})
     theirs = [frame for frame in stack if tasks and not frame.f_code.co_filename.startswith(("<", *_LIBRARIES))]
     line = next(iter(theirs or stack), None)

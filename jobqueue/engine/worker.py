@@ -11,6 +11,7 @@ from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
 
 LOOP_SHARE = 0.01
@@ -103,36 +104,43 @@ class Workers:
                     await self._outcomes.put(run.job, outcome, run.node_id)
 
     async def _work(self, queue: LocalQueue) -> None:
-        given_up = False
+        replaced = False
+
+        async def take(scope: trio.CancelScope) -> Run:
+            run = Run(await queue.ready.pop(), self._lease.node.id, scope)
+            queue.runs.add(run)
+            return run
+
+        async def record(run: Run, outcome: Outcome | None) -> None:
+            if run.given_up:
+                log.info("a handler that was left behind has ended", **run.job.log_context)
+                raise _Replaced
+            queue.runs.discard(run)
+            await self._record(queue, run, outcome)
+
         try:
-            while not given_up:
-                given_up = await self._run_one(queue)
+            await self._executor.run_each(take, record)
         except trio.EndOfChannel:
             pass
+        except _Replaced:
+            replaced = True
         finally:
-            if not given_up:
+            if not replaced:
                 self._working -= 1
                 self._ended.unpark_all()
 
-    async def _run_one(self, queue: LocalQueue) -> bool:
-        """Run the next job; return whether it was given up meanwhile, and another worker is in this one's place."""
-        job = await queue.ready.pop()
-        run = Run(job, self._lease.node.id)
-        queue.runs.add(run)
-        try:
-            outcome = await self._executor.execute(run)
-        finally:
-            queue.runs.discard(run)
-        if run.given_up:
-            log.info("a handler that was left behind has ended", **job.log_context)
-            return True
+    async def _record(self, queue: LocalQueue, run: Run, outcome: Outcome | None) -> None:
+        now = trio.current_time()
         queue.finished_one()
-        self._metrics.of(job.queue, job.kind).run.observe(run.seconds)
+        self._metrics.of(run.job.queue, run.job.kind).run.observe(now - run.started)
         if outcome is not None:
-            await self._outcomes.put(job, outcome, run.node_id)
+            await self._outcomes.put(run.job, outcome, run.node_id)
         if queue.hungry:
             self._on_hungry()
-        if trio.current_time() - self._yielded_at > LOOP_SHARE:
+        if now - self._yielded_at > LOOP_SHARE:
             await trio.lowlevel.checkpoint()
             self._yielded_at = trio.current_time()
-        return False
+
+
+class _Replaced(Exception):
+    """The worker's run was given up meanwhile, and another worker is in its place."""

@@ -14,7 +14,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
-from jobqueue.job import ClaimedJob
+from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 
@@ -226,16 +226,17 @@ class Store:
 
         return await self._claim.run(work)
 
-    async def finish(self, node_id: str, outcomes: Sequence[bytes]) -> set[int]:
+    async def finish(self, node_id: str, outcomes: Sequence[Outcome]) -> set[int]:
         """Move each run to where its outcome says; return the positions (from 0) of the stale ones, which were dropped.
 
         Args:
             node_id: the node that ran them.
-            outcomes: encoded `Outcome` documents.
+            outcomes: whose results and texts have passed the gate (`documents`).
         """
 
         def work(connection: Connection) -> set[int]:
-            stale = _scalar("SELECT jobqueue.finish(%s, %s::jsonb)", node_id, documents.join(outcomes))(connection)
+            given = msgspec.json.encode(outcomes).decode()
+            stale = _scalar("SELECT jobqueue.finish(%s, %s::jsonb)", node_id, given)(connection)
             assert isinstance(stale, list)  # noqa: S101 - bigint[]
             return {place - 1 for place in stale}
 
