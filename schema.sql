@@ -10,6 +10,9 @@
 --
 -- Every arrow is one function below and one transaction. Functions are called with batches, as one JSON document in and one out:
 -- that is what makes them fast (ARCHITECTURE.md has the figures).
+--
+-- An id is one job. Where somebody's SQL made two rows of one, the row that arrives in a table gives way to the one that is there
+-- (ON CONFLICT DO NOTHING): an error would end the batch, and every node in turn that tries it.
 
 BEGIN;
 
@@ -43,7 +46,8 @@ END $$;
 CREATE TABLE IF NOT EXISTS jobqueue.queues (
     name           text        PRIMARY KEY,
     paused         boolean     NOT NULL DEFAULT false,
-    aging_interval interval    NOT NULL DEFAULT '1 second' CHECK (aging_interval >= '0 seconds'),
+    aging_interval interval    NOT NULL DEFAULT '1 second'
+                   CONSTRAINT aging_interval_range CHECK (aging_interval BETWEEN '0 seconds' AND '1 day'),  -- more has no rank
     created_at     timestamptz NOT NULL DEFAULT now()
 );
 
@@ -81,7 +85,8 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
     CONSTRAINT max_retries_range CHECK (max_retries BETWEEN 0 AND 1000),
-    CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800)
+    CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800),
+    CONSTRAINT rank_finite CHECK (isfinite(rank))
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 
@@ -261,7 +266,6 @@ BEGIN
           -- not buy a better place than those have who waited.
          CROSS JOIN LATERAL (SELECT now() + (f.place - 1) * interval '1 microsecond' AS since) AS a
          WHERE f.run_at IS NULL OR f.run_at <= now()
-            ON CONFLICT (id) DO NOTHING
         RETURNING p.queue, p.rank
     ), scheduled AS (
         INSERT INTO jobqueue.scheduled_jobs AS s
@@ -269,7 +273,6 @@ BEGIN
         SELECT f.id, f.queue, f.kind, f.priority, f.run_at, f.payload, f.max_retries, f.timeout, now(), f.run_at
           FROM fresh AS f
          WHERE f.run_at > now()
-            ON CONFLICT (id) DO NOTHING
         RETURNING s.run_at
     )
     SELECT (SELECT array_agg(given.id ORDER BY given.place) FROM given),
@@ -290,10 +293,10 @@ BEGIN
 END $$;
 
 -- Submit a batch: jobs is an array of objects with the fields of jobqueue.submit (all optional), plus "delay" in seconds instead of
--- "run_at". All or nothing. Returns the ids in the order of the array. Call it in your own transaction: commit and the jobs exist,
--- roll back and they never did.
+-- "run_at", and "id": a job whose id exists in any state is left alone. All or nothing. Returns the ids in the order of the array.
+-- Call it in your own transaction: commit and the jobs exist, roll back and they never did.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
-LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobs) $$;
+LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobs, again => jobs @? '$[*].id') $$;
 
 -- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
 CREATE OR REPLACE FUNCTION jobqueue.submit(
@@ -347,6 +350,7 @@ BEGIN
         SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval), h.payload,
                h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors
           FROM held AS h LEFT JOIN jobqueue.queues AS q ON q.name = h.queue
+            ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
         SELECT sum(jobs) AS jobs, count(jobqueue.wake(queue, rank))
@@ -390,12 +394,14 @@ BEGIN
         SELECT j.id, j.queue, j.kind, j.priority, 'lease lost ' || j.attempt || ' times: the job may be killing its process',
                j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors
           FROM judged AS j WHERE j.spent
+            ON CONFLICT (id) DO NOTHING
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
         SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval), j.payload,
                j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors
           FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue WHERE NOT j.spent
+            ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
@@ -426,6 +432,7 @@ AS $$
 DECLARE
     want record;
     part text;
+    quoted text;
     parts text[] := '{}';
 BEGIN
     IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
@@ -437,28 +444,30 @@ BEGIN
           FROM jsonb_each(wants) AS w
          WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = w.key AND q.paused)
     LOOP
+        quoted := to_json(want.queue);
         WITH taken AS (
             DELETE FROM jobqueue.pending_jobs AS p
              WHERE p.ctid = ANY (ARRAY(
                        SELECT c.ctid FROM jobqueue.pending_jobs AS c
-                        WHERE c.queue = want.queue AND c.rank >= want.floor ORDER BY c.rank LIMIT want.jobs FOR UPDATE SKIP LOCKED))
-            RETURNING p.*
+                        WHERE c.queue = want.queue AND c.rank >= want.floor
+                              -- A second row of a job that runs waits for the end of the run.
+                          AND NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = c.id OFFSET 0)
+                        ORDER BY c.rank LIMIT want.jobs FOR UPDATE OF c SKIP LOCKED))
+            RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
         ), moved AS (
             INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout, attempt,
                                                 claims, created_at, available_since, errors)
-            SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, coalesce(t.max_retries, (defaults ->> t.kind)::integer, 3),
+            SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, t.retries,
                    t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors
               FROM taken AS t
         )
-        SELECT string_agg(format('[%s,"%s",%s,%s,%s,%s,%s,%s,%s,%s,%s,%s]',
-                   to_json(t.queue), t.id, to_json(t.kind), t.payload, t.priority, t.attempt + 1, t.claims + 1,
-                   coalesce(t.max_retries, (defaults ->> t.kind)::integer, 3), coalesce(t.timeout::text, 'null'),
-                   extract(epoch FROM t.created_at), extract(epoch FROM t.rank),
-                   extract(epoch FROM clock_timestamp() - t.available_since)), ',')
+        SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1, t.claims + 1,
+                   t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at), date_part('epoch', t.rank),
+                   date_part('epoch', clock_timestamp() - t.available_since)), '],[')
           INTO part
           FROM taken AS t;
         IF part IS NOT NULL THEN
-            parts := parts || part;
+            parts := parts || ('[' || part || ']');
         END IF;
     END LOOP;
     RETURN '[' || array_to_string(parts, ',') || ']';
@@ -466,9 +475,10 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- finish
 
--- A job's error history with one more entry: the last ten are kept.
+-- A job's error history with one more entry: the last ten are kept. STABLE, because jsonb_build_array is: a function that claims to be
+-- more than its body is never inlined, and is called for each row.
 CREATE OR REPLACE FUNCTION jobqueue.with_error(errors jsonb, error jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN error IS NULL THEN errors
                 WHEN jsonb_array_length(errors) >= 10 THEN (errors - 0) || jsonb_build_array(error)
                 ELSE errors || jsonb_build_array(error) END
@@ -478,7 +488,8 @@ $$;
 --
 --     id, claims    the run: a row that does not match both, or is not this node's, is a stale completion and is dropped
 --     outcome       succeeded -> finished (result)    dead -> dead (reason, error)
---                   retry -> scheduled in delay seconds (error)    snoozed -> the same, with the attempt refunded
+--                   retry -> scheduled in delay seconds (error), or dead when it was the last attempt
+--                   snoozed -> scheduled in delay seconds, with the attempt refunded
 --                   released -> pending, with the attempt refunded
 --
 -- Returns the positions (from 1) of the stale ones.
@@ -487,19 +498,45 @@ LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_mergejoin = off
+SET enable_hashjoin = off   -- it would read the whole index of inflight_jobs, and its dead rows while an old transaction keeps them
 AS $$
 #variable_conflict use_column
 DECLARE
     stale bigint[];
+    done bigint[];
 BEGIN
+    -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others.
+    WITH given AS MATERIALIZED (
+        SELECT o.id, o.claims, o.result, o.place
+          FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb))
+               WITH ORDINALITY AS o (id, claims, outcome, result, place)
+         WHERE o.outcome = 'succeeded'
+    ), gone AS (
+        DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
+         WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
+        RETURNING i.*, g.result, g.place
+    ), finished AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, claimed_at, finished_at, node_id, result, errors)
+        SELECT d.id, d.queue, d.kind, d.priority, 'succeeded', d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
+               d.available_since, d.claimed_at, now(), d.node_id, d.result, d.errors
+          FROM gone AS d
+    )
+    SELECT coalesce(array_agg(gone.place), '{}') INTO done FROM gone;
+    IF cardinality(done) = jsonb_array_length(outcomes) THEN
+        RETURN '{}';
+    END IF;
+
     WITH given AS MATERIALIZED (
         SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
             id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision))
             WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, place)
+         WHERE o.place <> ALL (done)
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
-        RETURNING i.*, g.outcome, g.result, g.reason, g.error, g.delay, g.place
+        RETURNING i.*, g.outcome, g.result, g.reason, g.error, g.delay, g.place,
+                  coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent
     ), finished AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, result, errors)
@@ -510,16 +547,19 @@ BEGIN
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors)
-        SELECT d.id, d.queue, d.kind, d.priority, d.reason, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, now(), d.node_id, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
-          FROM gone AS d WHERE d.outcome = 'dead'
+        SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
+               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
+               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
+          FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
+            ON CONFLICT (id) DO NOTHING
     ), scheduled AS (
         INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
                                              available_since, errors)
         SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
                d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
                jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
-          FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed')
+          FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
+            ON CONFLICT (id) DO NOTHING
     ), released AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
@@ -527,13 +567,13 @@ BEGIN
                d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors
           FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
          WHERE d.outcome = 'released'
+            ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
     )
-    SELECT array_agg(given.place ORDER BY given.place) INTO stale
-      FROM given CROSS JOIN told
-     WHERE NOT EXISTS (SELECT FROM gone WHERE gone.place = given.place);
+    SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
+      FROM (SELECT given.place FROM given EXCEPT SELECT gone.place FROM gone) AS missing CROSS JOIN told;
     RETURN coalesce(stale, '{}');
 END $$;
 
@@ -565,6 +605,7 @@ BEGIN
         SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval), d.payload,
                d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors
           FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
+            ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), queues AS (
         SELECT moved.queue, min(moved.rank) AS rank, count(*) AS jobs FROM moved GROUP BY moved.queue

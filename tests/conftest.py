@@ -23,6 +23,9 @@ SERVERS = {"embedded": None}
 for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split(os.pathsep)):
     SERVERS[f"PostgreSQL at {directory}"] = Path(directory)
 
+SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
+"""Whether the tests with thousands of clients have all of them, and the limits of the real service; otherwise some, and shorter."""
+
 START_TIMEOUT = 30
 
 
@@ -32,12 +35,24 @@ class ServerPool:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._urls: dict[str, str] = {}
+        self._shared: dict[str, psycopg.Connection[Any]] = {}
+        self._shared_urls: dict[str, str] = {}
 
     def url(self, name: str) -> str:
         if name not in self._urls:
             directory = self._stack.enter_context(postgres.directory())
             self._urls[name] = self._stack.enter_context(postgres.server(SERVERS[name], directory / "data"))
         return self._urls[name]
+
+    def emptied(self, name: str) -> str:
+        """Return the URL of a database with the schema and no rows, the same one each time: for tests of the store's verbs."""
+        if name not in self._shared:
+            url = self._stack.enter_context(postgres.database(self.url(name)))
+            self._shared[name] = connection = self._stack.enter_context(psycopg.connect(url, autocommit=True))
+            connection.execute((ROOT / "schema.sql").read_bytes())
+            self._shared_urls[name] = url
+        postgres.empty(self._shared[name])
+        return self._shared_urls[name]
 
     def close(self) -> None:
         self._stack.close()

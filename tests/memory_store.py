@@ -25,6 +25,7 @@ from jobqueue.job import (
     MAX_RETRIES,
     MAX_TIMEOUT,
     ClaimedJob,
+    Outcome,
 )
 from jobqueue.storage.store import PROMOTE_BATCH, RECOVER_BATCH, Depth, Node, Promotion, Ranks, Recovered, Store, Want
 
@@ -218,14 +219,19 @@ class MemoryStore(Store):
                 claimed.append(_claimed(row, self._now()))
         return claimed
 
-    async def held(self, node_id: str, *, backend: tuple[int, str]) -> set[tuple[str, int]]:  # noqa: ARG002 - no backends here
+    async def held(
+        self,
+        node_id: str,
+        *,
+        backend: tuple[int, str] | None = None,  # noqa: ARG002 - no backends here
+    ) -> set[tuple[str, int]]:
         await trio.lowlevel.checkpoint()
         return {(row.id, row.claims) for row in self._in("inflight") if row.node_id == node_id}
 
-    async def finish(self, node_id: str, outcomes: Sequence[bytes]) -> set[int]:
+    async def finish(self, node_id: str, outcomes: Sequence[Outcome]) -> set[int]:
         await trio.lowlevel.checkpoint()
         now = self._now()
-        given: list[dict[str, Any]] = [msgspec.json.decode(document) for document in outcomes]
+        given: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(outcomes))
         accepted: dict[str, int] = {}
         for place, outcome in enumerate(given):
             row = self._rows.get(outcome["id"])
@@ -370,7 +376,11 @@ class MemoryStore(Store):
             self._to_pending(row, refund=True)
             return
         _keep_error(row, outcome.get("error"), now)
-        if verdict in ("retry", "snoozed"):
+        spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
+        if spent:
+            _end(row, "dead", now)
+            row.reason = "attempts used up"
+        elif verdict in ("retry", "snoozed"):
             self._to_pending(row, refund=verdict == "snoozed")
             row.state = "scheduled"
             row.run_at = now + round(outcome["delay"] * SECOND)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -71,6 +72,12 @@ def database(url: str) -> Iterator[str]:
         yield urlsplit(url)._replace(path=f"/{name}").geturl()
     finally:
         _execute(url, f"drop database {name} with (force)")
+
+
+def empty(connection: psycopg.Connection[Any]) -> None:
+    """Delete every row of a database that has the schema."""
+    tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
+    connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
 
 
 def _has_room(path: Path) -> bool:

@@ -241,7 +241,7 @@ def test_a_heartbeat_in_doubt_does_not_cost_the_lease(
 ) -> None:
     client = start("--visibility-timeout", "6")
     node = database.value("SELECT id FROM jobqueue.nodes")
-    ids = client.submit([{"kind": "sleep", "payload": {"seconds": 5}}] * 4)
+    ids = client.submit([{"kind": "sleep", "payload": {"seconds": 3}}] * 4)
     for _ in range(2):
         with losing(proxy, which, "heartbeat"):
             pass
@@ -261,7 +261,7 @@ def test_a_new_lease_in_doubt_is_found_out_about(start: Start, proxy: ProxyThrea
 
 
 def test_a_recovery_in_doubt_takes_each_job_back_once(which: str, start: Start, proxy: ProxyThread, database: Database) -> None:
-    client = start("--visibility-timeout", "6", "--poll-interval", "0.5")
+    client = start("--visibility-timeout", "3", "--poll-interval", "0.5")
     dead = uuid.uuid4()
     database.rows("SELECT jobqueue.join_node(%s, 'elsewhere', 1, 'elsewhere', '0', '{}', 0.5)", dead)
     database.rows("SELECT jobqueue.pause('lost')")

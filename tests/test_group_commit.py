@@ -355,6 +355,45 @@ async def test_flush_does_not_wait_for_a_writer_that_ended(group: Group, table: 
         await group.flush()
 
 
+@pytest.mark.parametrize(("error", "told"), [(Broken, {2: Broken, 4: Broken}), (Refused, {4: ShuttingDown})])
+async def test_an_item_that_was_put_and_cannot_be_written_ends_the_writer_and_holds_nobody(
+    error: type[Exception], told: dict[int, type[Exception]], autojump_clock: MockClock
+) -> None:
+    raised: list[Exception] = []
+
+    async def write(items: Sequence[int]) -> list[str]:
+        await trio.sleep(1)
+        if 3 in items:
+            raise error
+        return [f"row {item}" for item in items]
+
+    group = group_on(write, max_waiting=3)
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await group.run(task_status=task_status)
+        except (Refused, Broken) as came:
+            raised.append(came)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            calls = Calls(group, nursery)
+            await group.put(1)
+            await trio.sleep(0.5)
+            await calls.start(2)
+            await group.put(3)
+            await calls.start(4)
+            nursery.start_soon(group.put, 5)  # there is no room for it yet
+            await group.flush()
+            for item in range(6, 16):
+                await group.put(item)
+            await group.flush()
+    assert [type(came) for came in raised] == [error], "it does not pass in silence"
+    assert calls.errors() == told
+    assert autojump_clock.current_time() < 10
+
+
 # ----------------------------------------------------------------------------------------------------------------- any interleaving
 
 

@@ -24,7 +24,7 @@ from jobqueue.service import SHUTDOWN_MARGIN
 from jobqueue.storage.cluster import PORT, ROLE
 from tests.conftest import ROOT, Database, Service
 
-GRACE = 1.0
+GRACE = 0.5
 
 SLACK = 2.5
 """Seconds that a busy machine may take longer than promised."""

@@ -34,6 +34,7 @@ from psycopg.rows import dict_row
 from jobqueue import documents
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, NewJob, Outcome, Verdict
 from jobqueue.storage.store import Node, Store, Want
+from tests import postgres
 from tests.memory_store import MemoryStore
 from tests.storage import new_id
 
@@ -117,8 +118,7 @@ class PostgresWorld:
         self._connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
 
     def empty(self) -> PostgresWorld:
-        tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
-        self._connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
+        postgres.empty(self._connection)
         for queue in QUEUES:
             self._connection.execute(
                 "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s)", (queue, timedelta(seconds=AGING))
@@ -149,6 +149,7 @@ class StateMachine(RuleBasedStateMachine):
         self.valid: dict[str, bool] = {}
         self.paused: set[str] = set()
         self.accepted: set[tuple[str, int]] = set()
+        self.running: dict[str, Run] = {}
 
     def call(self, verb: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         async def main() -> T:
@@ -161,6 +162,10 @@ class StateMachine(RuleBasedStateMachine):
     @initialize(target=nodes)
     def first_nodes(self) -> Any:
         return multiple(*(self.join() for _ in range(MEMBERS)))
+
+    @initialize(target=jobs, said=st.lists(SUBMISSIONS, min_size=4, max_size=6))
+    def first_jobs(self, said: list[dict[str, Any]]) -> Any:
+        return self.submit(said, "acknowledged")
 
     @precondition(lambda self: sum(self.valid.values()) < MEMBERS)
     @rule(target=nodes)
@@ -266,6 +271,7 @@ class StateMachine(RuleBasedStateMachine):
             )
             assert (job.attempt, job.claims, job.max_retries) == (after.attempt, after.claims, after.max_retries)
             assert job.rank == pytest.approx(self.rank(job.id), abs=1e-6)
+        self.running |= {job.id: Run(node, job) for job in claimed}
         return multiple(*(Run(node, job) for job in sorted(claimed, key=lambda job: (job.queue, job.rank))))
 
     @rule(
@@ -289,7 +295,27 @@ class StateMachine(RuleBasedStateMachine):
             assert token not in self.accepted, "a run is accepted once"
             self.accepted.add(token)
             self.model[run.job.id] = _ended(job, outcome)
-        assert self.call(self.store.finish, node, [documents.encode(outcome) for outcome in outcomes]) == expected
+        assert self.call(self.store.finish, node, outcomes) == expected
+
+    @precondition(lambda self: self.in_state("inflight"))
+    @rule(
+        place=st.integers(0, 9),
+        verdict=st.sampled_from(["succeeded", "dead", "retry", "retry", "snoozed", "released"]),
+        delay=st.sampled_from([0.0, 0.0, LATER]),
+    )
+    def finish_one_that_runs(self, place: int, verdict: Verdict, delay: float) -> None:
+        """End a run of now: any run at all seldom is one."""
+        inflight = self.in_state("inflight")
+        run = self.running[inflight[place % len(inflight)]]
+        self.finish([run], verdict, delay, impostor=False, other=run.node)
+
+    @precondition(lambda self: self.in_state("pending") and any(self.valid.values()))
+    @rule(target=runs, place=st.integers(0, 9), limit=st.integers(1, 3))
+    def claim_what_waits(self, place: int, limit: int) -> Any:
+        """Claim where there is something, for a node that may: any claim at all seldom brings something."""
+        able = [node for node, valid in self.valid.items() if valid]
+        pending = self.in_state("pending")
+        return self.claim(able[place % len(able)], {self.model[pending[place % len(pending)]].queue: limit}, None)
 
     @rule(target=runs, run=runs)
     def hand_back_and_claim_again(self, run: Run) -> Any:
@@ -404,9 +430,7 @@ class StateMachine(RuleBasedStateMachine):
 
 
 def _outcome(job: ClaimedJob, verdict: Verdict, delay: float) -> Outcome:
-    """What a worker would say of the run: a failed last attempt is not tried again."""
-    if verdict == "retry" and job.last_attempt:
-        verdict = "dead"
+    """What a worker would say of the run, and what it should not: that a failed last attempt be tried again."""
     error = AttemptError(attempt=job.attempt, error="boom", duration=0.1) if verdict in ("dead", "retry") else None
     return Outcome(
         id=job.id,
@@ -424,6 +448,8 @@ def _ended(job: Job, outcome: Outcome) -> Job:
         case "succeeded":
             return replace(job, state="succeeded")
         case "dead":
+            return replace(job.back(error=1), state="dead", node=job.node)
+        case "retry" if job.max_retries is not None and job.attempt > job.max_retries:
             return replace(job.back(error=1), state="dead", node=job.node)
         case "retry":
             return replace(job.back(error=1), state="scheduled", due=not outcome.delay)

@@ -15,10 +15,12 @@ import pytest
 import trio
 
 from jobqueue import documents
+from jobqueue.engine.leases import Lease
+from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import RefusedData
-from jobqueue.job import AttemptError, ClaimedJob, NewJob
+from jobqueue.job import AttemptError, ClaimedJob, NewJob, Outcome
+from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store, Want
-from tests import postgres
 from tests.conftest import SERVERS, ServerPool
 from tests.memory_store import MemoryStore
 from tests.storage import Driver, joined, new_id, open_driver
@@ -32,9 +34,8 @@ async def driver(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIt
     if request.param == MEMORY:
         yield await joined(MemoryStore())
         return
-    with postgres.database(servers.url(request.param)) as url:
-        async with open_driver(url) as opened:
-            yield opened
+    async with open_driver(servers.emptied(request.param)) as opened:
+        yield opened
 
 
 def job_id_of(made: ClaimedJob | str) -> str:
@@ -213,6 +214,63 @@ async def test_retry_is_scheduled_keeps_its_place_and_its_error(driver: Driver) 
     assert (again.rank, again.attempt, again.claims) == (job.rank, 2, 2)
 
 
+async def test_a_retry_after_the_last_attempt_is_death_whatever_the_worker_says(driver: Driver) -> None:
+    await driver.submit(max_retries=1)
+    for attempt, state in ((1, "scheduled"), (2, "dead")):
+        await driver.store.promote()
+        job = await driver.claim_one()
+        assert await driver.finish(job, "retry", delay=0.0, error=AttemptError(attempt=attempt, error="boom", duration=0))
+        assert await driver.state(job.id) == state
+    row = await driver.store.job(job.id)
+    assert row is not None
+    assert (row["reason"], row["attempt"], len(row["errors"])) == ("attempts used up", 2, 2)
+
+
+async def test_the_last_attempt_may_still_be_snoozed_or_handed_back(driver: Driver) -> None:
+    await driver.submit(max_retries=0)
+    for outcome, state in (("snoozed", "scheduled"), ("released", "pending")):
+        await driver.store.promote()
+        job = await driver.claim_one()
+        assert await driver.finish(job, outcome, delay=0.0)  # type: ignore[arg-type]
+        assert await driver.state(job.id) == state
+
+
+@pytest.mark.parametrize("outcome", ["vanished", "", "Succeeded", None])
+async def test_an_outcome_that_nobody_knows_is_refused_and_the_whole_batch_with_it(driver: Driver, outcome: str | None) -> None:
+    await driver.submit_many({}, {}, {})
+    runs = await driver.claim()
+    outcomes = [
+        Outcome(id=run.id, claims=run.claims, outcome=said)
+        for run, said in zip(runs, ["succeeded", outcome, "released"], strict=True)
+    ]
+    with pytest.raises(RefusedData):
+        await driver.store.finish(driver.node, outcomes)
+    assert [await driver.state(run.id) for run in runs] == ["inflight"] * 3
+
+
+async def test_a_refused_outcome_ends_its_own_job_and_its_neighbours_are_written(driver: Driver, nursery: trio.Nursery) -> None:
+    metrics = Metrics()
+    lease = Lease(driver.store, metrics, queues={}, seconds=30, on_lost=lambda: None, on_held=lambda: None)
+    await lease.join()
+    driver.node = lease.node.id
+    ids = await driver.submit_many(*({} for _ in range(9)))
+    outcomes = Outcomes(driver.store, lease, metrics, on_scheduled=lambda seconds: None)  # noqa: ARG005
+    runs = await driver.claim()
+    for place, run in enumerate(runs):
+        said: Any = "vanished" if place in (0, 5, 6) else "succeeded"
+        outcomes.held.add((run.id, run.claims))
+        await outcomes.put(run, Outcome(id=run.id, claims=run.claims, outcome=said), driver.node)
+    await nursery.start(outcomes.run)
+    with trio.fail_after(10):
+        await outcomes.flush()
+    assert [await driver.state(job_id) for job_id in ids] == ["dead", *["succeeded"] * 4, "dead", "dead", *["succeeded"] * 2]
+    row = await driver.store.job(ids[5])
+    assert row is not None
+    assert row["reason"] == "its outcome could not be stored"
+    assert not outcomes.held
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(("outcome", "state"), [("snoozed", "scheduled"), ("released", "pending")])
 async def test_snoozed_and_released_refund_the_attempt_but_not_the_fencing_token(driver: Driver, outcome: Any, state: str) -> None:
     await driver.submit()
@@ -249,7 +307,7 @@ async def test_a_batch_of_outcomes_says_which_were_stale_and_moves_the_others(dr
     await driver.submit_many({}, {}, {})
     jobs = await driver.claim()
     await driver.finish(jobs[1], "succeeded")
-    outcomes = [documents.encode({"id": job.id, "claims": job.claims, "outcome": "succeeded"}) for job in jobs]
+    outcomes = [Outcome(id=job.id, claims=job.claims, outcome="succeeded") for job in jobs]
     assert await driver.store.finish(driver.node, outcomes) == {1}
     assert [await driver.state(job.id) for job in jobs] == ["succeeded"] * 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,7 +11,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
-from jobqueue.job import ClaimedJob, NewJob
+from jobqueue.job import ClaimedJob, NewJob, Outcome
 from jobqueue.storage.store import Store
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
@@ -71,6 +72,51 @@ async def test_sql_submit_refuses_a_bad_value_by_name(sql: Database, driver: Dri
     with pytest.raises(psycopg.DataError):
         sql.value("SELECT jobqueue.submit('mail', '{\"text\": \"\\u0000\"}')")
     assert await driver.claim() == []
+
+
+async def test_a_job_for_the_end_of_time_is_refused_and_one_for_the_beginning_runs_now(sql: Database, driver: Driver) -> None:
+    for batch in ('[{}, {"run_at": "infinity"}]', '[{"delay": "Infinity"}]', '[{"delay": "NaN"}]', '[{"delay": 1e300}]'):
+        # PostgreSQL has no infinite intervals before 17, and says so itself.
+        with pytest.raises((psycopg.errors.CheckViolation, psycopg.DataError), match=r"run_at_finite|out of range|NaN"):
+            sql.rows("SELECT jobqueue.submit_many(%s)", batch)
+    with pytest.raises(psycopg.errors.CheckViolation, match="run_at_finite"):
+        sql.value("SELECT jobqueue.submit('mail', run_at => 'infinity')")
+    assert sql.states() == {}
+    job_id = sql.value("SELECT jobqueue.submit('mail', run_at => '-infinity')")
+    far = sql.value("SELECT jobqueue.submit('mail', run_at => '294276-12-31')")
+    for moment in ("infinity", "-infinity"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="run_at_finite"):
+            sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = %s", moment)
+        with pytest.raises(psycopg.errors.CheckViolation, match="rank_finite"):
+            sql.rows("UPDATE jobqueue.pending_jobs SET rank = %s", moment)
+    promotion = await driver.store.promote()
+    assert (promotion.jobs, promotion.next_due) == (0, pytest.approx(292_250 * 365.2425 * 86_400, rel=1e-4))
+    assert [job.id for job in await driver.claim()] == [str(job_id)]
+    assert await driver.store.cancel(str(far))
+
+
+async def test_no_queue_ages_so_slowly_that_a_priority_has_no_rank(sql: Database, driver: Driver) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="aging_interval_range"):
+        sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 year')")
+    for state in ("scheduled", "inflight"):
+        await driver.submit(queue="slow", priority=1_000_000, delay=0.0 if state == "scheduled" else None)
+    sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 day')")
+    assert len(await driver.claim(queue="slow")) == 2
+    assert await driver.store.leave(driver.node) == 2
+
+
+async def test_an_id_that_is_given_again_is_the_same_job_whatever_became_of_it(sql: Database, driver: Driver) -> None:
+    for state in ("scheduled", "pending", "inflight", "succeeded", "dead"):
+        made = await driver.in_state(state)
+        given = made if isinstance(made, str) else made.id
+        batch = documents.join(
+            [documents.encode({"id": job_id, "payload": {"again": True}}) for job_id in (given, new_id(), given)]
+        )
+        before = sum(sql.states().values())
+        assert [str(job_id) for job_id in sql.value("SELECT jobqueue.submit_many(%s::jsonb)", batch)][::2] == [given, given]
+        assert sum(sql.states().values()) == before + 1
+        assert sql.rows("SELECT state, payload FROM jobqueue.jobs WHERE id = %s", given) == [(state, {})]
+        sql.rows("DELETE FROM jobqueue.pending_jobs")
 
 
 async def test_ids_made_by_the_database_are_version_7_and_sort_by_time(sql: Database, driver: Driver) -> None:
@@ -144,7 +190,114 @@ async def test_a_completion_that_is_being_written_wins_over_recovery(driver: Dri
     assert await driver.state(run.id) == "succeeded"
 
 
+# ----------------------------------------------------------------------------------------------------- one id in two tables
+
+SECOND_ROWS = {
+    "pending": "pending_jobs (rank, {0}) SELECT created_at, {0}",
+    "scheduled": "scheduled_jobs (run_at, {0}) SELECT created_at, {0}",
+    "inflight": "inflight_jobs (node_id, claimed_at, max_retries, attempt, claims, errors, {0})"
+    " SELECT gen_random_uuid(), created_at, 3, 1, 1, '[]', {0}",
+    "dead": "dead_jobs (reason, attempt, claims, died_at, errors, {0}) SELECT 'before', 1, 1, created_at, '[]', {0}",
+}
+
+
+def add_second_row(sql: Database, job_id: str, state: str) -> None:
+    """Have a job in one more state, as only SQL can."""
+    insert = SECOND_ROWS[state].format("id, queue, kind, priority, payload, created_at, available_since")
+    sql.rows(f"INSERT INTO jobqueue.{insert} FROM jobqueue.jobs WHERE id = %s", job_id)
+
+
+async def test_a_second_row_of_a_job_that_runs_waits_for_its_end_and_stands_in_nobodys_way(driver: Driver, sql: Database) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    add_second_row(sql, run.id, "pending")
+    others = await driver.submit_many({}, {})
+    assert [job.id for job in await driver.claim(2)] == others
+    assert await driver.finish(run, "succeeded")
+    assert [job.id for job in await driver.claim()] == [run.id]
+
+
+@pytest.mark.parametrize(
+    ("verb", "arrives"),
+    [
+        ("promote", "pending"),
+        ("leave", "pending"),
+        ("recover", "pending"),
+        ("recover", "dead"),
+        ("released", "pending"),
+        ("retry", "scheduled"),
+        ("snoozed", "scheduled"),
+        ("dead", "dead"),
+    ],
+)
+async def test_a_row_gives_way_to_the_one_that_is_there_and_its_neighbour_moves(
+    driver: Driver, sql: Database, verb: str, arrives: str
+) -> None:
+    twice, once = await driver.submit_many(*({"max_retries": 0 if arrives == "dead" else 3},) * 2)
+    runs = await driver.claim()
+    if verb == "promote":
+        for run in runs:
+            await driver.finish(run, "retry", delay=0.0)
+    add_second_row(sql, twice, arrives)
+    match verb:
+        case "promote":
+            await driver.store.promote()
+        case "leave":
+            await driver.store.leave(driver.node)
+        case "recover":
+            await driver.end_lease()
+            assert {recovered.id for recovered in await driver.recover()} == {twice, once}
+        case _:
+            said: Any = verb
+            outcomes = [Outcome(id=run.id, claims=run.claims, outcome=said, delay=9.0, reason="now") for run in runs]
+            assert await driver.store.finish(driver.node, outcomes) == set()
+    assert sql.states() == {arrives: 2}
+
+
+# ------------------------------------------------------------------------------------------------------------------- steering
+
+
+@pytest.mark.parametrize(
+    ("end", "claimed", "state"),
+    [
+        ("COMMIT", False, "cancelled"),
+        ("ROLLBACK", False, "cancelled"),
+        ("COMMIT", True, "inflight"),
+        ("ROLLBACK", True, "cancelled"),
+    ],
+)
+async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_says_that_it_runs(
+    driver: Driver, sql: Database, *, end: str, claimed: bool, state: str
+) -> None:
+    job_id = await driver.submit(delay=0.0001)
+    await trio.sleep(0.01)
+    said: list[bool] = []
+
+    async def cancel() -> None:
+        said.append(await driver.store.cancel(job_id))
+
+    with psycopg.connect(sql.url) as promoting:
+        promoting.execute("SELECT jobqueue.promote()")
+        if claimed:
+            promoting.execute("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", (driver.node,))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel)
+                await waits_for_a_lock(sql, "jobqueue inspect")
+                promoting.execute(end.encode())
+    assert said == [state == "cancelled"]
+    assert sql.states() == {state: 1}
+
+
 # ----------------------------------------------------------------------------------------------- connections, schema, upkeep
+
+
+async def waits_for_a_lock(sql: Database, application: str) -> None:
+    """Return once a connection of that name waits for another transaction."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    with trio.fail_after(10):
+        while not sql.value(waiting, application):  # noqa: ASYNC110 - the database sends no event
+            await trio.sleep(0.01)
 
 
 async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_works(driver: Driver, sql: Database) -> None:
@@ -184,3 +337,35 @@ async def test_a_completion_on_a_day_without_a_partition_is_kept(driver: Driver,
     await driver.in_state("succeeded")
     await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
     assert sql.states() == {"succeeded": 1}
+
+
+FINISHED_IN_TWO_DAYS = """
+    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,
+                                        finished_at, errors)
+    VALUES (gen_random_uuid(), 'default', 'default', 0, 'succeeded', '{}', 1, 1, now(), now(), now() + interval '2 days', '[]')
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "in between"])
+async def test_a_completion_of_a_coming_day_does_not_stop_upkeep(when: str, driver: Driver, sql: Database) -> None:
+    partitions = "SELECT relname FROM pg_class WHERE relname ~ '^finished_jobs_[0-9]{8}$'"
+    days = sorted(name for (name,) in sql.rows(partitions))
+    sql.rows(f"DROP TABLE jobqueue.{days.pop()}")
+
+    async def maintain() -> None:
+        await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+
+    with psycopg.connect(sql.url) as finishing, trio.fail_after(20):
+        finishing.execute(FINISHED_IN_TWO_DAYS)  # its partition is not there yet: it goes to the default one
+        async with trio.open_nursery() as nursery:
+            if when == "before":
+                finishing.commit()
+            nursery.start_soon(maintain)
+            if when == "in between":
+                await waits_for_a_lock(sql, "jobqueue housekeeping")
+                finishing.commit()
+    assert sorted(name for (name,) in sql.rows(partitions)) == days
+    assert sql.states() == {"succeeded": 1}
+    await driver.in_state("succeeded")
+    await maintain()
+    assert sql.states() == {"succeeded": 2}

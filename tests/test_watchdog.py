@@ -86,7 +86,7 @@ async def is_deep_in_a_library() -> None:
 
 
 async def keeps_the_interpreter() -> None:
-    ctypes.PyDLL(None).sleep(2)  # in C, with the lock held: no thread runs meanwhile, the watchdog's neither
+    ctypes.PyDLL(None).sleep(4)  # in C, with the lock held: no thread runs meanwhile, the watchdog's neither
 
 
 async def blocks_in_a_task_of_its_own() -> None:

@@ -72,11 +72,11 @@ class GroupCommit(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._splits_on = splits_on
         self._gathering: deque[_Entry[Item, Result]] = deque()
-        self._batch: list[_Entry[Item, Result]] = []
         self._waiting = 0
         self._writing = 0
         self._batches = 0
         self._closed = False
+        self._ended = False
         self._wake = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
@@ -108,28 +108,38 @@ class GroupCommit(Generic[Item, Result]):
     async def put(self, item: Item, *, weight: int = 1) -> None:
         """Hand the item over without waiting for its commit; wait only while too many are waiting.
 
-        `write` must cope with every error of such an item itself.
+        `write` must cope with every error of such an item itself: one that it raises ends `run`. An item that comes after that is
+        dropped, and so is what had gathered; who stops the service hands back what they are about.
         """
         while self._waiting >= self._max_waiting:
             await self._room.park()
-        self._add(_Entry(item, weight, None))
+        if not self._ended:
+            self._add(_Entry(item, weight, None))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write batch after batch until cancelled; callers that still wait then are told so."""
+        """Write batch after batch until cancelled; callers that still wait then are told so.
+
+        More than one task may run it: so many batches are then written at a time.
+        """
         task_status.started()
+        batch: list[_Entry[Item, Result]] = []
+        weight = 0
         try:
             while True:
                 while not self._gathering:
-                    self._idle.unpark_all()
+                    if not self._writing:
+                        self._idle.unpark_all()
                     await self._wake.park()
-                self._batch = self._next_batch()
-                await self._write_batch(self._batch)
-                self._writing = 0
+                batch, weight = self._next_batch()
+                await self._write_batch(batch)
+                self._writing -= weight
+                weight = 0
         finally:
-            self._end()
+            self._writing -= weight
+            self._end(batch)
 
     async def flush(self) -> None:
-        """Wait until everything that was handed over is written."""
+        """Wait until everything that was handed over is written, or nobody is there to write it."""
         while self._gathering or self._writing:
             await self._idle.park()
 
@@ -140,26 +150,27 @@ class GroupCommit(Generic[Item, Result]):
     def _add(self, entry: _Entry[Item, Result]) -> None:
         self._gathering.append(entry)
         self._waiting += entry.weight
-        self._wake.unpark()
+        if self._wake:
+            self._wake.unpark()
 
-    def _next_batch(self) -> list[_Entry[Item, Result]]:
+    def _next_batch(self) -> tuple[list[_Entry[Item, Result]], int]:
         batch = [self._gathering.popleft()]
         weight = batch[0].weight
         while self._gathering and weight + self._gathering[0].weight <= self._max_weight:
             batch.append(self._gathering.popleft())
             weight += batch[-1].weight
         self._waiting -= weight
-        self._writing = weight
+        self._writing += weight
         self._room.unpark_all()
-        return batch
+        return batch, weight
 
-    def _end(self) -> None:
+    def _end(self, batch: list[_Entry[Item, Result]]) -> None:
         """Nobody writes any more: let go of everyone who waits, whether their item was in a batch or still gathering."""
-        self._closed = True
-        left = [entry for entry in (*self._batch, *self._gathering) if entry.result is None]
+        self._closed = self._ended = True
+        left = [entry for entry in (*batch, *self._gathering) if entry.result is None]
         self._gathering.clear()
-        self._waiting = self._writing = 0
-        _release(left, [outcome.Error(ShuttingDown("the service is shutting down")) for _ in left])
+        self._waiting = 0
+        _refuse(left, ShuttingDown("the service is shutting down"))
         self._room.unpark_all()
         self._idle.unpark_all()
 
@@ -173,19 +184,22 @@ class GroupCommit(Generic[Item, Result]):
                 await self._write_batch(batch[:middle])
                 await self._write_batch(batch[middle:])
                 return
-            _release(batch, [outcome.Error(error)])
+            _refuse(batch, error)
             if batch[0].waiter is None:
                 raise
         except Exception as error:
-            _release(batch, [outcome.Error(error) for _ in batch])
+            _refuse(batch, error)
             if any(entry.waiter is None for entry in batch):
                 raise  # it is the callers' error, but nobody waits for this one: it must not pass in silence
         else:
-            _release(batch, [outcome.Value(result) for result in results])
+            for entry, result in zip(batch, results, strict=True):
+                if entry.waiter is not None:
+                    entry.result = outcome.Value(result)
+                    entry.waiter.set()
 
 
-def _release(batch: list[_Entry[Item, Result]], results: Sequence[outcome.Maybe[Result]]) -> None:
-    for entry, result in zip(batch, results, strict=True):
+def _refuse(batch: list[_Entry[Item, Result]], error: Exception) -> None:
+    for entry in batch:
         if entry.waiter is not None:
-            entry.result = result
+            entry.result = outcome.Error(error)
             entry.waiter.set()

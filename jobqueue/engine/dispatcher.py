@@ -19,7 +19,7 @@ from jobqueue.engine.handlers import Handler
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Ranks, Store, Want
@@ -40,6 +40,9 @@ class Dispatcher:
         queues: the queues that this node works, by name.
         handlers: by kind; their retry limits go with each claim.
         poll_interval: seconds after which every queue is looked at without a hint.
+
+    Attributes:
+        trouble: why PostgreSQL refused the last claim; None when it did not.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Dispatcher:
         self._queues = queues
         self._poll_interval = poll_interval
         self._hint = trio.Event()
+        self.trouble: str | None = None
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
 
@@ -98,8 +102,11 @@ class Dispatcher:
                 if wants := self._decide():
                     await self._claim(wants)
                     failures = 0
+                    self.trouble = None
                     continue
-            except DatabaseUnavailable as error:
+            except (DatabaseUnavailable, RefusedData) as error:
+                # A row that cannot be moved is no reason to end: the next node would meet it too, and so would every other.
+                self.trouble = str(error) if isinstance(error, RefusedData) else None
                 failures += 1
                 if failures == 1:
                     log.warning("claim failed", error=str(error))

@@ -6,7 +6,7 @@ import structlog
 import trio
 
 from jobqueue.engine.leases import Lease
-from jobqueue.errors import DatabaseUnavailable
+from jobqueue.errors import DatabaseUnavailable, RefusedData
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import RECOVER_BATCH, Store
 
@@ -27,7 +27,12 @@ async def recover(store: Store, metrics: Metrics, *, judge: str | None) -> int:
     """
     total = 0
     while True:
-        jobs = await store.recover(judge=judge)
+        try:
+            jobs = await store.recover(judge=judge)
+        except RefusedData as error:
+            # A row that no other table takes. Every node would die of it in turn, or not start at all; so none does.
+            log.error("recovery refused by the database", error=str(error))  # noqa: TRY400 - one line says it all
+            break
         for job in jobs:
             kind_metrics = metrics.of(job.queue, job.kind)
             if job.outcome == "dead":
@@ -64,7 +69,7 @@ async def run_pruning(
     while True:
         try:
             dropped = await store.maintain(keep_finished=keep_finished, keep_dead=keep_dead)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, RefusedData) as error:
             log.warning("pruning failed", error=str(error))
         else:
             if dropped:

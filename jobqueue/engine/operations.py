@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from jobqueue.admission import Admitted
+from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
@@ -35,6 +36,7 @@ class Operations:
         outcomes: Outcomes,
         metrics: Metrics,
         *,
+        dispatcher: Dispatcher,
         queues: Iterable[LocalQueue],
         stopping: Callable[[], bool],
     ) -> None:
@@ -42,6 +44,7 @@ class Operations:
         self._lease = lease
         self._submissions = submissions
         self._outcomes = outcomes
+        self._dispatcher = dispatcher
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
@@ -62,6 +65,8 @@ class Operations:
         troubles = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
         if self._store.trouble is not None:
             troubles.append(f"the database cannot be used: {self._store.trouble}")
+        if self._dispatcher.trouble is not None:
+            troubles.append(f"PostgreSQL refuses to claim: {self._dispatcher.trouble}")
         return troubles
 
     async def metrics(self) -> tuple[bytes, str]:

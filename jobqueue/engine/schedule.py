@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from jobqueue.errors import DatabaseUnavailable
+from jobqueue.errors import DatabaseUnavailable, RefusedData
 from jobqueue.storage.store import PROMOTE_BATCH, Ranks, Store
 
 RETRY_INTERVAL = 1.0
@@ -52,6 +52,10 @@ class Schedule:
         except DatabaseUnavailable as error:
             log.warning("promotion failed", error=str(error))
             return min(self._poll_interval, RETRY_INTERVAL)
+        except RefusedData as error:
+            # A row that the schema should not have let in. Every node would die of it in turn; so none does.
+            log.error("promotion refused by the database", error=str(error))  # noqa: TRY400 - one line says it all
+            return max(self._poll_interval, RETRY_INTERVAL)
         if promotion.best:
             self._on_promoted(promotion.best)
         if promotion.jobs == PROMOTE_BATCH:

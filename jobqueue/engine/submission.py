@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
@@ -85,19 +86,19 @@ class Submissions:
 
     async def _write(self, batch: Sequence[Admitted]) -> Sequence[None]:
         encoded = [document for jobs in batch for document in jobs.documents]
-        due: dict[str, int] = {}
+        due: Counter[str] = Counter()
+        counts: Counter[tuple[str, str]] = Counter()
         for jobs in batch:
-            for queue, count in jobs.queues.items():
-                due[queue] = due.get(queue, 0) + count
+            due.update(jobs.queues)
+            counts.update(jobs.counts)
         try:
             best = await self._store.submit(encoded, wake=self._others_needed(due))
         except NotReplicated:
             raise  # it is committed here: sending it again would find it, and prove nothing about the standby
         except ConnectionLost as lost:
             best = await self._make_sure(encoded, lost)
-        for jobs in batch:
-            for (queue, kind), count in jobs.counts.items():
-                self._metrics.of(queue, kind).submitted.inc(count)
+        for (queue, kind), count in counts.items():
+            self._metrics.of(queue, kind).submitted.inc(count)
         self._on_committed(best)
         return [None] * len(batch)
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
@@ -64,10 +65,17 @@ def require_json(content_type: str | None) -> str:
     Raises:
         UnsupportedMediaType: it is missing or another one. What a browser sends from a foreign page without asking is among those.
     """
-    media_type, options = parse_options_header(content_type)
-    if media_type.lower() not in {JSON, *NDJSON} or options.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
+    media_type = _media_type(content_type)
+    if media_type is None:
         raise UnsupportedMediaType(f"send JSON in UTF-8 and say so: -H 'Content-Type: {JSON}', or {min(NDJSON)} for one job a line")
-    return media_type.lower()
+    return media_type
+
+
+@lru_cache(maxsize=64)  # a client says the same with every request
+def _media_type(content_type: str | None) -> str | None:
+    media_type, options = parse_options_header(content_type)
+    known = media_type.lower() in {JSON, *NDJSON} and options.get("charset", "utf-8").lower() in {"utf-8", "utf8"}
+    return media_type.lower() if known else None
 
 
 def parse(content_type: str | None, body: bytes) -> Submitted:

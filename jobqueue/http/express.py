@@ -111,6 +111,7 @@ class ExpressConnection:
             received = received or await self._receive()
             if not received:
                 return None
+            self._idle = False
             request = _recognise(received)
             if request is None:
                 return received
@@ -119,7 +120,6 @@ class ExpressConnection:
                 received = await self._receive_rest(received, ends)
                 if len(received) < ends:
                     return received
-            self._idle = False
             self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
             answer = await self._lane.answer(request, received[request.body_begins : ends])
             await self._send(_encode(answer, closing=self._finishing))
@@ -131,10 +131,12 @@ class ExpressConnection:
 
     async def _receive(self) -> bytes:
         while True:
+            # Waiting comes first: a client that has just got its answer has sent nothing yet.
+            await trio.lowlevel.wait_readable(self._fd)
             try:
                 return os.read(self._fd, RECEIVE_BYTES)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._fd)
+                pass
 
     async def _receive_rest(self, received: bytes, ends: int) -> bytes:
         whole = bytearray(received)

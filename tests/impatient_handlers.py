@@ -1,0 +1,12 @@
+"""The handlers of tests/handlers.py in a service that loses patience with slow clients after so many seconds as PATIENCE says."""
+
+from __future__ import annotations
+
+import os
+
+from jobqueue.http import limits
+from tests.handlers import app
+
+__all__ = ["app"]
+
+limits.HEADERS_TIMEOUT = limits.BODY_TIMEOUT = limits.SEND_TIMEOUT = float(os.environ["PATIENCE"])

@@ -1,0 +1,210 @@
+"""Rows that only somebody's SQL can make: whatever is in the tables, no node ends of it, and every other job is done.
+
+The schema refuses most of them. What it cannot refuse is one id in two tables, since each table only knows its own; there the node
+has to bear it, for the next one would meet the same rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+
+import jobqueue
+from jobqueue import service
+from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.engine import maintenance
+from jobqueue.settings import Settings
+from tests.conftest import Database, Service
+from tests.storage import new_id, open_driver
+from tests.test_service import wait_for
+
+ENDS = ["succeeds", "dies", "is tried again", "snoozes"]
+
+RUN = {"claimed_at": "now()", "attempt": "1", "claims": "1", "errors": "'[]'"}
+
+PLACES: dict[str, tuple[str, dict[str, str]]] = {
+    "pending": ("pending_jobs", {"rank": "now()"}),
+    "due": ("scheduled_jobs", {"run_at": "now()"}),
+    "lost": ("inflight_jobs", {**RUN, "node_id": "gen_random_uuid()", "max_retries": "1"}),
+    "lost for good": ("inflight_jobs", {**RUN, "node_id": "gen_random_uuid()", "max_retries": "0"}),
+    "held": ("inflight_jobs", {**RUN, "node_id": "%(holder)s", "max_retries": "1"}),
+    "dead": ("dead_jobs", {"reason": "'no luck'", "died_at": "now()", "attempt": "1", "claims": "1", "errors": "'[]'"}),
+    "succeeded": ("finished_jobs", {**RUN, "state": "'succeeded'", "finished_at": "now()"}),
+}
+"""Where a row of a job can be: the table, and what it needs there beyond what the others have."""
+
+EVERYWHERE = {
+    "id": "%(id)s",
+    "queue": "'default'",
+    "kind": "%(kind)s",
+    "priority": "0",
+    "payload": "'{}'",
+    "created_at": "now()",
+    "available_since": "now()",
+}
+
+
+@pytest.fixture
+def sql(any_database_url: str) -> Iterator[Database]:
+    database = Database(any_database_url)
+    yield database
+    database.close()
+
+
+def forge(sql: Database, holder: str) -> dict[str, str]:
+    """Make a job in each two tables at once, for each way in which its run may end; return by id what it is."""
+    made = {}
+    for one, other in itertools.combinations(PLACES, 2):
+        if PLACES[one][0] == PLACES[other][0]:
+            continue  # the primary key refuses that
+        for kind in ENDS:
+            job_id = new_id()
+            made[job_id] = f"{one} and {other}, {kind}"
+            for table, columns in (PLACES[one], PLACES[other]):
+                row = {**EVERYWHERE, **columns}
+                sql._connection.execute(
+                    f"INSERT INTO jobqueue.{table} ({', '.join(row)}) VALUES ({', '.join(row.values())})".encode(),
+                    {"id": job_id, "kind": kind, "holder": holder},
+                )
+    return made
+
+
+def make_app() -> jobqueue.App:
+    app = jobqueue.App()
+    seen: set[str] = set()
+    at_once = jobqueue.Backoff(base=0.01, cap=0.01)
+
+    def first_time(job: jobqueue.Job) -> bool:
+        fresh = job.id not in seen
+        seen.add(job.id)
+        return fresh
+
+    @app.handler("succeeds")
+    async def succeeds() -> None: ...
+
+    @app.handler("dies", max_retries=0)
+    async def dies() -> None:
+        raise RuntimeError("as ever")
+
+    @app.handler("is tried again", max_retries=3, backoff=at_once)
+    async def is_tried_again(job: jobqueue.Job) -> None:
+        if first_time(job):
+            raise RuntimeError("not yet")
+
+    @app.handler("snoozes")
+    async def snoozes(job: jobqueue.Job) -> None:
+        if first_time(job):
+            raise jobqueue.Snooze(0.01)
+
+    return app
+
+
+@asynccontextmanager
+async def running(url: str) -> AsyncIterator[Stages]:
+    """A node with all of its parts but HTTP: started, and shut down, as the service does it."""
+    settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
+    async with open_stages() as stages, service._open_engine(make_app(), settings, url) as engine:
+        await service._start_engine(engine, settings, url, stages)
+        yield stages
+        await service._shut_down(engine, settings, stages, trio.Event())
+
+
+BUSY = "SELECT count(*) FROM jobqueue.jobs WHERE state IN ('pending', 'scheduled', 'inflight') AND id <> ALL (%s::uuid[])"
+
+
+async def all_ended(sql: Database, stages: Stages, *, but: list[str]) -> None:
+    with trio.fail_after(30):
+        while sql.value(BUSY, but):
+            assert not stages.stopping.is_set(), stages.failure
+            await trio.sleep(0.05)
+
+
+async def test_a_job_in_two_states_ends_no_node_and_harms_no_other_job(any_database_url: str, sql: Database) -> None:
+    async with open_driver(any_database_url) as driver:
+        await driver.join(lease=60)
+        made = forge(sql, driver.node)
+        good = await driver.submit_many(*({"kind": "succeeds"} for _ in range(50)))
+        held = [job_id for job_id, places in made.items() if "held" in places]
+        for _ in range(2):  # the second one meets what the first one left
+            async with running(any_database_url) as stages:
+                parts = stages.names()
+                await all_ended(sql, stages, but=held)
+                await trio.sleep(0.5)  # another look at everything, by every part
+                assert stages.names() == parts
+        async with running(any_database_url) as stages:
+            await driver.store.leave(driver.node)  # now those that it held are to be run
+            await all_ended(sql, stages, but=[])
+    ends = {(job_id, state) for job_id, state in sql.rows("SELECT id::text, state FROM jobqueue.jobs")}
+    assert {(job_id, "succeeded") for job_id in good} <= ends
+    assert made.keys() <= {job_id for job_id, _ in ends}, "none is lost"
+
+
+@pytest.mark.parametrize(
+    ("table", "forgery", "repair"),
+    [
+        ("scheduled_jobs", "available_since = 'infinity', run_at = now()", "available_since = now()"),
+        ("inflight_jobs", "priority = -1, node_id = gen_random_uuid()", "priority = 0"),
+    ],
+    ids=["promote", "recover"],
+)
+async def test_a_row_that_cannot_be_moved_ends_no_node_and_is_moved_once_it_can_be(
+    table: str, forgery: str, repair: str, database_url: str
+) -> None:
+    async with open_driver(database_url) as driver:
+        sql = Database(database_url)
+        bad = await driver.submit(kind="succeeds", delay=3600.0 if table == "scheduled_jobs" else None)
+        await driver.claim()
+        sql.rows(f"UPDATE jobqueue.{table} SET {forgery}")
+        await driver.store.leave(driver.node)
+        async with running(database_url) as stages:  # it starts
+            parts = stages.names()
+            await driver.submit_many(*({"kind": "succeeds"} for _ in range(10)))
+            await all_ended(sql, stages, but=[bad])
+            await trio.sleep(1.5)  # every part has met it
+            assert stages.names() == parts
+            sql.rows(f"UPDATE jobqueue.{table} SET {repair}")
+            await all_ended(sql, stages, but=[])
+        assert sql.states() == {"succeeded": 11}
+        sql.close()
+
+
+def test_a_row_that_cannot_be_claimed_ends_no_node_and_is_told(service: Callable[..., Service], database: Database) -> None:
+    node = service("examples.quickstart", "--poll-interval", "0.1")
+    database.rows("SELECT jobqueue.pause('default')")
+    bad = database.value("SELECT jobqueue.submit('default')")
+    database.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647")
+    database.rows("SELECT jobqueue.submit('default') FROM generate_series(1, 10)")
+    database.rows("SELECT jobqueue.pause('default', false)")
+    ready = f"{node.url}/health/ready"
+    wait_for(lambda: httpx.get(ready).status_code == 503, "the node says that it cannot work")
+    assert "integer out of range" in httpx.get(ready).text
+    database.rows("UPDATE jobqueue.pending_jobs SET claims = 0 WHERE id = %s", bad)
+    wait_for(lambda: database.states() == {"succeeded": 11}, "the node goes on")
+    wait_for(lambda: httpx.get(ready).status_code == 200, "it is ready again")
+    assert node.stop() == 0
+
+
+async def test_upkeep_that_is_refused_does_not_end_a_node(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "PRUNE_INTERVAL", 0.05)
+    async with open_driver(database_url):
+        sql = Database(database_url)
+        tomorrow = sql.value("SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 day', 'YYYYMMDD')")
+        async with running(database_url) as stages:
+            parts = stages.names()
+            # The name of a partition, but for the date in it.
+            sql.rows("""
+                CREATE TABLE jobqueue.finished_jobs_99999999 PARTITION OF jobqueue.finished_jobs
+                    FOR VALUES FROM ('1999-01-01') TO ('1999-01-02')
+            """)
+            await trio.sleep(1)
+            assert stages.names() == parts
+            sql.rows(f"DROP TABLE jobqueue.finished_jobs_99999999, jobqueue.finished_jobs_{tomorrow}")
+            with trio.fail_after(10):
+                while sql.value("SELECT to_regclass(%s)", f"jobqueue.finished_jobs_{tomorrow}") is None:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+        sql.close()
