@@ -1,0 +1,234 @@
+"""How a deep queue, and an old transaction that keeps dead rows from being removed, change the speed of a service.
+
+    python -m benchmarks.depth [--quick] [--full] [--pinned-minutes N] [--out DIR]
+
+First the drain of the same number of jobs with ever more of them pending behind, or scheduled beside. Then a steady load, with a
+transaction open that pins the horizon of vacuum; each minute is compared with the first.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+
+from benchmarks import harness
+from benchmarks.harness import Database, Node, Spread, Usage
+
+QUEUES = {"default": 16}
+KINDS = {"default": "async"}
+
+SHALLOW, DEEP, DEEPEST = 10_000, 1_000_000, 10_000_000
+
+BYTES_PER_JOB = 1_200
+"""On disk, in all: the row, its indexes, and WAL until the next checkpoint but one."""
+
+TOMORROW = 86_400.0
+"""Seconds until the scheduled jobs are due: never, as far as this goes."""
+
+LOAD = 800
+"""Jobs a second while the horizon is pinned."""
+
+LOAD_BATCHES = 20
+"""Submits a second that bring them."""
+
+SLOWEST = 100.0
+"""Jobs a second: below it a drain is given up."""
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a node's metrics say of its claims so far."""
+
+    count: float
+    seconds: float
+
+    @classmethod
+    def of(cls, node: Node) -> Claims:
+        with urllib.request.urlopen(f"{node.url}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("jobqueue_claim_seconds_"))
+        return cls(float(found["jobqueue_claim_seconds_count"]), float(found["jobqueue_claim_seconds_sum"]))
+
+    def milliseconds_since(self, before: Claims) -> float:
+        """The mean time of a claim."""
+        return (self.seconds - before.seconds) / max(1.0, self.count - before.count) * 1000
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """A drain in the face of other jobs."""
+
+    rate: float
+    claim_ms: float
+    usage: Usage
+
+
+def drain(database: Database, jobs: int, *, pending: int = 0, scheduled: int = 0) -> Drained:
+    """Drain so many jobs, with so many more pending behind them, and so many scheduled."""
+    database.clear()
+    database.pause("default")
+    database.fill(jobs, queues=KINDS)
+    last = database.last_of("default")
+    database.fill(pending, queues=KINDS)
+    database.fill(scheduled, queues=KINDS, due_in=TOMORROW)
+    database.settle()
+    with Node(database, "benchmarks.handlers", queues=QUEUES) as node:
+        before = Claims.of(node)
+        started = time.monotonic()
+        database.pause("default", paused=False)
+        _wait_until_finished(database, last, 30 + jobs / SLOWEST)
+        seconds = time.monotonic() - started
+        claims, usage = Claims.of(node), node.usage()
+        database.pause("default")
+    return Drained(jobs / seconds, claims.milliseconds_since(before), usage)
+
+
+def _wait_until_finished(database: Database, job: uuid.UUID, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not database.value("SELECT EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s)", job):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the jobs are not done within {timeout:.0f} s")
+        time.sleep(harness.LOOK_INTERVAL)
+
+
+class Minute(msgspec.Struct, frozen=True):
+    """One minute under load: of claims the mean, of jobs the time from available to finished."""
+
+    claim_ms: float
+    p50_ms: float
+    p99_ms: float
+    rate: float
+
+
+def under_load(database: Database, minutes: float, *, pinned: bool) -> list[Minute]:
+    """Keep a node under a steady load, with or without a transaction that pins the horizon."""
+    database.clear()
+    database.pause("default", paused=False)
+    found = []
+    with Node(database, "benchmarks.handlers", queues=QUEUES) as node, _pin(database, really=pinned), _load(database):
+        for _ in range(max(2, math.ceil(minutes))):
+            before, began = Claims.of(node), database.value("SELECT clock_timestamp()")
+            time.sleep(60 * minutes / max(2, math.ceil(minutes)))
+            claim_ms = Claims.of(node).milliseconds_since(before)
+            p50, p99, rate = database.connection.execute(
+                """
+                SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY took), percentile_cont(0.99) WITHIN GROUP (ORDER BY took),
+                       count(*) / extract(epoch FROM clock_timestamp() - %(began)s)
+                  FROM (SELECT extract(epoch FROM finished_at - available_since)::float8 * 1000 AS took
+                          FROM jobqueue.finished_jobs WHERE finished_at > %(began)s) AS jobs
+                """,
+                {"began": began},
+            ).fetchall()[0]
+            found.append(Minute(claim_ms, p50, p99, float(rate)))
+    return found
+
+
+@contextmanager
+def _pin(database: Database, *, really: bool) -> Iterator[None]:
+    """Hold a transaction open that has a snapshot and a number: no row that dies from now on can be removed."""
+    if not really:
+        yield
+        return
+    with database.connect() as connection:
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT pg_current_xact_id()")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def _load(database: Database) -> Iterator[None]:
+    """Submit `LOAD` jobs a second."""
+    job = {"kind": "async", "payload": msgspec.Raw(harness.payload_of(100).encode())}
+    batch = msgspec.json.encode([job] * (LOAD // LOAD_BATCHES)).decode()
+    over = threading.Event()
+
+    def submit() -> None:
+        due = time.monotonic()
+        with database.connect() as connection:
+            while not over.wait(max(0.0, due - time.monotonic())):
+                connection.execute("SELECT jobqueue.submit_many(%s::jsonb)", [batch], prepare=True)
+                due += 1 / LOAD_BATCHES
+
+    thread = threading.Thread(target=submit, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--full", is_flag=True, help=f"Up to {DEEPEST:,} jobs deep, instead of {DEEP:,}.")
+@click.option("--jobs", type=click.IntRange(min=100), help="Jobs of a drain.  [default: 30,000; with --quick 3,000]")
+@click.option("--pinned-minutes", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 leaves that part out.")
+@harness.options
+def main(quick: bool, out: Path, full: bool, jobs: int | None, pinned_minutes: float) -> None:
+    """Measure how depth and a pinned horizon change the speed of a service."""
+    jobs = jobs or (3_000 if quick else 30_000)
+    depths = [1_000, 50_000] if quick else [SHALLOW, DEEP, DEEPEST] if full else [SHALLOW, DEEP]
+    minutes = min(pinned_minutes, 0.2) if quick else pinned_minutes
+    with harness.database() as database:
+        report = harness.Report(
+            "depth",
+            f"Drain of {jobs:,} jobs in the face of others; a load of {LOAD} jobs/s while an old transaction pins the horizon",
+            database.machine,
+            out,
+            notes="Ratios are to the first row of each kind. Latency is from available to finished, by the database's clock.",
+            plotted=["jobs/s", "claim ms", "RSS MiB"],
+        )
+        _report_depths(report, database, jobs, depths, repeats=1 if quick else 2)
+        if minutes:
+            for pinned in (False, True):
+                _report_minutes(report, under_load(database, minutes, pinned=pinned), "horizon pinned" if pinned else "not pinned")
+        report.write()
+
+
+def _report_depths(report: harness.Report, database: Database, jobs: int, depths: Sequence[int], *, repeats: int) -> None:
+    free = shutil.disk_usage(tempfile.gettempdir()).free  # where the embedded server has its data
+    fitting = [depth for depth in depths if depth * BYTES_PER_JOB < free / 2]
+    cases = {f"{depth:,} pending": partial(drain, database, jobs, pending=depth) for depth in fitting}
+    cases |= {f"{depth:,} scheduled": partial(drain, database, jobs, scheduled=depth) for depth in fitting}
+    results = harness.interleave(cases, repeats)
+    first = next(iter(results.values()))
+    for name, drains in results.items():
+        report.add(
+            name,
+            {
+                "jobs/s": Spread.of([one.rate for one in drains]),
+                "ratio": Spread.of([one.rate / base.rate for one, base in zip(drains, first, strict=True)]),
+                "claim ms": Spread.of([one.claim_ms for one in drains]),
+                "RSS MiB": Spread.of([one.usage.rss_mib for one in drains]),
+            },
+        )
+
+
+def _report_minutes(report: harness.Report, minutes: Sequence[Minute], name: str) -> None:
+    for number, row in (("first", minutes[0]), ("last", minutes[-1])):
+        report.add(
+            f"{name}, {number} of {len(minutes)} parts",
+            {
+                "jobs/s": row.rate,
+                "ratio": row.claim_ms / minutes[0].claim_ms,
+                "claim ms": row.claim_ms,
+                "p50 ms": row.p50_ms,
+                "p99 ms": row.p99_ms,
+            },
+        )
+    report.draw("claim ms by part", name, [(float(part), row.claim_ms) for part, row in enumerate(minutes, 1)])
+    report.draw("p50 of latency, ms, by part", name, [(float(part), row.p50_ms) for part, row in enumerate(minutes, 1)])
+
+
+if __name__ == "__main__":
+    main()

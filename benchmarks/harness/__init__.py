@@ -1,0 +1,42 @@
+"""What all benchmarks share: a real database, real nodes, what they cost, and how the figures are told.
+
+::
+
+    @click.command()
+    @harness.options
+    def main(quick: bool, out: Path) -> None:
+        with harness.database() as database:
+            report = harness.Report("drain", "Drain rate", database, out)
+            database.fill(100_000, queues={"default": "noop"})
+            with harness.Node(database, "benchmarks.handlers") as node, database.span() as cost:
+                ...
+            report.add("one node", {"jobs/s": harness.Spread.of(rates)})
+            report.write()
+
+A figure is worth something only beside another one of the same call: see `interleave`.
+"""
+
+from benchmarks.harness.database import LOOK_INTERVAL, Cost, Database, database, payload_of
+from benchmarks.harness.figures import Spread, interleave, percentile
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.node import Node
+from benchmarks.harness.processes import Usage, usage_of
+from benchmarks.harness.report import Report, Value, options
+
+__all__ = [
+    "LOOK_INTERVAL",
+    "Cost",
+    "Database",
+    "Machine",
+    "Node",
+    "Report",
+    "Spread",
+    "Usage",
+    "Value",
+    "database",
+    "interleave",
+    "options",
+    "payload_of",
+    "percentile",
+    "usage_of",
+]

@@ -1,0 +1,238 @@
+"""A throw-away PostgreSQL database with the schema in it, filled at will, that tells what it is made to do.
+
+It is a database on the server that DATABASE_URL names, else on the embedded one, started in a temporary directory with its default
+settings: fsync is on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import string
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import psycopg
+
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.processes import Usage, parent_of, usage_of_tree
+from jobqueue import logs
+from jobqueue.storage import schema
+from jobqueue.storage.cluster import POLL_SECONDS, Cluster
+from jobqueue.storage.database import connect
+from jobqueue.storage.embedded import READY_SECONDS
+
+FILL_BATCH = 100_000
+"""Jobs in one transaction of `Database.fill`."""
+
+LOOK_INTERVAL = 0.02
+"""Seconds between two looks whether the jobs are done; one look costs the server about 50 microseconds."""
+
+TABLES = "jobqueue.pending_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs, jobqueue.finished_jobs, jobqueue.dead_jobs"
+
+FILL = """
+    INSERT INTO jobqueue.{table} (id, queue, kind, priority, {place}, payload, created_at, available_since)
+    SELECT jobqueue.uuid7(), q.names[1 + n %% cardinality(q.names)], q.kinds[1 + n %% cardinality(q.names)], 0, {when}, %(payload)s,
+           now(), {when}
+      FROM (SELECT %(queues)s::text[] AS names, %(kinds)s::text[] AS kinds) AS q, generate_series(%(first)s::bigint, %(last)s) AS n
+"""
+"""What submit_batch writes, made by the server: a microsecond between two jobs' places."""
+
+
+class Cost(msgspec.Struct):
+    """What a span of time cost the database; set when the span is over.
+
+    Attributes:
+        seconds: its length.
+        wal_bytes: written ahead.
+        commits: transactions that wrote something, or were rolled back after they had.
+        cpu: seconds of all of the server's processes; None when they are not on this machine.
+    """
+
+    seconds: float = 0.0
+    wal_bytes: int = 0
+    commits: int = 0
+    cpu: float | None = None
+
+    def cpu_per(self, jobs: int) -> float | None:
+        """Microseconds of the server's CPU for each of so many jobs."""
+        return None if self.cpu is None else self.cpu / jobs * 1e6
+
+
+class Database:
+    """An empty database with our schema.
+
+    Args:
+        url: of the database.
+
+    Attributes:
+        connection: for the benchmark's own questions, in autocommit mode.
+        machine: where it runs.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        with connect(url, "migrate") as migrating:
+            schema.migrate(migrating)
+        self.connection = self.connect()
+        self.machine = Machine.with_server(self.connection)
+        self._postmaster = self._find_postmaster()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Open another connection, in autocommit mode."""
+        return psycopg.connect(self.url, autocommit=True, application_name="benchmark")
+
+    def value(self, sql: str, *params: object) -> Any:
+        """Ask for one value."""
+        [[value]] = self.connection.execute(sql, params or None).fetchall()
+        return value
+
+    def fill(self, jobs: int, *, queues: Mapping[str, str], payload_bytes: int = 100, due_in: float | None = None) -> None:
+        """Add jobs, dealt out in turn to the queues.
+
+        Args:
+            queues: the kind of the jobs in each queue.
+            due_in: seconds until the jobs are due; None makes them pending.
+        """
+        table, place, when = "pending_jobs", "rank", "now() + n * interval '1 microsecond'"
+        if due_in is not None:
+            table, place, when = "scheduled_jobs", "run_at", f"now() + interval '{due_in} seconds' + n * interval '1 microsecond'"
+        statement = FILL.format(table=table, place=place, when=when)
+        constant = {"queues": list(queues), "kinds": list(queues.values()), "payload": payload_of(payload_bytes)}
+        for first in range(0, jobs, FILL_BATCH):
+            last = min(first + FILL_BATCH, jobs) - 1
+            self.connection.execute(statement, {**constant, "first": first, "last": last})
+
+    def clear(self) -> None:
+        """Remove all jobs, and give their space back."""
+        self.connection.execute(f"TRUNCATE {TABLES}")
+
+    def settle(self) -> None:
+        """Have done now what the server would do by itself in the middle of a measurement: vacuum, statistics, a checkpoint."""
+        self.connection.execute(f"VACUUM (ANALYZE) {TABLES}")
+        self.connection.execute("CHECKPOINT")
+
+    def pause(self, *queues: str, paused: bool = True) -> None:
+        """Pause queues, or let the nodes work them."""
+        self.connection.execute("SELECT jobqueue.pause(q, %s) FROM unnest(%s::text[]) AS q", [paused, list(queues)])
+
+    def last_of(self, queue: str) -> uuid.UUID:
+        """The id of the pending job of the worst rank: of those of its queue the last to be done."""
+        found = self.value("SELECT id FROM jobqueue.pending_jobs WHERE queue = %s ORDER BY rank DESC LIMIT 1", queue)
+        assert isinstance(found, uuid.UUID)
+        return found
+
+    def wait_until_done(self, last: uuid.UUID, timeout: float) -> None:
+        """Wait until this job is finished, and then until no job is pending or in flight.
+
+        Raises:
+            TimeoutError: that takes longer than so many seconds.
+        """
+        deadline = time.monotonic() + timeout
+        for left in (
+            "SELECT NOT EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s)",
+            "SELECT %s IS NULL OR EXISTS (SELECT FROM jobqueue.inflight_jobs) OR EXISTS (SELECT FROM jobqueue.pending_jobs)",
+        ):
+            while self.value(left, last):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the jobs are not done within {timeout:.0f} s")
+                time.sleep(LOOK_INTERVAL)
+
+    @contextmanager
+    def span(self) -> Iterator[Cost]:
+        """Measure what the database does while the context lasts; others on the same server are counted in."""
+        cost = Cost()
+        wal, transactions, usage, started = self._wal(), self._transactions(), self.usage(), time.monotonic()
+        yield cost
+        cost.seconds = time.monotonic() - started
+        now = self.usage()
+        cost.cpu = None if usage is None or now is None else (now - usage).cpu
+        cost.wal_bytes = self._wal() - wal
+        cost.commits = self._transactions() - transactions
+
+    def usage(self) -> Usage | None:
+        """What the server's processes have used; None when they are not on this machine."""
+        return None if self._postmaster is None else usage_of_tree(self._postmaster)
+
+    def _wal(self) -> int:
+        return int(self.value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
+
+    def _transactions(self) -> int:
+        # Exact at once, where pg_stat_database is told of a commit up to ten seconds later. It counts those that wrote.
+        return int(self.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
+
+    def _find_postmaster(self) -> int | None:
+        backend = int(self.value("SELECT pg_backend_pid()"))
+        with suppress(OSError):
+            if Path(f"/proc/{backend}/cmdline").read_bytes().startswith(b"postgres: "):
+                return parent_of(backend)
+        return None
+
+
+def payload_of(size: int) -> str:
+    """Make a JSON object of so many bytes, or as few more as it takes, that does not compress."""
+    alphabet = string.ascii_letters + string.digits
+    padding = "".join(random.Random(size).choices(alphabet, k=max(0, size - len('{"padding": ""}'))))
+    return f'{{"padding": "{padding}"}}'
+
+
+@contextmanager
+def database(**settings: str) -> Iterator[Database]:
+    """Make a database that is gone afterwards. Enter it in the main thread: an embedded server ends with the thread that starts it.
+
+    Args:
+        settings: of the embedded server, over its defaults.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nodes and server are ended, too
+    url = os.environ.get("DATABASE_URL")
+    if url is None:
+        with _embedded(settings) as embedded:
+            yield from _opened(embedded)
+        return
+    name = f"jobqueue_benchmark_{uuid.uuid4().hex[:12]}"
+    _execute(url, f"CREATE DATABASE {name}")
+    try:
+        yield from _opened(urlsplit(url)._replace(path=f"/{name}").geturl())
+    finally:
+        _execute(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _opened(url: str) -> Iterator[Database]:
+    opened = Database(url)
+    with opened.connection:
+        yield opened
+
+
+@contextmanager
+def _embedded(settings: Mapping[str, str]) -> Iterator[str]:
+    logs.configure("warning")
+    directory = Path(tempfile.mkdtemp(prefix="jobqueue-benchmark-"))
+    directory.chmod(0o711)  # root's server runs as another user
+    cluster = Cluster(directory / "data", settings=settings)
+    try:
+        cluster.prepare()
+        cluster.start()
+        deadline = time.monotonic() + READY_SECONDS
+        while not (cluster.ready() and cluster.create_database()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(cluster.log_tail())
+            time.sleep(POLL_SECONDS)
+        yield cluster.url
+    finally:
+        cluster.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)

@@ -1,0 +1,88 @@
+"""What a process has used so far, out of ``/proc`` (Linux): proc(5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MIB = 1 << 20
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What processes have used since they started; subtract two of them for a span.
+
+    Attributes:
+        cpu: seconds, user and system, of all threads.
+        wakeups: times that a thread gave up the CPU to wait, and so was woken up again.
+        rss: bytes of memory that they hold now; a difference of two is the growth.
+    """
+
+    cpu: float = 0.0
+    wakeups: int = 0
+    rss: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.cpu + other.cpu, self.wakeups + other.wakeups, self.rss + other.rss)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(self.cpu - other.cpu, self.wakeups - other.wakeups, self.rss - other.rss)
+
+    @property
+    def rss_mib(self) -> float:
+        return self.rss / MIB
+
+
+def usage_of(pid: int, *, ended_children: bool = False) -> Usage:
+    """Read what a process has used; nothing of one that is gone.
+
+    Args:
+        ended_children: count the CPU time of children that have ended, too.
+    """
+    with suppress(OSError):
+        fields = _stat(pid)
+        ticks = sum(int(field) for field in fields[11 : 15 if ended_children else 13])
+        return Usage(ticks * TICK, sum(_wakeups(pid)), int(fields[21]) * PAGE)
+    return Usage()
+
+
+def usage_of_tree(pid: int) -> Usage:
+    """Read what a process and its children have used, those that have ended included."""
+    return sum((usage_of(child) for child in children_of(pid)), usage_of(pid, ended_children=True))
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that have this one as their parent."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(_stat(int(directory.name))[1]) == pid:
+                found.append(int(directory.name))
+    return found
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process.
+
+    Raises:
+        OSError: there is no such process here.
+    """
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third (the state) on: the second, the name, may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _wakeups(pid: int) -> Iterator[int]:
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with suppress(OSError):
+            for line in status.read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    yield int(line.split()[1])

@@ -1,0 +1,23 @@
+"""The handler of our worker, which counts its jobs like those of all others: ``jobqueue serve jobqueue_handlers``.
+
+Its options are in the environment variable BENCHMARK_SEEN, as JSON: a service hands none to its handlers.
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+import json
+import os
+
+from adapter import Seen
+
+import jobqueue
+
+app = jobqueue.App()
+
+seen = Seen(**json.loads(os.environ["BENCHMARK_SEEN"]))
+
+
+@app.handler("noop")
+async def noop(job: jobqueue.Job) -> None:
+    """Count the job."""
+    seen(job.payload)
