@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -52,9 +51,6 @@ LEFT_BEHIND = 1.0
 SHUTDOWN_MARGIN = 5.0
 """Seconds that everything but running jobs has in a shutdown: exit comes within the grace period and this."""
 
-SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread that has its answer from the database gets the interpreter from a busy loop (CPython has 0.005)."""
-
 log = structlog.get_logger()
 
 
@@ -94,7 +90,6 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         DatabaseUnavailable: there is no database at the start.
         StageCrashed: a part of the service failed; everything else was shut down in order.
     """
-    sys.setswitchinterval(SWITCH_INTERVAL)
     require_token_off_loopback(settings.host, settings.tokens)
     listeners = listening.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:

@@ -117,25 +117,18 @@ class GroupCommit(Generic[Item, Result]):
             self._add(_Entry(item, weight, None))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write batch after batch until cancelled; callers that still wait then are told so.
-
-        More than one task may run it: so many batches are then written at a time.
-        """
+        """Write batch after batch until cancelled; callers that still wait then are told so."""
         task_status.started()
         batch: list[_Entry[Item, Result]] = []
-        weight = 0
         try:
             while True:
                 while not self._gathering:
-                    if not self._writing:
-                        self._idle.unpark_all()
+                    self._idle.unpark_all()
                     await self._wake.park()
-                batch, weight = self._next_batch()
+                batch = self._next_batch()
                 await self._write_batch(batch)
-                self._writing -= weight
-                weight = 0
+                self._writing = 0
         finally:
-            self._writing -= weight
             self._end(batch)
 
     async def flush(self) -> None:
@@ -153,23 +146,23 @@ class GroupCommit(Generic[Item, Result]):
         if self._wake:
             self._wake.unpark()
 
-    def _next_batch(self) -> tuple[list[_Entry[Item, Result]], int]:
+    def _next_batch(self) -> list[_Entry[Item, Result]]:
         batch = [self._gathering.popleft()]
         weight = batch[0].weight
         while self._gathering and weight + self._gathering[0].weight <= self._max_weight:
             batch.append(self._gathering.popleft())
             weight += batch[-1].weight
         self._waiting -= weight
-        self._writing += weight
+        self._writing = weight
         self._room.unpark_all()
-        return batch, weight
+        return batch
 
     def _end(self, batch: list[_Entry[Item, Result]]) -> None:
         """Nobody writes any more: let go of everyone who waits, whether their item was in a batch or still gathering."""
         self._closed = self._ended = True
         left = [entry for entry in (*batch, *self._gathering) if entry.result is None]
         self._gathering.clear()
-        self._waiting = 0
+        self._waiting = self._writing = 0
         _refuse(left, ShuttingDown("the service is shutting down"))
         self._room.unpark_all()
         self._idle.unpark_all()

@@ -1,0 +1,172 @@
+"""Who waits how long when jobs of mixed priorities come faster than they are worked.
+
+    python -m benchmarks.fairness [--quick] [--out DIR]
+
+One node works three queues side by side, each with the same arrivals, and each by another rule: aging, where waiting one second is
+worth one priority point (in shorter runs less, in proportion); strict priority, where waiting is worth nothing; and first in, first
+out, where priority is worth nothing. The rule is a queue's `aging_interval`. Handlers sleep, so the rate of a queue is its width by
+the time of a job, and arrivals are twice that. When they end, the rest is worked off.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import msgspec
+
+from benchmarks import harness
+from benchmarks.harness import Database, Node
+
+RULES = ("aging", "strict", "FIFO")
+"""The queues."""
+
+SECONDS = 40.0
+"""How long jobs arrive: twice what the highest priority is worth where a point is worth a second, the default."""
+
+PRIORITIES = (0, 5, 20)
+
+WIDTH = 4
+JOB_SECONDS = 0.04
+OVERLOAD = 2.0
+ARRIVALS = OVERLOAD * WIDTH / JOB_SECONDS
+"""Jobs a second for each queue; each priority is as frequent as any other."""
+
+TICK = 0.05
+"""Seconds between two batches of arrivals."""
+
+POINTS = 40
+"""Of a line in the plot."""
+
+PATIENCE = 3.0
+"""Times as long as it should take, that the jobs may take to be done."""
+
+
+class Waited(NamedTuple):
+    """A job: when it arrived, in seconds after the first, and when its handler started."""
+
+    priority: int
+    arrived: float
+    started: float
+
+    @property
+    def wait(self) -> float:
+        return self.started - self.arrived
+
+
+def arrive(database: Database, seconds: float) -> None:
+    """Submit the same jobs to all queues, tick by tick; a tick that is late is made up for."""
+    chance = random.Random(0)
+    began = time.monotonic()
+    for tick in range(int(seconds / TICK)):
+        time.sleep(max(0.0, began + tick * TICK - time.monotonic()))
+        priorities = chance.choices(PRIORITIES, k=round(ARRIVALS * TICK))
+        payload = {"sent": time.monotonic_ns(), "seconds": JOB_SECONDS}
+        common = {"kind": "timed", "payload": payload}
+        jobs = [{**common, "queue": queue, "priority": priority} for priority in priorities for queue in RULES]
+        database.value("SELECT cardinality(jobqueue.submit_many(%s::jsonb))", msgspec.json.encode(jobs).decode())
+
+
+def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
+    """Have jobs arrive for so long, and return by rule what became of them."""
+    longest = 86_400.0  # that the schema allows: nobody waits so long here
+    for rule, interval in zip(RULES, (seconds / SECONDS, longest, 0.0), strict=True):
+        sql = "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s * interval '1 second')"
+        database.connection.execute(sql, [rule, interval])
+    with Node(database, "benchmarks.timed", queues=dict.fromkeys(RULES, WIDTH)):
+        arrive(database, seconds)
+        arrived = time.monotonic()
+        sql = "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
+        while database.value(sql):
+            if time.monotonic() > arrived + PATIENCE * OVERLOAD * seconds:
+                raise TimeoutError("the jobs are not done")
+            time.sleep(1)
+    rows = database.connection.execute(
+        "SELECT queue, priority, (payload -> 'sent')::float8 / 1e9, result::float8 / 1e9 FROM jobqueue.finished_jobs"
+    ).fetchall()
+    first = min(sent for _, _, sent, _ in rows)
+    return {
+        rule: [Waited(priority, sent - first, sent - first + wait) for queue, priority, sent, wait in rows if queue == rule]
+        for rule in RULES
+    }
+
+
+def longest_pause(jobs: Iterable[Waited], ends: float) -> float:
+    """The longest time, while jobs arrived, in which none of these started: from the first arrival on they always wait."""
+    starts = sorted(job.started for job in jobs if job.started < ends)
+    return max(later - earlier for earlier, later in pairwise([0.0, *starts, ends]))
+
+
+def overtaken(jobs: Sequence[Waited], priority: int) -> float:
+    """By how much at most, in seconds of arrival, a job of this priority was overtaken: a later one started before it."""
+    worst = latest = 0.0
+    for job in sorted(jobs, key=lambda job: job.started):
+        if job.priority == priority:
+            worst = max(worst, latest - job.arrived)
+        latest = max(latest, job.arrived)
+    return worst
+
+
+def figures(jobs: Sequence[Waited], fifo: Sequence[Waited], priority: int, ends: float) -> dict[str, harness.Value]:
+    """Make a row of a rule and a priority; ratios are to FIFO, with the same jobs."""
+    ours = [job for job in jobs if job.priority == priority]
+    waits = [job.wait for job in ours]
+    p50 = harness.percentile(waits, 0.5)
+    return {
+        "jobs": len(ours),
+        "wait p50 s": p50,
+        "p90 s": harness.percentile(waits, 0.9),
+        "p99 s": harness.percentile(waits, 0.99),
+        "max s": max(waits),
+        "p50 x FIFO": p50 / harness.percentile([job.wait for job in fifo if job.priority == priority], 0.5),
+        "started while jobs came %": sum(job.started < ends for job in ours) / len(ours) * 100,
+        "longest pause s": longest_pause(ours, ends),
+        "overtaken by up to s": overtaken(jobs, priority),
+    }
+
+
+def line(jobs: Iterable[Waited], seconds: float) -> list[tuple[float, float]]:
+    """The median wait by time of arrival."""
+    width = seconds / POINTS
+    waits: dict[int, list[float]] = {}
+    for job in jobs:
+        waits.setdefault(int(job.arrived / width), []).append(job.wait)
+    return [((number + 0.5) * width, statistics.median(waits[number])) for number in sorted(waits)]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--seconds", type=click.FloatRange(min=2), help="How long jobs arrive.  [default: 40; with --quick 8]")
+@harness.options
+def main(quick: bool, out: Path, seconds: float | None) -> None:
+    """Measure who waits how long under overload."""
+    seconds = seconds or (8.0 if quick else SECONDS)
+    with harness.database() as database:
+        report = harness.Report(
+            "fairness",
+            f"Waits under {OVERLOAD:g} times the load that can be worked, for {seconds:g} s",
+            database.machine,
+            out,
+            notes=f"Three queues at once, {WIDTH} jobs of {JOB_SECONDS * 1e3:g} ms at a time each, the same {ARRIVALS:g} arrivals "
+            f"a second for each. Waits are from submit to handler.\nAging: a priority point is worth {seconds / SECONDS:g} s. "
+            "Longest pause: without a start of this priority while jobs came.\n"
+            "Overtaken: how much later a job came that started first.",
+        )
+        rules = run(database, seconds)
+        ends = max(job.arrived for job in rules["FIFO"])
+        for rule, jobs in rules.items():
+            for priority in PRIORITIES:
+                name = f"priority {priority}"
+                report.add(f"{rule}, {name}", figures(jobs, rules["FIFO"], priority, ends))
+                points = line([job for job in jobs if job.priority == priority], seconds)
+                report.draw(f"{rule}: median wait in s by arrival in s", name, points)
+        report.write()
+
+
+if __name__ == "__main__":
+    main()
