@@ -184,7 +184,8 @@ def _recognise(received: bytes) -> _Request | None:
 def _encode(answer: Answer, *, closing: bool) -> bytes:
     lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in answer.headers.items()])
     ending = "Connection: close\r\n\r\n" if closing else "\r\n"
-    head = f"HTTP/1.1 {answer.status} \r\n{lines}content-length: {len(answer.body)}\r\n{_SECURITY}date: {_date(int(time.time()))}\r\n{ending}"
+    length, date = len(answer.body), _date(int(time.time()))
+    head = f"HTTP/1.1 {answer.status} \r\n{lines}content-length: {length}\r\n{_SECURITY}date: {date}\r\n{ending}"
     return head.encode("latin-1") + answer.body
 
 
