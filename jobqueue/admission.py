@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 import uuid_utils
@@ -71,8 +72,9 @@ def admit(submissions: Iterable[Submission], *, many: bool = True) -> Admitted:
 def _document(job_id: str, submission: Submission) -> bytes:
     if submission.run_at is not None and submission.delay is not None:
         raise InvalidJob("run_at and delay exclude each other: give one of them", field="delay")
-    _encode(submission.kind, "kind")
-    _encode(submission.queue, "queue")
+    if not (_storable_name(submission.kind) and _storable_name(submission.queue)):
+        _encode(submission.kind, "kind")
+        _encode(submission.queue, "queue")
     payload = _encode(submission.payload, "payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(f"the payload has {len(payload)} bytes as JSON, {MAX_PAYLOAD_BYTES} are allowed", field="payload")
@@ -89,6 +91,15 @@ def _document(job_id: str, submission: Submission) -> bytes:
             timeout=submission.timeout,
         )
     )
+
+
+@lru_cache(maxsize=1024)  # jobs of a batch have few kinds and queues between them
+def _storable_name(name: str) -> bool:
+    try:
+        documents.encode(name)
+    except documents.RefusedDocument:
+        return False
+    return True
 
 
 def _encode(value: object, field: str) -> bytes:

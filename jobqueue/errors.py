@@ -92,6 +92,19 @@ class StageCrashed(JobQueueError):
     """A part of the service ended when it should not have; the service stops in order and exits with an error."""
 
 
+class NodeFailed(JobQueueError):
+    """A process of several cannot be started, or did not end as it should.
+
+    Args:
+        reason: the one that it gave, or how it ended.
+        exit_code: its own, as a shell tells it: 128 and the number of a signal that ended it.
+    """
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
 class Retry(Exception):
     """Raise it in a handler to fail this attempt and run again.
 

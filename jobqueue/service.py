@@ -75,13 +75,14 @@ class _Engine:
     metrics: Metrics
 
 
-async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None]) -> None:
+async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
     """Run a node until SIGTERM or SIGINT, then shut down in order.
 
     Args:
         app: the handlers.
         settings: everything else.
         on_serving: called once, when the node takes work.
+        supervised: one of several nodes under `supervisor.supervise`: the port is shared, and listened on only when the node works.
 
     Raises:
         SettingsError: a setting that cannot work on this machine.
@@ -91,16 +92,18 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         StageCrashed: a part of the service failed; everything else was shut down in order.
     """
     require_token_off_loopback(settings.host, settings.tokens)
-    listeners = listening.open_listeners(settings.host, settings.port)
+    listeners = None if supervised else listening.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
-        last_resort = _LastResort(settings.grace_period + SHUTDOWN_MARGIN)
-        await stages.start("signals", _watch_signals, stages, last_resort)
+        last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
+        # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
+        await stages.start("signals", watch_signals, stages, last_resort, _leave_to_the_parent if supervised else os._exit)
         await stages.start("watchdog", watchdog.run)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
         async with _open_engine(app, settings, url) as engine:
             await _start_engine(engine, settings, url, stages)
+            listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
             on_serving(Serving(listening.urls(listeners), url))
@@ -274,20 +277,28 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
         log.warning("could not leave; the visibility timeout frees what is still held", error=str(error))
 
 
-async def _watch_signals(stages: Stages, last_resort: _LastResort, *, task_status: trio.TaskStatus[None]) -> None:
+async def watch_signals(
+    stages: Stages, last_resort: LastResort, at_once: Callable[[int], object], *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Ask everything to stop at the first SIGTERM or SIGINT; at a second one call `at_once` with the exit code."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             name = signal.Signals(number).name
             if stages.stopping.is_set():
-                log.warning("second signal: exiting at once", signal=name)
-                os._exit(128 + number)
+                log.warning("second signal", signal=name)
+                at_once(128 + number)
+                continue
             log.info("signal received", signal=name)
             last_resort.arm()
             stages.stopping.set()
 
 
-class _LastResort:
+def _leave_to_the_parent(_: int) -> None:
+    pass
+
+
+class LastResort:
     """Ends the process when an ordered shutdown, or a start that is told to stop, takes longer than so many seconds."""
 
     def __init__(self, seconds: float) -> None:

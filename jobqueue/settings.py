@@ -16,6 +16,9 @@ MAX_CONCURRENCY = 10_000
 MAX_QUEUES = 100
 """The most queues that one node works."""
 
+MAX_PROCESSES = 64
+"""The most nodes that one `jobqueue serve` runs: each has seven connections to PostgreSQL."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one node. Durations are in seconds.
@@ -25,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         data_dir: where the embedded PostgreSQL keeps its data; None is the user's data directory.
         host: the address to listen on.
         port: the port to listen on; 0 takes a free one.
+        processes: how many nodes share the port, each in a process of its own; what follows holds for each of them.
         queues: how many jobs of each queue this node runs at once; a queue with 0, or none at all, is only submitted to.
         strict_kinds: refuse a submission whose kind this node does not serve.
         tokens: bearer tokens that HTTP clients must show one of; needed off loopback.
@@ -42,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
+    processes: int = 1
     queues: Mapping[str, int] = msgspec.field(default_factory=lambda: {"default": 16})
     strict_kinds: bool = False
     tokens: tuple[str, ...] = ()
@@ -54,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         bounds = [
             ("port", self.port, 0, 65_535),
+            ("number of processes", self.processes, 1, MAX_PROCESSES),
             ("poll interval", self.poll_interval, 0.05, 60),
             ("visibility timeout", self.visibility_timeout, 2, 86_400),
             ("grace period", self.grace_period, 0, 86_400),

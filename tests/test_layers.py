@@ -12,6 +12,7 @@ PACKAGE = Path(jobqueue.__file__).parent
 
 LAYERS = [
     ["cli", "__main__"],
+    ["supervisor"],
     ["service"],
     ["http"],
     ["engine"],

@@ -5,12 +5,13 @@ import pytest
 
 from jobqueue.errors import SettingsError
 from jobqueue.job import MAX_NAME_LENGTH
-from jobqueue.settings import MAX_CONCURRENCY, MAX_QUEUES, Settings
+from jobqueue.settings import MAX_CONCURRENCY, MAX_PROCESSES, MAX_QUEUES, Settings
 
 TEN_YEARS = 10 * 365 * 86_400
 
 BOUNDS = [
     ("port", "port", 0, 65_535, 1),
+    ("processes", "number of processes", 1, MAX_PROCESSES, 1),
     ("poll_interval", "poll interval", 0.05, 60, 0.001),
     ("visibility_timeout", "visibility timeout", 2, 86_400, 0.001),
     ("grace_period", "grace period", 0, 86_400, 0.001),

@@ -6,6 +6,7 @@ import errno
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import trio
@@ -14,12 +15,13 @@ from jobqueue.errors import SettingsError
 from jobqueue.http import limits
 
 
-def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
+def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.SocketListener]:
     """Listen on every address of a host.
 
     Args:
         host: an address, or a name, which may have several.
         port: from 0 to 65535; 0 takes a free one, the same for all addresses.
+        shared: listen beside others that do so too; the kernel deals the connections out (SO_REUSEPORT).
 
     Raises:
         SettingsError: no address can be listened on, or one is in use.
@@ -29,7 +31,7 @@ def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     try:
         for family, (name, _, *rest) in _addresses(host, port):
             try:
-                listeners.append(_listen(family, (name, port, *rest)))
+                listeners.append(_listen(family, (name, port, *rest), shared=shared))
             except OSError as error:
                 # A name may have an address of a family that this machine does not use: one that works is enough.
                 if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
@@ -42,10 +44,39 @@ def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     except (OSError, OverflowError) as error:
         for listener in listeners:
             listener.socket.close()
-        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        hint = "another process listens there: stop it, or choose another port" if in_use else str(error)
-        raise SettingsError(f"cannot listen on {host} port {port}: {hint}") from error
+        raise _refusal(host, port, error) from error
     return listeners
+
+
+@contextmanager
+def reserved(host: str, port: int) -> Iterator[tuple[int, list[str]]]:
+    """Keep a port that nobody listens on for our own processes, which listen there with `open_listeners(..., shared=True)`.
+
+    Args:
+        host: an address, or a name, which may have several.
+        port: from 0 to 65535; 0 takes a free one.
+
+    Returns:
+        A context; its value is the port, and the URLs that will be served there.
+
+    Raises:
+        SettingsError: no address can be listened on, or one is in use, shared or not.
+    """
+    listeners = open_listeners(host, port)  # only an unshared socket is refused beside shared ones
+    found = [(listener.socket.family, listener.socket.getsockname()) for listener in listeners]
+    served = urls(listeners)
+    for listener in listeners:
+        listener.socket.close()
+    port = found[0][1][1]
+    with ExitStack() as kept:
+        try:
+            for family, address in found:
+                sock = kept.enter_context(_bind(family, address, shared=True))
+                # It was needed to bind beside what is left of old connections. From now on it would let others bind beside us.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        except OSError as error:
+            raise _refusal(host, port, error) from error
+        yield port, served
 
 
 def urls(listeners: list[trio.SocketListener]) -> list[str]:
@@ -61,10 +92,28 @@ def _addresses(host: str, port: int) -> Iterator[tuple[int, Any]]:
     return ((family, address) for family, _, _, _, address in found)
 
 
-def _listen(family: int, address: Any) -> trio.SocketListener:
+def _refusal(host: str, port: int, error: Exception) -> SettingsError:
+    in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    hint = "another process listens there: stop it, or choose another port" if in_use else str(error)
+    return SettingsError(f"cannot listen on {host} port {port}: {hint}")
+
+
+def _listen(family: int, address: Any, *, shared: bool) -> trio.SocketListener:
+    sock = _bind(family, address, shared=shared)
+    try:
+        sock.listen(limits.BACKLOG)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind(family: int, address: Any, *, shared: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # What is accepted inherits these.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -72,8 +121,7 @@ def _listen(family: int, address: Any) -> trio.SocketListener:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        sock.listen(limits.BACKLOG)
-        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        return sock
     except BaseException:
         sock.close()
         raise
