@@ -86,7 +86,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
     CONSTRAINT max_retries_range CHECK (max_retries BETWEEN 0 AND 1000),
     CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800),
-    CONSTRAINT rank_finite CHECK (isfinite(rank))
+    CONSTRAINT times_finite CHECK (isfinite(rank) AND isfinite(created_at) AND isfinite(available_since))
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 
@@ -243,6 +243,10 @@ BEGIN
         -- commits all the same. Commits are replicated in order, so one more, which waits, covers it; without a record of its own a
         -- transaction that finds everything in place would not wait.
         PERFORM pg_logical_emit_message(true, 'jobqueue', 'submit again');
+        -- Who submits the same ids at the same time waits here until they are visible. Few locks, however many ids.
+        PERFORM pg_advisory_xact_lock(7669743, l.number)
+           FROM (SELECT DISTINCT hashtext(j ->> 'id') & 63 AS number FROM jsonb_array_elements(jobs) AS j WHERE j ? 'id'
+                  ORDER BY number) AS l;
     END IF;
     WITH given AS MATERIALIZED (
         SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
@@ -254,7 +258,9 @@ BEGIN
                AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, place)
     ), fresh AS MATERIALIZED (
         SELECT given.* FROM given
-         WHERE NOT submit_batch.again OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
+         WHERE NOT submit_batch.again
+            OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
+               AND given.place IN (SELECT min(first.place) FROM given AS first GROUP BY first.id)
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs AS p
                (id, queue, kind, priority, rank, payload, max_retries, timeout, created_at, available_since)
@@ -480,6 +486,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobqueue.with_error(errors jsonb, error jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN error IS NULL THEN errors
+                WHEN jsonb_typeof(errors) <> 'array' THEN jsonb_build_array(error)
                 WHEN jsonb_array_length(errors) >= 10 THEN (errors - 0) || jsonb_build_array(error)
                 ELSE errors || jsonb_build_array(error) END
 $$;

@@ -105,6 +105,6 @@ def _storable_name(name: str) -> bool:
 def _encode(value: object, field: str) -> bytes:
     """Pass one value of the submitter's through the gate, so that a refusal names its field."""
     try:
-        return documents.encode(value)
+        return documents.encode(value, finite=True)
     except documents.RefusedDocument as error:
         raise UnprocessableJob(f"{field} cannot be stored: {error}", field=field) from None

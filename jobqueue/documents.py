@@ -6,7 +6,7 @@ encoded, once and by itself, and a batch is nothing but encoded documents joined
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +23,13 @@ class RefusedDocument(ValueError):
     """A value is not JSON that PostgreSQL can hold; the message says why."""
 
 
-def encode(value: Any, *, limit: int | None = None) -> bytes:
+def encode(value: Any, *, limit: int | None = None, finite: bool = False) -> bytes:
     """Encode one document for the database.
 
     Args:
         value: what `msgspec.json` can encode.
         limit: the most bytes; None for no bound. It is looked at before anything that takes long on a large document.
+        finite: whether its numbers are known to be finite, as those are that came out of JSON.
 
     Raises:
         RefusedDocument: it holds something that JSON, or ``jsonb``, has no form for.
@@ -42,15 +43,14 @@ def encode(value: Any, *, limit: int | None = None) -> bytes:
         if not document.isascii():
             document.decode()
         # The encoder makes null of a number that JSON has no form for: only the value tells which nulls were meant.
-        not_a_number = b"null" in document and _holds_not_finite(msgspec.to_builtins(value, enc_hook=_ready_made))
+        if b"null" in document and not finite:
+            json.dumps(msgspec.to_builtins(value, enc_hook=_ready_made), allow_nan=False)
     except RefusedDocument:
         raise
     except RecursionError:
         raise RefusedDocument("nested too deeply") from None
     except BaseException as error:  # noqa: BLE001 - a value may run code of its user's while it is encoded
         raise RefusedDocument(str(error) or type(error).__name__) from None
-    if not_a_number:
-        raise RefusedDocument("a number is NaN or infinite, which JSON has no form for")
     # There cannot be more levels than brackets: almost every document is known to be shallow without a walk.
     if document.count(b"[") + document.count(b"{") > MAX_DEPTH and not _nested_within(msgspec.json.decode(document), MAX_DEPTH):
         raise RefusedDocument(f"nested more than {MAX_DEPTH} levels deep")
@@ -87,14 +87,6 @@ def _nested_within(value: Any, levels: int) -> bool:
 
 def _ready_made(_: msgspec.Raw) -> None:
     """Stand for JSON that is text already: there is no NaN in it."""
-
-
-def _holds_not_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_holds_not_finite, value.values()))
-    return isinstance(value, list | tuple) and any(map(_holds_not_finite, value))
 
 
 def _holds_nul(value: Any) -> bool:

@@ -706,3 +706,37 @@ async def test_runs_share_a_scope_until_one_of_them_uses_it_up(node: Node) -> No
     assert scopes[0] is scopes[1]
     assert scopes[1] is not scopes[2]
     assert scopes[2] is scopes[3]
+
+
+async def test_a_scope_that_a_handler_leaves_open_is_its_own_fault_and_harms_no_other_run(node: Node) -> None:
+    async def generator() -> AsyncIterator[int]:
+        with trio.move_on_after(0.05):
+            yield 1
+
+    kept: list[Any] = []
+
+    async def leave_open() -> None:
+        kept.append(generator())
+        await kept[0].__anext__()
+
+    node.app.handler("leaky")(leave_open)
+    node.handle(trio.sleep)
+    jobs = [
+        claimed(kind="leaky"),
+        claimed(payload=msgspec.Raw(b'{"seconds": 0.2}')),
+        claimed(payload=msgspec.Raw(b'{"seconds": 0}')),
+    ]
+    outcomes: list[str] = []
+
+    async def take(scope: trio.CancelScope) -> Run:
+        if not jobs:
+            raise trio.EndOfChannel
+        return Run(jobs.pop(0), "node", scope)
+
+    async def record(_: Run, outcome: Outcome | None) -> None:
+        assert outcome is not None
+        outcomes.append(outcome.outcome)
+
+    with pytest.raises(trio.EndOfChannel):
+        await node.executor.run_each(take, record)
+    assert outcomes == ["retry", "succeeded", "succeeded"]

@@ -48,7 +48,7 @@ async def test_at_first_only_the_workers_are_fed(mock_clock: MockClock) -> None:
 async def test_slow_jobs_are_never_hoarded(mock_clock: MockClock) -> None:
     queue = LocalQueue("q", 16)
     assert await measured(queue, mock_clock, jobs_per_second=10) == 16
-    queue.runs |= {Run(job(), "node") for _ in range(16)}
+    queue.runs |= {Run(job(), "node", trio.CancelScope()) for _ in range(16)}
     assert wanted(queue) == 0
 
 
@@ -91,7 +91,7 @@ async def test_a_burst_counts_at_once_and_a_pause_takes_it_back_by_halves(mock_c
 async def test_it_is_time_to_claim_when_half_of_the_prefetch_is_used_up(mock_clock: MockClock) -> None:
     queue = LocalQueue("q", 1)
     await measured(queue, mock_clock, jobs_per_second=1000, seconds=0.1)
-    queue.runs.add(Run(job(), "node"))
+    queue.runs.add(Run(job(), "node", trio.CancelScope()))
     claim(queue, *[job()] * 26, of=26)
     assert wanted(queue) == 0
     await queue.ready.pop()
@@ -108,7 +108,7 @@ async def test_nothing_is_wanted_of_a_queue_that_is_known_to_be_empty(mock_clock
 
 async def test_idle_capacity_is_what_could_start_at_once() -> None:
     queue = LocalQueue("q", 3)
-    queue.runs.add(Run(job(), "node"))
+    queue.runs.add(Run(job(), "node", trio.CancelScope()))
     claim(queue, job())
     assert queue.idle_capacity == 1
     with trio.fail_after(1):

@@ -106,7 +106,7 @@ DEAD: list[tuple[str, str | None, float | None, str]] = [
             ("an object", "cannot be stored as JSON.*object"),
             ("a lock", "lock"),
             ("U+0000", r"cannot be stored as JSON.*U\+0000"),
-            ("NaN", "cannot be stored as JSON.*NaN"),
+            ("NaN", "cannot be stored as JSON.*not JSON compliant"),
             ("100 MB", "100000002 bytes"),
         )
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -87,7 +88,7 @@ async def test_a_job_for_the_end_of_time_is_refused_and_one_for_the_beginning_ru
     for moment in ("infinity", "-infinity"):
         with pytest.raises(psycopg.errors.CheckViolation, match="run_at_finite"):
             sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = %s", moment)
-        with pytest.raises(psycopg.errors.CheckViolation, match="rank_finite"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="times_finite"):
             sql.rows("UPDATE jobqueue.pending_jobs SET rank = %s", moment)
     promotion = await driver.store.promote()
     assert (promotion.jobs, promotion.next_due) == (0, pytest.approx(292_250 * 365.2425 * 86_400, rel=1e-4))
@@ -369,3 +370,27 @@ async def test_a_completion_of_a_coming_day_does_not_stop_upkeep(when: str, driv
     await driver.in_state("succeeded")
     await maintain()
     assert sql.states() == {"succeeded": 2}
+
+
+async def test_an_id_that_two_give_at_the_same_time_is_one_job_and_an_error_for_neither(
+    any_database_url: str, driver: Driver
+) -> None:
+    batch = documents.join([documents.encode({"id": new_id()})])
+    first, second = (psycopg.connect(any_database_url) for _ in range(2))
+    with first, second, ThreadPoolExecutor() as threads:
+        first.execute("SELECT jobqueue.submit_many(%s::jsonb)", [batch])
+        waiting = threads.submit(second.execute, "SELECT jobqueue.submit_many(%s::jsonb)", [batch])
+        await trio.sleep(0.2)
+        assert not waiting.done()
+        first.commit()
+        await trio.to_thread.run_sync(waiting.result, 10)
+        second.commit()
+    assert len(await driver.claim()) == 1
+
+
+async def test_an_id_that_is_given_as_due_and_as_scheduled_is_the_first_of_both(sql: Database, driver: Driver) -> None:
+    assert driver.node
+    given = new_id()
+    batch = documents.join([documents.encode({"id": given}), documents.encode({"id": given, "delay": 60})])
+    sql.value("SELECT jobqueue.submit_many(%s::jsonb)", batch)
+    assert sql.states() == {"pending": 1}

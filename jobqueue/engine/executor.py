@@ -137,8 +137,9 @@ class Executor:
                 while True:
                     run = await take(scope)
                     outcome = await self._attempt(run)
-                    if scope.cancel_called:
+                    if scope.cancel_called or _left_open(scope):
                         break
+                    # No checkpoint since the handler's end: a cancellation could only mean this run.
                     ended, run = run, None
                     await record(ended, outcome)
         except BaseException as error:
@@ -183,6 +184,8 @@ class Executor:
         """Judge what a handler raised, whatever it is, unless it is the worker that is being cancelled."""
         if _is_cancellation(error) and trio.current_effective_deadline() == -math.inf:
             raise error
+        if run.given_up:
+            return None  # it was told when the run was given up
         handler = self._handlers[run.job.kind]
         try:
             return _judge(run, handler, error)
@@ -212,6 +215,14 @@ class Executor:
                 run.limit(timeout)
             document = await in_process(call_handler, handler.function, arguments)
         return None if document == b"null" else msgspec.Raw(document)
+
+
+def _left_open(scope: trio.CancelScope) -> bool:
+    """Tell whether the handler left a scope of its own open, as an async generator with one does that is not exhausted (trio #638).
+
+    It would cancel whatever runs next. Leaving our scope raises then, and closes the other.
+    """
+    return trio.lowlevel.current_task()._cancel_status is not scope._cancel_status  # noqa: SLF001 - nothing public tells
 
 
 _NO_LIMIT = trio.CapacityLimiter(math.inf)

@@ -14,7 +14,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
 
-LOOP_SHARE = 0.01
+LOOP_SHARE = 0.003
 """Seconds for which the workers may go from job to job without letting other tasks run."""
 
 LOOK_FOR_STUBBORN = 1.0
@@ -95,6 +95,8 @@ class Workers:
         """Tell the outcome of handlers that do not stop, and put a worker in the place of each that they hold."""
         for queue in self._queues:
             for run in [run for run in queue.runs if run.stubborn]:
+                if run not in queue.runs:
+                    continue  # it has ended while another one's outcome was told
                 queue.runs.discard(run)
                 queue.finished_one()
                 self._working -= 1

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import trio
+from werkzeug.exceptions import HTTPException
 
 from jobqueue.http import door, limits, problems
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
@@ -26,9 +27,10 @@ from jobqueue.http.submit import Submitting, submit
 BODY_PATIENCE = 1.0
 """Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
 
-# Visible ASCII, one Content-Length: there is no second way of reading this. Names are compared in lower case.
-_PLAIN = re.compile(rb"(POST|GET) (/submit|/health) HTTP/1\.1\r\n((?:[a-zA-Z0-9-]+:[ \t]*[ -~]*\r\n)+)\r\n")
-_HEADER = re.compile(r"([a-zA-Z0-9-]+):[ \t]*([ -~]*?)[ \t]*\r\n")
+# Visible ASCII, one Content-Length: there is no second way of reading this. Possessive, so that there is no second way of matching
+# it either: a head that fails at its end would be tried in all of them.
+_PLAIN = re.compile(rb"(POST|GET) (/submit|/health) HTTP/1\.1\r\n((?:[a-zA-Z0-9-]++:[ \t]*+[ -~]*+\r\n)++)\r\n")
+_HEADER = re.compile(r"([a-zA-Z0-9-]++):[ \t]*+([ -~]*+)\r\n")
 _HOST = re.compile(r"[a-zA-Z0-9.:\[\]_-]+")
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
@@ -59,6 +61,14 @@ class Lane:
         """Take a connection that was accepted."""
         return ExpressConnection(self, stream)
 
+    def lets_in(self, request: _Request) -> bool:
+        """Tell whether a request may come in, before its body has: one that may not is hypercorn's to refuse."""
+        try:
+            door.check(self._guard, request.method, request.path, request.headers)
+        except HTTPException:
+            return False
+        return True
+
     async def answer(self, request: _Request, body: bytes) -> Answer:
         """Do what a plain request asks for."""
         try:
@@ -81,7 +91,6 @@ class ExpressConnection:
     def __init__(self, lane: Lane, stream: trio.SocketStream) -> None:
         self._lane = lane
         self._stream = stream
-        self._fd = stream.socket.fileno()
         self._everything = trio.CancelScope()
         self._idle = True
         self._finishing = False
@@ -121,12 +130,14 @@ class ExpressConnection:
             request = self._request
             if request is None:
                 return received
+            self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
             ends = request.body_begins + request.length
             if len(received) < ends:
+                if not self._lane.lets_in(request):
+                    return received
                 received = await self._receive_rest(received, ends)
                 if len(received) < ends:
                     return received
-            self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
             answer = await self._lane.answer(request, received[request.body_begins : ends])
             await self._send(_encode(answer, closing=self._finishing))
             self._idle = True
@@ -138,9 +149,9 @@ class ExpressConnection:
     async def _receive(self) -> bytes:
         while True:
             # Waiting comes first: a client that has just got its answer has sent nothing yet.
-            await trio.lowlevel.wait_readable(self._fd)
+            await trio.lowlevel.wait_readable(self._fd())
             try:
-                return os.read(self._fd, RECEIVE_BYTES)
+                return os.read(self._fd(), RECEIVE_BYTES)
             except BlockingIOError:
                 pass
 
@@ -153,11 +164,16 @@ class ExpressConnection:
 
     async def _send(self, data: bytes) -> None:
         try:
-            sent = os.write(self._fd, data)
+            sent = os.write(self._fd(), data)
         except BlockingIOError:
             sent = 0
         if sent < len(data) and not await send_all(self._stream, data[sent:]):
             self.drop()
+            raise trio.BrokenResourceError
+
+    def _fd(self) -> int:
+        # Asked for each time: the number of a socket that `drop` has closed may be that of another file by now.
+        return self._stream.socket.fileno()
 
 
 def _recognise(received: bytes) -> _Request | None:
@@ -167,7 +183,7 @@ def _recognise(received: bytes) -> _Request | None:
         return None
     method, path, lines = (part.decode("ascii") for part in match.groups())
     pairs = _HEADER.findall(lines)
-    headers = {name.lower(): value for name, value in pairs}
+    headers = {name.lower(): value.rstrip() for name, value in pairs}
     length = headers.get("content-length", "0" if method == "GET" else "")
     plain = (
         (method == "POST") == (path == "/submit")

@@ -186,7 +186,7 @@ class Lane:
         try:
             with session.transaction() as connection:
                 result = work(connection)
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+        except (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded) as error:
             raise RefusedData(_one_line(error)) from error
         except pg.ReadOnlySqlTransaction as error:
             self._close()  # the server became a standby: the next connection may find the new primary

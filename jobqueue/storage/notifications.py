@@ -89,6 +89,9 @@ def _listen(url: str) -> Connection:
     connection.reply_timeout = REPLY_TIMEOUT
     try:
         _subscribe(connection)
+    except psycopg.Error as error:
+        connection.close()
+        raise DatabaseUnavailable(f"cannot listen: {' '.join(str(error).split())}") from error
     except BaseException:
         connection.close()
         raise

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from jobqueue import documents
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
@@ -207,7 +207,11 @@ class Store:
         def work(connection: Connection) -> list[ClaimedJob]:
             sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
             text = _scalar(sql, node_id, documents.encode(wants).decode(), defaults.decode())(connection)
-            return _claimed.decode(str(text))
+            try:
+                return _claimed.decode(str(text))
+            except msgspec.DecodeError as error:
+                # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
+                raise RefusedData(f"a claimed job cannot be read: {error}") from error
 
         return await self._claim.run(work)
 
