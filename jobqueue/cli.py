@@ -6,21 +6,25 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import psycopg
+import structlog
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobqueue import __version__, logs
 from jobqueue.engine.handlers import App
-from jobqueue.errors import JobQueueError, SettingsError
+from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError
 from jobqueue.service import Serving, serve
 from jobqueue.settings import Settings
 from jobqueue.storage import schema
 from jobqueue.storage.database import connect
+from jobqueue.supervised import Parent, Word
+from jobqueue.supervisor import supervise
 
 DEFAULTS = Settings()
 
@@ -61,9 +65,16 @@ def cli() -> None:
 @setting("--host", "HOST", "Address to listen on; off loopback a token is needed.", default=DEFAULTS.host)
 @setting("--port", "PORT", "Port to listen on; 0 takes a free one.", type=int, default=DEFAULTS.port)
 @setting(
+    "--processes",
+    "PROCESSES",
+    "How many processes share the port, to use several cores: each is a node with workers of its own.",
+    type=int,
+    default=DEFAULTS.processes,
+)
+@setting(
     "--queue",
     "QUEUES",
-    "A queue to work and how many of its jobs to run at once; may be given again (in the variable: separated by spaces).",
+    "A queue to work and how many of its jobs to run at once in each process; may be given again (in the variable: with spaces).",
     metavar="NAME=CONCURRENCY",
     multiple=True,
     default=[f"{name}={width}" for name, width in DEFAULTS.queues.items()],
@@ -95,26 +106,65 @@ def cli() -> None:
 @setting("--keep-finished", "KEEP_FINISHED", "Seconds to keep finished jobs.", type=float, default=DEFAULTS.keep_finished)
 @setting("--keep-dead", "KEEP_DEAD", "Seconds to keep dead letters.", type=float, default=DEFAULTS.keep_dead)
 @log_level
+@click.option("--supervised", type=int, hidden=True)  # the number of this process: see jobqueue/supervised.py
 def serve_command(
-    module: str | None, queue: tuple[str, ...], token: tuple[str, ...], no_workers: bool, log_level: str, **options: Any
+    module: str | None,
+    *,
+    queue: tuple[str, ...],
+    token: tuple[str, ...],
+    no_workers: bool,
+    log_level: str,
+    supervised: int | None,
+    **options: Any,
 ) -> None:
     """Serve HTTP and run jobs with the handlers of MODULE.
 
     MODULE is imported from the current directory or the Python path; APP is its jobqueue.App, named `app` unless said otherwise.
     """
     logs.configure(log_level)
+    if supervised is not None:
+        _serve_supervised(module, supervised)
+        return
     failure: BaseException | None = None
     try:
         queues = {} if no_workers else _parse_queues(queue)
         settings = Settings(queues=queues, tokens=token, **options)
         if module is None and settings.worked_queues:
             raise SettingsError("which handlers? Give MODULE (try `jobqueue serve examples.quickstart`), or --no-workers")
-        app = load_app(module) if module is not None else App()
-        trio.run(serve, app, settings, lambda serving: click.echo(_banner(app, settings, serving)))
+        app = _app(module)
+
+        def on_serving(serving: Serving) -> None:
+            click.echo(_banner(app, settings, serving))
+
+        if settings.processes == 1:
+            trio.run(serve, app, settings, on_serving)
+        else:
+            names = [module] if module is not None else []
+            command = [sys.executable, "-m", "jobqueue", "serve", *names, "--log-level", log_level, "--supervised"]
+            trio.run(supervise, command, settings, on_serving)
+    except* JobQueueError as group:
+        failure = _first(group)
+    if isinstance(failure, NodeFailed):
+        click.echo(f"Error: {failure}", err=True)
+        sys.exit(failure.exit_code)
+    if failure is not None:
+        raise click.ClickException(str(failure))
+
+
+def _serve_supervised(module: str | None, number: int) -> None:
+    structlog.contextvars.bind_contextvars(process=number)
+    failure: BaseException | None = None
+    try:
+        parent = Parent()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        trio.run(partial(serve, _app(module), parent.settings, lambda _: parent.tell(Word()), supervised=True))
     except* JobQueueError as group:
         failure = _first(group)
     if failure is not None:
-        raise click.ClickException(str(failure))
+        parent.tell(Word(str(failure), passing=isinstance(failure, DatabaseUnavailable)))
+        sys.exit(1)
 
 
 @cli.command()
@@ -153,6 +203,10 @@ def load_app(name: str) -> App:
     return app
 
 
+def _app(module: str | None) -> App:
+    return load_app(module) if module is not None else App()
+
+
 def _parse_queues(texts: tuple[str, ...]) -> dict[str, int]:
     queues = {}
     for text in texts:
@@ -167,9 +221,10 @@ def _banner(app: App, settings: Settings, serving: Serving) -> str:
     kind = next(iter(app.handlers), "default")
     url = serving.urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what is listened on, for a client
     token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens else ""
-    queues = ", ".join(f"{name} ({width} at once)" for name, width in settings.worked_queues.items())
+    each = "" if settings.processes == 1 else " in each process"
+    queues = ", ".join(f"{name} ({width} at once{each})" for name, width in settings.worked_queues.items())
     rows = [
-        ("serving", ", ".join(serving.urls)),
+        ("serving", ", ".join(serving.urls) + (f" by {settings.processes} processes" if each else "")),
         ("database", _without_password(serving.database_url) + (" (embedded)" if settings.database_url is None else "")),
         ("queues", queues or "none: submissions only"),
         ("kinds", ", ".join(sorted(app.handlers)) or "none"),

@@ -96,7 +96,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     async with open_stages() as stages:
         last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
         # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
-        await stages.start("signals", watch_signals, stages, last_resort, _leave_to_the_parent if supervised else os._exit)
+        await stages.start("signals", watch_signals, stages, last_resort, None if supervised else os._exit)
         await stages.start("watchdog", watchdog.run)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
@@ -278,24 +278,21 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
 
 
 async def watch_signals(
-    stages: Stages, last_resort: LastResort, at_once: Callable[[int], object], *, task_status: trio.TaskStatus[None]
+    stages: Stages, last_resort: LastResort, at_once: Callable[[int], object] | None, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Ask everything to stop at the first SIGTERM or SIGINT; at a second one call `at_once` with the exit code."""
+    """Have everything stop at the first SIGTERM or SIGINT; at a second one call `at_once`, if there is one, with the exit code."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             name = signal.Signals(number).name
             if stages.stopping.is_set():
-                log.warning("second signal", signal=name)
-                at_once(128 + number)
+                if at_once is not None:
+                    log.warning("second signal: exiting at once", signal=name)
+                    at_once(128 + number)
                 continue
             log.info("signal received", signal=name)
             last_resort.arm()
             stages.stopping.set()
-
-
-def _leave_to_the_parent(_: int) -> None:
-    pass
 
 
 class LastResort:

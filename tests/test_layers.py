@@ -12,7 +12,7 @@ PACKAGE = Path(jobqueue.__file__).parent
 
 LAYERS = [
     ["cli", "__main__"],
-    ["supervisor"],
+    ["supervisor", "supervised"],
     ["service"],
     ["http"],
     ["engine"],

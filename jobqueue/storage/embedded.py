@@ -25,6 +25,9 @@ from jobqueue.storage.cluster import POLL_SECONDS, STOP_STEPS, Cluster
 READY_SECONDS = 120.0  # after a crash it includes the recovery
 TRIES = 7
 FIRST_PAUSE_SECONDS = 0.1
+DEFAULT_CONNECTIONS = 100
+NODE_CONNECTIONS = 7
+SPARE_CONNECTIONS = 30  # for psql and the jobs' own, beside those of the nodes
 STEADY_SECONDS = 60.0  # a server that was up for so long has its earlier failures forgiven
 
 log = structlog.get_logger()
@@ -36,18 +39,23 @@ def default_data_dir() -> Path:
 
 
 async def run(
-    data_dir: Path, *, binaries: Path | None = None, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    data_dir: Path, nodes: int = 1, *, binaries: Path | None = None, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Run the server until cancelled, then shut it down; started, with its URL, once it accepts connections.
 
     A server that ends by itself is started again. Call it from a thread that lasts as long as the service: the kernel stops the
     server when the thread that started it ends.
 
+    Args:
+        nodes: how many will use it: PostgreSQL's own bound of 100 connections is enough for ten.
+
     Raises:
         EmbeddedPostgresError: it cannot be started, or not again.
     """
     in_thread = functools.partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
-    cluster = await in_thread(functools.partial(Cluster, data_dir, binaries=binaries))
+    needed = nodes * NODE_CONNECTIONS + SPARE_CONNECTIONS
+    settings = {"max_connections": str(needed)} if needed > DEFAULT_CONNECTIONS else {}
+    cluster = await in_thread(functools.partial(Cluster, data_dir, binaries=binaries, settings=settings))
     try:
         await in_thread(cluster.prepare)
         await _supervise(cluster, in_thread, task_status)

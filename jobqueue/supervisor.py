@@ -1,0 +1,198 @@
+"""Several nodes on one port, each in a process of its own, under one parent: ``jobqueue serve --processes N``.
+
+The parent keeps the port and the embedded PostgreSQL, and starts a process again that ended. `supervised` is their side of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+import structlog
+import trio
+
+from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.errors import NodeFailed
+from jobqueue.http import listening
+from jobqueue.http.auth import require_token_off_loopback
+from jobqueue.service import SHUTDOWN_MARGIN, LastResort, Serving, watch_signals
+from jobqueue.settings import Settings
+from jobqueue.storage import embedded
+from jobqueue.storage.store import Store
+from jobqueue.supervised import KILL_MARGIN, Word
+
+START_TRIES = 3
+"""Starts of a process in a row that may fail, before all end with its reason."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Seconds between the end of a process and the start of the next: each pause is twice the last."""
+
+STEADY_SECONDS = 60.0
+"""A process that lasted for so many seconds has the earlier ends forgiven."""
+
+HEAR_OUT = 0.5
+"""Seconds for what a process that has ended still had to say."""
+
+log = structlog.get_logger()
+
+
+async def supervise(command: Sequence[str], settings: Settings, on_serving: Callable[[Serving], None]) -> None:
+    """Run `settings.processes` nodes until SIGTERM or SIGINT, then have them shut down in order.
+
+    Args:
+        command: what starts a node that obeys a `supervised.Parent`; its number is added.
+        settings: of each of them.
+        on_serving: called once, when all of them take work.
+
+    Raises:
+        NodeFailed: a process cannot be started, again and again, or did not end in order.
+        JobQueueError: as `service.serve` does, when it is not about one node.
+    """
+    require_token_off_loopback(settings.host, settings.tokens)
+    nodes = [_Node([*command, str(number)], number, settings.grace_period) for number in range(1, settings.processes + 1)]
+
+    def exit_at_once(code: int) -> None:
+        for node in nodes:
+            node.kill()
+        os._exit(code)
+
+    with listening.reserved(settings.host, settings.port) as (port, urls):
+        async with open_stages() as stages:
+            last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN + 2 * KILL_MARGIN)
+            await stages.start("signals", watch_signals, stages, last_resort, exit_at_once)
+            data_dir = settings.data_dir or embedded.default_data_dir()
+            url = settings.database_url or await stages.start("postgresql", embedded.run, data_dir, len(nodes))
+            await _migrate(url)
+            facts = msgspec.structs.replace(settings, database_url=url, data_dir=None, port=port)
+            await _run(nodes, facts, stages, lambda: on_serving(Serving(urls, url)))
+            last_resort.disarm()
+            await stages.stop("postgresql", within=30)
+            log.info("stopped")
+    for node in nodes:
+        if node.failure is not None:
+            raise node.failure
+
+
+async def _run(nodes: list[_Node], settings: Settings, stages: Stages, on_serving: Callable[[], None]) -> None:
+    announcing = trio.CancelScope()
+
+    async def announce() -> None:
+        with announcing:
+            for node in nodes:
+                await node.serving.wait()
+            on_serving()
+
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            nursery.start_soon(node.run, msgspec.json.encode(settings) + b"\n", stages.stopping, name=f"process {node.number}")
+        nursery.start_soon(announce)
+        await stages.stopping.wait()
+        announcing.cancel(reason="the service stops")
+
+
+async def _migrate(url: str) -> None:
+    store = Store(url)
+    try:
+        await store.migrate()
+    finally:
+        with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
+            await store.aclose()
+
+
+class _Node:
+    """One of the nodes: a process, and those that take its place.
+
+    Attributes:
+        serving: set from the first time on that it takes work.
+        failure: how its last process ended, where that was not in order.
+    """
+
+    def __init__(self, command: Sequence[str], number: int, grace_period: float) -> None:
+        self.number = number
+        self.serving = trio.Event()
+        self.failure: NodeFailed | None = None
+        self._command = command
+        self._patience = grace_period + SHUTDOWN_MARGIN + KILL_MARGIN
+        self._process: trio.Process | None = None
+        self._words: list[Word] = []
+
+    async def run(self, settings: bytes, stopping: trio.Event) -> None:
+        """Keep a process running until all is to stop; then end it, and wait for it.
+
+        Raises:
+            NodeFailed: `START_TRIES` of them in a row ended before they served.
+        """
+        ends = failed_starts = 0
+        while True:
+            began = trio.current_time()
+            code = await self._run_process(settings, stopping)
+            how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+            reason = next((word.reason for word in self._words if word.reason), how)
+            if stopping.is_set():
+                if code not in {0, -signal.SIGTERM}:  # one that is still being started ends by the signal
+                    self.failure = NodeFailed(f"process {self.number} did not stop in order: {reason}", _as_shells_say(code))
+                return
+            ends = ends + 1 if trio.current_time() - began < STEADY_SECONDS else 1
+            failed_starts = 0 if Word() in self._words else failed_starts + 1
+            # One that comes back while the database is away waits for it like those that never went.
+            waits = self.serving.is_set() and any(word.passing for word in self._words)
+            if failed_starts >= START_TRIES and not waits:
+                raise NodeFailed(f"process {self.number} does not start: {reason}", _as_shells_say(code))
+            pause = min(FIRST_PAUSE * 2 ** min(ends - 1, 20), LONGEST_PAUSE)
+            log.error("process ended, starting another", process=self.number, ended_with=how, reason=reason, again_in=pause)
+            with trio.move_on_after(pause):
+                await stopping.wait()
+                return
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def _run_process(self, settings: bytes, stopping: trio.Event) -> int:
+        """Run a process to its end; return its code, negative for a signal. What it says is in `_words`."""
+        self._words = []
+        ours, theirs = socket.socketpair()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        async with stream, trio.open_nursery() as nursery:
+            # In a session of its own, because Ctrl-C in a terminal is for the parent, which tells the others.
+            options = {"stdin": theirs, "check": False, "start_new_session": True, "deliver_cancel": self._end}
+            with theirs:
+                self._process = process = await nursery.start(partial(trio.run_process, self._command, **options))
+            nursery.start_soon(self._end, process, stopping)
+            heard_out = trio.Event()
+            nursery.start_soon(self._talk, stream, settings, heard_out)
+            code: int = await process.wait()
+            with trio.move_on_after(HEAR_OUT):  # what a handler left behind may hold the other end
+                await heard_out.wait()
+            nursery.cancel_scope.cancel(reason="the process has ended")
+        return code
+
+    async def _talk(self, stream: trio.SocketStream, settings: bytes, heard_out: trio.Event) -> None:
+        unfinished = b""
+        try:
+            await stream.send_all(settings)
+            async for received in stream:
+                *lines, unfinished = (unfinished + received).split(b"\n")
+                self._words += [msgspec.json.decode(line, type=Word) for line in lines]
+                if Word() in self._words:
+                    self.serving.set()
+        except trio.BrokenResourceError:
+            pass  # it has ended: how, its code says
+        heard_out.set()
+
+    async def _end(self, process: trio.Process, when: trio.Event | None = None) -> None:
+        if when is not None:
+            await when.wait()
+        process.terminate()
+        with trio.move_on_after(self._patience):
+            await process.wait()
+        process.kill()
+
+
+def _as_shells_say(code: int) -> int:
+    return code if code >= 0 else 128 - code
