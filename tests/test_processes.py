@@ -156,7 +156,8 @@ def test_a_node_that_is_killed_is_replaced_and_its_jobs_run_and_sigterm_lets_bot
     wait_for(lambda: len(effects.ids("began")) == 4, "both run two jobs")
     victim, survivor = sorted(group.pids())
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: gone(victim), "it dies, and its socket with it")
+    # A zombie's other threads may still hold its sockets, and the kernel deals connections to them: reaped, it has none.
+    wait_for(lambda: not Path(f"/proc/{victim}").exists(), "it dies, and its socket with it")
     group.submit({"kind": "echo"})  # the one that is left answers
     wait_for(lambda: database.states() == {"succeeded": 5}, "all are done, well before the lease runs out", seconds=20)
     assert Counter(attempt for _, attempt in effects.lines("ended")) == {1: 2, 2: 2}
