@@ -440,6 +440,7 @@ DECLARE
     part text;
     quoted text;
     parts text[] := '{}';
+    twins boolean := false;   -- whether pending rows of jobs that run have been met
 BEGIN
     IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
         RETURN '[]';
@@ -451,27 +452,34 @@ BEGIN
          WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = w.key AND q.paused)
     LOOP
         quoted := to_json(want.queue);
-        WITH taken AS (
-            DELETE FROM jobqueue.pending_jobs AS p
-             WHERE p.ctid = ANY (ARRAY(
-                       SELECT c.ctid FROM jobqueue.pending_jobs AS c
-                        WHERE c.queue = want.queue AND c.rank >= want.floor
-                              -- A second row of a job that runs waits for the end of the run.
-                          AND NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = c.id OFFSET 0)
-                        ORDER BY c.rank LIMIT want.jobs FOR UPDATE OF c SKIP LOCKED))
-            RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
-        ), moved AS (
-            INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout, attempt,
-                                                claims, created_at, available_since, errors)
-            SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, t.retries,
-                   t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors
-              FROM taken AS t
-        )
-        SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1, t.claims + 1,
-                   t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at), date_part('epoch', t.rank),
-                   date_part('epoch', clock_timestamp() - t.available_since)), '],[')
-          INTO part
-          FROM taken AS t;
+        LOOP
+            BEGIN
+                WITH taken AS (
+                    DELETE FROM jobqueue.pending_jobs AS p
+                     WHERE p.ctid = ANY (ARRAY(
+                               SELECT c.ctid FROM jobqueue.pending_jobs AS c
+                                WHERE c.queue = want.queue AND c.rank >= want.floor
+                                  AND (NOT twins OR NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = c.id OFFSET 0))
+                                ORDER BY c.rank LIMIT want.jobs FOR UPDATE OF c SKIP LOCKED))
+                    RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
+                ), moved AS (
+                    INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
+                                                        attempt, claims, created_at, available_since, errors)
+                    SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, t.retries,
+                           t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors
+                      FROM taken AS t
+                )
+                SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
+                           t.claims + 1, t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at),
+                           date_part('epoch', t.rank), date_part('epoch', clock_timestamp() - t.available_since)), '],[')
+                  INTO part
+                  FROM taken AS t;
+                EXIT;
+            EXCEPTION WHEN unique_violation THEN
+                -- A second row of a job that runs. It waits for the end of the run; to look out for one costs a tenth of a claim.
+                twins := true;
+            END;
+        END LOOP;
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
@@ -499,8 +507,10 @@ $$;
 --                   snoozed -> scheduled in delay seconds, with the attempt refunded
 --                   released -> pending, with the attempt refunded
 --
+-- keep: false lets go of jobs that succeeded, instead of keeping them in finished_jobs.
+--
 -- Returns the positions (from 1) of the stale ones.
-CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb) RETURNS bigint[]
+CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb, keep boolean DEFAULT true) RETURNS bigint[]
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -527,7 +537,7 @@ BEGIN
                                             available_since, claimed_at, finished_at, node_id, result, errors)
         SELECT d.id, d.queue, d.kind, d.priority, 'succeeded', d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, now(), d.node_id, d.result, d.errors
-          FROM gone AS d
+          FROM gone AS d WHERE finish.keep
     )
     SELECT coalesce(array_agg(gone.place), '{}') INTO done FROM gone;
     IF cardinality(done) = jsonb_array_length(outcomes) THEN

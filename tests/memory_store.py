@@ -228,7 +228,7 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         return {(row.id, row.claims) for row in self._in("inflight") if row.node_id == node_id}
 
-    async def finish(self, node_id: str, outcomes: Sequence[Outcome]) -> set[int]:
+    async def finish(self, node_id: str, outcomes: Sequence[Outcome], *, keep: bool = True) -> set[int]:
         await trio.lowlevel.checkpoint()
         now = self._now()
         given: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(outcomes))
@@ -241,6 +241,8 @@ class MemoryStore(Store):
             _check_outcome(given[place])
         for job_id, place in accepted.items():
             self._end_run(self._rows[job_id], given[place], now)
+            if given[place]["outcome"] == "succeeded" and not keep:
+                del self._rows[job_id]
         return set(range(len(given))) - set(accepted.values())
 
     # -- housekeeping

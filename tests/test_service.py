@@ -142,6 +142,13 @@ def test_metrics_count_what_happened(start: Start, client: httpx.Client, databas
         assert line in lines
 
 
+def test_jobs_that_succeeded_are_not_kept_where_none_is_to_be(start: Start, client: httpx.Client, database: Database) -> None:
+    service = start("--keep-finished", "0")
+    ids = [client.post(f"{service.url}/submit", json={"kind": kind, "max_retries": 0}).json()["id"] for kind in ("echo", "fail")]
+    wait_for(lambda: database.states() == {"dead": 1}, "one is done and gone, one is dead")
+    assert [client.get(f"{service.url}/jobs/{job_id}").status_code for job_id in ids] == [404, 200]
+
+
 def test_queues_pause_and_resume_on_the_running_node(start: Start, client: httpx.Client, database: Database) -> None:
     node = start("--poll-interval", "0.1")
     assert client.post(f"{node.url}/queues/default/pause").status_code == 200

@@ -181,6 +181,20 @@ async def test_names_and_payloads_come_out_of_a_claim_as_they_went_in(driver: Dr
 # ---------------------------------------------------------------------------------------------------------------------- finish
 
 
+async def test_what_succeeded_is_let_go_of_where_none_is_kept_and_nothing_else_is(driver: Driver) -> None:
+    done, failed, again = [await driver.submit() for _ in range(3)]
+    runs = {run.id: run for run in await driver.claim()}
+    outcomes = [
+        Outcome(id=done, claims=1, outcome="succeeded"),
+        Outcome(id=failed, claims=1, outcome="dead", reason="no luck"),
+        Outcome(id=again, claims=1, outcome="retry", delay=60),
+    ]
+    assert runs.keys() == {done, failed, again}
+    assert await driver.store.finish(driver.node, outcomes, keep=False) == set()
+    assert [await driver.state(job_id) for job_id in (done, failed, again)] == [None, "dead", "scheduled"]
+    assert await driver.store.finish(driver.node, outcomes, keep=False) == {0, 1, 2}, "each is stale now"
+
+
 async def test_succeeded_goes_to_finished_with_its_result(driver: Driver) -> None:
     await driver.submit(payload={"n": 1})
     job = await driver.claim_one()
@@ -254,7 +268,7 @@ async def test_a_refused_outcome_ends_its_own_job_and_its_neighbours_are_written
     await lease.join()
     driver.node = lease.node.id
     ids = await driver.submit_many(*({} for _ in range(9)))
-    outcomes = Outcomes(driver.store, lease, metrics, on_scheduled=lambda seconds: None)  # noqa: ARG005
+    outcomes = Outcomes(driver.store, lease, metrics, keep_finished=True, on_scheduled=lambda seconds: None)  # noqa: ARG005
     runs = await driver.claim()
     for place, run in enumerate(runs):
         said: Any = "vanished" if place in (0, 5, 6) else "succeeded"

@@ -14,6 +14,7 @@ priority queue with aging: no aging task, no re-heapify.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
@@ -69,13 +70,17 @@ class AgingQueue(Generic[T]):
             trio.WouldBlock: the queue is at capacity.
             trio.ClosedResourceError: the queue was closed.
         """
+        self.push_all([(rank, item)])
+
+    def push_all(self, items: Sequence[tuple[float, T]]) -> None:
+        """Add items, each with its rank; all of them or, with what `push` raises, none."""
         if self._closed:
             raise trio.ClosedResourceError
-        if len(self._heap) >= self._capacity:
+        if len(self._heap) + len(items) > self._capacity:
             raise trio.WouldBlock
-        heapq.heappush(self._heap, (rank, next(self._arrivals), item))
-        if self._waiting:
-            self._waiting.unpark()
+        self._heap.extend([(rank, next(self._arrivals), item) for rank, item in items])
+        heapq.heapify(self._heap)
+        self._waiting.unpark(count=len(items))
 
     async def pop(self) -> T:
         """Take the item with the smallest rank, waiting for one if there is none.
@@ -90,6 +95,16 @@ class AgingQueue(Generic[T]):
             if self._closed:
                 raise trio.EndOfChannel
             await self._waiting.park()
+        return self.pop_nowait()
+
+    def pop_nowait(self) -> T:
+        """Take the item with the smallest rank.
+
+        Raises:
+            trio.WouldBlock: there is none.
+        """
+        if not self._heap:
+            raise trio.WouldBlock
         return heapq.heappop(self._heap)[2]
 
     def clear(self) -> list[T]:

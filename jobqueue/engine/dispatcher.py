@@ -139,8 +139,8 @@ class Dispatcher:
             self._metrics.claim_seconds.observe(trio.current_time() - started)
             if node_id != self._lease.node.id:
                 return  # the lease was lost meanwhile, and the jobs with it
+            self._outcomes.held.update([(job.id, job.claims) for job in jobs])
             for job in jobs:
-                self._outcomes.held.add((job.id, job.claims))
                 brought[job.queue].append(job)
                 if job.attempt == 1:
                     self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))

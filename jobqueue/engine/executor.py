@@ -170,7 +170,10 @@ class Executor:
             else:
                 if timeout is not None:
                     run.limit(timeout)
-                result = await self._call(handler, arguments)
+                if handler.mode == "async":
+                    result = await handler.function(**arguments)
+                else:
+                    result = await self._call_thread(handler, arguments)
             return _succeeded(run, handler, result)
         except BaseException as error:
             if run.scope.cancel_called:
@@ -199,9 +202,7 @@ class Executor:
         log.error("the handler does not stop: it is left behind", **run.job.log_context, seconds=round(run.seconds, 1))
         return _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
 
-    async def _call(self, handler: Handler, arguments: dict[str, Any]) -> Any:
-        if handler.mode == "async":
-            return await handler.function(**arguments)
+    async def _call_thread(self, handler: Handler, arguments: dict[str, Any]) -> Any:
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
         return await trio.to_thread.run_sync(_call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads)
 

@@ -22,10 +22,10 @@ from jobqueue.storage.store import Want
 AHEAD = 0.05
 """Seconds of work that a node claims ahead of its workers: fast jobs come by the hundred, slow ones are never hoarded."""
 
-MAX_PREFETCH = 2_000
+MAX_PREFETCH = 5_000
 """The most jobs of one queue that a node claims ahead of its workers."""
 
-MAX_CLAIM = 500
+MAX_CLAIM = 2_000
 """The most jobs of one queue in one claim: it bounds the time of the transaction."""
 
 CLAIM_BYTES = 8 << 20
@@ -76,13 +76,13 @@ class LocalQueue:
         except BaseException:
             self.hint(floor)
             raise
-        for job in jobs:
-            # Close to the largest of late: one large payload after many small ones is enough to be careful.
-            self._payload_bytes = max(memoryview(job.payload).nbytes, self._payload_bytes * 0.99)
-            self.ready.push(job.rank, job)
         if jobs:
+            self.ready.push_all([(job.rank, job) for job in jobs])
+            # Close to the largest of late: one large payload after many small ones is enough to be careful.
+            largest = max([memoryview(job.payload).nbytes for job in jobs])
+            self._payload_bytes = max(largest, self._payload_bytes * 0.99 ** len(jobs))
             # Everything better is taken, but for ties; the margin covers what the rank lost on its way through a float.
-            floor = max(floor, max(job.rank for job in jobs) - FLOOR_MARGIN)
+            floor = max(floor, max([job.rank for job in jobs]) - FLOOR_MARGIN)
         self._floor = min(self._floor, floor)
         self._more = self._more or len(jobs) >= want.jobs
 

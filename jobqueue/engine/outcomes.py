@@ -19,7 +19,7 @@ from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store
 
-MAX_BATCH = 500
+MAX_BATCH = 2_000
 """Outcomes in one transaction, with results of up to 16 KiB each; one with a larger result counts for several."""
 
 MAX_WAITING = 5_000
@@ -43,16 +43,20 @@ class Outcomes:
     """The group commit of outcomes, and the register of what this node holds.
 
     Args:
+        keep_finished: whether jobs that succeeded are kept in the database, or forgotten at once.
         on_scheduled: called with the seconds until a job is due again, after it was written.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
     """
 
-    def __init__(self, store: Store, lease: Lease, metrics: Metrics, *, on_scheduled: Callable[[float], None]) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, metrics: Metrics, *, keep_finished: bool, on_scheduled: Callable[[float], None]
+    ) -> None:
         self._store = store
         self._lease = lease
         self._metrics = metrics
+        self._keep_finished = keep_finished
         self._on_scheduled = on_scheduled
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
@@ -84,7 +88,7 @@ class Outcomes:
                     raise
                 current = [_refused(current[0], error)]
                 stale += await self._commit(node_id, current)
-        self.held.difference_update((finished.job.id, finished.job.claims) for finished in batch)
+        self.held.difference_update([(finished.job.id, finished.job.claims) for finished in batch])
         self._count(current, stale)
         return [None] * len(batch)
 
@@ -96,7 +100,7 @@ class Outcomes:
         while True:
             started = trio.current_time()
             try:
-                stale = await self._store.finish(node_id, outcomes)
+                stale = await self._store.finish(node_id, outcomes, keep=self._keep_finished)
             except DatabaseUnavailable as error:
                 failures += 1
                 in_doubt = in_doubt or isinstance(error, ConnectionLost)
@@ -117,7 +121,7 @@ class Outcomes:
             for job, outcome, _ in written:
                 log.debug("run recorded", **job.log_context, outcome=outcome.outcome)
         # One call a batch and series, not one a job.
-        alike = Counter((job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, _ in written)
+        alike = Counter([(job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, _ in written])
         for (queue, kind, verdict, failed), count in alike.items():
             metrics = self._metrics.of(queue, kind)
             metrics.by_outcome[verdict].inc(count)

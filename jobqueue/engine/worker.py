@@ -14,7 +14,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
 
-LOOP_SHARE = 0.003
+LOOP_SHARE = 0.001
 """Seconds for which the workers may go from job to job without letting other tasks run."""
 
 LOOK_FOR_STUBBORN = 1.0
@@ -109,7 +109,9 @@ class Workers:
         replaced = False
 
         async def take(scope: trio.CancelScope) -> Run:
-            run = Run(await queue.ready.pop(), self._lease.node.id, scope)
+            # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
+            job = queue.ready.pop_nowait() if queue.ready else await queue.ready.pop()
+            run = Run(job, self._lease.node.id, scope)
             queue.runs.add(run)
             return run
 

@@ -230,17 +230,18 @@ class Store:
 
         return await self._claim.run(work)
 
-    async def finish(self, node_id: str, outcomes: Sequence[Outcome]) -> set[int]:
+    async def finish(self, node_id: str, outcomes: Sequence[Outcome], *, keep: bool = True) -> set[int]:
         """Move each run to where its outcome says; return the positions (from 0) of the stale ones, which were dropped.
 
         Args:
             node_id: the node that ran them.
             outcomes: whose results and texts have passed the gate (`documents`).
+            keep: whether jobs that succeeded are kept, until retention drops them.
         """
 
         def work(connection: Connection) -> set[int]:
             given = msgspec.json.encode(outcomes).decode()
-            stale = _scalar("SELECT jobqueue.finish(%s, %s::jsonb)", node_id, given)(connection)
+            stale = _scalar("SELECT jobqueue.finish(%s, %s::jsonb, %s)", node_id, given, keep)(connection)
             assert isinstance(stale, list)  # noqa: S101 - bigint[]
             return {place - 1 for place in stale}
 
