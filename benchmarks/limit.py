@@ -26,15 +26,15 @@ from benchmarks.harness import Cost, Database, Spread
 from jobqueue import documents
 from jobqueue.job import ClaimedJob, NewJob, Outcome
 
-BATCH = 500
+BATCH = 2_000
 """Jobs in one claim and in one finish, as in the service."""
 
 SUBMIT_BATCHES = (1, 10, 100, 1000)
 SUBMITS = 400
 """Transactions of one measurement, at the most."""
 
-MAX_AHEAD = 4
-"""Batches that are claimed and not finished yet, at the most, in a drain: as in the service, which holds about 2,000 jobs."""
+MAX_AHEAD = 2
+"""Batches that are claimed and not finished yet, at the most, in a drain: as in the service, which holds about 5,000 jobs."""
 
 LEASE = 86_400.0
 
@@ -185,15 +185,15 @@ def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
             "What the database can do, asked by bare connections",
             database.machine,
             out,
-            notes="Payloads of 100 B. A drain is one connection that claims 500 at a time and one that finishes them.",
+            notes="Payloads of 100 B. A drain is one connection that claims {BATCH:,} at a time and one that finishes them.",
             plotted=["jobs/s", "WAL bytes/job", "PostgreSQL us/job"],
         )
         cases: dict[str, tuple[int, Callable[[], Cost]]] = {
             f"submit, batches of {batch:,}": (count, partial(submit, database, count, batch=batch))
             for batch, count in submits.items()
         }
-        cases[f"claim {BATCH}"] = (jobs, partial(claim, database, jobs))
-        cases[f"finish {BATCH}"] = (jobs, partial(finish, database, jobs))
+        cases[f"claim {BATCH:,}"] = (jobs, partial(claim, database, jobs))
+        cases[f"finish {BATCH:,}"] = (jobs, partial(finish, database, jobs))
         cases["drain"] = (jobs, partial(drain, database, jobs))
         costs = harness.interleave({name: case for name, (_, case) in cases.items()}, repeats)
         for name, (count, _) in cases.items():

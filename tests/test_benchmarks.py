@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.mark.parametrize(
     ("module", "arguments", "rows"),
     [
-        ("limit", (), ["claim 500", "finish 500", "drain"]),
+        ("limit", (), ["claim 2,000", "finish 2,000", "drain"]),
         ("drain", ("--only", "async"), ["async"]),
         ("idle", (), ["idle"]),
     ],

@@ -133,14 +133,14 @@ class Database:
         return found
 
     def wait_until_done(self, last: uuid.UUID, timeout: float) -> None:
-        """Wait until this job is finished, and then until no job is pending or in flight.
+        """Wait until this job is taken, and then until no job is pending or in flight.
 
         Raises:
             TimeoutError: that takes longer than so many seconds.
         """
         deadline = time.monotonic() + timeout
         for left in (
-            "SELECT NOT EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s)",
+            "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs WHERE id = %s)",
             "SELECT %s IS NULL OR EXISTS (SELECT FROM jobqueue.inflight_jobs) OR EXISTS (SELECT FROM jobqueue.pending_jobs)",
         ):
             while self.value(left, last):

@@ -27,6 +27,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
         producers: callers at once in the measure of single submits.
         batch: jobs in a call in the measure of bulk submits.
         service: producers submit to our service, and its worker is the service.
+        options: of our service's command line.
         measures: which of `MEASURES`; variants of ours have some only.
     """
 
@@ -39,6 +40,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     producers: int = 16
     batch: int = 1000
     service: bool = False
+    options: tuple[str, ...] = ()
     measures: tuple[str, ...] = MEASURES
 
     @property
@@ -49,7 +51,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
 
 OURS_LEFT = "EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
 
-HTTP = Peer(adapter="for_jobqueue_http.py", service=True, drains=10_000, singles=1500, left=OURS_LEFT)
+HTTP = Peer(adapter="for_jobqueue_http.py", service=True, drains=25_000, singles=1500, left=OURS_LEFT)
 
 PEERS = {
     US: HTTP,
@@ -100,8 +102,9 @@ PEERS = {
 }
 
 VARIANTS = {
+    "jobqueue, keeps none": msgspec.structs.replace(HTTP, options=("--keep-finished=0",), measures=("drain",)),
     "jobqueue, 32 connections": msgspec.structs.replace(HTTP, producers=32, measures=("single",)),
     "jobqueue, 10,000 a request": msgspec.structs.replace(HTTP, batch=10_000, measures=("bulk",)),
     "jobqueue, SQL": Peer(adapter="for_jobqueue_sql.py", drains=HTTP.drains, singles=HTTP.singles, measures=("bulk", "single")),
 }
-"""Other ways to submit to ours."""
+"""Other ways to use ours; like graphile-worker and pgqueuer, one keeps no jobs that are done."""

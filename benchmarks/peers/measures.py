@@ -153,7 +153,7 @@ class Bench(msgspec.Struct, frozen=True):
 
     def _service(self, url: str, variables: dict[str, str]) -> Program:
         handlers = "jobqueue_handlers:app"
-        options = ["--port=0", "--log-level=warning"]
+        options = ["--port=0", "--log-level=warning", *self.peer.options]
         command = [sys.executable, "-m", "jobqueue", "serve", handlers, f"--database-url={url}", *options]
         return Program(command, {"BENCHMARK_SEEN": '{"jobs": 1, "timed": false}', **variables})
 
