@@ -185,7 +185,7 @@ def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
             "What the database can do, asked by bare connections",
             database.machine,
             out,
-            notes="Payloads of 100 B. A drain is one connection that claims {BATCH:,} at a time and one that finishes them.",
+            notes=f"Payloads of 100 B. A drain is one connection that claims {BATCH:,} at a time and one that finishes them.",
             plotted=["jobs/s", "WAL bytes/job", "PostgreSQL us/job"],
         )
         cases: dict[str, tuple[int, Callable[[], Cost]]] = {
