@@ -229,8 +229,11 @@ LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' 
 -- again: the same batch may already have been committed by a connection that broke before it could say so; jobs that exist in any
 --        state are left alone. The caller must know that the first connection's transaction is over.
 -- wake:  tell listening nodes. A node that will run the jobs itself need not.
-CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true)
-RETURNS TABLE (ids uuid[], best jsonb)
+-- node, wants, defaults: claim for this node in the same transaction, as jobqueue.claim does; of the new jobs also those below the floor.
+--        Returns what was claimed; NULL where nothing was asked for, or the claim failed.
+CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true,
+                                                 node uuid DEFAULT NULL, wants jsonb DEFAULT NULL, defaults jsonb DEFAULT '{}')
+RETURNS TABLE (ids uuid[], best jsonb, claimed text)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 AS $$
@@ -295,6 +298,16 @@ BEGIN
     END IF;
     ids := coalesce(ids, '{}');
     best := coalesce(best, '{}');
+    IF node IS NOT NULL THEN
+        BEGIN
+            claimed := jobqueue.claim(node, (
+                SELECT jsonb_object_agg(w.key, jsonb_build_array(w.value -> 0, CASE WHEN w.value ->> 1 IS NOT NULL
+                           THEN least((w.value ->> 1)::double precision, (best ->> w.key)::double precision) END))
+                  FROM jsonb_each(wants) AS w), defaults);
+        EXCEPTION WHEN OTHERS THEN
+            NULL;  -- a submission does not fail for it; the next claim meets the same, and says so
+        END;
+    END IF;
     RETURN NEXT;
 END $$;
 

@@ -162,8 +162,8 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         store,
         metrics,
         kinds=app.handlers if settings.strict_kinds else None,
+        dispatcher=dispatcher,
         idle_capacity=idle_capacity,
-        on_committed=dispatcher.wake,
     )
     width = sum(settings.worked_queues.values())
     async with _open_processes() as processes:

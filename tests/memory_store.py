@@ -27,7 +27,19 @@ from jobqueue.job import (
     ClaimedJob,
     Outcome,
 )
-from jobqueue.storage.store import PROMOTE_BATCH, RECOVER_BATCH, Depth, Node, Promotion, Ranks, Recovered, Store, Want
+from jobqueue.storage.store import (
+    PROMOTE_BATCH,
+    RECOVER_BATCH,
+    Claim,
+    Depth,
+    Node,
+    Promotion,
+    Ranks,
+    Recovered,
+    Store,
+    Submitted,
+    Want,
+)
 
 State = Literal["pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
 Instant = int
@@ -112,9 +124,22 @@ class MemoryStore(Store):
 
     # -- submit
 
-    async def submit(self, jobs: Sequence[bytes], *, wake: bool) -> Ranks:  # noqa: ARG002 - there is nobody else to wake
+    async def submit(
+        self,
+        jobs: Sequence[bytes],
+        *,
+        wake: bool,  # noqa: ARG002 - there is nobody else to wake
+        along: Claim | None = None,
+    ) -> Submitted:
         await trio.lowlevel.checkpoint()
-        return self._submit_batch(jobs, again=False)
+        best = self._submit_batch(jobs, again=False)
+        if along is None:
+            return Submitted(best)
+        lowered = {
+            queue: Want(jobs, None if floor is None else min(floor, best.get(queue, floor)))
+            for queue, (jobs, floor) in along.wants.items()
+        }
+        return Submitted(best, self._claim_at_once(along.node_id, lowered, along.defaults))
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:  # noqa: ARG002 - no backends here
         await trio.lowlevel.checkpoint()
@@ -203,6 +228,9 @@ class MemoryStore(Store):
 
     async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
         await trio.lowlevel.checkpoint()
+        return self._claim_at_once(node_id, wants, defaults)
+
+    def _claim_at_once(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
         now = self._now()
         member = self._members.get(node_id)
         if member is None or member.lease_until <= now:

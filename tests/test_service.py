@@ -159,6 +159,22 @@ def test_queues_pause_and_resume_on_the_running_node(start: Start, client: httpx
     wait_for(lambda: database.states() == {"succeeded": 1}, "the queue goes on")
 
 
+def test_a_job_for_an_idle_node_is_claimed_in_the_transaction_that_submits_it(
+    start: Start, client: httpx.Client, database: Database
+) -> None:
+    node = start("--queue", "default=4", "--queue", "narrow=1")
+    for queue in ("default", "narrow"):
+        for _ in range(5):
+            submit(client, node, {"kind": "echo", "queue": queue})
+            wait_for(lambda: set(database.states()) == {"succeeded"}, "it is done")
+    at_once = dict(
+        database.rows(
+            "SELECT queue, bool_or(claimed_at = created_at AND finished_at > created_at) FROM jobqueue.finished_jobs GROUP BY queue"
+        )
+    )
+    assert at_once == {"default": True, "narrow": False}, "with one worker there is no telling whether it took all"
+
+
 def test_priority_decides_who_runs_first(start: Start, client: httpx.Client, effects: Effects, database: Database) -> None:
     submitter = start("--no-workers")
     ids = submit(client, submitter, [{"kind": "echo", "priority": priority} for priority in (0, 50, 10, 100)])

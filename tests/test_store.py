@@ -20,7 +20,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, NewJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Store, Want
+from jobqueue.storage.store import Claim, Store, Want
 from tests.conftest import SERVERS, ServerPool
 from tests.memory_store import MemoryStore
 from tests.storage import Driver, joined, new_id, open_driver
@@ -118,7 +118,7 @@ async def test_submitting_again_changes_nothing_whatever_became_of_the_job(drive
 
 async def test_submit_says_the_best_rank_of_each_queue(driver: Driver) -> None:
     jobs = [{"priority": 3}, {"priority": 9}, {"queue": "b"}, {"queue": "b", "delay": 60.0}]
-    best = await driver.store.submit([documents.encode(NewJob(id=new_id(), **job)) for job in jobs], wake=False)
+    best = (await driver.store.submit([documents.encode(NewJob(id=new_id(), **job)) for job in jobs], wake=False)).best
     claimed = await driver.store.claim(driver.node, {"default": Want(9), "b": Want(9)}, b"{}")
     assert best == {queue: min(job.rank for job in claimed if job.queue == queue) for queue in ("default", "b")}
 
@@ -134,9 +134,37 @@ async def test_claim_never_takes_more_than_asked_for_and_only_of_that_queue(driv
 
 async def test_claim_does_not_look_below_the_floor(driver: Driver) -> None:
     better, worse = await driver.submit_many({"priority": 5}, {})
-    rank = (await driver.store.submit([documents.encode(NewJob(id=new_id(), queue="other"))], wake=False))["other"]
+    rank = (await driver.store.submit([documents.encode(NewJob(id=new_id(), queue="other"))], wake=False)).best["other"]
     assert [job.id for job in await driver.claim(floor=rank - 1)] == [worse]
     assert [job.id for job in await driver.claim(floor=None)] == [better]
+
+
+async def test_a_submission_claims_along_the_best_that_are_there_then(driver: Driver) -> None:
+    older, other = await driver.submit_many({"priority": 2}, {"queue": "other"})
+    far = 4e9  # a floor above all: what is submitted is looked for all the same, and with it what is worse
+    for priority, wanted, expected in ((1, 3, 1), (3, 1, 1), (0, 9, 2)):
+        new = NewJob(id=new_id(), priority=priority)
+        along = Claim(driver.node, {"default": Want(wanted, far if priority else None)}, documents.encode({"default": 7}))
+        submitted = await driver.store.submit([documents.encode(new)], wake=False, along=along)
+        assert submitted.claimed is not None
+        assert {job.id for job in submitted.claimed} == ({new.id} if priority else {new.id, older})
+        assert [(job.attempt, job.max_retries) for job in submitted.claimed] == [(1, 7)] * expected
+        assert await driver.state(new.id) == "inflight"
+    assert await driver.state(other) == "pending"
+
+
+@pytest.mark.parametrize("hindrance", ["paused", "no lease"])
+async def test_a_submission_that_may_claim_nothing_along_is_there(driver: Driver, hindrance: str) -> None:
+    if hindrance == "paused":
+        await driver.store.pause("default", paused=True)
+    else:
+        await driver.end_lease()
+    new = NewJob(id=new_id())
+    submitted = await driver.store.submit(
+        [documents.encode(new)], wake=False, along=Claim(driver.node, {"default": Want(2)}, b"{}")
+    )
+    assert submitted.claimed == []
+    assert await driver.state(new.id) == "pending"
 
 
 async def test_claim_counts_the_attempt_before_the_handler_runs(driver: Driver) -> None:

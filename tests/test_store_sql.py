@@ -13,7 +13,7 @@ import trio
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import ClaimedJob, NewJob, Outcome
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import Claim, Store, Want
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
 
@@ -299,6 +299,16 @@ async def waits_for_a_lock(sql: Database, application: str) -> None:
     with trio.fail_after(10):
         while not sql.value(waiting, application):  # noqa: ASYNC110 - the database sends no event
             await trio.sleep(0.01)
+
+
+async def test_a_claim_that_fails_does_not_fail_the_submission_that_it_goes_along_with(driver: Driver, sql: Database) -> None:
+    sql.rows("ALTER TABLE jobqueue.inflight_jobs ADD CONSTRAINT none_of_these CHECK (kind <> 'stuck')")
+    stuck = NewJob(id=new_id(), kind="stuck")
+    along = Claim(driver.node, {"default": Want(2)}, b"{}")
+    submitted = await driver.store.submit([documents.encode(stuck)], wake=False, along=along)
+    assert submitted.claimed is None
+    assert submitted.best.keys() == {"default"}
+    assert await driver.state(stuck.id) == "pending"
 
 
 async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_works(driver: Driver, sql: Database) -> None:

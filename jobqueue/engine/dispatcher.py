@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -20,9 +22,9 @@ from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import Outcome
+from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Ranks, Store, Want
+from jobqueue.storage.store import Claim, Ranks, Store, Submitted, Want
 
 LONGEST_BACKOFF = 2.0
 """Seconds between two claims while the database is away, at the most."""
@@ -31,6 +33,25 @@ AUDIT_INTERVAL = 10.0
 """Seconds between two comparisons of what the database says that this node holds with what it knows of."""
 
 log = structlog.get_logger()
+
+
+class Along(NamedTuple):
+    """A claim that goes along with a submission: what to ask for, and what takes the jobs that came of it."""
+
+    claim: Claim
+    bring: Callable[[Sequence[ClaimedJob]], None]
+
+    def take(self, submitted: Submitted) -> Ranks:
+        """Give the claimed jobs to the workers; return the best ranks of the queues where more may be pending."""
+        if submitted.claimed is None:
+            return submitted.best
+        self.bring(submitted.claimed)
+        brought = Counter([job.queue for job in submitted.claimed])
+        return {
+            queue: rank
+            for queue, rank in submitted.best.items()
+            if queue not in self.claim.wants or brought[queue] == self.claim.wants[queue].jobs
+        }
 
 
 class Dispatcher:
@@ -63,6 +84,9 @@ class Dispatcher:
         self._queues = queues
         self._poll_interval = poll_interval
         self._hint = trio.Event()
+        self._one_claim = trio.Lock()  # whoever claims, or asks for what was claimed, is the only one
+        self._running = False
+        self._audit_at = math.inf
         self.trouble: str | None = None
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
@@ -85,22 +109,24 @@ class Dispatcher:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim until cancelled. What a claim brought is always in a local queue before the cancellation is seen."""
+        self._running = True
         task_status.started()
+        try:
+            await self._run()
+        finally:
+            self._running = False
+
+    async def _run(self) -> None:
         failures = 0
         poll_at = trio.current_time() + self._poll_interval
-        audit_at = trio.current_time() + AUDIT_INTERVAL
+        self._audit_at = trio.current_time() + AUDIT_INTERVAL
         while True:
             self._hint = trio.Event()
             if trio.current_time() >= poll_at:
                 self.wake_all()
                 poll_at = trio.current_time() + self._poll_interval
             try:
-                if trio.current_time() >= audit_at:
-                    audit_at = trio.current_time() + AUDIT_INTERVAL
-                    if self._lease.valid:
-                        await self._hand_back_forgotten(self._lease.node.id)
-                if wants := self._decide():
-                    await self._claim(wants)
+                if await self._act():
                     failures = 0
                     self.trouble = None
                     continue
@@ -112,8 +138,19 @@ class Dispatcher:
                     log.warning("claim failed", error=str(error))
                 await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
                 continue
-            with trio.move_on_at(min(poll_at, audit_at)):
+            with trio.move_on_at(min(poll_at, self._audit_at)):
                 await self._hint.wait()
+
+    async def _act(self) -> bool:
+        """Do what there is to do; tell whether that was a claim."""
+        async with self._one_claim:
+            if trio.current_time() >= self._audit_at:
+                self._audit_at = trio.current_time() + AUDIT_INTERVAL
+                if self._lease.valid:
+                    await self._hand_back_forgotten(self._lease.node.id)
+            if wants := self._decide():
+                await self._claim(wants)
+            return bool(wants)
 
     def _decide(self) -> dict[str, Want]:
         """What to claim of each queue now; empty when there is nothing to do, or no lease to do it under."""
@@ -129,21 +166,60 @@ class Dispatcher:
     async def _claim(self, wants: Mapping[str, Want]) -> None:
         node_id = self._lease.node.id
         started = trio.current_time()
-        with ExitStack() as claiming:
-            brought = {name: claiming.enter_context(self._queues[name].claiming(want)) for name, want in wants.items()}
+        with self._claiming(wants) as bring:
             try:
                 jobs = await self._store.claim(node_id, wants, self._default_retries)
             except ConnectionLost as lost:
                 await self._reconcile(node_id, lost)
                 return
             self._metrics.claim_seconds.observe(trio.current_time() - started)
-            if node_id != self._lease.node.id:
-                return  # the lease was lost meanwhile, and the jobs with it
-            self._outcomes.held.update([(job.id, job.claims) for job in jobs])
-            for job in jobs:
-                brought[job.queue].append(job)
-                if job.attempt == 1:
-                    self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
+            bring(jobs)
+
+    @contextmanager
+    def _claiming(self, wants: Mapping[str, Want]) -> Iterator[Callable[[Sequence[ClaimedJob]], None]]:
+        """Take what one claim brings, by a call of what this yields: it is ready for the workers afterwards."""
+        node_id = self._lease.node.id
+        with ExitStack() as claiming:
+            brought = {name: claiming.enter_context(self._queues[name].claiming(want)) for name, want in wants.items()}
+
+            def bring(jobs: Sequence[ClaimedJob]) -> None:
+                if node_id != self._lease.node.id:
+                    return  # the lease was lost meanwhile, and the jobs with it
+                self._outcomes.held.update([(job.id, job.claims) for job in jobs])
+                for job in jobs:
+                    brought[job.queue].append(job)
+                    if job.attempt == 1:
+                        self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
+
+            yield bring
+
+    @contextmanager
+    def along(self, due: Mapping[str, int]) -> Iterator[Along | None]:
+        """Claim in the transaction of a submission: from a submit to its handler there is one commit then, and not two.
+
+        Only where it is sure to serve: workers of this node have nothing else to do, and no other claim is under way.
+
+        Args:
+            due: how many jobs the submission brings, by queue.
+        """
+        wants = {
+            name: want for name, jobs in due.items() if name in self._queues and (want := self._queues[name].wanted_along(jobs))
+        }
+        may_claim = self._running and self._lease.valid and self.trouble is None and not self._one_claim.locked()
+        if not (wants and may_claim):
+            yield None
+            return
+        self._one_claim.acquire_nowait()
+        try:
+            with self._claiming(wants) as bring:
+                yield Along(Claim(self._lease.node.id, wants, self._default_retries), bring)
+        finally:
+            self._one_claim.release()
+
+    def audit(self) -> None:
+        """Compare soon what the database says that this node holds with what it knows of: a claim of a submission is in doubt."""
+        self._audit_at = -math.inf
+        self._hint.set()
 
     async def _reconcile(self, node_id: str, lost: ConnectionLost) -> None:
         """The answer to a claim was lost: hand back what the database says this node holds and nobody here knows of."""

@@ -76,7 +76,7 @@ class LocalQueue:
         except BaseException:
             self.hint(floor)
             raise
-        if jobs:
+        if jobs and not self.ready.closed:  # what a shutdown finds claimed and not started is handed back, see `service`
             self.ready.push_all([(job.rank, job) for job in jobs])
             # Close to the largest of late: one large payload after many small ones is enough to be careful.
             largest = max([memoryview(job.payload).nbytes for job in jobs])
@@ -105,8 +105,19 @@ class LocalQueue:
         self._measure()
         if not self.hungry:
             return None
-        jobs = min(self._room, MAX_CLAIM, max(1, int(CLAIM_BYTES / self._payload_bytes)))
+        return self._want(min(self._room, self._most))
+
+    def wanted_along(self, jobs: int) -> Want | None:
+        """What to claim along with a submission of so many jobs: one more, to know whether that was all. None: too few workers."""
+        return self._want(jobs + 1) if jobs < min(self.idle_capacity, self._most) else None
+
+    def _want(self, jobs: int) -> Want:
         return Want(jobs, None if math.isinf(self._floor) else self._floor)
+
+    @property
+    def _most(self) -> int:
+        """The most jobs of one claim."""
+        return min(MAX_CLAIM, max(1, int(CLAIM_BYTES / self._payload_bytes)))
 
     @property
     def _room(self) -> int:

@@ -12,6 +12,7 @@ import trio
 from jobqueue import documents
 from jobqueue.admission import Admitted
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
+from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData, UnprocessableJob
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Ranks, Store
@@ -33,8 +34,8 @@ class Submissions:
 
     Args:
         kinds: what this node serves when it is strict about kinds; None takes any.
+        dispatcher: claims what this node has workers for in the transaction of the submission, and is told of the rest.
         idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
-        on_committed: called with the best rank of each queue that got jobs.
     """
 
     def __init__(
@@ -43,14 +44,14 @@ class Submissions:
         metrics: Metrics,
         *,
         kinds: Iterable[str] | None,
+        dispatcher: Dispatcher,
         idle_capacity: Callable[[str], int],
-        on_committed: Callable[[Ranks], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._kinds = None if kinds is None else frozenset(kinds)
+        self._dispatcher = dispatcher
         self._idle_capacity = idle_capacity
-        self._on_committed = on_committed
         self._group: GroupCommit[Admitted, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -92,14 +93,21 @@ class Submissions:
             due.update(jobs.queues)
             counts.update(jobs.counts)
         try:
-            best = await self._store.submit(encoded, wake=self._others_needed(due))
+            with self._dispatcher.along(due) as along:
+                claim = None if along is None else along.claim
+                submitted = await self._store.submit(encoded, wake=self._others_needed(due), along=claim)
+                best = submitted.best if along is None else along.take(submitted)
         except NotReplicated:
+            self._dispatcher.audit()  # for what was claimed along, and came to nobody
             raise  # it is committed here: sending it again would find it, and prove nothing about the standby
         except ConnectionLost as lost:
-            best = await self._make_sure(encoded, lost)
+            try:
+                best = await self._make_sure(encoded, lost)
+            finally:
+                self._dispatcher.audit()
         for (queue, kind), count in counts.items():
             self._metrics.of(queue, kind).submitted.inc(count)
-        self._on_committed(best)
+        self._dispatcher.wake(best)
         return [None] * len(batch)
 
     def _others_needed(self, due: Mapping[str, int]) -> bool:

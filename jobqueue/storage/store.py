@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -88,6 +89,21 @@ class Want(NamedTuple):
     floor: float | None = None
 
 
+class Claim(NamedTuple):
+    """What a node asks for: see `Store.claim`."""
+
+    node_id: str
+    wants: Mapping[str, Want]
+    defaults: bytes
+
+
+class Submitted(NamedTuple):
+    """What `Store.submit` did: the best rank of each queue that got jobs to run now, and what it claimed (None: it did not)."""
+
+    best: Ranks
+    claimed: list[ClaimedJob] | None = None
+
+
 class Depth(msgspec.Struct, frozen=True):
     """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds."""
 
@@ -136,18 +152,34 @@ class Store:
 
     # -- submit
 
-    async def submit(self, jobs: Sequence[bytes], *, wake: bool) -> Ranks:
-        """Commit new jobs, all or none; return the best rank of each queue that got some to run now.
+    async def submit(self, jobs: Sequence[bytes], *, wake: bool, along: Claim | None = None) -> Submitted:
+        """Commit new jobs, all or none.
 
         Args:
             jobs: encoded `NewJob` documents.
             wake: tell the other nodes.
+            along: what to claim in the same transaction, after the jobs are there; it does not fail for want of that.
 
         Raises:
             RefusedData: PostgreSQL refused a value in one of them.
         """
-        sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
-        return _ranks(await self._submit.run(_scalar(sql, documents.join(jobs), wake)))
+        text = documents.join(jobs)
+
+        def work(connection: Connection) -> Submitted:
+            if along is None:
+                sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
+                return Submitted(_ranks(_scalar(sql, text, wake)(connection)))
+            sql = "SELECT best, claimed FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
+            wants = documents.encode(along.wants).decode()
+            [row] = _rows(sql, text, wake, along.node_id, wants, along.defaults.decode())(connection)
+            claimed = None
+            if row["claimed"] is not None:
+                # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
+                with suppress(msgspec.DecodeError):
+                    claimed = _claimed.decode(row["claimed"])
+            return Submitted(_ranks(row["best"]), claimed)
+
+        return await self._submit.run(work)
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:
         """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
@@ -353,7 +385,7 @@ def _scalar(sql: str, *params: Any) -> Callable[[Connection], object]:
 
 def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]]:
     def work(connection: Connection) -> list[dict[str, Any]]:
-        cursor = connection.execute(sql.encode(), params)
+        cursor = connection.execute(sql.encode(), params, prepare=True)
         names = [column.name for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
