@@ -1,8 +1,8 @@
 """From what a submitter said to what the database is given: each job gets its id here, and is encoded once and for all.
 
-Almost all jobs are *plain*: a glance at the text shows that there is nothing to look for, and `plain` decodes and encodes it with no
-more ado. Any other takes the careful way, through a `Submission`, which finds out what is wrong with it, if anything is. What comes of
-a job is the same either way.
+Almost all jobs are *plain*: a glance at the text tells that there is nothing to look for, and `plain` decodes and encodes it with
+no more ado. Any other takes the careful way, through a `Submission`, which finds out what is wrong with it, if anything is. Both
+ways come to the same.
 """
 
 from __future__ import annotations
