@@ -58,6 +58,11 @@ def test_kinds_queues_and_counts() -> None:
     assert jobs.counts == {("default", "a"): 1, ("default", "b"): 2, ("later", "b"): 2}
 
 
+def test_a_large_job_weighs_as_much_as_many_small_ones() -> None:
+    assert admit([Submission(), Submission()]).weight == 2
+    assert admit([Submission(), Submission(payload="x" * (5 << 14)), Submission()]).weight == 1 + 5 + 1
+
+
 def test_the_payload_bound_from_both_sides() -> None:
     fits = "x" * (MAX_PAYLOAD_BYTES - 2)
     assert len(admit([Submission(payload=fits)]).ids) == 1

@@ -3,13 +3,15 @@ import json
 import re
 import time
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import UnsupportedMediaType
 
+from jobqueue.admission import plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.http import bodies
 from jobqueue.http.bodies import JSON, Submitted
@@ -240,6 +242,115 @@ def test_what_cannot_be_stored_is_unprocessable() -> None:
 def test_only_json(content_type: str | None) -> None:
     with pytest.raises(UnsupportedMediaType, match="-H 'Content-Type: application/json'"):
         bodies.parse(content_type, b"{}")
+
+
+# ------------------------------------------------------------------------------------------------------------ plain and careful
+
+
+def outcome(content_type: str, body: bytes) -> Any:
+    """What becomes of a body: what is stored, byte for byte where that is the payload, or the error in full."""
+    try:
+        submitted = bodies.parse(content_type, body)
+    except InvalidJob as error:
+        return type(error), error.reason, error.field, error.index
+    jobs = submitted.jobs
+    assert jobs.kinds == {kind for _, kind in jobs.counts}
+    assert [msgspec.json.decode(document)["id"] for document in jobs.documents] == jobs.ids == sorted(set(jobs.ids))
+    return submitted.many, submitted.ignored, list(map(stored, jobs.documents)), jobs.queues, jobs.counts
+
+
+def stored(document: bytes) -> Any:
+    payload = msgspec.json.decode(document, type=dict[str, msgspec.Raw])["payload"]
+    fields = {name: value for name, value in msgspec.json.decode(document).items() if name not in {"id", "payload"}}
+    return bytes(payload), msgspec.convert(fields, Submission)
+
+
+names = st.sampled_from([*Submission.__struct_fields__, "maxRetries", "runAt", "id", "\\u006bind", "a:b", "\\u003a", "ü"])
+values = st.sampled_from(
+    [
+        *("null", "true", "NaN", "0", "1", "-1", "1.0", "1.50", "-0", "-0.0", "1e2", "1e400", "1" * 23, "0." + "1" * 19),
+        *('""', '"a"', '"a:b"', '"default"', '"[[{{"', '"ü"', r'"\/"', '"\t"', '"\x7f"'),
+        *(r'"a\u003ab"', r'"\u003A"', r'"\u0000"', r'"\\u0000"', r'"\ud800"', r'"\ud83d\ude00\u00fc"', r'{"\u003a": 1}'),
+        *('"2030-01-31T08:00:00Z"', '"2030-01-31T08:00:00+0100"', '"2020-01-31 08:00:00.5+01:00"'),
+        *("{}", "[ ]", '{"a": 1, "a": 2}', '{"a":{"kind":[":"]}}', "[1,]", "[" * 99 + "]" * 99, "[" * 100 + "]" * 100),
+        *("[" * 101 + "]" * 101, '{"a":' * 101 + "0" + "}" * 101, "[" + "[]," * 101 + "0]"),
+    ]
+)
+payloads = st.recursive(scalars, lambda children: st.lists(children) | st.dictionaries(storable_text, children))
+members = st.tuples(names, values) | st.tuples(st.just("payload"), payloads.map(json.dumps))
+ordinary = st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.sampled_from(["mail", "ü", "default"]),
+        "payload": scalars | st.dictionaries(storable_text, scalars),
+        "queue": st.sampled_from(["a", "default"]),
+        "priority": st.integers(0, 3),
+        "max_retries": st.none() | st.integers(0, 3),
+        "run_at": st.none(),
+        "delay": st.none() | st.sampled_from([0, 0.5, 3]),
+        "timeout": st.none() | st.just(1.5),
+    },
+)
+job_texts = (
+    st.lists(members, max_size=4).map(lambda pairs: "{" + ", ".join(f'"{name}": {value}' for name, value in pairs) + "}")
+    | ordinary.map(json.dumps)
+    | ordinary.map(lambda job: json.dumps(job, ensure_ascii=False, indent=1))
+    | st.sampled_from(["", " ", "[]", "0", '{"kind":"a"', '"queue":"b"}', "{} {}", "{},{}", "{\r", "}"])
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    texts=st.lists(job_texts, min_size=1, max_size=5),
+    form=st.sampled_from([("", "", ""), ("[", ",", "]"), (" [\n", " ,\r\n", "\n]\n"), ("", "\n", ""), ("\n ", "\r\n\t\n ", "\n")]),
+    content_type=st.sampled_from([JSON, NDJSON]),
+    at_once=st.sampled_from([1, 2, 32]),
+    cut=st.none() | st.tuples(st.integers(0, 200), st.binary(max_size=2), st.integers(0, 2)),
+)
+@example([r'{"kind": "a", "kind": "b\u003a"}'], ("", "", ""), JSON, 1, None)
+@example(['{"kind":"a"', '"queue":"b"}', "{},{}"], ("", "\n", ""), NDJSON, 32, None)
+def test_what_is_read_as_plain_is_what_the_careful_way_makes_of_it(
+    texts: list[str], form: tuple[str, str, str], content_type: str, at_once: int, cut: tuple[int, bytes, int] | None
+) -> None:
+    begin, between, end = form
+    body = (begin + between.join(texts) + end).encode()
+    if cut is not None:
+        place, instead, length = cut
+        body = body[:place] + instead + body[place + length :]
+    with mock.patch.object(bodies, "AT_ONCE", at_once):
+        found = outcome(content_type, body)
+    with mock.patch.object(bodies, "plain", return_value=None):
+        assert found == outcome(content_type, body)
+
+
+@settings(max_examples=50)
+@given(st.lists(ordinary, min_size=1, max_size=3))
+def test_ordinary_jobs_are_plain(jobs: list[dict[str, Any]]) -> None:
+    texts = [json.dumps(job, ensure_ascii=False).encode() for job in jobs]
+    assert (plain(texts) is not None) == (not re.search(rb"\\u00(00|3[aA])", b"".join(texts)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"payload": 1, "payload": 2}',
+        rb'{"kind": "a", "kind": "b\u003a"}',
+        rb'{"kind": "a", "kind": "b\u003A"}',
+        rb'{"payload": "\u0000"}',
+        b'{"payload": ' + b"[" * 101 + b"]" * 101 + b"}",
+        b'{"payload": "' + b"x" * MAX_PAYLOAD_BYTES + b'"}',
+        b'{"payload": [' + b",".join([b"1e9"] * 100_000) + b"]}",
+        b'{"id": "x"}',
+        b'{"run_at": "2030-01-31T08:00:00Z"}',
+        b'{"priority": -1}',
+        b'{"kind": "\xff"}',
+        b"{} {}",
+        b"",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_what_takes_care_is_not_plain(text: bytes) -> None:
+    assert plain([b"{}", text]) is None
 
 
 # --------------------------------------------------------------------------------------------------------------------- bounds

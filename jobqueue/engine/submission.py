@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 import trio
 
-from jobqueue import documents
 from jobqueue.admission import Admitted
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
 from jobqueue.engine.dispatcher import Dispatcher
@@ -80,7 +79,7 @@ class Submissions:
             raise DatabaseUnavailable(self._store.submit_trouble)
         arrived = trio.current_time()
         try:
-            await self._group.commit(jobs, weight=sum(documents.weight(len(document)) for document in jobs.documents))
+            await self._group.commit(jobs, weight=jobs.weight)
         except RefusedData as error:
             raise UnprocessableJob(f"PostgreSQL refused the job: {error}") from error
         self._metrics.submit_seconds.observe(trio.current_time() - arrived)

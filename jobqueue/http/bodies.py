@@ -1,7 +1,7 @@
 """From a request's body to jobs. Whatever is wrong with a body comes out as `InvalidJob` with a reason for its author.
 
 A body may be 64 MiB of malice, so nothing here grows with more than what is allowed: a job is measured before it is decoded, and
-the jobs of a batch are decoded one at a time.
+the jobs of a batch are decoded one at a time, or some that are together no larger than one may be.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
-from jobqueue.admission import Admitted, admit
+from jobqueue.admission import Admitted, Encoded, admit, plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
 from jobqueue.http.answers import JSON
 from jobqueue.job import (
@@ -33,6 +33,9 @@ from jobqueue.job import (
 MAX_JOB_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
 """The largest text of one job: its payload, and room for the other fields."""
 
+AT_ONCE = 32
+"""How many jobs of a batch are read together. Few, because one that is not plain sends all of them the careful way."""
+
 MAX_ARRAY_OBJECTS = 4_000_000
 """The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. NDJSON has no such bound."""
 
@@ -41,8 +44,6 @@ MAX_IGNORED_LENGTH = 64
 """How many names of ignored fields are given back, and how many characters of each."""
 
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
-
-Text = bytes | msgspec.Raw
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -87,16 +88,17 @@ def parse(content_type: str | None, body: bytes) -> Submitted:
         PayloadTooLarge, BatchTooLarge: a bound is passed.
         UnprocessableJob: a value that cannot be stored.
     """
-    if not body.strip():
+    first = body.lstrip()[:1]
+    if not first:
         raise InvalidJob('the body is empty: send a job, such as {"kind": "default", "payload": {}}')
     media_type = require_json(content_type)
     ignored: set[str] = set()
     if media_type in NDJSON:
-        jobs = admit(_submissions(_lines(body), ignored))
-    elif re.match(rb"\s*\[", body):
-        jobs = admit(_submissions(_elements(body), ignored))
+        jobs = admit(_jobs(_lines(body), ignored))
+    elif first == b"[":
+        jobs = admit(_jobs(_elements(body), ignored))
     else:
-        return Submitted(admit([_submission(body, ignored)], many=False), many=False, ignored=sorted(ignored))
+        return Submitted(admit([plain([body]) or _submission(body, ignored)], many=False), many=False, ignored=sorted(ignored))
     if not jobs.ids:
         raise InvalidJob("the batch is empty: send at least one job")
     return Submitted(jobs, many=True, ignored=sorted(ignored))
@@ -105,12 +107,16 @@ def parse(content_type: str | None, body: bytes) -> Submitted:
 # ---------------------------------------------------------------------------------------------------------------------- batches
 
 
-def _lines(body: bytes) -> Iterator[bytes]:
-    """Yield the lines that hold something; a body of a million empty ones costs nothing."""
-    return (line.group() for line in re.finditer(rb"[^ \t\r\n][^\n]*", body))
+_line_end = re.compile(rb"\n[ \t\r\n]*")
 
 
-def _elements(body: bytes) -> list[msgspec.Raw]:
+def _lines(body: bytes) -> list[bytes]:
+    """Cut a body into the lines that hold something; one of a million empty ones costs nothing."""
+    lines = _line_end.split(body.lstrip(b" \t\r\n"), MAX_BATCH_JOBS + 1)
+    return lines if lines[-1] else lines[:-1]
+
+
+def _elements(body: bytes) -> list[bytes]:
     """Cut an array into the texts of its elements, which are objects."""
     if body.count(b"{") > MAX_ARRAY_OBJECTS:
         raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} objects in one array: send it in parts, or as {min(NDJSON)}")
@@ -118,7 +124,7 @@ def _elements(body: bytes) -> list[msgspec.Raw]:
         # Elements of any other type end this at the first of them, before they are a list of millions.
         if len(_objects.decode(body)) > MAX_BATCH_JOBS:
             raise _batch_too_large()
-        return _texts.decode(body)
+        return list(map(bytes, _texts.decode(body)))
     except msgspec.ValidationError as error:
         place = re.search(r"\$\[(\d+)\]", str(error))
         raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
@@ -126,15 +132,20 @@ def _elements(body: bytes) -> list[msgspec.Raw]:
         raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}") from None
 
 
-def _submissions(texts: Iterable[Text], ignored: set[str]) -> Iterator[Submission]:
-    for index, text in enumerate(texts):
-        if index == MAX_BATCH_JOBS:
-            raise _batch_too_large()
-        try:
-            yield _submission(text, ignored)
-        except InvalidJob as error:
-            error.index = index
-            raise
+def _jobs(texts: Sequence[bytes], ignored: set[str]) -> Iterator[Submission | Encoded]:
+    for begin in range(0, len(texts), AT_ONCE):
+        some = texts[begin : begin + AT_ONCE]
+        if begin + len(some) <= MAX_BATCH_JOBS and (encoded := plain(some)):
+            yield encoded
+            continue
+        for index, text in enumerate(some, begin):
+            if index == MAX_BATCH_JOBS:
+                raise _batch_too_large()
+            try:
+                yield _submission(text, ignored)
+            except InvalidJob as error:
+                error.index = index
+                raise
 
 
 def _batch_too_large() -> BatchTooLarge:
@@ -166,8 +177,8 @@ _must_be = {
 }
 
 
-def _submission(text: Text, ignored: set[str]) -> Submission:
-    if memoryview(text).nbytes > MAX_JOB_BYTES:
+def _submission(text: bytes, ignored: set[str]) -> Submission:
+    if len(text) > MAX_JOB_BYTES:
         raise PayloadTooLarge(f"a job may have {MAX_JOB_BYTES} bytes, {MAX_PAYLOAD_BYTES} of them its payload", field="payload")
     try:
         members = _members.decode(text)
@@ -190,18 +201,18 @@ def _submission(text: Text, ignored: set[str]) -> Submission:
         raise _fault(members) from None
 
 
-def _repeats(text: Text, members: dict[str, msgspec.Raw]) -> bool:
+def _repeats(text: bytes, members: dict[str, msgspec.Raw]) -> bool:
     """Tell whether a field is given more than once, which JSON allows and decoders settle in silence.
 
     Each member has one colon outside of its name and value: a repeated one leaves a colon over. (A colon that a name spells as an
     escape can hide a repeat, but no field of ours has such a name.)
     """
     colons = len(members) + b"".join(members.values()).count(b":") + "".join(members).count(":")
-    return bytes(text).count(b":") > colons
+    return text.count(b":") > colons
 
 
-def _repeated(text: Text) -> str:
-    pairs = json.loads(bytes(text).decode(errors="replace"), object_pairs_hook=list, parse_int=str)
+def _repeated(text: bytes) -> str:
+    pairs = json.loads(text.decode(errors="replace"), object_pairs_hook=list, parse_int=str)
     [(name, _)] = Counter(str(name) for name, _ in pairs).most_common(1)
     return name
 
@@ -237,7 +248,7 @@ _MALFORMATIONS: list[tuple[bytes, str]] = [
 ]
 
 
-def _malformed(text: Text, error: Exception) -> str:
+def _malformed(text: bytes | msgspec.Raw, error: Exception) -> str:
     """Say what is wrong with a JSON text: what the decoder said, where that is not beside the point."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
