@@ -20,6 +20,7 @@ import trio
 import trio.testing
 
 from jobqueue.admission import Admitted
+from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
 from jobqueue.http import api, express, limits, listening, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
@@ -54,6 +55,17 @@ class Node:
         if self.error is not None:
             raise self.error
         self.submitted += [msgspec.json.decode(document) for document in jobs.documents]
+
+    def begin(self, jobs: Admitted, told: Told[None]) -> None:
+        async def submit() -> None:
+            try:
+                await self.submit(jobs)
+            except Exception as error:  # noqa: BLE001 - told, as it would be
+                told(None, error)
+            else:
+                told(None, None)
+
+        trio.lowlevel.spawn_system_task(submit)
 
     def troubles(self) -> list[str]:
         return self.reasons
