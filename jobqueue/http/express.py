@@ -1,9 +1,10 @@
 """The express lane: answers plain submissions itself, and hands any other connection on with the bytes that it has read.
 
 hypercorn on Trio spends more than a millisecond on a request: tasks, channels and events for what HTTP may be. A submission is
-almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict expression
-and answered in the connection's own task. Nothing is parsed here that could be read in two ways: whatever is not plainly of this
-form goes to hypercorn, from its first byte on. What a request means, and every answer, comes from where the routes have it from.
+almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict
+expression, and answered without a switch of tasks where it comes whole. Nothing is parsed here that could be read in two ways:
+whatever is not plainly of this form goes to hypercorn, from its first byte on. What a request means, and every answer, comes from
+where the routes have it from.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from jobqueue.storage.database import POOLED, Connection, Lane
 SUBMIT_TIMEOUT = 15.0
 """Seconds for the transaction of one batch of submissions: somebody waits for the answer."""
 
+SUBMIT_IN_LOOP_CHARACTERS = 64 << 10
+"""Up to this size a batch of submissions is sent by the loop: not a millisecond, in which the loop would serve nobody else."""
+
 INSPECT_TIMEOUT = 10.0
 """Seconds for a question of an operator, or of a scrape."""
 
@@ -146,8 +149,9 @@ class Store:
         Raises:
             RefusedData: PostgreSQL refused a value in one of them.
         """
-        sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
-        return _ranks(await self._submit.run(_scalar(sql, documents.join(jobs), wake)))
+        sql = b"SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
+        batch = documents.join(jobs)
+        return _ranks(await self._submit.call(sql, (batch, wake), in_loop=len(batch) <= SUBMIT_IN_LOOP_CHARACTERS))
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:
         """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
