@@ -326,10 +326,10 @@ def _over(connection: Connection) -> bool:
         return True
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if not poll.poll(0):
-        return False
     try:
-        connection.pgconn.consume_input()  # the server's last words, and the end; or a parameter that changed
+        # The server's last words, and then the end; or a parameter that changed.
+        while not connection.closed and poll.poll(0):
+            connection.pgconn.consume_input()
     except psycopg.OperationalError:
         return True
     return connection.closed
