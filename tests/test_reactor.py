@@ -3,6 +3,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -91,6 +92,28 @@ async def test_soon_is_in_order_and_after_who_asks(reactor: Reactor) -> None:
     assert called == []
     await wait_all_tasks_blocked()
     assert called == [0, 1, 2]
+
+
+async def test_a_call_that_fails_is_logged_and_the_others_are_made(
+    reactor: Reactor, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    def readable() -> None:
+        reactor.forget(ours.fileno())
+        fail()
+
+    ours, theirs = pair
+    called: list[int] = []
+    reactor.watch(ours.fileno(), readable)
+    theirs.send(b"x")
+    with structlog.testing.capture_logs() as logs:
+        reactor.soon(fail)
+        reactor.soon(lambda: called.append(1))
+        await wait_all_tasks_blocked(0.01)
+    assert called == [1]
+    assert [line["event"] for line in logs] == ["a call of the reactor failed"] * 2
 
 
 async def test_after_its_end_nothing_is_watched(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -200,10 +200,10 @@ class ExpressConnection:
 
     def _readable(self) -> None:
         """Read, and take what was read if it is a whole submission."""
-        if not self._idle:
-            self._unwatch()  # one after the other: what more there is, be it the end, is looked at after the answer
-            return
         try:
+            if not self._idle:
+                self._unwatch()  # one after the other: what more there is, be it the end, is looked at after the answer
+                return
             received = os.read(self._fd(), RECEIVE_BYTES)
             self._idle = False
             request = self._recognise(received)
@@ -224,25 +224,24 @@ class ExpressConnection:
         try:
             data = _encode(answer, closing=self._finishing)
             sent = 0 if self._finishing else self._write(data)
+            if sent < len(data):
+                self._unsent = data[sent:]
+                self._wake_up(outcome.Value(b""))
+                return
+            self._be_idle()
+            if self._watched is None:
+                self._watch()
         except Exception as error:  # noqa: BLE001 - as above
             self._wake_up(outcome.Error(error))
-            return
-        if sent < len(data):
-            self._unsent = data[sent:]
-            self._wake_up(outcome.Value(b""))
-            return
-        self._be_idle()
-        if self._watched is None:
-            self._watch()
 
     def _watch(self) -> None:
         self._watched = self._fd()
         self._lane.reactor.watch(self._watched, self._readable)
 
     def _unwatch(self) -> None:
-        if self._watched is not None:
-            self._lane.reactor.forget(self._watched)
-            self._watched = None
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._lane.reactor.forget(watched)
 
     def _be_idle(self) -> None:
         self._idle = True

@@ -18,14 +18,17 @@ import select
 from collections import deque
 from collections.abc import Callable
 
+import structlog
 import trio
 
 MAX_EVENTS = 64
 """Calls in a row before other tasks run."""
 
+log = structlog.get_logger()
+
 
 class Reactor:
-    """One epoll. What it calls must not raise: that would end `run`."""
+    """One epoll. An error that comes out of a call is logged, and keeps nobody else waiting."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -66,10 +69,17 @@ class Reactor:
             for fd, _ in self._epoll.poll(0, MAX_EVENTS):
                 # One of those before it may have forgotten it.
                 if readable := self._readable.get(fd):
-                    readable()
+                    _contained(readable)
 
     async def _call_soon(self) -> None:
         while True:
             while self._soon:
-                self._soon.popleft()()
+                _contained(self._soon.popleft())
             await self._wake.park()
+
+
+def _contained(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        log.exception("a call of the reactor failed")
