@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,7 +19,7 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, Shu
 from jobqueue.http import express
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES
-from tests.test_http import Node, Served, serving
+from tests.test_http import Node, Served, eventually, open_files, serving
 
 JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
 
@@ -143,13 +146,18 @@ def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that the lane answers."""
-    answer, paths = express.Lane.answer, []
+    answer, begin, paths = express.Lane.answer, express.Lane.begin, []
 
     async def noting(lane: express.Lane, request: express._Request, body: bytes) -> express.Answer:
         paths.append(request.path)
         return await answer(lane, request, body)
 
+    def noting_too(lane: express.Lane, request: express._Request, body: bytes, answered: Callable[[express.Answer], None]) -> None:
+        paths.append(request.path)
+        begin(lane, request, body, answered)
+
     monkeypatch.setattr(express.Lane, "answer", noting)
+    monkeypatch.setattr(express.Lane, "begin", noting_too)
     return paths
 
 
@@ -306,3 +314,120 @@ async def test_who_may_not_come_in_is_refused_before_his_body_is_taken(taken: li
         with trio.fail_after(5):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 401")
     assert taken == []
+
+
+# --------------------------------------------------------------------------------- what the reactor answers while the task sleeps
+
+
+async def answered(stream: trio.SocketStream) -> bytes:
+    received = b""
+    with trio.fail_after(5):
+        while not complete(received, 1):
+            received += await stream.receive_some(65536) or pytest.fail(f"closed after {received!r}")
+    return received
+
+
+async def test_what_follows_a_request_in_hand_is_answered_after_it(taken: list[str]) -> None:
+    async with serving() as served, await served.connect() as stream:
+        served.node.hold = trio.Event()
+        await stream.send_all(PLAIN["one"])
+        await served.node.entered.wait()
+        await stream.send_all(PLAIN["health"] + PLAIN["one"])
+        await trio.sleep(0.05)
+        assert taken == ["/submit"]
+        served.node.hold.set()
+        received = b""
+        with trio.fail_after(5):
+            while not complete(received, 3):
+                received += await stream.receive_some(65536)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"201", b"200", b"201"]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_client_that_hangs_up_is_let_go_of_after_its_answer(reset: bool) -> None:
+    async with serving() as served:
+        served.node.hold = trio.Event()
+        before = open_files()
+        async with await served.connect() as stream:
+            await stream.send_all(PLAIN["one"])
+            await served.node.entered.wait()
+            if reset:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await trio.sleep(0.05)
+        served.node.hold.set()
+        await eventually(lambda: open_files() == before)
+        assert len(served.node.submitted) == 1
+
+
+async def test_a_request_in_hand_has_a_deadline_and_its_late_answer_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(express.limits, "REQUEST_TIMEOUT", 0.1)
+    async with serving() as served:
+        served.node.hold = trio.Event()
+        before = open_files()
+        async with await served.connect() as stream:
+            await stream.send_all(PLAIN["one"])
+            with trio.fail_after(2):
+                assert await stream.receive_some(65536) == b""
+        await eventually(lambda: open_files() == before)
+        async with await served.connect() as another:  # it has the number of the first one's socket
+            served.node.hold.set()
+            await eventually(lambda: len(served.node.submitted) == 1)
+            await another.send_all(PLAIN["health"])
+            assert (await answered(another)).endswith(b'{"status":"ok"}')
+
+
+async def test_the_patience_begins_anew_with_each_request_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(express.limits, "HEADERS_TIMEOUT", 0.2)
+    monkeypatch.setattr(express.limits, "KEEP_ALIVE_TIMEOUT", 0.3)
+    async with serving() as served, await served.connect() as stream:
+        for _ in range(4):
+            await trio.sleep(0.15)
+            await stream.send_all(PLAIN["one"])
+            await answered(stream)
+        begun = trio.current_time()
+        with trio.fail_after(2):
+            assert await stream.receive_some(65536) == b""
+        assert trio.current_time() - begun > 0.25
+
+
+async def test_while_it_stops_a_request_that_does_not_end_is_cut_off() -> None:
+    async with serving(drain_timeout=0.1) as served, await served.connect() as stream:
+        served.node.hold = trio.Event()
+        await stream.send_all(PLAIN["one"])
+        await served.node.entered.wait()
+        served.stopping.set()
+        with trio.fail_after(2):
+            assert await stream.receive_some(65536) == b""
+            await served.stopped.wait()
+        served.node.hold.set()
+        await eventually(lambda: len(served.node.submitted) == 1)
+
+
+@pytest.mark.parametrize("broken", ["_recognise", "_encode"])
+async def test_a_fault_of_ours_ends_only_its_own_connection(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving() as served:
+        before = open_files()
+        async with await served.connect() as stream, await served.connect() as other:
+            await other.send_all(PLAIN["one"])
+            await answered(other)
+            with monkeypatch.context() as patched:
+                patched.setattr(express, broken, fail)
+                await stream.send_all(PLAIN["one"])
+                with trio.fail_after(2):
+                    assert await stream.receive_some(65536) == b""
+            await other.send_all(PLAIN["one"])
+            await answered(other)
+        await eventually(lambda: open_files() == before)
+
+
+async def test_an_answer_that_the_kernel_does_not_take_at_once_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(express.ExpressConnection, "_write", lambda connection, data: os.write(connection._fd(), data[:7]))
+    async with serving() as served, await served.connect() as stream:
+        for _ in range(2):
+            await stream.send_all(PLAIN["one"])
+            received = await answered(stream)
+            assert received.startswith(b"HTTP/1.1 201")
+            assert complete(received, 1)

@@ -5,6 +5,7 @@
     group = GroupCommit(write, max_items=500, max_waiting=10_000)
     nursery.start(group.run)
     result = await group.commit(item)    # returns once the item's batch is committed
+    group.begin(item, told)              # calls told(result, error) then, and nobody waits
 
 There is no timer and no added delay: an item that comes alone is written alone, at once; under load a batch holds all that came
 while the one before was being written. The bound on waiting items is the backpressure.
@@ -28,6 +29,10 @@ from jobqueue.errors import Overloaded, ShuttingDown
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Told = Callable[[Result | None, Exception | None], None]
+"""Hears what became of an item: its result, or the error that kept it from being written. It runs in the writer's task, with the
+next batch behind it: it must be short, and must not raise."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupCommitStatistics:
@@ -39,13 +44,12 @@ class GroupCommitStatistics:
 
 
 class _Entry(Generic[Item, Result]):
-    __slots__ = ("item", "result", "waiter", "weight")
+    __slots__ = ("item", "told", "weight")
 
-    def __init__(self, item: Item, weight: int, waiter: trio.Event | None) -> None:
+    def __init__(self, item: Item, weight: int, told: Told[Result] | None) -> None:
         self.item = item
         self.weight = weight
-        self.waiter = waiter
-        self.result: outcome.Maybe[Result] | None = None
+        self.told = told
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -90,20 +94,23 @@ class GroupCommit(Generic[Item, Result]):
         A cancelled caller stops waiting; the item is written all the same.
 
         Raises:
+            Overloaded, ShuttingDown: see `begin`.
+            Exception: what `write` raised for the item's batch.
+        """
+        return await until_told(lambda hear: self.begin(item, hear, weight=weight))
+
+    def begin(self, item: Item, told: Told[Result], *, weight: int = 1) -> None:
+        """Have the item written with others; call ``told(result, error)`` once the batch is committed, or was not.
+
+        Raises:
             Overloaded: more than `max_waiting` would wait.
             ShuttingDown: the group commit was closed.
-            Exception: what `write` raised for the item's batch.
         """
         if self._closed:
             raise ShuttingDown("the service is shutting down")
         if self._waiting and self._waiting + weight > self._max_waiting:
             raise Overloaded(f"{self._waiting} items already wait for their commit")
-        entry: _Entry[Item, Result] = _Entry(item, weight, trio.Event())
-        self._add(entry)
-        assert entry.waiter is not None  # noqa: S101 - made three lines above
-        await entry.waiter.wait()
-        assert entry.result is not None  # noqa: S101 - set before the event
-        return entry.result.unwrap()
+        self._add(_Entry(item, weight, told))
 
     async def put(self, item: Item, *, weight: int = 1) -> None:
         """Hand the item over without waiting for its commit; wait only while too many are waiting.
@@ -114,7 +121,7 @@ class GroupCommit(Generic[Item, Result]):
         while self._waiting >= self._max_waiting:
             await self._room.park()
         if not self._ended:
-            self._add(_Entry(item, weight, None))
+            self._add(_Entry(item, weight, told=None))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write batch after batch until cancelled; callers that still wait then are told so."""
@@ -160,7 +167,7 @@ class GroupCommit(Generic[Item, Result]):
     def _end(self, batch: list[_Entry[Item, Result]]) -> None:
         """Nobody writes any more: let go of everyone who waits, whether their item was in a batch or still gathering."""
         self._closed = self._ended = True
-        left = [entry for entry in (*batch, *self._gathering) if entry.result is None]
+        left = [*batch, *self._gathering]
         self._gathering.clear()
         self._waiting = self._writing = 0
         _refuse(left, ShuttingDown("the service is shutting down"))
@@ -169,6 +176,7 @@ class GroupCommit(Generic[Item, Result]):
 
     async def _write_batch(self, batch: list[_Entry[Item, Result]]) -> None:
         self._batches += 1
+        nobody_waits = any(entry.told is None for entry in batch)
         try:
             results = await self._write([entry.item for entry in batch])
         except self._splits_on as error:
@@ -178,21 +186,43 @@ class GroupCommit(Generic[Item, Result]):
                 await self._write_batch(batch[middle:])
                 return
             _refuse(batch, error)
-            if batch[0].waiter is None:
+            if nobody_waits:
                 raise
         except Exception as error:
             _refuse(batch, error)
-            if any(entry.waiter is None for entry in batch):
+            if nobody_waits:
                 raise  # it is the callers' error, but nobody waits for this one: it must not pass in silence
         else:
             for entry, result in zip(batch, results, strict=True):
-                if entry.waiter is not None:
-                    entry.result = outcome.Value(result)
-                    entry.waiter.set()
+                _tell(entry, result, None)
+
+
+async def until_told(begin: Callable[[Told[Result]], None]) -> Result:
+    """Call ``begin`` with something to tell, wait until it is told, and return the result or raise the error."""
+    task = trio.lowlevel.current_task()
+    waiting = True
+
+    def hear(result: Result | None, error: Exception | None) -> None:
+        if waiting:
+            trio.lowlevel.reschedule(task, outcome.Value(result) if error is None else outcome.Error(error))
+
+    def stop_waiting(_: object) -> trio.lowlevel.Abort:
+        nonlocal waiting
+        waiting = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    begin(hear)
+    result: Result = await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+    return result
 
 
 def _refuse(batch: list[_Entry[Item, Result]], error: Exception) -> None:
     for entry in batch:
-        if entry.waiter is not None:
-            entry.result = outcome.Error(error)
-            entry.waiter.set()
+        _tell(entry, None, error)
+
+
+def _tell(entry: _Entry[Item, Result], result: Result | None, error: Exception | None) -> None:
+    """Tell the caller, if there is one, and never again."""
+    if entry.told is not None:
+        entry.told(result, error)
+        entry.told = None

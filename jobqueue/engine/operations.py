@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from jobqueue.admission import Admitted
+from jobqueue.concurrency.group_commit import Told, until_told
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
@@ -54,9 +55,13 @@ class Operations:
 
     async def submit(self, jobs: Admitted) -> None:
         """Commit jobs; see `Submissions.submit`."""
+        await until_told(lambda told: self.begin(jobs, told))
+
+    def begin(self, jobs: Admitted, told: Told[None]) -> None:
+        """Have jobs committed; see `Submissions.begin`."""
         if self._stopping():
             raise ShuttingDown("the service is shutting down")
-        await self._submissions.submit(jobs)
+        self._submissions.begin(jobs, told)
 
     def troubles(self) -> list[str]:
         """Why this node cannot work now; empty when it can."""

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from jobqueue.admission import Admitted
-from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
+from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics, Told, until_told
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData, UnprocessableJob
 from jobqueue.metrics import Metrics
@@ -65,6 +65,16 @@ class Submissions:
         """Commit the jobs, all or none; return once they are durable.
 
         Raises:
+            UnprocessableJob, Overloaded, ShuttingDown, DatabaseUnavailable, ConnectionLost: see `begin`.
+        """
+        await until_told(lambda told: self.begin(jobs, told))
+
+    def begin(self, jobs: Admitted, told: Told[None]) -> None:
+        """Have the jobs committed, all or none; call ``told(None, error)`` once they are durable, or why they are not.
+
+        What can be said at once is raised; which error comes which way depends on the moment.
+
+        Raises:
             UnprocessableJob: a kind that this node does not serve, or a value that PostgreSQL refused.
             Overloaded: too much waits already.
             ShuttingDown: no new work is taken.
@@ -78,11 +88,15 @@ class Submissions:
             # The batch that is being written finds out whether the database is back; nobody else has to wait for that.
             raise DatabaseUnavailable(self._store.submit_trouble)
         arrived = trio.current_time()
-        try:
-            await self._group.commit(jobs, weight=jobs.weight)
-        except RefusedData as error:
-            raise UnprocessableJob(f"PostgreSQL refused the job: {error}") from error
-        self._metrics.submit_seconds.observe(trio.current_time() - arrived)
+
+        def settled(_: None, error: Exception | None) -> None:
+            if error is None:
+                self._metrics.submit_seconds.observe(trio.current_time() - arrived)
+            elif isinstance(error, RefusedData):
+                error = UnprocessableJob(f"PostgreSQL refused the job: {error}")
+            told(None, error)
+
+        self._group.begin(jobs, settled, weight=jobs.weight)
 
     async def _write(self, batch: Sequence[Admitted]) -> Sequence[None]:
         encoded = [document for jobs in batch for document in jobs.documents]

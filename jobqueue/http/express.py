@@ -1,28 +1,33 @@
 """The express lane: answers plain submissions itself, and hands any other connection on with the bytes that it has read.
 
 hypercorn on Trio spends more than a millisecond on a request: tasks, channels and events for what HTTP may be. A submission is
-almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict expression
-and answered in the connection's own task. Nothing is parsed here that could be read in two ways: whatever is not plainly of this
-form goes to hypercorn, from its first byte on. What a request means, and every answer, comes from where the routes have it from.
+almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict
+expression, and answered without a switch of tasks where it comes whole. Nothing is parsed here that could be read in two ways:
+whatever is not plainly of this form goes to hypercorn, from its first byte on. What a request means, and every answer, comes from
+where the routes have it from.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import NamedTuple
 
+import outcome
 import trio
 from werkzeug.exceptions import HTTPException
 
-from jobqueue.http import door, limits, problems
+from jobqueue.http import bodies, door, limits, problems
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES, contained, linger, send_all
-from jobqueue.http.submit import Submitting, submit
+from jobqueue.http.reactor import Reactor
+from jobqueue.http.submit import Submitting, created, submit
 
 BODY_PATIENCE = 1.0
 """Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
@@ -42,7 +47,7 @@ class _Request(NamedTuple):
     path: str
     headers: dict[str, str]
     body_begins: int
-    length: int
+    ends: int
 
 
 class Lane:
@@ -56,6 +61,8 @@ class Lane:
     def __init__(self, node: Submitting, guard: Guard) -> None:
         self._node = node
         self._guard = guard
+        self.reactor = Reactor()
+        self.run = self.reactor.run
 
     def connection(self, stream: trio.SocketStream) -> ExpressConnection:
         """Take a connection that was accepted."""
@@ -79,9 +86,25 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
             return problems.answer(error)
 
+    def begin(self, request: _Request, body: bytes, answered: Callable[[Answer], None]) -> None:
+        """Take a submission that was let in, in no time; call ``answered`` once, now or later."""
+        try:
+            submitted = bodies.parse(request.headers.get("content-type"), body)
+
+            def told(_: None, error: Exception | None) -> None:
+                # Soon: the next batch is to be on its way before the answers are.
+                self.reactor.soon(lambda: answered(created(submitted) if error is None else problems.answer(error)))
+
+            self._node.begin(submitted.jobs, told)
+        except Exception as error:  # noqa: BLE001 - as above
+            answered(problems.answer(error))
+
 
 class ExpressConnection:
     """One client's connection for as long as its requests are plain ones.
+
+    Its task sleeps while it rests, and while the reactor answers the plainest submissions: those that come whole, one after the
+    other, and that the door lets in. Whatever else there is to do wakes the task.
 
     Args:
         lane: answers.
@@ -92,10 +115,18 @@ class ExpressConnection:
         self._lane = lane
         self._stream = stream
         self._everything = trio.CancelScope()
+        self._nap = trio.CancelScope()
+        self._bed = trio.lowlevel.ParkingLot()
+        self._patience_ends = trio.current_time() + limits.HEADERS_TIMEOUT
+        self._resting = False
+        self._watched: int | None = None
+        self._woken_by: outcome.Maybe[bytes] | None = None
+        self._unsent = b""
         self._idle = True
         self._finishing = False
         self._head = b""
         self._request: _Request | None = None
+        self._let_in = False
 
     async def run(self) -> bytes | None:
         """Answer plain requests. Return the bytes of one that is not, or None when the connection is over."""
@@ -111,40 +142,126 @@ class ExpressConnection:
 
     def drop(self) -> None:
         """End the connection at once."""
+        self._unwatch()
         self._stream.socket.close()
         self._everything.cancel()
 
     async def _run(self) -> bytes | None:
         received = b""
-        patience = limits.HEADERS_TIMEOUT
         while not self._finishing:
-            self._everything.deadline = trio.current_time() + patience
-            received = received or await self._receive()
-            if not received:
-                return None
+            received = received or await self._rest()
             self._idle = False
-            # A client says the same again and again, but for the body.
-            if not (self._request and received.startswith(self._head)):
-                self._request = _recognise(received)
-                self._head = received[: self._request.body_begins] if self._request else b""
-            request = self._request
-            if request is None:
-                return received
             self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
-            ends = request.body_begins + request.length
-            if len(received) < ends:
-                if not self._lane.lets_in(request):
+            if self._unsent:
+                await self._send(self._unsent)
+                self._unsent = b""
+            elif not received:
+                return None
+            else:
+                request = self._recognise(received)
+                if request is None:
                     return received
-                received = await self._receive_rest(received, ends)
-                if len(received) < ends:
-                    return received
-            answer = await self._lane.answer(request, received[request.body_begins : ends])
-            await self._send(_encode(answer, closing=self._finishing))
-            self._idle = True
-            received = received[ends:]
-            patience = limits.KEEP_ALIVE_TIMEOUT
+                if len(received) < request.ends:
+                    if not self._let_in:
+                        return received
+                    received = await self._receive_rest(received, request.ends)
+                    if len(received) < request.ends:
+                        return received
+                answer = await self._lane.answer(request, received[request.body_begins : request.ends])
+                await self._send(_encode(answer, closing=self._finishing))
+                received = received[request.ends :]
+            self._be_idle()
         await linger(self._stream)
         return None
+
+    # -- asleep: what the reactor does
+
+    async def _rest(self) -> bytes:
+        """Sleep until something was read that is not for the reactor to answer, or is the end; or until there is `_unsent`."""
+        self._everything.deadline = math.inf
+        self._resting = True
+        self._watch()
+        try:
+            while self._woken_by is None:
+                with trio.CancelScope(deadline=self._patience_ends) as self._nap:
+                    await self._bed.park()
+                if self._woken_by is None and trio.current_time() >= self._patience_ends:
+                    self._everything.cancel()
+            woken_by, self._woken_by = self._woken_by, None
+            return woken_by.unwrap()
+        finally:
+            self._resting = False
+            self._unwatch()
+
+    def _wake_up(self, woken_by: outcome.Maybe[bytes]) -> None:
+        self._unwatch()
+        self._woken_by = woken_by
+        self._bed.unpark_all()
+
+    def _readable(self) -> None:
+        """Read, and take what was read if it is a whole submission."""
+        try:
+            if not self._idle:
+                self._unwatch()  # one after the other: what more there is, be it the end, is looked at after the answer
+                return
+            received = os.read(self._fd(), RECEIVE_BYTES)
+            self._idle = False
+            request = self._recognise(received)
+            if request is None or request.ends != len(received) or request.path != "/submit" or not self._let_in:
+                self._wake_up(outcome.Value(received))
+                return
+            self._be_patient(limits.REQUEST_TIMEOUT)
+            self._lane.begin(request, received[request.body_begins :], self._answered)
+        except BlockingIOError:
+            pass
+        except Exception as error:  # noqa: BLE001 - contained in the connection's own task
+            self._wake_up(outcome.Error(error))
+
+    def _answered(self, answer: Answer) -> None:
+        """Send an answer at once if it can be, and nothing else is to be done."""
+        if not self._resting:
+            return  # it came too late
+        try:
+            data = _encode(answer, closing=self._finishing)
+            sent = 0 if self._finishing else self._write(data)
+            if sent < len(data):
+                self._unsent = data[sent:]
+                self._wake_up(outcome.Value(b""))
+                return
+            self._be_idle()
+            if self._watched is None:
+                self._watch()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._wake_up(outcome.Error(error))
+
+    def _watch(self) -> None:
+        self._watched = self._fd()
+        self._lane.reactor.watch(self._watched, self._readable)
+
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._lane.reactor.forget(watched)
+
+    def _be_idle(self) -> None:
+        self._idle = True
+        self._be_patient(limits.KEEP_ALIVE_TIMEOUT)
+
+    def _be_patient(self, seconds: float) -> None:
+        """Set the end of the patience. To set it later costs nothing: the task finds out when it wakes up."""
+        self._patience_ends = trio.current_time() + seconds
+        if self._patience_ends < self._nap.deadline:  # noqa: PLR1730 - setting it to what it is would cost
+            self._nap.deadline = self._patience_ends
+
+    # -- awake or asleep
+
+    def _recognise(self, received: bytes) -> _Request | None:
+        # A client says the same again and again, but for the body.
+        if not (self._request and received.startswith(self._head)):
+            self._request = _recognise(received)
+            self._head = received[: self._request.body_begins] if self._request else b""
+            self._let_in = self._request is not None and self._lane.lets_in(self._request)
+        return self._request
 
     async def _receive(self) -> bytes:
         while True:
@@ -163,13 +280,16 @@ class ExpressConnection:
         return bytes(whole)
 
     async def _send(self, data: bytes) -> None:
-        try:
-            sent = os.write(self._fd(), data)
-        except BlockingIOError:
-            sent = 0
+        sent = self._write(data)
         if sent < len(data) and not await send_all(self._stream, data[sent:]):
             self.drop()
             raise trio.BrokenResourceError
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd(), data)
+        except BlockingIOError:
+            return 0
 
     def _fd(self) -> int:
         # Asked for each time: the number of a socket that `drop` has closed may be that of another file by now.
@@ -194,7 +314,7 @@ def _recognise(received: bytes) -> _Request | None:
         and _LENGTH.fullmatch(length)
         and int(length) <= (limits.MAX_BODY_BYTES if method == "POST" else 0)
     )
-    return _Request(method, path, headers, match.end(), int(length)) if plain else None
+    return _Request(method, path, headers, match.end(), match.end() + int(length)) if plain else None
 
 
 def _encode(answer: Answer, *, closing: bool) -> bytes:

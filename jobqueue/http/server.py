@@ -66,6 +66,7 @@ async def run(
             connections.discard(connection)
 
     async with trio.open_nursery() as serving:
+        serving.start_soon(lane.run)
         try:
             bounded = [BoundedListener(listener, slots) for listener in listeners]
             async with trio.open_nursery() as accepting:

@@ -7,6 +7,7 @@ from typing import Protocol
 import trio
 
 from jobqueue.admission import Admitted
+from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import bodies
 from jobqueue.http.answers import Answer, json_answer
 
@@ -28,6 +29,13 @@ class Submitting(Protocol):
             Unavailable: nothing was written, or nobody knows (`ConnectionLost`).
         """
 
+    def begin(self, jobs: Admitted, told: Told[None]) -> None:
+        """Do the same without waiting: ``told(None, error)`` is called later. It must be short, and must not raise.
+
+        Raises:
+            Exception: what can be said at once.
+        """
+
 
 async def submit(node: Submitting, content_type: str | None, body: bytes) -> Answer:
     """Commit what a body holds, and answer with the ids.
@@ -41,6 +49,11 @@ async def submit(node: Submitting, content_type: str | None, body: bytes) -> Ans
     else:
         submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, limiter=_parsing)
     await node.submit(submitted.jobs)
+    return created(submitted)
+
+
+def created(submitted: bodies.Submitted) -> Answer:
+    """Answer with the ids of jobs that are committed."""
     ids = submitted.jobs.ids
     ignored = {"ignored": submitted.ignored} if submitted.ignored else {}
     if submitted.many:

@@ -22,6 +22,12 @@ from jobqueue.storage.database import POOLED, Connection, Lane
 SUBMIT_TIMEOUT = 15.0
 """Seconds for the transaction of one batch of submissions: somebody waits for the answer."""
 
+IN_LOOP_CHARACTERS = 64 << 10
+"""Up to this size a batch is sent by the loop: not a millisecond, in which the loop would serve nobody else."""
+
+IN_LOOP_JOBS = 64
+"""Up to this many jobs a claim is waited for by the loop."""
+
 INSPECT_TIMEOUT = 10.0
 """Seconds for a question of an operator, or of a scrape."""
 
@@ -163,23 +169,14 @@ class Store:
         Raises:
             RefusedData: PostgreSQL refused a value in one of them.
         """
-        text = documents.join(jobs)
-
-        def work(connection: Connection) -> Submitted:
-            if along is None:
-                sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
-                return Submitted(_ranks(_scalar(sql, text, wake)(connection)))
-            sql = "SELECT best, claimed FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
-            wants = documents.encode(along.wants).decode()
-            [row] = _rows(sql, text, wake, along.node_id, wants, along.defaults.decode())(connection)
-            claimed = None
-            if row["claimed"] is not None:
-                # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
-                with suppress(msgspec.DecodeError):
-                    claimed = _claimed.decode(row["claimed"])
-            return Submitted(_ranks(row["best"]), claimed)
-
-        return await self._submit.run(work)
+        batch = documents.join(jobs)
+        sql = "SELECT best, claimed FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
+        claim = (None, None, None) if along is None else (along.node_id, _text(along.wants), along.defaults.decode())
+        best, claimed = await self._submit.call(sql, batch, wake, *claim, in_loop=len(batch) <= IN_LOOP_CHARACTERS)
+        # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
+        with suppress(msgspec.DecodeError):
+            return Submitted(best, None if claimed is None else _claimed.decode(claimed))
+        return Submitted(best)
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:
         """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
@@ -203,7 +200,7 @@ class Store:
         await self._heartbeat.run(
             _scalar(
                 "SELECT jobqueue.join_node(%s, %s, %s, %s, %s, %s::jsonb, %s)",
-                *(node.id, node.host, node.pid, node.process, node.version, documents.encode(node.queues).decode(), lease),
+                *(node.id, node.host, node.pid, node.process, node.version, _text(node.queues), lease),
             )
         )
 
@@ -236,16 +233,14 @@ class Store:
             defaults: a JSON object of ``{kind: max_retries}`` for jobs that were submitted without.
         """
 
-        def work(connection: Connection) -> list[ClaimedJob]:
-            sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
-            text = _scalar(sql, node_id, documents.encode(wants).decode(), defaults.decode())(connection)
-            try:
-                return _claimed.decode(str(text))
-            except msgspec.DecodeError as error:
-                # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
-                raise RefusedData(f"a claimed job cannot be read: {error}") from error
-
-        return await self._claim.run(work)
+        few = sum([want.jobs for want in wants.values()]) <= IN_LOOP_JOBS
+        sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
+        [text] = await self._claim.call(sql, node_id, _text(wants), defaults.decode(), in_loop=few)
+        try:
+            return _claimed.decode(text)
+        except msgspec.DecodeError as error:
+            # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
+            raise RefusedData(f"a claimed job cannot be read: {error}") from error
 
     async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[tuple[str, int]]:
         """The runs, as (id, claims), that the database says this node holds.
@@ -271,13 +266,10 @@ class Store:
             keep: whether jobs that succeeded are kept, until retention drops them.
         """
 
-        def work(connection: Connection) -> set[int]:
-            given = msgspec.json.encode(outcomes).decode()
-            stale = _scalar("SELECT jobqueue.finish(%s, %s::jsonb, %s)", node_id, given, keep)(connection)
-            assert isinstance(stale, list)  # noqa: S101 - bigint[]
-            return {place - 1 for place in stale}
-
-        return await self._finish.run(work)
+        given = msgspec.json.encode(outcomes).decode()
+        sql = "SELECT jobqueue.finish(%s, %s::jsonb, %s)"
+        [stale] = await self._finish.call(sql, node_id, given, keep, in_loop=len(given) <= IN_LOOP_CHARACTERS)
+        return {place - 1 for place in stale}
 
     # -- housekeeping
 
@@ -373,6 +365,10 @@ def _settle(connection: Connection, backend: tuple[int, str]) -> None:
         if time.monotonic() > deadline:
             raise DatabaseUnavailable("the session of a lost connection does not end")
         time.sleep(0.02)
+
+
+def _text(value: object) -> str:
+    return documents.encode(value).decode()
 
 
 def _scalar(sql: str, *params: Any) -> Callable[[Connection], object]:
