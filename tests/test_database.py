@@ -141,52 +141,51 @@ async def lane(database_url: str) -> AsyncIterator[Lane]:
 
 
 @pytest.mark.parametrize("in_loop", [True, False])
-async def test_a_call_gives_one_value_wherever_it_is_waited_for(lane: Lane, in_loop: bool) -> None:
+async def test_a_call_gives_one_row_wherever_it_is_waited_for(lane: Lane, in_loop: bool) -> None:
     for number in range(3):
-        assert await lane.call(b"SELECT %s::int", [number], in_loop=in_loop) == number
-    assert await lane.call(b"SELECT 1 WHERE false", [], in_loop=in_loop) is None
+        assert await lane.call("SELECT %s::int", number, in_loop=in_loop) == (number,)
     large = "x" * 20_000_000  # more than the kernel takes at once, either way
-    assert await lane.call(b"SELECT %s::text", [large], in_loop=in_loop) == large
+    assert await lane.call("SELECT %s::text", large, in_loop=in_loop) == (large,)
 
 
 @pytest.mark.parametrize("in_loop", [True, False])
 async def test_a_call_that_fails_says_how(lane: Lane, database: Database, in_loop: bool) -> None:
-    pid = await lane.call(b"SELECT pg_backend_pid()", [], in_loop=in_loop)
+    pid = await lane.call("SELECT pg_backend_pid()", in_loop=in_loop)
     with pytest.raises(RefusedData, match="invalid input syntax"):
-        await lane.call(b"SELECT %s::jsonb", ["{"], in_loop=in_loop)
+        await lane.call("SELECT %s::jsonb", "{", in_loop=in_loop)
     with pytest.raises(DatabaseUnavailable, match="statement timeout"):
-        await lane.call(b"SELECT pg_sleep(20)", [], in_loop=in_loop)
+        await lane.call("SELECT pg_sleep(20)", in_loop=in_loop)
     assert "statement timeout" in (lane.trouble or "")
-    assert await lane.call(b"SELECT pg_backend_pid()", [], in_loop=in_loop) == pid
+    assert await lane.call("SELECT pg_backend_pid()", in_loop=in_loop) == pid
     assert lane.trouble is None
     with pytest.raises(ConnectionLost):
-        await lane.call(b"SELECT pg_terminate_backend(pg_backend_pid())", [], in_loop=in_loop)
-    assert await lane.call(b"SELECT pg_backend_pid()", [], in_loop=in_loop) != pid
+        await lane.call("SELECT pg_terminate_backend(pg_backend_pid())", in_loop=in_loop)
+    assert await lane.call("SELECT pg_backend_pid()", in_loop=in_loop) != pid
     database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue submit'")
     await trio.sleep(0.3)
-    assert await lane.call(b"SELECT 1", [], in_loop=in_loop) == 1, "a connection that was ended meanwhile is not used"
+    assert await lane.call("SELECT 1", in_loop=in_loop) == (1,), "a connection that was ended meanwhile is not used"
 
 
 @pytest.mark.parametrize("in_loop", [True, False])
 async def test_a_call_whose_reply_never_comes_gives_up(lane: Lane, in_loop: bool) -> None:
-    await lane.call(b"SELECT 1", [], in_loop=in_loop)
+    await lane.call("SELECT 1", in_loop=in_loop)
     assert lane._session is not None
     lane._session.connection.reply_timeout = 0.2
     with pytest.raises(ConnectionLost, match="no reply"):
-        await lane.call(b"SELECT pg_sleep(2)", [], in_loop=in_loop)
-    assert await lane.call(b"SELECT 1", [], in_loop=in_loop) == 1
+        await lane.call("SELECT pg_sleep(2)", in_loop=in_loop)
+    assert await lane.call("SELECT 1", in_loop=in_loop) == (1,)
 
 
 @pytest.mark.parametrize("in_loop", [True, False])
 async def test_calls_are_made_one_after_the_other_and_one_that_is_cancelled_is_made_all_the_same(lane: Lane, in_loop: bool) -> None:
     await lane.run(lambda connection: connection.execute("CREATE TABLE effects (n integer)"))
-    sql = b"INSERT INTO effects SELECT %s FROM pg_sleep(0.1) RETURNING n"
+    sql = "INSERT INTO effects SELECT %s FROM pg_sleep(0.1) RETURNING n"
     async with trio.open_nursery() as nursery:
         for number in range(3):
-            nursery.start_soon(partial(lane.call, sql, [number], in_loop=in_loop))
+            nursery.start_soon(partial(lane.call, sql, number, in_loop=in_loop))
     with trio.move_on_after(0.02):
-        await lane.call(sql, [3], in_loop=in_loop)
-    assert await lane.call(b"SELECT array_agg(n ORDER BY n) FROM effects", [], in_loop=in_loop) == [0, 1, 2, 3]
+        await lane.call(sql, 3, in_loop=in_loop)
+    assert await lane.call("SELECT array_agg(n ORDER BY n) FROM effects", in_loop=in_loop) == ([0, 1, 2, 3],)
 
 
 async def test_a_lost_listener_comes_back_and_says_so(database_url: str, database: Database) -> None:

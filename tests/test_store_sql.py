@@ -313,9 +313,12 @@ async def test_a_claim_that_fails_does_not_fail_the_submission_that_it_goes_alon
 
 async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_works(driver: Driver, sql: Database) -> None:
     await driver.submit()
-    sql.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue submit'")
-    with pytest.raises(ConnectionLost):
-        await driver.submit()
+    with psycopg.connect(sql.url) as holder, pytest.RaisesGroup(ConnectionLost):
+        holder.execute("LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(driver.submit)
+            await waits_for_a_lock(sql, "jobqueue submit")
+            sql.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue submit'")
     job_id = await driver.submit()
     assert await driver.state(job_id) == "pending"
 
