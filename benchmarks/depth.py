@@ -188,10 +188,10 @@ def main(quick: bool, out: Path, full: bool, jobs: int | None, pinned_minutes: f
             notes="Ratios are to the first row of each kind. Latency is from available to finished, by the database's clock.",
             plotted=["jobs/s", "claim ms", "RSS MiB"],
         )
-        _report_depths(report, database, jobs, depths, repeats=1 if quick else 2)
+        _report_depths(report, database, jobs, depths, repeats=1 if quick or full else 2)
         if minutes:
-            for pinned in (False, True):
-                _report_minutes(report, under_load(database, minutes, pinned=pinned), "horizon pinned" if pinned else "not pinned")
+            _report_minutes(report, under_load(database, min(minutes, 2), pinned=False), "not pinned")
+            _report_minutes(report, under_load(database, minutes, pinned=True), "horizon pinned")
         report.write()
 
 
