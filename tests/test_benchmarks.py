@@ -18,6 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("limit", (), ["claim 2,000", "finish 2,000", "drain"]),
         ("drain", ("--only", "async"), ["async"]),
         ("idle", (), ["idle"]),
+        ("soak", (), ["minute 3"]),
     ],
 )
 def test_a_quick_run_leaves_a_table_a_json_and_a_plot(

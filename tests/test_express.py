@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, ShuttingDown, UnprocessableJob
-from jobqueue.http import express
+from jobqueue.http import express, plain
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES
+from jobqueue.http.plain import Request
 from tests.test_http import Node, Served, eventually, open_files, serving
 
 JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
@@ -139,8 +140,8 @@ def complete(received: bytes, answers: int) -> bool:
 
 @pytest.fixture
 def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    plain = express._PLAIN
-    return lambda without: monkeypatch.setattr(express, "_PLAIN", re.compile(b"(?!)") if without else plain)
+    form = plain._PLAIN
+    return lambda without: monkeypatch.setattr(plain, "_PLAIN", re.compile(b"(?!)") if without else form)
 
 
 @pytest.fixture
@@ -148,11 +149,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that the lane answers."""
     answer, begin, paths = express.Lane.answer, express.Lane.begin, []
 
-    async def noting(lane: express.Lane, request: express._Request, body: bytes) -> express.Answer:
+    async def noting(lane: express.Lane, request: Request, body: bytes) -> express.Answer:
         paths.append(request.path)
         return await answer(lane, request, body)
 
-    def noting_too(lane: express.Lane, request: express._Request, body: bytes, answered: Callable[[express.Answer], None]) -> None:
+    def noting_too(lane: express.Lane, request: Request, body: bytes, answered: Callable[[express.Answer], None]) -> None:
         paths.append(request.path)
         begin(lane, request, body, answered)
 
@@ -292,7 +293,7 @@ async def test_while_it_stops_a_request_in_hand_is_answered_and_the_connection_c
 )
 def test_no_head_takes_long_to_recognise(head: bytes) -> None:
     begun = time.process_time()
-    express._recognise(head)
+    plain.recognise(head)
     assert time.process_time() - begun < 0.1, "all ways of matching were tried: the loop stands still meanwhile"
 
 
@@ -403,7 +404,7 @@ async def test_while_it_stops_a_request_that_does_not_end_is_cut_off() -> None:
         await eventually(lambda: len(served.node.submitted) == 1)
 
 
-@pytest.mark.parametrize("broken", ["_recognise", "_encode"])
+@pytest.mark.parametrize("broken", ["recognise", "encode"])
 async def test_a_fault_of_ours_ends_only_its_own_connection(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
@@ -414,7 +415,7 @@ async def test_a_fault_of_ours_ends_only_its_own_connection(broken: str, monkeyp
             await other.send_all(PLAIN["one"])
             await answered(other)
             with monkeypatch.context() as patched:
-                patched.setattr(express, broken, fail)
+                patched.setattr(plain, broken, fail)
                 await stream.send_all(PLAIN["one"])
                 with trio.fail_after(2):
                     assert await stream.receive_some(65536) == b""

@@ -2,52 +2,30 @@
 
 hypercorn on Trio spends more than a millisecond on a request: tasks, channels and events for what HTTP may be. A submission is
 almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict
-expression, and answered without a switch of tasks where it comes whole. Nothing is parsed here that could be read in two ways:
-whatever is not plainly of this form goes to hypercorn, from its first byte on. What a request means, and every answer, comes from
-where the routes have it from.
+expression (`plain`), and answered without a switch of tasks where it comes whole. Whatever is not plainly of this form goes to
+hypercorn, from its first byte on. What a request means, and every answer, comes from where the routes have it from.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import time
 from collections.abc import Callable
-from email.utils import formatdate
-from functools import lru_cache
-from typing import NamedTuple
 
 import outcome
 import trio
 from werkzeug.exceptions import HTTPException
 
-from jobqueue.http import bodies, door, limits, problems
-from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
+from jobqueue.http import bodies, door, limits, plain, problems
+from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES, contained, linger, send_all
+from jobqueue.http.plain import Request
 from jobqueue.http.reactor import Reactor
 from jobqueue.http.submit import Submitting, created, submit
 
 BODY_PATIENCE = 1.0
 """Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
-
-# Visible ASCII, one Content-Length: there is no second way of reading this. Possessive, so that there is no second way of matching
-# it either: a head that fails at its end would be tried in all of them.
-_PLAIN = re.compile(rb"(POST|GET) (/submit|/health) HTTP/1\.1\r\n((?:[a-zA-Z0-9-]++:[ \t]*+[ -~]*+\r\n)++)\r\n")
-_HEADER = re.compile(r"([a-zA-Z0-9-]++):[ \t]*+([ -~]*+)\r\n")
-_HOST = re.compile(r"[a-zA-Z0-9.:\[\]_-]+")
-_LENGTH = re.compile(r"[0-9]{1,9}")
-
-_NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "http2-settings"})
-
-
-class _Request(NamedTuple):
-    method: str
-    path: str
-    headers: dict[str, str]
-    body_begins: int
-    ends: int
 
 
 class Lane:
@@ -68,7 +46,7 @@ class Lane:
         """Take a connection that was accepted."""
         return ExpressConnection(self, stream)
 
-    def lets_in(self, request: _Request) -> bool:
+    def lets_in(self, request: Request) -> bool:
         """Tell whether a request may come in, before its body has: one that may not is hypercorn's to refuse."""
         try:
             door.check(self._guard, request.method, request.path, request.headers)
@@ -76,7 +54,7 @@ class Lane:
             return False
         return True
 
-    async def answer(self, request: _Request, body: bytes) -> Answer:
+    async def answer(self, request: Request, body: bytes) -> Answer:
         """Do what a plain request asks for."""
         try:
             door.check(self._guard, request.method, request.path, request.headers)
@@ -86,7 +64,7 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
             return problems.answer(error)
 
-    def begin(self, request: _Request, body: bytes, answered: Callable[[Answer], None]) -> None:
+    def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
         """Take a submission that was let in, in no time; call ``answered`` once, now or later."""
         try:
             submitted = bodies.parse(request.headers.get("content-type"), body)
@@ -125,7 +103,7 @@ class ExpressConnection:
         self._idle = True
         self._finishing = False
         self._head = b""
-        self._request: _Request | None = None
+        self._request: Request | None = None
         self._let_in = False
 
     async def run(self) -> bytes | None:
@@ -168,7 +146,7 @@ class ExpressConnection:
                     if len(received) < request.ends:
                         return received
                 answer = await self._lane.answer(request, received[request.body_begins : request.ends])
-                await self._send(_encode(answer, closing=self._finishing))
+                await self._send(plain.encode(answer, closing=self._finishing))
                 received = received[request.ends :]
             self._be_idle()
         await linger(self._stream)
@@ -222,7 +200,7 @@ class ExpressConnection:
         if not self._resting:
             return  # it came too late
         try:
-            data = _encode(answer, closing=self._finishing)
+            data = plain.encode(answer, closing=self._finishing)
             sent = 0 if self._finishing else self._write(data)
             if sent < len(data):
                 self._unsent = data[sent:]
@@ -255,10 +233,10 @@ class ExpressConnection:
 
     # -- awake or asleep
 
-    def _recognise(self, received: bytes) -> _Request | None:
+    def _recognise(self, received: bytes) -> Request | None:
         # A client says the same again and again, but for the body.
         if not (self._request and received.startswith(self._head)):
-            self._request = _recognise(received)
+            self._request = plain.recognise(received)
             self._head = received[: self._request.body_begins] if self._request else b""
             self._let_in = self._request is not None and self._lane.lets_in(self._request)
         return self._request
@@ -294,41 +272,3 @@ class ExpressConnection:
     def _fd(self) -> int:
         # Asked for each time: the number of a socket that `drop` has closed may be that of another file by now.
         return self._stream.socket.fileno()
-
-
-def _recognise(received: bytes) -> _Request | None:
-    """Read the head of a request if it is plain."""
-    match = _PLAIN.match(received, 0, limits.MAX_HEADER_BYTES)
-    if match is None:
-        return None
-    method, path, lines = (part.decode("ascii") for part in match.groups())
-    pairs = _HEADER.findall(lines)
-    headers = {name.lower(): value.rstrip() for name, value in pairs}
-    length = headers.get("content-length", "0" if method == "GET" else "")
-    plain = (
-        (method == "POST") == (path == "/submit")
-        and len(headers) == len(pairs)
-        and _NOT_PLAIN.isdisjoint(headers)
-        and headers.get("connection", "keep-alive").lower() == "keep-alive"
-        and _HOST.fullmatch(headers.get("host", ""))
-        and _LENGTH.fullmatch(length)
-        and int(length) <= (limits.MAX_BODY_BYTES if method == "POST" else 0)
-    )
-    return _Request(method, path, headers, match.end(), match.end() + int(length)) if plain else None
-
-
-def _encode(answer: Answer, *, closing: bool) -> bytes:
-    lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in answer.headers.items()])
-    ending = "Connection: close\r\n\r\n" if closing else "\r\n"
-    length, date = len(answer.body), _date(int(time.time()))
-    head = f"HTTP/1.1 {answer.status} \r\n{lines}content-length: {length}\r\n{_SECURITY}date: {date}\r\n{ending}"
-    return head.encode("latin-1") + answer.body
-
-
-_SECURITY = "".join(f"{name.lower()}: {value}\r\n" for name, value in SECURITY_HEADERS.items())
-
-
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    """The time as HTTP writes it (RFC 9110, 5.6.7), made once a second."""
-    return formatdate(second, usegmt=True)
