@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak [--quick] [--minutes N] [--out DIR]
 
-Clients submit in batches over HTTP, and wait while more than `BACKLOG` jobs are not done. No finished jobs are kept, or the disk would
-be full.
+Clients submit in batches over HTTP, and wait while more than `BACKLOG` jobs are not done. No finished jobs are kept, or the disk
+would be full.
 """
 
 from __future__ import annotations

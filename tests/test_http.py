@@ -22,7 +22,7 @@ import trio.testing
 from jobqueue.admission import Admitted
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
-from jobqueue.http import api, express, limits, listening, server
+from jobqueue.http import api, express, limits, listening, plain, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
 
 TOKEN = "correct-horse"
@@ -143,7 +143,7 @@ class Served:
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of the two answers plain submissions: the express lane, or hypercorn and the routes behind it."""
     if request.param == "hypercorn":
-        monkeypatch.setattr(express, "_PLAIN", re.compile(b"(?!)"))
+        monkeypatch.setattr(plain, "_PLAIN", re.compile(b"(?!)"))
     return str(request.param)
 
 
