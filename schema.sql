@@ -561,7 +561,7 @@ BEGIN
         SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
             id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision))
             WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, place)
-         WHERE o.place <> ALL (done)
+         WHERE coalesce(o.outcome, '') <> 'succeeded'
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
@@ -603,7 +603,8 @@ BEGIN
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
     )
     SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
-      FROM (SELECT given.place FROM given EXCEPT SELECT gone.place FROM gone) AS missing CROSS JOIN told;
+      FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
+              FROM gone) AS missing CROSS JOIN told;
     RETURN coalesce(stale, '{}');
 END $$;
 
