@@ -32,6 +32,11 @@ LONGEST_BACKOFF = 2.0
 AUDIT_INTERVAL = 10.0
 """Seconds between two comparisons of what the database says that this node holds with what it knows of."""
 
+LOOK_EVERYWHERE_SHARE = 200
+LONGEST_WITHOUT_LOOK = 30.0
+"""Where claims that look below the floor take long, as while an old transaction holds back vacuum, a poll has them do so only after
+this many times as long, or so many seconds."""
+
 log = structlog.get_logger()
 
 
@@ -87,6 +92,7 @@ class Dispatcher:
         self._one_claim = trio.Lock()  # whoever claims, or asks for what was claimed, is the only one
         self._running = False
         self._audit_at = math.inf
+        self._look_everywhere_at = -math.inf
         self.trouble: str | None = None
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
@@ -123,7 +129,7 @@ class Dispatcher:
         while True:
             self._hint = trio.Event()
             if trio.current_time() >= poll_at:
-                self.wake_all()
+                self._poll()
                 poll_at = trio.current_time() + self._poll_interval
             try:
                 if await self._act():
@@ -140,6 +146,13 @@ class Dispatcher:
                 continue
             with trio.move_on_at(min(poll_at, self._audit_at)):
                 await self._hint.wait()
+
+    def _poll(self) -> None:
+        """Look for what nobody told of."""
+        if trio.current_time() >= self._look_everywhere_at:
+            self.wake_all()
+        else:
+            self.wake(dict.fromkeys(self._queues, math.inf))  # from the floor on
 
     async def _act(self) -> bool:
         """Do what there is to do; tell whether that was a claim."""
@@ -172,7 +185,10 @@ class Dispatcher:
             except ConnectionLost as lost:
                 await self._reconcile(node_id, lost)
                 return
-            self._metrics.claim_seconds.observe(trio.current_time() - started)
+            took = trio.current_time() - started
+            self._metrics.claim_seconds.observe(took)
+            if any(want.floor is None for want in wants.values()):
+                self._look_everywhere_at = started + min(took * LOOK_EVERYWHERE_SHARE, LONGEST_WITHOUT_LOOK)
             bring(jobs)
 
     @contextmanager
