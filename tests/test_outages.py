@@ -26,6 +26,7 @@ import trio
 
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import documents
+from jobqueue.engine.leases import process_identity
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import NewJob
 from jobqueue.storage import store as stores
@@ -148,6 +149,10 @@ def first_process(cluster: Cluster) -> int:
     return int((cluster.pgdata / "postmaster.pid").read_text().split()[0])
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
 def kill(cluster: Cluster) -> None:
     os.kill(first_process(cluster), signal.SIGKILL)
 
@@ -189,8 +194,10 @@ def stopped(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def killed(bench: Bench) -> Iterator[None]:
-    """The server's first process dies by SIGKILL; the others notice and follow."""
+    """The server's first process dies by SIGKILL; the others notice and follow. Until then they do what they are asked."""
+    others = children_of(first_process(bench.cluster))
     kill(bench.cluster)
+    wait_for(lambda: all(process_identity(pid).endswith(":gone") for pid in others), "the others follow")
     yield
     bench.cluster.end_server()
     bring_up(bench.cluster)
@@ -209,8 +216,7 @@ def frozen(bench: Bench) -> Iterator[None]:
     """All of the server's processes stop where they are, as on a machine that is suspended: connections open and nobody answers."""
     first = first_process(bench.cluster)
     with frozen_processes([first]):  # so that the others are all that there will be
-        others = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii").split()
-        with frozen_processes([int(pid) for pid in others]):
+        with frozen_processes(children_of(first)):
             yield
 
 
