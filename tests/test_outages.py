@@ -215,9 +215,8 @@ def silent(bench: Bench) -> Iterator[None]:
 def frozen(bench: Bench) -> Iterator[None]:
     """All of the server's processes stop where they are, as on a machine that is suspended: connections open and nobody answers."""
     first = first_process(bench.cluster)
-    with frozen_processes([first]):  # so that the others are all that there will be
-        with frozen_processes(children_of(first)):
-            yield
+    with frozen_processes([first]), frozen_processes(children_of(first)):  # in this order, so that these are all that there will be
+        yield
 
 
 @contextmanager
