@@ -278,3 +278,16 @@ async def test_an_item_pushed_just_before_the_close_is_returned_and_not_given_to
     assert queue.close() == [7]
     await wait_all_tasks_blocked()
     assert (consumers.received, consumers.ended) == ([], [0])
+
+
+async def test_items_that_come_together_are_taken_by_rank_and_all_or_none_fit() -> None:
+    queue = AgingQueue[str](3)
+    queue.push_all([(2, "c"), (1, "a"), (1, "b")])
+    with pytest.raises(trio.WouldBlock):
+        queue.push_all([(0, "d")])
+    assert queue.pop_nowait() == "a"
+    with pytest.raises(trio.WouldBlock):
+        queue.push_all([(0, "d"), (0, "e")])
+    assert [await queue.pop(), queue.pop_nowait()] == ["b", "c"]
+    with pytest.raises(trio.WouldBlock):
+        queue.pop_nowait()
