@@ -81,6 +81,8 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     created_at      timestamptz      NOT NULL,
     available_since timestamptz      NOT NULL,   -- creation, or the first run_at: a retry keeps its place
     errors          jsonb            NOT NULL DEFAULT '[]',
+    options         jsonb,               -- what was asked for beyond the columns, see jobqueue.with_options; NULL: nothing
+    saved           jsonb,               -- what its runs have noted: progress and checkpoint; NULL: nothing
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
@@ -106,6 +108,8 @@ CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
     created_at      timestamptz      NOT NULL,
     available_since timestamptz      NOT NULL,
     errors          jsonb            NOT NULL DEFAULT '[]',
+    options         jsonb,
+    saved           jsonb,
     CONSTRAINT run_at_finite CHECK (isfinite(run_at)),
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
@@ -131,7 +135,9 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     claims          integer          NOT NULL,
     created_at      timestamptz      NOT NULL,
     available_since timestamptz      NOT NULL,
-    errors          jsonb            NOT NULL
+    errors          jsonb            NOT NULL,
+    options         jsonb,
+    saved           jsonb
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 -- By day, so that retention drops a partition and never deletes a million rows.
@@ -152,7 +158,9 @@ CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
     finished_at     timestamptz      NOT NULL,
     node_id         uuid,
     result          jsonb,
-    errors          jsonb            NOT NULL
+    errors          jsonb            NOT NULL,
+    options         jsonb,
+    saved           jsonb
 ) PARTITION BY RANGE (finished_at);
 
 CREATE INDEX IF NOT EXISTS finished_jobs_id ON jobqueue.finished_jobs (id);
@@ -175,7 +183,9 @@ CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
     available_since timestamptz      NOT NULL,
     died_at         timestamptz      NOT NULL,
     node_id         uuid,
-    errors          jsonb            NOT NULL
+    errors          jsonb            NOT NULL,
+    options         jsonb,
+    saved           jsonb
 );
 
 CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at);
@@ -185,23 +195,23 @@ CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at);
 CREATE OR REPLACE VIEW jobqueue.jobs AS
     SELECT id, 'pending' AS state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
            NULL::timestamptz AS run_at, NULL::timestamptz AS claimed_at, NULL::timestamptz AS ended_at, NULL::uuid AS node_id,
-           NULL::jsonb AS result, NULL::text AS reason, errors
+           NULL::jsonb AS result, NULL::text AS reason, errors, options, saved
       FROM jobqueue.pending_jobs
     UNION ALL
     SELECT id, 'scheduled', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           run_at, NULL, NULL, NULL, NULL, NULL, errors
+           run_at, NULL, NULL, NULL, NULL, NULL, errors, options, saved
       FROM jobqueue.scheduled_jobs
     UNION ALL
     SELECT id, 'inflight', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, claimed_at, NULL, node_id, NULL, NULL, errors
+           NULL, claimed_at, NULL, node_id, NULL, NULL, errors, options, saved
       FROM jobqueue.inflight_jobs
     UNION ALL
     SELECT id, state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, claimed_at, finished_at, node_id, result, NULL, errors
+           NULL, claimed_at, finished_at, node_id, result, NULL, errors, options, saved
       FROM jobqueue.finished_jobs
     UNION ALL
     SELECT id, 'dead', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, NULL, died_at, node_id, NULL, reason, errors
+           NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved
       FROM jobqueue.dead_jobs;
 
 -- A version 7 UUID (RFC 9562, 5.7): milliseconds since 1970 in the first 48 bits, so ids sort by creation. PostgreSQL has its own
@@ -213,16 +223,47 @@ LANGUAGE sql VOLATILE AS $$
         'hex')::uuid
 $$;
 
--- Where a job of this queue stands in line; NULL for a queue without a row means the default aging interval.
-CREATE OR REPLACE FUNCTION jobqueue.rank_of(available_since timestamptz, priority integer, aging_interval interval)
+-- Where a job of this queue stands in line; NULL for a queue without a row means the default aging interval. A rank among the options
+-- was given once and for all.
+CREATE OR REPLACE FUNCTION jobqueue.rank_of(available_since timestamptz, priority integer, aging_interval interval, options jsonb)
 RETURNS timestamptz
-LANGUAGE sql STABLE AS $$ SELECT available_since - priority * coalesce(aging_interval, '1 second'::interval) $$;
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(to_timestamp((options -> 'rank')::double precision),
+                    available_since - priority * coalesce(aging_interval, '1 second'::interval))
+$$;
 
 -- Tell listening nodes that a queue got jobs, and the best rank among them: a node need not look at better ones.
 CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void
 LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' || queue) $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- submit
+
+-- Move what jobs ask for beyond the columns into "options", where submit_batch and the tables have it: from names beside the others.
+CREATE OR REPLACE FUNCTION jobqueue.with_options(jobs jsonb) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_agg(CASE WHEN o.options = '{}' THEN j.job
+                          ELSE (j.job - '{expires_at,expires_in,group,weight,concurrency_key,unique,unique_key,idempotency_key}'::text[])
+                               || jsonb_build_object('options', coalesce(nullif(j.job -> 'options', 'null'), '{}') || o.options) END
+                     ORDER BY j.place)
+      FROM jsonb_array_elements(with_options.jobs) WITH ORDINALITY AS j (job, place)
+     CROSS JOIN LATERAL (SELECT jsonb_strip_nulls(jsonb_build_object(
+               'expires_at', extract(epoch FROM (j.job ->> 'expires_at')::timestamptz), 'expires_in', j.job -> 'expires_in',
+               'group', j.job -> 'group', 'weight', j.job -> 'weight', 'concurrency_key', j.job -> 'concurrency_key',
+               'unique', j.job -> 'unique', 'unique_key', j.job -> 'unique_key',
+               'idempotency_key', j.job -> 'idempotency_key')) AS options) AS o
+$$;
+
+-- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. Not called
+-- for a batch without options.
+CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb) RETURNS jsonb
+LANGUAGE sql VOLATILE AS $$
+    SELECT jsonb_agg(CASE WHEN j.job -> 'options' ? 'expires_in'
+                          THEN jsonb_set(j.job #- '{options,expires_in}', '{options,expires_at}', to_jsonb(
+                               extract(epoch FROM now())::double precision + (j.job #>> '{options,expires_in}')::double precision))
+                          ELSE j.job END
+                     ORDER BY j.place)
+      FROM jsonb_array_elements(prepare.jobs) WITH ORDINALITY AS j (job, place)
+$$;
 
 -- What submit_many does, for the service. Returns the ids, and the best rank of each queue that got jobs, as {"queue": seconds}.
 --
@@ -241,6 +282,9 @@ AS $$
 DECLARE
     earliest timestamptz;
 BEGIN
+    IF jobs @? '$[*].options' THEN
+        jobs := jobqueue.prepare(jobs);
+    END IF;
     IF again THEN
         -- What is already there may have been committed on this server alone: a wait for a synchronous standby that was cut short
         -- commits all the same. Commits are replicated in order, so one more, which waits, covers it; without a record of its own a
@@ -254,11 +298,11 @@ BEGIN
     WITH given AS MATERIALIZED (
         SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
                coalesce(j.priority, 0) AS priority, coalesce(j.payload, '{}') AS payload, j.max_retries, j.timeout,
-               coalesce(j.run_at, now() + j.delay * interval '1 second') AS run_at, j.place
+               coalesce(j.run_at, now() + j.delay * interval '1 second') AS run_at, j.options, j.place
           FROM ROWS FROM (jsonb_to_recordset(submit_batch.jobs) AS (
                    id uuid, queue text, kind text, priority integer, payload jsonb, max_retries integer,
-                   timeout double precision, run_at timestamptz, delay double precision)) WITH ORDINALITY
-               AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, place)
+                   timeout double precision, run_at timestamptz, delay double precision, options jsonb)) WITH ORDINALITY
+               AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, options, place)
     ), fresh AS MATERIALIZED (
         SELECT given.* FROM given
          WHERE NOT submit_batch.again
@@ -266,9 +310,9 @@ BEGIN
                AND given.place IN (SELECT min(first.place) FROM given AS first GROUP BY first.id)
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs AS p
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, created_at, available_since)
-        SELECT f.id, f.queue, f.kind, f.priority, jobqueue.rank_of(a.since, f.priority, q.aging_interval), f.payload, f.max_retries,
-               f.timeout, now(), a.since
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, created_at, available_since, options)
+        SELECT f.id, f.queue, f.kind, f.priority, jobqueue.rank_of(a.since, f.priority, q.aging_interval, f.options), f.payload, f.max_retries,
+               f.timeout, now(), a.since, f.options
           FROM fresh AS f
           LEFT JOIN jobqueue.queues AS q ON q.name = f.queue
           -- A microsecond apart each, so that a batch runs in the order that it was given in. A run_at in the past is now: it must
@@ -278,8 +322,8 @@ BEGIN
         RETURNING p.queue, p.rank
     ), scheduled AS (
         INSERT INTO jobqueue.scheduled_jobs AS s
-               (id, queue, kind, priority, run_at, payload, max_retries, timeout, created_at, available_since)
-        SELECT f.id, f.queue, f.kind, f.priority, f.run_at, f.payload, f.max_retries, f.timeout, now(), f.run_at
+               (id, queue, kind, priority, run_at, payload, max_retries, timeout, created_at, available_since, options)
+        SELECT f.id, f.queue, f.kind, f.priority, f.run_at, f.payload, f.max_retries, f.timeout, now(), f.run_at, f.options
           FROM fresh AS f
          WHERE f.run_at > now()
         RETURNING s.run_at
@@ -315,7 +359,7 @@ END $$;
 -- "run_at", and "id": a job whose id exists in any state is left alone. All or nothing. Returns the ids in the order of the array.
 -- Call it in your own transaction: commit and the jobs exist, roll back and they never did.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
-LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobs, again => jobs @? '$[*].id') $$;
+LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobqueue.with_options(jobs), again => jobs @? '$[*].id') $$;
 
 -- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
 CREATE OR REPLACE FUNCTION jobqueue.submit(
@@ -325,12 +369,13 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     priority    integer          DEFAULT 0,       -- 0 or more, higher first
     max_retries integer          DEFAULT NULL,    -- the handler's, or 3
     run_at      timestamptz      DEFAULT NULL,    -- now
-    timeout     double precision DEFAULT NULL     -- seconds; the handler's, or none
+    timeout     double precision DEFAULT NULL,    -- seconds; the handler's, or none
+    expires_at  timestamptz      DEFAULT NULL     -- never: when it is no use to start it any more
 ) RETURNS uuid
 LANGUAGE sql AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
         'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
-        'timeout', timeout))))[1]
+        'timeout', timeout, 'expires_at', expires_at))))[1]
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes
@@ -365,9 +410,9 @@ BEGIN
         DELETE FROM jobqueue.inflight_jobs WHERE node_id = node RETURNING *
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
-        SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval), h.payload,
-               h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
+        SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval, h.options), h.payload,
+               h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors, h.options, h.saved
           FROM held AS h LEFT JOIN jobqueue.queues AS q ON q.name = h.queue
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
@@ -409,16 +454,16 @@ BEGIN
           FROM lost
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, died_at, node_id, errors)
+                                        available_since, died_at, node_id, errors, options, saved)
         SELECT j.id, j.queue, j.kind, j.priority, 'lease lost ' || j.attempt || ' times: the job may be killing its process',
-               j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors
+               j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
           FROM judged AS j WHERE j.spent
             ON CONFLICT (id) DO NOTHING
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
-        SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval), j.payload,
-               j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
+        SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval, j.options), j.payload,
+               j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors, j.options, j.saved
           FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue WHERE NOT j.spent
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
@@ -434,7 +479,8 @@ END $$;
 -- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
 -- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Jobs of a rank below the floor (in seconds; null
 -- for none) are not looked at: while an old transaction keeps dead rows from being removed, they lie there, in front of the living. Returns one JSON array of
--- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds.
+-- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds; a job that has
+-- options or saved notes has these two at the end.
 --
 -- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
 -- array, which is evaluated once: a plan that ran it again would claim more than the limit.
@@ -477,14 +523,16 @@ BEGIN
                     RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
-                                                        attempt, claims, created_at, available_since, errors)
+                                                        attempt, claims, created_at, available_since, errors, options, saved)
                     SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, t.retries,
-                           t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors
+                           t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved
                       FROM taken AS t
                 )
                 SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
                            t.claims + 1, t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at),
-                           date_part('epoch', t.rank), date_part('epoch', clock_timestamp() - t.available_since)), '],[')
+                           date_part('epoch', t.rank), date_part('epoch', clock_timestamp() - t.available_since),
+                           CASE WHEN num_nonnulls(t.options, t.saved) > 0
+                                THEN concat(coalesce(t.options, 'null'), ',', coalesce(t.saved, 'null')) END), '],[')
                   INTO part
                   FROM taken AS t;
                 EXIT;
@@ -547,9 +595,9 @@ BEGIN
         RETURNING i.*, g.result, g.place
     ), finished AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, claimed_at, finished_at, node_id, result, errors)
+                                            available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, 'succeeded', d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, d.errors
+               d.available_since, d.claimed_at, now(), d.node_id, d.result, d.errors, d.options, d.saved
           FROM gone AS d WHERE finish.keep
     )
     SELECT coalesce(array_agg(gone.place), '{}') INTO done FROM gone;
@@ -569,32 +617,32 @@ BEGIN
                   coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent
     ), finished AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, claimed_at, finished_at, node_id, result, errors)
+                                            available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
+               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
           -- An outcome that nobody knows is refused by the check of the state, and not swallowed.
           FROM gone AS d WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released')
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, died_at, node_id, errors)
+                                        available_since, died_at, node_id, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
                d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
+               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
           FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
             ON CONFLICT (id) DO NOTHING
     ), scheduled AS (
         INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
-                                             available_since, errors)
+                                             available_since, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
                d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node))
+               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
           FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
             ON CONFLICT (id) DO NOTHING
     ), released AS (
         INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
-        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval), d.payload,
-               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
+        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
+               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.saved
           FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
          WHERE d.outcome = 'released'
             ON CONFLICT (id) DO NOTHING
@@ -632,9 +680,9 @@ BEGIN
         RETURNING s.*
     ), moved AS (
         INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors)
-        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval), d.payload,
-               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
+        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
+               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors, d.options, d.saved
           FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
@@ -657,18 +705,18 @@ LANGUAGE plpgsql AS $$
 BEGIN
     WITH gone AS (DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *)
     INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, finished_at, errors)
+                                        available_since, finished_at, errors, options, saved)
     SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-           errors
+           errors, options, saved
       FROM gone;
     IF FOUND THEN
         RETURN true;
     END IF;
     WITH gone AS (DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *)
     INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, finished_at, errors)
+                                        available_since, finished_at, errors, options, saved)
     SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-           errors
+           errors, options, saved
       FROM gone;
     RETURN FOUND;
 END $$;
@@ -679,9 +727,9 @@ LANGUAGE sql AS $$
     WITH risen AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING *),
          pending AS (
              INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
-                                                created_at, available_since, errors)
-             SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval), r.payload, r.max_retries,
-                    r.timeout, 0, r.claims, r.created_at, now(), r.errors
+                                                created_at, available_since, errors, options, saved)
+             SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval, r.options), r.payload, r.max_retries,
+                    r.timeout, 0, r.claims, r.created_at, now(), r.errors, r.options, r.saved
                FROM risen AS r LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
              RETURNING queue, rank),
          told AS MATERIALIZED (SELECT jobqueue.wake(queue, rank) FROM pending)

@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from jobqueue import documents
 from jobqueue.errors import InvalidJob, PayloadTooLarge, UnprocessableJob
-from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Priority, Retries, Submission, Timeout
+from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, Priority, Retries, Submission, Timeout
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -142,6 +142,8 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
 def _carefully(submission: Submission) -> Encoded:
     if submission.run_at is not None and submission.delay is not None:
         raise InvalidJob("run_at and delay exclude each other: give one of them", field="delay")
+    if submission.expires_at is not None and submission.expires_in is not None:
+        raise InvalidJob("expires_at and expires_in exclude each other: give one of them", field="expires_in")
     if not (_storable_name(submission.kind) and _storable_name(submission.queue)):
         _gate(submission.kind, "kind")
         _gate(submission.queue, "queue")
@@ -158,8 +160,31 @@ def _carefully(submission: Submission) -> Encoded:
         run_at=submission.run_at,
         delay=submission.delay,
         timeout=submission.timeout,
+        options=_options(submission),
     )
     return [job], [_encode(job)]
+
+
+def _options(submission: Submission) -> Options | None:
+    """Gather what is not a column; None when that is nothing, as almost always."""
+    for field in ("group", "concurrency_key", "unique_key", "idempotency_key"):
+        name = getattr(submission, field)
+        if name is not None and not _storable_name(name):
+            _gate(name, field)
+    options = Options(
+        expires_at=None if submission.expires_at is None else submission.expires_at.timestamp(),
+        expires_in=submission.expires_in,
+        group=submission.group,
+        weight=submission.weight,
+        concurrency_key=submission.concurrency_key,
+        unique=submission.unique,
+        unique_key=submission.unique_key,
+        idempotency_key=submission.idempotency_key,
+    )
+    return None if options == _NO_OPTIONS else options
+
+
+_NO_OPTIONS = Options()
 
 
 @lru_cache(maxsize=1024)  # jobs of a batch have few kinds and queues between them

@@ -34,7 +34,12 @@ MAX_TIMEOUT = 7 * 86_400.0
 MAX_DELAY = 10 * 365 * 86_400.0
 """The longest delay of a submission, a snooze or a retry, in seconds."""
 
+MAX_WEIGHT = 1_000.0
+MIN_WEIGHT = 0.001
+"""The bounds of a group's weight."""
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)]
 Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES)]
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)]
@@ -53,12 +58,53 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     run_at: Instant | None = None
     delay: Delay | None = None
     timeout: Timeout | None = None
+    expires_at: Instant | None = None
+    expires_in: Delay | None = None
+    group: Name | None = None
+    weight: Weight | None = None
+    concurrency_key: Name | None = None
+    unique: bool | None = None
+    unique_key: Name | None = None
+    idempotency_key: Name | None = None
 
 
-class NewJob(Submission, kw_only=True):
+class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What a job asks for beyond the columns of its table, and what the database noted about it. Times are in seconds.
+
+    Attributes:
+        expires_at: when it is no use to start the job any more, by the database's clock.
+        expires_in: the same, counted from the submission; only in a `NewJob`.
+        rank: the job's place in line, where the database has given it one.
+        schedule: the cron schedule that submitted the job, by name.
+        scheduled_for: the tick that it was submitted for.
+    """
+
+    expires_at: float | None = None
+    expires_in: float | None = None
+    group: str | None = None
+    weight: float | None = None
+    concurrency_key: str | None = None
+    unique: bool | None = None
+    unique_key: str | None = None
+    idempotency_key: str | None = None
+    rank: float | None = None
+    schedule: str | None = None
+    scheduled_for: float | None = None
+
+
+class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):
     """A submission with its id, as ``jobqueue.submit_many`` takes it."""
 
     id: str
+    kind: str = "default"
+    payload: Any = msgspec.field(default_factory=dict)
+    queue: str = "default"
+    priority: int = 0
+    max_retries: int | None = None
+    run_at: datetime | None = None
+    delay: float | None = None
+    timeout: float | None = None
+    options: Options | None = None
 
 
 class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
@@ -76,6 +122,8 @@ class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
     created_at: float
     rank: float
     waited: float
+    options: Options | None = None
+    saved: msgspec.Raw | None = None
 
     @property
     def last_attempt(self) -> bool:

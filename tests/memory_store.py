@@ -25,6 +25,7 @@ from jobqueue.job import (
     MAX_RETRIES,
     MAX_TIMEOUT,
     ClaimedJob,
+    Options,
     Outcome,
 )
 from jobqueue.storage.store import (
@@ -72,6 +73,8 @@ class _Row:
     result: Any = None
     reason: str | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
+    options: dict[str, Any] | None = None
+    saved: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +181,7 @@ class MemoryStore(Store):
             available_since=run_at if scheduled and run_at is not None else now + place,
             state="scheduled" if scheduled else "pending",
             run_at=run_at if scheduled else None,
+            options=_prepared(given.get("options"), now),
         )
         _check(row)
         row.rank = self._rank(row)
@@ -420,6 +424,8 @@ class MemoryStore(Store):
             row.reason = outcome.get("reason") if verdict == "dead" else None
 
     def _rank(self, row: _Row) -> Instant:
+        if row.options is not None and "rank" in row.options:
+            return round(row.options["rank"] * SECOND)
         return row.available_since - row.priority * (self._aging // timedelta(microseconds=1))
 
     def _now(self) -> Instant:
@@ -432,6 +438,14 @@ class MemoryStore(Store):
 
 
 # ------------------------------------------------------------------------------------------------------------ how a row moves
+
+
+def _prepared(options: dict[str, Any] | None, now: Instant) -> dict[str, Any] | None:
+    if options is None or "expires_in" not in options:
+        return options
+    return {name: value for name, value in options.items() if name != "expires_in"} | {
+        "expires_at": now / SECOND + options["expires_in"]
+    }
 
 
 def _to_inflight(row: _Row, node_id: str, now: Instant, limits: Mapping[str, int]) -> None:
@@ -522,6 +536,8 @@ def _claimed(row: _Row, now: Instant) -> ClaimedJob:
         created_at=row.created_at / SECOND,
         rank=row.rank / SECOND,
         waited=(now - row.available_since) / SECOND,
+        options=None if row.options is None else msgspec.convert(row.options, Options),
+        saved=None if row.saved is None else msgspec.Raw(msgspec.json.encode(row.saved)),
     )
 
 

@@ -18,7 +18,7 @@ from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import RefusedData
-from jobqueue.job import AttemptError, ClaimedJob, NewJob, Outcome
+from jobqueue.job import AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Claim, Store, Want
 from tests.conftest import SERVERS, ServerPool
@@ -515,3 +515,46 @@ def test_the_store_in_memory_has_every_verb_of_the_real_one() -> None:
             assert name in vars(MemoryStore), f"MemoryStore inherits {name}"
             if inspect.isfunction(member):
                 assert inspect.signature(vars(MemoryStore)[name]) == inspect.signature(member), name
+
+
+# -------------------------------------------------------------------------------------------------------------------- options
+
+
+async def test_a_plain_job_has_no_options(driver: Driver) -> None:
+    await driver.submit()
+    job = await driver.claim_one()
+    assert (job.options, job.saved) == (None, None)
+
+
+@pytest.mark.parametrize("outcome", ["retry", "snoozed", "released"])
+async def test_options_stay_with_a_job_wherever_it_goes(driver: Driver, outcome: Verdict) -> None:
+    options = Options(group="tenant-42", weight=2.5, unique_key="u")
+    await driver.submit(options=options)
+    job = await driver.claim_one()
+    assert job.options is not None
+    assert (job.options.group, job.options.weight, job.options.unique_key) == ("tenant-42", 2.5, "u")
+    assert await driver.finish(job, outcome, **({} if outcome == "released" else {"delay": 0.0}))
+    await driver.store.promote()
+    assert (await driver.claim_one()).options == job.options
+
+
+async def test_a_lost_node_costs_a_job_none_of_its_options(driver: Driver) -> None:
+    await driver.submit(options=Options(group="tenant-42"))
+    job = await driver.claim_one()
+    await driver.end_lease()
+    await driver.recover()
+    await driver.join()
+    assert (await driver.claim_one()).options == job.options
+
+
+async def test_a_time_to_expire_is_counted_by_the_database(driver: Driver) -> None:
+    job_id = await driver.submit(options=Options(expires_in=3600))
+    row = await driver.store.job(job_id)
+    assert row is not None
+    created = datetime.fromisoformat(row["created_at"]).timestamp()
+    assert row["options"] == {"expires_at": pytest.approx(created + 3600, abs=0.001)}
+
+
+async def test_a_rank_among_the_options_is_the_rank(driver: Driver) -> None:
+    first, second = await driver.submit_many({}, {"options": Options(rank=1.5)})
+    assert [(job.id, job.rank == 1.5) for job in await driver.claim()] == [(second, True), (first, False)]

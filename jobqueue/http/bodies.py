@@ -27,6 +27,8 @@ from jobqueue.job import (
     MAX_PRIORITY,
     MAX_RETRIES,
     MAX_TIMEOUT,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
     Submission,
 )
 
@@ -174,6 +176,14 @@ _must_be = {
     "run_at": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z",
     "delay": f"a number of seconds from 0 to {MAX_DELAY:.0f}",
     "timeout": f"a number of seconds above 0 and up to {MAX_TIMEOUT:.0f}",
+    "expires_at": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z",
+    "expires_in": f"a number of seconds from 0 to {MAX_DELAY:.0f}",
+    "group": f"a string of 1 to {MAX_NAME_LENGTH} characters",
+    "weight": f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
+    "concurrency_key": f"a string of 1 to {MAX_NAME_LENGTH} characters",
+    "unique": "true or false",
+    "unique_key": f"a string of 1 to {MAX_NAME_LENGTH} characters",
+    "idempotency_key": f"a string of 1 to {MAX_NAME_LENGTH} characters",
 }
 
 
