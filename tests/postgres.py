@@ -76,8 +76,12 @@ def database(url: str) -> Iterator[str]:
 
 def empty(connection: psycopg.Connection[Any]) -> None:
     """Delete every row of a database that has the schema."""
-    tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
-    connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
+    tables = """
+        SELECT oid::regclass::text FROM pg_class
+         WHERE relnamespace = 'jobqueue'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+           AND relname <> 'schema_version'
+    """
+    connection.execute(";".join(f"DELETE FROM {table}" for (table,) in connection.execute(tables).fetchall()).encode())
 
 
 def _has_room(path: Path) -> bool:
