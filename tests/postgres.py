@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from jobqueue.storage.cluster import POLL_SECONDS, Cluster
 from jobqueue.storage.embedded import READY_SECONDS
@@ -81,7 +82,8 @@ def empty(connection: psycopg.Connection[Any]) -> None:
          WHERE relnamespace = 'jobqueue'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
            AND relname <> 'schema_version'
     """
-    connection.execute(";".join(f"DELETE FROM {table}" for (table,) in connection.execute(tables).fetchall()).encode())
+    names = connection.cursor(row_factory=tuple_row).execute(tables).fetchall()
+    connection.execute(";".join(f"DELETE FROM {name}" for (name,) in names).encode())
 
 
 def _has_room(path: Path) -> bool:
