@@ -74,7 +74,8 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     Attributes:
         expires_at: when it is no use to start the job any more, by the database's clock.
         expires_in: the same, counted from the submission; only in a `NewJob`.
-        rank: the job's place in line, where the database has given it one.
+        turn: when the job's turn is among those of its group and the others, in the virtual time of the line.
+        rank: the job's place in the queue, where the database has given it one.
         schedule: the cron schedule that submitted the job, by name.
         scheduled_for: the tick that it was submitted for.
     """
@@ -87,6 +88,7 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     unique: bool | None = None
     unique_key: str | None = None
     idempotency_key: str | None = None
+    turn: float | None = None
     rank: float | None = None
     schedule: str | None = None
     scheduled_for: float | None = None
