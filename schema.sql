@@ -277,7 +277,7 @@ LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' 
 -- a moment goes on from the last turn of the group that is there to see.
 CREATE OR REPLACE FUNCTION jobqueue.take_turns(jobs jsonb) RETURNS jsonb
 LANGUAGE plpgsql
-SET lock_timeout = '50ms'   -- under deadlock_timeout: two transactions that lock groups in turn are both let go
+SET lock_timeout = '200ms'   -- under deadlock_timeout: two transactions that lock groups in turn are both let go
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = on    -- whatever the caller has pinned

@@ -83,7 +83,7 @@ def main(quick: bool, out: Path) -> None:
             database.machine,
             out,
             notes=f"{WIDTH} jobs of {JOB_SECONDS * 1e3:g} ms at a time. Share of b: among the next jobs done, from when both "
-            "had work. Ratio: to what it should have.\nBefore b's last: so many of a's jobs were done before the last of b's among them.",
+            "had work. Ratio: to its due.\nBefore b's last: so many of a's jobs were done before the last of b's among them.",
         )
         for scenario in scenarios(500 if quick else 4_000):
             for fair in (True, False):
