@@ -191,31 +191,30 @@ def _is_job(annotation: Any) -> bool:
 
 
 def _connection_parameter(kind: str, signature: Signature, mode: Mode) -> str | None:
-    """Return the name of the parameter that asks for a connection."""
-    asked = {
-        name: cls for name, annotation in signature[0].items() if (cls := _connection_class(annotation)) and name in signature[1]
-    }
-    for name, cls in asked.items():
-        if cls != "Connection":
-            raise HandlerError(f"{kind}: parameter {name!r} asks for a psycopg.{cls}; a handler can have a psycopg.Connection")
+    """Return the name of the parameter that asks for a connection; None without one."""
+    hints, parameters = signature
+    asking = {name: cls for name in parameters if (cls := _connection_class(hints.get(name))) is not None}
+    for name, cls in asking.items():
+        if (cls.__module__, cls.__name__) != ("psycopg", "Connection"):
+            asked = f"{cls.__module__}.{cls.__name__}"
+            raise HandlerError(f"{kind}: parameter {name!r} asks for a {asked}; a handler can have a psycopg.Connection")
         if mode != "thread":
             raise HandlerError(f"{kind}: parameter {name!r} asks for a psycopg.Connection, but {_NO_CONNECTION[mode]}")
-    if len(asked) > 1:
-        raise HandlerError(f"{kind}: parameters {' and '.join(map(repr, asked))} ask for the connection: one is enough")
-    return next(iter(asked), None)
+    if len(asking) > 1:
+        raise HandlerError(f"{kind}: parameters {' and '.join(map(repr, asking))} ask for the connection: one is enough")
+    return next(iter(asking), None)
 
 
-def _connection_class(annotation: Any) -> str | None:
-    """Name psycopg's class where that is what a parameter is annotated with: also with its rows, as an option, ``Annotated``.
+def _connection_class(annotation: Any) -> type | None:
+    """Return the class where a parameter is annotated with one of psycopg's connections, also with its rows, or None, beside it.
 
-    By name: an application that has no such handler, and a process of a CPU-bound one, need not load psycopg for it.
+    psycopg is known by name: an application that has no such handler, and a process of a CPU-bound one, need not load it for that.
     """
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return next(filter(None, map(_connection_class, get_args(annotation))), None)
-    of_psycopg = [
-        cls.__name__ for cls in getattr(get_origin(annotation) or annotation, "__mro__", ()) if cls.__module__ == "psycopg"
-    ]
-    return next((name for name in ("Connection", "AsyncConnection") if name in of_psycopg), None)
+    cls = get_origin(annotation) or annotation
+    of_psycopg = {base.__name__ for base in getattr(cls, "__mro__", ()) if base.__module__ == "psycopg"}
+    return cls if isinstance(cls, type) and not of_psycopg.isdisjoint({"Connection", "AsyncConnection"}) else None
 
 
 def _decoder(kind: str, fields: list[tuple[str, Any] | tuple[str, Any, Any]]) -> Callable[[msgspec.Raw], dict[str, Any]]:
