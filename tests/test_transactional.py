@@ -124,6 +124,17 @@ async def test_effects_and_completion_are_one_transaction(bench: Bench) -> None:
     )
 
 
+async def test_the_job_is_finished_when_the_handler_is_and_not_when_its_transaction_began(bench: Bench) -> None:
+    ended: list[Any] = []
+
+    def handler(conn: Connection) -> None:
+        conn.execute("SELECT pg_sleep(0.2)")
+        ended.append(bench.database.value("SELECT clock_timestamp()"))
+
+    await bench.run(handler)
+    assert bench.database.value("SELECT finished_at FROM jobqueue.finished_jobs") > ended[0]
+
+
 async def test_nothing_is_seen_of_either_before_the_commit(bench: Bench) -> None:
     seen: list[Any] = []
 
