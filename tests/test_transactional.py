@@ -18,6 +18,7 @@ import trio
 import trio_parallel
 from psycopg.rows import dict_row
 
+import jobqueue
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import App, Discard, Job, Retry, Snooze
 from jobqueue.engine.executor import Executor, Run
@@ -145,6 +146,22 @@ async def test_nothing_is_seen_of_either_before_the_commit(bench: Bench) -> None
     await bench.run(handler)
     assert seen == [[], {"inflight": 1}]
     assert bench.effects() == [1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_job_that_the_handler_submits_exists_if_its_own_is_completed(fails: bool, bench: Bench) -> None:
+    submitted: list[str] = []
+
+    def handler(job: Job, conn: Connection) -> None:
+        submitted.append(jobqueue.submit(conn, "next", {"after": job.id}, priority=3))
+        if fails:
+            raise ValueError
+
+    await bench.run(handler)
+    states = dict(bench.database.rows("SELECT kind, state FROM jobqueue.jobs"))
+    assert states == ({"test": "inflight"} if fails else {"test": "succeeded", "next": "pending"})
+    if not fails:
+        assert bench.database.rows("SELECT id::text FROM jobqueue.pending_jobs") == [(submitted[0],)]
 
 
 @pytest.mark.parametrize(
