@@ -746,7 +746,8 @@ DECLARE
     stale bigint[];
     done bigint[];
 BEGIN
-    -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others.
+    -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others. Finished
+    -- at the time of the statement: the transaction may be the handler's own, which began before the handler did.
     WITH given AS MATERIALIZED (
         SELECT o.id, o.claims, o.result, o.place
           FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb))
@@ -760,7 +761,7 @@ BEGIN
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, 'succeeded', d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, d.errors, d.options, d.saved
+               d.available_since, d.claimed_at, statement_timestamp(), d.node_id, d.result, d.errors, d.options, d.saved
           FROM gone AS d WHERE finish.keep
     )
     SELECT coalesce(array_agg(gone.place), '{}') INTO done FROM gone;

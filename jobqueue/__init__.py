@@ -16,8 +16,33 @@
 __version__ = "0.1.0"
 
 from jobqueue.engine.handlers import App
-from jobqueue.errors import Discard, HandlerError, JobQueueError, Retry, Snooze
+from jobqueue.errors import (
+    Discard,
+    HandlerError,
+    InvalidJob,
+    JobQueueError,
+    PayloadTooLarge,
+    Retry,
+    Snooze,
+    UnprocessableJob,
+)
+from jobqueue.in_transaction import submit, submit_many
 from jobqueue.job import Job
 from jobqueue.retry import Backoff
 
-__all__ = ["App", "Backoff", "Discard", "HandlerError", "Job", "JobQueueError", "Retry", "Snooze", "__version__"]
+__all__ = [
+    "App",
+    "Backoff",
+    "Discard",
+    "HandlerError",
+    "InvalidJob",
+    "Job",
+    "JobQueueError",
+    "PayloadTooLarge",
+    "Retry",
+    "Snooze",
+    "UnprocessableJob",
+    "__version__",
+    "submit",
+    "submit_many",
+]

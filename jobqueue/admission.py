@@ -140,6 +140,17 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
 
 
 def _carefully(submission: Submission) -> Encoded:
+    job = new_job(submission)
+    job.id = str(uuid_utils.uuid7())
+    return [job], [_encode(job)]
+
+
+def new_job(submission: Submission) -> NewJob:
+    """Look for what a field's type cannot tell, and make of a submission what the database takes: all but its id.
+
+    Raises:
+        InvalidJob, PayloadTooLarge, UnprocessableJob: see `admit`.
+    """
     if submission.run_at is not None and submission.delay is not None:
         raise InvalidJob("run_at and delay exclude each other: give one of them", field="delay")
     if submission.expires_at is not None and submission.expires_in is not None:
@@ -150,8 +161,7 @@ def _carefully(submission: Submission) -> Encoded:
     payload = _gate(submission.payload, "payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(f"the payload has {len(payload)} bytes as JSON, {MAX_PAYLOAD_BYTES} are allowed", field="payload")
-    job = NewJob(
-        id=str(uuid_utils.uuid7()),
+    return NewJob(
         kind=submission.kind,
         payload=msgspec.Raw(payload),
         queue=submission.queue,
@@ -162,7 +172,6 @@ def _carefully(submission: Submission) -> Encoded:
         timeout=submission.timeout,
         options=_options(submission),
     )
-    return [job], [_encode(job)]
 
 
 def _options(submission: Submission) -> Options | None:

@@ -72,6 +72,14 @@ class ConnectionLost(DatabaseUnavailable):
         self.backend = backend
 
 
+class NoConnection(DatabaseUnavailable):
+    """PostgreSQL gives a handler no connection for its transaction."""
+
+
+class CommitInDoubt(JobQueueError):
+    """The connection broke during the commit of a handler's transaction; whether it took effect is for the database to say."""
+
+
 class NotReplicated(ConnectionLost):
     """Committed on this server, but no synchronous standby confirmed it: a failover may still undo it."""
 

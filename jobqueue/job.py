@@ -95,9 +95,9 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A submission with its id, as ``jobqueue.submit_many`` takes it."""
+    """A submission as ``jobqueue.submit_many`` takes it, with its id; one without an id is given one by the database."""
 
-    id: str
+    id: str = ""
     kind: str = "default"
     payload: Any = msgspec.field(default_factory=dict)
     queue: str = "default"

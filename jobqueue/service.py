@@ -40,6 +40,7 @@ from jobqueue.settings import Settings
 from jobqueue.storage import embedded, notifications
 from jobqueue.storage.schema import SCHEMA_VERSION
 from jobqueue.storage.store import Store
+from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
 
 HTTP_DRAIN = 2.0
 """Seconds that requests in flight have for their answer when the service stops."""
@@ -166,6 +167,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         idle_capacity=idle_capacity,
     )
     width = sum(settings.worked_queues.values())
+    transactions = Transactions(url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=settings.keep_finished > 0)
     async with _open_processes() as processes:
         executor = Executor(
             app.handlers,
@@ -173,6 +175,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
             threads=trio.CapacityLimiter(width + MAX_THREADS_LEFT_BEHIND),
             processes=processes,
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
+            transactions=transactions,
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
@@ -180,6 +183,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
+                await transactions.aclose()
 
 
 @asynccontextmanager

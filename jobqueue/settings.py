@@ -17,7 +17,7 @@ MAX_QUEUES = 100
 """The most queues that one node works."""
 
 MAX_PROCESSES = 64
-"""The most nodes that one `jobqueue serve` runs: each has seven connections to PostgreSQL."""
+"""The most nodes that one `jobqueue serve` runs: each has seven connections to PostgreSQL, and more for handlers' transactions."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

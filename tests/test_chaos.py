@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.chaos import plan, recovery
 from benchmarks.chaos.checker import Evidence, Row, check, count
-from benchmarks.chaos.effects import Effect
+from benchmarks.chaos.effects import Effect, Written
 from benchmarks.chaos.faults import Inflicted
 from benchmarks.chaos.load import Load, Submit
 from benchmarks.chaos.machines import Exit
@@ -66,6 +66,11 @@ def test_the_checker_passes_what_is_as_it_should_be() -> None:
     assert broken(evidence(submits=with_unknown)) == set()
 
 
+def test_the_checker_passes_a_transaction_with_one_effect() -> None:
+    rows = [row(1), row(2, kind="transaction"), row(3, kind="rollback", state="dead", attempt=4)]
+    assert broken(evidence(rows=rows, written=[Written("job-2", 1)])) == set()
+
+
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [
@@ -82,6 +87,19 @@ def test_the_checker_passes_what_is_as_it_should_be() -> None:
         ("batches taken in part", {"submits": [submit(1), submit(2, 3, fate="unknown")], "rows": [row(1), row(2)]}),
         ("succeeded without a completed run", {"effects": [*ran(1), *ran(2), ran(3)[0]]}),
         ("succeeded without a completed run", {"effects": [*ran(1), *ran(2), *ran(3, attempt=2)]}),
+        ("a transaction without its effect, or with several", {"rows": [row(1), row(2), row(3, kind="transaction")]}),
+        (
+            "a transaction without its effect, or with several",
+            {"rows": [row(1), row(2), row(3, kind="transaction")], "written": [Written("job-3", 1), Written("job-3", 2)]},
+        ),
+        (
+            "a transaction without its effect, or with several",
+            {"rows": [row(1), row(2), row(3, kind="transaction")], "written": [Written("job-3", 2)]},
+        ),
+        (
+            "an effect without its completion",
+            {"rows": [row(1), row(2), row(3, kind="rollback", state="dead", attempt=4)], "written": [Written("job-3", 4)]},
+        ),
         ("attempts over the limit", {"rows": [row(1), row(2), row(3, state="dead", attempt=5)]}),
         ("died before its attempts were used up", {"rows": [row(1), row(2), row(3, state="dead", attempt=3)]}),
         ("succeeded, though it cannot", {"rows": [row(1), row(2), row(3, kind="doomed")]}),

@@ -17,6 +17,7 @@ from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Executor, Run
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
+from jobqueue.storage.transactions import Transactions
 
 LAST = {"attempt": 4, "max_retries": 3}
 
@@ -59,6 +60,11 @@ async def run_one(executor: Executor, job: ClaimedJob, begun: Callable[[Run], No
     return outcome
 
 
+def no_transactions() -> Transactions:
+    """What handlers have that ask for no connection."""
+    return Transactions("", most=1, keep_finished=True)
+
+
 class Node:
     """An executor with everything around it that it needs."""
 
@@ -72,6 +78,7 @@ class Node:
             threads=trio.CapacityLimiter(2),
             processes=processes,
             process_limiter=self.process_limiter,
+            transactions=no_transactions(),
         )
 
     async def run(self, function: Callable[..., Any], *, job: dict[str, Any] | None = None, **options: Any) -> Outcome:

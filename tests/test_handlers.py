@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
+import psycopg
 import pytest
 
 from jobqueue import App, Backoff, HandlerError, Job
@@ -408,6 +409,84 @@ async def async_stream() -> Any:
 )
 def test_what_cannot_be_called_with_a_payload_is_refused(function: Any, reason: str) -> None:
     message = refusal(function)
+    assert message.startswith("test: ")
+    assert reason in message
+
+
+# ------------------------------------------------------------------------------------------------------------------- a connection
+
+
+class Traced(psycopg.Connection[Any]): ...
+
+
+def with_connection(conn: psycopg.Connection[Any], name: str) -> None: ...
+
+
+def with_bare_connection(name: str, *, db: psycopg.Connection) -> None: ...  # type: ignore[type-arg]
+
+
+def with_annotated_connection(name: str, conn: Annotated[psycopg.Connection[tuple[int]], "mine"]) -> None: ...
+
+
+def with_optional_connection(name: str, conn: psycopg.Connection[Any] | None = None) -> None: ...
+
+
+def with_subclass(name: str, conn: Traced) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter"),
+    [
+        (with_connection, "conn"),
+        (with_bare_connection, "db"),
+        (with_annotated_connection, "conn"),
+        (with_optional_connection, "conn"),
+        (greet, None),
+    ],
+)
+def test_a_parameter_annotated_as_a_connection_is_not_the_payloads(function: Any, parameter: str | None) -> None:
+    handler = registered(function)
+    assert handler.connection == parameter
+    assert handler.arguments(claimed('{"name": "Ada", "conn": 1, "db": 2}')) == {"name": "Ada"}
+
+
+def test_a_name_alone_asks_for_no_connection() -> None:
+    def anything(conn, connection=None) -> None: ...
+
+    assert registered(anything).connection is None
+    assert arguments(anything, '{"conn": 1}') == {"conn": 1}
+
+
+async def over_connection(conn: psycopg.Connection[Any]) -> None: ...
+
+
+def over_async_connection(conn: psycopg.AsyncConnection[Any]) -> None: ...
+
+
+def two_connections(one: psycopg.Connection[Any], two: psycopg.Connection[Any]) -> None: ...
+
+
+def positional_connection(conn: psycopg.Connection[Any], /) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "reason"),
+    [
+        (over_connection, {}, "'conn' asks for a psycopg.Connection, but an async def runs on the loop"),
+        (
+            with_connection,
+            {"cpu": True},
+            "'conn' asks for a psycopg.Connection, but with cpu=True the function runs in another process",
+        ),
+        (over_async_connection, {}, "'conn' asks for a psycopg.AsyncConnection; a handler can have a psycopg.Connection"),
+        (two_connections, {}, "parameters 'one' and 'two' ask for the connection: one is enough"),
+        (positional_connection, {}, "parameter 'conn' must be one that can be given by name"),
+        (with_subclass, {}, "'conn' asks for a tests.test_handlers.Traced; a handler can have a psycopg.Connection"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or "",
+)
+def test_a_connection_that_cannot_be_given_is_refused(function: Any, options: dict[str, Any], reason: str) -> None:
+    message = refusal(function, **options)
     assert message.startswith("test: ")
     assert reason in message
 

@@ -18,11 +18,12 @@ LAYERS = [
     ["engine"],
     ["storage"],
     ["concurrency"],
+    ["in_transaction"],
     ["errors", "job", "retry", "documents", "admission", "settings", "metrics", "logs"],
 ]
 """The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
 
-SHOWN = {"engine.handlers", *LAYERS[-1]}
+SHOWN = {"engine.handlers", "in_transaction", *LAYERS[-1]}
 """Where the names of ``jobqueue/__init__.py``, the public face that stands outside of the floors, may come from."""
 
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}

@@ -321,6 +321,30 @@ def test_an_acknowledged_job_is_durable_whatever_the_databases_default(pooled_ur
     assert database.states() == {"pending": 1}
 
 
+def test_handlers_transactions_through_a_pooler_have_their_effects_once(
+    which: str, *, proxy: ProxyThread, proxied_url: str, pooled_url: str, database: Database, effects: Effects
+) -> None:
+    database.rows("CREATE TABLE effects (job uuid NOT NULL, attempt integer NOT NULL)")
+    # Fewer than the pool has: each of them holds one of its server connections for as long as the handler runs.
+    options = ["--port", "0", "--database-url", proxied_url, "--queue", "default=2"]
+    node = Node(Service(["tests.transactional_handlers", *options], {"EFFECTS": str(effects.path)}))
+    try:
+        for _ in range(6):
+            before = proxy.lost
+            lose_next_commit(proxy, which)  # a handler's, or one of the node's
+            while proxy.lost == before:
+                node.submit(*[{"kind": "write"}] * 5)
+        assert node.refused == []
+        done = {"succeeded": len(node.acknowledged)}
+        wait_for(lambda: database.states() == done, "each is there once, and done", seconds=30)
+        assert database.rows("SELECT job::text FROM effects ORDER BY job") == [(job,) for job in sorted(node.acknowledged)]
+        assert left_behind(pooled_url) == {("0", "0", "on", 0, 0)}
+        assert node.service.stop() == 0, node.service.log
+        assert "prepared statement" not in node.service.log
+    finally:
+        node.close()
+
+
 # -------------------------------------------------------------------------------------------------------------------- the lanes
 
 

@@ -22,7 +22,7 @@ from jobqueue.engine.executor import Executor
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from tests.conftest import ROOT
-from tests.test_executor import run_one
+from tests.test_executor import no_transactions, run_one
 
 BLOCKED_SECONDS = 1.9
 """Enough for the watchdog to notice: a beat is due after at most half a second, and overdue 0.6 seconds later."""
@@ -51,7 +51,12 @@ async def execute(function: Callable[..., Any], **options: Any) -> None:
     app.handler("test", **options)(function)
     async with trio_parallel.open_worker_context(grace_period=1.0) as processes:
         executor = Executor(
-            app.handlers, Metrics(), threads=trio.CapacityLimiter(2), processes=processes, process_limiter=trio.CapacityLimiter(1)
+            app.handlers,
+            Metrics(),
+            threads=trio.CapacityLimiter(2),
+            processes=processes,
+            process_limiter=trio.CapacityLimiter(1),
+            transactions=no_transactions(),
         )
         claimed = ClaimedJob("mail", JOB["job_id"], "test", msgspec.Raw(b"{}"), 0, 2, 7, 3, None, 1_900_000_000.0, 0.0, 0.0)
         await run_one(executor, claimed)

@@ -100,6 +100,7 @@ class Run:
             effects=effects.read(connection),
             exits=[one for node in nodes for one in node.exits],
             nodes_left=row[0] if row else 0,
+            written=effects.read_written(connection),
         )
 
 

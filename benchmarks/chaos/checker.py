@@ -13,14 +13,17 @@ from typing import NamedTuple
 import msgspec
 import psycopg
 
-from benchmarks.chaos.effects import Effect
+from benchmarks.chaos.effects import Effect, Written
 from benchmarks.chaos.load import Submit
 from benchmarks.chaos.machines import Exit
 
 ENDED = frozenset({"succeeded", "dead"})
 
-MUST_DIE = frozenset({"doomed", "discard"})
+MUST_DIE = frozenset({"doomed", "rollback", "discard"})
 """Kinds that cannot succeed. All others must, unless faults use up their attempts."""
+
+TRANSACTIONAL = frozenset({"transaction", "rollback"})
+"""Kinds that write a line in the transaction that completes their jobs."""
 
 SHOWN = 20
 """Cases of a broken rule that are written out."""
@@ -58,6 +61,7 @@ class Evidence(NamedTuple):
         rows: every row of every state, so that a job that is in two of them is here twice.
         effects: in the order of time.
         nodes_left: rows in the table of nodes after all of them have left.
+        written: what was committed with the completion of jobs.
     """
 
     submits: Sequence[Submit]
@@ -65,6 +69,7 @@ class Evidence(NamedTuple):
     effects: Sequence[Effect]
     exits: Sequence[Exit]
     nodes_left: int
+    written: Sequence[Written] = ()
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -103,6 +108,8 @@ def check(evidence: Evidence) -> list[Rule]:
         Rule.of("refused, and there all the same", _refused(evidence)),
         Rule.of("batches taken in part", _torn(evidence)),
         Rule.of("succeeded without a completed run", _unproven(evidence)),
+        Rule.of("a transaction without its effect, or with several", _not_once(evidence)),
+        Rule.of("an effect without its completion", _uncompleted(evidence)),
         Rule.of("attempts over the limit", (str(row) for row in rows if row.attempt > _limit(row))),
         Rule.of("died before its attempts were used up", _gave_up(rows)),
         Rule.of("succeeded, though it cannot", (str(row) for row in rows if row.state == "succeeded" and row.kind in MUST_DIE)),
@@ -171,6 +178,22 @@ def _unproven(evidence: Evidence) -> Iterable[str]:
                 yield f"{row}; the record says {effect}"
 
 
+def _not_once(evidence: Evidence) -> Iterable[str]:
+    """Yield jobs that succeeded in a transaction and did not write exactly one line in it."""
+    lines: defaultdict[str, list[int]] = defaultdict(list)
+    for written in evidence.written:
+        lines[written.job_id].append(written.attempt)
+    for row in evidence.rows:
+        if row.state == "succeeded" and row.kind in TRANSACTIONAL and lines[row.id] != [row.attempt]:
+            yield f"{row}; lines of its attempts: {lines[row.id]}"
+
+
+def _uncompleted(evidence: Evidence) -> Iterable[str]:
+    """Yield lines of jobs that did not succeed."""
+    succeeded = {row.id for row in evidence.rows if row.state == "succeeded"}
+    return (f"{written}" for written in evidence.written if written.job_id not in succeeded)
+
+
 def _limit(row: Row) -> int:
     return 0 if row.max_retries is None else row.max_retries + 1
 
@@ -202,11 +225,15 @@ class Shown(msgspec.Struct, frozen=True):
         overlapping_same_attempt: of those, the ones of the same attempt.
         late_runs: runs that began after the job had ended elsewhere: claimed before, by a node that slept.
         runs: all of them.
+        transactions: jobs that succeeded in a transaction of their handler's.
+        transactions_run_again: of those, the ones that had more than one run, each of which wrote its line.
         recovered_dead: jobs that died although their kind must succeed: faults used up all of their attempts.
         slowest: the longest time, in seconds, from a job's first chance to run to its end, whatever broke meanwhile.
     """
 
     runs: int
+    transactions: int
+    transactions_run_again: int
     double_runs: int
     overlapping: int
     overlapping_same_attempt: int
@@ -222,8 +249,12 @@ def count(evidence: Evidence) -> Shown:
     completions = Counter(effect.job_id for effect in over.values() if effect.what == "ended")
     ended_at = {row.id: row.ended_at for row in evidence.rows if row.ended_at is not None}
     overlaps = list(_overlaps(began, over))
+    transactions = [row for row in evidence.rows if row.state == "succeeded" and row.kind in TRANSACTIONAL]
+    runs = Counter(effect.job_id for effect in began.values())
     return Shown(
         runs=len(began),
+        transactions=len(transactions),
+        transactions_run_again=sum(runs[row.id] > 1 for row in transactions),
         double_runs=sum(times > 1 for times in completions.values()),
         overlapping=len(overlaps),
         overlapping_same_attempt=sum(first.attempt == second.attempt for first, second in overlaps),

@@ -28,6 +28,11 @@ SCHEMA = """
         what    text        NOT NULL,
         at      timestamptz NOT NULL DEFAULT clock_timestamp()
     );
+    -- What handlers write in the transactions that complete their jobs. No constraint: it is the transactions that must do.
+    CREATE TABLE chaos.written (
+        job_id  uuid    NOT NULL,
+        attempt integer NOT NULL
+    );
 """
 
 What = Literal["began", "ended", "failed", "snoozed", "discarded"]
@@ -42,6 +47,13 @@ class Effect(NamedTuple):
     node: int
     what: str
     at: float
+
+
+class Written(NamedTuple):
+    """A line that a run wrote in the transaction that was to complete its job."""
+
+    job_id: str
+    attempt: int
 
 
 class Recorder:
@@ -80,3 +92,8 @@ def read(connection: psycopg.Connection) -> list[Effect]:
     """Read the whole record in the order of time."""
     sql = "SELECT run::text, job_id::text, attempt, node, what, extract(epoch FROM at)::float8 FROM chaos.effects ORDER BY at"
     return [Effect(*row) for row in connection.execute(sql)]
+
+
+def read_written(connection: psycopg.Connection) -> list[Written]:
+    """Read everything that was committed with a job's completion."""
+    return [Written(*row) for row in connection.execute("SELECT job_id::text, attempt FROM chaos.written")]

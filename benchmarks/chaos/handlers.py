@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
+import psycopg
 import trio
 
 import jobqueue
@@ -52,6 +53,33 @@ def thread(job: jobqueue.Job, seconds: float = 0.0) -> dict[str, str]:
 @app.handler("cpu", max_retries=PERSISTENT, backoff=QUICK, cpu=True)
 def cpu(job: jobqueue.Job, seconds: float = 0.0) -> dict[str, str]:
     return thread(job, seconds)
+
+
+@app.handler("transaction", max_retries=PERSISTENT, backoff=QUICK)
+def transaction(job: jobqueue.Job, conn: psycopg.Connection, number: int, seconds: float = 0.0) -> dict[str, str]:
+    run = new_run()
+    recorder.write(run, job, "began")
+    write(conn, job)
+    time.sleep(seconds)
+    if job.attempt == 1 and number % 4 == 0:
+        recorder.write(run, job, "failed")
+        raise RuntimeError("as asked")
+    recorder.write(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("rollback", max_retries=1, backoff=QUICK)
+def rollback(job: jobqueue.Job, conn: psycopg.Connection) -> None:
+    run = new_run()
+    recorder.write(run, job, "began")
+    write(conn, job)
+    recorder.write(run, job, "failed")
+    raise RuntimeError("as always")
+
+
+def write(conn: psycopg.Connection, job: jobqueue.Job) -> None:
+    """Leave a line behind, if the job's completion is committed with it."""
+    conn.execute("INSERT INTO chaos.written (job_id, attempt) VALUES (%s, %s)", (job.id, job.attempt))
 
 
 @app.handler("flaky", max_retries=PERSISTENT, backoff=QUICK)

@@ -29,7 +29,17 @@ PROBE_INTERVAL = 0.25
 Form = Literal["one", "array", "ndjson", "sql", "invalid"]
 Fate = Literal["acknowledged", "refused", "unknown"]
 
-KINDS: dict[str, int] = {"async": 60, "thread": 14, "cpu": 5, "flaky": 10, "snooze": 4, "doomed": 3, "discard": 4}
+KINDS: dict[str, int] = {
+    "async": 45,
+    "thread": 13,
+    "transaction": 15,
+    "cpu": 5,
+    "flaky": 10,
+    "snooze": 4,
+    "doomed": 2,
+    "rollback": 2,
+    "discard": 4,
+}
 """Kinds of jobs, and how many of a hundred are of it."""
 
 FORMS: dict[Form, int] = {"one": 55, "array": 18, "ndjson": 15, "sql": 10, "invalid": 2}
@@ -165,7 +175,7 @@ class Load:
         dice = self._dice
         [kind] = dice.choices(list(KINDS), list(KINDS.values()))
         job = self._small_job(kind)
-        if kind in {"async", "thread", "cpu"} and dice.random() < 0.4:
+        if kind in {"async", "thread", "transaction", "cpu"} and dice.random() < 0.4:
             # Few take long, so that something always runs when a fault comes.
             job["payload"]["seconds"] = round(min(2.0, 0.005 / (1 - dice.random())), 4)
         if dice.random() < 0.2:
@@ -173,7 +183,7 @@ class Load:
         if dice.random() < 0.15:
             job["delay"] = round(dice.uniform(0.1, 5), 2)
         if dice.random() < 0.1:
-            job["max_retries"] = 2 if kind == "doomed" else PERSISTENT + 1
+            job["max_retries"] = 2 if kind in {"doomed", "rollback"} else PERSISTENT + 1
         return job
 
     def _small_job(self, kind: str = "async") -> dict[str, Any]:

@@ -23,7 +23,8 @@ from jobqueue.storage.cluster import POLL_SECONDS, PORT, ROLE, Cluster
 
 ROOT = Path(__file__).parent.parent.parent
 
-MAX_CONNECTIONS = 60
+MAX_CONNECTIONS = 120
+"""For three nodes with 7 and up to 16 each, for what they record, and for the load's own; what is left is taken to exhaust them."""
 
 START_TIMEOUT = 60.0
 """Seconds for PostgreSQL to accept connections, and for a node to serve."""

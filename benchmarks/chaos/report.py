@@ -139,6 +139,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         table.add_section()
         table.add_row("replies lost after the commit", f"{self.replies_lost:,}")
         table.add_row("runs", f"{self.shown.runs:,}")
+        table.add_row(
+            "jobs done in a transaction, run again", f"{self.shown.transactions:,}, {self.shown.transactions_run_again:,}"
+        )
         table.add_row("jobs that ran to their end twice", f"{self.shown.double_runs:,}")
         table.add_row(
             "runs on two nodes at a time", f"{self.shown.overlapping:,} ({self.shown.overlapping_same_attempt} of one attempt)"

@@ -19,10 +19,11 @@ import trio_parallel
 from jobqueue import documents
 from jobqueue.engine.handlers import Handler, PayloadMismatch
 from jobqueue.engine.process_call import HandlerFailed, call_handler, text_of
-from jobqueue.errors import Discard, Retry, Snooze
+from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.retry import DEFAULT_BACKOFF
+from jobqueue.storage.transactions import Transactions
 
 MAX_ERROR_LENGTH = 4_000
 MAX_TRACEBACK_LENGTH = 16_000
@@ -34,6 +35,7 @@ STOP_SECONDS = 2.0
 log = structlog.get_logger()
 
 Cause = Literal["interrupted", "lease lost"]
+Completion = Literal["committed", "stale", "in doubt"]
 
 
 class Run:
@@ -44,9 +46,10 @@ class Run:
 
     Attributes:
         given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
+        transaction: what became of the transaction that was to complete the job; None without one, and where it was rolled back.
     """
 
-    __slots__ = ("cancelled_at", "cause", "given_up", "job", "node_id", "scope", "started", "timeout")
+    __slots__ = ("cancelled_at", "cause", "given_up", "job", "node_id", "scope", "started", "timeout", "transaction")
 
     def __init__(self, job: ClaimedJob, node_id: str, scope: trio.CancelScope) -> None:
         self.job = job
@@ -57,6 +60,7 @@ class Run:
         self.cause: Cause | None = None
         self.cancelled_at = math.inf
         self.given_up = False
+        self.transaction: Completion | None = None
 
     def limit(self, timeout: float) -> None:
         """Let the handler's time end so many seconds after its start."""
@@ -97,6 +101,7 @@ class Executor:
         threads: bounds the threads of sync handlers, so that the default limiter stays free for the service.
         processes: where CPU-bound handlers run, on at most as many processes as `process_limiter` allows.
         process_limiter: bounds the processes.
+        transactions: for handlers that complete their jobs in a transaction of their own.
     """
 
     def __init__(
@@ -107,12 +112,14 @@ class Executor:
         threads: trio.CapacityLimiter,
         processes: trio_parallel.WorkerContext,
         process_limiter: trio.CapacityLimiter,
+        transactions: Transactions,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
         self._threads = threads
         self._processes = processes
         self._process_limiter = process_limiter
+        self._transactions = transactions
 
     async def run_each(
         self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
@@ -167,6 +174,8 @@ class Executor:
         try:
             if handler.mode == "process":
                 result = await self._call_process(run, handler, arguments, timeout)
+            elif handler.connection is not None:
+                return await self._complete_in_transaction(run, handler, arguments, timeout)
             else:
                 if timeout is not None:
                     run.limit(timeout)
@@ -206,6 +215,29 @@ class Executor:
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
         return await trio.to_thread.run_sync(_call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads)
 
+    async def _complete_in_transaction(
+        self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None
+    ) -> Outcome:
+        """Call the handler in a transaction that completes its job as well. A failure is told like any other's, by the worker."""
+        outcome = Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded")
+        work = functools.partial(_work_with, handler, arguments, outcome)
+        try:
+            async with self._transactions.open() as transaction:
+                run.started = trio.current_time()  # what came before was waiting for a connection
+                if timeout is not None:
+                    run.limit(timeout)
+                committed = await trio.to_thread.run_sync(
+                    transaction.run, run.node_id, work, abandon_on_cancel=True, limiter=self._threads
+                )
+        except NoConnection as error:
+            log.warning("no connection for the handler: the job is handed back", **run.job.log_context, error=str(error))
+            return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
+        except CommitInDoubt as error:
+            run.transaction = "in doubt"
+            return _failed(run, handler, _Failure(f"{error}; whether it took effect is for the database to say"))
+        run.transaction = "committed" if committed else "stale"
+        return outcome
+
     async def _call_process(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
         in_process = functools.partial(self._processes.run_sync, kill_on_cancel=True, limiter=_NO_LIMIT)
         async with self._process_limiter:
@@ -231,6 +263,17 @@ _NO_LIMIT = trio.CapacityLimiter(math.inf)
 
 def _call_with(function: Any, arguments: dict[str, Any]) -> Any:
     return function(**arguments)
+
+
+def _work_with(handler: Handler, arguments: dict[str, Any], outcome: Outcome, connection: Any) -> bytes:
+    """Call the handler, and return its job's outcome for the database."""
+    assert handler.connection is not None  # noqa: S101 - it is what brought the run here
+    result = handler.function(**arguments, **{handler.connection: connection})
+    try:
+        outcome.result = _kept(result)
+    except documents.RefusedDocument as error:
+        raise HandlerFailed(f"the result cannot be stored as JSON: {error}", None) from None
+    return msgspec.json.encode(outcome)
 
 
 def _is_cancellation(error: BaseException) -> bool:
@@ -292,14 +335,15 @@ def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> 
 
 
 def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
+    try:
+        return Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded", result=_kept(result))
+    except documents.RefusedDocument as error:
+        return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
+
+
+def _kept(result: Any) -> msgspec.Raw | None:
     # NULL in the column says "no result" as well as null in JSON does, and is smaller.
-    kept: msgspec.Raw | None = None
-    if result is not None:
-        try:
-            kept = msgspec.Raw(documents.encode(result, limit=MAX_RESULT_BYTES))
-        except documents.RefusedDocument as error:
-            return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
-    return Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded", result=kept)
+    return None if result is None else msgspec.Raw(documents.encode(result, limit=MAX_RESULT_BYTES))
 
 
 def _failed(run: Run, handler: Handler | None, failure: _Failure) -> Outcome:

@@ -14,6 +14,9 @@ from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, 
 from jobqueue.retry import DEFAULT_BACKOFF, Backoff
 
 Mode = Literal["async", "thread", "process"]
+Signature = tuple[dict[str, Any], Mapping[str, inspect.Parameter]]
+"""What a function's parameters are annotated with, and the parameters."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -29,6 +32,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         timeout: seconds for one attempt; None for no bound. A job's own timeout goes first.
         max_retries: for jobs submitted without; None for the default of 3.
         arguments: make the keyword arguments of one call; raises `PayloadMismatch`.
+        connection: the parameter that receives the connection whose transaction completes the job; None without one.
     """
 
     kind: str
@@ -38,6 +42,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int | None
     backoff: Backoff
     arguments: Callable[[ClaimedJob], dict[str, Any]]
+    connection: str | None = None
 
 
 class App:
@@ -71,8 +76,9 @@ class App:
         """Register the decorated function for a kind of job.
 
         The payload object's fields become keyword arguments, converted to the annotated types (msgspec's rules); fields that the
-        function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. What the function returns, as
-        JSON, is the job's result.
+        function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. One annotated
+        `psycopg.Connection`, of a plain def, receives a connection in a transaction that is committed together with the job's
+        completion. What the function returns, as JSON, is the job's result.
 
         Args:
             kind: the name that submitters use.
@@ -96,18 +102,28 @@ class App:
             raise HandlerError(f"{kind}: backoff must be a jobqueue.Backoff, got {backoff!r}")
 
         def register(function: Function) -> Function:
+            mode = _mode_of(kind, function, cpu=cpu)
+            signature = _signature(kind, function)
+            connection = _connection_parameter(kind, signature, mode)
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
-                mode=_mode_of(kind, function, cpu=cpu),
+                mode=mode,
                 timeout=timeout,
                 max_retries=max_retries,
                 backoff=backoff,
-                arguments=_compile(kind, function),
+                arguments=_compile(kind, signature, connection),
+                connection=connection,
             )
             return function
 
         return register
+
+
+_NO_CONNECTION: dict[Mode, str] = {
+    "async": "an async def runs on the loop, which its statements would block: write a plain def, which runs in a thread",
+    "process": "with cpu=True the function runs in another process: write a plain def without it, which runs in a thread",
+}
 
 
 def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
@@ -124,14 +140,14 @@ def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
     return "process"
 
 
-def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], dict[str, Any]]:
-    """Turn a signature into a function from a claimed job to keyword arguments."""
-    hints, parameters = _signature(kind, function)
+def _compile(kind: str, signature: Signature, connection: str | None) -> Callable[[ClaimedJob], dict[str, Any]]:
+    """Turn a signature into a function from a claimed job to keyword arguments, but for the one that takes the connection."""
+    hints, parameters = signature
     job_parameter: str | None = None
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for name, parameter in parameters.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name")
+        if name == connection:
+            continue
         annotation = hints.get(name, Job if name == "job" else Any)
         if _is_job(annotation):
             if job_parameter is not None:
@@ -158,16 +174,47 @@ def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], 
     return arguments
 
 
-def _signature(kind: str, function: Callable[..., Any]) -> tuple[dict[str, Any], Mapping[str, inspect.Parameter]]:
+def _signature(kind: str, function: Callable[..., Any]) -> Signature:
     try:
-        return get_type_hints(function, include_extras=True), inspect.signature(function).parameters
+        hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
     except Exception as error:
         raise HandlerError(f"{kind}: the annotations cannot be resolved: {error}") from error
+    for name, parameter in parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name")
+    return hints, parameters
 
 
 def _is_job(annotation: Any) -> bool:
     """Whether a parameter of this type receives the job: ``Job``, also as ``Job | None`` or ``Annotated[Job, ...]``."""
     return annotation is Job or (get_origin(annotation) in (Annotated, Union, UnionType) and Job in get_args(annotation))
+
+
+def _connection_parameter(kind: str, signature: Signature, mode: Mode) -> str | None:
+    """Return the name of the parameter that asks for a connection; None without one."""
+    hints, parameters = signature
+    asking = {name: cls for name in parameters if (cls := _connection_class(hints.get(name))) is not None}
+    for name, cls in asking.items():
+        if (cls.__module__, cls.__name__) != ("psycopg", "Connection"):
+            asked = f"{cls.__module__}.{cls.__name__}"
+            raise HandlerError(f"{kind}: parameter {name!r} asks for a {asked}; a handler can have a psycopg.Connection")
+        if mode != "thread":
+            raise HandlerError(f"{kind}: parameter {name!r} asks for a psycopg.Connection, but {_NO_CONNECTION[mode]}")
+    if len(asking) > 1:
+        raise HandlerError(f"{kind}: parameters {' and '.join(map(repr, asking))} ask for the connection: one is enough")
+    return next(iter(asking), None)
+
+
+def _connection_class(annotation: Any) -> type | None:
+    """Return the class where a parameter is annotated with one of psycopg's connections, also with its rows, or None, beside it.
+
+    psycopg is known by name: an application that has no such handler, and a process of a CPU-bound one, need not load it for that.
+    """
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return next(filter(None, map(_connection_class, get_args(annotation))), None)
+    cls = get_origin(annotation) or annotation
+    of_psycopg = {base.__name__ for base in getattr(cls, "__mro__", ()) if base.__module__ == "psycopg"}
+    return cls if isinstance(cls, type) and not of_psycopg.isdisjoint({"Connection", "AsyncConnection"}) else None
 
 
 def _decoder(kind: str, fields: list[tuple[str, Any] | tuple[str, Any, Any]]) -> Callable[[msgspec.Raw], dict[str, Any]]:

@@ -32,11 +32,16 @@ log = structlog.get_logger()
 
 
 class Finished(NamedTuple):
-    """A run's outcome on its way to the database, and the node id that it was claimed under."""
+    """A run's outcome on its way to the database, and the node id that it was claimed under.
+
+    Attributes:
+        in_doubt: whether the handler's own transaction may have completed the job, and nobody knows.
+    """
 
     job: ClaimedJob
     outcome: Outcome
     node_id: str
+    in_doubt: bool = False
 
 
 class Outcomes:
@@ -65,10 +70,20 @@ class Outcomes:
         self.run = self._group.run
         self.flush = self._group.flush
 
-    async def put(self, job: ClaimedJob, outcome: Outcome, node_id: str) -> None:
-        """Hand an outcome over; it is written with others, and tried again for as long as the database is away."""
+    async def put(self, job: ClaimedJob, outcome: Outcome, node_id: str, *, in_doubt: bool = False) -> None:
+        """Hand an outcome over; it is written with others, and tried again for as long as the database is away.
+
+        Args:
+            in_doubt: whether the job may be completed already. Its row's lock makes sure that this outcome meets what came of that.
+        """
         weight = 1 if outcome.result is None else documents.weight(memoryview(outcome.result).nbytes)
-        await self._group.put(Finished(job, outcome, node_id), weight=weight)
+        await self._group.put(Finished(job, outcome, node_id, in_doubt), weight=weight)
+
+    def note(self, job: ClaimedJob, outcome: Outcome, node_id: str, *, stale: bool) -> None:
+        """Take note of an outcome that the handler's own transaction has committed, or was refused."""
+        finished = [Finished(job, outcome, node_id)]
+        self.held.discard((job.id, job.claims))
+        self._count(finished, finished if stale else [])
 
     async def release(self, jobs: Sequence[ClaimedJob]) -> None:
         """Hand jobs back that were claimed and never started."""
@@ -118,17 +133,22 @@ class Outcomes:
         late = {id(finished) for finished in stale}
         written = [finished for finished in batch if id(finished) not in late]
         if log.is_enabled_for(logging.DEBUG):
-            for job, outcome, _ in written:
+            for job, outcome, *_ in written:
                 log.debug("run recorded", **job.log_context, outcome=outcome.outcome)
         # One call a batch and series, not one a job.
-        alike = Counter([(job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, _ in written])
+        alike = Counter([(job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, *_ in written])
         for (queue, kind, verdict, failed), count in alike.items():
             metrics = self._metrics.of(queue, kind)
             metrics.by_outcome[verdict].inc(count)
             if failed:
                 metrics.failed.inc(count)
-        for job, outcome, _ in stale:
-            self._metrics.of(job.queue, job.kind).stale.inc()
+        for job, outcome, _, in_doubt in stale:
+            metrics = self._metrics.of(job.queue, job.kind)
+            if in_doubt:  # no loss: what nobody knew of is what the handler's transaction had done
+                metrics.by_outcome["succeeded"].inc()
+                log.info("the commit in doubt took effect", **job.log_context)
+                continue
+            metrics.stale.inc()
             log.warning("stale completion dropped", **job.log_context, outcome=outcome.outcome)
         delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
         if delays:

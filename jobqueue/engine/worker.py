@@ -138,7 +138,10 @@ class Workers:
         queue.finished_one()
         self._metrics.of(run.job.queue, run.job.kind).run.observe(now - run.started)
         if outcome is not None:
-            await self._outcomes.put(run.job, outcome, run.node_id)
+            if run.transaction is None or run.transaction == "in doubt":
+                await self._outcomes.put(run.job, outcome, run.node_id, in_doubt=run.transaction is not None)
+            else:
+                self._outcomes.note(run.job, outcome, run.node_id, stale=run.transaction == "stale")
         if queue.hungry:
             self._on_hungry()
         if now - self._yielded_at > LOOP_SHARE:

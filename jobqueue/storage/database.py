@@ -126,7 +126,7 @@ def connect(url: str, purpose: str) -> Connection:
             tcp_user_timeout=DEAD_PEER_TIMEOUT * 1000,
         )
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {_one_line(error)}") from error
+        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
 
 
 class Lane:
@@ -178,7 +178,7 @@ class Lane:
         """
         session = self._session
         free = in_loop and self._one_at_a_time.available_tokens > 0
-        if not free or session is None or session.begin is not None or _over(session.connection):
+        if not free or session is None or session.begin is not None or ended_by_server(session.connection):
             return await self.run(lambda connection: _row(connection.execute(sql.encode(), params, prepare=True)))
         self._one_at_a_time.acquire_nowait()
         try:
@@ -207,7 +207,7 @@ class Lane:
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         session = self._session
-        if session is not None and _over(session.connection):
+        if session is not None and ended_by_server(session.connection):
             self._close()
             session = None
         if session is None:
@@ -220,20 +220,19 @@ class Lane:
         try:
             yield
         except (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded) as error:
-            raise RefusedData(_one_line(error)) from error
+            raise RefusedData(one_line(error)) from error
         except pg.ReadOnlySqlTransaction as error:
             self._close()  # the server became a standby: the next connection may find the new primary
-            raise DatabaseUnavailable(_one_line(error)) from error
+            raise DatabaseUnavailable(one_line(error)) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
-            # After FATAL the server ends the session, also where the end of the connection has not come through yet.
-            if not (session.connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}):
+            if not severed_by(session.connection, error):
                 if isinstance(error, psycopg.InternalError):
                     raise
-                raise DatabaseUnavailable(_one_line(error)) from error
+                raise DatabaseUnavailable(one_line(error)) from error
             self._close()
             if not session.in_doubt:
-                raise DatabaseUnavailable(_one_line(error)) from error
-            raise ConnectionLost(_one_line(error), backend=session.backend) from error
+                raise DatabaseUnavailable(one_line(error)) from error
+            raise ConnectionLost(one_line(error), backend=session.backend) from error
         if (warning := session.not_replicated) is not None:
             session.not_replicated = None
             raise NotReplicated(warning, backend=session.backend)
@@ -259,7 +258,7 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
         session = (_pooled_session if behind_pooler(connection) else _direct_session)(connection, statement_timeout)
     except psycopg.Error as error:
         connection.close()
-        raise DatabaseUnavailable(f"cannot prepare a connection: {_one_line(error)}") from error
+        raise DatabaseUnavailable(f"cannot prepare a connection: {one_line(error)}") from error
     connection.add_notice_handler(session.hear)
     return session
 
@@ -320,7 +319,7 @@ def _row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
     return row
 
 
-def _over(connection: Connection) -> bool:
+def ended_by_server(connection: Connection) -> bool:
     """Tell whether the server has ended an idle connection: what is sent into it would be in doubt for nothing."""
     if connection.closed:
         return True
@@ -335,5 +334,10 @@ def _over(connection: Connection) -> bool:
     return connection.closed
 
 
-def _one_line(error: Exception) -> str:
+def severed_by(connection: Connection, error: psycopg.Error) -> bool:
+    """Tell whether an error is the end of its connection: after FATAL the server ends the session, come that through or not."""
+    return connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
+
+
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -21,12 +21,13 @@ import trio
 
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.storage.cluster import POLL_SECONDS, STOP_STEPS, Cluster
+from jobqueue.storage.transactions import MAX_TRANSACTIONS
 
 READY_SECONDS = 120.0  # after a crash it includes the recovery
 TRIES = 7
 FIRST_PAUSE_SECONDS = 0.1
 DEFAULT_CONNECTIONS = 100
-NODE_CONNECTIONS = 7
+NODE_CONNECTIONS = 7 + MAX_TRANSACTIONS
 SPARE_CONNECTIONS = 30  # for psql and the jobs' own, beside those of the nodes
 STEADY_SECONDS = 60.0  # a server that was up for so long has its earlier failures forgiven
 
@@ -47,7 +48,7 @@ async def run(
     server when the thread that started it ends.
 
     Args:
-        nodes: how many will use it: PostgreSQL's own bound of 100 connections is enough for ten.
+        nodes: how many will use it: PostgreSQL's own bound of 100 connections is enough for three.
 
     Raises:
         EmbeddedPostgresError: it cannot be started, or not again.

@@ -1,0 +1,758 @@
+"""Handlers whose effects and whose job's completion are one transaction: both are there, or neither is, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import psycopg
+import pytest
+import trio
+import trio_parallel
+from psycopg.rows import dict_row
+
+import jobqueue
+from benchmarks.proxy import ProxyThread, proxy_in_thread
+from jobqueue import App, Discard, Job, Retry, Snooze
+from jobqueue.engine.executor import Executor, Run
+from jobqueue.job import MAX_RESULT_BYTES, Outcome
+from jobqueue.metrics import Metrics
+from jobqueue.storage import transactions
+from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
+from tests.conftest import Database, Service
+from tests.storage import Driver, open_driver
+from tests.test_executor import error_of, run_one
+from tests.test_service import submit, wait_for
+
+Connection = psycopg.Connection[Any]
+Start = Callable[..., Service]
+
+SCHEMA = "CREATE TABLE effects (job uuid NOT NULL, attempt integer NOT NULL)"
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobqueue transaction' AND datname = current_database()"
+
+
+def write(conn: Connection, job: Job) -> None:
+    conn.execute("INSERT INTO effects (job, attempt) VALUES (%s, %s)", (job.id, job.attempt))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what a thread, or PostgreSQL, does."""
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - neither tells
+            await trio.sleep(0.01)
+
+
+class Bench:
+    """An executor and a store on one database, without the service around them."""
+
+    def __init__(self, driver: Driver, pool: Transactions, database: Database, processes: trio_parallel.WorkerContext) -> None:
+        self.driver = driver
+        self.database = database
+        self._pool = pool
+        self._processes = processes
+
+    async def run(
+        self, function: Callable[..., Any], *, begun: Callable[[Run], None] = lambda _: None, **options: Any
+    ) -> tuple[Run, Outcome | None]:
+        """Submit a job, claim it, run it with this function, and return the run with its outcome, which nobody has written."""
+        app = App()
+        app.handler("test", **options)(function)
+        await self.driver.submit(kind="test")
+        job = await self.driver.claim_one()
+        executor = Executor(
+            app.handlers,
+            Metrics(),
+            threads=trio.CapacityLimiter(10),
+            processes=self._processes,
+            process_limiter=trio.CapacityLimiter(1),
+            transactions=self._pool,
+        )
+        runs: list[Run] = []
+
+        def note(run: Run) -> None:
+            run.node_id = self.driver.node
+            runs.append(run)
+            begun(run)
+
+        outcome = await run_one(executor, job, note)
+        return runs[0], outcome
+
+    async def failure(self, function: Callable[..., Any], **options: Any) -> str:
+        """Run one that fails; return its error, when nothing is left of it."""
+        run, outcome = await self.run(function, **options)
+        assert outcome is not None
+        assert outcome.outcome == "retry"
+        assert run.transaction is None
+        assert self.effects() == []
+        assert await self.driver.state(outcome.id) == "inflight", "it is for the worker to tell"
+        return error_of(outcome).error
+
+    def effects(self) -> list[int]:
+        return [attempt for (attempt,) in self.database.rows("SELECT attempt FROM effects")]
+
+
+@pytest.fixture
+async def bench(database_url: str, database: Database) -> AsyncIterator[Bench]:
+    database.rows(SCHEMA)
+    pool = Transactions(database_url, most=2, keep_finished=True)
+    async with open_driver(database_url) as driver, trio_parallel.open_worker_context(grace_period=1.0) as processes:
+        yield Bench(driver, pool, database, processes)
+    await pool.aclose()
+
+
+# ------------------------------------------------------------------------------------------------------------ one run, all its ways
+
+
+async def test_effects_and_completion_are_one_transaction(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> dict[str, int]:
+        write(conn, job)
+        return {"attempt": job.attempt}
+
+    run, outcome = await bench.run(handler)
+    assert run.transaction == "committed"
+    assert outcome is not None
+    assert outcome.outcome == "succeeded"
+    assert bench.database.rows("SELECT state, result FROM jobqueue.jobs") == [("succeeded", {"attempt": 1})]
+    assert bench.database.rows("SELECT xmin::text FROM effects") == bench.database.rows(
+        "SELECT xmin::text FROM jobqueue.finished_jobs"
+    )
+
+
+async def test_the_job_is_finished_when_the_handler_is_and_not_when_its_transaction_began(bench: Bench) -> None:
+    ended: list[Any] = []
+
+    def handler(conn: Connection) -> None:
+        conn.execute("SELECT pg_sleep(0.2)")
+        ended.append(bench.database.value("SELECT clock_timestamp()"))
+
+    await bench.run(handler)
+    assert bench.database.value("SELECT finished_at FROM jobqueue.finished_jobs") > ended[0]
+
+
+async def test_nothing_is_seen_of_either_before_the_commit(bench: Bench) -> None:
+    seen: list[Any] = []
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        seen.extend([bench.effects(), bench.database.states()])
+
+    await bench.run(handler)
+    assert seen == [[], {"inflight": 1}]
+    assert bench.effects() == [1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_job_that_the_handler_submits_exists_if_its_own_is_completed(fails: bool, bench: Bench) -> None:
+    submitted: list[str] = []
+
+    def handler(job: Job, conn: Connection) -> None:
+        submitted.append(jobqueue.submit(conn, "next", {"after": job.id}, priority=3))
+        if fails:
+            raise ValueError
+
+    await bench.run(handler)
+    states = dict(bench.database.rows("SELECT kind, state FROM jobqueue.jobs"))
+    assert states == ({"test": "inflight"} if fails else {"test": "succeeded", "next": "pending"})
+    if not fails:
+        assert bench.database.rows("SELECT id::text FROM jobqueue.pending_jobs") == [(submitted[0],)]
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [(ValueError("no"), "retry"), (Retry(delay=5), "retry"), (Snooze(5), "snoozed"), (Discard("no use"), "dead")],
+    ids=lambda value: type(value).__name__,
+)
+async def test_only_a_return_commits(error: Exception, verdict: str, bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        raise error
+
+    run, outcome = await bench.run(handler)
+    assert outcome is not None
+    assert (outcome.outcome, run.transaction, bench.effects()) == (verdict, None, [])
+    assert bench.database.states() == {"inflight": 1}, "it is for the worker to tell"
+
+
+@pytest.mark.parametrize("result", [object(), float("nan"), "x" * MAX_RESULT_BYTES, "\0"], ids=["object", "nan", "large", "nul"])
+async def test_a_result_that_cannot_be_stored_takes_the_effects_with_it(result: object, bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> object:
+        write(conn, job)
+        return result
+
+    assert (await bench.failure(handler)).startswith("the result cannot be stored as JSON")
+
+
+async def test_no_result_is_kept_as_none(bench: Bench) -> None:
+    def handler(conn: Connection) -> None:
+        conn.execute("SELECT 1")
+
+    await bench.run(handler)
+    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [(None,)]
+
+
+async def test_the_handler_cannot_commit_or_roll_back_by_itself(bench: Bench) -> None:
+    def commits(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        conn.commit()
+
+    def rolls_back(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        conn.rollback()
+
+    def raises_rollback(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        raise psycopg.Rollback
+
+    def rolls_back_in_sql(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        conn.execute("ROLLBACK")
+
+    assert "Explicit commit() forbidden" in await bench.failure(commits)
+    assert "Explicit rollback() forbidden" in await bench.failure(rolls_back)
+    assert "by raising psycopg.Rollback" in await bench.failure(raises_rollback)
+    assert "the handler ended the transaction" in await bench.failure(rolls_back_in_sql)
+
+
+async def test_a_handler_that_commits_in_sql_is_told_so(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        conn.execute("COMMIT")
+
+    run, outcome = await bench.run(handler)
+    assert outcome is not None
+    assert "the handler ended the transaction that its job was to be completed in" in error_of(outcome).error
+    assert run.transaction is None
+    assert bench.database.states() == {"inflight": 1}
+
+
+async def test_an_error_that_the_handler_swallows_is_a_failure(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        with suppress(psycopg.Error):
+            conn.execute("SELECT 1 / 0")
+
+    assert "current transaction is aborted" in await bench.failure(handler)
+
+
+async def test_a_block_within_may_be_rolled_back(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        with conn.transaction():
+            write(conn, job)
+            raise psycopg.Rollback
+
+    await bench.run(handler)
+    assert bench.effects() == [1]
+
+
+async def test_a_constraint_that_is_checked_at_the_commit_fails_the_attempt(bench: Bench) -> None:
+    bench.database.rows("ALTER TABLE effects ADD UNIQUE (job) DEFERRABLE INITIALLY DEFERRED")
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        write(conn, job)
+
+    assert await bench.failure(handler) == 'UniqueViolation: duplicate key value violates unique constraint "effects_job_key"' + (
+        await _detail(bench)
+    )
+
+
+async def _detail(bench: Bench) -> str:
+    [(job_id,)] = bench.database.rows("SELECT id::text FROM jobqueue.inflight_jobs")
+    return f"\nDETAIL:  Key (job)=({job_id}) already exists."
+
+
+async def test_the_handler_may_choose_the_isolation_and_a_conflict_is_a_failed_attempt(bench: Bench) -> None:
+    bench.database.rows("CREATE TABLE counter (n integer)")
+    bench.database.rows("INSERT INTO counter VALUES (0)")
+    levels: list[Any] = []
+
+    def handler(job: Job, conn: Connection) -> None:
+        conn.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        levels.append(conn.execute("SHOW transaction_isolation").fetchone())
+        write(conn, job)
+        conn.execute("SELECT n FROM counter")
+        if len(levels) == 1:
+            bench.database.rows("UPDATE counter SET n = n + 1")
+        conn.execute("UPDATE counter SET n = n + 1")
+
+    assert (await bench.failure(handler)).startswith("SerializationFailure: ")
+    run, _ = await bench.run(handler)
+    assert run.transaction == "committed"
+    assert levels == [("serializable",)] * 2
+    assert bench.database.value("SELECT n FROM counter") == 2
+
+
+async def test_what_a_handler_sets_does_not_reach_the_next_one(bench: Bench) -> None:
+    pids: list[Any] = []
+
+    def spoils(conn: Connection) -> None:
+        conn.execute("SET search_path = nowhere")
+        conn.execute("CREATE TEMP TABLE mine (n integer)")
+        conn.execute("SELECT pg_advisory_lock(42)")
+        conn.execute("SET statement_timeout = '1h'")
+        conn.row_factory = dict_row
+        conn.cursor_factory = psycopg.RawCursor
+        pids.append(conn.info.backend_pid)
+
+    def looks(conn: Connection) -> list[Any]:
+        pids.append(conn.info.backend_pid)
+        sql = "SELECT to_regclass('mine') IS NULL, current_setting('search_path'), current_setting('statement_timeout'), %s::int"
+        row = conn.execute(sql, (7,)).fetchone()
+        assert row is not None
+        return [*row, bench.database.value("SELECT pg_try_advisory_lock(42)")]
+
+    await bench.run(spoils)
+    await bench.run(looks)
+    assert pids[0] == pids[1]
+    [(result,)] = bench.database.rows("SELECT result FROM jobqueue.finished_jobs ORDER BY finished_at DESC LIMIT 1")
+    assert result == [True, '"$user", public', "0", 7, True]
+
+
+# ---------------------------------------------------------------------------------------------------------------- not ours any more
+
+
+async def test_a_run_that_is_not_ours_any_more_leaves_nothing(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        bench.database.rows(
+            "UPDATE jobqueue.inflight_jobs SET claims = claims + 1"
+        )  # as if it had been recovered and claimed again
+
+    run, _ = await bench.run(handler)
+    assert run.transaction == "stale"
+    assert bench.effects() == []
+    assert bench.database.states() == {"inflight": 1}
+
+
+async def test_a_lost_nodes_run_is_stale_as_soon_as_the_job_is_taken_back(bench: Bench) -> None:
+    back = threading.Event()
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        assert back.wait(20)
+
+    async def take_back() -> None:
+        await until(lambda: bench.database.states() == {"inflight": 1})
+        await bench.driver.end_lease()
+        await bench.driver.recover()
+        assert bench.database.states() == {"pending": 1}
+        back.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_back)
+        run, _ = await bench.run(handler)
+    assert run.transaction == "stale"
+    assert bench.effects() == []
+    assert bench.database.states() == {"pending": 1}
+
+
+async def test_a_timeout_cancels_the_statement_and_lets_go_of_all_locks(bench: Bench) -> None:
+    errors: list[BaseException] = []
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        try:
+            conn.execute("SELECT pg_sleep(60)")
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    assert await bench.failure(handler, timeout=0.5) == "timed out after 0.5 s"
+    await until(lambda: bool(errors) and not bench.database.value(SESSIONS))
+    assert isinstance(errors[0], psycopg.OperationalError), "as it is cancelled, or cut"
+
+
+async def test_a_thread_that_does_not_notice_holds_no_locks_and_commits_nothing(bench: Bench) -> None:
+    go_on, errors = threading.Event(), []
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        conn.execute("LOCK TABLE effects")
+        assert go_on.wait(30)
+        try:
+            write(conn, job)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    started = time.monotonic()
+    assert await bench.failure(handler, timeout=0.5) == "timed out after 0.5 s"  # it looks at the table, which was locked
+    assert time.monotonic() - started < 10
+    go_on.set()
+    await until(lambda: bool(errors))
+    assert isinstance(errors[0], psycopg.OperationalError)
+    assert bench.effects() == []
+
+
+async def test_a_late_return_after_a_timeout_is_stale(bench: Bench) -> None:
+    """The connection is not cut in time, and the handler goes on to its end: the fence alone must do."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        assert go_on.wait(30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transactions.Transaction, "_cut_off", lambda _: None)
+        give_back = bench._pool._give_back
+        patch.setattr(bench._pool, "_give_back", lambda line, *, usable: (give_back(line, usable=usable), ended.set()))
+        run, outcome = await bench.run(handler, timeout=0.3)
+        assert outcome is not None
+        assert outcome.outcome == "retry"
+        assert await bench.driver.store.finish(bench.driver.node, [outcome]) == set()
+        go_on.set()
+        assert await trio.to_thread.run_sync(ended.wait, 10)
+    assert run.transaction is None
+    assert bench.effects() == []
+    assert bench.database.states() == {"scheduled": 1}
+
+
+async def test_a_timeout_while_the_commit_is_slow_waits_for_it_and_is_stale(bench: Bench) -> None:
+    """The completion of the handler's transaction and that of the timeout meet at the row's lock: one of them wins, none hangs."""
+    bench.database.rows("CREATE TABLE committing (at timestamptz)")
+    bench.database.rows("""
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_sleep(30);
+            RETURN NULL;
+        EXCEPTION WHEN query_canceled THEN
+            PERFORM pg_sleep(1.5);  -- a commit that cannot be cancelled
+            RETURN NULL;
+        END $$
+    """)
+    bench.database.rows(
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+
+    _, outcome = await bench.run(handler, timeout=0.5)
+    assert outcome is not None
+    assert outcome.outcome == "retry"
+    other = await bench.driver.submit(kind="other")
+    [job] = await bench.driver.claim()
+    assert bench.database.states() == {"inflight": 2}
+    beside = Outcome(id=job.id, claims=job.claims, outcome="succeeded")
+    with trio.fail_after(10):
+        assert await bench.driver.store.finish(bench.driver.node, [outcome, beside]) == {0}, "the commit took effect"
+    assert bench.effects() == [1]
+    assert bench.database.rows("SELECT state FROM jobqueue.jobs") == [("succeeded",)] * 2
+    assert await bench.driver.state(other) == "succeeded"
+
+
+async def test_a_commit_that_never_arrives_holds_the_rows_lock_for_some_seconds_only(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "ABANDONED_AFTER", 1)
+    finish = transactions.Transaction._finish
+    finished, go_on = threading.Event(), threading.Event()
+
+    def frozen(self: transactions.Transaction, node_id: str, outcome: bytes) -> bool:
+        stale = finish(self, node_id, outcome)
+        finished.set()
+        assert go_on.wait(30)
+        return stale
+
+    monkeypatch.setattr(transactions.Transaction, "_finish", frozen)
+
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+
+    async def meanwhile() -> None:
+        assert await trio.to_thread.run_sync(finished.wait, 20)
+        [(job_id, claims)] = bench.database.rows("SELECT id::text, claims FROM jobqueue.inflight_jobs")
+        with trio.fail_after(10):
+            released = Outcome(id=job_id, claims=claims, outcome="released")
+            assert await bench.driver.store.finish(bench.driver.node, [released]) == set()
+        go_on.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(meanwhile)
+        run, outcome = await bench.run(handler)
+    assert outcome is not None
+    assert (outcome.outcome, run.transaction) == ("retry", "in doubt")
+    assert await bench.driver.store.finish(bench.driver.node, [outcome]) == {0}
+    assert bench.effects() == []
+    assert bench.database.states() == {"pending": 1}
+
+
+# ------------------------------------------------------------------------------------------------------------------- connections
+
+
+async def test_connections_are_opened_when_they_are_needed_and_used_again(bench: Bench) -> None:
+    pids: list[int] = []
+
+    def handler(conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+
+    assert bench.database.value(SESSIONS) == 0
+    for _ in range(5):
+        await bench.run(handler)
+    assert len(set(pids)) == 1
+    assert bench.database.value(SESSIONS) == 1
+
+
+async def test_a_connection_that_the_server_has_ended_is_replaced(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+
+    await bench.run(handler)
+    bench.database.rows(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'jobqueue transaction'"
+        " AND datname = current_database()"
+    )
+    run, _ = await bench.run(handler)
+    assert run.transaction == "committed"
+    assert bench.effects() == [1, 1]
+
+
+async def test_there_are_no_more_at_once_than_allowed_and_waiting_is_not_the_handlers_time(bench: Bench) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+    go_on = threading.Event()
+
+    def slow(conn: Connection) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        assert go_on.wait(30)
+        conn.execute("SELECT 1")
+        with lock:
+            running -= 1
+
+    def quick(conn: Connection) -> None:
+        conn.execute("SELECT 1")
+
+    ended: list[str | None] = []
+
+    async def wait_in_line() -> None:
+        run, _ = await bench.run(quick, timeout=1.0)
+        ended.append(run.transaction)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(bench.run, slow)
+        await until(lambda: most == 2)
+        nursery.start_soon(wait_in_line)
+        await trio.sleep(1.5)
+        assert ended == []
+        assert bench.database.value(SESSIONS) == 2
+        go_on.set()
+    assert ended == ["committed"]
+    assert most == 2
+
+
+async def test_a_job_is_handed_back_when_there_is_no_connection(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "CONNECT_PATIENCE", 0.5)
+    bench._pool._url = "postgresql://jobqueue@127.0.0.1:1/nowhere"
+
+    def handler(conn: Connection) -> None:
+        raise AssertionError(conn)
+
+    started = trio.current_time()
+    run, outcome = await bench.run(handler)
+    assert outcome is not None
+    assert (outcome.outcome, run.transaction) == ("released", None)
+    assert trio.current_time() - started > 0.5
+
+
+@pytest.mark.parametrize("cause", ["interrupted", "lease lost"])
+async def test_a_run_that_waits_for_a_connection_can_be_ended(cause: Any, bench: Bench) -> None:
+    bench._pool._url = "postgresql://jobqueue@127.0.0.1:1/nowhere"
+
+    def handler(conn: Connection) -> None:
+        raise AssertionError(conn)
+
+    async with trio.open_nursery() as nursery:
+
+        async def cancel_soon(run: Run) -> None:
+            await trio.sleep(0.2)
+            run.cancel(cause)
+
+        with trio.fail_after(5):
+            _, outcome = await bench.run(handler, begun=lambda run: nursery.start_soon(cancel_soon, run))
+    assert (None if outcome is None else outcome.outcome) == {"interrupted": "released", "lease lost": None}[cause]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the whole service
+
+
+@pytest.fixture
+def effects(database: Database) -> Callable[[], list[tuple[str, int]]]:
+    database.rows(SCHEMA)
+    return lambda: database.rows("SELECT job::text, attempt FROM effects ORDER BY job")
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=30) as opened:
+        yield opened
+
+
+@pytest.fixture
+def start(service: Start, tmp_path: Path) -> Start:
+    def start(*arguments: str) -> Service:
+        return service("tests.transactional_handlers", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
+
+    return start
+
+
+def metric(client: httpx.Client, node: Service, name: str, kind: str) -> float:
+    lines = client.get(f"{node.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"jobqueue_{name}{{") and f'kind="{kind}"' in line)
+
+
+Effects = Callable[[], list[tuple[str, int]]]
+
+
+def test_many_jobs_have_one_effect_each_and_are_counted(
+    start: Start, client: httpx.Client, database: Database, effects: Effects
+) -> None:
+    node = start("--queue", "default=40")
+    plain = submit(client, node, [{"kind": "echo"}] * 10)
+    wait_for(lambda: database.states() == {"succeeded": 10}, "jobs without a transaction are done")
+    assert database.value(SESSIONS) == 0, "no connection is opened before one is needed"
+    ids = submit(client, node, [{"kind": "write"}] * 300)
+    wait_for(lambda: database.states() == {"succeeded": len(plain) + 300}, "all are done")
+    assert effects() == [(job_id, 1) for job_id in sorted(ids)]
+    assert 1 <= database.value(SESSIONS) <= MAX_TRANSACTIONS
+    assert metric(client, node, "jobs_completed_total", "write") == 300
+    assert metric(client, node, "stale_completions_total", "write") == 0
+    wait_for(lambda: "jobqueue_inflight_jobs 0.0" in client.get(f"{node.url}/metrics").text, "the node holds nothing")
+    assert node.stop() == 0, node.log
+    assert database.value(SESSIONS) == 0
+
+
+def test_jobs_that_succeed_are_not_kept_where_none_are(
+    start: Start, client: httpx.Client, database: Database, effects: Effects
+) -> None:
+    node = start("--keep-finished", "0")
+    ids = submit(client, node, [{"kind": "write"}] * 20)
+    wait_for(lambda: len(effects()) == 20, "all are done")
+    assert effects() == [(job_id, 1) for job_id in sorted(ids)]
+    assert database.states() == {}
+
+
+def test_a_timeout_of_a_transaction_that_holds_locks(
+    start: Start, client: httpx.Client, database: Database, effects: Effects, tmp_path: Path
+) -> None:
+    node = start()
+    submit(client, node, {"kind": "touch-and-wait", "payload": {"flag": str(tmp_path / "flag")}})
+    wait_for(lambda: database.states() == {"scheduled": 1}, "it has timed out, and will be tried again")
+    database.rows("ALTER TABLE effects ADD COLUMN free boolean")  # nobody holds a lock on it
+    (tmp_path / "flag").touch()
+    wait_for(lambda: database.value(SESSIONS) == 0, "the thread's connection is gone")
+    assert effects() == []
+    assert database.value("SELECT errors -> 0 ->> 'error' FROM jobqueue.jobs") == "timed out after 1.0 s"
+    assert metric(client, node, "stale_completions_total", "touch-and-wait") == 0
+    assert node.stop() == 0, node.log
+
+
+def test_a_shutdown_hands_back_and_nothing_is_committed_late(
+    start: Start, client: httpx.Client, database: Database, effects: Effects
+) -> None:
+    node = start("--grace-period", "0.5")
+    with psycopg.connect(database.url, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        ids = submit(client, node, [{"kind": "wait-for-lock"}] * 4)
+        wait_for(
+            lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == 4, "all of them wait"
+        )
+        assert node.stop() == 0, node.log
+    wait_for(lambda: database.value(SESSIONS) == 0, "its connections are gone")
+    assert effects() == []
+    assert database.rows("SELECT state, attempt FROM jobqueue.jobs") == [("pending", 0)] * 4
+    start()
+    wait_for(lambda: database.states() == {"succeeded": 4}, "the next one does them")
+    assert effects() == [(job_id, 1) for job_id in sorted(ids)]
+
+
+def test_a_lost_lease_is_a_stale_completion(start: Start, client: httpx.Client, database: Database, effects: Effects) -> None:
+    node = start("--visibility-timeout", "60")
+    with psycopg.connect(database.url, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        job_id = submit(client, node, {"kind": "wait-for-lock"})
+        wait_for(lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == 1, "it waits")
+        # As if another node had recovered it; this one does not know yet.
+        database.rows("UPDATE jobqueue.inflight_jobs SET claims = claims + 1")
+    wait_for(lambda: metric(client, node, "stale_completions_total", "wait-for-lock") == 1, "its completion is stale")
+    assert "stale completion dropped" in node.log
+    assert effects() == []
+    assert database.rows("SELECT id::text, state FROM jobqueue.jobs") == [(job_id, "inflight")]
+
+
+def test_a_killed_node_leaves_no_effect_without_its_completion(
+    start: Start, client: httpx.Client, database: Database, effects: Effects
+) -> None:
+    node = start()
+    job_id = submit(client, node, {"kind": "die"})
+    node.wait()
+    assert effects() == []
+    start()
+    wait_for(lambda: database.states() == {"succeeded": 1}, "the next one does it")
+    assert effects() == [(job_id, 2)]
+
+
+# ------------------------------------------------------------------------------------------------------------- commits in doubt
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[ProxyThread]:
+    [directory] = parse_qs(urlsplit(database_url).query)["host"]
+    with proxy_in_thread(directory, 5432) as running:
+        yield running
+
+
+@pytest.fixture
+def node(proxy: ProxyThread, database_url: str, tmp_path: Path) -> Iterator[Service]:
+    """A node that reaches PostgreSQL through the proxy."""
+    url = f"postgresql://jobqueue@127.0.0.1:{proxy.port}{urlsplit(database_url).path}"
+    started = Service(
+        ["tests.transactional_handlers", "--port", "0", "--database-url", url], {"EFFECTS": str(tmp_path / "effects")}
+    )
+    yield started
+    started.kill()
+
+
+@pytest.mark.usefixtures("effects")
+@pytest.mark.parametrize(("which", "attempt"), [("reply", 1), ("request", 2)])
+def test_a_commit_in_doubt_is_found_out_about(
+    which: str, attempt: int, *, node: Service, proxy: ProxyThread, client: httpx.Client, database: Database
+) -> None:
+    for number in range(1, 4):
+        lost = proxy.lost
+        {"reply": proxy.lose_next_reply, "request": proxy.lose_next_request}[which](b"COMMIT")
+        job_id = submit(client, node, {"kind": "write"})
+        wait_for(lambda lost=lost: proxy.lost > lost, f"the {which} of a COMMIT is lost")
+        wait_for(lambda number=number: database.states() == {"succeeded": number}, "the job succeeds")
+        assert database.rows("SELECT attempt FROM effects WHERE job = %s", job_id) == [(attempt,)]
+        assert database.value("SELECT result FROM jobqueue.finished_jobs WHERE id = %s", job_id) == attempt
+    wait_for(lambda: metric(client, node, "jobs_completed_total", "write") == 3, "all are counted")
+    assert metric(client, node, "stale_completions_total", "write") == 0
+    assert [json.loads(line)["event"] for line in node.log_lines].count("the commit in doubt took effect") == {1: 3, 2: 0}[attempt]
+    assert node.stop() == 0, node.log
+
+
+def test_connections_that_are_cut_at_any_moment_double_nothing(
+    node: Service, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    ids: list[str] = []
+    for cut in range(20):
+        ids += database.value("SELECT jobqueue.submit_many(%s::jsonb)::text[]", json.dumps([{"kind": "write"}] * 40))
+        if cut % 2 == 0:
+            proxy.lose_next_reply([b"COMMIT", b"jobqueue.finish"][cut // 2 % 2])
+        time.sleep(0.02 * (cut % 5))
+        proxy.cut()
+    wait_for(lambda: database.states() == {"succeeded": len(ids)}, "all are done")
+    assert [job_id for job_id, _ in effects()] == sorted(ids), "one effect each"
+    assert database.value("SELECT max(attempt) FROM effects") > 1, "some were cut"
+    assert node.stop() == 0, node.log
