@@ -18,7 +18,7 @@ LAYERS = [
     ["engine"],
     ["storage"],
     ["concurrency"],
-    ["errors", "job", "retry", "documents", "admission", "settings", "metrics", "logs"],
+    ["errors", "job", "retry", "documents", "admission", "timetable", "settings", "metrics", "logs"],
 ]
 """The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
 
