@@ -213,6 +213,39 @@ CREATE TABLE IF NOT EXISTS jobqueue.fair_groups (
     PRIMARY KEY (queue, name)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
+-- Cron schedules: which job is submitted when. What an expression means is computed by the nodes, in Python, from this database's
+-- clock; next_at moves by compare-and-set, so that each tick has one job, whoever else computes it too. Hundreds of rows, thousands
+-- at most: they are read as a whole, and without an index on next_at each move is a HOT update.
+CREATE TABLE IF NOT EXISTS jobqueue.schedules (
+    name        text             PRIMARY KEY,
+    source      text,                -- the module that declares it; NULL: made over HTTP or in SQL
+    cron        text             NOT NULL,
+    timezone    text             NOT NULL,
+    missed      text             NOT NULL,   -- of several due ticks: one (the latest), skip (those of the last minute), all
+    kind        text             NOT NULL,
+    payload     jsonb            NOT NULL,
+    queue       text             NOT NULL,
+    priority    integer          NOT NULL,
+    max_retries integer,
+    timeout     double precision,
+    paused      boolean          NOT NULL DEFAULT false,
+    next_at     timestamptz,         -- the first tick that has not been looked at; NULL: a node computes it, unless there is an error
+    last_at     timestamptz,         -- the last tick that got a job
+    error       text,                -- why there is no next tick
+    created_at  timestamptz      NOT NULL DEFAULT now(),
+    updated_at  timestamptz      NOT NULL DEFAULT now(),
+    CONSTRAINT name_length CHECK (length(name) BETWEEN 1 AND 200),
+    CONSTRAINT cron_length CHECK (length(cron) BETWEEN 1 AND 200),
+    CONSTRAINT timezone_length CHECK (length(timezone) BETWEEN 1 AND 200),
+    CONSTRAINT missed_known CHECK (missed IN ('one', 'skip', 'all')),
+    CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
+    CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
+    CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
+    CONSTRAINT max_retries_range CHECK (max_retries BETWEEN 0 AND 1000),
+    CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800),
+    CONSTRAINT next_at_finite CHECK (isfinite(next_at))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
+
 -- ------------------------------------------------------------------------------------------------------------- looking things up
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
@@ -931,6 +964,180 @@ LANGUAGE sql AS $$
         ON CONFLICT (name) DO UPDATE SET paused = excluded.paused;
     SELECT jobqueue.wake(pause.queue, '-infinity')
 $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- schedules
+
+-- Tell every node to look at the schedules.
+CREATE OR REPLACE FUNCTION jobqueue.tell_of_schedules() RETURNS void
+LANGUAGE sql AS $$ SELECT pg_notify('jobqueue_schedules', '') $$;
+
+-- The job that a schedule submits for a tick (NULL: for none), as submit_batch takes it.
+CREATE OR REPLACE FUNCTION jobqueue.job_of(schedule jobqueue.schedules, tick timestamptz) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_build_object(
+        'kind', schedule.kind, 'payload', schedule.payload, 'queue', schedule.queue, 'priority', schedule.priority,
+        'max_retries', schedule.max_retries, 'timeout', schedule.timeout,
+        'options', jsonb_strip_nulls(jsonb_build_object(
+            'schedule', schedule.name, 'scheduled_for', extract(epoch FROM tick)::double precision)))
+$$;
+
+-- Make a schedule, or change the one of that name: SELECT jobqueue.schedule('nightly', '0 3 * * *', 'Europe/Berlin', kind => 'report');
+-- A node computes when it is next, from the commit on; one whose expression and time zone stay as they were goes on where it was. What
+-- cannot be read is told in its column "error". Returns whether it is new.
+CREATE OR REPLACE FUNCTION jobqueue.schedule(
+    name        text,
+    cron        text,                              -- five fields, or six with the second first
+    timezone    text             DEFAULT 'UTC',    -- an IANA name
+    missed      text             DEFAULT 'one',    -- or 'skip', or 'all'
+    kind        text             DEFAULT NULL,     -- the name
+    payload     jsonb            DEFAULT '{}',
+    queue       text             DEFAULT 'default',
+    priority    integer          DEFAULT 0,
+    max_retries integer          DEFAULT NULL,
+    timeout     double precision DEFAULT NULL
+) RETURNS boolean
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    made boolean;
+BEGIN
+    INSERT INTO jobqueue.schedules AS s (name, cron, timezone, missed, kind, payload, queue, priority, max_retries, timeout)
+    VALUES (schedule.name, schedule.cron, schedule.timezone, schedule.missed, coalesce(schedule.kind, schedule.name), schedule.payload,
+            schedule.queue, schedule.priority, schedule.max_retries, schedule.timeout)
+        ON CONFLICT (name) DO UPDATE
+       SET cron = excluded.cron, timezone = excluded.timezone, missed = excluded.missed, kind = excluded.kind,
+           payload = excluded.payload, queue = excluded.queue, priority = excluded.priority, max_retries = excluded.max_retries,
+           timeout = excluded.timeout, error = NULL, updated_at = now(),
+           next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at END
+    RETURNING s.xmax = 0 INTO made;   -- a row that nobody has updated
+    PERFORM jobqueue.tell_of_schedules();
+    RETURN made;
+END $$;
+
+-- Delete a schedule; the jobs that it has submitted stay. Returns false when there is none of that name.
+CREATE OR REPLACE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
+LANGUAGE sql AS $$
+    WITH gone AS (DELETE FROM jobqueue.schedules AS s WHERE s.name = unschedule.name RETURNING s.name) SELECT EXISTS (SELECT FROM gone)
+$$;
+
+-- Pause a schedule, or resume it: then it goes on with the first tick after now, and those of the pause are gone. Returns false when
+-- there is none of that name.
+CREATE OR REPLACE FUNCTION jobqueue.pause_schedule(name text, paused boolean DEFAULT true) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    known boolean;
+BEGIN
+    UPDATE jobqueue.schedules AS s
+       SET paused = pause_schedule.paused,
+           next_at = CASE WHEN NOT pause_schedule.paused THEN s.next_at END,
+           error = CASE WHEN NOT pause_schedule.paused THEN s.error END
+     WHERE s.name = pause_schedule.name;
+    known := FOUND;
+    PERFORM jobqueue.tell_of_schedules();
+    RETURN known;
+END $$;
+
+-- Submit a schedule's job now, paused or not, beside its ticks. Returns the job's id, NULL when there is no schedule of that name.
+CREATE OR REPLACE FUNCTION jobqueue.trigger_schedule(name text) RETURNS uuid
+LANGUAGE sql AS $$
+    SELECT (jobqueue.submit_many(jsonb_build_array(jobqueue.job_of(s, NULL))))[1]
+      FROM jobqueue.schedules AS s WHERE s.name = trigger_schedule.name
+$$;
+
+-- Make the schedules of one source those that it declares: new ones are made, changed ones changed, others of this source deleted.
+-- Where a name is taken, by another source or by HTTP or SQL, nothing is done. Returns the names taken, and by whom.
+CREATE OR REPLACE FUNCTION jobqueue.reconcile_schedules(source text, schedules jsonb) RETURNS TABLE (name text, owner text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    -- Nodes that start together do it one after the other.
+    PERFORM pg_advisory_xact_lock(7669743430829532519);
+    RETURN QUERY
+    SELECT s.name, s.source FROM jobqueue.schedules AS s
+     WHERE s.source IS DISTINCT FROM reconcile_schedules.source
+       AND s.name IN (SELECT d ->> 'name' FROM jsonb_array_elements(reconcile_schedules.schedules) AS d)
+     ORDER BY s.name;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    DELETE FROM jobqueue.schedules AS s
+     WHERE s.source = reconcile_schedules.source
+       AND s.name NOT IN (SELECT d ->> 'name' FROM jsonb_array_elements(reconcile_schedules.schedules) AS d);
+    INSERT INTO jobqueue.schedules AS s (name, source, cron, timezone, missed, kind, payload, queue, priority, max_retries, timeout)
+    SELECT d.name, reconcile_schedules.source, d.cron, d.timezone, d.missed, d.kind, d.payload, d.queue, d.priority, d.max_retries,
+           d.timeout
+      FROM jsonb_to_recordset(reconcile_schedules.schedules) AS d (name text, cron text, timezone text, missed text, kind text,
+               payload jsonb, queue text, priority integer, max_retries integer, timeout double precision)
+     -- What is as it should be is not touched: somebody's transaction may hold it for an hour, and this node is to start.
+     WHERE NOT EXISTS (SELECT FROM jobqueue.schedules AS s
+                        WHERE (s.name, s.cron, s.timezone, s.missed, s.kind, s.payload, s.queue, s.priority, s.max_retries, s.timeout)
+                              IS NOT DISTINCT FROM
+                              (d.name, d.cron, d.timezone, d.missed, d.kind, d.payload, d.queue, d.priority, d.max_retries, d.timeout))
+     ORDER BY d.name
+        ON CONFLICT (name) DO UPDATE
+       SET cron = excluded.cron, timezone = excluded.timezone, missed = excluded.missed, kind = excluded.kind,
+           payload = excluded.payload, queue = excluded.queue, priority = excluded.priority, max_retries = excluded.max_retries,
+           timeout = excluded.timeout, error = NULL, updated_at = now(),
+           next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at END
+     WHERE s.source = excluded.source;   -- where somebody's SQL took the name just now, it keeps it, and the next start says so
+    PERFORM jobqueue.tell_of_schedules();
+END $$;
+
+-- Up to so many schedules that have due ticks, or whose first tick nobody has computed yet, as an array of [name, cron, timezone,
+-- missed, next_at]; the time, which is what a node computes with; and the seconds until the next one of the others (NULL: none).
+CREATE OR REPLACE FUNCTION jobqueue.due_schedules(max_schedules integer DEFAULT 500)
+RETURNS TABLE (at double precision, due jsonb, next_in double precision)
+LANGUAGE sql STABLE AS $$
+    SELECT extract(epoch FROM now())::double precision,
+           (SELECT coalesce(jsonb_agg(jsonb_build_array(d.name, d.cron, d.timezone, d.missed,
+                                                        extract(epoch FROM d.next_at)::double precision)), '[]')
+              FROM (SELECT s.* FROM jobqueue.schedules AS s
+                     WHERE NOT s.paused AND s.error IS NULL AND (s.next_at IS NULL OR s.next_at <= now())
+                     ORDER BY s.next_at NULLS FIRST, s.name LIMIT max_schedules) AS d),
+           (SELECT extract(epoch FROM min(s.next_at) - clock_timestamp())::double precision FROM jobqueue.schedules AS s
+             WHERE NOT s.paused AND s.error IS NULL AND s.next_at > now())
+$$;
+
+-- Move schedules on, and submit the jobs of their ticks in the same transaction. moves is an array of objects:
+--
+--     name, cron, timezone, missed, expected    what was looked at: a schedule that is another by now, or further, is left alone
+--     ticks      the times that get a job, in seconds
+--     next_at    the first tick after these, in seconds
+--     error      why there is none, to be shown until somebody changes the schedule
+--
+-- Another node's moves, and a change that somebody has not committed yet, are not waited for. Returns the names of the schedules that
+-- were moved, the best rank of each queue that got jobs, and the seconds until the next tick of all but those that were left alone.
+CREATE OR REPLACE FUNCTION jobqueue.move_schedules(moves jsonb)
+RETURNS TABLE (moved text[], best jsonb, next_in double precision)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    jobs jsonb;
+BEGIN
+    moved := ARRAY(
+        SELECT s.name FROM jobqueue.schedules AS s
+          JOIN jsonb_to_recordset(moves) AS m (name text, cron text, timezone text, missed text, expected double precision)
+            ON (m.name, m.cron, m.timezone, m.missed) = (s.name, s.cron, s.timezone, s.missed)
+         WHERE NOT s.paused AND s.error IS NULL AND s.next_at IS NOT DISTINCT FROM to_timestamp(m.expected)
+         ORDER BY s.name FOR UPDATE OF s SKIP LOCKED);
+    UPDATE jobqueue.schedules AS s
+       SET next_at = to_timestamp(m.next_at), error = m.error,
+           last_at = coalesce(to_timestamp((m.ticks ->> -1)::double precision), s.last_at)
+      FROM jsonb_to_recordset(moves) AS m (name text, next_at double precision, ticks jsonb, error text)
+     WHERE s.name = m.name AND s.name = ANY (moved);
+    jobs := (SELECT jsonb_agg(jobqueue.job_of(s, to_timestamp(t.tick::double precision)) ORDER BY t.tick::double precision, s.name)
+               FROM jsonb_to_recordset(moves) AS m (name text, ticks jsonb)
+               JOIN jobqueue.schedules AS s ON s.name = m.name AND s.name = ANY (moved)
+              CROSS JOIN LATERAL jsonb_array_elements_text(m.ticks) AS t (tick));
+    best := '{}';
+    IF jobs IS NOT NULL THEN
+        best := (SELECT b.best FROM jobqueue.submit_batch(jobs) AS b);
+    END IF;
+    next_in := (SELECT extract(epoch FROM min(s.next_at) - clock_timestamp()) FROM jobqueue.schedules AS s
+                 WHERE NOT s.paused AND s.error IS NULL
+                   AND (s.name = ANY (moved) OR s.name NOT IN (SELECT m ->> 'name' FROM jsonb_array_elements(moves) AS m)));
+    RETURN NEXT;
+END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- maintenance
 

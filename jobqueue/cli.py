@@ -200,6 +200,7 @@ def load_app(name: str) -> App:
     app = getattr(module, attribute or "app", None)
     if not isinstance(app, App):
         raise SettingsError(f"module {module_name!r} has no jobqueue.App named {attribute or 'app'!r}")
+    app.source = name if attribute not in ("", "app") else module_name
     return app
 
 

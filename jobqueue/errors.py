@@ -43,6 +43,10 @@ class PayloadTooLarge(InvalidJob):
     """A submission is larger than a job may be."""
 
 
+class InvalidSchedule(InvalidJob):
+    """A schedule is not of the form that schedules have; most of its fields are those of its jobs."""
+
+
 class Unavailable(JobQueueError):
     """The request cannot be served now; nothing is wrong with it, and it may be sent again later."""
 

@@ -146,6 +146,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         payload: the decoded JSON document.
         attempt: 1 for the first run; `max_retries` + 1 is the last.
         created_at: when the job was submitted, by the database's clock, in UTC.
+        scheduled_for: the tick of the cron schedule that the job was submitted for, in UTC; None for any other job.
     """
 
     id: str
@@ -156,9 +157,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     max_retries: int
     created_at: datetime
+    scheduled_for: datetime | None = None
 
     @classmethod
     def from_claim(cls, claimed: ClaimedJob) -> Job:
+        tick = None if claimed.options is None else claimed.options.scheduled_for
         return cls(
             id=claimed.id,
             kind=claimed.kind,
@@ -168,6 +171,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             attempt=claimed.attempt,
             max_retries=claimed.max_retries,
             created_at=datetime.fromtimestamp(claimed.created_at, UTC),
+            scheduled_for=None if tick is None else datetime.fromtimestamp(tick, UTC),
         )
 
 

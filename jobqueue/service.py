@@ -21,6 +21,7 @@ import trio_parallel
 
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance, watchdog
+from jobqueue.engine.cron import Cron
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
@@ -81,6 +82,7 @@ class _Engine:
     outcomes: Outcomes
     dispatcher: Dispatcher
     schedule: Schedule
+    cron: Cron
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
@@ -97,6 +99,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 
     Raises:
         SettingsError: a setting that cannot work on this machine.
+        HandlerError: a schedule of the app has no kind, or its name is taken by somebody else's.
         SchemaVersionError: the database is not one that this version knows.
         EmbeddedPostgresError: the embedded PostgreSQL does not start.
         DatabaseUnavailable: there is no database at the start.
@@ -159,6 +162,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         store, lease, outcomes, metrics, queues=queues, handlers=app.handlers, poll_interval=settings.poll_interval
     )
     schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake)
+    cron = Cron(store, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
     submissions = Submissions(
         store,
         metrics,
@@ -179,7 +183,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, workers, queues, metrics)
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, cron, workers, queues, metrics)
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -199,6 +203,7 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
 
 async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: Stages) -> None:
     await engine.store.migrate()
+    await engine.cron.reconcile()
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
     await maintenance.recover(engine.store, engine.metrics, judge=None)
@@ -214,15 +219,19 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
         if channel == "jobqueue":
             rank, _, queue = payload.partition(" ")
             engine.dispatcher.wake({queue: float(rank)})
+        elif channel == "jobqueue_schedules":
+            engine.cron.look()
         else:
             engine.schedule.due_in(0)
 
     def on_connect() -> None:
         engine.dispatcher.wake_all()
         engine.schedule.due_in(0)
+        engine.cron.look()
 
     await stages.start("notifications", notifications.run, url, on_notify, on_connect)
     await stages.start("schedule", engine.schedule.run)
+    await stages.start("cron", engine.cron.run)
     await stages.start("dispatcher", engine.dispatcher.run)
 
 
@@ -264,6 +273,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
 
     await stages.stop("dispatcher", within=1)
     await stages.stop("schedule", within=1)
+    await stages.stop("cron", within=1)
     await stages.stop("notifications", within=1)
     with trio.move_on_after(1):
         for queue in engine.queues.values():

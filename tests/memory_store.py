@@ -32,8 +32,13 @@ from jobqueue.job import (
 from jobqueue.storage.store import (
     PROMOTE_BATCH,
     RECOVER_BATCH,
+    SCHEDULE_BATCH,
     Claim,
     Depth,
+    DueSchedule,
+    DueSchedules,
+    Move,
+    Moved,
     Node,
     Promotion,
     Ranks,
@@ -42,6 +47,7 @@ from jobqueue.storage.store import (
     Submitted,
     Want,
 )
+from jobqueue.timetable import CronSchedule
 
 State = Literal["pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
 Instant = int
@@ -93,6 +99,32 @@ class _Queue:
     paused: bool = False
 
 
+@dataclass(slots=True, kw_only=True)
+class _Schedule:
+    name: str
+    source: str | None
+    cron: str
+    timezone: str
+    missed: Any
+    kind: str
+    payload: Any
+    queue: str
+    priority: int
+    max_retries: int | None
+    timeout: float | None
+    created_at: Instant
+    updated_at: Instant
+    paused: bool = False
+    next_at: Instant | None = None
+    last_at: Instant | None = None
+    error: str | None = None
+
+    def job(self, tick: float | None) -> dict[str, Any]:
+        """What it submits for a tick."""
+        fields = {name: getattr(self, name) for name in ("kind", "payload", "queue", "priority", "max_retries", "timeout")}
+        return fields | {"options": {"schedule": self.name} | ({} if tick is None else {"scheduled_for": tick})}
+
+
 class MemoryStore(Store):
     """Every job state in dictionaries.
 
@@ -113,6 +145,7 @@ class MemoryStore(Store):
         self._queues: dict[str, _Queue] = {}
         self._lines: dict[tuple[str, bool], Fraction] = {}  # where they are served, by queue and whether they are the urgent ones
         self._turns: dict[tuple[str, bool, str], Fraction] = {}  # where the next job of a group may begin
+        self._schedules: dict[str, _Schedule] = {}
 
     @property
     def trouble(self) -> str | None:
@@ -323,6 +356,56 @@ class MemoryStore(Store):
             recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, row.state))
         return recovered
 
+    async def due_schedules(self) -> DueSchedules:
+        await trio.lowlevel.checkpoint()
+        now = self._now()
+        active = [schedule for schedule in self._schedules.values() if not schedule.paused and schedule.error is None]
+        due = [schedule for schedule in active if schedule.next_at is None or schedule.next_at <= now]
+        due.sort(key=lambda schedule: (schedule.next_at or -math.inf, schedule.name))
+        shown = [
+            DueSchedule(one.name, one.cron, one.timezone, one.missed, None if one.next_at is None else one.next_at / SECOND)
+            for one in due[:SCHEDULE_BATCH]
+        ]
+        others = [schedule for schedule in active if schedule not in due]
+        return DueSchedules(now / SECOND, shown, _next_in(others, now))
+
+    async def move_schedules(self, moves: Sequence[Move]) -> Moved:
+        await trio.lowlevel.checkpoint()
+        now = self._now()
+        given = {move.name: move for move in moves}
+        moved = {name for name, move in given.items() if name in self._schedules and _is_at(self._schedules[name], move)}
+        jobs = [
+            (tick, name, self._schedules[name].job(tick)) for name in moved for tick in given[name].ticks
+        ]  # all or none: made before anything moves
+        best = self._submit_batch([msgspec.json.encode(job) for _, _, job in sorted(jobs, key=lambda job: job[:2])], again=False)
+        for name in moved:
+            schedule, move = self._schedules[name], given[name]
+            schedule.next_at = None if move.next_at is None else round(move.next_at * SECOND)
+            schedule.error = move.error
+            if move.ticks:
+                schedule.last_at = round(move.ticks[-1] * SECOND)
+        counted = [
+            schedule
+            for schedule in self._schedules.values()
+            if not schedule.paused and schedule.error is None and (schedule.name in moved or schedule.name not in given)
+        ]
+        return Moved(moved, best, _next_in(counted, now))
+
+    async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
+        await trio.lowlevel.checkpoint()
+        taken = {
+            one.name: self._schedules[one.name].source
+            for one in sorted(schedules, key=lambda one: one.name)
+            if one.name in self._schedules and self._schedules[one.name].source != source
+        }
+        if taken:
+            return taken
+        named = {schedule.name for schedule in schedules}
+        self._schedules = {name: one for name, one in self._schedules.items() if one.source != source or name in named}
+        for schedule in schedules:
+            self._put(schedule, source)
+        return {}
+
     async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
         await trio.lowlevel.checkpoint()
         now = self._now()
@@ -406,6 +489,55 @@ class MemoryStore(Store):
             }
             for member in sorted(self._members.values(), key=lambda member: member.started_at)
         ]
+
+    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        return [_shown(one) for key, one in sorted(self._schedules.items()) if name in (None, key)]
+
+    async def put_schedule(self, schedule: CronSchedule) -> bool:
+        await trio.lowlevel.checkpoint()
+        known = schedule.name in self._schedules
+        self._put(schedule, None)
+        return not known
+
+    async def unschedule(self, name: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self._schedules.pop(name, None) is not None
+
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        await trio.lowlevel.checkpoint()
+        schedule = self._schedules.get(name)
+        if schedule is None:
+            return False
+        schedule.paused = paused
+        if paused:
+            schedule.next_at = schedule.error = None
+        return True
+
+    async def trigger_schedule(self, name: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        schedule = self._schedules.get(name)
+        if schedule is None:
+            return None
+        job_id = str(uuid_utils.uuid7())
+        self._submit_batch([msgspec.json.encode({"id": job_id, **schedule.job(None)})], again=False)
+        return job_id
+
+    def _put(self, schedule: CronSchedule, source: str | None) -> None:
+        now = self._now()
+        fields = msgspec.structs.asdict(schedule) | {"payload": msgspec.json.decode(schedule.payload)}
+        known = self._schedules.get(schedule.name)
+        if known is None:
+            self._schedules[schedule.name] = _Schedule(**fields, source=source, created_at=now, updated_at=now)
+            return
+        if source is not None and all(getattr(known, name) == value for name, value in fields.items()):
+            return
+        if (known.cron, known.timezone) != (schedule.cron, schedule.timezone):
+            known.next_at = None
+        for name, value in fields.items():
+            setattr(known, name, value)
+        known.error = None
+        known.updated_at = now
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return every job as `job` shows it: what ``SELECT * FROM jobqueue.jobs`` is to PostgreSQL."""
@@ -510,6 +642,17 @@ def _keep_error(row: _Row, error: dict[str, Any] | None, now: Instant) -> None:
         row.errors = [*row.errors, {**error, "at": _text(now), "node": row.node_id}][-KEPT_ERRORS:]
 
 
+def _is_at(schedule: _Schedule, move: Move) -> bool:
+    """Whether a schedule still is what a node looked at."""
+    now = (schedule.cron, schedule.timezone, schedule.missed, schedule.next_at)
+    expected = None if move.expected is None else round(move.expected * SECOND)
+    return not schedule.paused and schedule.error is None and now == (move.cron, move.timezone, move.missed, expected)
+
+
+def _next_in(schedules: Iterable[_Schedule], now: Instant) -> float | None:
+    return min(((schedule.next_at - now) / SECOND for schedule in schedules if schedule.next_at is not None), default=None)
+
+
 # ------------------------------------------------------------------------------------------------------- the column constraints
 
 
@@ -585,16 +728,16 @@ def _claimed(row: _Row, now: Instant) -> ClaimedJob:
     )
 
 
-def _shown(row: _Row) -> dict[str, Any]:
+def _shown(row: _Row | _Schedule) -> dict[str, Any]:
     return dict(_columns(row))
 
 
-def _columns(row: _Row) -> Iterator[tuple[str, Any]]:
+def _columns(row: _Row | _Schedule) -> Iterator[tuple[str, Any]]:
     for name in row.__slots__:
         if name == "rank":
             continue
         value = getattr(row, name)
-        is_time = name in ("created_at", "available_since", "run_at", "claimed_at", "ended_at")
+        is_time = name.endswith("_at") or name == "available_since"
         yield name, _text(value) if is_time and value is not None else value
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     ["storage"],
     ["concurrency"],
     ["in_transaction"],
-    ["errors", "job", "retry", "documents", "admission", "settings", "metrics", "logs"],
+    ["errors", "job", "retry", "documents", "admission", "timetable", "settings", "metrics", "logs"],
 ]
 """The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
 

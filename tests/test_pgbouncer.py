@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import psycopg
 import pytest
 import trio
@@ -231,6 +232,18 @@ def test_a_node_does_its_work_through_a_pooler_and_leaves_nothing_behind_in_it(
     assert database.rows("SELECT * FROM jobqueue.nodes") == []
     for one in (node, successor):
         assert not re.search("prepared statement|Traceback|doubt|wait for the database", one.service.log), one.service.log
+
+
+def test_schedules_tick_through_a_pooler(pooled_url: str, start: Start, database: Database) -> None:
+    node = start(pooled_url)
+    made = httpx.put(
+        f"{node.service.url}/schedules/tick", json={"cron": "* * * * * *", "kind": "echo", "missed": "all"}, timeout=30
+    )
+    assert made.status_code == 201
+    sql = "SELECT (options ->> 'scheduled_for')::float8 FROM jobqueue.jobs WHERE state = 'succeeded' ORDER BY 1"
+    wait_for(lambda: len(database.rows(sql)) >= 3, "it is found, without a notification, and ticks", seconds=40)
+    ticks = [tick for (tick,) in database.rows(sql)]
+    assert ticks == [ticks[0] + number for number in range(len(ticks))]
 
 
 @pytest.mark.parametrize("what", ["the pooler dies", "its server connections end"])

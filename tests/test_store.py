@@ -20,7 +20,8 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claim, Store, Want
+from jobqueue.storage.store import Claim, DueSchedule, Move, Store, Want
+from jobqueue.timetable import CronSchedule, schedule_of
 from tests.conftest import SERVERS, ServerPool
 from tests.memory_store import MemoryStore
 from tests.storage import Driver, joined, new_id, open_driver
@@ -653,3 +654,175 @@ async def test_a_retry_keeps_its_turn_and_a_dead_job_that_runs_again_takes_a_new
     assert await driver.store.retry(second.id)
     order = [job.id for job in await driver.claim()]
     assert (order[0], order[-1]) == (first.id, second.id)
+
+
+# ------------------------------------------------------------------------------------------------------------------- schedules
+
+
+def nightly(**fields: Any) -> CronSchedule:
+    return schedule_of({"name": "nightly", "cron": "0 3 * * *", "kind": "report", **fields})
+
+
+def move_of(schedule: DueSchedule, *ticks: float, next_at: float | None, **changed: Any) -> Move:
+    seen = {"name": schedule.name, "cron": schedule.cron, "timezone": schedule.timezone, "missed": schedule.missed}
+    return Move(**seen, **{"expected": schedule.next_at, "ticks": list(ticks), "next_at": next_at, **changed})
+
+
+async def begin(driver: Driver, next_at: float, *, name: str = "nightly") -> DueSchedule:
+    """Give a schedule its first tick, which is over; return it as it is due then."""
+    [schedule] = [one for one in (await driver.store.due_schedules()).due if one.name == name]
+    assert (await driver.store.move_schedules([move_of(schedule, next_at=next_at)])).names == {name}
+    [schedule] = [one for one in (await driver.store.due_schedules()).due if one.name == name]
+    assert schedule.next_at == next_at
+    return schedule
+
+
+async def test_a_schedule_is_due_until_somebody_has_computed_when_it_is_next(driver: Driver) -> None:
+    assert await driver.store.put_schedule(nightly(timezone="Europe/Berlin", missed="all"))
+    found = await driver.store.due_schedules()
+    assert found.due == [DueSchedule("nightly", "0 3 * * *", "Europe/Berlin", "all", None)]
+    assert found.next_in is None
+    [schedule] = found.due
+    moved = await driver.store.move_schedules([move_of(schedule, next_at=found.at + 100)])
+    assert (moved.names, moved.best, moved.next_in) == ({"nightly"}, {}, pytest.approx(100, abs=2))
+    found = await driver.store.due_schedules()
+    assert (found.due, found.next_in) == ([], pytest.approx(100, abs=2))
+
+
+async def test_a_tick_has_the_job_that_its_schedule_says(driver: Driver) -> None:
+    given = {"payload": {"n": "ä"}, "queue": "q", "priority": 7, "max_retries": 2, "timeout": 1.5}
+    await driver.store.put_schedule(nightly(**given))
+    schedule = await begin(driver, 1_000_000_000)
+    moved = await driver.store.move_schedules([move_of(schedule, 1_000_000_000, 1_000_086_400, next_at=4_000_000_000)])
+    assert set(moved.best) == {"q"}
+    first, second = await driver.claim(queue="q")
+    assert (first.options, second.options) == tuple(Options(schedule="nightly", scheduled_for=t) for t in (1e9, 1_000_086_400))
+    job = await driver.store.job(first.id)
+    assert job is not None
+    assert given.items() <= job.items()
+    assert (job["kind"], job["options"]) == ("report", {"schedule": "nightly", "scheduled_for": 1_000_000_000})
+    [row] = await driver.store.schedules("nightly")
+    assert [datetime.fromisoformat(row[name]).timestamp() for name in ("last_at", "next_at")] == [1_000_086_400, 4_000_000_000]
+    # Not a worse place than jobs that are submitted now, and no better one.
+    assert moved.best["q"] == pytest.approx(datetime.fromisoformat(job["created_at"]).timestamp() - 7, abs=0.01)
+
+
+async def test_a_tick_is_taken_once(driver: Driver) -> None:
+    await driver.store.put_schedule(nightly())
+    move = move_of(await begin(driver, 1_000_000_000), 1_000_000_000, next_at=4_000_000_000)
+    assert (await driver.store.move_schedules([move])).names == {"nightly"}
+    again = await driver.store.move_schedules([move])
+    assert (again.names, again.best, again.next_in) == (set(), {}, None)
+    assert len(await driver.claim()) == 1
+
+
+@pytest.mark.parametrize("change", [{"cron": "0 4 * * *"}, {"timezone": "Europe/Berlin"}, {"missed": "all"}, "paused", "gone"])
+async def test_a_schedule_that_was_changed_meanwhile_is_left_alone(driver: Driver, change: dict[str, str] | str) -> None:
+    await driver.store.put_schedule(nightly())
+    await driver.store.put_schedule(nightly(name="other"))
+    schedule, other = await begin(driver, 1_000_000_000), await begin(driver, 1_000_000_000, name="other")
+    if isinstance(change, dict):
+        assert not await driver.store.put_schedule(nightly(**change))
+    elif change == "paused":
+        await driver.store.pause_schedule("nightly", paused=True)
+    else:
+        await driver.store.unschedule("nightly")
+    moves = [move_of(one, 1_000_000_000, next_at=4_000_000_000) for one in (schedule, other)]
+    assert (await driver.store.move_schedules(moves)).names == {"other"}
+    assert [job.options and job.options.schedule for job in await driver.claim()] == ["other"]
+
+
+async def test_a_change_keeps_the_next_tick_unless_it_is_one_of_the_times(driver: Driver) -> None:
+    await driver.store.put_schedule(nightly())
+    await begin(driver, 1_000_000_000)
+    assert not await driver.store.put_schedule(nightly(kind="other", missed="skip"))
+    assert [one.next_at for one in (await driver.store.due_schedules()).due] == [1_000_000_000]
+    await driver.store.put_schedule(nightly(timezone="Europe/Berlin"))
+    assert [one.next_at for one in (await driver.store.due_schedules()).due] == [None]
+
+
+async def test_a_paused_schedule_is_not_due_and_begins_anew(driver: Driver) -> None:
+    await driver.store.put_schedule(nightly())
+    await begin(driver, 1_000_000_000)
+    assert await driver.store.pause_schedule("nightly", paused=True)
+    assert (await driver.store.due_schedules())[1:] == ([], None)
+    assert [(row["paused"], row["next_at"]) for row in await driver.store.schedules()] == [(True, None)]
+    assert await driver.store.pause_schedule("nightly", paused=False)
+    assert [one.next_at for one in (await driver.store.due_schedules()).due] == [None]
+    await begin(driver, 1_000_000_000)
+    assert await driver.store.pause_schedule("nightly", paused=False)  # it was not
+    assert [one.next_at for one in (await driver.store.due_schedules()).due] == [1_000_000_000]
+    assert not await driver.store.pause_schedule("other", paused=True)
+
+
+async def test_an_error_stands_until_the_schedule_is_changed(driver: Driver) -> None:
+    await driver.store.put_schedule(nightly())
+    [schedule] = (await driver.store.due_schedules()).due
+    moved = await driver.store.move_schedules([move_of(schedule, next_at=None, error="no such time")])
+    assert (moved.names, moved.next_in) == ({"nightly"}, None)
+    assert [row["error"] for row in await driver.store.schedules()] == ["no such time"]
+    assert (await driver.store.due_schedules()).due == []
+    await driver.store.put_schedule(nightly())
+    assert len((await driver.store.due_schedules()).due) == 1
+
+
+async def test_a_schedule_is_triggered_beside_its_ticks(driver: Driver) -> None:
+    await driver.store.put_schedule(nightly(payload=[1]))
+    await driver.store.pause_schedule("nightly", paused=True)
+    job_id = await driver.store.trigger_schedule("nightly")
+    job = await driver.claim_one()
+    assert (job.id, job.kind, bytes(job.payload), job.options) == (job_id, "report", b"[1]", Options(schedule="nightly"))
+    assert [row["last_at"] for row in await driver.store.schedules()] == [None]
+    assert await driver.store.trigger_schedule("other") is None
+
+
+async def test_a_source_has_the_schedules_that_it_declares_and_no_others(driver: Driver) -> None:
+    assert await driver.store.reconcile_schedules("mine", [nightly(), nightly(name="hourly", cron="0 * * * *")]) == {}
+    assert await driver.store.reconcile_schedules("theirs", [nightly(name="their")]) == {}
+    await driver.store.put_schedule(nightly(name="anybody's"))
+    for name in ("hourly", "nightly", "their"):
+        await begin(driver, 1_000_000_000, name=name)
+    await driver.store.pause_schedule("their", paused=True)
+    changed = [nightly(payload={"new": True}), nightly(name="weekly", cron="0 3 * * 1")]
+    assert await driver.store.reconcile_schedules("mine", changed) == {}
+    rows = {row["name"]: row for row in await driver.store.schedules()}
+    assert {name: row["source"] for name, row in rows.items()} == {
+        "anybody's": None,
+        "nightly": "mine",
+        "their": "theirs",
+        "weekly": "mine",
+    }
+    assert (rows["nightly"]["payload"], rows["their"]["paused"]) == ({"new": True}, True)
+    assert rows["nightly"]["next_at"] is not None, "its times are as they were"
+    await driver.store.reconcile_schedules("mine", [nightly(cron="0 4 * * *")])
+    assert {row["name"]: row["next_at"] for row in await driver.store.schedules("nightly")} == {"nightly": None}
+    await driver.store.reconcile_schedules("mine", [])
+    assert [row["name"] for row in await driver.store.schedules()] == ["anybody's", "their"]
+
+
+async def test_reconciling_what_has_not_changed_writes_nothing(driver: Driver) -> None:
+    await driver.store.reconcile_schedules("mine", [nightly(payload={"a": None}, timeout=3)])
+    before = await driver.store.schedules()
+    await driver.store.reconcile_schedules("mine", [nightly(payload={"a": None}, timeout=3)])
+    assert await driver.store.schedules() == before
+    await driver.store.reconcile_schedules("mine", [nightly(payload={"a": None}, timeout=4)])
+    assert await driver.store.schedules() != before
+
+
+async def test_a_name_that_is_taken_is_told_and_nothing_changes(driver: Driver) -> None:
+    await driver.store.put_schedule(nightly())
+    await driver.store.reconcile_schedules("theirs", [nightly(name="their")])
+    before = await driver.store.schedules()
+    taken = await driver.store.reconcile_schedules("mine", [nightly(), nightly(name="new"), nightly(name="their")])
+    assert taken == {"nightly": None, "their": "theirs"}
+    assert await driver.store.schedules() == before
+
+
+async def test_a_declared_schedule_that_is_changed_from_outside_stays_its_sources(driver: Driver) -> None:
+    await driver.store.reconcile_schedules("mine", [nightly()])
+    assert not await driver.store.put_schedule(nightly(kind="other"))
+    assert [(row["source"], row["kind"]) for row in await driver.store.schedules()] == [("mine", "other")]
+    await driver.store.reconcile_schedules("mine", [nightly()])
+    assert [(row["source"], row["kind"]) for row in await driver.store.schedules()] == [("mine", "report")]
+    assert await driver.store.unschedule("nightly")
+    assert not await driver.store.unschedule("nightly")

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from jobqueue.engine.periodic import Schedules
 from jobqueue.errors import HandlerError
 from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job
 from jobqueue.retry import DEFAULT_BACKOFF, Backoff
+from jobqueue.timetable import CronSchedule, Missed
 
 Mode = Literal["async", "thread", "process"]
 Signature = tuple[dict[str, Any], Mapping[str, inspect.Parameter]]
@@ -54,15 +56,29 @@ class App:
 
         @app.handler("thumbnail", timeout=30, max_retries=5)
         def thumbnail(path: str, width: int = 256) -> dict[str, int]: ...
+
+    Attributes:
+        source: what ``jobqueue serve`` was given, which owns the schedules of this app; None for an app that nobody serves.
     """
 
     def __init__(self) -> None:
+        self.source: str | None = None
         self._handlers: dict[str, Handler] = {}
+        self._schedules = Schedules()
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
         """The registered handlers by kind."""
         return self._handlers
+
+    @property
+    def schedules(self) -> list[CronSchedule]:
+        """The declared schedules.
+
+        Raises:
+            HandlerError: one has no kind.
+        """
+        return self._schedules.declared()
 
     def handler(
         self,
@@ -115,6 +131,65 @@ class App:
                 arguments=_compile(kind, signature, connection),
                 connection=connection,
             )
+            self._schedules.handled(function, kind)
+            return function
+
+        return register
+
+    def periodic(
+        self,
+        cron: str,
+        *,
+        timezone: str = "UTC",
+        missed: Missed = "one",
+        kind: str | None = None,
+        name: str | None = None,
+        payload: Any = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_retries: int | None = None,
+        timeout: float | None = None,
+    ) -> Callable[[Function], Function]:
+        """Submit a job by the clock: of the decorated handler's kind, or of `kind` (then a call by itself will do).
+
+        However many nodes there are, each tick has one job. Its handler finds the tick's time in `Job.scheduled_for`.
+
+        ::
+
+            @app.periodic("0 3 * * *", timezone="Europe/Berlin")
+            @app.handler("report")
+            async def report(job: jobqueue.Job) -> None: ...
+
+        Args:
+            cron: minute, hour, day of the month, month, day of the week; with six fields, the first is the second.
+            timezone: the IANA name of the time zone that it means.
+            missed: when several ticks are due, as after a time without any node, submit a job for the latest ("one"), for those of
+                the last minute ("skip"), or for each ("all").
+            kind: of the jobs; the handler's.
+            name: of the schedule; the kind. There is one of a name in a database.
+            payload: of the jobs, as JSON has it; none is ``{}``.
+            queue, priority, max_retries, timeout: of the jobs.
+
+        Raises:
+            HandlerError: a value cannot be, the name is taken, or it is not clear which kind is meant.
+        """
+        fields = {
+            "cron": cron,
+            "timezone": timezone,
+            "missed": missed,
+            "payload": payload,
+            "queue": queue,
+            "priority": priority,
+            "max_retries": max_retries,
+            "timeout": timeout,
+        } | ({} if name is None else {"name": name})
+        if kind is not None:
+            self._schedules.declare({**fields, "kind": kind})
+            return lambda function: function
+
+        def register(function: Function) -> Function:
+            kinds = [kind for kind, handler in self._handlers.items() if handler.function is function]
+            self._schedules.declare_for(function, kinds, fields)
             return function
 
         return register

@@ -18,6 +18,7 @@ from jobqueue.engine.submission import Submissions
 from jobqueue.errors import DatabaseUnavailable, ShuttingDown
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
+from jobqueue.timetable import CronSchedule
 
 DEPTH_INTERVAL = 1.0
 """Seconds for which counted depths are shown again, at the least."""
@@ -117,6 +118,21 @@ class Operations:
 
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()
+
+    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+        return await self._store.schedules(name)
+
+    async def put_schedule(self, schedule: CronSchedule) -> bool:
+        return await self._store.put_schedule(schedule)
+
+    async def unschedule(self, name: str) -> bool:
+        return await self._store.unschedule(name)
+
+    async def pause_schedule(self, name: str, paused: bool) -> bool:
+        return await self._store.pause_schedule(name, paused=paused)
+
+    async def trigger_schedule(self, name: str) -> str | None:
+        return await self._store.trigger_schedule(name)
 
     async def _depths(self) -> list[Depth]:
         """Count the depths, or give the last count again while it is young."""

@@ -13,11 +13,12 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import door, limits, problems
+from jobqueue.http import door, limits, problems, schedules
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.submit import Submitting, submit
 from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.timetable import CronSchedule
 
 
 class Backend(Submitting, Protocol):
@@ -58,6 +59,26 @@ class Backend(Submitting, Protocol):
         """Return every node that is running."""
         ...
 
+    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return every schedule, or the one of that name."""
+        ...
+
+    async def put_schedule(self, schedule: CronSchedule) -> bool:
+        """Make a schedule or change it; True when it is new."""
+        ...
+
+    async def unschedule(self, name: str) -> bool:
+        """Delete a schedule; False when there is none."""
+        ...
+
+    async def pause_schedule(self, name: str, paused: bool) -> bool:
+        """Pause a schedule or resume it; False when there is none."""
+        ...
+
+    async def trigger_schedule(self, name: str) -> str | None:
+        """Submit a schedule's job now and return its id; None when there is no schedule."""
+        ...
+
 
 def build(backend: Backend, guard: Guard) -> QuartTrio:
     """Make the ASGI app of a node. It needs no lifespan events, and adds no task to the app's nursery.
@@ -85,6 +106,13 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         ("/queues/<path:name>/pause", "POST", routes.pause),
         ("/queues/<path:name>/resume", "POST", routes.resume),
         ("/nodes", "GET", routes.nodes),
+        ("/schedules", "GET", routes.schedules),
+        ("/schedules/<path:name>", "GET", routes.schedule),
+        ("/schedules/<path:name>", "PUT", routes.put_schedule),
+        ("/schedules/<path:name>", "DELETE", routes.unschedule),
+        ("/schedules/<path:name>/pause", "POST", routes.pause_schedule),
+        ("/schedules/<path:name>/resume", "POST", routes.resume_schedule),
+        ("/schedules/<path:name>/trigger", "POST", routes.trigger_schedule),
     ]
     for path, method, view in views:
         app.add_url_rule(path, view_func=view, methods=[method])
@@ -172,6 +200,47 @@ class _Routes:
     async def nodes(self) -> Response:
         return _json(await self._backend.nodes())
 
+    async def schedules(self) -> Response:
+        return _json(await self._backend.schedules())
+
+    async def schedule(self, name: str) -> Response:
+        return _json(await self._found_schedule(name))
+
+    async def put_schedule(self, name: str) -> Response:
+        schedule = schedules.parse(name, await request.get_data(cache=False, as_text=False, parse_form_data=False))
+        new = await self._backend.put_schedule(schedule)
+        return _response(json_answer(await self._found_schedule(name), 201 if new else 200))
+
+    async def unschedule(self, name: str) -> Response:
+        schedule = await self._found_schedule(name)
+        await self._backend.unschedule(name)
+        return _json(schedule)
+
+    async def pause_schedule(self, name: str) -> Response:
+        return await self._pause_schedule(name, paused=True)
+
+    async def resume_schedule(self, name: str) -> Response:
+        return await self._pause_schedule(name, paused=False)
+
+    async def trigger_schedule(self, name: str) -> Response:
+        await self._found_schedule(name)
+        job_id = await self._backend.trigger_schedule(name)
+        if job_id is None:
+            raise _no_schedule(name)
+        return _response(json_answer({"id": job_id}, 201, {"Location": f"/jobs/{job_id}"}))
+
+    async def _found_schedule(self, name: str) -> dict[str, Any]:
+        # No such name can be asked for in PostgreSQL, or have been given.
+        found = [] if len(name) > MAX_NAME_LENGTH or "\0" in name else await self._backend.schedules(name)
+        if not found:
+            raise _no_schedule(name)
+        return found[0]
+
+    async def _pause_schedule(self, name: str, *, paused: bool) -> Response:
+        await self._found_schedule(name)
+        await self._backend.pause_schedule(name, paused)
+        return _json(await self._found_schedule(name))
+
     async def _found(self, job_id: str) -> dict[str, Any]:
         job = await self._backend.job(job_id)
         if job is None:
@@ -190,6 +259,10 @@ class _Routes:
             raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
         await self._backend.pause(name, paused)
         return _json({"queue": name, "paused": paused})
+
+
+def _no_schedule(name: str) -> NotFound:
+    return NotFound(f"There is no schedule {name[:MAX_NAME_LENGTH]!r}.")
 
 
 def _job_id(text: str) -> str:

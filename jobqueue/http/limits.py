@@ -12,6 +12,9 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_BODY_BYTES = 64 << 20
 """The largest body of a request."""
 
+MAX_SCHEDULE_BYTES = (1 << 20) + (64 << 10)
+"""The largest body that describes a schedule: the payload of its jobs, and room for the other fields."""
+
 HEADERS_TIMEOUT = 10.0
 """Seconds from the first byte of a request, or from connecting, until its headers are complete."""
 

@@ -18,6 +18,7 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
+from jobqueue.timetable import CronSchedule, Missed
 
 SUBMIT_TIMEOUT = 15.0
 """Seconds for the transaction of one batch of submissions: somebody waits for the answer."""
@@ -42,6 +43,7 @@ SETTLE_TIMEOUT = 5.0
 
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
+SCHEDULE_BATCH = 500
 
 T = TypeVar("T")
 
@@ -108,6 +110,53 @@ class Submitted(NamedTuple):
 
     best: Ranks
     claimed: list[ClaimedJob] | None = None
+
+
+class DueSchedule(msgspec.Struct, array_like=True, frozen=True):
+    """A schedule with due ticks; `next_at` is the first of them (None: nobody has computed it yet)."""
+
+    name: str
+    cron: str
+    timezone: str
+    missed: Missed
+    next_at: float | None
+
+
+class DueSchedules(NamedTuple):
+    """What `Store.due_schedules` found: at what time, what is due, and seconds until the next of the others is (None: never)."""
+
+    at: float
+    due: list[DueSchedule]
+    next_in: float | None
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a schedule is to be moved.
+
+    Attributes:
+        name, cron, timezone, missed, expected: what was looked at: a schedule that is another by now, or further, is left alone.
+        ticks: the times that get a job.
+        next_at: the first tick after these; None where there is none.
+        error: why there is none.
+    """
+
+    name: str
+    cron: str
+    timezone: str
+    missed: Missed
+    expected: float | None
+    ticks: list[float]
+    next_at: float | None
+    error: str | None = None
+
+
+class Moved(NamedTuple):
+    """What `Store.move_schedules` did: the names of what it moved, the best rank of each queue that got jobs, and seconds until
+    the next tick of all but those that it left alone (None: never)."""
+
+    names: set[str]
+    best: Ranks
+    next_in: float | None
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -287,6 +336,26 @@ class Store:
         rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s, %s::uuid)", RECOVER_BATCH, judge))
         return [msgspec.convert({**row, "id": str(row["id"]), "node_id": str(row["node_id"])}, Recovered) for row in rows]
 
+    async def due_schedules(self) -> DueSchedules:
+        """Find schedules that have due ticks, at most `SCHEDULE_BATCH`."""
+        [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.due_schedules(%s)", SCHEDULE_BATCH))
+        return DueSchedules(row["at"], msgspec.convert(row["due"], list[DueSchedule]), row["next_in"])
+
+    async def move_schedules(self, moves: Sequence[Move]) -> Moved:
+        """Move schedules on and submit the jobs of their ticks; those that another node moves, or somebody changes, are left alone.
+
+        Raises:
+            RefusedData: PostgreSQL refused one of the jobs.
+        """
+        [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.move_schedules(%s::jsonb)", _text(moves)))
+        return Moved(set(row["moved"]), row["best"], row["next_in"])
+
+    async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
+        """Make the schedules of a source these, unless a name is taken; return the names that are, and by which source."""
+        sql = "SELECT * FROM jobqueue.reconcile_schedules(%s, %s::jsonb)"
+        rows = await self._housekeeping.run(_rows(sql, source, _text(schedules)))
+        return {row["name"]: row["owner"] for row in rows}
+
     async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
         """Make the coming partitions and drop what is older than so many seconds; return the partitions dropped."""
         return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.maintain(%s, %s)", keep_finished, keep_dead)))
@@ -339,8 +408,32 @@ class Store:
         """The nodes that are running, or were and have not been buried yet."""
         return await self._list("SELECT to_jsonb(n) - 'process' AS row FROM jobqueue.nodes AS n ORDER BY started_at")
 
-    async def _list(self, sql: str) -> list[dict[str, Any]]:
-        return [dict(row["row"]) for row in await self._inspect.run(_rows(sql))]
+    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+        """All schedules, or the one of that name."""
+        sql = "SELECT to_jsonb(s) AS row FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name"
+        return await self._list(sql, name)
+
+    async def put_schedule(self, schedule: CronSchedule) -> bool:
+        """Make a schedule, or change the one of that name; tell whether it is new."""
+        fields = msgspec.structs.asdict(schedule) | {"payload": bytes(schedule.payload).decode()}
+        sql = f"SELECT jobqueue.schedule({', '.join(f'{field} => %s' for field in fields)})"
+        return bool(await self._inspect.run(_scalar(sql, *fields.values())))
+
+    async def unschedule(self, name: str) -> bool:
+        """Delete a schedule; False when there is none."""
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.unschedule(%s)", name)))
+
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        """Pause or resume a schedule; False when there is none."""
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.pause_schedule(%s, %s)", name, paused)))
+
+    async def trigger_schedule(self, name: str) -> str | None:
+        """Submit a schedule's job now; return the job's id, None when there is no such schedule."""
+        job_id = await self._inspect.run(_scalar("SELECT jobqueue.trigger_schedule(%s)", name))
+        return None if job_id is None else str(job_id)
+
+    async def _list(self, sql: str, *params: Any) -> list[dict[str, Any]]:
+        return [dict(row["row"]) for row in await self._inspect.run(_rows(sql, *params))]
 
 
 def _settle(connection: Connection, backend: tuple[int, str]) -> None:

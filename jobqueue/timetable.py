@@ -1,0 +1,214 @@
+"""Cron schedules: what one says, and the times that its expression means.
+
+No clock is asked here: whoever wants to know what is due brings the time, which is the database's. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, tzinfo
+from itertools import chain
+from typing import Annotated, Any, Literal, NamedTuple, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+from cronsim import CronSim, CronSimError
+
+from jobqueue import documents
+from jobqueue.errors import InvalidSchedule
+from jobqueue.job import (
+    MAX_NAME_LENGTH,
+    MAX_PAYLOAD_BYTES,
+    MAX_PRIORITY,
+    MAX_RETRIES,
+    MAX_TIMEOUT,
+    Name,
+    Priority,
+    Retries,
+    Timeout,
+)
+
+MAX_CRON_LENGTH = 200
+"""The longest cron expression, in characters."""
+
+MISSED_AFTER = 60.0
+"""Seconds after which a tick that nobody has submitted counts as missed, for ``missed="skip"``."""
+
+Missed = Literal["one", "skip", "all"]
+
+_SOME_TIME = 946_684_800
+"""The year 2000: whether an expression ever matches can be told from any time on."""
+
+
+class CronSchedule(msgspec.Struct, frozen=True, kw_only=True):
+    """Which job is submitted when.
+
+    Attributes:
+        name: what there can be only one of in a database.
+        cron: five fields, or six with the seconds first, as ``cronsim`` reads them.
+        timezone: an IANA name, whose local time the expression means.
+        missed: which of several due ticks get a job: the latest ("one"), those of the last `MISSED_AFTER` seconds ("skip"), "all".
+        payload: as JSON.
+    """
+
+    name: Name
+    cron: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CRON_LENGTH)]
+    timezone: Name = "UTC"
+    missed: Missed = "one"
+    kind: Name
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    queue: Name = "default"
+    priority: Priority = 0
+    max_retries: Retries | None = None
+    timeout: Timeout | None = None
+
+
+_fields = {field.name: field.type for field in msgspec.structs.fields(CronSchedule)}
+
+_name = f"a string of 1 to {MAX_NAME_LENGTH} characters"
+_must_be = {
+    "name": _name,
+    "cron": f"a string of 1 to {MAX_CRON_LENGTH} characters",
+    "timezone": f"the name of a time zone, {_name}",
+    "missed": 'one of "one", "skip" and "all"',
+    "kind": _name,
+    "queue": _name,
+    "priority": f"an integer from 0 to {MAX_PRIORITY}",
+    "max_retries": f"an integer from 0 to {MAX_RETRIES}",
+    "timeout": f"a number of seconds above 0 and up to {MAX_TIMEOUT:.0f}",
+}
+
+
+def schedule_of(fields: Mapping[str, Any]) -> CronSchedule:
+    """Make a schedule of what somebody said about it; its kind is its name unless said otherwise.
+
+    Raises:
+        InvalidSchedule: a field is missing, unknown, of the wrong type or out of its range, or its text means nothing.
+    """
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name not in _fields:
+            raise InvalidSchedule(f"schedules have no field {name[:MAX_NAME_LENGTH]!r}", field=name[:MAX_NAME_LENGTH])
+        if name == "payload":
+            continue
+        try:
+            given[name] = msgspec.convert(value, _fields[name])
+            documents.encode(given[name])
+        except (msgspec.ValidationError, documents.RefusedDocument):
+            raise InvalidSchedule(f"{name} must be {_must_be[name]}", field=name) from None
+    if "cron" not in given:
+        raise InvalidSchedule('cron is missing: when is it? Such as "*/5 * * * *" for every five minutes', field="cron")
+    payload = fields.get("payload")
+    try:
+        document = documents.encode({} if payload is None else payload, limit=MAX_PAYLOAD_BYTES)
+    except documents.RefusedDocument as error:
+        raise InvalidSchedule(f"payload cannot be stored: {error}", field="payload") from None
+    schedule = CronSchedule(**{"kind": given["name"], **given, "payload": msgspec.Raw(document)})
+    Timetable(schedule.cron, schedule.timezone).after(_SOME_TIME)
+    return schedule
+
+
+class Timetable:
+    """The ticks of one cron expression, by the local time of one time zone.
+
+    Daylight saving is as in Debian's cron (`cronsim`'s documentation has it): five fields that name hours and minutes tick at
+    once after an hour that is left out, and once in an hour that comes twice; all others go by the clock on the wall.
+
+    Raises:
+        InvalidSchedule: there is no such time zone, or the expression cannot be read.
+    """
+
+    def __init__(self, cron: str, timezone: str) -> None:
+        self._cron = cron
+        self._zone = _zone(timezone)
+        try:
+            CronSim(cron, self._local(_SOME_TIME))
+        except CronSimError as error:
+            raise InvalidSchedule(
+                f"cron {cron!r} cannot be read: {error}. It takes five fields (minute, hour, day of the month, month, day of the"
+                " week), or six with the second first",
+                field="cron",
+            ) from None
+
+    def after(self, instant: float) -> float:
+        """Return the first tick after a time.
+
+        Raises:
+            InvalidSchedule: there is none in fifty years.
+        """
+        return next(self.all_after(instant))
+
+    def all_after(self, instant: float) -> Iterator[float]:
+        """Yield the ticks after a time, one after the other.
+
+        Raises:
+            InvalidSchedule: there is none in the next fifty years.
+        """
+        for tick in CronSim(self._cron, self._local(instant)):
+            # In an hour that comes twice, five fields may tick before the time that they were asked about.
+            if (seconds := tick.timestamp()) > instant:
+                yield seconds
+        raise InvalidSchedule(f"cron {self._cron!r} means no time in the next fifty years", field="cron")
+
+    def latest(self, since: float, until: float) -> float:
+        """Return the last tick up to a time; `since` is one, and not after it."""
+        tick = since
+        if self.after(since) > until:
+            return tick
+        for candidate in CronSim(self._cron, self._local(math.floor(until) + 1), reverse=True):
+            if (seconds := candidate.timestamp()) <= until:
+                tick = max(since, seconds)
+                break
+        # Backwards, five fields leave out ticks of an hour that comes twice: from there on once more forwards.
+        for later in self.all_after(tick):
+            if later > until:
+                break
+            tick = later
+        return tick
+
+    def _local(self, instant: float) -> datetime:
+        return datetime.fromtimestamp(math.floor(instant), self._zone)
+
+
+class Due(NamedTuple):
+    """The ticks that are to be submitted now, and the next one."""
+
+    ticks: list[float]
+    next_at: float
+
+
+def due(timetable: Timetable, missed: Missed, next_at: float | None, now: float, limit: int) -> Due:
+    """Tell what is due of a schedule.
+
+    Args:
+        timetable: of its expression.
+        missed: its rule for ticks that nobody submitted in time.
+        next_at: its first tick that has not been looked at; None for a schedule that begins now.
+        now: the database's time.
+        limit: the most ticks; the others are left for another time.
+
+    Raises:
+        InvalidSchedule: it has no next tick.
+    """
+    if next_at is None:
+        return Due([], timetable.after(now))
+    first = next_at
+    if missed == "one":
+        first = timetable.latest(next_at, now)
+    elif missed == "skip" and next_at < now - MISSED_AFTER:
+        first = timetable.after(math.ceil(now - MISSED_AFTER) - 1)
+    ticks: list[float] = []
+    upcoming = chain([first], timetable.all_after(first))
+    while (tick := next(upcoming)) <= now and len(ticks) < limit:
+        ticks.append(tick)
+    return Due(ticks, tick)
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC  # for which `cronsim` need not look for changes of the clock
+    try:
+        return cast("tzinfo", ZoneInfo(name))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidSchedule(f"timezone {name!r} is not known: give one like Europe/Berlin", field="timezone") from None
