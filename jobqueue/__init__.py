@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 from jobqueue.engine.handlers import App
 from jobqueue.errors import Discard, HandlerError, JobQueueError, Retry, Snooze
-from jobqueue.job import Job
+from jobqueue.job import AttemptError, Job
 from jobqueue.retry import Backoff
 
-__all__ = ["App", "Backoff", "Discard", "HandlerError", "Job", "JobQueueError", "Retry", "Snooze", "__version__"]
+__all__ = ["App", "AttemptError", "Backoff", "Discard", "HandlerError", "Job", "JobQueueError", "Retry", "Snooze", "__version__"]

@@ -14,6 +14,7 @@ from jobqueue.errors import (
     BatchTooLarge,
     ConnectionLost,
     DatabaseUnavailable,
+    InvalidFilter,
     InvalidJob,
     Overloaded,
     PayloadTooLarge,
@@ -62,6 +63,7 @@ class _Absence(NamedTuple):
 
 # The most special class of an error decides.
 _REFUSALS: dict[type[BaseException], _Refusal] = {
+    InvalidFilter: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-filter", "The filter is not valid"),
     InvalidJob: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-job", "The job is not valid"),
     PayloadTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The payload is too large"),
     BatchTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "batch-too-large", "The batch is too large"),

@@ -220,7 +220,7 @@ class Lane:
         try:
             yield
         except (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded) as error:
-            raise RefusedData(_one_line(error)) from error
+            raise RefusedData(_one_line(error), field=_refused_by_us(error)) from error
         except pg.ReadOnlySqlTransaction as error:
             self._close()  # the server became a standby: the next connection may find the new primary
             raise DatabaseUnavailable(_one_line(error)) from error
@@ -333,6 +333,12 @@ def _over(connection: Connection) -> bool:
     except psycopg.OperationalError:
         return True
     return connection.closed
+
+
+def _refused_by_us(error: psycopg.Error) -> str | None:
+    """The field that a function of schema.sql named when it refused a value; checks of the tables name the table too."""
+    diagnosis = error.diag
+    return diagnosis.column_name if isinstance(error, pg.CheckViolation) and diagnosis.table_name is None else None
 
 
 def _one_line(error: Exception) -> str:
