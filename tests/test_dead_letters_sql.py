@@ -30,7 +30,8 @@ def sql(any_database_url: str) -> Iterator[Database]:
 
 
 BURY = """
-    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors)
+    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at,
+                                    errors)
     SELECT jobqueue.uuid7(), %s, %s, 0, 'no luck', '{}', 1, 1, now(), now(), now() - n * interval '1 second', '[]'
       FROM generate_series(1, %s) AS n
 """
@@ -104,7 +105,7 @@ async def test_looking_for_what_expires_reads_no_more_than_what_does(any_databas
             await driver.submit_many(*({"delay": delay} for _ in range(5000)))
             await driver.submit_many(*({"delay": delay, "options": Options(expires_in=3600)} for _ in range(500)))
             await driver.submit_many(*({"delay": delay, "options": Options(expires_in=0.1)} for _ in range(10)))
-        await trio.sleep(0.6)  # the server writes the counters now and then, and when a connection closes
+    await trio.sleep(0.6)  # the server writes the counters of a connection when it closes
     before = sql.rows(reads)
     async with open_driver(any_database_url) as driver:
         assert len((await driver.store.promote()).expired) == 20
@@ -208,8 +209,8 @@ async def test_succeeded_and_cancelled_jobs_are_kept_for_times_of_their_own(
             " FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')"
         )
         sql.rows(
-            "INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,"
-            " finished_at, errors) VALUES (gen_random_uuid(), 'default', 'default', 0, %s, '{}', 1, 1, now(), now(),"
+            "INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,"
+            " available_since, finished_at, errors) VALUES (gen_random_uuid(), 'default', 'default', 0, %s, '{}', 1, 1, now(), now(),"
             " '2020-01-01 12:00+00', '[]')",
             parent.removesuffix("_jobs"),
         )
