@@ -30,8 +30,8 @@ def sql(any_database_url: str) -> Iterator[Database]:
 
 
 BURY = """
-    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at,
-                                    errors)
+    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since,
+                                    died_at, errors)
     SELECT jobqueue.uuid7(), %s, %s, 0, 'no luck', '{}', 1, 1, now(), now(), now() - n * interval '1 second', '[]'
       FROM generate_series(1, %s) AS n
 """
@@ -210,8 +210,8 @@ async def test_succeeded_and_cancelled_jobs_are_kept_for_times_of_their_own(
         )
         sql.rows(
             "INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,"
-            " available_since, finished_at, errors) VALUES (gen_random_uuid(), 'default', 'default', 0, %s, '{}', 1, 1, now(), now(),"
-            " '2020-01-01 12:00+00', '[]')",
+            " available_since, finished_at, errors) VALUES (gen_random_uuid(), 'default', 'default', 0, %s, '{}', 1, 1,"
+            " now(), now(), '2020-01-01 12:00+00', '[]')",
             parent.removesuffix("_jobs"),
         )
     keep = {"keep_finished": 86_400.0 * 36_500, "keep_cancelled": 86_400.0 * 36_500}
