@@ -8,6 +8,8 @@
 --     scheduled_jobs --promote--> pending_jobs --claim--> inflight_jobs --finish--> finished_jobs | dead_jobs | scheduled_jobs
 --                                      ^------ release, recover --------'
 --
+-- What waits too long goes from wherever it waits to dead_jobs: expire, claim.
+--
 -- Every arrow is one function below and one transaction. Functions are called with batches, as one JSON document in and one out:
 -- that is what makes them fast (ARCHITECTURE.md has the figures).
 --
@@ -339,9 +341,10 @@ BEGIN
                    timeout double precision, run_at timestamptz, delay double precision, options jsonb)) WITH ORDINALITY
                AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, options, place)
     ), fresh AS MATERIALIZED (
+        -- OFFSET 0, so that each is looked up by its id: otherwise the ids of all jobs that there are would be read first.
         SELECT given.* FROM given
          WHERE NOT submit_batch.again
-            OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
+            OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id OFFSET 0)
                AND given.place IN (SELECT min(first.place) FROM given AS first GROUP BY first.id)
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs AS p
