@@ -8,6 +8,8 @@
 --     scheduled_jobs --promote--> pending_jobs --claim--> inflight_jobs --finish--> finished_jobs | dead_jobs | scheduled_jobs
 --                                      ^------ release, recover --------'
 --
+-- What waits too long goes from wherever it waits to dead_jobs: expire, claim.
+--
 -- Every arrow is one function below and one transaction. Functions are called with batches, as one JSON document in and one out:
 -- that is what makes them fast (ARCHITECTURE.md has the figures).
 --
@@ -97,6 +99,9 @@ CREATE INDEX IF NOT EXISTS pending_jobs_turn ON jobqueue.pending_jobs (queue, (p
  WHERE options ? 'turn';
 CREATE INDEX IF NOT EXISTS pending_jobs_group ON jobqueue.pending_jobs (queue, (options ->> 'group'), ((options -> 'turn')::numeric))
  WHERE options ? 'turn';
+-- Of jobs that have a time to expire alone, and a gate for what is given as one. See jobqueue.expire.
+CREATE INDEX IF NOT EXISTS pending_jobs_expire ON jobqueue.pending_jobs (((options -> 'expires_at')::double precision))
+ WHERE options ? 'expires_at';
 
 CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
@@ -123,6 +128,8 @@ CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 CREATE INDEX IF NOT EXISTS scheduled_jobs_promote ON jobqueue.scheduled_jobs (run_at);
+CREATE INDEX IF NOT EXISTS scheduled_jobs_expire ON jobqueue.scheduled_jobs (((options -> 'expires_at')::double precision))
+ WHERE options ? 'expires_at';
 
 -- No index on node_id: the table holds what is running now, and only a lost node's jobs are looked for that way.
 CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
@@ -144,13 +151,14 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     saved           jsonb
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
--- By day, so that retention drops a partition and never deletes a million rows.
+-- By how they ended, since they are kept for different times, and by day, so that retention drops a partition and never deletes a
+-- million rows.
 CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
     id              uuid             NOT NULL,
     queue           text             NOT NULL,
     kind            text             NOT NULL,
     priority        integer          NOT NULL,
-    state           text             NOT NULL CHECK (state IN ('succeeded', 'cancelled')),
+    state           text             NOT NULL,
     payload         jsonb            NOT NULL,
     max_retries     integer,
     timeout         double precision,
@@ -165,12 +173,18 @@ CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
     errors          jsonb            NOT NULL,
     options         jsonb,
     saved           jsonb
-) PARTITION BY RANGE (finished_at);
+) PARTITION BY LIST (state);
 
 CREATE INDEX IF NOT EXISTS finished_jobs_id ON jobqueue.finished_jobs (id);
 
--- Catches a finish on a day whose partition nobody made yet: bookkeeping may be late, a completion may not fail.
-CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs_default PARTITION OF jobqueue.finished_jobs DEFAULT;
+CREATE TABLE IF NOT EXISTS jobqueue.succeeded_jobs PARTITION OF jobqueue.finished_jobs FOR VALUES IN ('succeeded')
+    PARTITION BY RANGE (finished_at);
+CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs PARTITION OF jobqueue.finished_jobs FOR VALUES IN ('cancelled')
+    PARTITION BY RANGE (finished_at);
+
+-- Catch a finish on a day whose partition nobody made yet: bookkeeping may be late, a completion may not fail.
+CREATE TABLE IF NOT EXISTS jobqueue.succeeded_jobs_default PARTITION OF jobqueue.succeeded_jobs DEFAULT;
+CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs_default PARTITION OF jobqueue.cancelled_jobs DEFAULT;
 
 CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
@@ -192,7 +206,10 @@ CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
     saved           jsonb
 );
 
-CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at);
+-- Each is an order to page through, and the way to the few that a filter means among many.
+CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at, id);
+CREATE INDEX IF NOT EXISTS dead_jobs_queue ON jobqueue.dead_jobs (queue, died_at, id);
+CREATE INDEX IF NOT EXISTS dead_jobs_kind ON jobqueue.dead_jobs (kind, died_at, id);
 
 -- Fair groups, see jobqueue.take_turns. Where the two lines of a queue are served; NULL after they were found empty, which begins an
 -- epoch. Written by claims alone, so that no submitter's open transaction is ever waited for. Times in seconds since 1970.
@@ -443,11 +460,30 @@ BEGIN
     HAVING count(*) > 0;
     IF turns IS NOT NULL THEN
         jobs := (
-            SELECT jsonb_agg(CASE WHEN turns ? j.place::text THEN jsonb_set(j.job, '{options}', (j.job -> 'options') || (turns -> j.place::text)) ELSE j.job END
+            SELECT jsonb_agg(CASE WHEN turns ? j.place::text
+                                  THEN jsonb_set(j.job, '{options}', (j.job -> 'options') || (turns -> j.place::text))
+                                  ELSE j.job END
                              ORDER BY j.place)
               FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place));
     END IF;
     RETURN jobs;
+END $$;
+
+-- Refuse a batch with a job that is past its time already: it would never be started.
+CREATE OR REPLACE FUNCTION jobqueue.refuse_expired(jobs jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    late record;
+BEGIN
+    SELECT j.place, o.name INTO late
+      FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place)
+     CROSS JOIN LATERAL (VALUES ('expires_in', (j.job #>> '{options,expires_in}')::double precision),
+                                ('expires_at', (j.job #>> '{options,expires_at}')::double precision - date_part('epoch', now())))
+                     AS o (name, seconds)
+     WHERE o.seconds <= 0 ORDER BY j.place LIMIT 1;
+    IF FOUND THEN
+        RAISE check_violation USING COLUMN = late.name, MESSAGE = format('%s of job %s is not in the future', late.name, late.place);
+    END IF;
 END $$;
 
 -- What submit_many does, for the service. Returns the ids, and the best rank of each queue that got jobs, as {"queue": seconds}.
@@ -468,6 +504,9 @@ DECLARE
     earliest timestamptz;
 BEGIN
     IF jobs @? '$[*].options' THEN
+        IF NOT again THEN
+            PERFORM jobqueue.refuse_expired(jobs);
+        END IF;
         jobs := jobqueue.prepare(jobs);
     END IF;
     IF again THEN
@@ -489,9 +528,10 @@ BEGIN
                    timeout double precision, run_at timestamptz, delay double precision, options jsonb)) WITH ORDINALITY
                AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, options, place)
     ), fresh AS MATERIALIZED (
+        -- OFFSET 0, so that each is looked up by its id: otherwise the ids of all jobs that there are would be read first.
         SELECT given.* FROM given
          WHERE NOT submit_batch.again
-            OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id)
+            OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id OFFSET 0)
                AND given.place IN (SELECT min(first.place) FROM given AS first GROUP BY first.id)
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs AS p
@@ -637,6 +677,7 @@ BEGIN
     ), judged AS (
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
+                   'duration', round(extract(epoch FROM now() - lost.claimed_at), 6),
                    'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors
           FROM lost
     ), dead AS (
@@ -663,11 +704,37 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
 
+-- How long a job with these options may still be started, in seconds; NULL: for ever.
+CREATE OR REPLACE FUNCTION jobqueue.seconds_left(options jsonb) RETURNS double precision
+LANGUAGE sql STABLE AS $$
+    SELECT (options -> 'expires_at')::double precision - date_part('epoch', now())
+$$;
+
+-- The options of a job as its claim tells them.
+CREATE OR REPLACE FUNCTION jobqueue.timed(options jsonb) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN options ? 'expires_at' THEN options || jsonb_build_object('expires_in', jobqueue.seconds_left(options))
+                ELSE options END
+$$;
+
+-- Move jobs whose time was over when they were claimed, a moment ago, to the dead letters, as if they had not been.
+CREATE OR REPLACE FUNCTION jobqueue.bury_expired(jobs uuid[]) RETURNS void
+LANGUAGE sql AS $$
+    WITH late AS (DELETE FROM jobqueue.inflight_jobs WHERE id = ANY (jobs) RETURNING *)
+    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                    available_since, died_at, errors, options, saved)
+    SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt - 1, l.claims, l.created_at,
+           l.available_since, now(), l.errors, l.options, l.saved
+      FROM late AS l
+        ON CONFLICT (id) DO NOTHING
+$$;
+
 -- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
 -- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Jobs of a rank below the floor (in seconds; null
 -- for none) are not looked at: while an old transaction keeps dead rows from being removed, they lie there, in front of the living. Returns one JSON array of
 -- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds; a job that has
--- options or saved notes has these two at the end.
+-- options or saved notes has these two at the end. Where it has a time to expire, "expires_in" among the options says how long that is from
+-- now on; if that is not above zero, the job is not claimed: it is among the dead letters by then.
 --
 -- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
 -- array, which is evaluated once: a plan that ran it again would claim more than the limit.
@@ -689,6 +756,7 @@ DECLARE
     urgent numeric;
     quoted text;
     parts text[] := '{}';
+    late uuid[];
     twins boolean := false;   -- whether pending rows of jobs that run have been met
 BEGIN
     IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
@@ -725,8 +793,9 @@ BEGIN
                            t.claims + 1, t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at),
                            date_part('epoch', t.rank), date_part('epoch', clock_timestamp() - t.available_since),
                            CASE WHEN num_nonnulls(t.options, t.saved) > 0
-                                THEN concat(coalesce(t.options, 'null'), ',', coalesce(t.saved, 'null')) END), '],[')
-                  INTO emptied, common, urgent, part
+                                THEN concat(coalesce(jobqueue.timed(t.options), 'null'), ',', coalesce(t.saved, 'null')) END), '],['),
+                       array_agg(t.id) FILTER (WHERE t.options IS NOT NULL AND jobqueue.seconds_left(t.options) <= 0)
+                  INTO emptied, common, urgent, part, late
                   FROM taken AS t;
                 EXIT;
             EXCEPTION WHEN unique_violation THEN
@@ -739,6 +808,9 @@ BEGIN
         END IF;
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
+        END IF;
+        IF late IS NOT NULL THEN
+            PERFORM jobqueue.bury_expired(late);
         END IF;
     END LOOP;
     RETURN '[' || array_to_string(parts, ',') || ']';
@@ -791,8 +863,8 @@ BEGIN
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
         RETURNING i.*, g.result, g.place
     ), finished AS (
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
+        INSERT INTO jobqueue.succeeded_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                             available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, 'succeeded', d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, statement_timestamp(), d.node_id, d.result, d.errors, d.options, d.saved
           FROM gone AS d WHERE finish.keep
@@ -817,7 +889,7 @@ BEGIN
                                             available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
-          -- An outcome that nobody knows is refused by the check of the state, and not swallowed.
+          -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
           FROM gone AS d WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released')
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
@@ -855,10 +927,67 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- promote
 
--- Move up to so many due jobs to pending. Returns the jobs moved, the best rank of each queue that got some, as {"queue": seconds}, and
--- the seconds until the next one is due (NULL: none).
+-- When the next job that waits will expire, in seconds; NULL: none will.
+CREATE OR REPLACE FUNCTION jobqueue.next_expiry() RETURNS double precision
+LANGUAGE sql STABLE AS $$
+    SELECT least((SELECT (p.options -> 'expires_at')::double precision FROM jobqueue.pending_jobs AS p WHERE p.options ? 'expires_at'
+                   ORDER BY (p.options -> 'expires_at')::double precision LIMIT 1),
+                 (SELECT (s.options -> 'expires_at')::double precision FROM jobqueue.scheduled_jobs AS s WHERE s.options ? 'expires_at'
+                   ORDER BY (s.options -> 'expires_at')::double precision LIMIT 1))
+$$;
+
+-- Move jobs that wait and whose time to be started is over to the dead letters, up to so many of each state: those that nobody claims,
+-- since their queue is paused or has no workers, or they are due later. Returns an array of {"id", "queue", "kind", "attempt"}.
+CREATE OR REPLACE FUNCTION jobqueue.expire(max_jobs integer DEFAULT 1000) RETURNS jsonb
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    moment double precision := date_part('epoch', now());
+    died jsonb;
+BEGIN
+    WITH pending AS (
+        DELETE FROM jobqueue.pending_jobs AS p
+         WHERE p.ctid = ANY (ARRAY(
+                   SELECT e.ctid FROM jobqueue.pending_jobs AS e
+                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING p.*
+    ), scheduled AS (
+        DELETE FROM jobqueue.scheduled_jobs AS s
+         WHERE s.ctid = ANY (ARRAY(
+                   SELECT e.ctid FROM jobqueue.scheduled_jobs AS e
+                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING s.*
+    ), late AS (
+        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
+               saved FROM pending
+        UNION ALL
+        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
+               saved FROM scheduled
+    ), dead AS (
+        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                        available_since, died_at, errors, options, saved)
+        SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt, l.claims, l.created_at,
+               l.available_since, now(), l.errors, l.options, l.saved
+          FROM late AS l
+            ON CONFLICT (id) DO NOTHING
+    )
+    SELECT jsonb_agg(jsonb_build_object('id', l.id, 'queue', l.queue, 'kind', l.kind, 'attempt', l.attempt)) INTO died FROM late AS l;
+    RETURN coalesce(died, '[]');
+END $$;
+
+-- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
+-- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), and what expire returned.
 CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
-RETURNS TABLE (promoted integer, best jsonb, next_due double precision)
+RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -869,6 +998,10 @@ SET enable_sort = off
 AS $$
 #variable_conflict use_column
 BEGIN
+    expired := '[]';
+    IF jobqueue.next_expiry() <= date_part('epoch', now()) THEN
+        expired := jobqueue.expire(max_jobs);
+    END IF;
     WITH due AS (
         DELETE FROM jobqueue.scheduled_jobs AS s
          WHERE s.ctid = ANY (ARRAY(
@@ -896,33 +1029,44 @@ BEGIN
     SELECT coalesce(sum(q.jobs), 0), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
       INTO promoted, best FROM queues AS q;
     PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
-    next_due := (SELECT extract(epoch FROM s.run_at) - extract(epoch FROM clock_timestamp()) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1);
+    next_due := least((SELECT date_part('epoch', s.run_at) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1),
+                      jobqueue.next_expiry()) - date_part('epoch', clock_timestamp());
     RETURN NEXT;
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- steering
 
 -- Cancel a job that waits. Returns false when it is not pending or scheduled any more. In two statements: a job that is promoted
--- meanwhile is looked for where it went.
-CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid) RETURNS boolean
+-- meanwhile is looked for where it went. keep: false lets go of it, instead of keeping it in cancelled_jobs.
+CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid, keep boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql AS $$
+DECLARE
+    cancelled boolean;
 BEGIN
-    WITH gone AS (DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *)
-    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, finished_at, errors, options, saved)
-    SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-           errors, options, saved
-      FROM gone;
-    IF FOUND THEN
+    WITH gone AS (
+        DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *
+    ), kept AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, finished_at, errors, options, saved)
+        SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
+               errors, options, saved
+          FROM gone WHERE cancel.keep
+    )
+    SELECT EXISTS (SELECT FROM gone) INTO cancelled;
+    IF cancelled THEN
         RETURN true;
     END IF;
-    WITH gone AS (DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *)
-    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, finished_at, errors, options, saved)
-    SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-           errors, options, saved
-      FROM gone;
-    RETURN FOUND;
+    WITH gone AS (
+        DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *
+    ), kept AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, finished_at, errors, options, saved)
+        SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
+               errors, options, saved
+          FROM gone WHERE cancel.keep
+    )
+    SELECT EXISTS (SELECT FROM gone) INTO cancelled;
+    RETURN cancelled;
 END $$;
 
 -- The options of a job that goes to the end of the line again.
@@ -934,28 +1078,117 @@ LANGUAGE sql AS $$
                 ELSE options END
 $$;
 
--- Run a dead job again (redrive), with all its attempts and a new place in line. Returns false when it is not dead.
-CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
+-- ------------------------------------------------------------------------------------------------------------------- dead letters
+
+-- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. Returns how
+-- many were dead.
+CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
 LANGUAGE sql AS $$
-    WITH risen AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING *),
+    WITH risen AS (DELETE FROM jobqueue.dead_jobs WHERE id = ANY (jobs)
+                   RETURNING *, nullif(options - '{expires_at,rank,turn}'::text[], '{}') AS lasting),
          pending AS (
              INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
                                                 created_at, available_since, errors, options, saved)
              SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval, o.options), r.payload,
                     r.max_retries, r.timeout, 0, r.claims, r.created_at, now(), r.errors, o.options, r.saved
                FROM risen AS r
-              CROSS JOIN LATERAL (SELECT jobqueue.with_new_turn(r.options, r.queue, r.priority) AS options OFFSET 0) AS o
+              CROSS JOIN LATERAL (SELECT jobqueue.with_new_turn(r.lasting, r.queue, r.priority) AS options OFFSET 0) AS o
                LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
+                 ON CONFLICT (id) DO NOTHING
              RETURNING queue, rank),
-         told AS MATERIALIZED (SELECT jobqueue.wake(queue, rank) FROM pending)
-    SELECT EXISTS (SELECT FROM told)
+         told AS MATERIALIZED (
+             SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues)
+    SELECT count(*)::integer FROM risen CROSS JOIN told
 $$;
+
+-- Run a dead job again. Returns false when it is not dead.
+CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
+LANGUAGE sql AS $$ SELECT jobqueue.redrive(ARRAY[job]) > 0 $$;
 
 -- Delete a dead job for good. Returns false when it is not dead.
 CREATE OR REPLACE FUNCTION jobqueue.discard(job uuid) RETURNS boolean
 LANGUAGE sql AS $$
     WITH gone AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING id) SELECT EXISTS (SELECT FROM gone)
 $$;
+
+-- A filter of dead jobs as a condition on the rows of dead_jobs AS d. It is an object with any of "queue", "kind", "group", "reason" (a part of
+-- it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}. What else is in it is refused by its name, and so is
+-- an empty one: nobody means all by saying nothing.
+CREATE OR REPLACE FUNCTION jobqueue.dead_condition(filter jsonb) RETURNS text
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    asked record;
+    parts text[] := '{}';
+BEGIN
+    FOR asked IN SELECT key, value #>> '{}' AS text, jsonb_typeof(value) AS type FROM jsonb_each(jsonb_strip_nulls(filter)) LOOP
+        IF asked.key NOT IN ('queue', 'kind', 'group', 'reason', 'died_before', 'died_after', 'all') THEN
+            RAISE check_violation USING COLUMN = asked.key, MESSAGE = format('dead jobs have no filter %L', asked.key);
+        ELSIF asked.type <> (CASE asked.key WHEN 'all' THEN 'boolean' ELSE 'string' END) THEN
+            RAISE check_violation USING COLUMN = asked.key, MESSAGE = format('%s of a filter must not be a %s', asked.key, asked.type);
+        END IF;
+        parts := parts || CASE asked.key
+            WHEN 'queue' THEN format('d.queue = %L', asked.text)
+            WHEN 'kind' THEN format('d.kind = %L', asked.text)
+            WHEN 'group' THEN format('d.options ->> ''group'' = %L', asked.text)
+            WHEN 'reason' THEN format('strpos(d.reason, %L) > 0', asked.text)
+            WHEN 'died_before' THEN format('d.died_at < %L::timestamptz', asked.text::timestamptz)
+            WHEN 'died_after' THEN format('d.died_at > %L::timestamptz', asked.text::timestamptz)
+            ELSE asked.text END;
+    END LOOP;
+    IF cardinality(parts) = 0 THEN
+        RAISE check_violation USING COLUMN = 'all', MESSAGE = 'the filter is empty: {"all": true} means all';
+    END IF;
+    RETURN array_to_string(parts, ' AND ');
+END $$;
+
+-- The dead jobs that a filter means, oldest first, up to so many; locked, and without those that somebody else has locked.
+CREATE OR REPLACE FUNCTION jobqueue.dead_matching(filter jsonb, max_jobs integer) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    found uuid[];
+BEGIN
+    EXECUTE format('SELECT array_agg(m.id) FROM (SELECT d.id FROM jobqueue.dead_jobs AS d WHERE %s ORDER BY d.died_at, d.id LIMIT %s'
+                   ' FOR UPDATE SKIP LOCKED) AS m', jobqueue.dead_condition(filter), max_jobs) INTO found;
+    RETURN coalesce(found, '{}');
+END $$;
+
+-- Run dead jobs that match a filter again, the oldest first, up to so many in one transaction: repeat it until it returns 0, with a
+-- "died_before" where they may die again. Returns how many.
+CREATE OR REPLACE FUNCTION jobqueue.retry_dead(filter jsonb, max_jobs integer DEFAULT 1000) RETURNS integer
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN jobqueue.redrive(jobqueue.dead_matching(filter, max_jobs));
+END $$;
+
+-- Delete dead jobs that match a filter, the oldest first, up to so many in one transaction: repeat it until it returns 0. Returns how many.
+CREATE OR REPLACE FUNCTION jobqueue.discard_dead(filter jsonb, max_jobs integer DEFAULT 1000) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    found uuid[] := jobqueue.dead_matching(filter, max_jobs);
+    gone integer;
+BEGIN
+    DELETE FROM jobqueue.dead_jobs WHERE id = ANY (found);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END $$;
+
+-- Show dead jobs that match a filter, the latest first, up to so many, with the text of their last error but without their payloads.
+-- before, before_id: the died_at and id of the last one on the page before.
+CREATE OR REPLACE FUNCTION jobqueue.list_dead(filter jsonb, max_jobs integer DEFAULT 100, before timestamptz DEFAULT NULL,
+                                              before_id uuid DEFAULT NULL) RETURNS SETOF jsonb
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY EXECUTE format(
+        'SELECT jsonb_build_object(''id'', d.id, ''queue'', d.queue, ''kind'', d.kind, ''priority'', d.priority, ''reason'', d.reason,'
+        ' ''attempt'', d.attempt, ''max_retries'', d.max_retries, ''created_at'', d.created_at, ''died_at'', d.died_at,'
+        ' ''node_id'', d.node_id, ''options'', d.options, ''error'', d.errors -> -1 -> ''error'')'
+        ' FROM jobqueue.dead_jobs AS d WHERE %s AND %s ORDER BY d.died_at DESC, d.id DESC LIMIT %s',
+        jobqueue.dead_condition(filter),
+        CASE WHEN before IS NULL THEN 'true' ELSE format('(d.died_at, d.id) < (%L::timestamptz, %L::uuid)', before, before_id) END,
+        max_jobs);
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- queues
 
 -- Pause a queue on every node, or resume it. Running jobs go on.
 CREATE OR REPLACE FUNCTION jobqueue.pause(queue text, paused boolean DEFAULT true) RETURNS void
@@ -1141,46 +1374,81 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- maintenance
 
--- Make the partitions of finished_jobs for today and the next two days, and drop those that ended so many seconds ago. Safe to call
--- from many nodes; one at a time does it, the others return at once. Returns the partitions dropped.
-CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_finished double precision, keep_dead double precision) RETURNS integer
-LANGUAGE plpgsql AS $$
+-- Make the partitions of finished jobs for today and the next two days, and drop those whose day ended so many seconds ago. Safe to call
+-- from many nodes; one at a time does it, the others return at once. What it cannot lock at once, since somebody reads there in a
+-- transaction that stays open, is left for the next time: behind a lock that waits, completions would wait. Returns the partitions dropped.
+CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_succeeded double precision, keep_cancelled double precision) RETURNS integer
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+AS $$
 DECLARE
     day date;
+    parent text;
     part record;
     dropped integer := 0;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7669743430829532518) THEN
         RETURN 0;
     END IF;
-    FOR day IN SELECT ((now() AT TIME ZONE 'UTC')::date + n) FROM generate_series(0, 2) AS n LOOP
-        CONTINUE WHEN to_regclass(format('jobqueue.finished_jobs_%s', to_char(day, 'YYYYMMDD'))) IS NOT NULL;
-        -- A completion may have come before the partition of its day: those rows stay where they are until retention takes them.
-        CONTINUE WHEN EXISTS (SELECT FROM jobqueue.finished_jobs_default AS f
-                               WHERE f.finished_at >= day AT TIME ZONE 'UTC' AND f.finished_at < (day + 1) AT TIME ZONE 'UTC');
+    FOR parent, day IN
+        SELECT p, (now() AT TIME ZONE 'UTC')::date + n
+          FROM unnest('{succeeded_jobs,cancelled_jobs}'::text[]) AS p CROSS JOIN generate_series(0, 2) AS n
+    LOOP
+        CONTINUE WHEN to_regclass(format('jobqueue.%s_%s', parent, to_char(day, 'YYYYMMDD'))) IS NOT NULL;
         BEGIN
-            EXECUTE format('CREATE TABLE jobqueue.finished_jobs_%s PARTITION OF jobqueue.finished_jobs FOR VALUES FROM (%L) TO (%L)',
-                           to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
-        EXCEPTION WHEN check_violation THEN
-            NULL;  -- a completion of that day was committed in between: the same
+            EXECUTE format('CREATE TABLE jobqueue.%1$s_%2$s PARTITION OF jobqueue.%1$s FOR VALUES FROM (%3$L) TO (%4$L)',
+                           parent, to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
+        EXCEPTION
+            WHEN check_violation THEN
+                NULL;  -- completions that came before the partition of their day: they stay where they are until retention takes them
+            WHEN lock_not_available THEN
+                RETURN dropped;
         END;
     END LOOP;
     FOR part IN
-        SELECT c.relname AS name FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
-         WHERE i.inhparent = 'jobqueue.finished_jobs'::regclass AND c.relname ~ '^finished_jobs_\d{8}$'
-           AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1) AT TIME ZONE 'UTC' < now() - keep_finished * interval '1 second'
+        SELECT c.relname AS name
+          FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
+          JOIN pg_inherits AS i ON i.inhparent = ('jobqueue.' || k.parent)::regclass
+          JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relname ~ ('^' || k.parent || '_\d{8}$')
+         WHERE (to_date(right(c.relname, 8), 'YYYYMMDD') + 1) AT TIME ZONE 'UTC' < now() - k.seconds * interval '1 second'
     LOOP
-        EXECUTE format('DROP TABLE jobqueue.%I', part.name);
-        dropped := dropped + 1;
+        BEGIN
+            EXECUTE format('DROP TABLE jobqueue.%I', part.name);
+            dropped := dropped + 1;
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN dropped;
+        END;
     END LOOP;
-    DELETE FROM jobqueue.finished_jobs_default WHERE finished_at < now() - keep_finished * interval '1 second';
-    DELETE FROM jobqueue.dead_jobs WHERE died_at < now() - keep_dead * interval '1 second';
     DELETE FROM jobqueue.fair_groups WHERE ctid = ANY (ARRAY(
         SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
          WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
          LIMIT 10000 FOR UPDATE OF g SKIP LOCKED));
     RETURN dropped;
 END $$;
+
+-- Delete what retention does not find in a partition that it can drop, the oldest first, up to so many rows of a table: dead jobs, and what
+-- finished on a day without a partition. Returns how many rows.
+CREATE OR REPLACE FUNCTION jobqueue.prune(keep_succeeded double precision, keep_cancelled double precision, keep_dead double precision,
+                                          max_jobs integer DEFAULT 1000) RETURNS integer
+LANGUAGE sql AS $$
+    WITH dead AS (
+        DELETE FROM jobqueue.dead_jobs WHERE id = ANY (ARRAY(
+            SELECT d.id FROM jobqueue.dead_jobs AS d WHERE d.died_at < now() - keep_dead * interval '1 second'
+             ORDER BY d.died_at, d.id LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    ), succeeded AS (
+        DELETE FROM jobqueue.succeeded_jobs_default WHERE ctid = ANY (ARRAY(
+            SELECT f.ctid FROM jobqueue.succeeded_jobs_default AS f WHERE f.finished_at < now() - keep_succeeded * interval '1 second'
+             LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    ), cancelled AS (
+        DELETE FROM jobqueue.cancelled_jobs_default WHERE ctid = ANY (ARRAY(
+            SELECT f.ctid FROM jobqueue.cancelled_jobs_default AS f WHERE f.finished_at < now() - keep_cancelled * interval '1 second'
+             LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    )
+    SELECT ((SELECT count(*) FROM dead) + (SELECT count(*) FROM succeeded) + (SELECT count(*) FROM cancelled))::integer
+$$;
 
 -- A first set of partitions, so that a database prepared with psql alone is complete.
 SELECT jobqueue.maintain(86400, 2592000);

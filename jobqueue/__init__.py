@@ -27,11 +27,12 @@ from jobqueue.errors import (
     UnprocessableJob,
 )
 from jobqueue.in_transaction import submit, submit_many
-from jobqueue.job import Job
+from jobqueue.job import AttemptError, Job
 from jobqueue.retry import Backoff
 
 __all__ = [
     "App",
+    "AttemptError",
     "Backoff",
     "Discard",
     "HandlerError",

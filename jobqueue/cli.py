@@ -103,7 +103,8 @@ def cli() -> None:
     default=DEFAULTS.visibility_timeout,
 )
 @setting("--grace-period", "GRACE_PERIOD", "Seconds that jobs may go on after SIGTERM.", type=float, default=DEFAULTS.grace_period)
-@setting("--keep-finished", "KEEP_FINISHED", "Seconds to keep finished jobs.", type=float, default=DEFAULTS.keep_finished)
+@setting("--keep-finished", "KEEP_FINISHED", "Seconds to keep jobs that succeeded.", type=float, default=DEFAULTS.keep_finished)
+@setting("--keep-cancelled", "KEEP_CANCELLED", "Seconds to keep cancelled jobs.", type=float, default=DEFAULTS.keep_cancelled)
 @setting("--keep-dead", "KEEP_DEAD", "Seconds to keep dead letters.", type=float, default=DEFAULTS.keep_dead)
 @log_level
 @click.option("--supervised", type=int, hidden=True)  # the number of this process: see jobqueue/supervised.py

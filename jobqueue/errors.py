@@ -35,6 +35,10 @@ class UnprocessableJob(InvalidJob):
     """A submission has the right form, but holds what cannot be stored or what no handler serves."""
 
 
+class InvalidFilter(InvalidJob):
+    """What jobs are asked for by is not of the form that filters have."""
+
+
 class BatchTooLarge(InvalidJob):
     """A submission holds more jobs than one transaction may."""
 
@@ -89,7 +93,16 @@ class NotReplicated(ConnectionLost):
 
 
 class RefusedData(JobQueueError):
-    """PostgreSQL refused a value in the batch; the whole batch was rolled back."""
+    """PostgreSQL refused a value in the batch; the whole batch was rolled back.
+
+    Args:
+        reason: what PostgreSQL said.
+        field: the field at fault, where a function of ours refused it by name.
+    """
+
+    def __init__(self, reason: str, *, field: str | None = None) -> None:
+        super().__init__(reason)
+        self.field = field
 
 
 class SchemaVersionError(JobQueueError):

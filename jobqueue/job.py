@@ -73,7 +73,8 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     Attributes:
         expires_at: when it is no use to start the job any more, by the database's clock.
-        expires_in: the same, counted from the submission; only in a `NewJob`.
+        expires_in: the same, counted from the submission in a `NewJob`, and from the claim in a `ClaimedJob`.
+        start_by: the same again, by the clock of the node that claimed the job.
         turn: when the job's turn is among those of its group and the others, in the virtual time of the line.
         rank: the job's place in the queue, where the database has given it one.
         schedule: the cron schedule that submitted the job, by name.
@@ -92,6 +93,7 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     rank: float | None = None
     schedule: str | None = None
     scheduled_for: float | None = None
+    start_by: float | None = None
 
 
 class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -126,6 +128,12 @@ class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
     waited: float
     options: Options | None = None
     saved: msgspec.Raw | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time was over when it was claimed: it is among the dead letters, and not this node's."""
+        options = self.options
+        return options is not None and options.expires_at is not None and options.expires_in is not None and options.expires_in <= 0
 
     @property
     def last_attempt(self) -> bool:
@@ -173,6 +181,24 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             created_at=datetime.fromtimestamp(claimed.created_at, UTC),
             scheduled_for=None if tick is None else datetime.fromtimestamp(tick, UTC),
         )
+
+
+class DeadFilter(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Which dead jobs are meant: all conditions hold, and ``{}`` is refused where jobs are moved or deleted.
+
+    Attributes:
+        reason: a part of the reason that a person reads.
+        died_before: by the database's clock; so is `died_after`. Both are exclusive.
+        all: that no condition is meant to be there.
+    """
+
+    queue: Name | None = None
+    kind: Name | None = None
+    group: Name | None = None
+    reason: Name | None = None
+    died_before: Instant | None = None
+    died_after: Instant | None = None
+    all: bool | None = None
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -25,6 +25,7 @@ from jobqueue.engine.cron import Cron
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
+from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.operations import Operations
@@ -45,6 +46,9 @@ from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
 
 HTTP_DRAIN = 2.0
 """Seconds that requests in flight have for their answer when the service stops."""
+
+HOOKS_DRAIN = 1.0
+"""Seconds that calls of hooks have to end when the service stops."""
 
 MAX_THREADS_LEFT_BEHIND = 1_000
 """Threads that outlived their timeout and may still run, before sync handlers must wait for one of them to end."""
@@ -86,6 +90,7 @@ class _Engine:
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
+    hooks: Hooks
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
@@ -157,11 +162,26 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     lease = Lease(
         store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease, on_held=wake_all
     )
-    outcomes = Outcomes(store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in)
-    dispatcher = Dispatcher(
-        store, lease, outcomes, metrics, queues=queues, handlers=app.handlers, poll_interval=settings.poll_interval
+    hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
+    outcomes = Outcomes(
+        store,
+        lease,
+        metrics,
+        keep_finished=settings.keep_finished > 0,
+        on_scheduled=due_in,
+        on_failed=hooks.ended if hooks.any else None,
     )
-    schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake)
+    dispatcher = Dispatcher(
+        store,
+        lease,
+        outcomes,
+        metrics,
+        queues=queues,
+        handlers=app.handlers,
+        poll_interval=settings.poll_interval,
+        on_expired=hooks.expired,
+    )
+    schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake, on_expired=hooks.expired)
     cron = Cron(store, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
     submissions = Submissions(
         store,
@@ -183,7 +203,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, cron, workers, queues, metrics)
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, cron, workers, queues, metrics, hooks)
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -206,11 +226,14 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
     await engine.cron.reconcile()
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
-    await maintenance.recover(engine.store, engine.metrics, judge=None)
+    if engine.hooks.any:
+        await stages.start("hooks", engine.hooks.run)
+    await maintenance.recover(engine.store, engine.hooks, judge=None)
     await stages.start("heartbeat", engine.lease.run)
     recovery_interval = settings.visibility_timeout / RENEWALS_PER_LEASE
-    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.lease, engine.metrics, recovery_interval)
-    await stages.start("pruning", maintenance.run_pruning, engine.store, settings.keep_finished, settings.keep_dead)
+    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.lease, engine.hooks, recovery_interval)
+    keep = settings.keep_finished, settings.keep_cancelled, settings.keep_dead
+    await stages.start("pruning", maintenance.run_pruning, engine.store, *keep)
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)
     await stages.start("workers", engine.workers.run)
@@ -252,6 +275,7 @@ async def _serve_http(
         engine.metrics,
         dispatcher=engine.dispatcher,
         queues=engine.queues.values(),
+        keep_cancelled=settings.keep_cancelled > 0,
         stopping=stages.stopping.is_set,
     )
     guard = Guard(settings.tokens, [settings.host])
@@ -294,6 +318,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
     await stages.stop("outcomes", within=0.2)
     await stages.stop("recovery", within=0.2)
     await stages.stop("pruning", within=0.2)
+    await stages.stop("hooks", within=HOOKS_DRAIN, gently=engine.hooks.close)
 
     # Only now: while outcomes were being written, a lease that ran out would have given the jobs away.
     await stages.stop("heartbeat", within=0.2)

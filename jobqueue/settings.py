@@ -35,7 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         poll_interval: how often to look for work that no notification told of.
         visibility_timeout: how long a node may be silent before its jobs are given to others.
         grace_period: how long running jobs may go on after SIGTERM.
-        keep_finished: how long finished jobs are kept, by whole days.
+        keep_finished: how long jobs that succeeded are kept, by whole days.
+        keep_cancelled: how long cancelled jobs are kept, by whole days.
         keep_dead: how long dead letters are kept.
 
     Raises:
@@ -54,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     visibility_timeout: float = 30.0
     grace_period: float = 20.0
     keep_finished: float = 86_400.0
+    keep_cancelled: float = 30 * 86_400.0
     keep_dead: float = 30 * 86_400.0
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("visibility timeout", self.visibility_timeout, 2, 86_400),
             ("grace period", self.grace_period, 0, 86_400),
             ("time to keep finished jobs", self.keep_finished, 0, 10 * 365 * 86_400),
+            ("time to keep cancelled jobs", self.keep_cancelled, 0, 10 * 365 * 86_400),
             ("time to keep dead jobs", self.keep_dead, 0, 10 * 365 * 86_400),
             ("number of queues", len(self.queues), 0, MAX_QUEUES),
             *((f"concurrency of queue {queue!r}", width, 0, MAX_CONCURRENCY) for queue, width in self.queues.items()),

@@ -26,17 +26,21 @@ from jobqueue.job import (
     MAX_RETRIES,
     MAX_TIMEOUT,
     ClaimedJob,
+    DeadFilter,
     Options,
     Outcome,
 )
 from jobqueue.storage.store import (
+    DEAD_BATCH,
     PROMOTE_BATCH,
+    PRUNE_BATCH,
     RECOVER_BATCH,
     SCHEDULE_BATCH,
     Claim,
     Depth,
     DueSchedule,
     DueSchedules,
+    Expired,
     Move,
     Moved,
     Node,
@@ -189,7 +193,7 @@ class MemoryStore(Store):
         now = self._now()
         fresh: dict[str, _Row] = {}
         for place, document in enumerate(jobs):
-            row = self._new_row(msgspec.json.decode(document), now, place)
+            row = self._new_row(msgspec.json.decode(document), now, place, again=again)
             if row.id in fresh:
                 continue
             known = self._rows.get(row.id)
@@ -202,7 +206,7 @@ class MemoryStore(Store):
         self._rows |= fresh
         return _best(row for row in fresh.values() if row.state == "pending")
 
-    def _new_row(self, given: dict[str, Any], now: Instant, place: int) -> _Row:
+    def _new_row(self, given: dict[str, Any], now: Instant, place: int, *, again: bool) -> _Row:
         run_at = None
         if given.get("run_at") is not None:
             run_at = _instant(datetime.fromisoformat(given["run_at"]))
@@ -221,7 +225,7 @@ class MemoryStore(Store):
             available_since=run_at if scheduled and run_at is not None else now + place,
             state="scheduled" if scheduled else "pending",
             run_at=run_at if scheduled else None,
-            options=_prepared(given.get("options"), now),
+            options=_prepared(given.get("options"), now, again=again),
         )
         _check(row)
         return row
@@ -290,7 +294,10 @@ class MemoryStore(Store):
                 if row.options is not None and "turn" in row.options:
                     line = queue, row.priority > 0
                     self._lines[line] = max(_turn(row), self._lines.get(line, Fraction(0)))
-                claimed.append(_claimed(row, self._now()))
+                claimed.append(_claimed(row, self._now(), _seconds_left(row, now)))
+                if _seconds_left(row, now) <= 0:
+                    row.attempt -= 1
+                    _expire(row, now)
             if len(ready) < jobs:
                 for urgent in (False, True):
                     if self._lines.pop((queue, urgent), None) is not None:
@@ -328,13 +335,19 @@ class MemoryStore(Store):
     async def promote(self) -> Promotion:
         await trio.lowlevel.checkpoint()
         now = self._now()
+        waiting = self._in("pending"), self._in("scheduled")
+        late = [row for rows in waiting for row in sorted(rows, key=_expiry)[:PROMOTE_BATCH] if _seconds_left(row, now) <= 0]
+        for row in late:
+            _expire(row, now)
         scheduled = sorted((row for row in self._in("scheduled")), key=_due)
         due = [row for row in scheduled if _due(row) <= now][:PROMOTE_BATCH]
         self._take_turns((row for row in due if row.options is not None and "turn" not in row.options), now)
         for row in due:
             self._to_pending(row, refund=False)
-        left = scheduled[len(due) :]
-        return Promotion(len(due), _best(due), (_due(left[0]) - now) / SECOND if left else None)
+        left = [_due(row) / SECOND for row in scheduled[len(due) :][:1]]
+        left += [_expiry(row) for row in (*self._in("pending"), *self._in("scheduled")) if _expiry(row) < math.inf]
+        expired = [Expired(row.id, row.queue, row.kind, row.attempt) for row in late]
+        return Promotion(len(due), _best(due), min(left) - now / SECOND if left else None, expired)
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         await trio.lowlevel.checkpoint()
@@ -347,7 +360,8 @@ class MemoryStore(Store):
             node_id = str(row.node_id)
             spent = row.max_retries is not None and row.attempt > row.max_retries
             error = "lease lost: the node that ran this attempt stopped renewing its lease"
-            _keep_error(row, {"attempt": row.attempt, "error": error}, now)
+            ran = now - (row.claimed_at or now)
+            _keep_error(row, {"attempt": row.attempt, "error": error, "duration": ran / SECOND}, now)
             if spent:
                 _end(row, "dead", now)
                 row.reason = f"lease lost {row.attempt} times: the job may be killing its process"
@@ -406,20 +420,31 @@ class MemoryStore(Store):
             self._put(schedule, source)
         return {}
 
-    async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
+    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> int:
         await trio.lowlevel.checkpoint()
         now = self._now()
+        dropped = 0
+        for finished, keep in ((self._in("succeeded"), keep_finished), (self._in("cancelled"), keep_cancelled)):
+            days = {_day(row) for row in finished if (_day(row) + 1) * DAY < now - round(keep * SECOND)}
+            for row in finished:
+                if _day(row) in days:
+                    del self._rows[row.id]
+            dropped += len(days)
+        return dropped
 
-        def ended_before(row: _Row, seconds: float) -> bool:
-            return row.ended_at is not None and row.ended_at < now - round(seconds * SECOND)
-
-        finished = [row for row in self._rows.values() if row.state in ("succeeded", "cancelled")]
-        days = {_day(row) for row in finished if (_day(row) + 1) * DAY < now - round(keep_finished * SECOND)}
-        old = [row.id for row in finished if _day(row) in days]
-        old += [row.id for row in self._in("dead") if ended_before(row, keep_dead)]
-        for job_id in old:
-            del self._rows[job_id]
-        return len(days)
+    async def prune(
+        self,
+        *,
+        keep_finished: float,  # noqa: ARG002 - there is a day for every job that finished
+        keep_cancelled: float,  # noqa: ARG002
+        keep_dead: float,
+    ) -> int:
+        await trio.lowlevel.checkpoint()
+        before = self._now() - round(keep_dead * SECOND)
+        old = sorted((row for row in self._in("dead") if _ended(row) < before), key=_ended)[:PRUNE_BATCH]
+        for row in old:
+            del self._rows[row.id]
+        return len(old)
 
     async def depths(self) -> list[Depth]:
         await trio.lowlevel.checkpoint()
@@ -440,12 +465,14 @@ class MemoryStore(Store):
         row = self._rows.get(job_id)
         return None if row is None else _shown(row)
 
-    async def cancel(self, job_id: str) -> bool:
+    async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
         if row is None or row.state not in ("pending", "scheduled"):
             return False
         _end(row, "cancelled", self._now())
+        if not keep:
+            del self._rows[job_id]
         return True
 
     async def retry(self, job_id: str) -> bool:
@@ -453,10 +480,7 @@ class MemoryStore(Store):
         row = self._rows.get(job_id)
         if row is None or row.state != "dead":
             return False
-        row.attempt = 0
-        row.available_since = self._now()
-        self._take_turns([row], row.available_since)
-        self._to_pending(row, refund=False)
+        self._redrive(row)
         return True
 
     async def discard(self, job_id: str) -> bool:
@@ -539,6 +563,36 @@ class MemoryStore(Store):
         known.error = None
         known.updated_at = now
 
+    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        place = None if after is None else (_instant(after[0]), after[1])
+        rows = [row for row in reversed(self._wanted(wanted)) if place is None or (_ended(row), row.id) < place]
+        names = ("id", "queue", "kind", "priority", "reason", "attempt", "max_retries", "created_at", "node_id", "options")
+        shown = [(_shown(row), row) for row in rows[:limit]]
+        return [
+            {name: columns[name] for name in names}
+            | {"died_at": columns["ended_at"], "error": row.errors[-1]["error"] if row.errors else None}
+            for columns, row in shown
+        ]
+
+    async def retry_dead(self, wanted: DeadFilter) -> int:
+        await trio.lowlevel.checkpoint()
+        rows = self._wanted(_said(wanted))[:DEAD_BATCH]
+        for row in rows:
+            self._redrive(row)
+        return len(rows)
+
+    async def discard_dead(self, wanted: DeadFilter) -> int:
+        await trio.lowlevel.checkpoint()
+        rows = self._wanted(_said(wanted))[:DEAD_BATCH]
+        for row in rows:
+            del self._rows[row.id]
+        return len(rows)
+
+    async def now(self) -> datetime:
+        await trio.lowlevel.checkpoint()
+        return _EPOCH + timedelta(microseconds=self._now())
+
     def snapshot(self) -> list[dict[str, Any]]:
         """Return every job as `job` shows it: what ``SELECT * FROM jobqueue.jobs`` is to PostgreSQL."""
         return [_shown(row) for row in self._rows.values()]
@@ -550,6 +604,30 @@ class MemoryStore(Store):
         row.attempt -= refund
         row.rank = self._rank(row)
         row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = None
+
+    def _wanted(self, wanted: DeadFilter) -> list[_Row]:
+        """The dead jobs that are meant, oldest first."""
+
+        def meant(row: _Row) -> bool:
+            return (
+                (wanted.queue is None or row.queue == wanted.queue)
+                and (wanted.kind is None or row.kind == wanted.kind)
+                and (wanted.group is None or (row.options or {}).get("group") == wanted.group)
+                and (wanted.reason is None or wanted.reason in str(row.reason))
+                and (wanted.died_before is None or _ended(row) < _instant(wanted.died_before))
+                and (wanted.died_after is None or _ended(row) > _instant(wanted.died_after))
+            )
+
+        return sorted((row for row in self._in("dead") if meant(row)), key=lambda row: (_ended(row), row.id))
+
+    def _redrive(self, row: _Row) -> None:
+        row.attempt = 0
+        row.available_since = self._now()
+        row.options = {
+            name: value for name, value in (row.options or {}).items() if name not in ("expires_at", "rank", "turn")
+        } or None
+        self._take_turns([row], row.available_since)
+        self._to_pending(row, refund=False)
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
@@ -611,7 +689,10 @@ class MemoryStore(Store):
 # ------------------------------------------------------------------------------------------------------------ how a row moves
 
 
-def _prepared(options: dict[str, Any] | None, now: Instant) -> dict[str, Any] | None:
+def _prepared(options: dict[str, Any] | None, now: Instant, *, again: bool) -> dict[str, Any] | None:
+    for name, since in (("expires_in", 0.0), ("expires_at", now / SECOND)):
+        if not again and options is not None and name in options and options[name] <= since:
+            raise RefusedData(f"{name} of job 1 is not in the future", field=name)
     if options is None or "expires_in" not in options:
         return options
     return {name: value for name, value in options.items() if name != "expires_in"} | {
@@ -627,6 +708,27 @@ def _to_inflight(row: _Row, node_id: str, now: Instant, limits: Mapping[str, int
     row.claimed_at = now
     if row.max_retries is None:
         row.max_retries = limits.get(row.kind, DEFAULT_RETRIES)
+
+
+def _expiry(row: _Row) -> float:
+    """When it may not be started any more, in seconds."""
+    return float((row.options or {}).get("expires_at", math.inf))
+
+
+def _seconds_left(row: _Row, now: Instant) -> float:
+    return _expiry(row) - now / SECOND
+
+
+def _expire(row: _Row, now: Instant) -> None:
+    row.node_id = None
+    row.reason = "expired"
+    _end(row, "dead", now)
+
+
+def _said(wanted: DeadFilter) -> DeadFilter:
+    if wanted == DeadFilter():
+        raise RefusedData("the filter is empty", field="all")
+    return wanted
 
 
 def _end(row: _Row, state: State, now: Instant) -> None:
@@ -708,7 +810,13 @@ def _day(row: _Row) -> int:
     return row.ended_at // DAY
 
 
-def _claimed(row: _Row, now: Instant) -> ClaimedJob:
+def _ended(row: _Row) -> Instant:
+    assert row.ended_at is not None, "a dead job died at some time"
+    return row.ended_at
+
+
+def _claimed(row: _Row, now: Instant, seconds_left: float) -> ClaimedJob:
+    options = row.options if row.options is None or seconds_left == math.inf else row.options | {"expires_in": seconds_left}
     assert row.max_retries is not None, "the claim has resolved it"
     return ClaimedJob(
         queue=row.queue,
@@ -723,7 +831,7 @@ def _claimed(row: _Row, now: Instant) -> ClaimedJob:
         created_at=row.created_at / SECOND,
         rank=row.rank / SECOND,
         waited=(now - row.available_since) / SECOND,
-        options=None if row.options is None else msgspec.convert(row.options, Options),
+        options=None if options is None else msgspec.convert(options, Options),
         saved=None if row.saved is None else msgspec.Raw(msgspec.json.encode(row.saved)),
     )
 

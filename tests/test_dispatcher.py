@@ -47,7 +47,16 @@ async def test_a_poll_looks_everywhere_unless_that_takes_long_and_else_from_the_
     await lease.join()
     outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=lambda _: None)
     queue = LocalQueue("default", 4)
-    dispatcher = Dispatcher(store, lease, outcomes, metrics, queues={"default": queue}, handlers={}, poll_interval=POLL)
+    dispatcher = Dispatcher(
+        store,
+        lease,
+        outcomes,
+        metrics,
+        queues={"default": queue},
+        handlers={},
+        poll_interval=POLL,
+        on_expired=lambda _: None,
+    )
     await nursery.start(dispatcher.run)
     for _ in range(100):  # a job that no one tells of is found by the next poll, wherever that looks
         await (await joined(store)).submit()

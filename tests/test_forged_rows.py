@@ -198,13 +198,13 @@ async def test_upkeep_that_is_refused_does_not_end_a_node(database_url: str, mon
             parts = stages.names()
             # The name of a partition, but for the date in it.
             sql.rows("""
-                CREATE TABLE jobqueue.finished_jobs_99999999 PARTITION OF jobqueue.finished_jobs
+                CREATE TABLE jobqueue.succeeded_jobs_99999999 PARTITION OF jobqueue.succeeded_jobs
                     FOR VALUES FROM ('1999-01-01') TO ('1999-01-02')
             """)
             await trio.sleep(1)
             assert stages.names() == parts
-            sql.rows(f"DROP TABLE jobqueue.finished_jobs_99999999, jobqueue.finished_jobs_{tomorrow}")
+            sql.rows(f"DROP TABLE jobqueue.succeeded_jobs_99999999, jobqueue.succeeded_jobs_{tomorrow}")
             with trio.fail_after(10):
-                while sql.value("SELECT to_regclass(%s)", f"jobqueue.finished_jobs_{tomorrow}") is None:  # noqa: ASYNC110
+                while sql.value("SELECT to_regclass(%s)", f"jobqueue.succeeded_jobs_{tomorrow}") is None:  # noqa: ASYNC110
                     await trio.sleep(0.05)
         sql.close()

@@ -16,6 +16,7 @@ BOUNDS = [
     ("visibility_timeout", "visibility timeout", 2, 86_400, 0.001),
     ("grace_period", "grace period", 0, 86_400, 0.001),
     ("keep_finished", "time to keep finished jobs", 0, TEN_YEARS, 0.001),
+    ("keep_cancelled", "time to keep cancelled jobs", 0, TEN_YEARS, 0.001),
     ("keep_dead", "time to keep dead jobs", 0, TEN_YEARS, 0.001),
 ]
 """Setting, its name in messages, the least and the most that it may be, and the step that is too far."""

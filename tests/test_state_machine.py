@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from jobqueue import documents
-from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, NewJob, Outcome, Verdict
+from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
 from jobqueue.storage.store import Node, Store, Want
 from tests import postgres
 from tests.memory_store import MemoryStore
@@ -75,6 +75,7 @@ class Job:
     claims: int = 0
     node: str | None = None
     errors: int = 0
+    late: bool = False
 
     def back(self, *, refund: int = 0, error: int = 0) -> Job:
         """Pending again."""
@@ -231,6 +232,16 @@ class StateMachine(RuleBasedStateMachine):
             self.model[job.id] = Job(job.queue, job.kind, job.priority, job.max_retries, state, due=not job.delay)
         return multiple(*(job.id for job in new))
 
+    @rule(target=jobs, said=st.lists(SUBMISSIONS, min_size=1, max_size=3))
+    def submit_late(self, said: list[dict[str, Any]]) -> Any:
+        """A doubt that is settled when the time of its jobs is over: they are there, and will not be started."""
+        new = [NewJob(id=new_id(), **fields, options=Options(expires_at=1e9)) for fields in said]
+        self.call(self.store.submit_again, [documents.encode(job) for job in new], backend=BACKEND)
+        for job in new:
+            state = "scheduled" if job.delay else "pending"
+            self.model[job.id] = Job(job.queue, job.kind, job.priority, job.max_retries, state, due=not job.delay, late=True)
+        return multiple(*(job.id for job in new))
+
     @rule(known=st.lists(jobs, min_size=1, max_size=3))
     def submit_again(self, known: Sequence[str]) -> None:
         """A doubt that is settled late: whatever became of the jobs meanwhile, nothing changes."""
@@ -270,6 +281,9 @@ class StateMachine(RuleBasedStateMachine):
                 before, state="inflight", node=node, max_retries=retries, attempt=before.attempt + 1, claims=before.claims + 1
             )
             assert (job.attempt, job.claims, job.max_retries) == (after.attempt, after.claims, after.max_retries)
+            assert job.expired is before.late
+            if before.late:
+                self.model[job.id] = replace(after, state="dead", node=None, attempt=before.attempt)
             assert job.rank == pytest.approx(self.rank(job.id), abs=1e-6)
         self.running |= {job.id: Run(node, job) for job in claimed}
         return multiple(*(Run(node, job) for job in sorted(claimed, key=lambda job: (job.queue, job.rank))))
@@ -328,8 +342,12 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule()
     def promote(self) -> None:
+        late = {job_id for job_id, job in self.model.items() if job.late and job.state in ("pending", "scheduled")}
+        for job_id in late:
+            self.model[job_id] = replace(self.model[job_id], state="dead")
         due = [job_id for job_id, job in self.model.items() if job.state == "scheduled" and job.due]
         promotion = self.call(self.store.promote)
+        assert {job.id for job in promotion.expired} == late
         assert promotion.jobs == len(due)
         for job_id in due:
             self.model[job_id] = self.model[job_id].back()
@@ -353,7 +371,7 @@ class StateMachine(RuleBasedStateMachine):
         legal = job is not None and job.state == "dead"
         assert self.call(self.store.retry, job_id) is legal
         if job is not None and legal:
-            self.model[job_id] = replace(job, state="pending", node=None, attempt=0)
+            self.model[job_id] = replace(job, state="pending", node=None, attempt=0, late=False)
             del self.places[job_id]  # a new place in line
 
     @rule(job_id=consumes(jobs))
@@ -393,6 +411,7 @@ class StateMachine(RuleBasedStateMachine):
                 claims=row["claims"],
                 node=row["node_id"],
                 errors=len(row["errors"]),
+                late=row["options"] is not None,
             )
             for row in shown
             if row["id"] in self.model

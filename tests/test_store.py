@@ -18,9 +18,9 @@ from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import RefusedData
-from jobqueue.job import AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
+from jobqueue.job import AttemptError, ClaimedJob, DeadFilter, NewJob, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claim, DueSchedule, Move, Store, Want
+from jobqueue.storage.store import Claim, DueSchedule, Expired, Move, Store, Want
 from jobqueue.timetable import CronSchedule, schedule_of
 from tests.conftest import SERVERS, ServerPool
 from tests.memory_store import MemoryStore
@@ -416,7 +416,10 @@ async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(dr
     assert (again.attempt, again.claims, again.rank) == (2, 2, job.rank)
     row = await driver.store.job(job.id)
     assert row is not None
-    assert "lease lost" in row["errors"][0]["error"]
+    [entry] = row["errors"]
+    assert "lease lost" in entry["error"]
+    assert (entry["attempt"], entry["node"]) == (1, recovered.node_id)
+    assert 0 <= entry["duration"] < 60
 
 
 async def test_a_job_that_loses_its_last_attempt_with_its_node_is_dead(driver: Driver) -> None:
@@ -494,10 +497,12 @@ async def test_depths_count_each_state(driver: Driver) -> None:
 
 async def test_retention_keeps_what_is_young_enough(driver: Driver) -> None:
     finished, dead = [job_id_of(await driver.in_state(state)) for state in ("succeeded", "dead")]
-    assert await driver.store.maintain(keep_finished=3600, keep_dead=3600) == 0
+    assert await driver.store.maintain(keep_finished=3600, keep_cancelled=3600) == 0
+    assert await driver.store.prune(keep_finished=3600, keep_cancelled=3600, keep_dead=3600) == 0
     assert [await driver.state(job_id) for job_id in (finished, dead)] == ["succeeded", "dead"]
     await trio.sleep(0.01)
-    await driver.store.maintain(keep_finished=3600, keep_dead=0)
+    assert await driver.store.prune(keep_finished=0, keep_cancelled=0, keep_dead=0) == 1
+    assert await driver.store.prune(keep_finished=0, keep_cancelled=0, keep_dead=0) == 0
     assert [await driver.state(job_id) for job_id in (finished, dead)] == ["succeeded", None]
 
 
@@ -516,6 +521,195 @@ def test_the_store_in_memory_has_every_verb_of_the_real_one() -> None:
             assert name in vars(MemoryStore), f"MemoryStore inherits {name}"
             if inspect.isfunction(member):
                 assert inspect.signature(vars(MemoryStore)[name]) == inspect.signature(member), name
+
+
+# --------------------------------------------------------------------------------------------------------------------- expiry
+
+
+async def expired_in(driver: Driver, state: str, **fields: Any) -> str:
+    """Have a job whose time to be started is over in a state in which it waits."""
+    options = Options(expires_in=0.1, group="tenant-42", rank=1e9)
+    job_id = await driver.submit(options=options, delay=60.0 if state == "scheduled" else None, **fields)
+    if state == "retry":
+        job = await driver.claim_one()
+        await driver.finish(job, "retry", delay=60.0, error=AttemptError(attempt=1, error="boom", duration=0.5))
+    await trio.sleep(0.15)
+    return job_id
+
+
+async def test_a_claim_ends_what_was_not_started_in_time_and_says_so(driver: Driver) -> None:
+    late = await expired_in(driver, "pending")
+    [intime, plain] = await driver.submit_many({"options": Options(expires_in=60)}, {})
+    claimed = {job.id: job for job in await driver.claim()}
+    assert claimed.keys() == {late, intime, plain}
+    assert [claimed[job_id].expired for job_id in (late, intime, plain)] == [True, False, False]
+    left = claimed[intime].options
+    assert left is not None
+    assert left.expires_in is not None
+    assert 50 < left.expires_in < 60
+    assert await driver.store.held(driver.node) == {(intime, 1), (plain, 1)}
+    row = await driver.store.job(late)
+    assert row is not None
+    assert (row["state"], row["reason"], row["attempt"], row["errors"], row["node_id"]) == ("dead", "expired", 0, [], None)
+    assert not await driver.finish(claimed[late], "succeeded")
+
+
+async def test_a_submission_that_claims_along_ends_what_was_not_started_in_time(driver: Driver) -> None:
+    late = await expired_in(driver, "pending")
+    new = NewJob(id=new_id())
+    along = Claim(driver.node, {"default": Want(2)}, b"{}")
+    submitted = await driver.store.submit([documents.encode(new)], wake=False, along=along)
+    assert submitted.claimed is not None
+    assert {job.id: job.expired for job in submitted.claimed} == {late: True, new.id: False}
+    assert await driver.state(late) == "dead"
+
+
+@pytest.mark.parametrize("state", ["pending", "scheduled", "retry"])
+async def test_what_nobody_claims_in_time_is_ended_by_the_schedule(driver: Driver, state: str) -> None:
+    assert (await driver.store.promote()).next_due is None
+    job_id = await expired_in(driver, state)
+    other = await driver.submit(options=Options(expires_in=60), delay=7200.0 if state == "scheduled" else None)
+    promotion = await driver.store.promote()
+    attempt = 1 if state == "retry" else 0
+    assert list(promotion.expired) == [Expired(job_id, "default", "default", attempt)]
+    assert promotion.next_due == pytest.approx(60, abs=5), "when the next one expires"
+    row = await driver.store.job(job_id)
+    assert row is not None
+    assert (row["state"], row["reason"], row["attempt"]) == ("dead", "expired", attempt)
+    assert [error["error"] for error in row["errors"]] == ["boom"] * attempt, "what it failed of is kept"
+    assert await driver.state(other) in ("pending", "scheduled")
+    assert list((await driver.store.promote()).expired) == []
+
+
+async def test_a_job_that_runs_does_not_expire(driver: Driver) -> None:
+    job_id = await driver.submit(options=Options(expires_in=0.1))
+    job = await driver.claim_one()
+    await trio.sleep(0.15)
+    assert list((await driver.store.promote()).expired) == []
+    assert await driver.finish(job, "succeeded")
+    assert await driver.state(job_id) == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [(Options(expires_in=0.0), "expires_in"), (Options(expires_in=-1.0), "expires_in"), (Options(expires_at=1e9), "expires_at")],
+)
+async def test_a_job_that_is_late_already_is_refused_by_the_name_of_the_field(driver: Driver, options: Options, field: str) -> None:
+    with pytest.raises(RefusedData, match="is not in the future") as refused:
+        await driver.submit(options=options)
+    assert refused.value.field == field
+    with pytest.raises(RefusedData) as other:
+        await driver.submit(priority=-1)
+    assert other.value.field is None
+
+
+async def test_a_doubt_that_is_settled_late_refuses_nothing(driver: Driver) -> None:
+    new = NewJob(id=new_id(), options=Options(expires_at=1e9))
+    await driver.store.submit_again([documents.encode(new)], backend=(1, "2000-01-01"))
+    assert await driver.state(new.id) == "pending"
+    assert [job.id for job in (await driver.store.promote()).expired] == [new.id]
+
+
+# --------------------------------------------------------------------------------------------------------------- dead letters
+
+
+async def dead_ones(driver: Driver, *jobs: dict[str, Any]) -> list[str]:
+    """Have jobs die one after the other; a `reason` says of what."""
+    ids = []
+    for fields in jobs:
+        reason = fields.pop("reason", "no luck")
+        ids.append(await driver.submit(**fields))
+        [job] = await driver.claim(queue=fields.get("queue", "default"))
+        assert await driver.finish(job, "dead", reason=reason, error=AttemptError(attempt=1, error=f"of {reason}", duration=0))
+        await trio.sleep(0.002)
+    return ids
+
+
+async def test_dead_jobs_are_listed_the_latest_first_page_by_page(driver: Driver) -> None:
+    ids = await dead_ones(driver, *({"payload": {"n": n}} for n in range(5)))
+    seen, after = [], None
+    while page := await driver.store.dead(DeadFilter(all=True), limit=2, after=after):
+        assert len(page) <= 2
+        seen += page
+        after = datetime.fromisoformat(page[-1]["died_at"]), page[-1]["id"]
+    assert [row["id"] for row in seen] == ids[::-1]
+    assert seen[0].keys() == {
+        *("id", "queue", "kind", "priority", "reason", "attempt", "max_retries", "created_at", "died_at", "node_id", "options"),
+        "error",
+    }
+    assert (seen[0]["reason"], seen[0]["error"]) == ("no luck", "of no luck")
+
+
+@pytest.mark.parametrize("verb", ["dead", "retry_dead", "discard_dead"])
+async def test_a_filter_means_the_dead_jobs_for_which_all_of_it_holds(driver: Driver, verb: str) -> None:
+    specification: list[dict[str, Any]] = [
+        {"queue": "mail"},
+        {"queue": "mail", "kind": "letter"},
+        {"kind": "letter", "options": Options(group="o'neill %L")},
+        {"reason": "100% of the time's up"},
+    ]
+    ids = await dead_ones(driver, *specification)
+    rows = {row["id"]: row for row in await driver.store.dead(DeadFilter(all=True), limit=100)}
+    second = datetime.fromisoformat(rows[ids[1]]["died_at"])
+    for wanted, expected in [
+        (DeadFilter(queue="nothing"), []),
+        (DeadFilter(reason="% of the time's"), [3]),
+        (DeadFilter(group="o'neill %L"), [2]),
+        (DeadFilter(queue="mail", kind="letter"), [1]),
+        (DeadFilter(died_before=second, all=True), [0]),
+        (DeadFilter(died_after=second), [2, 3]),
+    ]:
+        found = {row["id"] for row in await driver.store.dead(wanted, limit=100)}
+        assert found == {ids[place] for place in expected}
+    if verb == "dead":
+        return
+    assert await getattr(driver.store, verb)(DeadFilter(queue="mail")) == 2
+    assert [await driver.state(job_id) for job_id in ids] == [{"retry_dead": "pending"}.get(verb)] * 2 + ["dead"] * 2
+    assert await getattr(driver.store, verb)(DeadFilter(queue="mail")) == 0
+
+
+@pytest.mark.parametrize("verb", ["retry_dead", "discard_dead"])
+async def test_nobody_means_all_by_saying_nothing(driver: Driver, verb: str) -> None:
+    ids = await dead_ones(driver, {}, {"queue": "mail"})
+    with pytest.raises(RefusedData) as refused:
+        await getattr(driver.store, verb)(DeadFilter())
+    assert refused.value.field == "all"
+    assert [await driver.state(job_id) for job_id in ids] == ["dead", "dead"]
+    assert await getattr(driver.store, verb)(DeadFilter(all=True)) == 2
+
+
+async def test_jobs_that_are_run_again_by_filter_have_all_their_attempts_and_no_deadline(driver: Driver) -> None:
+    late = await expired_in(driver, "retry")
+    await driver.store.promote()
+    assert await driver.store.retry_dead(DeadFilter(reason="expired")) == 1
+    again = await driver.claim_one()
+    assert (again.id, again.attempt, again.claims, again.expired) == (late, 1, 2, False)
+    assert again.options == Options(group="tenant-42")
+    assert again.rank > 1e9, "a new place in line"
+
+
+async def test_a_redriven_job_that_had_nothing_but_a_deadline_is_plain_again(driver: Driver) -> None:
+    job_id = await driver.submit(options=Options(expires_in=0.05))
+    await trio.sleep(0.1)
+    await driver.store.promote()
+    assert await driver.store.retry(job_id)
+    assert (await driver.claim_one()).options is None
+
+
+@pytest.mark.parametrize("state", ["pending", "scheduled"])
+async def test_a_cancelled_job_is_let_go_of_where_none_is_kept(driver: Driver, state: str) -> None:
+    job_id = job_id_of(await driver.in_state(state))
+    assert await driver.store.cancel(job_id, keep=False)
+    assert await driver.state(job_id) is None
+    assert not await driver.store.cancel(job_id, keep=False)
+
+
+async def test_the_clock_is_the_databases(driver: Driver) -> None:
+    before = await driver.store.now()
+    [dead] = await dead_ones(driver, {})
+    [row] = await driver.store.dead(DeadFilter(all=True), limit=1)
+    assert row["id"] == dead
+    assert before < datetime.fromisoformat(row["died_at"]) < await driver.store.now()
 
 
 # -------------------------------------------------------------------------------------------------------------------- options

@@ -332,24 +332,24 @@ async def test_no_server_is_unavailable() -> None:
 async def test_retention_drops_whole_days_and_old_dead_letters(driver: Driver, sql: Database) -> None:
     with psycopg.connect(sql.url, autocommit=True) as connection:
         connection.execute("""
-            CREATE TABLE jobqueue.finished_jobs_20200101 PARTITION OF jobqueue.finished_jobs
+            CREATE TABLE jobqueue.succeeded_jobs_20200101 PARTITION OF jobqueue.succeeded_jobs
                 FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')
         """)
     for state in ("succeeded", "dead"):
         await driver.in_state(state)
-    assert await driver.store.maintain(keep_finished=3600, keep_dead=3600) == 1
+    assert await driver.store.maintain(keep_finished=3600, keep_cancelled=3600) == 1
     assert sql.states() == {"succeeded": 1, "dead": 1}
     sql.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours' RETURNING 1")
-    await driver.store.maintain(keep_finished=3600, keep_dead=3600)
+    await driver.store.prune(keep_finished=3600, keep_cancelled=3600, keep_dead=3600)
     assert sql.states() == {"succeeded": 1}
 
 
 async def test_a_completion_on_a_day_without_a_partition_is_kept(driver: Driver, sql: Database) -> None:
-    for (name,) in sql.rows("SELECT relname FROM pg_class WHERE relname ~ '^finished_jobs_[0-9]{8}$'"):
+    for (name,) in sql.rows("SELECT relname FROM pg_class WHERE relname ~ '^succeeded_jobs_[0-9]{8}$'"):
         with psycopg.connect(sql.url, autocommit=True) as connection:
             connection.execute(f"DROP TABLE jobqueue.{name}".encode())
     await driver.in_state("succeeded")
-    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+    await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     assert sql.states() == {"succeeded": 1}
 
 
@@ -362,12 +362,12 @@ FINISHED_IN_TWO_DAYS = """
 
 @pytest.mark.parametrize("when", ["before", "in between"])
 async def test_a_completion_of_a_coming_day_does_not_stop_upkeep(when: str, driver: Driver, sql: Database) -> None:
-    partitions = "SELECT relname FROM pg_class WHERE relname ~ '^finished_jobs_[0-9]{8}$'"
+    partitions = "SELECT relname FROM pg_class WHERE relname ~ '^succeeded_jobs_[0-9]{8}$'"
     days = sorted(name for (name,) in sql.rows(partitions))
     sql.rows(f"DROP TABLE jobqueue.{days.pop()}")
 
     async def maintain() -> None:
-        await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+        await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
 
     with psycopg.connect(sql.url) as finishing, trio.fail_after(20):
         finishing.execute(FINISHED_IN_TWO_DAYS)  # its partition is not there yet: it goes to the default one

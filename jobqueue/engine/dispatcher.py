@@ -24,7 +24,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claim, Ranks, Store, Submitted, Want
+from jobqueue.storage.store import Claim, Expired, Ranks, Store, Submitted, Want
 
 LONGEST_BACKOFF = 2.0
 """Seconds between two claims while the database is away, at the most."""
@@ -66,6 +66,7 @@ class Dispatcher:
         queues: the queues that this node works, by name.
         handlers: by kind; their retry limits go with each claim.
         poll_interval: seconds after which every queue is looked at without a hint.
+        on_expired: called with the jobs that are dead, because their time was over when they were claimed.
 
     Attributes:
         trouble: why PostgreSQL refused the last claim; None when it did not.
@@ -81,7 +82,9 @@ class Dispatcher:
         queues: Mapping[str, LocalQueue],
         handlers: Mapping[str, Handler],
         poll_interval: float,
+        on_expired: Callable[[Sequence[Expired]], None],
     ) -> None:
+        self._on_expired = on_expired
         self._store = store
         self._lease = lease
         self._outcomes = outcomes
@@ -195,10 +198,13 @@ class Dispatcher:
     def _claiming(self, wants: Mapping[str, Want]) -> Iterator[Callable[[Sequence[ClaimedJob]], None]]:
         """Take what one claim brings, by a call of what this yields: it is ready for the workers afterwards."""
         node_id = self._lease.node.id
+        asked_at = trio.current_time()
         with ExitStack() as claiming:
             brought = {name: claiming.enter_context(self._queues[name].claiming(want)) for name, want in wants.items()}
 
             def bring(jobs: Sequence[ClaimedJob]) -> None:
+                if [job for job in jobs if job.options is not None]:
+                    jobs = self._in_time(jobs, asked_at)
                 if node_id != self._lease.node.id:
                     return  # the lease was lost meanwhile, and the jobs with it
                 self._outcomes.held.update([(job.id, job.claims) for job in jobs])
@@ -208,6 +214,19 @@ class Dispatcher:
                         self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
 
             yield bring
+
+    def _in_time(self, jobs: Sequence[ClaimedJob], asked_at: float) -> list[ClaimedJob]:
+        """Leave out those that expired before they were claimed, and say of the others until when they may be started."""
+        late = [job for job in jobs if job.expired]
+        if late:
+            # They took the place of others in this claim: there may be more.
+            self.wake({job.queue: job.rank for job in late})
+            self._on_expired([Expired(job.id, job.queue, job.kind, job.attempt - 1) for job in late])
+        for job in jobs:
+            if job.options is not None:
+                seconds = None if job.options.expires_at is None else job.options.expires_in
+                job.options.start_by = None if seconds is None else asked_at + seconds
+        return [job for job in jobs if not job.expired]
 
     @contextmanager
     def along(self, due: Mapping[str, int]) -> Iterator[Along | None]:

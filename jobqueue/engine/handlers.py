@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,6 +47,19 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     connection: str | None = None
 
 
+class Hook(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that is told what became of jobs.
+
+    Attributes:
+        name: for the log.
+        is_async: whether it is called on the loop, or in a thread.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+
+
 class App:
     """A set of handlers, by kind: what ``jobqueue serve MODULE`` serves.
 
@@ -65,6 +78,8 @@ class App:
         self.source: str | None = None
         self._handlers: dict[str, Handler] = {}
         self._schedules = Schedules()
+        self._on_dead: list[Hook] = []
+        self._on_retry: list[Hook] = []
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -193,6 +208,49 @@ class App:
             return function
 
         return register
+
+    @property
+    def dead_hooks(self) -> Sequence[Hook]:
+        """What `on_dead` registered."""
+        return self._on_dead
+
+    @property
+    def retry_hooks(self) -> Sequence[Hook]:
+        """What `on_retry` registered."""
+        return self._on_retry
+
+    def on_dead(self, function: Function) -> Function:
+        """Have the decorated function called with ``(job: jobqueue.Job, error: jobqueue.AttemptError)`` when a job has died.
+
+        It is called once that is committed, by the node that wrote it: also where the job was not started in time, or its node was
+        lost. ``async def`` is called on the loop, ``def`` in a thread, each within 30 s. What it raises is logged and changes
+        nothing. A crash between the commit and the call loses the call: what must not be missed is in the dead letters.
+
+        Raises:
+            HandlerError: it cannot be called so.
+        """
+        self._on_dead.append(_hook("on_dead", function))
+        return function
+
+    def on_retry(self, function: Function) -> Function:
+        """Have the decorated function called as `on_dead` does, when an attempt has failed and the job will be tried again.
+
+        Raises:
+            HandlerError: it cannot be called so.
+        """
+        self._on_retry.append(_hook("on_retry", function))
+        return function
+
+
+def _hook(event: str, function: Callable[..., Any]) -> Hook:
+    name = f"{event} {getattr(function, '__qualname__', function)!s}"
+    if not callable(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise HandlerError(f"{name}: a hook is a function, def or async def: write @app.{event} without parentheses")
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"{name}: a hook is called with (job, error): {error}") from None
+    return Hook(name=name, function=function, is_async=inspect.iscoroutinefunction(function))
 
 
 _NO_CONNECTION: dict[Mode, str] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import structlog
 import trio
 
+from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import Lease
 from jobqueue.errors import DatabaseUnavailable, RefusedData
-from jobqueue.metrics import Metrics
 from jobqueue.storage.store import RECOVER_BATCH, Store
 
 PRUNE_INTERVAL = 3600.0
@@ -16,7 +16,7 @@ PRUNE_INTERVAL = 3600.0
 log = structlog.get_logger()
 
 
-async def recover(store: Store, metrics: Metrics, *, judge: str | None) -> int:
+async def recover(store: Store, hooks: Hooks, *, judge: str | None) -> int:
     """Take back the jobs of every lost node; return how many.
 
     Args:
@@ -33,13 +33,7 @@ async def recover(store: Store, metrics: Metrics, *, judge: str | None) -> int:
             # A row that no other table takes. Every node would die of it in turn, or not start at all; so none does.
             log.error("recovery refused by the database", error=str(error))  # noqa: TRY400 - one line says it all
             break
-        for job in jobs:
-            kind_metrics = metrics.of(job.queue, job.kind)
-            if job.outcome == "dead":
-                kind_metrics.dead.inc()
-                log.error("job died", job_id=job.id, kind=job.kind, queue=job.queue, attempt=job.attempt, reason="lease lost")
-            else:
-                kind_metrics.recovered.inc()
+        hooks.recovered(jobs)
         total += len(jobs)
         if len(jobs) < RECOVER_BATCH:
             break
@@ -49,29 +43,38 @@ async def recover(store: Store, metrics: Metrics, *, judge: str | None) -> int:
 
 
 async def run_recovery(
-    store: Store, lease: Lease, metrics: Metrics, interval: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    store: Store, lease: Lease, hooks: Hooks, interval: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Recover now and then, every so many seconds, until cancelled."""
     task_status.started()
     while True:
         await trio.sleep(interval)
         try:
-            await recover(store, metrics, judge=lease.node.id if lease.steady else None)
+            await recover(store, hooks, judge=lease.node.id if lease.steady else None)
         except DatabaseUnavailable as error:
             log.warning("recovery failed", error=str(error))
 
 
 async def run_pruning(
-    store: Store, keep_finished: float, keep_dead: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    store: Store,
+    keep_finished: float,
+    keep_cancelled: float,
+    keep_dead: float,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep partitions ahead and let retention drop the old ones, until cancelled."""
+    """Keep partitions ahead, let retention drop the old ones, and delete old dead letters, until cancelled."""
     task_status.started()
     while True:
         try:
-            dropped = await store.maintain(keep_finished=keep_finished, keep_dead=keep_dead)
-        except (DatabaseUnavailable, RefusedData) as error:
-            log.warning("pruning failed", error=str(error))
-        else:
+            dropped = await store.maintain(keep_finished=keep_finished, keep_cancelled=keep_cancelled)
             if dropped:
                 log.info("old finished jobs dropped", partitions=dropped)
+            deleted = 0
+            while pruned := await store.prune(keep_finished=keep_finished, keep_cancelled=keep_cancelled, keep_dead=keep_dead):
+                deleted += pruned
+            if deleted:
+                log.info("old dead letters deleted", jobs=deleted)
+        except (DatabaseUnavailable, RefusedData) as error:
+            log.warning("pruning failed", error=str(error))
         await trio.sleep(PRUNE_INTERVAL)

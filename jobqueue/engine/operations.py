@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
+import msgspec
 import trio
 
 from jobqueue.admission import Admitted
@@ -16,6 +18,7 @@ from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
 from jobqueue.errors import DatabaseUnavailable, ShuttingDown
+from jobqueue.job import DeadFilter
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
 from jobqueue.timetable import CronSchedule
@@ -40,8 +43,10 @@ class Operations:
         *,
         dispatcher: Dispatcher,
         queues: Iterable[LocalQueue],
+        keep_cancelled: bool,
         stopping: Callable[[], bool],
     ) -> None:
+        self._keep_cancelled = keep_cancelled
         self._store = store
         self._lease = lease
         self._submissions = submissions
@@ -95,13 +100,33 @@ class Operations:
         return await self._store.job(id)
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
-        return await self._store.cancel(id)
+        return await self._store.cancel(id, keep=self._keep_cancelled)
 
     async def retry(self, id: str) -> bool:  # noqa: A002
         return await self._store.retry(id)
 
     async def discard(self, id: str) -> bool:  # noqa: A002
         return await self._store.discard(id)
+
+    async def dead(self, wanted: DeadFilter, limit: int, after: tuple[datetime, str] | None) -> list[dict[str, Any]]:
+        return await self._store.dead(wanted, limit=limit, after=after)
+
+    async def retry_dead(self, wanted: DeadFilter) -> int:
+        """Run all that are wanted again, in transactions of a thousand."""
+        return await self._repeat(self._store.retry_dead, wanted)
+
+    async def discard_dead(self, wanted: DeadFilter) -> int:
+        """Delete all that are wanted, in transactions of a thousand."""
+        return await self._repeat(self._store.discard_dead, wanted)
+
+    async def _repeat(self, verb: Callable[[DeadFilter], Awaitable[int]], wanted: DeadFilter) -> int:
+        # What dies while this goes on, perhaps again, is not meant: it would never end.
+        now = await self._store.now()
+        wanted = msgspec.structs.replace(wanted, died_before=min(now, wanted.died_before or now))
+        total = 0
+        while jobs := await verb(wanted):
+            total += jobs
+        return total
 
     async def queues(self) -> list[dict[str, Any]]:
         """Every queue that is known, with its depth by state."""

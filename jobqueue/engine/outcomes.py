@@ -50,14 +50,23 @@ class Outcomes:
     Args:
         keep_finished: whether jobs that succeeded are kept in the database, or forgotten at once.
         on_scheduled: called with the seconds until a job is due again, after it was written.
+        on_failed: called with each failed attempt, after it was written; None where nobody wants to know.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
     """
 
     def __init__(
-        self, store: Store, lease: Lease, metrics: Metrics, *, keep_finished: bool, on_scheduled: Callable[[float], None]
+        self,
+        store: Store,
+        lease: Lease,
+        metrics: Metrics,
+        *,
+        keep_finished: bool,
+        on_scheduled: Callable[[float], None],
+        on_failed: Callable[[ClaimedJob, Outcome], None] | None = None,
     ) -> None:
+        self._on_failed = on_failed
         self._store = store
         self._lease = lease
         self._metrics = metrics
@@ -142,6 +151,16 @@ class Outcomes:
             metrics.by_outcome[verdict].inc(count)
             if failed:
                 metrics.failed.inc(count)
+        self._drop(stale)
+        if self._on_failed is not None:
+            for job, outcome, *_ in written:
+                if outcome.error is not None:
+                    self._on_failed(job, outcome)
+        delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
+        if delays:
+            self._on_scheduled(min(delays))
+
+    def _drop(self, stale: Sequence[Finished]) -> None:
         for job, outcome, _, in_doubt in stale:
             metrics = self._metrics.of(job.queue, job.kind)
             if in_doubt:  # no loss: what nobody knew of is what the handler's transaction had done
@@ -150,9 +169,6 @@ class Outcomes:
                 continue
             metrics.stale.inc()
             log.warning("stale completion dropped", **job.log_context, outcome=outcome.outcome)
-        delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
-        if delays:
-            self._on_scheduled(min(delays))
 
 
 def _refused(finished: Finished, error: RefusedData) -> Finished:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
 
 from jobqueue.errors import DatabaseUnavailable, RefusedData
-from jobqueue.storage.store import PROMOTE_BATCH, Ranks, Store
+from jobqueue.storage.store import PROMOTE_BATCH, Expired, Ranks, Store
 
 RETRY_INTERVAL = 1.0
 """Seconds until a promotion that failed is tried again."""
+
+LOCKED_INTERVAL = 0.1
+"""What is due for so many seconds and could not be moved is held by somebody's transaction: the next look is as many later."""
 
 log = structlog.get_logger()
 
@@ -23,12 +26,21 @@ class Schedule:
     Args:
         poll_interval: the longest sleep, in seconds: what nobody told of is found then.
         on_promoted: called with the best rank of each queue that got jobs.
+        on_expired: called with the jobs that are dead, because their time to be started was over.
     """
 
-    def __init__(self, store: Store, *, poll_interval: float, on_promoted: Callable[[Ranks], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        poll_interval: float,
+        on_promoted: Callable[[Ranks], None],
+        on_expired: Callable[[Sequence[Expired]], None],
+    ) -> None:
         self._store = store
         self._poll_interval = poll_interval
         self._on_promoted = on_promoted
+        self._on_expired = on_expired
         self._sleep = trio.CancelScope()
 
     def due_in(self, seconds: float) -> None:
@@ -58,7 +70,11 @@ class Schedule:
             return max(self._poll_interval, RETRY_INTERVAL)
         if promotion.best:
             self._on_promoted(promotion.best)
-        if promotion.jobs == PROMOTE_BATCH:
+        if promotion.expired:
+            self._on_expired(promotion.expired)
+        if promotion.jobs == PROMOTE_BATCH or len(promotion.expired) >= PROMOTE_BATCH:
             return 0
         next_due = math.inf if promotion.next_due is None else promotion.next_due
+        if next_due < -LOCKED_INTERVAL and not (promotion.jobs or promotion.expired):
+            return LOCKED_INTERVAL
         return min(self._poll_interval, max(0.0, next_due))

@@ -93,7 +93,7 @@ class Submissions:
             if error is None:
                 self._metrics.submit_seconds.observe(trio.current_time() - arrived)
             elif isinstance(error, RefusedData):
-                error = UnprocessableJob(f"PostgreSQL refused the job: {error}")
+                error = UnprocessableJob(str(error) if error.field else f"PostgreSQL refused the job: {error}", field=error.field)
             told(None, error)
 
         self._group.begin(jobs, settled, weight=jobs.weight)

@@ -13,11 +13,11 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import door, limits, problems, schedules
+from jobqueue.http import dead_letters, door, limits, problems, schedules
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.submit import Submitting, submit
-from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
 from jobqueue.timetable import CronSchedule
 
 
@@ -46,6 +46,18 @@ class Backend(Submitting, Protocol):
 
     async def discard(self, id: str) -> bool:  # noqa: A002
         """Delete a dead job; False when it is not dead."""
+        ...
+
+    async def dead(self, wanted: DeadFilter, limit: int, after: dead_letters.Place | None) -> list[dict[str, Any]]:
+        """Return the dead jobs that are wanted, the latest first, from a place on."""
+        ...
+
+    async def retry_dead(self, wanted: DeadFilter) -> int:
+        """Run all dead jobs again that are wanted; return how many."""
+        ...
+
+    async def discard_dead(self, wanted: DeadFilter) -> int:
+        """Delete all dead jobs that are wanted; return how many."""
         ...
 
     async def queues(self) -> list[dict[str, Any]]:
@@ -102,6 +114,9 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         ("/jobs/<job_id>", "DELETE", routes.discard),
         ("/jobs/<job_id>/cancel", "POST", routes.cancel),
         ("/jobs/<job_id>/retry", "POST", routes.retry),
+        ("/dead", "GET", routes.dead),
+        ("/dead/retry", "POST", routes.retry_dead),
+        ("/dead/discard", "POST", routes.discard_dead),
         ("/queues", "GET", routes.queues),
         ("/queues/<path:name>/pause", "POST", routes.pause),
         ("/queues/<path:name>/resume", "POST", routes.resume),
@@ -177,16 +192,28 @@ class _Routes:
         return _json(await self._found(_job_id(job_id)))
 
     async def cancel(self, job_id: str) -> Response:
-        return await self._steer(_job_id(job_id), self._backend.cancel, "only pending and scheduled jobs can be cancelled")
+        rule = "only pending and scheduled jobs can be cancelled"
+        return await self._steer(_job_id(job_id), self._backend.cancel, "cancelled", rule)
 
     async def retry(self, job_id: str) -> Response:
-        return await self._steer(_job_id(job_id), self._backend.retry, "only dead jobs can be retried")
+        return await self._steer(_job_id(job_id), self._backend.retry, "pending", "only dead jobs can be retried")
 
     async def discard(self, job_id: str) -> Response:
         job = await self._found(_job_id(job_id))
         if not await self._backend.discard(job["id"]):
             raise Conflict(f"The job is {job['state']}: only dead jobs can be deleted.")
         return _json({**job, "state": "discarded"})
+
+    async def dead(self) -> Response:
+        asked = dead_letters.page(request.args)
+        jobs = await self._backend.dead(asked.wanted, asked.limit, asked.after)
+        return _json(dead_letters.listed(jobs, asked.limit))
+
+    async def retry_dead(self) -> Response:
+        return _json({"jobs": await self._backend.retry_dead(await _wanted())})
+
+    async def discard_dead(self) -> Response:
+        return _json({"jobs": await self._backend.discard_dead(await _wanted())})
 
     async def queues(self) -> Response:
         return _json(await self._backend.queues())
@@ -247,12 +274,12 @@ class _Routes:
             raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
         return job
 
-    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], rule: str) -> Response:
-        done = await act(job_id)
+    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> Response:
+        if await act(job_id):
+            # It may be gone already, where none is kept.
+            return _json(await self._backend.job(job_id) or {"id": job_id, "state": becomes})
         job = await self._found(job_id)
-        if not done:
-            raise Conflict(f"The job is {job['state']}: {rule}.")
-        return _json(job)
+        raise Conflict(f"The job is {job['state']}: {rule}.")
 
     async def _pause(self, name: str, *, paused: bool) -> Response:
         if len(name) > MAX_NAME_LENGTH or "\0" in name:
@@ -263,6 +290,11 @@ class _Routes:
 
 def _no_schedule(name: str) -> NotFound:
     return NotFound(f"There is no schedule {name[:MAX_NAME_LENGTH]!r}.")
+
+
+async def _wanted() -> DeadFilter:
+    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    return dead_letters.wanted_by_body(request.headers.get("Content-Type"), body)
 
 
 def _job_id(text: str) -> str:

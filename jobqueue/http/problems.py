@@ -14,6 +14,7 @@ from jobqueue.errors import (
     BatchTooLarge,
     ConnectionLost,
     DatabaseUnavailable,
+    InvalidFilter,
     InvalidJob,
     InvalidSchedule,
     Overloaded,
@@ -63,6 +64,7 @@ class _Absence(NamedTuple):
 
 # The most special class of an error decides.
 _REFUSALS: dict[type[BaseException], _Refusal] = {
+    InvalidFilter: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-filter", "The filter is not valid"),
     InvalidJob: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-job", "The job is not valid"),
     InvalidSchedule: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-schedule", "The schedule is not valid"),
     PayloadTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The payload is too large"),

@@ -220,7 +220,7 @@ class Lane:
         try:
             yield
         except (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded) as error:
-            raise RefusedData(one_line(error)) from error
+            raise RefusedData(one_line(error), field=_refused_by_us(error)) from error
         except pg.ReadOnlySqlTransaction as error:
             self._close()  # the server became a standby: the next connection may find the new primary
             raise DatabaseUnavailable(one_line(error)) from error
@@ -337,6 +337,12 @@ def ended_by_server(connection: Connection) -> bool:
 def severed_by(connection: Connection, error: psycopg.Error) -> bool:
     """Tell whether an error is the end of its connection: after FATAL the server ends the session, come that through or not."""
     return connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
+
+
+def _refused_by_us(error: psycopg.Error) -> str | None:
+    """The field that a function of schema.sql named when it refused a value; checks of the tables name the table too."""
+    diagnosis = error.diag
+    return diagnosis.column_name if isinstance(error, pg.CheckViolation) and diagnosis.table_name is None else None
 
 
 def one_line(error: Exception) -> str:

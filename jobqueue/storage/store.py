@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.job import ClaimedJob, DeadFilter, Outcome
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
@@ -44,6 +45,9 @@ SETTLE_TIMEOUT = 5.0
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
 SCHEDULE_BATCH = 500
+DEAD_BATCH = 1_000
+PRUNE_BATCH = 1_000
+"""Jobs in one transaction of each kind."""
 
 T = TypeVar("T")
 
@@ -82,12 +86,29 @@ Ranks = Mapping[str, float]
 """The best rank among jobs that became pending, by queue: where a claim has to look for them."""
 
 
+class Expired(msgspec.Struct, frozen=True):
+    """A job that waited until its time to be started was over, and is dead now; `attempt` is how often it had been run."""
+
+    id: str
+    queue: str
+    kind: str
+    attempt: int
+
+
 class Promotion(msgspec.Struct, frozen=True):
-    """What `Store.promote` did: jobs moved, their best ranks, seconds until the next is due (None: nothing is scheduled)."""
+    """What `Store.promote` did.
+
+    Attributes:
+        jobs: how many were moved to pending.
+        best: their best ranks.
+        next_due: seconds until the next is due or expires; None where nothing will.
+        expired: the jobs that are dead now.
+    """
 
     jobs: int
     best: Ranks
     next_due: float | None
+    expired: Sequence[Expired] = ()
 
 
 class Want(NamedTuple):
@@ -323,9 +344,9 @@ class Store:
     # -- housekeeping
 
     async def promote(self) -> Promotion:
-        """Move due jobs to pending, at most `PROMOTE_BATCH`."""
+        """Move due jobs to pending, and those whose time is over to the dead letters, at most `PROMOTE_BATCH` of each state."""
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
-        return Promotion(row["promoted"], row["best"], row["next_due"])
+        return Promotion(row["promoted"], row["best"], row["next_due"], msgspec.convert(row["expired"], list[Expired]))
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         """Take back the jobs of lost nodes, at most `RECOVER_BATCH`.
@@ -356,9 +377,14 @@ class Store:
         rows = await self._housekeeping.run(_rows(sql, source, _text(schedules)))
         return {row["name"]: row["owner"] for row in rows}
 
-    async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
-        """Make the coming partitions and drop what is older than so many seconds; return the partitions dropped."""
-        return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.maintain(%s, %s)", keep_finished, keep_dead)))
+    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> int:
+        """Make the coming partitions and drop those whose day ended so many seconds ago; return the partitions dropped."""
+        return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.maintain(%s, %s)", keep_finished, keep_cancelled)))
+
+    async def prune(self, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> int:
+        """Delete old jobs that are in no partition to be dropped, at most `PRUNE_BATCH` of each state; return how many."""
+        sql = "SELECT jobqueue.prune(%s, %s, %s, %s)"
+        return _int(await self._housekeeping.run(_scalar(sql, keep_finished, keep_cancelled, keep_dead, PRUNE_BATCH)))
 
     async def depths(self) -> list[Depth]:
         """Count the jobs that wait or run, and the dead ones, by queue."""
@@ -384,9 +410,14 @@ class Store:
         rows = await self._inspect.run(_rows("SELECT to_jsonb(j) AS job FROM jobqueue.jobs AS j WHERE id = %s", job_id))
         return dict(rows[0]["job"]) if rows else None
 
-    async def cancel(self, job_id: str) -> bool:
-        """Cancel a pending or scheduled job; False when it is in no such state."""
-        return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s)", job_id)))
+    async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
+        """Cancel a pending or scheduled job; False when it is in no such state.
+
+        Args:
+            job_id: the job.
+            keep: whether it is kept, until retention drops it.
+        """
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s, %s)", job_id, keep)))
 
     async def retry(self, job_id: str) -> bool:
         """Run a dead job again with all its attempts; False when it is not dead."""
@@ -431,6 +462,31 @@ class Store:
         """Submit a schedule's job now; return the job's id, None when there is no such schedule."""
         job_id = await self._inspect.run(_scalar("SELECT jobqueue.trigger_schedule(%s)", name))
         return None if job_id is None else str(job_id)
+
+    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
+        """The dead jobs that are wanted, the latest first, without their payloads.
+
+        Args:
+            wanted: which.
+            limit: the most.
+            after: the time of death and the id of the last one on the page before.
+        """
+        sql = "SELECT row FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
+        return await self._list(sql, _text(wanted), limit, *(after or (None, None)))
+
+    async def retry_dead(self, wanted: DeadFilter) -> int:
+        """Run dead jobs again, the oldest first, at most `DEAD_BATCH`; return how many."""
+        return _int(await self._inspect.run(_scalar("SELECT jobqueue.retry_dead(%s::jsonb, %s)", _text(wanted), DEAD_BATCH)))
+
+    async def discard_dead(self, wanted: DeadFilter) -> int:
+        """Delete dead jobs for good, the oldest first, at most `DEAD_BATCH`; return how many."""
+        return _int(await self._inspect.run(_scalar("SELECT jobqueue.discard_dead(%s::jsonb, %s)", _text(wanted), DEAD_BATCH)))
+
+    async def now(self) -> datetime:
+        """The time, by the database's clock."""
+        moment = await self._inspect.run(_scalar("SELECT clock_timestamp()"))
+        assert isinstance(moment, datetime)  # noqa: S101 - timestamptz
+        return moment
 
     async def _list(self, sql: str, *params: Any) -> list[dict[str, Any]]:
         return [dict(row["row"]) for row in await self._inspect.run(_rows(sql, *params))]

@@ -1,0 +1,210 @@
+"""Dead letters over HTTP: looked at page by page, run again or deleted by filter; and how long jobs that ended are kept."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from jobqueue.http import dead_letters
+from jobqueue.job import MAX_NAME_LENGTH
+from tests.conftest import Database, Service
+from tests.test_dead_letters_sql import BURY
+from tests.test_service import Start, submit, wait_for
+
+
+@pytest.fixture
+def start(service: Start, tmp_path: Path) -> Start:
+    def start(*arguments: str) -> Service:
+        return service("tests.handlers", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
+
+    return start
+
+
+@pytest.fixture
+def client() -> Any:
+    with httpx.Client(timeout=60) as opened:
+        yield opened
+
+
+def pages(client: httpx.Client, node: Service, query: str = "", limit: int = 2) -> list[dict[str, Any]]:
+    """Every dead letter of a list, by following `next` to its end."""
+    jobs, after = [], ""
+    for _ in range(1000):
+        page = client.get(f"{node.url}/dead?limit={limit}{query}{after}")
+        assert page.status_code == 200, page.text
+        jobs += page.json()["jobs"]
+        if page.json()["next"] is None:
+            return jobs
+        after = f"&after={page.json()['next']}"
+    raise AssertionError("the list does not end")
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the list
+
+
+def test_dead_letters_are_listed_by_pages_and_filters(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start()
+    ids = submit(client, node, [{"kind": "fail", "max_retries": 0, "payload": {"n": n}} for n in range(5)])
+    other = submit(client, node, {"kind": "no such", "max_retries": 0, "group": "tenant-42"})
+    wait_for(lambda: database.states() == {"dead": 6}, "all are dead")
+    shown = pages(client, node)
+    assert {job["id"] for job in shown} == {*ids, other}
+    assert [job["died_at"] for job in shown] == sorted((job["died_at"] for job in shown), reverse=True)
+    assert all("payload" not in job for job in shown)
+    died_at = next(job["died_at"] for job in shown if job["id"] == other)
+    before = quote((datetime.fromisoformat(died_at) + timedelta(seconds=1)).isoformat())
+    for query, found in [
+        ("&kind=fail", set(ids)),
+        ("&kind=no%20such", {other}),
+        ("&reason=no%20handler", {other}),
+        ("&group=tenant-42&queue=default", {other}),
+        ("&group=tenant-43", set()),
+        (f"&group=tenant-42&died_before={before}", {other}),
+        (f"&group=tenant-42&died_after={before}", set()),
+    ]:
+        assert {job["id"] for job in pages(client, node, query)} == found
+    assert next(job["error"] for job in shown if job["id"] == ids[0]) == "RuntimeError: as asked"
+    inspected = client.get(f"{node.url}/jobs/{ids[3]}").json()
+    assert (inspected["payload"], inspected["errors"][0]["error"]) == ({"n": 3}, "RuntimeError: as asked")
+
+
+def test_a_page_goes_on_where_the_last_one_ended_whatever_happens_in_between(
+    start: Start, client: httpx.Client, database: Database
+) -> None:
+    node = start("--no-workers")
+    database.rows(BURY, "default", "mail", 10)
+    first = client.get(f"{node.url}/dead?limit=4").json()
+    for job in first["jobs"]:
+        assert client.delete(f"{node.url}/jobs/{job['id']}").status_code == 200
+    database.rows(BURY.replace("now() - n *", "now() + n *"), "default", "mail", 5)
+    rest = pages(client, node, f"&after={first['next']}", limit=1000)
+    assert len(rest) == 6
+    assert not {job["id"] for job in rest} & {job["id"] for job in first["jobs"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        (f"limit={dead_letters.MAX_PAGE + 1}", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=%D9%A3", "limit"),
+        ("limit=" + "9" * 5000, "limit"),
+        ("after=yesterday", "after"),
+        ("after=999999999999999999-01a209ba-188d-7241-b752-38e62b10c811", "after"),
+        ("after=1-01a209ba-188d-7241-b752-38e62b10c8111", "after"),
+        ("colour=red", "colour"),
+        ("queue=", "queue"),
+        ("queue=" + "x" * (MAX_NAME_LENGTH + 1), "queue"),
+        ("kind=%00", "kind"),
+        ("died_before=2030-01-31T08:00:00", "died_before"),
+        ("all=true", "all"),
+    ],
+)
+async def test_a_list_that_cannot_be_is_refused_by_the_name_of_the_field(query: str, field: str) -> None:
+    with pytest.raises(dead_letters.InvalidFilter) as refused:
+        dead_letters.page(httpx.QueryParams(query))
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", None),
+        (b"[]", None),
+        (b"nonsense", None),
+        (b"[" * 100_000, None),
+        (b"{}", "all"),
+        (b'{"queue": null}', "all"),
+        (b'{"all": false}', "all"),
+        (b'{"all": 1}', "all"),
+        (b'{"queue": 5}', "queue"),
+        (b'{"queue": "mail", "limit": 5}', "limit"),
+        (b'{"reason": ""}', "reason"),
+        (b'{"reason": "\\u0000"}', "reason"),
+        (b'{"died_after": "yesterday"}', "died_after"),
+        (b'{"' + b"x" * 9999 + b'": 1}', "x" * 64),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused_by_the_name_of_the_field(body: bytes, field: str | None) -> None:
+    with pytest.raises(dead_letters.InvalidFilter) as refused:
+        dead_letters.wanted_by_body("application/json", body)
+    assert refused.value.field == field
+
+
+def test_limits_are_accepted_at_the_bound() -> None:
+    assert dead_letters.page({"limit": str(dead_letters.MAX_PAGE)}).limit == dead_letters.MAX_PAGE
+    assert dead_letters.page({"reason": "x" * MAX_NAME_LENGTH, "limit": "1"}).wanted.reason == "x" * MAX_NAME_LENGTH
+
+
+# --------------------------------------------------------------------------------------------------------- run again, or delete
+
+
+def test_all_that_match_a_filter_are_run_again_at_once_on_another_node_too(
+    start: Start, client: httpx.Client, database: Database
+) -> None:
+    worker, other = start("--poll-interval", "60"), start("--no-workers")
+    for queue, kind, count in (("default", "echo", 2500), ("default", "fail", 3), ("elsewhere", "echo", 2)):
+        database.rows(BURY, queue, kind, count)
+    answer = client.post(f"{other.url}/dead/retry", json={"kind": "echo", "queue": "default"})
+    assert (answer.status_code, answer.json()) == (200, {"jobs": 2500})
+    wait_for(lambda: database.states() == {"succeeded": 2500, "dead": 5}, "the worker was woken", 30)
+    assert client.post(f"{worker.url}/dead/discard", json={"queue": "elsewhere"}).json() == {"jobs": 2}
+    assert client.post(f"{worker.url}/dead/discard", json={"queue": "elsewhere"}).json() == {"jobs": 0}
+    assert client.post(f"{worker.url}/dead/discard", json={"all": True}).json() == {"jobs": 3}
+    assert database.states() == {"succeeded": 2500}
+
+
+def test_jobs_that_die_again_at_once_are_run_again_once(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start()
+    ids = submit(client, node, [{"kind": "fail", "max_retries": 0}] * 1500)
+    wait_for(lambda: database.states() == {"dead": 1500}, "all are dead")
+    assert client.post(f"{node.url}/dead/retry", json={"all": True}).json() == {"jobs": 1500}
+    wait_for(lambda: database.states() == {"dead": 1500}, "all are dead again")
+    assert database.rows("SELECT DISTINCT attempt, claims, jsonb_array_length(errors) FROM jobqueue.dead_jobs") == [(1, 2, 2)]
+    depths = [line for line in client.get(f"{node.url}/metrics").text.splitlines() if 'state="dead"' in line]
+    assert any(line.startswith("jobqueue_queue_depth") and line.endswith(f" {float(len(ids))}") for line in depths)
+    assert any(line.startswith("jobqueue_queue_oldest_seconds") for line in depths)
+
+
+def test_nothing_is_touched_by_a_filter_that_is_refused(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start("--no-workers")
+    database.rows(BURY, "default", "mail", 3)
+    for verb in ("retry", "discard"):
+        for body, field in (({}, "all"), ({"color": "red"}, "color"), ({"queue": "default", "kinds": "mail"}, "kinds")):
+            answer = client.post(f"{node.url}/dead/{verb}", json=body)
+            assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+            assert (answer.json()["type"], answer.json()["field"]) == ("urn:jobqueue:invalid-filter", field)
+        assert client.post(f"{node.url}/dead/{verb}", content=b'{"all": true}').status_code == 415
+        assert client.get(f"{node.url}/dead/{verb}").status_code == 405
+    assert client.get(f"{node.url}/dead?color=red").json()["field"] == "color"
+    assert database.states() == {"dead": 3}
+
+
+# --------------------------------------------------------------------------------------------------------------------- retention
+
+
+def test_a_cancelled_job_is_kept_or_not_as_the_node_is_told(start: Start, client: httpx.Client, database: Database) -> None:
+    keeping, forgetting = start("--no-workers"), start("--no-workers", "--keep-cancelled", "0")
+    kept, gone, later = submit(client, keeping, [{}, {}, {"delay": 60}])
+    assert client.post(f"{keeping.url}/jobs/{kept}/cancel").json()["state"] == "cancelled"
+    for job_id in (gone, later):
+        answer = client.post(f"{forgetting.url}/jobs/{job_id}/cancel")
+        assert (answer.status_code, answer.json()) == (200, {"id": job_id, "state": "cancelled"})
+        assert client.post(f"{forgetting.url}/jobs/{job_id}/cancel").status_code == 404
+    assert client.post(f"{forgetting.url}/jobs/{kept}/cancel").status_code == 409
+    assert database.states() == {"cancelled": 1}
+
+
+def test_old_dead_letters_are_deleted_when_a_node_starts(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start("--no-workers")
+    database.rows(BURY.replace("now() - n *", "now() - interval '2 days' - n *"), "default", "mail", 2500)
+    database.rows(BURY, "default", "mail", 10)
+    start("--no-workers", "--keep-dead", "86400")
+    wait_for(lambda: database.states() == {"dead": 10}, "the old ones are gone")
+    assert client.get(f"{node.url}/health/ready").status_code == 200

@@ -1,0 +1,264 @@
+"""What hooks are told, of which jobs, when, and that nothing that they do harms anybody."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog.testing
+import trio
+
+from jobqueue import App, AttemptError, HandlerError, Job
+from jobqueue.engine import hooks
+from jobqueue.engine.hooks import Hooks
+from jobqueue.job import NewJob, Options, Outcome
+from jobqueue.metrics import Metrics
+from tests.conftest import Database, Service
+from tests.memory_store import MemoryStore
+from tests.storage import Driver, joined, new_id
+from tests.test_service import Start, submit, wait_for
+
+Told = list[dict[str, Any]]
+
+
+@pytest.fixture
+def told_to(tmp_path: Path) -> Path:
+    return tmp_path / "effects"
+
+
+@pytest.fixture
+def start(service: Start, told_to: Path) -> Start:
+    def start(*arguments: str, module: str = "tests.hook_handlers") -> Service:
+        return service(module, *arguments, env={"EFFECTS": str(told_to)})
+
+    return start
+
+
+@pytest.fixture
+def client() -> Any:
+    with httpx.Client(timeout=30) as opened:
+        yield opened
+
+
+def told(path: Path, hook: str = "died") -> Told:
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["hook"] == hook]
+
+
+# ------------------------------------------------------------------------------------------------------ with the whole service
+
+
+def test_a_retry_and_a_death_are_told_to_every_hook_once_they_are_committed(
+    start: Start, client: httpx.Client, told_to: Path, database: Database
+) -> None:
+    node = start()
+    job_id = submit(client, node, {"kind": "fail", "payload": {"n": 1}, "priority": 3})
+    wait_for(lambda: bool(told(told_to)) and bool(told(told_to, "died_in_a_thread")), "the hooks are called")
+    [retry] = told(told_to, "again")
+    [death] = told(told_to, "died")
+    for call, attempt in ((retry, 1), (death, 2)):
+        job, error = call["job"], call["error"]
+        expected = {"id": job_id, "kind": "fail", "payload": {"n": 1}, "priority": 3, "attempt": attempt, "max_retries": 1}
+        assert expected.items() <= job.items()
+        assert (error["attempt"], error["error"]) == (attempt, f"RuntimeError: attempt {attempt} as asked")
+        assert "Traceback" in error["traceback"]
+        assert error["duration"] >= 0
+    assert database.states() == {"dead": 1}
+    assert node.log.count("a hook failed") == 1, "one of them raises, and is logged"
+    assert client.get(f"{node.url}/health/ready").status_code == 200
+
+
+def test_deaths_in_the_database_are_told_by_the_node_that_wrote_them(start: Start, client: httpx.Client, told_to: Path) -> None:
+    node = start("--poll-interval", "0.2")
+    killer = submit(client, node, {"kind": "node-dies"})
+    assert node.wait(20) == 9
+    assert told(told_to) == []
+    node = start("--poll-interval", "0.2")
+    wait_for(lambda: len(told(told_to)) == 1, "the death of the job that killed its node is told")
+    client.post(f"{node.url}/queues/default/pause")
+    late = submit(client, node, {"kind": "echo", "expires_in": 0.3, "payload": {"n": 2}})
+    wait_for(lambda: len(told(told_to)) == 2, "the death of the one that expired is told")
+    lost, expired = told(told_to)
+    assert (lost["job"]["id"], lost["error"]["attempt"]) == (killer, 1)
+    assert lost["error"]["error"].startswith("lease lost")
+    assert lost["error"]["duration"] > 0.2
+    assert (expired["job"]["id"], expired["job"]["payload"], expired["error"]["error"]) == (late, {"n": 2}, "expired")
+
+
+def test_calls_that_wait_are_made_before_the_node_ends(start: Start, client: httpx.Client, told_to: Path) -> None:
+    node = start()
+    submit(client, node, [{"kind": "discard", "payload": {"slow": True}}] * 8)
+    wait_for(lambda: "jobqueue_jobs_dead_total" in client.get(f"{node.url}/metrics").text, "there are some")
+    assert node.stop() == 0
+    assert len(told(told_to)) >= 4, "what was under way has ended"
+
+
+def test_a_node_without_hooks_has_no_stage_for_them(start: Start, client: httpx.Client, database: Database) -> None:
+    node = start(module="tests.handlers")
+    submit(client, node, {"kind": "nothing", "max_retries": 0})
+    wait_for(lambda: database.states() == {"dead": 1}, "it is dead")
+    assert node.stop() == 0
+    assert "hook" not in node.log
+
+
+# ---------------------------------------------------------------------------------------------------------------- the stage
+
+
+def queue_of(app: App, store: MemoryStore) -> Hooks:
+    return Hooks(store, Metrics(), on_dead=app.dead_hooks, on_retry=app.retry_hooks)
+
+
+async def failed(driver: Driver) -> tuple[Any, Outcome]:
+    await driver.submit()
+    job = await driver.claim_one()
+    error = AttemptError(attempt=1, error="boom", duration=0)
+    return job, Outcome(id=job.id, claims=1, outcome="dead", reason="no luck", error=error)
+
+
+async def test_calls_beyond_those_that_may_wait_are_dropped_and_logged(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(hooks, "MAX_WAITING", 5)
+    app, calls = App(), []
+
+    @app.on_dead
+    async def note(job: Job, error: AttemptError) -> None:  # noqa: ARG001
+        calls.append(job.id)
+
+    store = MemoryStore()
+    waiting, driver = queue_of(app, store), await joined(store)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(9):
+            waiting.ended(*await failed(driver))
+    assert [line["so_far"] for line in lines if "dropped" in line["event"]] == [1, 2, 4]
+    await nursery.start(waiting.run)
+    waiting.close()
+    waiting.ended(*await failed(driver))  # after the end: dropped, and no error
+    with trio.fail_after(5):
+        while nursery.child_tasks:  # noqa: ASYNC110 - it ends by itself
+            await trio.sleep(0.01)
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_a_hook_that_hangs_is_cut_off_and_the_next_ones_are_called(
+    kind: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(hooks, "HOOK_TIMEOUT", 0.2)
+    app, calls, end = App(), [], threading.Event()
+
+    async def hang(job: Job, error: AttemptError) -> None:  # noqa: ARG001
+        await trio.sleep_forever()
+
+    def hang_in_a_thread(job: Job, error: AttemptError) -> None:  # noqa: ARG001
+        end.wait(20)
+
+    app.on_dead(hang if kind == "async" else hang_in_a_thread)
+
+    @app.on_dead
+    async def note(job: Job, error: AttemptError) -> None:  # noqa: ARG001
+        calls.append(error.error)
+
+    store = MemoryStore()
+    waiting, driver = queue_of(app, store), await joined(store)
+    await nursery.start(waiting.run)
+    for _ in range(2 * hooks.AT_ONCE):
+        waiting.ended(*await failed(driver))
+    with trio.fail_after(10):
+        while len(calls) < 2 * hooks.AT_ONCE:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    end.set()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("x"), SystemExit(3), KeyboardInterrupt(), trio.Cancelled])
+async def test_whatever_a_hook_raises_ends_nothing(raised: Any, nursery: trio.Nursery) -> None:
+    app, calls = App(), []
+
+    @app.on_dead
+    async def fail(job: Job, error: AttemptError) -> None:  # noqa: ARG001
+        if raised is not trio.Cancelled:
+            raise raised
+        kept: list[BaseException] = []
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled as cancelled:
+                kept.append(cancelled)
+                raise
+        raise kept[0]
+
+    @app.on_dead
+    async def note(job: Job, error: AttemptError) -> None:  # noqa: ARG001
+        calls.append(error.error)
+
+    store = MemoryStore()
+    waiting, driver = queue_of(app, store), await joined(store)
+    await nursery.start(waiting.run)
+    for _ in range(10):
+        waiting.ended(*await failed(driver))
+    with trio.fail_after(5):
+        while len(calls) < 10:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_job_that_was_deleted_meanwhile_is_told_to_nobody(nursery: trio.Nursery) -> None:
+    app, calls = App(), []
+
+    @app.on_dead
+    async def note(job: Job, error: AttemptError) -> None:
+        calls.append((job.id, job.max_retries, error.error))
+
+    store = MemoryStore()
+    waiting, driver = queue_of(app, store), await joined(store)
+    late = [NewJob(id=new_id(), options=Options(expires_at=1e9)) for _ in range(2)]
+    await store.submit_again([json.dumps({"id": job.id, "options": {"expires_at": 1e9}}).encode() for job in late], backend=(1, ""))
+    expired = (await driver.store.promote()).expired
+    assert await store.discard(late[0].id)
+    waiting.expired(expired)
+    await nursery.start(waiting.run)
+    waiting.close()
+    with trio.fail_after(5):
+        while nursery.child_tasks:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert calls == [(late[1].id, 3, "expired")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- registration
+
+
+def takes_one(job: Job) -> None: ...
+
+
+def takes_a_named_one(job: Job, error: AttemptError, *, more: int) -> None: ...
+
+
+async def generates(job: Job, error: AttemptError) -> Any:
+    yield job, error
+
+
+@pytest.mark.parametrize("function", [takes_one, takes_a_named_one, generates, "a text", None])
+@pytest.mark.parametrize("register", ["on_dead", "on_retry"])
+def test_what_cannot_be_called_with_a_job_and_an_error_is_no_hook(register: str, function: Any) -> None:
+    with pytest.raises(HandlerError, match=register):
+        getattr(App(), register)(function)
+
+
+def test_a_hook_stays_the_function_that_it_is() -> None:
+    app = App()
+
+    def note(job: Job, error: AttemptError, more: int = 1) -> None: ...
+
+    assert app.on_dead(note) is note
+    app.on_retry(functools.partial(note, more=2))
+    assert [hook.function for hook in app.dead_hooks] == [note]
+    assert len(app.retry_hooks) == 1
