@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
+from jobqueue.engine.notes import Notes
 from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.schedule import Schedule
@@ -39,7 +40,7 @@ from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded, notifications
 from jobqueue.storage.schema import SCHEMA_VERSION
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import RunId, Store
 
 HTTP_DRAIN = 2.0
 """Seconds that requests in flight have for their answer when the service stops."""
@@ -80,6 +81,7 @@ class _Engine:
     outcomes: Outcomes
     dispatcher: Dispatcher
     schedule: Schedule
+    notes: Notes
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
@@ -141,6 +143,9 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     def lose_lease() -> None:
         workers.lose_lease()
 
+    def cancel(unwanted: Iterable[RunId]) -> None:
+        workers.cancel(unwanted)
+
     def wake_all() -> None:
         dispatcher.wake_all()
 
@@ -151,7 +156,13 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         return queues[name].idle_capacity if name in queues else 0
 
     lease = Lease(
-        store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease, on_held=wake_all
+        store,
+        metrics,
+        queues=settings.worked_queues,
+        seconds=settings.visibility_timeout,
+        on_lost=lose_lease,
+        on_held=wake_all,
+        on_unwanted=cancel,
     )
     outcomes = Outcomes(store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in)
     dispatcher = Dispatcher(
@@ -165,6 +176,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
     )
+    notes = Notes(store, on_noted=lambda *_: None)
     width = sum(settings.worked_queues.values())
     async with _open_processes() as processes:
         executor = Executor(
@@ -173,10 +185,11 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
             threads=trio.CapacityLimiter(width + MAX_THREADS_LEFT_BEHIND),
             processes=processes,
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
+            notes=notes,
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, workers, queues, metrics)
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, notes, workers, queues, metrics)
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -204,12 +217,17 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
     await stages.start("pruning", maintenance.run_pruning, engine.store, settings.keep_finished, settings.keep_dead)
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)
+    await stages.start("notes", engine.notes.run)
     await stages.start("workers", engine.workers.run)
 
     def on_notify(channel: str, payload: str) -> None:
         if channel == "jobqueue":
             rank, _, queue = payload.partition(" ")
             engine.dispatcher.wake({queue: float(rank)})
+        elif channel == "jobqueue_cancel":
+            job_id, _, claims = payload.partition(" ")
+            if claims.isdecimal():
+                engine.workers.cancel([(job_id, int(claims))])
         else:
             engine.schedule.due_in(0)
 
@@ -278,6 +296,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
         await engine.outcomes.flush()
     await stages.stop("submissions", within=0.2)
     await stages.stop("outcomes", within=0.2)
+    await stages.stop("notes", within=0.2)
     await stages.stop("recovery", within=0.2)
     await stages.stop("pruning", within=0.2)
 

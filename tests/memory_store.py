@@ -25,6 +25,7 @@ from jobqueue.job import (
     MAX_RETRIES,
     MAX_TIMEOUT,
     ClaimedJob,
+    Note,
     Options,
     Outcome,
 )
@@ -37,6 +38,7 @@ from jobqueue.storage.store import (
     Promotion,
     Ranks,
     Recovered,
+    RunId,
     Store,
     Submitted,
     Want,
@@ -75,6 +77,7 @@ class _Row:
     errors: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] | None = None
     saved: dict[str, Any] | None = None
+    cancel_requested_at: Instant | None = None
 
 
 @dataclass(slots=True)
@@ -198,23 +201,29 @@ class MemoryStore(Store):
             self._queues.setdefault(queue, _Queue(now))
         self._members[node.id] = _Member(node, now, now, now + round(lease * SECOND))
 
-    async def heartbeat(self, node_id: str, *, lease: float) -> bool:
+    async def heartbeat(self, node_id: str, *, lease: float) -> list[RunId] | None:
         await trio.lowlevel.checkpoint()
         now = self._now()
         member = self._members.get(node_id)
         if member is None:
-            return False
+            return None
         member.heartbeat_at = now
         member.lease_until = now + round(lease * SECOND)
-        return True
+        held = (row for row in self._in("inflight") if row.node_id == node_id)
+        return [(row.id, row.claims) for row in held if row.cancel_requested_at is not None]
 
     async def leave(self, node_id: str) -> int:
         await trio.lowlevel.checkpoint()
         held = [row for row in self._in("inflight") if row.node_id == node_id]
+        now = self._now()
+        back = [row for row in held if row.cancel_requested_at is None]
         for row in held:
-            self._to_pending(row, refund=True)
+            if row.cancel_requested_at is None:
+                self._to_pending(row, refund=True)
+            else:
+                _end(row, "cancelled", now)
         self._members.pop(node_id, None)
-        return len(held)
+        return len(back)
 
     async def expire(self, processes: Iterable[str]) -> int:
         await trio.lowlevel.checkpoint()
@@ -256,7 +265,7 @@ class MemoryStore(Store):
         node_id: str,
         *,
         backend: tuple[int, str] | None = None,  # noqa: ARG002 - no backends here
-    ) -> set[tuple[str, int]]:
+    ) -> set[RunId]:
         await trio.lowlevel.checkpoint()
         return {(row.id, row.claims) for row in self._in("inflight") if row.node_id == node_id}
 
@@ -276,6 +285,13 @@ class MemoryStore(Store):
             if given[place]["outcome"] == "succeeded" and not keep:
                 del self._rows[job_id]
         return set(range(len(given))) - set(accepted.values())
+
+    async def note(self, node_id: str, notes: Sequence[Note]) -> None:
+        await trio.lowlevel.checkpoint()
+        for note in notes:
+            row = self._rows.get(note.id)
+            if row is not None and (row.state, row.claims, row.node_id) == ("inflight", note.claims, node_id):
+                row.saved = {**(row.saved or {}), **msgspec.json.decode(note.saved)}
 
     # -- housekeeping
 
@@ -304,6 +320,8 @@ class MemoryStore(Store):
             if spent:
                 _end(row, "dead", now)
                 row.reason = f"lease lost {row.attempt} times: the job may be killing its process"
+            elif row.cancel_requested_at is not None:
+                _end(row, "cancelled", now)
             else:
                 self._to_pending(row, refund=False)
             recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, row.state))
@@ -346,6 +364,9 @@ class MemoryStore(Store):
     async def cancel(self, job_id: str) -> bool:
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
+        if row is not None and row.state == "inflight":
+            row.cancel_requested_at = row.cancel_requested_at or self._now()
+            return True
         if row is None or row.state not in ("pending", "scheduled"):
             return False
         _end(row, "cancelled", self._now())
@@ -402,15 +423,19 @@ class MemoryStore(Store):
         row.state = "pending"
         row.attempt -= refund
         row.rank = self._rank(row)
-        row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = None
+        row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = row.cancel_requested_at = None
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
+        if verdict != "succeeded" and outcome.get("saved") is not None:
+            row.saved = {**(row.saved or {}), **outcome["saved"]}
+        spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
+        if row.cancel_requested_at is not None and verdict in ("retry", "snoozed", "released") and not spent:
+            verdict = "cancelled"
         if verdict == "released":
             self._to_pending(row, refund=True)
             return
         _keep_error(row, outcome.get("error"), now)
-        spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
         if spent:
             _end(row, "dead", now)
             row.reason = "attempts used up"
@@ -459,9 +484,10 @@ def _to_inflight(row: _Row, node_id: str, now: Instant, limits: Mapping[str, int
 
 
 def _end(row: _Row, state: State, now: Instant) -> None:
-    if state != "succeeded":
+    if state == "dead":
         row.claimed_at = None
     row.state = state
+    row.cancel_requested_at = None
     row.ended_at = now
     row.run_at = None
 
@@ -488,7 +514,7 @@ def _check(row: _Row) -> None:
 
 
 def _check_outcome(outcome: dict[str, Any]) -> None:
-    needed = {"succeeded": None, "dead": "reason", "retry": "delay", "snoozed": "delay", "released": None}
+    needed = {"succeeded": None, "dead": "reason", "retry": "delay", "snoozed": "delay", "released": None, "cancelled": None}
     verdict = outcome.get("outcome")
     if verdict not in needed:
         raise RefusedData(f"unknown outcome {verdict!r}")
@@ -537,7 +563,7 @@ def _claimed(row: _Row, now: Instant) -> ClaimedJob:
         rank=row.rank / SECOND,
         waited=(now - row.available_since) / SECOND,
         options=None if row.options is None else msgspec.convert(row.options, Options),
-        saved=None if row.saved is None else msgspec.Raw(msgspec.json.encode(row.saved)),
+        saved=row.saved,
     )
 
 
@@ -550,7 +576,7 @@ def _columns(row: _Row) -> Iterator[tuple[str, Any]]:
         if name == "rank":
             continue
         value = getattr(row, name)
-        is_time = name in ("created_at", "available_since", "run_at", "claimed_at", "ended_at")
+        is_time = name in ("created_at", "available_since", "run_at", "claimed_at", "ended_at", "cancel_requested_at")
         yield name, _text(value) if is_time and value is not None else value
 
 

@@ -267,7 +267,7 @@ async def test_a_row_gives_way_to_the_one_that_is_there_and_its_neighbour_moves(
         ("ROLLBACK", True, "cancelled"),
     ],
 )
-async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_says_that_it_runs(
+async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_has_it_cancelled_where_it_runs(
     driver: Driver, sql: Database, *, end: str, claimed: bool, state: str
 ) -> None:
     job_id = await driver.submit(delay=0.0001)
@@ -286,7 +286,9 @@ async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_says_that_i
                 nursery.start_soon(cancel)
                 await waits_for_a_lock(sql, "jobqueue inspect")
                 promoting.execute(end.encode())
-    assert said == [state == "cancelled"]
+    assert said == [True]
+    marked = sql.value("SELECT cancel_requested_at IS NOT NULL FROM jobqueue.jobs")
+    assert marked is (state == "inflight")
     assert sql.states() == {state: 1}
 
 

@@ -15,10 +15,12 @@ import msgspec
 import structlog
 import trio
 import trio_parallel
+from msgspec.structs import force_setattr
 
 from jobqueue import documents
 from jobqueue.engine.handlers import Handler, PayloadMismatch
-from jobqueue.engine.process_call import HandlerFailed, call_handler, text_of
+from jobqueue.engine.notes import Handle, Notes
+from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, text_of
 from jobqueue.errors import Discard, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
@@ -33,7 +35,8 @@ STOP_SECONDS = 2.0
 
 log = structlog.get_logger()
 
-Cause = Literal["interrupted", "lease lost"]
+Cause = Literal["interrupted", "cancelled", "lease lost"]
+"""Why a run is ended early: by a shutdown, because somebody asked for it, or because it is another node's by now."""
 
 
 class Run:
@@ -44,9 +47,10 @@ class Run:
 
     Attributes:
         given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
+        handle: what the handler's `Job` reaches of this; None where the handler did not ask for one.
     """
 
-    __slots__ = ("cancelled_at", "cause", "given_up", "job", "node_id", "scope", "started", "timeout")
+    __slots__ = ("cancelled_at", "cause", "given_up", "handle", "job", "node_id", "scope", "started", "timeout")
 
     def __init__(self, job: ClaimedJob, node_id: str, scope: trio.CancelScope) -> None:
         self.job = job
@@ -57,6 +61,7 @@ class Run:
         self.cause: Cause | None = None
         self.cancelled_at = math.inf
         self.given_up = False
+        self.handle: Handle | None = None
 
     def limit(self, timeout: float) -> None:
         """Let the handler's time end so many seconds after its start."""
@@ -65,9 +70,12 @@ class Run:
         self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
 
     def cancel(self, cause: Cause) -> None:
-        """Cancel the handler; its outcome will say why."""
-        self.cause = cause
+        """Cancel the handler; its outcome will say why. The first cause stays, but for a lost lease: then nobody may tell any."""
+        if self.cause is None or cause == "lease lost":
+            self.cause = cause
         self.cancelled_at = min(self.cancelled_at, trio.current_time())
+        if self.handle is not None:
+            self.handle.cancelled = True
         self.scope.cancel(reason=cause)
 
     @property
@@ -97,6 +105,7 @@ class Executor:
         threads: bounds the threads of sync handlers, so that the default limiter stays free for the service.
         processes: where CPU-bound handlers run, on at most as many processes as `process_limiter` allows.
         process_limiter: bounds the processes.
+        notes: takes what handlers note of their jobs.
     """
 
     def __init__(
@@ -107,12 +116,14 @@ class Executor:
         threads: trio.CapacityLimiter,
         processes: trio_parallel.WorkerContext,
         process_limiter: trio.CapacityLimiter,
+        notes: Notes,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
         self._threads = threads
         self._processes = processes
         self._process_limiter = process_limiter
+        self._notes = notes
 
     async def run_each(
         self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
@@ -165,15 +176,12 @@ class Executor:
             return _dead(run, str(error), _Failure(str(error)))
         timeout = handler.timeout if job.timeout is None else job.timeout
         try:
-            if handler.mode == "process":
-                result = await self._call_process(run, handler, arguments, timeout)
+            if handler.mode != "async" or handler.job_parameter is not None:
+                result = await self._call(run, handler, arguments, timeout)
             else:
                 if timeout is not None:
                     run.limit(timeout)
-                if handler.mode == "async":
-                    result = await handler.function(**arguments)
-                else:
-                    result = await self._call_thread(handler, arguments)
+                result = await handler.function(**arguments)
             return _succeeded(run, handler, result)
         except BaseException as error:
             if run.scope.cancel_called:
@@ -182,6 +190,24 @@ class Executor:
         finally:
             if run.timeout is not None and not run.scope.cancel_called:
                 run.scope.deadline = math.inf
+
+    async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
+        """Call a handler that needs more around it than an async one does that knows nothing of its job."""
+        if handler.mode == "process":
+            return await self._call_process(run, handler, arguments, timeout)
+        if timeout is not None:
+            run.limit(timeout)
+        if handler.job_parameter is not None:
+            run.handle = self._notes.handle(run.job, run.node_id)
+            force_setattr(arguments[handler.job_parameter], "_run", run.handle)
+            if handler.mode == "async":
+                return await _call_in_nursery(handler, arguments, run.handle)
+        try:
+            return await self._call_thread(handler, arguments)
+        except trio.Cancelled:
+            if run.handle is not None:
+                run.handle.cancelled = True  # the thread goes on
+            raise
 
     def _verdict(self, run: Run, error: BaseException) -> Outcome | None:
         """Judge what a handler raised, whatever it is, unless it is the worker that is being cancelled."""
@@ -228,6 +254,27 @@ def _left_open(scope: trio.CancelScope) -> bool:
 
 _NO_LIMIT = trio.CapacityLimiter(math.inf)
 
+_CUT_OFF = object()
+
+
+async def _call_in_nursery(handler: Handler, arguments: dict[str, Any], handle: Handle) -> Any:
+    """Call a handler with a nursery for its own tasks, and wait for these too."""
+    result = _CUT_OFF
+    alone: BaseException
+    try:
+        async with trio.open_nursery() as nursery:
+            handle.nursery = nursery
+            result = await handler.function(**arguments)
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) != 1:
+            raise
+        alone = group.exceptions[0]
+    else:
+        if result is _CUT_OFF:
+            raise RuntimeError("job.nursery was cancelled before the handler had returned")
+        return result
+    raise alone  # here, where the group is no part of its context: with one error there is nothing to tell apart
+
 
 def _call_with(function: Any, arguments: dict[str, Any]) -> Any:
     return function(**arguments)
@@ -261,7 +308,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
-            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {text_of(cause)}", text))
+            return _failed(run, handler, _Failure(error_line(cause), text))
 
 
 _PROCESS_DIED = "the process that ran the handler died (killed, out of memory, or a crash in C)"
@@ -285,6 +332,9 @@ def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> O
 def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> Outcome | None:
     if run.cause == "lease lost":
         return None
+    if run.cause == "cancelled":
+        log.info("job cancelled", **run.job.log_context, seconds=round(run.seconds, 3))
+        return Outcome(id=run.job.id, claims=run.job.claims, outcome="cancelled")
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
     more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stubborn else ""

@@ -29,6 +29,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         timeout: seconds for one attempt; None for no bound. A job's own timeout goes first.
         max_retries: for jobs submitted without; None for the default of 3.
         arguments: make the keyword arguments of one call; raises `PayloadMismatch`.
+        job_parameter: the argument that is the `Job`; None where the handler does not ask for it.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int | None
     backoff: Backoff
     arguments: Callable[[ClaimedJob], dict[str, Any]]
+    job_parameter: str | None
 
 
 class App:
@@ -96,14 +98,17 @@ class App:
             raise HandlerError(f"{kind}: backoff must be a jobqueue.Backoff, got {backoff!r}")
 
         def register(function: Function) -> Function:
+            mode = _mode_of(kind, function, cpu=cpu)
+            arguments, job_parameter = _compile(kind, function)
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
-                mode=_mode_of(kind, function, cpu=cpu),
+                mode=mode,
                 timeout=timeout,
                 max_retries=max_retries,
                 backoff=backoff,
-                arguments=_compile(kind, function),
+                arguments=arguments,
+                job_parameter=job_parameter,
             )
             return function
 
@@ -124,8 +129,8 @@ def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
     return "process"
 
 
-def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], dict[str, Any]]:
-    """Turn a signature into a function from a claimed job to keyword arguments."""
+def _compile(kind: str, function: Callable[..., Any]) -> tuple[Callable[[ClaimedJob], dict[str, Any]], str | None]:
+    """Turn a signature into a function from a claimed job to keyword arguments, and the name of the one that is the job."""
     hints, parameters = _signature(kind, function)
     job_parameter: str | None = None
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
@@ -155,7 +160,7 @@ def _compile(kind: str, function: Callable[..., Any]) -> Callable[[ClaimedJob], 
             raise PayloadMismatch(f"the payload does not fit the handler: {type(error).__name__}") from error
         return values
 
-    return arguments
+    return arguments, job_parameter
 
 
 def _signature(kind: str, function: Callable[..., Any]) -> tuple[dict[str, Any], Mapping[str, inspect.Parameter]]:

@@ -38,6 +38,8 @@ async def recover(store: Store, metrics: Metrics, *, judge: str | None) -> int:
             if job.outcome == "dead":
                 kind_metrics.dead.inc()
                 log.error("job died", job_id=job.id, kind=job.kind, queue=job.queue, attempt=job.attempt, reason="lease lost")
+            elif job.outcome == "cancelled":
+                kind_metrics.by_outcome["cancelled"].inc()
             else:
                 kind_metrics.recovered.inc()
         total += len(jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ class Backend(Submitting, Protocol):
         ...
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
-        """Cancel a job that waits; False when it does not."""
+        """Cancel a job that waits, or have one cancelled that runs; False when it does neither."""
         ...
 
     async def retry(self, id: str) -> bool:  # noqa: A002
@@ -149,10 +150,13 @@ class _Routes:
         return _json(await self._found(_job_id(job_id)))
 
     async def cancel(self, job_id: str) -> Response:
-        return await self._steer(_job_id(job_id), self._backend.cancel, "only pending and scheduled jobs can be cancelled")
+        answer = await self._steer(_job_id(job_id), self._backend.cancel, "it has ended already")
+        if answer["state"] == "inflight":
+            return _response(json_answer(answer, HTTPStatus.ACCEPTED))  # its node hears of it
+        return _json(answer)
 
     async def retry(self, job_id: str) -> Response:
-        return await self._steer(_job_id(job_id), self._backend.retry, "only dead jobs can be retried")
+        return _json(await self._steer(_job_id(job_id), self._backend.retry, "only dead jobs can be retried"))
 
     async def discard(self, job_id: str) -> Response:
         job = await self._found(_job_id(job_id))
@@ -178,12 +182,12 @@ class _Routes:
             raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
         return job
 
-    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], rule: str) -> Response:
+    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], rule: str) -> dict[str, Any]:
         done = await act(job_id)
         job = await self._found(job_id)
         if not done:
             raise Conflict(f"The job is {job['state']}: {rule}.")
-        return _json(job)
+        return job
 
     async def _pause(self, name: str, *, paused: bool) -> Response:
         if len(name) > MAX_NAME_LENGTH or "\0" in name:

@@ -15,7 +15,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.job import ClaimedJob, Note, Outcome
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 
@@ -66,7 +66,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A job taken back from a lost node; `outcome` is the state that it is in now: pending or dead."""
+    """A job taken back from a lost node; `outcome` is the state that it is in now: pending, dead, or cancelled."""
 
     id: str
     queue: str
@@ -75,6 +75,9 @@ class Recovered(msgspec.Struct, frozen=True):
     node_id: str
     outcome: str
 
+
+RunId = tuple[str, int]
+"""A run, by its job's id and the number of the claim."""
 
 Ranks = Mapping[str, float]
 """The best rank among jobs that became pending, by queue: where a claim has to look for them."""
@@ -204,9 +207,10 @@ class Store:
             )
         )
 
-    async def heartbeat(self, node_id: str, *, lease: float) -> bool:
-        """Renew a lease; False when it is lost and the node's jobs are somebody else's."""
-        return bool(await self._heartbeat.run(_scalar("SELECT jobqueue.heartbeat(%s, %s)", node_id, lease)))
+    async def heartbeat(self, node_id: str, *, lease: float) -> list[RunId] | None:
+        """Renew a lease; return the node's runs that somebody wants cancelled. None: it is lost, its jobs are somebody else's."""
+        unwanted = await self._heartbeat.run(_scalar("SELECT jobqueue.heartbeat(%s, %s)", node_id, lease))
+        return None if unwanted is None else msgspec.convert(unwanted, list[RunId])
 
     async def leave(self, node_id: str) -> int:
         """Hand back what the node still holds, attempts refunded, and remove it; return how many jobs that were."""
@@ -242,14 +246,14 @@ class Store:
             # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
             raise RefusedData(f"a claimed job cannot be read: {error}") from error
 
-    async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[tuple[str, int]]:
-        """The runs, as (id, claims), that the database says this node holds.
+    async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[RunId]:
+        """The runs that the database says this node holds.
 
         Args:
             backend: of the `ConnectionLost` that a claim raised, whose transaction has to be over first.
         """
 
-        def work(connection: Connection) -> set[tuple[str, int]]:
+        def work(connection: Connection) -> set[RunId]:
             if backend is not None:
                 _settle(connection, backend)
             rows = _rows("SELECT id, claims FROM jobqueue.inflight_jobs WHERE node_id = %s", node_id)(connection)
@@ -270,6 +274,10 @@ class Store:
         sql = "SELECT jobqueue.finish(%s, %s::jsonb, %s)"
         [stale] = await self._finish.call(sql, node_id, given, keep, in_loop=len(given) <= IN_LOOP_CHARACTERS)
         return {place - 1 for place in stale}
+
+    async def note(self, node_id: str, notes: Sequence[Note]) -> None:
+        """Keep what this node's runs have noted so far; a run that is over is left alone."""
+        await self._housekeeping.run(_scalar("SELECT jobqueue.note(%s, %s::jsonb)", node_id, msgspec.json.encode(notes).decode()))
 
     # -- housekeeping
 
@@ -316,7 +324,7 @@ class Store:
         return dict(rows[0]["job"]) if rows else None
 
     async def cancel(self, job_id: str) -> bool:
-        """Cancel a pending or scheduled job; False when it is in no such state."""
+        """Cancel a job: one that waits now, one that runs as soon as its node hears of it; False when it is neither."""
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s)", job_id)))
 
     async def retry(self, job_id: str) -> bool:
