@@ -301,6 +301,9 @@ class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
     traceback: str | None = None
 
 
+UNFINISHED = frozenset({"scheduled", "pending", "blocked", "inflight"})
+"""The states of a job that has not ended."""
+
 Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released", "cancelled"]
 
 

@@ -31,6 +31,7 @@ from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.schedule import Schedule
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.watching import Watcher
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import api, listening, server
@@ -82,6 +83,7 @@ class _Engine:
     dispatcher: Dispatcher
     schedule: Schedule
     notes: Notes
+    watcher: Watcher
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
@@ -164,7 +166,10 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         on_held=wake_all,
         on_unwanted=cancel,
     )
-    outcomes = Outcomes(store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in)
+    watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
+    outcomes = Outcomes(
+        store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in, on_written=watcher.written
+    )
     dispatcher = Dispatcher(
         store, lease, outcomes, metrics, queues=queues, handlers=app.handlers, poll_interval=settings.poll_interval
     )
@@ -176,7 +181,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
     )
-    notes = Notes(store, on_noted=lambda *_: None)
+    notes = Notes(store, on_noted=watcher.noted)
     width = sum(settings.worked_queues.values())
     async with _open_processes() as processes:
         executor = Executor(
@@ -189,7 +194,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, notes, workers, queues, metrics)
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, notes, watcher, workers, queues, metrics)
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -218,6 +223,7 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)
     await stages.start("notes", engine.notes.run)
+    await stages.start("watcher", engine.watcher.run)
     await stages.start("workers", engine.workers.run)
 
     def on_notify(channel: str, payload: str) -> None:
@@ -256,6 +262,7 @@ async def _serve_http(
         engine.outcomes,
         engine.metrics,
         dispatcher=engine.dispatcher,
+        watcher=engine.watcher,
         queues=engine.queues.values(),
         stopping=stages.stopping.is_set,
     )
@@ -274,8 +281,10 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
     """Stop in order: no new work, no new claims, the workers, their outcomes, the lease. Each step has its time."""
     log.info("shutting down", grace_period=settings.grace_period)
     grace_ends = trio.current_time() + settings.grace_period
+    engine.watcher.close()  # whoever waits for a job gets an answer now
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
 
+    await stages.stop("watcher", within=0.2)
     await stages.stop("dispatcher", within=1)
     await stages.stop("schedule", within=1)
     await stages.stop("notifications", within=1)

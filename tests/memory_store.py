@@ -34,6 +34,7 @@ from jobqueue.storage.store import (
     RECOVER_BATCH,
     Claim,
     Depth,
+    Glance,
     Node,
     Promotion,
     Ranks,
@@ -360,6 +361,11 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
         return None if row is None else _shown(row)
+
+    async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
+        await trio.lowlevel.checkpoint()
+        rows = [self._rows[job_id] for job_id in job_ids if job_id in self._rows]
+        return {row.id: Glance(row.state, row.attempt, row.claims, row.saved) for row in rows}
 
     async def cancel(self, job_id: str) -> bool:
         await trio.lowlevel.checkpoint()

@@ -49,7 +49,7 @@ async def test_a_poll_looks_everywhere_unless_that_takes_long_and_else_from_the_
     store, metrics = Wading(seconds), Metrics()
     lease = Lease(store, metrics, queues={"default": 4}, seconds=1e6, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
     await lease.join()
-    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=lambda _: None)
+    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
     queue = LocalQueue("default", 4)
     dispatcher = Dispatcher(store, lease, outcomes, metrics, queues={"default": queue}, handlers={}, poll_interval=POLL)
     await nursery.start(dispatcher.run)

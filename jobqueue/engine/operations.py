@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import trio
@@ -15,6 +15,7 @@ from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import DatabaseUnavailable, ShuttingDown
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
@@ -38,6 +39,7 @@ class Operations:
         metrics: Metrics,
         *,
         dispatcher: Dispatcher,
+        watcher: Watcher,
         queues: Iterable[LocalQueue],
         stopping: Callable[[], bool],
     ) -> None:
@@ -46,6 +48,7 @@ class Operations:
         self._submissions = submissions
         self._outcomes = outcomes
         self._dispatcher = dispatcher
+        self._watcher = watcher
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
@@ -91,10 +94,22 @@ class Operations:
         return self._metrics.render(), CONTENT_TYPE
 
     async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the route's word
-        return await self._store.job(id)
+        """One job with everything that is known of it; None when there is none."""
+        row = await self._store.job(id)
+        if row is None:
+            return None
+        saved = row.pop("saved")
+        noted = saved if isinstance(saved, dict) else {}
+        return {**row, "progress": noted.get("progress"), "checkpoint": noted.get("checkpoint")}
+
+    def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
+        """Watch a job; see `Watcher.watch`."""
+        return self._watcher.watch(id)
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
-        return await self._store.cancel(id)
+        cancelled = await self._store.cancel(id)
+        self._watcher.look_soon(id)
+        return cancelled
 
     async def retry(self, id: str) -> bool:  # noqa: A002
         return await self._store.retry(id)

@@ -45,19 +45,28 @@ class Outcomes:
     Args:
         keep_finished: whether jobs that succeeded are kept in the database, or forgotten at once.
         on_scheduled: called with the seconds until a job is due again, after it was written.
+        on_written: called with each batch that was committed.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
     """
 
     def __init__(
-        self, store: Store, lease: Lease, metrics: Metrics, *, keep_finished: bool, on_scheduled: Callable[[float], None]
+        self,
+        store: Store,
+        lease: Lease,
+        metrics: Metrics,
+        *,
+        keep_finished: bool,
+        on_scheduled: Callable[[float], None],
+        on_written: Callable[[Sequence[Finished]], None],
     ) -> None:
         self._store = store
         self._lease = lease
         self._metrics = metrics
         self._keep_finished = keep_finished
         self._on_scheduled = on_scheduled
+        self._on_written = on_written
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -133,6 +142,7 @@ class Outcomes:
         delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
         if delays:
             self._on_scheduled(min(delays))
+        self._on_written(written)
 
 
 def _refused(finished: Finished, error: RefusedData) -> Finished:

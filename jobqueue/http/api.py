@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -14,14 +15,15 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import door, limits, problems
+from jobqueue.http import door, limits, problems, watch
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
+from jobqueue.http.connection import PROLONG
 from jobqueue.http.submit import Submitting, submit
 from jobqueue.job import MAX_NAME_LENGTH
 
 
-class Backend(Submitting, Protocol):
+class Backend(Submitting, watch.Watchable, Protocol):
     """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
 
     def troubles(self) -> list[str]:
@@ -32,11 +34,7 @@ class Backend(Submitting, Protocol):
         """Return the metrics and their content type."""
         ...
 
-    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - what it is called everywhere
-        """Return a row of ``jobqueue.jobs``, as JSON can hold it."""
-        ...
-
-    async def cancel(self, id: str) -> bool:  # noqa: A002
+    async def cancel(self, id: str) -> bool:  # noqa: A002 - what it is called everywhere
         """Cancel a job that waits, or have one cancelled that runs; False when it does neither."""
         ...
 
@@ -79,6 +77,7 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         ("/health/ready", "GET", routes.ready),
         ("/metrics", "GET", routes.metrics),
         ("/jobs/<job_id>", "GET", routes.job),
+        ("/jobs/<job_id>/events", "GET", routes.events),
         ("/jobs/<job_id>", "DELETE", routes.discard),
         ("/jobs/<job_id>/cancel", "POST", routes.cancel),
         ("/jobs/<job_id>/retry", "POST", routes.retry),
@@ -147,7 +146,22 @@ class _Routes:
         return Response(body, content_type=content_type)
 
     async def job(self, job_id: str) -> Response:
-        return _json(await self._found(_job_id(job_id)))
+        seconds = _wait(request.args.get("wait"))
+        if not seconds:
+            return _json(await self._found(_job_id(job_id)))
+        return _json(_existing(job_id, await watch.ended(self._backend, _job_id(job_id), seconds)))
+
+    async def events(self, job_id: str) -> Response:
+        if request.headers.get("Last-Event-ID") == watch.LAST_ID:
+            return Response("", HTTPStatus.NO_CONTENT)  # an EventSource connects again until it is told so
+        with self._backend.watch(_job_id(job_id)):  # refused here, where there still is an answer for it
+            job = await self._found(_job_id(job_id))
+        headers = {"Content-Type": watch.CONTENT_TYPE, "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response("", headers=headers)
+        response = Response(watch.events(self._backend, job["id"], request.scope["state"][PROLONG]), headers=headers)
+        response.timeout = None
+        return response
 
     async def cancel(self, job_id: str) -> Response:
         answer = await self._steer(_job_id(job_id), self._backend.cancel, "it has ended already")
@@ -177,10 +191,7 @@ class _Routes:
         return _json(await self._backend.nodes())
 
     async def _found(self, job_id: str) -> dict[str, Any]:
-        job = await self._backend.job(job_id)
-        if job is None:
-            raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
-        return job
+        return _existing(job_id, await self._backend.job(job_id))
 
     async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], rule: str) -> dict[str, Any]:
         done = await act(job_id)
@@ -201,6 +212,22 @@ def _job_id(text: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise BadRequest("A job's id is a UUID.") from None
+
+
+def _existing(job_id: str, job: dict[str, Any] | None) -> dict[str, Any]:
+    if job is None:
+        raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
+    return job
+
+
+def _wait(text: str | None) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= watch.MAX_WAIT:
+        raise BadRequest(f"wait is a number of seconds, from 0 to {watch.MAX_WAIT:g}.")
+    return seconds
 
 
 def _json(value: object) -> Response:

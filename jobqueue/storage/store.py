@@ -113,6 +113,15 @@ class Submitted(NamedTuple):
     claimed: list[ClaimedJob] | None = None
 
 
+class Glance(NamedTuple):
+    """What is watched of a job."""
+
+    state: str
+    attempt: int
+    claims: int
+    saved: Any
+
+
 class Depth(msgspec.Struct, frozen=True):
     """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds."""
 
@@ -322,6 +331,12 @@ class Store:
         """One job with everything that is known of it, whatever state it is in; None when there is none."""
         rows = await self._inspect.run(_rows("SELECT to_jsonb(j) AS job FROM jobqueue.jobs AS j WHERE id = %s", job_id))
         return dict(rows[0]["job"]) if rows else None
+
+    async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
+        """See where jobs are, and what they have noted; those that are nowhere are left out."""
+        sql = "SELECT id, state, attempt, claims, saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
+        rows = await self._inspect.run(_rows(sql, list(job_ids)))
+        return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job: one that waits now, one that runs as soon as its node hears of it; False when it is neither."""
