@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,17 @@ class Bench:
         self.database = database
         self.effects_file = effects
         self.effects_file.touch()
+        self.on_ports: list[Service] = []
 
-    def start(self, *arguments: str) -> Service:
-        return self.start_service(HANDLERS, *arguments, env={"EFFECTS": str(self.effects_file)})
+    def start(self, *arguments: str, handlers: str = HANDLERS) -> Service:
+        return self.start_service(handlers, *arguments, env={"EFFECTS": str(self.effects_file)})
+
+    def start_on(self, port: str, *arguments: str) -> Service:
+        """Start a service on a port that is known before, and end it with the test."""
+        given = [HANDLERS, *arguments, "--port", port, "--database-url", self.database.url]
+        node = Service(given, {"EFFECTS": str(self.effects_file)})
+        self.on_ports.append(node)
+        return node
 
     def effects(self, job_id: str) -> list[str]:
         lines = [line.split() for line in self.effects_file.read_text().splitlines()]
@@ -56,3 +65,9 @@ def submit(service: Service, kind: str, **fields: Any) -> str:
 
 def cancel(service: Service, job_id: str) -> httpx.Response:
     return httpx.post(f"{service.url}/jobs/{job_id}/cancel", timeout=20)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

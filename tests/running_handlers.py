@@ -120,7 +120,7 @@ async def steps(job: jobqueue.Job, steps: int = 3, seconds: float = 0.3) -> str:
 
 @app.handler("fan-out", max_retries=0)
 async def fan_out(job: jobqueue.Job, children: int = 3, fail: int = 0) -> str:
-    """Start tasks and return at once: the attempt ends with the last of them."""
+    """Start tasks and return long before they end: the attempt ends with the last of them."""
 
     async def child(number: int) -> None:
         effect(job, f"child-{number}-began")
@@ -137,6 +137,7 @@ async def fan_out(job: jobqueue.Job, children: int = 3, fail: int = 0) -> str:
     together = trio.Event()
     for number in range(children):
         job.nursery.start_soon(child, number)
+    await trio.sleep(0.1)
     together.set()
     return "returned"
 

@@ -18,6 +18,7 @@ LAYERS = [
     ["engine"],
     ["storage"],
     ["concurrency"],
+    ["client"],
     ["errors", "job", "retry", "documents", "admission", "settings", "metrics", "logs"],
 ]
 """The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
