@@ -694,17 +694,32 @@ BEGIN
     RETURN coalesce(stale, '{}');
 END $$;
 
--- Write what runs of this node have noted so far: notes is an array of {id, claims, saved}. A run that is over is left alone.
-CREATE OR REPLACE FUNCTION jobqueue.note(node uuid, notes jsonb) RETURNS void
-LANGUAGE sql
+-- Write what runs of this node have noted so far: notes is an array of {id, claims, saved}. Returns the ids of those that were written. A
+-- run that is over is left alone, and so is one whose row is locked: most likely its outcome is being written, which brings the notes
+-- along. So this waits for nobody, and cannot be in a deadlock with finish.
+CREATE OR REPLACE FUNCTION jobqueue.note(node uuid, notes jsonb) RETURNS uuid[]
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_mergejoin = off
 SET enable_hashjoin = off
 AS $$
-    UPDATE jobqueue.inflight_jobs AS i SET saved = jobqueue.with_notes(i.saved, n.saved)
-      FROM jsonb_to_recordset(note.notes) AS n (id uuid, claims integer, saved jsonb)
-     WHERE i.id = n.id AND i.claims = n.claims AND i.node_id = note.node
-$$;
+#variable_conflict use_column
+BEGIN
+    RETURN (
+        WITH given AS MATERIALIZED (
+            SELECT n.* FROM jsonb_to_recordset(notes) AS n (id uuid, claims integer, saved jsonb)
+        ), free AS MATERIALIZED (
+            SELECT i.id, given.saved AS noted
+              FROM given JOIN jobqueue.inflight_jobs AS i ON i.id = given.id AND i.claims = given.claims AND i.node_id = node
+               FOR UPDATE OF i SKIP LOCKED
+        ), written AS (
+            UPDATE jobqueue.inflight_jobs AS i SET saved = jobqueue.with_notes(i.saved, free.noted)
+              FROM free WHERE i.id = free.id
+            RETURNING i.id
+        )
+        SELECT coalesce(array_agg(written.id), '{}') FROM written);
+END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- promote
 

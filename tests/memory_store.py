@@ -287,12 +287,15 @@ class MemoryStore(Store):
                 del self._rows[job_id]
         return set(range(len(given))) - set(accepted.values())
 
-    async def note(self, node_id: str, notes: Sequence[Note]) -> None:
+    async def note(self, node_id: str, notes: Sequence[Note]) -> set[str]:
         await trio.lowlevel.checkpoint()
+        written = set()
         for note in notes:
             row = self._rows.get(note.id)
             if row is not None and (row.state, row.claims, row.node_id) == ("inflight", note.claims, node_id):
                 row.saved = {**(row.saved or {}), **msgspec.json.decode(note.saved)}
+                written.add(row.id)
+        return written
 
     # -- housekeeping
 

@@ -90,11 +90,11 @@ class Written(MemoryStore):
         self.writes: list[list[Note]] = []
         self.away = False
 
-    async def note(self, node_id: str, notes: Sequence[Note]) -> None:
+    async def note(self, node_id: str, notes: Sequence[Note]) -> set[str]:
         if self.away:
             raise DatabaseUnavailable("away")
         self.writes.append(list(notes))
-        await super().note(node_id, notes)
+        return await super().note(node_id, notes)
 
 
 @pytest.fixture

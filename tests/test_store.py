@@ -653,7 +653,7 @@ async def test_notes_are_kept_by_name_the_latest_of_each(driver: Driver) -> None
     run = await driver.in_state("inflight")
     assert isinstance(run, ClaimedJob)
     for saved in (b'{"progress":{"fraction":0.1}}', b'{"checkpoint":[1]}', b'{"progress":{"fraction":0.2}}'):
-        await driver.store.note(driver.node, [Note(run.id, run.claims, msgspec.Raw(saved))])
+        assert await driver.store.note(driver.node, [Note(run.id, run.claims, msgspec.Raw(saved))]) == {run.id}
     row = await driver.store.job(run.id)
     assert row is not None
     assert row["saved"] == {"progress": {"fraction": 0.2}, "checkpoint": [1]}
@@ -663,8 +663,9 @@ async def test_only_the_run_that_is_under_way_on_this_node_may_note(driver: Driv
     run = await driver.in_state("inflight")
     assert isinstance(run, ClaimedJob)
     note = Note(run.id, run.claims, msgspec.Raw(b'{"checkpoint":1}'))
-    await driver.store.note(new_id(), [note])
-    await driver.store.note(driver.node, [Note(run.id, run.claims + 1, note.saved), Note(new_id(), 1, note.saved)])
+    assert await driver.store.note(new_id(), [note]) == set()
+    others = [Note(run.id, run.claims + 1, note.saved), Note(new_id(), 1, note.saved)]
+    assert await driver.store.note(driver.node, others) == set()
     row = await driver.store.job(run.id)
     assert row is not None
     assert row["saved"] is None

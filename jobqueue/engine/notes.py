@@ -77,12 +77,13 @@ class Handle:
             self._writing, self._fresh = self._fresh, {}
         return _object(self._writing)
 
-    def end_write(self, *, written: bool) -> None:
-        """Let go of what was taken, or have it written again."""
+    def end_write(self, *, written: bool) -> bool:
+        """Let go of what was taken, or have it written again; tell whether there is reason to."""
         with self._notes.lock:
             if not written:
                 self._fresh = {**self._writing, **self._fresh}
             self._writing = {}
+            return not written and not self._closed
 
     def close(self) -> msgspec.Raw | None:
         """Take no more notes; return what is not known to be written, as one JSON object."""
@@ -134,20 +135,20 @@ class Notes:
         self._something.set()
 
     async def _write(self, node_id: str, batch: Mapping[Handle, Note]) -> None:
-        written = False
+        written: set[str] = set()
         try:
-            await self._store.note(node_id, list(batch.values()))
-            written = True
-        except DatabaseUnavailable:
-            # The handles are written again; those of runs that end meanwhile tell it with their outcome.
-            self._changed.update(batch)
-            self._something.set()
+            written = await self._store.note(node_id, list(batch.values()))
+        except DatabaseUnavailable as error:
+            log.debug("notes wait for the database", error=str(error))
         except RefusedData as error:
-            written = True  # it passed our gate, so it is our fault; there is no use in another try
-            log.error("notes refused by the database", error=str(error))  # noqa: TRY400 - one line says it all
+            log.error("notes refused by the database", error=str(error))  # noqa: TRY400 - they passed our gate: it is our fault
+            written = {note.id for note in batch.values()}  # there is no use in another try
         finally:
-            for handle in batch:
-                handle.end_write(written=written)
+            # What was not written is written again; where the run has ended meanwhile, its outcome has it.
+            again = [handle for handle in batch if handle.end_write(written=handle.job.id in written)]
+        if again:
+            self._changed.update(again)
+            self._something.set()
 
 
 def _batches(handles: Iterable[Handle]) -> Iterator[tuple[str, Mapping[Handle, Note]]]:

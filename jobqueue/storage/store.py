@@ -284,9 +284,15 @@ class Store:
         [stale] = await self._finish.call(sql, node_id, given, keep, in_loop=len(given) <= IN_LOOP_CHARACTERS)
         return {place - 1 for place in stale}
 
-    async def note(self, node_id: str, notes: Sequence[Note]) -> None:
-        """Keep what this node's runs have noted so far; a run that is over is left alone."""
-        await self._housekeeping.run(_scalar("SELECT jobqueue.note(%s, %s::jsonb)", node_id, msgspec.json.encode(notes).decode()))
+    async def note(self, node_id: str, notes: Sequence[Note]) -> set[str]:
+        """Keep what this node's runs have noted so far; return the ids of the jobs where that was done.
+
+        A run that is over is left alone, and so is one of which something else is being written.
+        """
+        [row] = await self._housekeeping.run(
+            _rows("SELECT jobqueue.note(%s, %s::jsonb) AS written", node_id, msgspec.json.encode(notes).decode())
+        )
+        return {str(job_id) for job_id in row["written"]}
 
     # -- housekeeping
 
