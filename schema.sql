@@ -148,8 +148,12 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     available_since timestamptz      NOT NULL,
     errors          jsonb            NOT NULL,
     options         jsonb,
-    saved           jsonb
+    saved           jsonb,
+    cancel_requested_at timestamptz      -- somebody asked for its end, see jobqueue.cancel: it does not go back from here
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+-- For each heartbeat: what of its own a node is to cancel. Almost always empty.
+CREATE INDEX IF NOT EXISTS inflight_jobs_cancel ON jobqueue.inflight_jobs (node_id) WHERE cancel_requested_at IS NOT NULL;
 
 -- By how they ended, since they are kept for different times, and by day, so that retention drops a partition and never deletes a
 -- million rows.
@@ -268,23 +272,23 @@ CREATE TABLE IF NOT EXISTS jobqueue.schedules (
 CREATE OR REPLACE VIEW jobqueue.jobs AS
     SELECT id, 'pending' AS state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
            NULL::timestamptz AS run_at, NULL::timestamptz AS claimed_at, NULL::timestamptz AS ended_at, NULL::uuid AS node_id,
-           NULL::jsonb AS result, NULL::text AS reason, errors, options, saved
+           NULL::jsonb AS result, NULL::text AS reason, errors, options, saved, NULL::timestamptz AS cancel_requested_at
       FROM jobqueue.pending_jobs
     UNION ALL
     SELECT id, 'scheduled', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           run_at, NULL, NULL, NULL, NULL, NULL, errors, options, saved
+           run_at, NULL, NULL, NULL, NULL, NULL, errors, options, saved, NULL
       FROM jobqueue.scheduled_jobs
     UNION ALL
     SELECT id, 'inflight', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, claimed_at, NULL, node_id, NULL, NULL, errors, options, saved
+           NULL, claimed_at, NULL, node_id, NULL, NULL, errors, options, saved, cancel_requested_at
       FROM jobqueue.inflight_jobs
     UNION ALL
     SELECT id, state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, claimed_at, finished_at, node_id, result, NULL, errors, options, saved
+           NULL, claimed_at, finished_at, node_id, result, NULL, errors, options, saved, NULL
       FROM jobqueue.finished_jobs
     UNION ALL
     SELECT id, 'dead', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved
+           NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved, NULL
       FROM jobqueue.dead_jobs;
 
 -- A version 7 UUID (RFC 9562, 5.7): milliseconds since 1970 in the first 48 bits, so ids sort by creation. PostgreSQL has its own
@@ -618,16 +622,24 @@ LANGUAGE sql AS $$
             now() + lease * interval '1 second')
 $$;
 
--- Renew a node's lease, by the database's clock. False: the lease is lost for good, the node's jobs are somebody else's. A lease
--- that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
-CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision) RETURNS boolean
-LANGUAGE plpgsql AS $$
+-- Renew a node's lease, by the database's clock. Returns the runs of this node that somebody wants cancelled, as [[id, claims], ...]: so
+-- no notification is needed for that, and no further query. NULL: the lease is lost for good, the node's jobs are somebody else's. A
+-- lease that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
+CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision) RETURNS jsonb
+LANGUAGE plpgsql
+SET enable_seqscan = off
+AS $$
 BEGIN
     UPDATE jobqueue.nodes SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second' WHERE id = node;
-    RETURN FOUND;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN (SELECT coalesce(jsonb_agg(jsonb_build_array(i.id, i.claims)), '[]')
+              FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.cancel_requested_at IS NOT NULL);
 END $$;
 
--- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row. Returns the jobs handed back.
+-- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
+-- Returns the jobs handed back.
 CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -635,12 +647,19 @@ DECLARE
 BEGIN
     WITH held AS (
         DELETE FROM jobqueue.inflight_jobs WHERE node_id = node RETURNING *
+    ), cancelled AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, claimed_at, finished_at, node_id, errors, options, saved)
+        SELECT h.id, h.queue, h.kind, h.priority, 'cancelled', h.payload, h.max_retries, h.timeout, h.attempt, h.claims, h.created_at,
+               h.available_since, h.claimed_at, now(), h.node_id, h.errors, h.options, h.saved
+          FROM held AS h WHERE h.cancel_requested_at IS NOT NULL
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
         SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval, h.options), h.payload,
                h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors, h.options, h.saved
           FROM held AS h LEFT JOIN jobqueue.queues AS q ON q.name = h.queue
+         WHERE h.cancel_requested_at IS NULL
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
@@ -653,7 +672,7 @@ BEGIN
 END $$;
 
 -- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
--- a job that kills its process cannot do so for ever). A node whose lease ran out loses its row first; from then on its heartbeat
+-- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A node whose lease ran out loses its row first; from then on its heartbeat
 -- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
 -- order, SKIP LOCKED: a completion that is being written at this moment wins.
 --
@@ -676,6 +695,7 @@ BEGIN
         RETURNING i.*
     ), judged AS (
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
+               lost.attempt <= lost.max_retries AND lost.cancel_requested_at IS NOT NULL AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
                    'duration', round(extract(epoch FROM now() - lost.claimed_at), 6),
                    'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors
@@ -687,18 +707,26 @@ BEGIN
                j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
           FROM judged AS j WHERE j.spent
             ON CONFLICT (id) DO NOTHING
+    ), cancelled AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, claimed_at, finished_at, node_id, errors, options, saved)
+        SELECT j.id, j.queue, j.kind, j.priority, 'cancelled', j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at,
+               j.available_since, j.claimed_at, now(), j.node_id, j.all_errors, j.options, j.saved
+          FROM judged AS j WHERE j.unwanted
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
         SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval, j.options), j.payload,
                j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors, j.options, j.saved
-          FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue WHERE NOT j.spent
+          FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue
+         WHERE NOT j.spent AND NOT j.unwanted
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
     )
-    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id, CASE WHEN j.spent THEN 'dead' ELSE 'pending' END
+    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id,
+           CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' ELSE 'pending' END
       FROM judged AS j CROSS JOIN told;
 END $$;
 
@@ -828,6 +856,12 @@ LANGUAGE sql STABLE AS $$
                 ELSE errors || jsonb_build_array(error) END
 $$;
 
+-- What a job has noted, with the notes of its latest run over those before.
+CREATE OR REPLACE FUNCTION jobqueue.with_notes(saved jsonb, notes jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN notes IS NULL THEN saved WHEN saved IS NULL THEN notes ELSE saved || notes END
+$$;
+
 -- Write what became of a batch of runs, each row moved in this one transaction. outcomes is an array of objects:
 --
 --     id, claims    the run: a row that does not match both, or is not this node's, is a stale completion and is dropped
@@ -835,6 +869,8 @@ $$;
 --                   retry -> scheduled in delay seconds (error), or dead when it was the last attempt
 --                   snoozed -> scheduled in delay seconds, with the attempt refunded
 --                   released -> pending, with the attempt refunded
+--                   cancelled -> finished. What would go back to scheduled or pending goes there too, where somebody asked for that
+--     saved         what the run noted and did not come to write; it is lost with a success
 --
 -- keep: false lets go of jobs that succeeded, instead of keeping them in finished_jobs.
 --
@@ -876,19 +912,21 @@ BEGIN
 
     WITH given AS MATERIALIZED (
         SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
-            id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision))
-            WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, place)
+            id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
+            WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
          WHERE coalesce(o.outcome, '') <> 'succeeded'
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
-        RETURNING i.*, g.outcome, g.result, g.reason, g.error, g.delay, g.place,
-                  coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent
+        RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place, jobqueue.with_notes(i.saved, g.saved) AS noted,
+                  coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
+                  CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
+                            OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
     ), finished AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
+               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
           -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
           FROM gone AS d WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released')
     ), dead AS (
@@ -896,7 +934,7 @@ BEGIN
                                         available_since, died_at, node_id, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
                d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
+               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
           FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
             ON CONFLICT (id) DO NOTHING
     ), scheduled AS (
@@ -904,14 +942,14 @@ BEGIN
                                              available_since, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
                d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.saved
+               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
           FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
             ON CONFLICT (id) DO NOTHING
     ), released AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
         SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
-               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.saved
+               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.noted
           FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
          WHERE d.outcome = 'released'
             ON CONFLICT (id) DO NOTHING
@@ -923,6 +961,33 @@ BEGIN
       FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
               FROM gone) AS missing CROSS JOIN told;
     RETURN coalesce(stale, '{}');
+END $$;
+
+-- Write what runs of this node have noted so far: notes is an array of {id, claims, saved}. Returns the ids of those that were written. A
+-- run that is over is left alone, and so is one whose row is locked: most likely its outcome is being written, which brings the notes
+-- along. So this waits for nobody, and cannot be in a deadlock with finish.
+CREATE OR REPLACE FUNCTION jobqueue.note(node uuid, notes jsonb) RETURNS uuid[]
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_mergejoin = off
+SET enable_hashjoin = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN (
+        WITH given AS MATERIALIZED (
+            SELECT n.* FROM jsonb_to_recordset(notes) AS n (id uuid, claims integer, saved jsonb)
+        ), free AS MATERIALIZED (
+            SELECT i.id, given.saved AS noted
+              FROM given JOIN jobqueue.inflight_jobs AS i ON i.id = given.id AND i.claims = given.claims AND i.node_id = node
+               FOR UPDATE OF i SKIP LOCKED
+        ), written AS (
+            UPDATE jobqueue.inflight_jobs AS i SET saved = jobqueue.with_notes(i.saved, free.noted)
+              FROM free WHERE i.id = free.id
+            RETURNING i.id
+        )
+        SELECT coalesce(array_agg(written.id), '{}') FROM written);
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- promote
@@ -1036,37 +1101,56 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- steering
 
--- Cancel a job that waits. Returns false when it is not pending or scheduled any more. In two statements: a job that is promoted
--- meanwhile is looked for where it went. keep: false lets go of it, instead of keeping it in cancelled_jobs.
+-- Cancel a job. One that waits has ended when this returns. One that runs is marked, and the node that runs it is told: it ends within
+-- a second or so, in the state cancelled unless it succeeds or dies before, and never runs again. Returns whether the job has ended by
+-- this or will; false when it is not there any more, or has ended already. To ask again changes nothing.
+--
+-- The mark is a lock on the row until your transaction ends, and what became of that run waits for it: commit soon.
+--
+-- keep: false lets go of one that waits, instead of keeping it in cancelled_jobs.
+--
+-- In several statements, and twice: a job that moves on meanwhile is looked for where it went.
 CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid, keep boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
+    run integer;
     cancelled boolean;
 BEGIN
-    WITH gone AS (
-        DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *
-    ), kept AS (
+    FOR look IN 1..2 LOOP
+        WITH gone AS (
+            DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *
+        ), kept AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, finished_at, errors, options, saved)
         SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
                errors, options, saved
-          FROM gone WHERE cancel.keep
-    )
-    SELECT EXISTS (SELECT FROM gone) INTO cancelled;
-    IF cancelled THEN
-        RETURN true;
-    END IF;
-    WITH gone AS (
-        DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *
-    ), kept AS (
+              FROM gone WHERE cancel.keep
+        )
+        SELECT EXISTS (SELECT FROM gone) INTO cancelled;
+        IF cancelled THEN
+            RETURN true;
+        END IF;
+        WITH gone AS (
+            DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *
+        ), kept AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, finished_at, errors, options, saved)
         SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
                errors, options, saved
-          FROM gone WHERE cancel.keep
-    )
-    SELECT EXISTS (SELECT FROM gone) INTO cancelled;
-    RETURN cancelled;
+              FROM gone WHERE cancel.keep
+        )
+        SELECT EXISTS (SELECT FROM gone) INTO cancelled;
+        IF cancelled THEN
+            RETURN true;
+        END IF;
+        UPDATE jobqueue.inflight_jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = job
+            RETURNING claims INTO run;
+        IF FOUND THEN
+            PERFORM pg_notify('jobqueue_cancel', job || ' ' || run);
+            RETURN true;
+        END IF;
+    END LOOP;
+    RETURN false;
 END $$;
 
 -- The options of a job that goes to the end of the line again.

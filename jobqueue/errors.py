@@ -59,6 +59,10 @@ class Overloaded(Unavailable):
     """More work waits to be committed than the bound allows."""
 
 
+class TooManyWatchers(Unavailable):
+    """More requests wait for jobs than the bound allows."""
+
+
 class ShuttingDown(Unavailable):
     """The service is stopping and takes no new work."""
 

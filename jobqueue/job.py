@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
+
+from jobqueue import documents
+
+if TYPE_CHECKING:
+    import trio
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """The largest payload of one job, as JSON in UTF-8."""
 
 MAX_RESULT_BYTES = 1 << 20
 """The largest result that a handler may return, as JSON in UTF-8."""
+
+MAX_CHECKPOINT_BYTES = 64 << 10
+"""The largest checkpoint of a job, as JSON in UTF-8."""
+
+MAX_PROGRESS_MESSAGE = 500
+"""Characters kept of what a job says that it is at."""
 
 MAX_BATCH_JOBS = 100_000
 """The most jobs in one array or NDJSON body: it is one transaction."""
@@ -127,7 +138,7 @@ class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
     rank: float
     waited: float
     options: Options | None = None
-    saved: msgspec.Raw | None = None
+    saved: Any = None
 
     @property
     def expired(self) -> bool:
@@ -146,8 +157,39 @@ class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
         return {"job_id": self.id, "kind": self.kind, "queue": self.queue, "attempt": self.attempt}
 
 
+class Handle(Protocol):
+    """What a `Job` can reach of the run that it was made for, from any thread."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run was ended early."""
+        ...
+
+    @property
+    def nursery(self) -> trio.Nursery | None:
+        """What the handler's tasks run in; None where it is no async handler."""
+        ...
+
+    def note(self, name: str, document: bytes) -> None:
+        """Keep an encoded document under this name."""
+
+
+class _Elsewhere:
+    """The handle of a job that was sent to another process: nothing leads back from there."""
+
+    cancelled = False
+    nursery = None
+
+    def note(self, name: str, document: bytes) -> None:  # noqa: ARG002 - it is what a handle has
+        raise RuntimeError(
+            f"job.{name} does not work in another process, as cpu=True makes one: a cpu handler can only return its result"
+        )
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler can know of the job that it runs: give it a parameter ``job: jobqueue.Job``.
+    """What a handler can know of the job that it runs, and what it can do with it: give it a parameter ``job: jobqueue.Job``.
+
+    A test may make one of its own: it has no run, and what is noted goes nowhere.
 
     Attributes:
         id: the job's UUID (version 7), as text.
@@ -155,6 +197,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         attempt: 1 for the first run; `max_retries` + 1 is the last.
         created_at: when the job was submitted, by the database's clock, in UTC.
         scheduled_for: the tick of the cron schedule that the job was submitted for, in UTC; None for any other job.
+        last_checkpoint: what `checkpoint` was last given in an earlier attempt; None when it was not.
     """
 
     id: str
@@ -166,6 +209,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int
     created_at: datetime
     scheduled_for: datetime | None = None
+    last_checkpoint: Any = None
+    _run: Handle | None = None
 
     @classmethod
     def from_claim(cls, claimed: ClaimedJob) -> Job:
@@ -180,7 +225,78 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             max_retries=claimed.max_retries,
             created_at=datetime.fromtimestamp(claimed.created_at, UTC),
             scheduled_for=None if tick is None else datetime.fromtimestamp(tick, UTC),
+            last_checkpoint=claimed.saved.get("checkpoint") if isinstance(claimed.saved, dict) else None,
         )
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this run is over for the service: somebody cancelled the job, its time was up, or the node stops.
+
+        It is for handlers in threads, which nothing else can stop: look at it now and then, and return. An async handler gets
+        `trio.Cancelled`.
+        """
+        return self._run is not None and self._run.cancelled
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """What this attempt owns: tasks that an async handler starts in it end before the attempt does.
+
+        The handler's return waits for them; its failure, a timeout and a cancellation end them; if some fail, so does the attempt.
+
+        Raises:
+            AttributeError: the handler is not an async one, or nobody runs this job.
+        """
+        nursery = None if self._run is None else self._run.nursery
+        if nursery is None:
+            raise AttributeError("job.nursery is there in async handlers (async def) while they run, and nowhere else")
+        return nursery
+
+    def progress(self, fraction: float | None, message: str = "") -> None:
+        """Tell how far the job is, for people to see. It returns at once; a node writes the latest, once a second.
+
+        Args:
+            fraction: from 0 to 1; None when nobody knows.
+            message: what it is at; characters beyond `MAX_PROGRESS_MESSAGE` are cut off.
+
+        Raises:
+            ValueError: the fraction is none.
+        """
+        # Sums of floats end just above 1: that is no reason to fail an attempt at its end.
+        rounded = None if fraction is None else round(fraction, 6)
+        if rounded is not None and not 0 <= rounded <= 1:
+            raise ValueError(f"job.progress: fraction must be from 0 to 1, or None, got {fraction!r}")
+        text = documents.storable(message[:MAX_PROGRESS_MESSAGE], MAX_PROGRESS_MESSAGE)
+        self._note("progress", documents.encode({"fraction": rounded, "message": text}))
+
+    def checkpoint(self, data: Any) -> None:
+        """Keep what a later attempt needs to go on from here, see `last_checkpoint`; the latest counts.
+
+        It returns at once. A node writes the latest once a second, and at the end of an attempt that does not succeed: only a
+        process that is killed loses what was not written, of the last second. The data may be changed afterwards.
+
+        Args:
+            data: anything that has a form in JSON, of up to `MAX_CHECKPOINT_BYTES`.
+
+        Raises:
+            ValueError: it has none, or is larger.
+        """
+        try:
+            document = documents.encode(data, limit=MAX_CHECKPOINT_BYTES)
+        except documents.RefusedDocument as error:
+            raise ValueError(f"job.checkpoint: data cannot be stored: {error}") from None
+        self._note("checkpoint", document)
+
+    def _note(self, name: str, document: bytes) -> None:
+        if self._run is not None:
+            self._run.note(name, document)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process, without the run: see `_Elsewhere`."""
+        return _arrived, ({name: getattr(self, name) for name in self.__struct_fields__ if name != "_run"},)
+
+
+def _arrived(fields: dict[str, Any]) -> Job:
+    return Job(**fields, _run=_Elsewhere())
 
 
 class DeadFilter(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -217,7 +333,18 @@ class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
     traceback: str | None = None
 
 
-Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released"]
+UNFINISHED = frozenset({"scheduled", "pending", "blocked", "inflight"})
+"""The states of a job that has not ended."""
+
+Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released", "cancelled"]
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What one run has noted, as ``jobqueue.note`` takes it: an object with what is new of `Saved`."""
+
+    id: str
+    claims: int
+    saved: msgspec.Raw
 
 
 class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -229,6 +356,7 @@ class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
         reason: what a person reads in the dead letters (dead).
         error: the entry for the error history (dead, retry).
         delay: seconds until the job is due again (retry, snoozed).
+        saved: what the run noted and did not come to write (all but succeeded).
     """
 
     id: str
@@ -238,3 +366,4 @@ class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
     reason: str | None = None
     error: AttemptError | None = None
     delay: float | None = None
+    saved: msgspec.Raw | None = None

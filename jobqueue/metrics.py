@@ -59,6 +59,7 @@ class KindMetrics:
             "snoozed": families.snoozed.labels(queue, kind),
             "released": families.released.labels(queue, kind),
             "dead": self.dead,
+            "cancelled": families.cancelled.labels(queue, kind),
         }
 
 
@@ -77,6 +78,7 @@ class _PerKind:
         self.released = counter("jobs_released", "Jobs handed back unfinished, their attempt refunded, by a shutdown.")
         self.dead = counter("jobs_dead", "Jobs that went to the dead letters.")
         self.expired = counter("jobs_expired", "Jobs that died because they were not started in time.")
+        self.cancelled = counter("jobs_cancelled", "Jobs that were cancelled while this node held them.")
         self.recovered = counter("jobs_recovered", "Jobs that this node took back from a lost node.")
         self.stale = counter("stale_completions", "Outcomes that came too late: the run was not this node's any more.")
         self.unhandled = counter("jobs_unhandled", "Attempts of a kind that this node has no handler for.")

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -28,10 +28,12 @@ from jobqueue.engine.handlers import App
 from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
+from jobqueue.engine.notes import Notes
 from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.schedule import Schedule
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.watching import Watcher
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import api, listening, server
@@ -41,7 +43,7 @@ from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded, notifications
 from jobqueue.storage.schema import SCHEMA_VERSION
-from jobqueue.storage.store import Store
+from jobqueue.storage.store import RunId, Store
 from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
 
 HTTP_DRAIN = 2.0
@@ -87,6 +89,8 @@ class _Engine:
     dispatcher: Dispatcher
     schedule: Schedule
     cron: Cron
+    notes: Notes
+    watcher: Watcher
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
@@ -150,6 +154,9 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     def lose_lease() -> None:
         workers.lose_lease()
 
+    def cancel(unwanted: Iterable[RunId]) -> None:
+        workers.cancel(unwanted)
+
     def wake_all() -> None:
         dispatcher.wake_all()
 
@@ -160,7 +167,17 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         return queues[name].idle_capacity if name in queues else 0
 
     lease = Lease(
-        store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease, on_held=wake_all
+        store,
+        metrics,
+        queues=settings.worked_queues,
+        seconds=settings.visibility_timeout,
+        on_lost=lose_lease,
+        on_held=wake_all,
+        on_unwanted=cancel,
+    )
+    watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
+    outcomes = Outcomes(
+        store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in, on_written=watcher.written
     )
     hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
     outcomes = Outcomes(
@@ -169,6 +186,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         metrics,
         keep_finished=settings.keep_finished > 0,
         on_scheduled=due_in,
+        on_written=watcher.written,
         on_failed=hooks.ended if hooks.any else None,
     )
     dispatcher = Dispatcher(
@@ -190,6 +208,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
     )
+    notes = Notes(store, on_noted=watcher.noted)
     width = sum(settings.worked_queues.values())
     transactions = Transactions(url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=settings.keep_finished > 0)
     async with _open_processes() as processes:
@@ -200,10 +219,13 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
             processes=processes,
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
             transactions=transactions,
+            notes=notes,
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, cron, workers, queues, metrics, hooks)
+            yield _Engine(
+                store, lease, submissions, outcomes, dispatcher, schedule, cron, notes, watcher, workers, queues, metrics, hooks
+            )
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -236,6 +258,8 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
     await stages.start("pruning", maintenance.run_pruning, engine.store, *keep)
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)
+    await stages.start("notes", engine.notes.run)
+    await stages.start("watcher", engine.watcher.run)
     await stages.start("workers", engine.workers.run)
 
     def on_notify(channel: str, payload: str) -> None:
@@ -244,6 +268,10 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
             engine.dispatcher.wake({queue: float(rank)})
         elif channel == "jobqueue_schedules":
             engine.cron.look()
+        elif channel == "jobqueue_cancel":
+            job_id, _, claims = payload.partition(" ")
+            if claims.isdecimal():
+                engine.workers.cancel([(job_id, int(claims))])
         else:
             engine.schedule.due_in(0)
 
@@ -274,6 +302,7 @@ async def _serve_http(
         engine.outcomes,
         engine.metrics,
         dispatcher=engine.dispatcher,
+        watcher=engine.watcher,
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stages.stopping.is_set,
@@ -293,8 +322,10 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
     """Stop in order: no new work, no new claims, the workers, their outcomes, the lease. Each step has its time."""
     log.info("shutting down", grace_period=settings.grace_period)
     grace_ends = trio.current_time() + settings.grace_period
+    engine.watcher.close()  # whoever waits for a job gets an answer now
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
 
+    await stages.stop("watcher", within=0.2)
     await stages.stop("dispatcher", within=1)
     await stages.stop("schedule", within=1)
     await stages.stop("cron", within=1)
@@ -316,6 +347,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
         await engine.outcomes.flush()
     await stages.stop("submissions", within=0.2)
     await stages.stop("outcomes", within=0.2)
+    await stages.stop("notes", within=0.2)
     await stages.stop("recovery", within=0.2)
     await stages.stop("pruning", within=0.2)
     await stages.stop("hooks", within=HOOKS_DRAIN, gently=engine.hooks.close)

@@ -27,6 +27,7 @@ from jobqueue.job import (
     MAX_TIMEOUT,
     ClaimedJob,
     DeadFilter,
+    Note,
     Options,
     Outcome,
 )
@@ -41,12 +42,14 @@ from jobqueue.storage.store import (
     DueSchedule,
     DueSchedules,
     Expired,
+    Glance,
     Move,
     Moved,
     Node,
     Promotion,
     Ranks,
     Recovered,
+    RunId,
     Store,
     Submitted,
     Want,
@@ -87,6 +90,7 @@ class _Row:
     errors: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] | None = None
     saved: dict[str, Any] | None = None
+    cancel_requested_at: Instant | None = None
 
 
 @dataclass(slots=True)
@@ -241,23 +245,29 @@ class MemoryStore(Store):
             self._queues.setdefault(queue, _Queue(now))
         self._members[node.id] = _Member(node, now, now, now + round(lease * SECOND))
 
-    async def heartbeat(self, node_id: str, *, lease: float) -> bool:
+    async def heartbeat(self, node_id: str, *, lease: float) -> list[RunId] | None:
         await trio.lowlevel.checkpoint()
         now = self._now()
         member = self._members.get(node_id)
         if member is None:
-            return False
+            return None
         member.heartbeat_at = now
         member.lease_until = now + round(lease * SECOND)
-        return True
+        held = (row for row in self._in("inflight") if row.node_id == node_id)
+        return [(row.id, row.claims) for row in held if row.cancel_requested_at is not None]
 
     async def leave(self, node_id: str) -> int:
         await trio.lowlevel.checkpoint()
         held = [row for row in self._in("inflight") if row.node_id == node_id]
+        now = self._now()
+        back = [row for row in held if row.cancel_requested_at is None]
         for row in held:
-            self._to_pending(row, refund=True)
+            if row.cancel_requested_at is None:
+                self._to_pending(row, refund=True)
+            else:
+                _end(row, "cancelled", now)
         self._members.pop(node_id, None)
-        return len(held)
+        return len(back)
 
     async def expire(self, processes: Iterable[str]) -> int:
         await trio.lowlevel.checkpoint()
@@ -309,7 +319,7 @@ class MemoryStore(Store):
         node_id: str,
         *,
         backend: tuple[int, str] | None = None,  # noqa: ARG002 - no backends here
-    ) -> set[tuple[str, int]]:
+    ) -> set[RunId]:
         await trio.lowlevel.checkpoint()
         return {(row.id, row.claims) for row in self._in("inflight") if row.node_id == node_id}
 
@@ -329,6 +339,16 @@ class MemoryStore(Store):
             if given[place]["outcome"] == "succeeded" and not keep:
                 del self._rows[job_id]
         return set(range(len(given))) - set(accepted.values())
+
+    async def note(self, node_id: str, notes: Sequence[Note]) -> set[str]:
+        await trio.lowlevel.checkpoint()
+        written = set()
+        for note in notes:
+            row = self._rows.get(note.id)
+            if row is not None and (row.state, row.claims, row.node_id) == ("inflight", note.claims, node_id):
+                row.saved = {**(row.saved or {}), **msgspec.json.decode(note.saved)}
+                written.add(row.id)
+        return written
 
     # -- housekeeping
 
@@ -365,6 +385,8 @@ class MemoryStore(Store):
             if spent:
                 _end(row, "dead", now)
                 row.reason = f"lease lost {row.attempt} times: the job may be killing its process"
+            elif row.cancel_requested_at is not None:
+                _end(row, "cancelled", now)
             else:
                 self._to_pending(row, refund=False)
             recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, row.state))
@@ -465,9 +487,17 @@ class MemoryStore(Store):
         row = self._rows.get(job_id)
         return None if row is None else _shown(row)
 
+    async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
+        await trio.lowlevel.checkpoint()
+        rows = [self._rows[job_id] for job_id in job_ids if job_id in self._rows]
+        return {row.id: Glance(row.state, row.attempt, row.claims, row.saved) for row in rows}
+
     async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
+        if row is not None and row.state == "inflight":
+            row.cancel_requested_at = row.cancel_requested_at or self._now()
+            return True
         if row is None or row.state not in ("pending", "scheduled"):
             return False
         _end(row, "cancelled", self._now())
@@ -603,7 +633,7 @@ class MemoryStore(Store):
         row.state = "pending"
         row.attempt -= refund
         row.rank = self._rank(row)
-        row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = None
+        row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = row.cancel_requested_at = None
 
     def _wanted(self, wanted: DeadFilter) -> list[_Row]:
         """The dead jobs that are meant, oldest first."""
@@ -631,11 +661,15 @@ class MemoryStore(Store):
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
+        if verdict != "succeeded" and outcome.get("saved") is not None:
+            row.saved = {**(row.saved or {}), **outcome["saved"]}
+        spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
+        if row.cancel_requested_at is not None and verdict in ("retry", "snoozed", "released") and not spent:
+            verdict = "cancelled"
         if verdict == "released":
             self._to_pending(row, refund=True)
             return
         _keep_error(row, outcome.get("error"), now)
-        spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
         if spent:
             _end(row, "dead", now)
             row.reason = "attempts used up"
@@ -732,9 +766,10 @@ def _said(wanted: DeadFilter) -> DeadFilter:
 
 
 def _end(row: _Row, state: State, now: Instant) -> None:
-    if state != "succeeded":
+    if state == "dead":
         row.claimed_at = None
     row.state = state
+    row.cancel_requested_at = None
     row.ended_at = now
     row.run_at = None
 
@@ -772,7 +807,7 @@ def _check(row: _Row) -> None:
 
 
 def _check_outcome(outcome: dict[str, Any]) -> None:
-    needed = {"succeeded": None, "dead": "reason", "retry": "delay", "snoozed": "delay", "released": None}
+    needed = {"succeeded": None, "dead": "reason", "retry": "delay", "snoozed": "delay", "released": None, "cancelled": None}
     verdict = outcome.get("outcome")
     if verdict not in needed:
         raise RefusedData(f"unknown outcome {verdict!r}")
@@ -832,7 +867,7 @@ def _claimed(row: _Row, now: Instant, seconds_left: float) -> ClaimedJob:
         rank=row.rank / SECOND,
         waited=(now - row.available_since) / SECOND,
         options=None if options is None else msgspec.convert(options, Options),
-        saved=None if row.saved is None else msgspec.Raw(msgspec.json.encode(row.saved)),
+        saved=row.saved,
     )
 
 

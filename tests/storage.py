@@ -38,7 +38,7 @@ class Driver:
 
     async def end_lease(self, *, ago: float = 0) -> None:
         """Let the node's lease run out, now or so many seconds ago."""
-        assert await self.store.heartbeat(self.node, lease=-ago)
+        assert await self.store.heartbeat(self.node, lease=-ago) is not None
 
     async def submit(self, **fields: Any) -> str:
         [job_id] = await self.submit_many(fields)

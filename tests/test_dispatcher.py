@@ -37,15 +37,19 @@ class Wading(MemoryStore):
         return await super().claim(node_id, wants, defaults)
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 @pytest.mark.parametrize(("seconds", "pause"), [(0.001, POLL), (0.1, 0.1 * LOOK_EVERYWHERE_SHARE), (5.0, LONGEST_WITHOUT_LOOK)])
 async def test_a_poll_looks_everywhere_unless_that_takes_long_and_else_from_the_floor_on(
     seconds: float, pause: float, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
     store, metrics = Wading(seconds), Metrics()
-    lease = Lease(store, metrics, queues={"default": 4}, seconds=1e6, on_lost=lambda: None, on_held=lambda: None)
+    lease = Lease(store, metrics, queues={"default": 4}, seconds=1e6, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
     await lease.join()
-    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=lambda _: None)
+    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
     queue = LocalQueue("default", 4)
     dispatcher = Dispatcher(
         store,

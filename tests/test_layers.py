@@ -18,6 +18,7 @@ LAYERS = [
     ["engine"],
     ["storage"],
     ["concurrency"],
+    ["client"],
     ["in_transaction"],
     ["errors", "job", "retry", "documents", "admission", "timetable", "settings", "metrics", "logs"],
 ]

@@ -76,12 +76,17 @@ class Job:
     node: str | None = None
     errors: int = 0
     late: bool = False
+    unwanted: bool = False
 
     def back(self, *, refund: int = 0, error: int = 0) -> Job:
-        """Pending again."""
-        return replace(
-            self, state="pending", due=True, node=None, attempt=self.attempt - refund, errors=min(KEPT_ERRORS, self.errors + error)
-        )
+        """Pending again, unless somebody has asked for its end."""
+        if self.unwanted:
+            return replace(self.there(error=error), state="cancelled")
+        return replace(self.there(error=error), state="pending", node=None, attempt=self.attempt - refund)
+
+    def there(self, *, error: int = 0) -> Job:
+        """Where it is, with one more error perhaps, and nothing asked of it any more."""
+        return replace(self, due=True, errors=min(KEPT_ERRORS, self.errors + error), unwanted=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +184,17 @@ class StateMachine(RuleBasedStateMachine):
     @rule(node=nodes, valid=st.sampled_from([True, True, False]))
     def heartbeat(self, node: str, valid: bool) -> None:
         """A renewal, or one of no length: the lease runs out."""
-        assert self.call(self.store.heartbeat, node, lease=LATER if valid else 0) is (node in self.valid)
+        unwanted = self.call(self.store.heartbeat, node, lease=LATER if valid else 0)
+        marked = {(job_id, self.model[job_id].claims) for job_id in self.held_by(node) if self.model[job_id].unwanted}
+        assert (None if unwanted is None else set(unwanted)) == (marked if node in self.valid else None)
         if node in self.valid:
             self.valid[node] = valid
 
     @rule(node=consumes(nodes))
     def leave(self, node: str) -> None:
         held = self.held_by(node)
-        assert self.call(self.store.leave, node) == len(held)
+        marked = [job_id for job_id in held if self.model[job_id].unwanted]
+        assert self.call(self.store.leave, node) == len(held) - len(marked)
         for job_id in held:
             self.model[job_id] = self.model[job_id].back(refund=1)
         self.valid.pop(node, None)
@@ -202,7 +210,7 @@ class StateMachine(RuleBasedStateMachine):
                 assert job.max_retries is not None
                 self.model[job_id] = job.back(error=1)
                 if job.attempt > job.max_retries:
-                    self.model[job_id] = replace(self.model[job_id], state="dead", node=job.node)
+                    self.model[job_id] = replace(job.there(error=1), state="dead")
                 expected[job_id] = (self.model[job_id].state, job.attempt, job.node)
         recovered = self.call(self.store.recover, judge=judge)
         assert {job.id: (job.outcome, job.attempt, job.node_id) for job in recovered} == expected
@@ -290,7 +298,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule(
         finished=st.lists(runs, min_size=1, max_size=4, unique_by=lambda run: (run.job.id, run.job.claims)),
-        verdict=st.sampled_from(["succeeded", "dead", "retry", "snoozed", "released"]),
+        verdict=st.sampled_from(["succeeded", "dead", "retry", "snoozed", "released", "cancelled"]),
         delay=st.sampled_from([0.0, 0.0, LATER]),
         impostor=st.booleans(),
         other=nodes,
@@ -314,7 +322,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("inflight"))
     @rule(
         place=st.integers(0, 9),
-        verdict=st.sampled_from(["succeeded", "dead", "retry", "retry", "snoozed", "released"]),
+        verdict=st.sampled_from(["succeeded", "dead", "retry", "retry", "snoozed", "released", "cancelled"]),
         delay=st.sampled_from([0.0, 0.0, LATER]),
     )
     def finish_one_that_runs(self, place: int, verdict: Verdict, delay: float) -> None:
@@ -360,10 +368,19 @@ class StateMachine(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
         job = self.model.get(job_id)
-        legal = job is not None and job.state in ("pending", "scheduled")
+        legal = job is not None and job.state in ("pending", "scheduled", "inflight")
         assert self.call(self.store.cancel, job_id) is legal
-        if job is not None and legal:
+        if job is not None and job.state == "inflight":
+            self.model[job_id] = replace(job, unwanted=True)
+        elif job is not None and legal:
             self.model[job_id] = replace(job, state="cancelled", due=True)
+
+    @precondition(lambda self: self.in_state("inflight"))
+    @rule(place=st.integers(0, 9))
+    def cancel_one_that_runs(self, place: int) -> None:
+        """Ask for the end of a run of now: any job at all seldom has one."""
+        inflight = self.in_state("inflight")
+        self.cancel(inflight[place % len(inflight)])
 
     @rule(job_id=jobs)
     def retry(self, job_id: str) -> None:
@@ -412,6 +429,7 @@ class StateMachine(RuleBasedStateMachine):
                 node=row["node_id"],
                 errors=len(row["errors"]),
                 late=row["options"] is not None,
+                unwanted=row["cancel_requested_at"] is not None,
             )
             for row in shown
             if row["id"] in self.model
@@ -463,19 +481,16 @@ def _outcome(job: ClaimedJob, verdict: Verdict, delay: float) -> Outcome:
 
 
 def _ended(job: Job, outcome: Outcome) -> Job:
+    error = int(outcome.error is not None)
     match outcome.outcome:
-        case "succeeded":
-            return replace(job, state="succeeded")
-        case "dead":
-            return replace(job.back(error=1), state="dead", node=job.node)
+        case "succeeded" | "cancelled" | "dead":
+            return replace(job.there(error=error), state=outcome.outcome)
         case "retry" if job.max_retries is not None and job.attempt > job.max_retries:
-            return replace(job.back(error=1), state="dead", node=job.node)
-        case "retry":
-            return replace(job.back(error=1), state="scheduled", due=not outcome.delay)
-        case "snoozed":
-            return replace(job.back(refund=1), state="scheduled", due=not outcome.delay)
-        case "released":
-            return job.back(refund=1)
+            return replace(job.there(error=error), state="dead")
+    back = job.back(refund=int(outcome.outcome != "retry"), error=error)
+    if outcome.outcome == "released" or job.unwanted:
+        return back
+    return replace(back, state="scheduled", due=not outcome.delay)
 
 
 def _settings(examples: int, steps: int) -> settings:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -18,7 +19,7 @@ from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import RefusedData
-from jobqueue.job import AttemptError, ClaimedJob, DeadFilter, NewJob, Options, Outcome, Verdict
+from jobqueue.job import AttemptError, ClaimedJob, DeadFilter, NewJob, Note, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Claim, DueSchedule, Expired, Move, Store, Want
 from jobqueue.timetable import CronSchedule, schedule_of
@@ -37,6 +38,10 @@ async def driver(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIt
         return
     async with open_driver(servers.emptied(request.param)) as opened:
         yield opened
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def job_id_of(made: ClaimedJob | str) -> str:
@@ -293,11 +298,11 @@ async def test_an_outcome_that_nobody_knows_is_refused_and_the_whole_batch_with_
 
 async def test_a_refused_outcome_ends_its_own_job_and_its_neighbours_are_written(driver: Driver, nursery: trio.Nursery) -> None:
     metrics = Metrics()
-    lease = Lease(driver.store, metrics, queues={}, seconds=30, on_lost=lambda: None, on_held=lambda: None)
+    lease = Lease(driver.store, metrics, queues={}, seconds=30, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
     await lease.join()
     driver.node = lease.node.id
     ids = await driver.submit_many(*({} for _ in range(9)))
-    outcomes = Outcomes(driver.store, lease, metrics, keep_finished=True, on_scheduled=lambda seconds: None)  # noqa: ARG005
+    outcomes = Outcomes(driver.store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
     runs = await driver.claim()
     for place, run in enumerate(runs):
         said: Any = "vanished" if place in (0, 5, 6) else "succeeded"
@@ -380,7 +385,7 @@ async def test_only_the_run_that_was_claimed_by_the_node_that_claimed_it_can_be_
 
 @pytest.mark.parametrize(
     ("verb", "legal", "becomes"),
-    [("cancel", {"pending", "scheduled"}, "cancelled"), ("retry", {"dead"}, "pending"), ("discard", {"dead"}, None)],
+    [("cancel", {"pending", "scheduled", "inflight"}, "cancelled"), ("retry", {"dead"}, "pending"), ("discard", {"dead"}, None)],
 )
 @pytest.mark.parametrize("state", STATES)
 async def test_steering_works_from_the_states_it_is_for_and_changes_nothing_in_others(
@@ -388,7 +393,8 @@ async def test_steering_works_from_the_states_it_is_for_and_changes_nothing_in_o
 ) -> None:
     job_id = job_id_of(await driver.in_state(state))
     assert await getattr(driver.store, verb)(job_id) is (state in legal)
-    assert await driver.state(job_id) == (becomes if state in legal else state)
+    # One that runs is only marked: it ends where it runs.
+    assert await driver.state(job_id) == (becomes if state in legal - {"inflight"} else state)
 
 
 async def test_a_redriven_job_has_all_its_attempts_again_and_a_new_place(driver: Driver) -> None:
@@ -410,7 +416,7 @@ async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(dr
     [recovered] = await driver.recover()
     assert (recovered.id, recovered.outcome, recovered.node_id) == (job.id, "pending", driver.node)
     assert not await driver.finish(job, "succeeded")
-    assert not await driver.store.heartbeat(driver.node, lease=30)
+    assert await driver.store.heartbeat(driver.node, lease=30) is None
     await driver.join()
     again = await driver.claim_one()
     assert (again.attempt, again.claims, again.rank) == (2, 2, job.rank)
@@ -445,7 +451,7 @@ async def test_recovery_leaves_living_nodes_alone(driver: Driver) -> None:
 
 async def test_a_lease_that_ran_out_while_nobody_took_it_is_renewed(driver: Driver) -> None:
     await driver.end_lease(ago=3600)
-    assert await driver.store.heartbeat(driver.node, lease=30)
+    assert await driver.store.heartbeat(driver.node, lease=30) == []
     assert await driver.recover() == []
 
 
@@ -457,7 +463,7 @@ async def test_a_node_whose_own_lease_ran_out_does_not_judge_others(driver: Driv
     await driver.end_lease()
     assert await driver.store.recover(judge=driver.node) == []
     assert await driver.store.recover(judge=None) == []
-    assert await driver.store.heartbeat(first, lease=30), "after an outage, whoever comes back has kept its jobs"
+    assert await driver.store.heartbeat(first, lease=30) == [], "after an outage, whoever comes back has kept its jobs"
     assert await driver.state(job_id_of(run)) == "inflight"
 
 
@@ -1021,3 +1027,143 @@ async def test_a_declared_schedule_that_is_changed_from_outside_stays_its_source
     assert [(row["source"], row["kind"]) for row in await driver.store.schedules()] == [("mine", "report")]
     assert await driver.store.unschedule("nightly")
     assert not await driver.store.unschedule("nightly")
+
+
+# -------------------------------------------------------------------------------------------------------------------- while it runs
+
+
+async def test_a_node_learns_with_its_heartbeat_which_of_its_runs_are_to_be_cancelled(driver: Driver) -> None:
+    marked, left_alone = [await driver.in_state("inflight") for _ in range(2)]
+    assert isinstance(marked, ClaimedJob)
+    assert isinstance(left_alone, ClaimedJob)
+    other = driver.node
+    await driver.join()
+    assert [await driver.store.cancel(marked.id) for _ in range(2)] == [True, True]
+    assert await driver.store.heartbeat(driver.node, lease=30) == []
+    for _ in range(2):
+        assert await driver.store.heartbeat(other, lease=30) == [(marked.id, marked.claims)], "until it has ended"
+    assert await driver.finish(marked, "cancelled", node=other)
+    assert await driver.store.heartbeat(other, lease=30) == []
+    row = await driver.store.job(marked.id)
+    assert row is not None
+    assert (row["state"], row["node_id"], row["attempt"], row["cancel_requested_at"]) == ("cancelled", other, 1, None)
+    assert not await driver.store.cancel(marked.id), "it has ended"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "fields", "state"),
+    [
+        ("retry", {"delay": 0.0}, "cancelled"),
+        ("snoozed", {"delay": 0.0}, "cancelled"),
+        ("released", {}, "cancelled"),
+        ("cancelled", {}, "cancelled"),
+        ("succeeded", {}, "succeeded"),
+        ("dead", {"reason": "no luck"}, "dead"),
+    ],
+)
+async def test_a_run_that_is_to_be_cancelled_never_goes_back(
+    driver: Driver, outcome: Verdict, fields: dict[str, Any], state: str
+) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    await driver.store.cancel(run.id)
+    assert await driver.finish(run, outcome, **fields)
+    assert await driver.state(run.id) == state
+    await driver.store.promote()
+    assert await driver.claim() == []
+
+
+async def test_a_failure_is_kept_with_a_job_that_is_cancelled_for_it(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    await driver.store.cancel(run.id)
+    assert await driver.finish(run, "retry", delay=0.0, error=AttemptError(attempt=1, error="boom", duration=0.1))
+    row = await driver.store.job(run.id)
+    assert row is not None
+    assert [error["error"] for error in row["errors"]] == ["boom"]
+
+
+@pytest.mark.parametrize("way", ["leave", "recover"])
+async def test_a_job_that_is_to_be_cancelled_ends_with_its_node(driver: Driver, way: str) -> None:
+    marked, left_alone = [await driver.in_state("inflight") for _ in range(2)]
+    assert isinstance(marked, ClaimedJob)
+    assert isinstance(left_alone, ClaimedJob)
+    await driver.store.cancel(marked.id)
+    if way == "leave":
+        assert await driver.store.leave(driver.node) == 1
+    else:
+        await driver.end_lease()
+        recovered = {job.id: job.outcome for job in await driver.recover()}
+        assert recovered == {marked.id: "cancelled", left_alone.id: "pending"}
+    await driver.join()
+    assert [job.id for job in await driver.claim()] == [left_alone.id]
+    assert await driver.state(marked.id) == "cancelled"
+
+
+async def test_a_dead_job_that_was_to_be_cancelled_can_be_redriven_like_any(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    await driver.store.cancel(run.id)
+    await driver.finish(run, "dead", reason="no luck")
+    await driver.store.retry(run.id)
+    again = await driver.claim_one()
+    assert await driver.store.heartbeat(driver.node, lease=30) == []
+    assert await driver.finish(again, "released")
+    assert await driver.state(run.id) == "pending"
+
+
+async def test_notes_are_kept_by_name_the_latest_of_each(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    for saved in (b'{"progress":{"fraction":0.1}}', b'{"checkpoint":[1]}', b'{"progress":{"fraction":0.2}}'):
+        assert await driver.store.note(driver.node, [Note(run.id, run.claims, msgspec.Raw(saved))]) == {run.id}
+    row = await driver.store.job(run.id)
+    assert row is not None
+    assert row["saved"] == {"progress": {"fraction": 0.2}, "checkpoint": [1]}
+
+
+async def test_only_the_run_that_is_under_way_on_this_node_may_note(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    note = Note(run.id, run.claims, msgspec.Raw(b'{"checkpoint":1}'))
+    assert await driver.store.note(new_id(), [note]) == set()
+    others = [Note(run.id, run.claims + 1, note.saved), Note(new_id(), 1, note.saved)]
+    assert await driver.store.note(driver.node, others) == set()
+    row = await driver.store.job(run.id)
+    assert row is not None
+    assert row["saved"] is None
+    await driver.finish(run, "released")
+    await driver.store.note(driver.node, [note])
+    assert (await driver.claim_one()).saved is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "fields"),
+    [("retry", {"delay": 0.0}), ("snoozed", {"delay": 0.0}), ("released", {}), ("dead", {"reason": "no luck"}), ("cancelled", {})],
+)
+async def test_what_was_not_written_goes_along_with_the_outcome_and_stays_with_the_job(
+    driver: Driver, outcome: Verdict, fields: dict[str, Any]
+) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    await driver.store.note(driver.node, [Note(run.id, run.claims, msgspec.Raw(b'{"progress":1,"checkpoint":1}'))])
+    assert await driver.finish(run, outcome, saved=msgspec.Raw(b'{"checkpoint":2}'), **fields)
+    row = await driver.store.job(run.id)
+    assert row is not None
+    assert row["saved"] == {"progress": 1, "checkpoint": 2}
+    if outcome == "cancelled":
+        return
+    await driver.store.promote()
+    if outcome == "dead":
+        await driver.store.retry(run.id)
+    assert (await driver.claim_one()).saved == row["saved"]
+
+
+async def test_a_lost_node_costs_a_job_none_of_its_notes(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    await driver.store.note(driver.node, [Note(run.id, run.claims, msgspec.Raw(b'{"checkpoint":{"page":3}}'))])
+    await driver.end_lease()
+    await driver.recover()
+    await driver.join()
+    assert (await driver.claim_one()).saved == {"checkpoint": {"page": 3}}

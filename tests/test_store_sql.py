@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 import trio
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
-from jobqueue.job import ClaimedJob, NewJob, Outcome
+from jobqueue.job import ClaimedJob, NewJob, Note, Outcome
 from jobqueue.storage.store import Claim, Store, Want
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
@@ -267,7 +268,7 @@ async def test_a_row_gives_way_to_the_one_that_is_there_and_its_neighbour_moves(
         ("ROLLBACK", True, "cancelled"),
     ],
 )
-async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_says_that_it_runs(
+async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_has_it_cancelled_where_it_runs(
     driver: Driver, sql: Database, *, end: str, claimed: bool, state: str
 ) -> None:
     job_id = await driver.submit(delay=0.0001)
@@ -286,8 +287,39 @@ async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_says_that_i
                 nursery.start_soon(cancel)
                 await waits_for_a_lock(sql, "jobqueue inspect")
                 promoting.execute(end.encode())
-    assert said == [state == "cancelled"]
+    assert said == [True]
+    marked = sql.value("SELECT cancel_requested_at IS NOT NULL FROM jobqueue.jobs")
+    assert marked is (state == "inflight")
     assert sql.states() == {state: 1}
+
+
+async def test_a_note_waits_for_nobody_and_says_what_it_could_not_write(driver: Driver, sql: Database) -> None:
+    """Somebody's transaction that cancels one of two jobs stays open: the other one's note is written at once."""
+    await driver.submit_many({}, {})
+    locked, free = await driver.claim()
+    notes = [Note(run.id, run.claims, msgspec.Raw(b'{"checkpoint":1}')) for run in (locked, free)]
+    with psycopg.connect(sql.url) as cancelling:
+        cancelling.execute("SELECT jobqueue.cancel(%s)", (locked.id,))
+        with trio.fail_after(5):
+            assert await driver.store.note(driver.node, notes) == {free.id}
+        cancelling.execute(b"COMMIT")
+    assert await driver.store.note(driver.node, notes) == {free.id, locked.id}
+    saved = "SELECT saved FROM jobqueue.inflight_jobs WHERE id = %s"
+    assert [sql.value(saved, run.id) for run in (locked, free)] == [{"checkpoint": 1}] * 2
+
+
+async def test_a_cancellation_is_notified_with_its_run_when_it_is_committed(driver: Driver, sql: Database) -> None:
+    await driver.submit()
+    run = await driver.claim_one()
+    with psycopg.connect(sql.url, autocommit=True) as listener, psycopg.connect(sql.url) as cancelling:
+        listener.execute("LISTEN jobqueue_cancel")
+        cancelling.execute("SELECT jobqueue.cancel(%s)", (run.id,))
+        assert list(listener.notifies(timeout=0.1)) == []
+        assert await driver.store.heartbeat(driver.node, lease=30) == []
+        cancelling.execute(b"COMMIT")
+        [told] = listener.notifies(timeout=10, stop_after=1)
+    assert told.payload == f"{run.id} {run.claims}"
+    assert await driver.store.heartbeat(driver.node, lease=30) == [(run.id, run.claims)]
 
 
 # ----------------------------------------------------------------------------------------------- connections, schema, upkeep

@@ -14,7 +14,7 @@ priority queue with aging: no aging task, no re-heapify.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
@@ -106,6 +106,14 @@ class AgingQueue(Generic[T]):
         if not self._heap:
             raise trio.WouldBlock
         return heapq.heappop(self._heap)[2]
+
+    def withdraw(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Remove the items that are unwanted and return them."""
+        withdrawn = [entry[2] for entry in self._heap if unwanted(entry[2])]
+        if withdrawn:
+            self._heap = [entry for entry in self._heap if not unwanted(entry[2])]
+            heapq.heapify(self._heap)
+        return withdrawn
 
     def clear(self) -> list[T]:
         """Remove all items and return them, best rank first."""

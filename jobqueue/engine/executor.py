@@ -9,16 +9,18 @@ import functools
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import structlog
 import trio
 import trio_parallel
+from msgspec.structs import force_setattr
 
 from jobqueue import documents
 from jobqueue.engine.handlers import Handler, PayloadMismatch
-from jobqueue.engine.process_call import HandlerFailed, call_handler, text_of
+from jobqueue.engine.notes import Handle, Notes
+from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, text_of
 from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
@@ -32,9 +34,13 @@ MAX_TRACEBACK_LENGTH = 16_000
 STOP_SECONDS = 2.0
 """Seconds for an async handler to end when it is cancelled; then its run is given up, and its task left behind."""
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
-Cause = Literal["interrupted", "lease lost"]
+Cause = Literal["interrupted", "cancelled", "lease lost"]
+"""Why a run is ended early: by a shutdown, because somebody asked for it, or because it is another node's by now."""
+
 Completion = Literal["committed", "stale", "in doubt"]
 
 
@@ -46,10 +52,11 @@ class Run:
 
     Attributes:
         given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
+        handle: what the handler's `Job` reaches of this; None where the handler did not ask for one.
         transaction: what became of the transaction that was to complete the job; None without one, and where it was rolled back.
     """
 
-    __slots__ = ("cancelled_at", "cause", "given_up", "job", "node_id", "scope", "started", "timeout", "transaction")
+    __slots__ = ("cancelled_at", "cause", "given_up", "handle", "job", "node_id", "scope", "started", "timeout", "transaction")
 
     def __init__(self, job: ClaimedJob, node_id: str, scope: trio.CancelScope) -> None:
         self.job = job
@@ -61,6 +68,7 @@ class Run:
         self.cancelled_at = math.inf
         self.given_up = False
         self.transaction: Completion | None = None
+        self.handle: Handle | None = None
 
     def limit(self, timeout: float) -> None:
         """Let the handler's time end so many seconds after its start."""
@@ -69,9 +77,12 @@ class Run:
         self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
 
     def cancel(self, cause: Cause) -> None:
-        """Cancel the handler; its outcome will say why."""
-        self.cause = cause
+        """Cancel the handler; its outcome will say why. The first cause stays, but for a lost lease: then nobody may tell any."""
+        if self.cause is None or cause == "lease lost":
+            self.cause = cause
         self.cancelled_at = min(self.cancelled_at, trio.current_time())
+        if self.handle is not None:
+            self.handle.cancelled = True
         self.scope.cancel(reason=cause)
 
     @property
@@ -102,6 +113,7 @@ class Executor:
         processes: where CPU-bound handlers run, on at most as many processes as `process_limiter` allows.
         process_limiter: bounds the processes.
         transactions: for handlers that complete their jobs in a transaction of their own.
+        notes: takes what handlers note of their jobs.
     """
 
     def __init__(
@@ -113,6 +125,7 @@ class Executor:
         processes: trio_parallel.WorkerContext,
         process_limiter: trio.CapacityLimiter,
         transactions: Transactions,
+        notes: Notes,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
@@ -120,6 +133,7 @@ class Executor:
         self._processes = processes
         self._process_limiter = process_limiter
         self._transactions = transactions
+        self._notes = notes
 
     async def run_each(
         self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
@@ -172,17 +186,14 @@ class Executor:
             return _dead(run, str(error), _Failure(str(error)))
         timeout = handler.timeout if job.timeout is None else job.timeout
         try:
-            if handler.mode == "process":
-                result = await self._call_process(run, handler, arguments, timeout)
-            elif handler.connection is not None:
+            if handler.connection is not None:
                 return await self._complete_in_transaction(run, handler, arguments, timeout)
+            if handler.mode != "async" or handler.job_parameter is not None:
+                result = await self._call(run, handler, arguments, timeout)
             else:
                 if timeout is not None:
                     run.limit(timeout)
-                if handler.mode == "async":
-                    result = await handler.function(**arguments)
-                else:
-                    result = await self._call_thread(handler, arguments)
+                result = await handler.function(**arguments)
             return _succeeded(run, handler, result)
         except BaseException as error:
             if run.scope.cancel_called:
@@ -191,6 +202,24 @@ class Executor:
         finally:
             if run.timeout is not None and not run.scope.cancel_called:
                 run.scope.deadline = math.inf
+
+    async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
+        """Call a handler that needs more around it than an async one does that knows nothing of its job."""
+        if handler.mode == "process":
+            return await self._call_process(run, handler, arguments, timeout)
+        if timeout is not None:
+            run.limit(timeout)
+        handle = self._hand_out(run, handler, arguments)
+        if handler.mode == "async" and handle is not None:
+            return await _call_in_nursery(handler, arguments, handle)
+        return await self._call_thread(run, _call_with, handler.function, arguments)
+
+    def _hand_out(self, run: Run, handler: Handler, arguments: dict[str, Any]) -> Handle | None:
+        """Let the handler's job, if it asked for it, reach its run."""
+        if handler.job_parameter is not None:
+            run.handle = self._notes.handle(run.job, run.node_id)
+            force_setattr(arguments[handler.job_parameter], "_run", run.handle)
+        return run.handle
 
     def _verdict(self, run: Run, error: BaseException) -> Outcome | None:
         """Judge what a handler raised, whatever it is, unless it is the worker that is being cancelled."""
@@ -211,24 +240,28 @@ class Executor:
         log.error("the handler does not stop: it is left behind", **run.job.log_context, seconds=round(run.seconds, 1))
         return _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
 
-    async def _call_thread(self, handler: Handler, arguments: dict[str, Any]) -> Any:
+    async def _call_thread(self, run: Run, function: Callable[..., T], *arguments: Any) -> T:
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
-        return await trio.to_thread.run_sync(_call_with, handler.function, arguments, abandon_on_cancel=True, limiter=self._threads)
+        try:
+            return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=self._threads)
+        except trio.Cancelled:
+            if run.handle is not None:
+                run.handle.cancelled = True  # it can stop itself
+            raise
 
     async def _complete_in_transaction(
         self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None
     ) -> Outcome:
         """Call the handler in a transaction that completes its job as well. A failure is told like any other's, by the worker."""
         outcome = Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded")
+        self._hand_out(run, handler, arguments)
         work = functools.partial(_work_with, handler, arguments, outcome)
         try:
             async with self._transactions.open() as transaction:
                 run.started = trio.current_time()  # what came before was waiting for a connection
                 if timeout is not None:
                     run.limit(timeout)
-                committed = await trio.to_thread.run_sync(
-                    transaction.run, run.node_id, work, abandon_on_cancel=True, limiter=self._threads
-                )
+                committed = await self._call_thread(run, transaction.run, run.node_id, work)
         except NoConnection as error:
             log.warning("no connection for the handler: the job is handed back", **run.job.log_context, error=str(error))
             return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
@@ -259,6 +292,27 @@ def _left_open(scope: trio.CancelScope) -> bool:
 
 
 _NO_LIMIT = trio.CapacityLimiter(math.inf)
+
+_CUT_OFF = object()
+
+
+async def _call_in_nursery(handler: Handler, arguments: dict[str, Any], handle: Handle) -> Any:
+    """Call a handler with a nursery for its own tasks, and wait for these too."""
+    result = _CUT_OFF
+    alone: BaseException
+    try:
+        async with trio.open_nursery() as nursery:
+            handle.nursery = nursery
+            result = await handler.function(**arguments)
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) != 1:
+            raise
+        alone = group.exceptions[0]
+    else:
+        if result is _CUT_OFF:
+            raise RuntimeError("job.nursery was cancelled before the handler had returned")
+        return result
+    raise alone  # here, where the group is no part of its context: with one error there is nothing to tell apart
 
 
 def _call_with(function: Any, arguments: dict[str, Any]) -> Any:
@@ -304,7 +358,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
-            return _failed(run, handler, _Failure(f"{type(cause).__name__}: {text_of(cause)}", text))
+            return _failed(run, handler, _Failure(error_line(cause), text))
 
 
 _PROCESS_DIED = "the process that ran the handler died (killed, out of memory, or a crash in C)"
@@ -328,6 +382,9 @@ def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> O
 def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> Outcome | None:
     if run.cause == "lease lost":
         return None
+    if run.cause == "cancelled":
+        log.info("job cancelled", **run.job.log_context, seconds=round(run.seconds, 3))
+        return Outcome(id=run.job.id, claims=run.job.claims, outcome="cancelled")
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
     more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stubborn else ""

@@ -17,6 +17,7 @@ from jobqueue.timetable import CronSchedule, Missed
 
 Mode = Literal["async", "thread", "process"]
 Signature = tuple[dict[str, Any], Mapping[str, inspect.Parameter]]
+Compiled = tuple[Callable[[ClaimedJob], dict[str, Any]], str | None]
 """What a function's parameters are annotated with, and the parameters."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -35,6 +36,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         max_retries: for jobs submitted without; None for the default of 3.
         arguments: make the keyword arguments of one call; raises `PayloadMismatch`.
         connection: the parameter that receives the connection whose transaction completes the job; None without one.
+        job_parameter: the argument that is the `Job`; None where the handler does not ask for it.
     """
 
     kind: str
@@ -44,7 +46,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int | None
     backoff: Backoff
     arguments: Callable[[ClaimedJob], dict[str, Any]]
-    connection: str | None = None
+    connection: str | None
+    job_parameter: str | None
 
 
 class Hook(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +139,7 @@ class App:
             mode = _mode_of(kind, function, cpu=cpu)
             signature = _signature(kind, function)
             connection = _connection_parameter(kind, signature, mode)
+            arguments, job_parameter = _compile(kind, signature, connection)
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
@@ -143,8 +147,9 @@ class App:
                 timeout=timeout,
                 max_retries=max_retries,
                 backoff=backoff,
-                arguments=_compile(kind, signature, connection),
+                arguments=arguments,
                 connection=connection,
+                job_parameter=job_parameter,
             )
             self._schedules.handled(function, kind)
             return function
@@ -273,8 +278,11 @@ def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
     return "process"
 
 
-def _compile(kind: str, signature: Signature, connection: str | None) -> Callable[[ClaimedJob], dict[str, Any]]:
-    """Turn a signature into a function from a claimed job to keyword arguments, but for the one that takes the connection."""
+def _compile(kind: str, signature: Signature, connection: str | None) -> Compiled:
+    """Turn a signature into a function from a claimed job to keyword arguments, but for the one that takes the connection.
+
+    Also returns the name of the one that is the job, if there is one.
+    """
     hints, parameters = signature
     job_parameter: str | None = None
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
@@ -304,7 +312,7 @@ def _compile(kind: str, signature: Signature, connection: str | None) -> Callabl
             raise PayloadMismatch(f"the payload does not fit the handler: {type(error).__name__}") from error
         return values
 
-    return arguments
+    return arguments, job_parameter
 
 
 def _signature(kind: str, function: Callable[..., Any]) -> Signature:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import structlog
@@ -20,7 +20,7 @@ import uuid_utils
 from jobqueue import __version__
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Node, Store
+from jobqueue.storage.store import Node, RunId, Store
 
 RENEWALS_PER_LEASE = 6
 """How often a lease is renewed within its time, at least: five renewals may fail before it is lost."""
@@ -45,6 +45,7 @@ class Lease:
         seconds: the visibility timeout.
         on_lost: called, synchronously, when the lease is lost and before a new one is taken.
         on_held: called when the lease is valid again: nothing was claimed meanwhile.
+        on_unwanted: called with runs of this node that somebody wants cancelled; again with each renewal until they have ended.
 
     Attributes:
         node: this process as the others see it; replaced when the lease is lost.
@@ -59,6 +60,7 @@ class Lease:
         seconds: float,
         on_lost: Callable[[], None],
         on_held: Callable[[], None],
+        on_unwanted: Callable[[Iterable[RunId]], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -66,6 +68,7 @@ class Lease:
         self._seconds = seconds
         self._on_lost = on_lost
         self._on_held = on_held
+        self._on_unwanted = on_unwanted
         self._undisturbed_since = math.inf
         self._valid_until = -1.0
         self.node = self._new_node()
@@ -120,8 +123,11 @@ class Lease:
 
     async def _renew(self) -> None:
         before = trio.current_time()
-        if await self._store.heartbeat(self.node.id, lease=self._seconds):
+        unwanted = await self._store.heartbeat(self.node.id, lease=self._seconds)
+        if unwanted is not None:
             self._hold(before)
+            if unwanted:
+                self._on_unwanted(unwanted)
             return
         log.error("lease lost: other nodes have this node's jobs", node=self.node.id)
         self._valid_until = -1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import DatabaseUnavailable, ShuttingDown
 from jobqueue.job import DeadFilter
 from jobqueue.metrics import CONTENT_TYPE, Metrics
@@ -42,6 +43,7 @@ class Operations:
         metrics: Metrics,
         *,
         dispatcher: Dispatcher,
+        watcher: Watcher,
         queues: Iterable[LocalQueue],
         keep_cancelled: bool,
         stopping: Callable[[], bool],
@@ -52,6 +54,7 @@ class Operations:
         self._submissions = submissions
         self._outcomes = outcomes
         self._dispatcher = dispatcher
+        self._watcher = watcher
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
@@ -97,10 +100,22 @@ class Operations:
         return self._metrics.render(), CONTENT_TYPE
 
     async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the route's word
-        return await self._store.job(id)
+        """One job with everything that is known of it; None when there is none."""
+        row = await self._store.job(id)
+        if row is None:
+            return None
+        saved = row.pop("saved")
+        noted = saved if isinstance(saved, dict) else {}
+        return {**row, "progress": noted.get("progress"), "checkpoint": noted.get("checkpoint")}
+
+    def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
+        """Watch a job; see `Watcher.watch`."""
+        return self._watcher.watch(id)
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
-        return await self._store.cancel(id, keep=self._keep_cancelled)
+        cancelled = await self._store.cancel(id, keep=self._keep_cancelled)
+        self._watcher.look_soon(id)
+        return cancelled
 
     async def retry(self, id: str) -> bool:  # noqa: A002
         return await self._store.retry(id)

@@ -51,6 +51,7 @@ class Outcomes:
         keep_finished: whether jobs that succeeded are kept in the database, or forgotten at once.
         on_scheduled: called with the seconds until a job is due again, after it was written.
         on_failed: called with each failed attempt, after it was written; None where nobody wants to know.
+        on_written: called with each batch that was committed.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
@@ -64,6 +65,7 @@ class Outcomes:
         *,
         keep_finished: bool,
         on_scheduled: Callable[[float], None],
+        on_written: Callable[[Sequence[Finished]], None],
         on_failed: Callable[[ClaimedJob, Outcome], None] | None = None,
     ) -> None:
         self._on_failed = on_failed
@@ -72,6 +74,7 @@ class Outcomes:
         self._metrics = metrics
         self._keep_finished = keep_finished
         self._on_scheduled = on_scheduled
+        self._on_written = on_written
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -159,6 +162,7 @@ class Outcomes:
         delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
         if delays:
             self._on_scheduled(min(delays))
+        self._on_written(written)
 
     def _drop(self, stale: Sequence[Finished]) -> None:
         for job, outcome, _, in_doubt in stale:

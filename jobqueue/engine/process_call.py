@@ -8,12 +8,15 @@ exist here.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobqueue import documents
 from jobqueue.errors import Discard, Retry, Snooze
 from jobqueue.job import MAX_RESULT_BYTES
+
+MAX_ERRORS_TOLD = 5
+"""Errors of one group that an error's line names; its traceback has all."""
 
 
 class HandlerFailed(Exception):
@@ -54,6 +57,23 @@ def text_of(value: object) -> str:
         return "(it has no text: __str__ failed)"
 
 
+def error_line(error: BaseException) -> str:
+    """Say what was raised; of a group with several errors, how many, and the first of them."""
+    if not isinstance(error, BaseExceptionGroup):
+        return f"{type(error).__name__}: {text_of(error)}"
+    leaves = list(_leaves(error))
+    told = [error_line(leaf) for leaf in leaves[:MAX_ERRORS_TOLD]]
+    return f"{len(leaves)} errors: {'; '.join(told)}{'; ...' if len(leaves) > MAX_ERRORS_TOLD else ''}"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
 def _sendable(error: BaseException) -> Exception:
     cause = error
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
@@ -66,4 +86,4 @@ def _sendable(error: BaseException) -> Exception:
             return Retry(getattr(cause, "delay", None), text_of(getattr(cause, "reason", type(cause).__name__)))
         case Discard():
             return Discard(text_of(getattr(cause, "reason", type(cause).__name__)))
-    return HandlerFailed(f"{type(cause).__name__}: {text_of(cause)}", "".join(traceback.format_exception(error)))
+    return HandlerFailed(error_line(cause), "".join(traceback.format_exception(error)))

@@ -11,8 +11,9 @@ from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.job import Options, Outcome
+from jobqueue.job import ClaimedJob, Options, Outcome
 from jobqueue.metrics import Metrics
+from jobqueue.storage.store import RunId
 
 LOOP_SHARE = 0.001
 """Seconds for which the workers may go from job to job without letting other tasks run."""
@@ -49,6 +50,7 @@ class Workers:
         self._on_hungry = on_hungry
         self._all_done = trio.Event()
         self._working = 0
+        self._withdrawn: list[tuple[ClaimedJob, str]] = []
         self._ended = trio.lowlevel.ParkingLot()
         self._yielded_at = trio.current_time()
 
@@ -63,6 +65,7 @@ class Workers:
                 with trio.move_on_after(LOOK_FOR_STUBBORN):
                     await self._ended.park()
                 await self._give_up_stubborn_runs(nursery)
+                await self._record_withdrawn()
             if not all(queue.ready.closed for queue in self._queues):
                 raise RuntimeError("the workers have ended by themselves: a handler reached into their nursery")
             self._all_done.set()
@@ -78,6 +81,17 @@ class Workers:
         for run in runs:
             run.cancel("interrupted")
         return len(runs)
+
+    def cancel(self, unwanted: Iterable[RunId]) -> None:
+        """Cancel what this node holds of these runs: one that has not started does not start."""
+        named = frozenset(unwanted)
+        for queue in self._queues:
+            waiting = queue.ready.withdraw(lambda job: (job.id, job.claims) in named)
+            self._withdrawn += [(job, self._lease.node.id) for job in waiting]
+            for run in [run for run in queue.runs if (run.job.id, run.job.claims) in named]:
+                run.cancel("cancelled")
+        if self._withdrawn:
+            self._ended.unpark_all()
 
     def lose_lease(self) -> None:
         """Drop everything that is held: it is another node's now."""
@@ -102,8 +116,13 @@ class Workers:
                 self._working -= 1
                 self._start_worker(nursery, queue, queue.concurrency)
                 outcome = self._executor.give_up(run)
-                if outcome is not None:
-                    await self._outcomes.put(run.job, outcome, run.node_id)
+                await self._tell(run, outcome)
+
+    async def _record_withdrawn(self) -> None:
+        """Tell the outcome of what was cancelled before it started."""
+        while self._withdrawn:
+            job, node_id = self._withdrawn.pop()
+            await self._outcomes.put(job, Outcome(id=job.id, claims=job.claims, outcome="cancelled"), node_id)
 
     async def _work(self, queue: LocalQueue) -> None:
         replaced = False
@@ -141,16 +160,25 @@ class Workers:
         now = trio.current_time()
         queue.finished_one()
         self._metrics.of(run.job.queue, run.job.kind).run.observe(now - run.started)
-        if outcome is not None:
-            if run.transaction is None or run.transaction == "in doubt":
-                await self._outcomes.put(run.job, outcome, run.node_id, in_doubt=run.transaction is not None)
-            else:
-                self._outcomes.note(run.job, outcome, run.node_id, stale=run.transaction == "stale")
+        await self._tell(run, outcome)
         if queue.hungry:
             self._on_hungry()
         if now - self._yielded_at > LOOP_SHARE:
             await trio.lowlevel.checkpoint()
             self._yielded_at = trio.current_time()
+
+    async def _tell(self, run: Run, outcome: Outcome | None) -> None:
+        """Hand an outcome over, with what the run noted and nobody has written yet."""
+        if run.handle is not None:
+            left = run.handle.close()
+            if outcome is not None and outcome.outcome != "succeeded":
+                outcome.saved = left
+        if outcome is None:
+            return
+        if run.transaction is None or run.transaction == "in doubt":
+            await self._outcomes.put(run.job, outcome, run.node_id, in_doubt=run.transaction is not None)
+        else:
+            self._outcomes.note(run.job, outcome, run.node_id, stale=run.transaction == "stale")
 
 
 def _late(options: Options) -> bool:

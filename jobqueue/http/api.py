@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -13,15 +15,16 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import dead_letters, door, limits, problems, schedules
+from jobqueue.http import dead_letters, door, limits, problems, schedules, watch
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
+from jobqueue.http.connection import PROLONG
 from jobqueue.http.submit import Submitting, submit
 from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
 from jobqueue.timetable import CronSchedule
 
 
-class Backend(Submitting, Protocol):
+class Backend(Submitting, watch.Watchable, Protocol):
     """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
 
     def troubles(self) -> list[str]:
@@ -32,12 +35,8 @@ class Backend(Submitting, Protocol):
         """Return the metrics and their content type."""
         ...
 
-    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - what it is called everywhere
-        """Return a row of ``jobqueue.jobs``, as JSON can hold it."""
-        ...
-
-    async def cancel(self, id: str) -> bool:  # noqa: A002
-        """Cancel a job that waits; False when it does not."""
+    async def cancel(self, id: str) -> bool:  # noqa: A002 - what it is called everywhere
+        """Cancel a job that waits, or have one cancelled that runs; False when it does neither."""
         ...
 
     async def retry(self, id: str) -> bool:  # noqa: A002
@@ -111,6 +110,7 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         ("/health/ready", "GET", routes.ready),
         ("/metrics", "GET", routes.metrics),
         ("/jobs/<job_id>", "GET", routes.job),
+        ("/jobs/<job_id>/events", "GET", routes.events),
         ("/jobs/<job_id>", "DELETE", routes.discard),
         ("/jobs/<job_id>/cancel", "POST", routes.cancel),
         ("/jobs/<job_id>/retry", "POST", routes.retry),
@@ -189,14 +189,31 @@ class _Routes:
         return Response(body, content_type=content_type)
 
     async def job(self, job_id: str) -> Response:
-        return _json(await self._found(_job_id(job_id)))
+        seconds = _wait(request.args.get("wait"))
+        if not seconds:
+            return _json(await self._found(_job_id(job_id)))
+        return _json(_existing(job_id, await watch.ended(self._backend, _job_id(job_id), seconds)))
+
+    async def events(self, job_id: str) -> Response:
+        if request.headers.get("Last-Event-ID") == watch.LAST_ID:
+            return Response("", HTTPStatus.NO_CONTENT)  # an EventSource connects again until it is told so
+        with self._backend.watch(_job_id(job_id)):  # refused here, where there still is an answer for it
+            job = await self._found(_job_id(job_id))
+        headers = {"Content-Type": watch.CONTENT_TYPE, "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response("", headers=headers)
+        response = Response(watch.events(self._backend, job["id"], request.scope["state"][PROLONG]), headers=headers)
+        response.timeout = None
+        return response
 
     async def cancel(self, job_id: str) -> Response:
-        rule = "only pending and scheduled jobs can be cancelled"
-        return await self._steer(_job_id(job_id), self._backend.cancel, "cancelled", rule)
+        answer = await self._steer(_job_id(job_id), self._backend.cancel, "cancelled", "it has ended already")
+        if answer["state"] == "inflight":
+            return _response(json_answer(answer, HTTPStatus.ACCEPTED))  # its node hears of it
+        return _json(answer)
 
     async def retry(self, job_id: str) -> Response:
-        return await self._steer(_job_id(job_id), self._backend.retry, "pending", "only dead jobs can be retried")
+        return _json(await self._steer(_job_id(job_id), self._backend.retry, "pending", "only dead jobs can be retried"))
 
     async def discard(self, job_id: str) -> Response:
         job = await self._found(_job_id(job_id))
@@ -269,15 +286,12 @@ class _Routes:
         return _json(await self._found_schedule(name))
 
     async def _found(self, job_id: str) -> dict[str, Any]:
-        job = await self._backend.job(job_id)
-        if job is None:
-            raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
-        return job
+        return _existing(job_id, await self._backend.job(job_id))
 
-    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> Response:
+    async def _steer(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> dict[str, Any]:
         if await act(job_id):
             # It may be gone already, where none is kept.
-            return _json(await self._backend.job(job_id) or {"id": job_id, "state": becomes})
+            return await self._backend.job(job_id) or {"id": job_id, "state": becomes}
         job = await self._found(job_id)
         raise Conflict(f"The job is {job['state']}: {rule}.")
 
@@ -302,6 +316,22 @@ def _job_id(text: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise BadRequest("A job's id is a UUID.") from None
+
+
+def _existing(job_id: str, job: dict[str, Any] | None) -> dict[str, Any]:
+    if job is None:
+        raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
+    return job
+
+
+def _wait(text: str | None) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= watch.MAX_WAIT:
+        raise BadRequest(f"wait is a number of seconds, from 0 to {watch.MAX_WAIT:g}.")
+    return seconds
 
 
 def _json(value: object) -> Response:

@@ -27,6 +27,9 @@ MAX_LOGGED_ERROR = 200
 
 RECEIVE_BYTES = 1 << 16
 
+PROLONG = "jobqueue.prolong"
+"""What an answer without end calls before each piece, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
+
 log = structlog.get_logger()
 
 
@@ -106,7 +109,7 @@ class Connection:
                 self._config,
                 self._context,
                 tasks,
-                ConnectionState({}),
+                ConnectionState({PROLONG: self._prolong}),
                 False,  # no TLS
                 parse_socket_addr(family, self._stream.socket.getpeername()),
                 parse_socket_addr(family, self._stream.socket.getsockname()),
@@ -129,6 +132,9 @@ class Connection:
                     # The first byte of a request sets the deadline of its headers; those that follow do not move it.
                     self._reading.deadline = min(self._reading.deadline, trio.current_time() + limits.HEADERS_TIMEOUT)
                 await self._protocol.handle(RawData(bytes(data)))
+
+    def _prolong(self) -> None:
+        self._reading.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
 
     async def _send(self, event: Event) -> None:
         """Do what the protocol asks for."""

@@ -25,7 +25,8 @@ KEEP_ALIVE_TIMEOUT = 60.0
 """Seconds for which a connection may rest between two requests."""
 
 REQUEST_TIMEOUT = 120.0
-"""Seconds from a request's headers to the end of its answer: the bound of last resort, behind those of the routes."""
+"""Seconds from a request's headers to the end of its answer: the bound of last resort, behind those of the routes. Where events are
+sent, from one piece of the answer to the next: a client that does not take one holds up the next."""
 
 SEND_TIMEOUT = 30.0
 """Seconds for a client to take one piece of an answer, of at most a job's result in size."""

@@ -20,6 +20,7 @@ from jobqueue.errors import (
     Overloaded,
     PayloadTooLarge,
     ShuttingDown,
+    TooManyWatchers,
     Unavailable,
     UnprocessableJob,
 )
@@ -76,6 +77,9 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
 _ABSENCES: dict[type[BaseException], _Absence] = {
     Unavailable: _Absence("unavailable", "The service cannot do this now", "Send the request again later.", 1),
     Overloaded: _Absence("overloaded", "Too much work waits to be committed", "Nothing was written. Send it again later.", 1),
+    TooManyWatchers: _Absence(
+        "too-many-watchers", "Too many requests wait for jobs", "Ask again later, without waiting, or ask another node.", 5
+    ),
     ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 5),
     DatabaseUnavailable: _Absence(
         "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 5

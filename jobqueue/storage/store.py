@@ -16,7 +16,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, DeadFilter, Outcome
+from jobqueue.job import ClaimedJob, DeadFilter, Note, Outcome
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
@@ -72,7 +72,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A job taken back from a lost node; `outcome` is the state that it is in now: pending or dead."""
+    """A job taken back from a lost node; `outcome` is the state that it is in now: pending, dead, or cancelled."""
 
     id: str
     queue: str
@@ -81,6 +81,9 @@ class Recovered(msgspec.Struct, frozen=True):
     node_id: str
     outcome: str
 
+
+RunId = tuple[str, int]
+"""A run, by its job's id and the number of the claim."""
 
 Ranks = Mapping[str, float]
 """The best rank among jobs that became pending, by queue: where a claim has to look for them."""
@@ -180,6 +183,15 @@ class Moved(NamedTuple):
     next_in: float | None
 
 
+class Glance(NamedTuple):
+    """What is watched of a job."""
+
+    state: str
+    attempt: int
+    claims: int
+    saved: Any
+
+
 class Depth(msgspec.Struct, frozen=True):
     """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds."""
 
@@ -274,9 +286,10 @@ class Store:
             )
         )
 
-    async def heartbeat(self, node_id: str, *, lease: float) -> bool:
-        """Renew a lease; False when it is lost and the node's jobs are somebody else's."""
-        return bool(await self._heartbeat.run(_scalar("SELECT jobqueue.heartbeat(%s, %s)", node_id, lease)))
+    async def heartbeat(self, node_id: str, *, lease: float) -> list[RunId] | None:
+        """Renew a lease; return the node's runs that somebody wants cancelled. None: it is lost, its jobs are somebody else's."""
+        unwanted = await self._heartbeat.run(_scalar("SELECT jobqueue.heartbeat(%s, %s)", node_id, lease))
+        return None if unwanted is None else msgspec.convert(unwanted, list[RunId])
 
     async def leave(self, node_id: str) -> int:
         """Hand back what the node still holds, attempts refunded, and remove it; return how many jobs that were."""
@@ -312,14 +325,14 @@ class Store:
             # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
             raise RefusedData(f"a claimed job cannot be read: {error}") from error
 
-    async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[tuple[str, int]]:
-        """The runs, as (id, claims), that the database says this node holds.
+    async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[RunId]:
+        """The runs that the database says this node holds.
 
         Args:
             backend: of the `ConnectionLost` that a claim raised, whose transaction has to be over first.
         """
 
-        def work(connection: Connection) -> set[tuple[str, int]]:
+        def work(connection: Connection) -> set[RunId]:
             if backend is not None:
                 _settle(connection, backend)
             rows = _rows("SELECT id, claims FROM jobqueue.inflight_jobs WHERE node_id = %s", node_id)(connection)
@@ -340,6 +353,16 @@ class Store:
         sql = "SELECT jobqueue.finish(%s, %s::jsonb, %s)"
         [stale] = await self._finish.call(sql, node_id, given, keep, in_loop=len(given) <= IN_LOOP_CHARACTERS)
         return {place - 1 for place in stale}
+
+    async def note(self, node_id: str, notes: Sequence[Note]) -> set[str]:
+        """Keep what this node's runs have noted so far; return the ids of the jobs where that was done.
+
+        A run that is over is left alone, and so is one of which something else is being written.
+        """
+        [row] = await self._housekeeping.run(
+            _rows("SELECT jobqueue.note(%s, %s::jsonb) AS written", node_id, msgspec.json.encode(notes).decode())
+        )
+        return {str(job_id) for job_id in row["written"]}
 
     # -- housekeeping
 
@@ -410,12 +433,18 @@ class Store:
         rows = await self._inspect.run(_rows("SELECT to_jsonb(j) AS job FROM jobqueue.jobs AS j WHERE id = %s", job_id))
         return dict(rows[0]["job"]) if rows else None
 
+    async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
+        """See where jobs are, and what they have noted; those that are nowhere are left out."""
+        sql = "SELECT id, state, attempt, claims, saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
+        rows = await self._inspect.run(_rows(sql, list(job_ids)))
+        return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
+
     async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
-        """Cancel a pending or scheduled job; False when it is in no such state.
+        """Cancel a job: one that waits now, one that runs as soon as its node hears of it; False when it is neither.
 
         Args:
             job_id: the job.
-            keep: whether it is kept, until retention drops it.
+            keep: whether one that waits is kept, until retention drops it.
         """
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s, %s)", job_id, keep)))
 

@@ -1,0 +1,345 @@
+"""Following a job over HTTP: its events as they come, and its end by a long poll, on whichever node it runs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from jobqueue.engine import watching
+from jobqueue.engine.watching import Watcher
+from jobqueue.errors import TooManyWatchers
+from jobqueue.http import watch as http_watch
+from jobqueue.storage.store import Glance
+from tests.conftest import Database, Service
+from tests.memory_store import MemoryStore
+from tests.running import Bench, cancel, submit
+from tests.storage import new_id
+
+UNKNOWN = "0190a0b0-0000-7000-8000-00000000ffff"
+
+
+class Event(NamedTuple):
+    name: str
+    id: str
+    data: Any
+
+
+class Stream:
+    """The events of a job, as they come."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.comments = 0
+        self._lines = response.iter_lines()
+
+    def __iter__(self) -> Iterator[Event]:
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            if line.startswith(":"):
+                self.comments += 1
+            elif line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif fields:
+                yield Event(fields["event"], fields["id"], json.loads(fields["data"]))
+                fields = {}
+
+
+@contextmanager
+def following(service: Service, job_id: str, **headers: str) -> Iterator[Stream]:
+    with httpx.stream("GET", f"{service.url}/jobs/{job_id}/events", headers=headers, timeout=30) as response:
+        yield Stream(response)
+
+
+def follow(service: Service, job_id: str) -> list[Event]:
+    with following(service, job_id) as stream:
+        return list(stream)
+
+
+@pytest.fixture
+def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Bench:
+    return Bench(service, database, tmp_path / "effects")
+
+
+# -------------------------------------------------------------------------------------------------------------------- events
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["where it runs", "on another node"])
+def test_the_events_of_a_job_come_from_its_state_to_its_end(bench: Bench, elsewhere: bool) -> None:
+    worker = bench.start()
+    front = bench.start("--no-workers") if elsewhere else worker
+    job_id = submit(front, "steps", payload={"steps": 4, "seconds": 0.8}, delay=2)
+    with following(front, job_id) as stream:
+        assert stream.response.headers["content-type"] == "text/event-stream"
+        assert stream.response.headers["cache-control"] == "no-store"
+        events = list(stream)
+    states = [event.data["state"] for event in events if event.name == "state"]
+    assert states[0] in ("scheduled", "pending")
+    assert states[-2:] == ["inflight", "succeeded"]
+    fractions = [event.data["fraction"] for event in events if event.name == "progress"]
+    steps = [event.data for event in events if event.name == "checkpoint"]
+    if elsewhere:  # it sees what is written, once a second
+        assert fractions == sorted(set(fractions))
+        assert len(steps) >= 2
+    else:
+        assert fractions == [0, 0.25, 0.5, 0.75]
+        assert steps == [0, 1, 2, 3]
+    *before, end = events
+    assert [event.id for event in before] == [str(number) for number in range(1, len(events))]
+    assert (end.name, end.id) == ("end", "end")
+    assert end.data == httpx.get(f"{front.url}/jobs/{job_id}", timeout=20).json()
+    assert end.data["result"] == "walked"
+
+
+@pytest.mark.parametrize(("kind", "state"), [("fan-out", "dead"), ("sleep", "cancelled")])
+def test_the_other_ends_are_ends_too(bench: Bench, kind: str, state: str) -> None:
+    node = bench.start()
+    job_id = submit(node, kind, payload={"fail": 2})
+    if state == "cancelled":
+        bench.until_effect(job_id, "began")
+        threading.Timer(0.3, lambda: cancel(node, job_id)).start()
+    events = follow(node, job_id)
+    assert (events[-1].name, events[-1].data["state"]) == ("end", state)
+    assert follow(node, job_id)[-1] == events[-1], "of one that has ended the end is told at once"
+
+
+def test_what_is_no_job_has_no_events(bench: Bench) -> None:
+    node = bench.start()
+    assert httpx.get(f"{node.url}/jobs/{UNKNOWN}/events", timeout=20).status_code == 404
+    assert httpx.get(f"{node.url}/jobs/x/events", timeout=20).status_code == 400
+    job_id = submit(node, "fan-out", payload={"children": 0})
+    assert httpx.head(f"{node.url}/jobs/{job_id}/events", timeout=20).status_code == 200
+    again = httpx.get(f"{node.url}/jobs/{job_id}/events", headers={"Last-Event-ID": "end"}, timeout=20)
+    assert (again.status_code, again.content) == (204, b""), "a browser that comes again is told to stop"
+
+
+def test_a_job_that_is_not_kept_is_told_where_it_ran_and_gone_elsewhere(bench: Bench) -> None:
+    worker, front = bench.start("--keep-finished", "0"), bench.start("--no-workers", "--keep-finished", "0")
+    told: dict[str, list[Event]] = {}
+    polled: dict[str, httpx.Response] = {}
+    job_id = submit(front, "steps", payload={"steps": 2, "seconds": 1})
+
+    def hear(name: str, node: Service) -> None:
+        told[name] = follow(node, job_id)
+
+    def poll(name: str, node: Service) -> None:
+        polled[name] = httpx.get(f"{node.url}/jobs/{job_id}", params={"wait": 20}, timeout=30)
+
+    threads = [
+        threading.Thread(target=act, args=(name, node))
+        for act in (hear, poll)
+        for name, node in (("worker", worker), ("front", front))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (told["worker"][-1].name, told["worker"][-1].data["state"]) == ("end", "succeeded")
+    assert told["worker"][-1].data["result"] == "walked"
+    assert told["front"][-1] == Event("end", "end", {"id": job_id, "state": "gone"})
+    assert (polled["worker"].status_code, polled["worker"].json()["result"]) == (200, "walked")
+    assert polled["front"].status_code == 404
+
+
+def test_a_stop_ends_the_events_and_answers_who_waits(bench: Bench) -> None:
+    node = bench.start("--grace-period", "1")
+    job_id = submit(node, "sleep")
+    bench.until_effect(job_id, "began")
+    waiting = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=30)
+    waiting.request("GET", f"/jobs/{job_id}?wait=50")
+    with following(node, job_id) as stream:
+        events = iter(stream)
+        assert next(events).name == "state"
+        stopping = threading.Thread(target=node.stop)
+        stopping.start()
+        began = time.monotonic()
+        assert list(events) == [], "and no end: it has not ended"
+        assert time.monotonic() - began < 2
+    answer = waiting.getresponse()
+    assert (answer.status, json.loads(answer.read())["state"]) == (200, "inflight")
+    waiting.close()
+    stopping.join(20)
+    assert "requests were cut off" not in node.log
+
+
+def test_a_client_that_goes_away_or_does_not_read_holds_up_nobody(bench: Bench) -> None:
+    node = bench.start()
+    host, port = node.url.removeprefix("http://").split(":")
+    job_id = submit(node, "steps", payload={"steps": 100, "seconds": 0.05})
+    silent = []
+    for _ in range(20):
+        connection = socket.create_connection((host, int(port)))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        silent.append(connection)  # it never reads
+    for _ in range(20):
+        with following(node, job_id) as stream:
+            next(iter(stream))  # and goes away
+    began = time.monotonic()
+    assert follow(node, job_id)[-1].data["state"] == "succeeded"
+    assert time.monotonic() - began < 20
+    for connection in silent:
+        connection.close()
+    assert httpx.get(f"{node.url}/health/ready", timeout=20).status_code == 200
+    assert "watch" not in node.log
+
+
+# ------------------------------------------------------------------------------------------------------------------ the long poll
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["where it runs", "on another node"])
+def test_a_long_poll_is_answered_when_the_job_has_ended(bench: Bench, elsewhere: bool) -> None:
+    worker = bench.start()
+    front = bench.start("--no-workers") if elsewhere else worker
+    job_id = submit(front, "steps", payload={"steps": 2, "seconds": 0.7})
+    began = time.monotonic()
+    answer = httpx.get(f"{front.url}/jobs/{job_id}", params={"wait": 30}, timeout=40)
+    assert (answer.status_code, answer.json()["state"], answer.json()["result"]) == (200, "succeeded", "walked")
+    assert 1 < time.monotonic() - began < 10
+    began = time.monotonic()
+    assert httpx.get(f"{front.url}/jobs/{job_id}?wait=30", timeout=40).json()["state"] == "succeeded"
+    assert time.monotonic() - began < 2, "it has ended"
+
+
+def test_a_long_poll_is_answered_with_the_state_of_now_when_its_time_is_up(bench: Bench) -> None:
+    node = bench.start()
+    job_id = submit(node, "sleep")
+    began = time.monotonic()
+    assert httpx.get(f"{node.url}/jobs/{job_id}?wait=0.5", timeout=40).json()["state"] == "inflight"
+    assert 0.5 <= time.monotonic() - began < 5
+    assert httpx.get(f"{node.url}/jobs/{UNKNOWN}?wait=5", timeout=20).status_code == 404
+    for wrong in ("61", "-1", "soon", "nan", "inf"):
+        refused = httpx.get(f"{node.url}/jobs/{job_id}", params={"wait": wrong}, timeout=20)
+        assert (refused.status_code, refused.json()["detail"]) == (400, "wait is a number of seconds, from 0 to 60.")
+    assert httpx.get(f"{node.url}/jobs/{job_id}?wait=", timeout=20).status_code == 200
+
+
+# -------------------------------------------------------------------------------------------------------------------- the watcher
+
+
+class Looked(MemoryStore):
+    """A store that shows what a test has set, and counts the looks."""
+
+    def __init__(self) -> None:
+        super().__init__(trio.current_time)
+        self.jobs: dict[str, Glance] = {}
+        self.looks: list[set[str]] = []
+
+    async def look(self, job_ids: Any) -> dict[str, Glance]:
+        self.looks.append(set(job_ids))
+        await trio.lowlevel.checkpoint()
+        return {job_id: self.jobs[job_id] for job_id in job_ids if job_id in self.jobs}
+
+
+async def test_one_query_looks_at_all_and_none_when_nobody_watches(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    assert autojump_clock is not None
+    store = Looked()
+    watcher = Watcher(store, keep_finished=True)
+    await nursery.start(watcher.run)
+    await trio.sleep(60)
+    assert store.looks == []
+    ids = [new_id() for _ in range(5)]
+    store.jobs = dict.fromkeys(ids, Glance("inflight", 1, 1, None))
+    with watcher.watch(ids[0]) as first, watcher.watch(ids[0]), watcher.watch(ids[1]):
+        await trio.sleep(10)
+        assert first.view is not None
+        assert first.view.state == "inflight"
+        assert 15 <= len(store.looks) <= 25
+        assert store.looks[-1] == set(ids[:2])
+    store.looks.clear()
+    await trio.sleep(60)
+    assert len(store.looks) <= 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_job_is_gone_when_two_looks_in_a_row_do_not_find_it(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    assert autojump_clock is not None
+    store = Looked()
+    watcher = Watcher(store, keep_finished=True)
+    await nursery.start(watcher.run)
+    with watcher.watch(job_id := new_id()) as watch:
+        await trio.sleep(0.3)
+        assert watch.view is None
+        store.jobs[job_id] = Glance("pending", 0, 0, None)
+        assert await watch.wait(5)
+        assert watch.view is not None
+        del store.jobs[job_id]
+        assert await watch.wait(5)
+        assert watch.view.state == "gone"
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_bound_on_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "MAX_WATCHERS", 2)
+    watcher = Watcher(Looked(), keep_finished=True)
+    with watcher.watch(UNKNOWN):
+        with watcher.watch(UNKNOWN), pytest.raises(TooManyWatchers), watcher.watch(new_id()):
+            pass
+        with watcher.watch(new_id()):
+            pass
+
+
+async def test_whoever_waits_is_let_go_when_the_node_stops(nursery: trio.Nursery) -> None:
+    watcher = Watcher(Looked(), keep_finished=True)
+    woken: list[bool] = []
+
+    async def wait() -> None:
+        with watcher.watch(UNKNOWN) as watch:
+            woken.append(await watch.wait(1000))
+
+    nursery.start_soon(wait)
+    await wait_all_tasks_blocked()
+    watcher.close()
+    with trio.fail_after(5):
+        while not woken:  # noqa: ASYNC110 - it has been let go
+            await trio.sleep(0.01)
+    with watcher.watch(UNKNOWN) as late:
+        assert late.closed
+        assert await late.wait(1000)
+
+
+async def test_what_is_silent_for_long_gets_a_comment(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    assert autojump_clock is not None
+    store = Looked()
+    store.jobs[UNKNOWN] = Glance("inflight", 1, 1, None)
+    watcher = Watcher(store, keep_finished=True)
+    await nursery.start(watcher.run)
+
+    class Node:
+        watch = staticmethod(watcher.watch)
+
+        async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002
+            return {"id": id, "state": "succeeded"}
+
+    prolonged: list[float] = []
+    began = trio.current_time()
+    stream = http_watch.events(Node(), UNKNOWN, lambda: prolonged.append(trio.current_time() - began))
+    assert b"event: state\nid: 1\ndata: {" in await anext(stream)
+    assert [await anext(stream) for _ in range(20)] == [b": still here\n\n"] * 20
+    assert prolonged[-1] == pytest.approx(20 * http_watch.KEEP_ALIVE, abs=2)
+    assert len(prolonged) == 21, "the connection's patience begins anew with each piece"
+    await stream.aclose()
+    nursery.cancel_scope.cancel()
+
+
+def test_a_stream_outlives_the_bound_of_a_request(bench: Bench) -> None:
+    """In a service whose bound is short, for the real one is two minutes."""
+    node = bench.start(handlers="tests.hasty_handlers")
+    job_id = submit(node, "steps", payload={"steps": 8, "seconds": 0.5})
+    host, port = node.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection.request("GET", f"/jobs/{job_id}/events")
+    assert b"event: end" in connection.getresponse().read()
+    connection.close()
