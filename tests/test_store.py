@@ -301,7 +301,7 @@ async def test_a_refused_outcome_ends_its_own_job_and_its_neighbours_are_written
     await lease.join()
     driver.node = lease.node.id
     ids = await driver.submit_many(*({} for _ in range(9)))
-    outcomes = Outcomes(driver.store, lease, metrics, keep_finished=True, on_scheduled=lambda seconds: None)  # noqa: ARG005
+    outcomes = Outcomes(driver.store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
     runs = await driver.claim()
     for place, run in enumerate(runs):
         said: Any = "vanished" if place in (0, 5, 6) else "succeeded"
