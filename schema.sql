@@ -974,20 +974,22 @@ SET enable_mergejoin = off
 SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    written uuid[];
 BEGIN
-    RETURN (
-        WITH given AS MATERIALIZED (
-            SELECT n.* FROM jsonb_to_recordset(notes) AS n (id uuid, claims integer, saved jsonb)
-        ), free AS MATERIALIZED (
-            SELECT i.id, given.saved AS noted
-              FROM given JOIN jobqueue.inflight_jobs AS i ON i.id = given.id AND i.claims = given.claims AND i.node_id = node
-               FOR UPDATE OF i SKIP LOCKED
-        ), written AS (
-            UPDATE jobqueue.inflight_jobs AS i SET saved = jobqueue.with_notes(i.saved, free.noted)
-              FROM free WHERE i.id = free.id
-            RETURNING i.id
-        )
-        SELECT coalesce(array_agg(written.id), '{}') FROM written);
+    WITH given AS MATERIALIZED (
+        SELECT n.* FROM jsonb_to_recordset(notes) AS n (id uuid, claims integer, saved jsonb)
+    ), free AS MATERIALIZED (
+        SELECT i.id, given.saved AS noted
+          FROM given JOIN jobqueue.inflight_jobs AS i ON i.id = given.id AND i.claims = given.claims AND i.node_id = node
+           FOR UPDATE OF i SKIP LOCKED
+    ), noted AS (
+        UPDATE jobqueue.inflight_jobs AS i SET saved = jobqueue.with_notes(i.saved, free.noted)
+          FROM free WHERE i.id = free.id
+        RETURNING i.id
+    )
+    SELECT coalesce(array_agg(noted.id), '{}') INTO written FROM noted;
+    RETURN written;
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- promote
