@@ -21,8 +21,8 @@ from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Claim, Store, Want
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import SERVERS, ServerPool
-from tests.memory_store import MemoryStore
 from tests.storage import Driver, joined, new_id, open_driver
 
 STATES = ["scheduled", "pending", "inflight", "succeeded", "dead"]

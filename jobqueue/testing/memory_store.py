@@ -425,7 +425,8 @@ class MemoryStore(Store):
 
     def _rank(self, row: _Row) -> Instant:
         if row.options is not None and "rank" in row.options:
-            return round(row.options["rank"] * SECOND)
+            given: float = row.options["rank"]
+            return round(given * SECOND)
         return row.available_since - row.priority * (self._aging // timedelta(microseconds=1))
 
     def _now(self) -> Instant:
