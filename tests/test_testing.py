@@ -287,8 +287,16 @@ async def test_what_never_ends_is_told_and_not_waited_for() -> None:
             await queue.drain()
     async with testing.Queue(app) as queue:
         await queue.submit("ever")
-        with pytest.raises(testing.NotDrained, match=r"kind 'ever' .* has run 1000 times"):
+        with pytest.raises(testing.NotDrained, match=r"kind 'ever' .* has run more than 1001 times"):
             await queue.drain()
+
+
+@testing.in_virtual_time
+async def test_as_many_retries_as_a_job_may_have_are_drained() -> None:
+    async with testing.Queue(app) as queue:
+        await queue.submit("fail", max_retries=1_000)
+        await queue.drain()
+        assert [job["attempt"] for job in queue.dead] == [1_001]
 
 
 @testing.in_virtual_time

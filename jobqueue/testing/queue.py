@@ -22,14 +22,15 @@ from jobqueue import admission
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine.handlers import App
 from jobqueue.errors import JobQueueError
+from jobqueue.job import MAX_RETRIES
 from jobqueue.service import Engine, open_engine, start_engine
 from jobqueue.settings import Settings
 from jobqueue.testing.clock import Clock, in_virtual_time
 from jobqueue.testing.memory_store import SECOND, MemoryStore
 from jobqueue.testing.submitting import InThreads, submission
 
-MAX_RUNS = 1_000
-"""How often one job may run while a queue is drained: one that snoozes for ever would keep it for ever."""
+MAX_RUNS = MAX_RETRIES + 1
+"""How often one job may run before a drain is given up: one that snoozes for ever would keep it for ever."""
 
 POLL_INTERVAL = 60.0
 VISIBILITY_TIMEOUT = 86_400.0
@@ -123,7 +124,7 @@ class Queue:
         """Let time pass until every job has ended: retries, snoozes and delays included.
 
         Raises:
-            NotDrained: jobs are left that no worker takes (of a queue that is not worked, say), or one ran 1,000 times.
+            NotDrained: jobs are left that no worker takes (of a queue that is not worked, say), or one runs on and on.
         """
         await self._travel(_Journey(math.inf))
 
@@ -242,7 +243,7 @@ class _Journey:
             self._waiting_since = now
         if math.isinf(self.until):
             if restless := store.restless():
-                self.end(f"{restless} has run {MAX_RUNS} times, and goes on")
+                self.end(f"{restless} has run more than {MAX_RUNS} times, and goes on")
             elif self._waiting_since is not None and now - self._waiting_since > 2 * POLL_INTERVAL:
                 self.end(f"no worker takes what is left: {store.left()}")
 
@@ -261,7 +262,7 @@ class _Store(MemoryStore):
 
     def restless(self) -> str | None:
         """Say which job runs again and again."""
-        return next((_described(row) for row in self._rows.values() if row.claims >= MAX_RUNS and row.state not in ENDED), None)
+        return next((_described(row) for row in self._rows.values() if row.claims > MAX_RUNS and row.state not in ENDED), None)
 
     def next_due(self) -> float:
         """Seconds until a scheduled job is due; infinity when there is none."""
