@@ -425,8 +425,7 @@ class MemoryStore(Store):
 
     def _rank(self, row: _Row) -> Instant:
         if row.options is not None and "rank" in row.options:
-            given: float = row.options["rank"]
-            return round(given * SECOND)
+            return round(row.options["rank"] * SECOND)
         return row.available_since - row.priority * (self._aging // timedelta(microseconds=1))
 
     def _now(self) -> Instant:
