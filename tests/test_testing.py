@@ -381,7 +381,7 @@ NOTING = """
         with psycopg.connect(service.database_url) as connection:
             [[backend]] = connection.execute("select pg_backend_pid()")
             [[data]] = connection.execute("show data_directory")
-        postmaster = Path(f"/proc/{backend}/stat").read_text().rpartition(") ")[2].split()[1]
+            postmaster = Path(f"/proc/{backend}/stat").read_text().rpartition(") ")[2].split()[1]
         with open("pids", "a") as file:
             print(postmaster, service._process.process.pid, file=file)
         Path("directory").write_text(data)
