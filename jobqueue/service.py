@@ -81,7 +81,9 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class _Engine:
+class Engine:
+    """The parts of a node, without its ways in."""
+
     store: Store
     lease: Lease
     submissions: Submissions
@@ -126,8 +128,8 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
-        async with _open_engine(app, settings, url) as engine:
-            await _start_engine(engine, settings, url, stages)
+        async with open_engine(app, settings, Store(url)) as engine:
+            await start_engine(engine, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
@@ -144,10 +146,10 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 
 
 @asynccontextmanager
-async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[_Engine]:
+async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterator[Engine]:
+    """Build the parts of a node around a store, which is closed at the end."""
     metrics = Metrics()
     metrics.schema_version.set(SCHEMA_VERSION)
-    store = Store(url)
     queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
 
     # The parts tell each other of work: these are looked up when called, so that the parts can be built one after the other.
@@ -210,7 +212,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     )
     notes = Notes(store, on_noted=watcher.noted)
     width = sum(settings.worked_queues.values())
-    transactions = Transactions(url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=settings.keep_finished > 0)
+    transactions = Transactions(store.url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=settings.keep_finished > 0)
     async with _open_processes() as processes:
         executor = Executor(
             app.handlers,
@@ -223,7 +225,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(
+            yield Engine(
                 store, lease, submissions, outcomes, dispatcher, schedule, cron, notes, watcher, workers, queues, metrics, hooks
             )
         finally:
@@ -243,7 +245,12 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
-async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: Stages) -> None:
+async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: str | None) -> None:
+    """Start the parts as stages.
+
+    Args:
+        url: of the database, to hear what others do in it; None when there are no others.
+    """
     await engine.store.migrate()
     await engine.cron.reconcile()
     await expire_dead_neighbours(engine.store)
@@ -280,14 +287,15 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
         engine.schedule.due_in(0)
         engine.cron.look()
 
-    await stages.start("notifications", notifications.run, url, on_notify, on_connect)
+    if url is not None:
+        await stages.start("notifications", notifications.run, url, on_notify, on_connect)
     await stages.start("schedule", engine.schedule.run)
     await stages.start("cron", engine.cron.run)
     await stages.start("dispatcher", engine.dispatcher.run)
 
 
 async def _serve_http(
-    engine: _Engine,
+    engine: Engine,
     settings: Settings,
     stages: Stages,
     listeners: list[trio.SocketListener],
@@ -318,7 +326,7 @@ async def _serve_http(
     )
 
 
-async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_stopping: trio.Event) -> None:
+async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_stopping: trio.Event) -> None:
     """Stop in order: no new work, no new claims, the workers, their outcomes, the lease. Each step has its time."""
     log.info("shutting down", grace_period=settings.grace_period)
     grace_ends = trio.current_time() + settings.grace_period

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from jobqueue.testing.process import ServiceProcess
 from tests import postgres
 
 SERVERS = {"embedded": None}
@@ -25,8 +24,6 @@ for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split
 
 SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
 """Whether the tests with thousands of clients have all of them, and the limits of the real service; otherwise some, and shorter."""
-
-START_TIMEOUT = 30
 
 
 class ServerPool:
@@ -95,62 +92,11 @@ def run_module(module: str, *arguments: str, env: dict[str, str] | None = None) 
     )
 
 
-class Service:
+class Service(ServiceProcess):
     """A running ``jobqueue serve``, as a user would start it."""
 
     def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobqueue", "serve", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-            cwd=ROOT,
-        )
-        self.url = ""
-        self.banner: list[str] = []
-        self.log_lines: list[str] = []
-        self._log_reader = threading.Thread(target=self._read_log, daemon=True)
-        self._log_reader.start()
-        watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
-        watchdog.start()
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.banner.append(line.rstrip("\n"))
-            if line.startswith("  serving"):
-                self.url = line.split()[1].rstrip(",")
-            if line.startswith("  try"):
-                break
-        watchdog.cancel()
-        assert self.url, f"the service did not start:\n{self.log}"
-
-    @property
-    def log(self) -> str:
-        return "".join(self.log_lines)
-
-    def stop(self, timeout: float = 40) -> int:
-        """Send SIGTERM and return the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait(timeout)
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        self.process.kill()
-        self.wait(10)
-
-    def wait(self, timeout: float = 60) -> int:
-        """Wait for the end of the process by itself and return the exit code."""
-        code = self.process.wait(timeout)
-        self._log_reader.join(5)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return code
-
-    def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        self.log_lines.extend(self.process.stderr)
+        super().__init__(arguments, env, cwd=ROOT)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from jobqueue.engine.notes import Notes
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.worker import Workers
 from jobqueue.metrics import Metrics
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
-from tests.memory_store import MemoryStore
 from tests.running import Bench, cancel, submit
 from tests.storage import Driver
 

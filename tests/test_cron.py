@@ -29,9 +29,9 @@ from jobqueue.engine.periodic import MAX_SCHEDULES
 from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
 from jobqueue.job import MAX_NAME_LENGTH, ClaimedJob, Job
 from jobqueue.storage.store import DueSchedules, Move, Moved, Store
+from jobqueue.testing.memory_store import SECOND, MemoryStore
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
 from tests.conftest import ROOT, Database, Service, run_module
-from tests.memory_store import SECOND, MemoryStore
 from tests.test_failing_nth import WAYS, FailingStore, Fault
 from tests.test_service import wait_for
 

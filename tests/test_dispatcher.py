@@ -16,7 +16,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Want
-from tests.memory_store import MemoryStore
+from jobqueue.testing.memory_store import MemoryStore
 from tests.storage import joined
 
 POLL = 2.0

@@ -22,8 +22,8 @@ from jobqueue.engine.watching import Watcher
 from jobqueue.errors import TooManyWatchers
 from jobqueue.http import watch as http_watch
 from jobqueue.storage.store import Glance
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
-from tests.memory_store import MemoryStore
 from tests.running import Bench, cancel, submit
 from tests.storage import new_id
 

@@ -26,7 +26,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import jobqueue
-from examples import thumbnails
+from examples import quickstart, thumbnails
+from jobqueue import testing
 from tests.conftest import Service, run_module
 
 KEY = b"a key of at least 24 bytes"
@@ -51,6 +52,28 @@ def wait_for(service: Service, job_id: str, within: float = 15) -> dict[str, Any
             return job
         assert time.monotonic() < deadline, job
         time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------------------------------- quickstart
+
+
+def test_the_default_kind_says_what_it_saw() -> None:
+    assert testing.run_sync(quickstart.app, "default", {"hello": "world"}, attempt=2) == {"seen": {"hello": "world"}, "attempt": 2}
+
+
+def test_the_flaky_kind_takes_no_word_for_a_rate() -> None:
+    with pytest.raises(testing.PayloadMismatch, match="failure_rate"):
+        testing.run_sync(quickstart.app, "flaky", {"failure_rate": "often"})
+
+
+@testing.in_virtual_time
+async def test_the_flaky_kind_is_tried_eleven_times() -> None:
+    async with testing.Queue(quickstart.app) as queue:
+        doomed = await queue.submit("flaky", {"failure_rate": 1})
+        lucky = await queue.submit("flaky", {"failure_rate": 0}, delay=60)
+        await queue.drain()
+        assert (queue.job(doomed)["state"], queue.job(doomed)["attempt"]) == ("dead", 11)
+        assert (queue.job(lucky)["state"], queue.job(lucky)["result"]) == ("succeeded", "done")
 
 
 # --------------------------------------------------------------------------------------------------------------------- webhooks

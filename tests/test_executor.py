@@ -19,7 +19,7 @@ from jobqueue.engine.notes import Notes
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.transactions import Transactions
-from tests.memory_store import MemoryStore
+from jobqueue.testing.memory_store import MemoryStore
 
 LAST = {"attempt": 4, "max_retries": 3}
 

@@ -17,8 +17,8 @@ from jobqueue.engine.schedule import LOCKED_INTERVAL, Schedule
 from jobqueue.job import Options
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Promotion
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
-from tests.memory_store import MemoryStore
 from tests.storage import open_driver
 from tests.test_service import Start, submit, wait_for
 

@@ -30,8 +30,8 @@ from jobqueue.job import Submission
 from jobqueue.settings import Settings
 from jobqueue.storage import notifications
 from jobqueue.storage.store import Store
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database
-from tests.memory_store import MemoryStore
 
 Fault = Literal["before", "after"]
 """The call fails before it took effect (no connection), or after it (the answer is lost)."""
@@ -174,8 +174,8 @@ async def running(app: jobqueue.App, url: str) -> AsyncIterator[tuple[Any, Stage
     settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
     async with AsyncExitStack() as stack:
         stages = await stack.enter_async_context(open_stages())
-        engine = await stack.enter_async_context(service._open_engine(app, settings, url))
-        await service._start_engine(engine, settings, url, stages)
+        engine = await stack.enter_async_context(service.open_engine(app, settings, service.Store(url)))
+        await service.start_engine(engine, settings, stages, url)
         yield engine, stages
         await service._shut_down(engine, settings, stages, trio.Event())
 

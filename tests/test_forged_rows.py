@@ -19,6 +19,7 @@ from jobqueue import service
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance
 from jobqueue.settings import Settings
+from jobqueue.storage.store import Store
 from tests.conftest import Database, Service
 from tests.storage import new_id, open_driver
 from tests.test_service import wait_for
@@ -108,8 +109,8 @@ def make_app() -> jobqueue.App:
 async def running(url: str) -> AsyncIterator[Stages]:
     """A node with all of its parts but HTTP: started, and shut down, as the service does it."""
     settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
-    async with open_stages() as stages, service._open_engine(make_app(), settings, url) as engine:
-        await service._start_engine(engine, settings, url, stages)
+    async with open_stages() as stages, service.open_engine(make_app(), settings, Store(url)) as engine:
+        await service.start_engine(engine, settings, stages, url)
         yield stages
         await service._shut_down(engine, settings, stages, trio.Event())
 

@@ -18,8 +18,8 @@ from jobqueue.engine import hooks
 from jobqueue.engine.hooks import Hooks
 from jobqueue.job import NewJob, Options, Outcome
 from jobqueue.metrics import Metrics
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
-from tests.memory_store import MemoryStore
 from tests.storage import Driver, joined, new_id
 from tests.test_service import Start, submit, wait_for
 

@@ -11,6 +11,7 @@ import jobqueue
 PACKAGE = Path(jobqueue.__file__).parent
 
 LAYERS = [
+    ["testing", "pytest_plugin"],
     ["cli", "__main__"],
     ["supervisor", "supervised"],
     ["service"],

@@ -23,8 +23,8 @@ from jobqueue.engine import notes as notes_module
 from jobqueue.engine.notes import NOTE_INTERVAL, Notes
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import MAX_CHECKPOINT_BYTES, MAX_PROGRESS_MESSAGE, Note
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
-from tests.memory_store import MemoryStore
 from tests.running import Bench, submit
 from tests.storage import Driver, joined
 from tests.test_executor import claimed

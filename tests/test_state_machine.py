@@ -34,8 +34,8 @@ from psycopg.rows import dict_row
 from jobqueue import documents
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
 from jobqueue.storage.store import Node, Store, Want
+from jobqueue.testing.memory_store import MemoryStore
 from tests import postgres
-from tests.memory_store import MemoryStore
 from tests.storage import new_id
 
 QUEUES = ["default", "mail"]

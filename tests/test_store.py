@@ -22,9 +22,9 @@ from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, DeadFilter, NewJob, Note, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Claim, DueSchedule, Expired, Move, Store, Want
+from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.timetable import CronSchedule, schedule_of
 from tests.conftest import SERVERS, ServerPool
-from tests.memory_store import MemoryStore
 from tests.storage import Driver, joined, new_id, open_driver
 
 STATES = ["scheduled", "pending", "inflight", "succeeded", "dead"]

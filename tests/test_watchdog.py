@@ -22,8 +22,8 @@ from jobqueue.engine.executor import Executor
 from jobqueue.engine.notes import Notes
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT
-from tests.memory_store import MemoryStore
 from tests.test_executor import no_transactions, run_one
 
 BLOCKED_SECONDS = 1.9

@@ -211,6 +211,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._submit = Lane(url, "submit", reply_timeout=SUBMIT_TIMEOUT)
         self._claim = Lane(url, "claim")
         self._finish = Lane(url, "finish")

@@ -1,0 +1,97 @@
+"""``jobqueue serve`` as a process of a test's own, as a user would start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jobqueue.storage.programs import LAUNCHER
+
+START_TIMEOUT = 30.0
+"""Seconds until the service must have said where it serves."""
+
+STOP_TIMEOUT = 40.0
+"""Seconds for an ordered shutdown: the grace period, and more than what the service takes besides."""
+
+
+class ServiceProcess:
+    """A running service. On Linux it is told to shut down when the tests are killed.
+
+    Args:
+        arguments: of ``jobqueue serve``.
+        env: environment variables, over those of the tests.
+        cwd: the directory to run it in, where it finds its module; None is the current one.
+
+    Attributes:
+        url: where it serves.
+        banner: the lines that it printed at its start.
+
+    Raises:
+        RuntimeError: it did not start; with its log.
+    """
+
+    def __init__(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
+        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())] if sys.platform == "linux" else []
+        self.process = subprocess.Popen(  # noqa: S603 - our own program
+            [*launcher, sys.executable, "-m", "jobqueue", "serve", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+            cwd=cwd,
+        )
+        self.url = ""
+        self.banner: list[str] = []
+        self.log_lines: list[str] = []
+        self._log_reader = threading.Thread(target=self._read_log, daemon=True)
+        self._log_reader.start()
+        self._read_banner()
+        if not self.url:
+            self.kill()
+            raise RuntimeError(f"the service did not start:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        """What it wrote to its log so far."""
+        return "".join(self.log_lines)
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.process.kill()
+        self.wait(10)
+
+    def wait(self, timeout: float = 60) -> int:
+        """Wait for the end of the process by itself and return the exit code."""
+        code = self.process.wait(timeout)
+        self._log_reader.join(5)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return code
+
+    def _read_banner(self) -> None:
+        watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
+        watchdog.start()
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.banner.append(line.rstrip("\n"))
+            if line.startswith("  serving"):
+                self.url = line.split()[1].rstrip(",")
+            if line.startswith("  try"):
+                break
+        watchdog.cancel()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        self.log_lines.extend(self.process.stderr)
