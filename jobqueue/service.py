@@ -229,9 +229,9 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
                 store, lease, submissions, outcomes, dispatcher, schedule, cron, notes, watcher, workers, queues, metrics, hooks
             )
         finally:
+            transactions.close()
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
-                await transactions.aclose()
 
 
 @asynccontextmanager

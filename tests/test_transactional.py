@@ -104,7 +104,7 @@ async def bench(database_url: str, database: Database) -> AsyncIterator[Bench]:
     pool = Transactions(database_url, most=2, keep_finished=True)
     async with open_driver(database_url) as driver, trio_parallel.open_worker_context(grace_period=1.0) as processes:
         yield Bench(driver, pool, database, processes)
-    await pool.aclose()
+    pool.close()
 
 
 # ------------------------------------------------------------------------------------------------------------ one run, all its ways

@@ -24,8 +24,9 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import psycopg
 import trio
@@ -67,7 +68,8 @@ _RESET = b"""
 """DISCARD ALL, but that what PostgreSQL has prepared and planned stays."""
 
 
-class _Line(NamedTuple):
+@dataclass(slots=True)
+class _Line:
     """A connection, and a second hold of its socket, which another thread can cut while the connection is in use.
 
     Attributes:
@@ -76,7 +78,12 @@ class _Line(NamedTuple):
 
     connection: Connection
     socket: socket.socket
-    pooled: bool
+    pooled: bool = False
+
+    def prepare(self) -> None:
+        """Make it what a handler expects of a connection."""
+        self.pooled = behind_pooler(self.connection)
+        self.reset()
 
     def close(self) -> None:
         self.connection.close()
@@ -91,7 +98,7 @@ class _Line(NamedTuple):
         connection.reply_timeout = None
         connection.row_factory = tuple_row
         connection.cursor_factory = psycopg.Cursor
-        connection.prepare_threshold = None if self.pooled else 5
+        connection.prepare_threshold = None if self.pooled else 5  # psycopg's own; behind a pooler nothing stays prepared
 
 
 class Transactions:
@@ -125,10 +132,10 @@ class Transactions:
             finally:
                 transaction.leave()
 
-    async def aclose(self) -> None:
-        """Close the connections that nobody uses, and the others when they are given back."""
+    def close(self) -> None:
+        """Close the connections that nobody uses, and the others when they are given back. None of that waits for PostgreSQL."""
         self._closed = True
-        await trio.to_thread.run_sync(self._close_idle, limiter=self._connecting)
+        self._close_idle()
 
     async def _take(self) -> _Line:
         give_up_at = trio.current_time() + CONNECT_PATIENCE
@@ -148,12 +155,12 @@ class Transactions:
 
     def _connect(self) -> None:
         connection = connect(self._url, "transaction")
+        connection.reply_timeout = REPLY_TIMEOUT
+        line = _Line(connection, socket.socket(fileno=os.dup(connection.fileno())))
         try:
-            connection.reply_timeout = REPLY_TIMEOUT
-            line = _Line(connection, socket.socket(fileno=os.dup(connection.fileno())), behind_pooler(connection))
-            line.reset()
+            line.prepare()
         except psycopg.Error as error:
-            connection.close()
+            line.close()
             raise DatabaseUnavailable(f"cannot prepare a connection: {one_line(error)}") from error
         self._keep(line)
 
@@ -257,7 +264,9 @@ class Transaction:
     def _cut_off(self) -> None:
         # The thread that is left behind gets an error from its present statement or the next one. The cancellation is for what
         # PostgreSQL is doing at this moment: it would notice the end of the connection only afterwards.
-        with suppress(psycopg.Error):
-            self._line.connection.cancel_safe(timeout=CANCEL_TIMEOUT)
-        with suppress(OSError):
-            self._line.socket.shutdown(socket.SHUT_RDWR)
+        try:
+            with suppress(psycopg.Error):
+                self._line.connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+        finally:
+            with suppress(OSError):  # it is over already
+                self._line.socket.shutdown(socket.SHUT_RDWR)
