@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,7 +27,7 @@ from jobqueue.job import MAX_RESULT_BYTES, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage import transactions
 from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
-from tests.conftest import Database, Service
+from tests.conftest import ROOT, Database, Service
 from tests.storage import Driver, open_driver
 from tests.test_executor import error_of, run_one
 from tests.test_service import submit, wait_for
@@ -59,12 +60,17 @@ class Bench:
         self._processes = processes
 
     async def run(
-        self, function: Callable[..., Any], *, begun: Callable[[Run], None] = lambda _: None, **options: Any
+        self,
+        function: Callable[..., Any],
+        *,
+        payload: object = None,
+        begun: Callable[[Run], None] = lambda _: None,
+        **options: Any,
     ) -> tuple[Run, Outcome | None]:
         """Submit a job, claim it, run it with this function, and return the run with its outcome, which nobody has written."""
         app = App()
         app.handler("test", **options)(function)
-        await self.driver.submit(kind="test")
+        await self.driver.submit(kind="test", payload=payload or {})
         job = await self.driver.claim_one()
         executor = Executor(
             app.handlers,
@@ -314,6 +320,24 @@ async def test_what_a_handler_sets_does_not_reach_the_next_one(bench: Bench) -> 
     assert pids[0] == pids[1]
     [(result,)] = bench.database.rows("SELECT result FROM jobqueue.finished_jobs ORDER BY finished_at DESC LIMIT 1")
     assert result == [True, '"$user", public', "0", 7, True]
+
+
+async def test_the_example_in_the_readme(bench: Bench) -> None:
+    _, _, section = (ROOT / "README.md").read_text().partition("### In one transaction with the job's completion")
+    code = section[section.index("    import psycopg") : section.index("\n- Only a return commits")]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code), names)
+    bench.database.rows("CREATE TABLE orders (id integer, total integer, charged boolean DEFAULT false)")
+    bench.database.rows("INSERT INTO orders VALUES (1, 250)")
+    handler = names["app"].handlers["charge"]
+    await bench.run(handler.function, payload={"order": 1})
+    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [(250,)]
+    assert bench.database.rows("SELECT charged FROM orders") == [(True,)]
+    assert bench.database.rows("SELECT kind, payload FROM jobqueue.pending_jobs") == [("receipt", {"order": 1})]
+    bench.database.rows("DELETE FROM jobqueue.pending_jobs")
+    _, outcome = await bench.run(handler.function, payload={"order": 2})
+    assert outcome is not None
+    assert outcome.reason == "no order 2"
 
 
 # ---------------------------------------------------------------------------------------------------------------- not ours any more
