@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
-from jobqueue.engine.executor import Executor, Run
+from jobqueue.engine.executor import Executor, Run, is_late
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.job import Options, Outcome
+from jobqueue.job import Outcome
 from jobqueue.metrics import Metrics
 
 LOOP_SHARE = 0.001
@@ -111,8 +111,7 @@ class Workers:
         async def take(scope: trio.CancelScope) -> Run:
             # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
             job = queue.ready.pop_nowait() if queue.ready else await queue.ready.pop()
-            while job.options is not None and _late(job.options):
-                # Whether its time is over is for the database's clock to say: its next claim ends it there.
+            while job.options is not None and is_late(job):
                 await self._outcomes.release([job])
                 job = await queue.ready.pop()
             run = Run(job, self._lease.node.id, scope)
@@ -148,11 +147,6 @@ class Workers:
         if now - self._yielded_at > LOOP_SHARE:
             await trio.lowlevel.checkpoint()
             self._yielded_at = trio.current_time()
-
-
-def _late(options: Options) -> bool:
-    """Whether a job may not be started any more, as far as this node can tell."""
-    return options.start_by is not None and trio.current_time() >= options.start_by
 
 
 class _Replaced(Exception):
