@@ -88,3 +88,10 @@ async def node_dies() -> None:
 @app.handler("long-error")
 async def long_error() -> None:
     raise RuntimeError("é" * 20_000)
+
+
+@app.handler("compute", cpu=True)
+def compute(seconds: float = 0.0) -> None:
+    with open(os.environ["EFFECTS"], "ab", buffering=0) as file:  # noqa: PTH123
+        file.write(b"{}\n")
+    time.sleep(seconds)

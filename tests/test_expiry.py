@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,25 @@ async def test_a_job_that_was_claimed_in_time_and_waits_for_a_worker_too_long_is
         assert await driver.state(fine) == "succeeded"
         assert b'jobqueue_jobs_expired_total{kind="note",queue="default"} 1.0' in engine.metrics.render()
         await service._shut_down(engine, settings, stages, trio.Event())
+
+
+def test_a_job_that_waits_for_a_process_too_long_is_not_started(
+    start: Start, client: httpx.Client, database: Database, tmp_path: Path
+) -> None:
+    node = start("--poll-interval", "0.2")
+    places = os.cpu_count() or 1
+    submit(client, node, [{"kind": "compute", "payload": {"seconds": 2}}] * places)
+    wait_for(lambda: ran(tmp_path) == places, "all processes are taken", 30)
+    late = submit(client, node, {"kind": "compute", "expires_in": 0.5})
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.inflight_jobs WHERE id = %s", late) == 1, "it is claimed", 5)
+    wait_for(lambda: database.states() == {"succeeded": places, "dead": 1}, "all is over", 30)
+    assert ran(tmp_path) == places
+    assert database.rows("SELECT reason, attempt FROM jobqueue.dead_jobs") == [("expired", 0)]
+
+
+def ran(directory: Path) -> int:
+    path = directory / "effects"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 async def expires_at(database: Database, job_id: str) -> float:

@@ -96,6 +96,18 @@ class Run:
         return trio.current_time() - self.started
 
 
+def is_late(job: ClaimedJob) -> bool:
+    """Tell whether a job may not be started any more, as far as this node can tell.
+
+    It is handed back then: whether its time is over is for the database's clock to say, and its next claim ends it there.
+    """
+    return job.options is not None and job.options.start_by is not None and trio.current_time() >= job.options.start_by
+
+
+class _TooLate(Exception):
+    """The time of a job was over before there was a process to start it in."""
+
+
 class _Failure(NamedTuple):
     """A failed attempt: what to tell, and when to run again (None: the handler's backoff)."""
 
@@ -195,6 +207,8 @@ class Executor:
                     run.limit(timeout)
                 result = await handler.function(**arguments)
             return _succeeded(run, handler, result)
+        except _TooLate:
+            return Outcome(id=job.id, claims=job.claims, outcome="released")
         except BaseException as error:
             if run.scope.cancel_called:
                 raise
@@ -276,6 +290,8 @@ class Executor:
         async with self._process_limiter:
             if not self._processes.statistics().idle_workers:
                 await in_process(bool)  # starts a process: that second is not the handler's
+            if is_late(run.job):
+                raise _TooLate
             run.started = trio.current_time()  # what came before was waiting for a place to run
             if timeout is not None:
                 run.limit(timeout)

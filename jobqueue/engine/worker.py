@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
-from jobqueue.engine.executor import Executor, Run
+from jobqueue.engine.executor import Executor, Run, is_late
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.job import ClaimedJob, Options, Outcome
+from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import RunId
 
@@ -130,8 +130,7 @@ class Workers:
         async def take(scope: trio.CancelScope) -> Run:
             # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
             job = queue.ready.pop_nowait() if queue.ready else await queue.ready.pop()
-            while job.options is not None and _late(job.options):
-                # Whether its time is over is for the database's clock to say: its next claim ends it there.
+            while job.options is not None and is_late(job):
                 await self._outcomes.release([job])
                 job = await queue.ready.pop()
             run = Run(job, self._lease.node.id, scope)
@@ -179,11 +178,6 @@ class Workers:
             await self._outcomes.put(run.job, outcome, run.node_id, in_doubt=run.transaction is not None)
         else:
             self._outcomes.note(run.job, outcome, run.node_id, stale=run.transaction == "stale")
-
-
-def _late(options: Options) -> bool:
-    """Whether a job may not be started any more, as far as this node can tell."""
-    return options.start_by is not None and trio.current_time() >= options.start_by
 
 
 class _Replaced(Exception):
