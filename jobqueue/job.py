@@ -216,7 +216,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancelled(self) -> bool:
-        """Whether this run is over for the service: somebody cancelled the job, its time was up, or the node stops.
+        """Whether this run is over for the service: somebody cancelled the job, the node stops, or a thread's time was up.
 
         It is for handlers in threads, which nothing else can stop: look at it now and then, and return. An async handler gets
         `trio.Cancelled`.
