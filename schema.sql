@@ -93,6 +93,10 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 
 CREATE INDEX IF NOT EXISTS pending_jobs_claim ON jobqueue.pending_jobs (queue, rank);
+CREATE INDEX IF NOT EXISTS pending_jobs_turn ON jobqueue.pending_jobs (queue, (priority > 0), ((options -> 'turn')::numeric))
+ WHERE options ? 'turn';
+CREATE INDEX IF NOT EXISTS pending_jobs_group ON jobqueue.pending_jobs (queue, (options ->> 'group'), ((options -> 'turn')::numeric))
+ WHERE options ? 'turn';
 
 CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
@@ -194,6 +198,25 @@ CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
 
 CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at);
 
+-- Fair groups, see jobqueue.take_turns. Where the two lines of a queue are served; NULL after they were found empty, which begins an
+-- epoch. Written by claims alone, so that no submitter's open transaction is ever waited for. Times in seconds since 1970.
+CREATE TABLE IF NOT EXISTS jobqueue.fair_queues (
+    queue  text    PRIMARY KEY,
+    common numeric,
+    urgent numeric,
+    epoch  bigint  NOT NULL DEFAULT 0
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
+
+-- Where the next job of a group may begin, in each line.
+CREATE TABLE IF NOT EXISTS jobqueue.fair_groups (
+    queue  text    NOT NULL,
+    name   text    NOT NULL,
+    common numeric NOT NULL DEFAULT 0,
+    urgent numeric NOT NULL DEFAULT 0,
+    epoch  bigint  NOT NULL DEFAULT 0,
+    PRIMARY KEY (queue, name)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
 -- ------------------------------------------------------------------------------------------------------------- looking things up
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
@@ -240,6 +263,116 @@ $$;
 CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void
 LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' || queue) $$;
 
+-- ------------------------------------------------------------------------------------------------------------------- fair groups
+
+-- Give jobs of groups their turns: start-time fair queueing (Goyal, Vin, Cheng 1996), with rank as its virtual time. jobs is an array
+-- of objects with key, queue, group, weight and priority. Returns {key: {"turn", "rank"}}, in seconds since 1970, for the options.
+--
+-- A group's next job begins where its last one ended, but not before the virtual time of the line, which is the turn of whoever is
+-- served now, and the present while nobody waits. A job takes a millisecond of virtual time, divided by its weight. So groups that have
+-- more to do than there are workers get shares by weight; a group that was quiet is next at once; and nobody pays later for workers that
+-- nobody else wanted: when the line is found empty, all that was before is forgotten.
+--
+-- Jobs with a priority stand in a line of their own, so that a group's urgent job need not wait for its own backlog. Both lines meet in
+-- the rank, turn - priority * aging_interval, as for any other job. An urgent job takes its time from the common line too: no group gets
+-- more for giving priorities.
+--
+-- The rows of groups are locked until the end of the transaction. It may be somebody's own and stay open: who cannot have the lock in
+-- a moment goes on from the last turn of the group that is there to see.
+CREATE OR REPLACE FUNCTION jobqueue.take_turns(jobs jsonb) RETURNS jsonb
+LANGUAGE plpgsql
+SET lock_timeout = '200ms'   -- under deadlock_timeout: two transactions that lock groups in turn are both let go
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = on    -- whatever the caller has pinned
+SET enable_sort = on
+AS $$
+#variable_conflict use_column
+DECLARE
+    names text[] := ARRAY(SELECT DISTINCT jsonb_build_array(j.queue, j."group")::text
+                            FROM jsonb_to_recordset(take_turns.jobs) AS j (queue text, "group" text) ORDER BY 1);
+    locked text[];
+    turns jsonb;
+BEGIN
+    IF EXISTS (SELECT FROM jsonb_to_recordset(take_turns.jobs) AS j (weight numeric) WHERE j.weight NOT BETWEEN 0.001 AND 1000) THEN
+        RAISE check_violation USING MESSAGE = 'the weight of a group is from 0.001 to 1000';
+    END IF;
+    BEGIN
+        INSERT INTO jobqueue.fair_queues (queue) SELECT DISTINCT n::jsonb ->> 0 FROM unnest(names) AS n ORDER BY 1
+            ON CONFLICT (queue) DO NOTHING;
+        INSERT INTO jobqueue.fair_groups (queue, name) SELECT n::jsonb ->> 0, n::jsonb ->> 1 FROM unnest(names) AS n ORDER BY n
+            ON CONFLICT (queue, name) DO NOTHING;
+        PERFORM FROM jobqueue.fair_groups AS g WHERE (g.queue, g.name) IN (SELECT n::jsonb ->> 0, n::jsonb ->> 1 FROM unnest(names) AS n)
+          ORDER BY g.queue, g.name FOR UPDATE;
+    EXCEPTION WHEN lock_not_available THEN
+        NULL;
+    END;
+    locked := ARRAY(
+        SELECT jsonb_build_array(g.queue, g.name)::text FROM jobqueue.fair_groups AS g
+         WHERE (g.queue, g.name) IN (SELECT n::jsonb ->> 0, n::jsonb ->> 1 FROM unnest(names) AS n)
+         ORDER BY g.queue, g.name FOR UPDATE SKIP LOCKED);
+    WITH given AS MATERIALIZED (
+        SELECT j.key, j.queue, j."group", j.priority, j.place, 0.001 / coalesce(j.weight, 1) AS step,
+               jsonb_build_array(j.queue, j."group")::text = ANY (locked) AS is_locked
+          FROM ROWS FROM (jsonb_to_recordset(take_turns.jobs)
+                   AS (key text, queue text, "group" text, weight numeric, priority integer)) WITH ORDINALITY
+               AS j (key, queue, "group", weight, priority, place)
+    ), lines AS MATERIALIZED (
+        SELECT q.queue, f.epoch, extract(epoch FROM coalesce(s.aging_interval, '1 second')) AS aging,
+               coalesce(common.turn, greatest(f.common, extract(epoch FROM now()))) AS common,
+               coalesce(urgent.turn, greatest(f.urgent, extract(epoch FROM now()))) AS urgent
+          FROM (SELECT DISTINCT given.queue FROM given) AS q
+          LEFT JOIN jobqueue.fair_queues AS f ON f.queue = q.queue
+          LEFT JOIN jobqueue.queues AS s ON s.name = q.queue
+          LEFT JOIN LATERAL (SELECT (p.options -> 'turn')::numeric AS turn FROM jobqueue.pending_jobs AS p
+                              WHERE p.queue = q.queue AND (p.priority > 0) = false AND p.options ? 'turn'
+                                AND (p.options -> 'turn')::numeric >= coalesce(f.common, 0)
+                              ORDER BY (p.options -> 'turn')::numeric LIMIT 1) AS common ON true
+          LEFT JOIN LATERAL (SELECT (p.options -> 'turn')::numeric AS turn FROM jobqueue.pending_jobs AS p
+                              WHERE p.queue = q.queue AND (p.priority > 0) = true AND p.options ? 'turn'
+                                AND (p.options -> 'turn')::numeric >= coalesce(f.urgent, 0)
+                              ORDER BY (p.options -> 'turn')::numeric LIMIT 1) AS urgent ON true
+    ), groups AS MATERIALIZED (
+        SELECT o.queue, o."group", l.aging, l.epoch, greatest(l.common, g.common, seen.turn) AS common,
+               greatest(l.urgent, g.urgent) AS urgent
+          FROM (SELECT DISTINCT given.queue, given."group", given.is_locked FROM given) AS o
+          JOIN lines AS l ON l.queue = o.queue
+          LEFT JOIN jobqueue.fair_groups AS g ON g.queue = o.queue AND g.name = o."group" AND g.epoch = l.epoch
+          LEFT JOIN LATERAL (SELECT (p.options -> 'turn')::numeric + 0.001 AS turn FROM jobqueue.pending_jobs AS p
+                              WHERE NOT o.is_locked AND p.queue = o.queue AND p.options ->> 'group' = o."group" AND p.options ? 'turn'
+                              ORDER BY (p.options -> 'turn')::numeric DESC LIMIT 1) AS seen ON true
+    ), placed AS MATERIALIZED (
+        SELECT given.*, g.aging, g.epoch, g.common + sum(given.step) OVER line AS common,
+               g.urgent + sum(CASE WHEN given.priority > 0 THEN given.step ELSE 0 END) OVER line AS urgent
+          FROM given JOIN groups AS g ON g.queue = given.queue AND g."group" = given."group"
+        WINDOW line AS (PARTITION BY given.queue, given."group" ORDER BY given.place)
+    ), kept AS (
+        UPDATE jobqueue.fair_groups AS g SET common = p.common, urgent = p.urgent, epoch = p.epoch
+          FROM (SELECT placed.queue, placed."group", placed.epoch, max(placed.common) AS common, max(placed.urgent) AS urgent
+                  FROM placed WHERE placed.is_locked GROUP BY placed.queue, placed."group", placed.epoch) AS p
+         WHERE g.queue = p.queue AND g.name = p."group" AND p.epoch IS NOT NULL
+    )
+    SELECT jsonb_object_agg(p.key, jsonb_build_object('turn', t.turn, 'rank', t.turn - p.priority * p.aging)) INTO turns
+      FROM placed AS p
+     CROSS JOIN LATERAL (SELECT round(CASE WHEN p.priority > 0 THEN p.urgent ELSE p.common END - p.step, 6) AS turn) AS t;
+    RETURN turns;
+END $$;
+
+-- Note where the lines of a queue are served, or that they were found empty. Where another claim does so at this moment, that will do.
+CREATE OR REPLACE FUNCTION jobqueue.serve_lines(queue text, common numeric, urgent numeric, emptied boolean) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE jobqueue.fair_queues AS f
+       SET common = CASE WHEN NOT emptied THEN greatest(f.common, serve_lines.common) END,
+           urgent = CASE WHEN NOT emptied THEN greatest(f.urgent, serve_lines.urgent) END,
+           epoch = f.epoch + emptied::integer
+     WHERE f.queue = (SELECT o.queue FROM jobqueue.fair_queues AS o
+                       WHERE o.queue = serve_lines.queue
+                         AND CASE WHEN emptied THEN num_nonnulls(o.common, o.urgent, serve_lines.common, serve_lines.urgent) > 0
+                                  ELSE coalesce(serve_lines.common > o.common, serve_lines.common IS NOT NULL)
+                                    OR coalesce(serve_lines.urgent > o.urgent, serve_lines.urgent IS NOT NULL) END
+                         FOR UPDATE SKIP LOCKED)
+$$;
+
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
 -- Move what jobs ask for beyond the columns into "options", where submit_batch and the tables have it: from names beside the others.
@@ -260,14 +393,33 @@ $$;
 -- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. Not called
 -- for a batch without options.
 CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb) RETURNS jsonb
-LANGUAGE sql VOLATILE AS $$
-    SELECT jsonb_agg(CASE WHEN j.job -> 'options' ? 'expires_in'
-                          THEN jsonb_set(j.job #- '{options,expires_in}', '{options,expires_at}', to_jsonb(
-                               extract(epoch FROM now())::double precision + (j.job #>> '{options,expires_in}')::double precision))
-                          ELSE j.job END
-                     ORDER BY j.place)
-      FROM jsonb_array_elements(prepare.jobs) WITH ORDINALITY AS j (job, place)
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE
+    turns jsonb;
+BEGIN
+    jobs := (
+        SELECT jsonb_agg(CASE WHEN j.job -> 'options' ? 'expires_in'
+                              THEN jsonb_set(j.job #- '{options,expires_in}', '{options,expires_at}', to_jsonb(
+                                   extract(epoch FROM now())::double precision + (j.job #>> '{options,expires_in}')::double precision))
+                              ELSE j.job END
+                         ORDER BY j.place)
+          FROM jsonb_array_elements(prepare.jobs) WITH ORDINALITY AS j (job, place));
+    -- A job that is not due yet takes its turn when it is, see jobqueue.promote.
+    SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', j.place, 'queue', coalesce(j.job ->> 'queue', 'default'),
+               'group', j.job #> '{options,group}', 'weight', j.job #> '{options,weight}',
+               'priority', coalesce((j.job ->> 'priority')::integer, 0)) ORDER BY j.place))
+      INTO turns
+      FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place)
+     WHERE j.job -> 'options' ? 'group' AND coalesce((j.job ->> 'run_at')::timestamptz <= now(), (j.job ->> 'delay')::numeric <= 0, true)
+    HAVING count(*) > 0;
+    IF turns IS NOT NULL THEN
+        jobs := (
+            SELECT jsonb_agg(CASE WHEN turns ? j.place::text THEN jsonb_set(j.job, '{options}', (j.job -> 'options') || (turns -> j.place::text)) ELSE j.job END
+                             ORDER BY j.place)
+              FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place));
+    END IF;
+    RETURN jobs;
+END $$;
 
 -- What submit_many does, for the service. Returns the ids, and the best rank of each queue that got jobs, as {"queue": seconds}.
 --
@@ -374,12 +526,14 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     max_retries integer          DEFAULT NULL,    -- the handler's, or 3
     run_at      timestamptz      DEFAULT NULL,    -- now
     timeout     double precision DEFAULT NULL,    -- seconds; the handler's, or none
-    expires_at  timestamptz      DEFAULT NULL     -- never: when it is no use to start it any more
+    expires_at  timestamptz      DEFAULT NULL,    -- never: when it is no use to start it any more
+    "group"     text             DEFAULT NULL,    -- those whose jobs share the workers fairly, such as a tenant
+    weight      double precision DEFAULT NULL     -- 1: the share of the group's next jobs
 ) RETURNS uuid
 LANGUAGE sql AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
         'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
-        'timeout', timeout, 'expires_at', expires_at))))[1]
+        'timeout', timeout, 'expires_at', expires_at, 'group', "group", 'weight', weight))))[1]
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes
@@ -525,6 +679,9 @@ AS $$
 DECLARE
     want record;
     part text;
+    emptied boolean;   -- no more jobs were found
+    common numeric;    -- the last turns of the lines of groups that were served
+    urgent numeric;
     quoted text;
     parts text[] := '{}';
     twins boolean := false;   -- whether pending rows of jobs that run have been met
@@ -556,12 +713,15 @@ BEGIN
                            t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved
                       FROM taken AS t
                 )
-                SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
+                SELECT count(*) < want.jobs,
+                       max((t.options -> 'turn')::numeric) FILTER (WHERE t.options IS NOT NULL AND t.priority = 0),
+                       max((t.options -> 'turn')::numeric) FILTER (WHERE t.options IS NOT NULL AND t.priority > 0),
+                       string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
                            t.claims + 1, t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at),
                            date_part('epoch', t.rank), date_part('epoch', clock_timestamp() - t.available_since),
                            CASE WHEN num_nonnulls(t.options, t.saved) > 0
                                 THEN concat(coalesce(t.options, 'null'), ',', coalesce(t.saved, 'null')) END), '],[')
-                  INTO part
+                  INTO emptied, common, urgent, part
                   FROM taken AS t;
                 EXIT;
             EXCEPTION WHEN unique_violation THEN
@@ -569,6 +729,9 @@ BEGIN
                 twins := true;
             END;
         END LOOP;
+        IF emptied OR common IS NOT NULL OR urgent IS NOT NULL THEN
+            PERFORM jobqueue.serve_lines(want.queue, common, urgent, emptied);
+        END IF;
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
@@ -602,7 +765,7 @@ $$;
 --                   snoozed -> scheduled in delay seconds, with the attempt refunded
 --                   released -> pending, with the attempt refunded
 --                   cancelled -> finished. What would go back to scheduled or pending goes there too, where somebody asked for that
---     saved         what the run noted and did not come to write; it is lost with a success
+--     saved         what the run noted and did not come to write
 --
 -- keep: false lets go of jobs that succeeded, instead of keeping them in finished_jobs.
 --
@@ -622,9 +785,9 @@ BEGIN
     -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others.
     WITH given AS MATERIALIZED (
         SELECT o.id, o.claims, o.result, o.place
-          FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb))
-               WITH ORDINALITY AS o (id, claims, outcome, result, place)
-         WHERE o.outcome = 'succeeded'
+          FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb, saved jsonb))
+               WITH ORDINALITY AS o (id, claims, outcome, result, saved, place)
+         WHERE o.outcome = 'succeeded' AND o.saved IS NULL
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
@@ -645,7 +808,7 @@ BEGIN
         SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
             id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
             WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
-         WHERE coalesce(o.outcome, '') <> 'succeeded'
+         WHERE coalesce(o.outcome, '') <> 'succeeded' OR o.saved IS NOT NULL
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
@@ -659,7 +822,8 @@ BEGIN
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
           -- An outcome that nobody knows is refused by the check of the state, and not swallowed.
-          FROM gone AS d WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released')
+          FROM gone AS d
+         WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors, options, saved)
@@ -745,12 +909,19 @@ BEGIN
                    SELECT d.ctid FROM jobqueue.scheduled_jobs AS d
                     WHERE d.run_at <= now() ORDER BY d.run_at LIMIT max_jobs FOR UPDATE SKIP LOCKED))
         RETURNING s.*
+    ), turns AS MATERIALIZED (
+        SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', t.id, 'queue', t.queue, 'group', t.options -> 'group',
+                   'weight', t.options -> 'weight', 'priority', t.priority) ORDER BY t.run_at)) AS given
+          FROM due AS t WHERE t.options ? 'group' AND NOT t.options ? 'turn' HAVING count(*) > 0
     ), moved AS (
         INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
-               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors, d.options, d.saved
-          FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
+               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors,
+                options, saved)
+        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, o.options), d.payload,
+               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors, o.options, d.saved
+          FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue LEFT JOIN turns AS t ON true
+         CROSS JOIN LATERAL (SELECT CASE WHEN t.given ? d.id::text THEN d.options || (t.given -> d.id::text)
+                                         ELSE d.options END AS options) AS o
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), queues AS (
@@ -806,6 +977,15 @@ BEGIN
     RETURN false;
 END $$;
 
+-- The options of a job that goes to the end of the line again.
+CREATE OR REPLACE FUNCTION jobqueue.with_new_turn(options jsonb, queue text, priority integer) RETURNS jsonb
+LANGUAGE sql AS $$
+    SELECT CASE WHEN options ? 'group' THEN options || (jobqueue.take_turns(jsonb_build_array(
+                     jsonb_build_object('key', 'this', 'queue', queue, 'group', options -> 'group', 'weight', options -> 'weight',
+                                        'priority', priority))) -> 'this')
+                ELSE options END
+$$;
+
 -- Run a dead job again (redrive), with all its attempts and a new place in line. Returns false when it is not dead.
 CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
 LANGUAGE sql AS $$
@@ -813,9 +993,11 @@ LANGUAGE sql AS $$
          pending AS (
              INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
                                                 created_at, available_since, errors, options, saved)
-             SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval, r.options), r.payload, r.max_retries,
-                    r.timeout, 0, r.claims, r.created_at, now(), r.errors, r.options, r.saved
-               FROM risen AS r LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
+             SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval, o.options), r.payload,
+                    r.max_retries, r.timeout, 0, r.claims, r.created_at, now(), r.errors, o.options, r.saved
+               FROM risen AS r
+              CROSS JOIN LATERAL (SELECT jobqueue.with_new_turn(r.options, r.queue, r.priority) AS options OFFSET 0) AS o
+               LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
              RETURNING queue, rank),
          told AS MATERIALIZED (SELECT jobqueue.wake(queue, rank) FROM pending)
     SELECT EXISTS (SELECT FROM told)
@@ -871,6 +1053,10 @@ BEGIN
     END LOOP;
     DELETE FROM jobqueue.finished_jobs_default WHERE finished_at < now() - keep_finished * interval '1 second';
     DELETE FROM jobqueue.dead_jobs WHERE died_at < now() - keep_dead * interval '1 second';
+    DELETE FROM jobqueue.fair_groups WHERE ctid = ANY (ARRAY(
+        SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
+         WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
+         LIMIT 10000 FOR UPDATE OF g SKIP LOCKED));
     RETURN dropped;
 END $$;
 

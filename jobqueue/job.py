@@ -85,7 +85,8 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     Attributes:
         expires_at: when it is no use to start the job any more, by the database's clock.
         expires_in: the same, counted from the submission; only in a `NewJob`.
-        rank: the job's place in line, where the database has given it one.
+        turn: when the job's turn is among those of its group and the others, in the virtual time of the line.
+        rank: the job's place in the queue, where the database has given it one.
         schedule: the cron schedule that submitted the job, by name.
         scheduled_for: the tick that it was submitted for.
     """
@@ -98,6 +99,7 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     unique: bool | None = None
     unique_key: str | None = None
     idempotency_key: str | None = None
+    turn: float | None = None
     rank: float | None = None
     schedule: str | None = None
     scheduled_for: float | None = None
@@ -257,8 +259,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoint(self, data: Any) -> None:
         """Keep what a later attempt needs to go on from here, see `last_checkpoint`; the latest counts.
 
-        It returns at once. A node writes the latest once a second, and at the end of an attempt that does not succeed: only a
-        process that is killed loses what was not written, of the last second. The data may be changed afterwards.
+        It returns at once. A node writes the latest once a second, and at the end of the attempt: only a process that is killed
+        loses what was not written, of the last second. The data may be changed afterwards.
 
         Args:
             data: anything that has a form in JSON, of up to `MAX_CHECKPOINT_BYTES`.
@@ -324,7 +326,7 @@ class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
         reason: what a person reads in the dead letters (dead).
         error: the entry for the error history (dead, retry).
         delay: seconds until the job is due again (retry, snoozed).
-        saved: what the run noted and did not come to write (all but succeeded).
+        saved: what the run noted and did not come to write.
     """
 
     id: str

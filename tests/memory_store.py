@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any, Literal
 
 import msgspec
@@ -52,6 +53,7 @@ Instant = int
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 KEPT_ERRORS = 10
+FAIR_STEP = Fraction(1, 1000)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +115,8 @@ class MemoryStore(Store):
         self._rows: dict[str, _Row] = {}
         self._members: dict[str, _Member] = {}
         self._queues: dict[str, _Queue] = {}
+        self._lines: dict[tuple[str, bool], Fraction] = {}  # where they are served, by queue and whether they are the urgent ones
+        self._turns: dict[tuple[str, bool, str], Fraction] = {}  # where the next job of a group may begin
 
     @property
     def trouble(self) -> str | None:
@@ -163,6 +167,9 @@ class MemoryStore(Store):
             assert known is None or again or known.state == row.state, "PostgreSQL would now have this job in two states"
             if known is None:
                 fresh[row.id] = row
+        self._take_turns((row for row in fresh.values() if row.state == "pending"), now)
+        for row in fresh.values():
+            row.rank = self._rank(row)
         self._rows |= fresh
         return _best(row for row in fresh.values() if row.state == "pending")
 
@@ -188,7 +195,6 @@ class MemoryStore(Store):
             options=_prepared(given.get("options"), now),
         )
         _check(row)
-        row.rank = self._rank(row)
         return row
 
     # -- nodes and leases
@@ -258,7 +264,14 @@ class MemoryStore(Store):
             ready = sorted((row for row in self._in("pending") if row.queue == queue and row.rank >= least), key=_by_rank)
             for row in ready[:jobs]:
                 _to_inflight(row, node_id, now, limits)
+                if row.options is not None and "turn" in row.options:
+                    line = queue, row.priority > 0
+                    self._lines[line] = max(_turn(row), self._lines.get(line, Fraction(0)))
                 claimed.append(_claimed(row, self._now()))
+            if len(ready) < jobs:
+                for urgent in (False, True):
+                    if self._lines.pop((queue, urgent), None) is not None:
+                        self._turns = {key: turn for key, turn in self._turns.items() if key[0] != queue}
         return claimed
 
     async def held(
@@ -304,6 +317,7 @@ class MemoryStore(Store):
         now = self._now()
         scheduled = sorted((row for row in self._in("scheduled")), key=_due)
         due = [row for row in scheduled if _due(row) <= now][:PROMOTE_BATCH]
+        self._take_turns((row for row in due if row.options is not None and "turn" not in row.options), now)
         for row in due:
             self._to_pending(row, refund=False)
         left = scheduled[len(due) :]
@@ -388,6 +402,7 @@ class MemoryStore(Store):
             return False
         row.attempt = 0
         row.available_since = self._now()
+        self._take_turns([row], row.available_since)
         self._to_pending(row, refund=False)
         return True
 
@@ -436,7 +451,7 @@ class MemoryStore(Store):
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
-        if verdict != "succeeded" and outcome.get("saved") is not None:
+        if outcome.get("saved") is not None:
             row.saved = {**(row.saved or {}), **outcome["saved"]}
         spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
         if row.cancel_requested_at is not None and verdict in ("retry", "snoozed", "released") and not spent:
@@ -456,6 +471,30 @@ class MemoryStore(Store):
             _end(row, verdict, now)
             row.result = outcome.get("result") if verdict == "succeeded" else None
             row.reason = outcome.get("reason") if verdict == "dead" else None
+
+    def _take_turns(self, rows: Iterable[_Row], now: Instant) -> None:
+        """Give jobs of groups their turns and ranks; see ``jobqueue.take_turns``."""
+        waiting = [row for row in self._in("pending") if row.options is not None and "turn" in row.options]
+        lines: dict[tuple[str, bool], Fraction] = {}
+        for row in rows:
+            if row.options is None or "group" not in row.options:
+                continue
+            for urgent in (False, True):
+                line = row.queue, urgent
+                if line not in lines:
+                    served = self._lines.get(line, Fraction(0))
+                    turns = [_turn(other) for other in waiting if (other.queue, other.priority > 0) == line]
+                    present = max(served, Fraction(now, SECOND))
+                    lines[line] = min((turn for turn in turns if turn >= served), default=present)
+            group = row.options["group"]
+            step = FAIR_STEP / Fraction(row.options.get("weight", 1))
+            begins: dict[bool, Fraction] = {}
+            for urgent in (False, True):
+                begins[urgent] = max(lines[row.queue, urgent], self._turns.get((row.queue, urgent, group), Fraction(0)))
+                if row.priority > 0 or not urgent:
+                    self._turns[row.queue, urgent, group] = begins[urgent] + step
+            turn = round(begins[row.priority > 0] * SECOND) / SECOND
+            row.options = {**row.options, "turn": turn, "rank": turn - row.priority * (self._aging / timedelta(seconds=1))}
 
     def _rank(self, row: _Row) -> Instant:
         if row.options is not None and "rank" in row.options:
@@ -537,6 +576,11 @@ def _check_outcome(outcome: dict[str, Any]) -> None:
 
 def _by_rank(row: _Row) -> Instant:
     return row.rank
+
+
+def _turn(row: _Row) -> Fraction:
+    assert row.options is not None, "it has a group"
+    return Fraction(row.options["turn"])
 
 
 def _best(rows: Iterable[_Row]) -> dict[str, float]:

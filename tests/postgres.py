@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from jobqueue.storage.cluster import POLL_SECONDS, Cluster
 from jobqueue.storage.embedded import READY_SECONDS
@@ -76,8 +77,13 @@ def database(url: str) -> Iterator[str]:
 
 def empty(connection: psycopg.Connection[Any]) -> None:
     """Delete every row of a database that has the schema."""
-    tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
-    connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
+    tables = """
+        SELECT oid::regclass::text FROM pg_class
+         WHERE relnamespace = 'jobqueue'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+           AND relname <> 'schema_version'
+    """
+    names = connection.cursor(row_factory=tuple_row).execute(tables).fetchall()
+    connection.execute(";".join(f"DELETE FROM {name}" for (name,) in names).encode())
 
 
 def _has_room(path: Path) -> bool:

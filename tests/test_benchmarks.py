@@ -19,6 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("drain", ("--only", "async"), ["async"]),
         ("idle", (), ["idle"]),
         ("soak", (), ["minute 3"]),
+        ("groups", (), ["equal weights, groups"]),
     ],
 )
 def test_a_quick_run_leaves_a_table_a_json_and_a_plot(

@@ -100,7 +100,7 @@ def test_the_events_of_a_job_come_from_its_state_to_its_end(bench: Bench, elsewh
     assert [event.id for event in before] == [str(number) for number in range(1, len(events))]
     assert (end.name, end.id) == ("end", "end")
     assert end.data == httpx.get(f"{front.url}/jobs/{job_id}", timeout=20).json()
-    assert end.data["result"] == "walked"
+    assert (end.data["result"], end.data["checkpoint"]) == ("walked", 3)
 
 
 @pytest.mark.parametrize(("kind", "state"), [("fan-out", "dead"), ("sleep", "cancelled")])

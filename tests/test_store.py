@@ -676,7 +676,14 @@ async def test_only_the_run_that_is_under_way_on_this_node_may_note(driver: Driv
 
 @pytest.mark.parametrize(
     ("outcome", "fields"),
-    [("retry", {"delay": 0.0}), ("snoozed", {"delay": 0.0}), ("released", {}), ("dead", {"reason": "no luck"}), ("cancelled", {})],
+    [
+        ("retry", {"delay": 0.0}),
+        ("snoozed", {"delay": 0.0}),
+        ("released", {}),
+        ("dead", {"reason": "no luck"}),
+        ("cancelled", {}),
+        ("succeeded", {}),
+    ],
 )
 async def test_what_was_not_written_goes_along_with_the_outcome_and_stays_with_the_job(
     driver: Driver, outcome: Verdict, fields: dict[str, Any]
@@ -688,12 +695,20 @@ async def test_what_was_not_written_goes_along_with_the_outcome_and_stays_with_t
     row = await driver.store.job(run.id)
     assert row is not None
     assert row["saved"] == {"progress": 1, "checkpoint": 2}
-    if outcome == "cancelled":
+    if outcome in ("cancelled", "succeeded"):
         return
     await driver.store.promote()
     if outcome == "dead":
         await driver.store.retry(run.id)
     assert (await driver.claim_one()).saved == row["saved"]
+
+
+async def test_a_success_that_is_not_kept_leaves_no_notes_behind(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    outcome = Outcome(id=run.id, claims=run.claims, outcome="succeeded", saved=msgspec.Raw(b'{"checkpoint":2}'))
+    assert await driver.store.finish(driver.node, [outcome], keep=False) == set()
+    assert await driver.store.job(run.id) is None
 
 
 async def test_a_lost_node_costs_a_job_none_of_its_notes(driver: Driver) -> None:
@@ -704,3 +719,98 @@ async def test_a_lost_node_costs_a_job_none_of_its_notes(driver: Driver) -> None
     await driver.recover()
     await driver.join()
     assert (await driver.claim_one()).saved == {"checkpoint": {"page": 3}}
+
+
+# ---------------------------------------------------------------------------------------------------------------- fair groups
+
+
+async def submit_to(driver: Driver, group: str, jobs: int, *, weight: float | None = None, **fields: Any) -> list[str]:
+    return await driver.submit_many(*({"options": Options(group=group, weight=weight), **fields} for _ in range(jobs)))
+
+
+async def claim_groups(driver: Driver, jobs: int) -> list[str]:
+    """The groups of the next jobs, in the order that they are claimed in."""
+    return [job.options.group or "" for job in await driver.claim(jobs) if job.options is not None]
+
+
+async def test_a_group_that_was_quiet_is_next_whatever_another_has_waiting(driver: Driver) -> None:
+    await submit_to(driver, "a", 2_000)
+    await claim_groups(driver, 300)
+    await submit_to(driver, "b", 10)
+    served = await claim_groups(driver, 100)
+    assert served[:21].count("b") >= 9
+    assert served.count("b") == 10
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0), (0.5, 0.125), (1000.0, 100.0)])
+async def test_groups_with_a_backlog_get_shares_by_weight(driver: Driver, weights: tuple[float, float]) -> None:
+    for _ in range(4):  # whoever came first, and in however many parts
+        await submit_to(driver, "a", 500, weight=weights[0])
+        await submit_to(driver, "b", 500, weight=weights[1])
+    served = await claim_groups(driver, 1_000)
+    assert served.count("a") / 1_000 == pytest.approx(weights[0] / sum(weights), abs=0.02)
+
+
+async def test_shares_are_equal_from_the_moment_that_both_have_work_and_nobody_pays_for_what_was_free(driver: Driver) -> None:
+    await submit_to(driver, "a", 2_000)
+    await claim_groups(driver, 1_000)
+    await submit_to(driver, "b", 2_000)
+    served = await claim_groups(driver, 600)
+    assert served.count("a") == pytest.approx(300, abs=6)
+    await submit_to(driver, "c", 200)
+    served = await claim_groups(driver, 300)
+    assert {group: served.count(group) for group in "abc"} == pytest.approx(dict.fromkeys("abc", 100), abs=5)
+
+
+async def test_a_group_that_sends_one_job_at_a_time_gets_no_more_than_its_weight(driver: Driver) -> None:
+    await submit_to(driver, "a", 500, weight=3)
+    served: list[str] = []
+    for _ in range(200):
+        await submit_to(driver, "b", 1, weight=1)
+        served += await claim_groups(driver, 1)
+    assert served.count("b") == pytest.approx(50, abs=4)
+
+
+async def test_within_a_group_jobs_keep_their_order(driver: Driver) -> None:
+    submitted = await submit_to(driver, "a", 50) + await submit_to(driver, "a", 50)
+    assert [job.id for job in await driver.claim()] == submitted
+
+
+async def test_a_priority_moves_a_job_ahead_within_its_group_and_across(driver: Driver) -> None:
+    await submit_to(driver, "a", 300)
+    await submit_to(driver, "b", 300)
+    await claim_groups(driver, 100)
+    [inside] = await submit_to(driver, "a", 1, priority=5)
+    [across] = await submit_to(driver, "c", 1, priority=7)
+    assert [job.id for job in await driver.claim(2)] == [across, inside]
+
+
+async def test_no_group_gets_more_for_giving_a_priority_to_all_of_its_jobs(driver: Driver) -> None:
+    await submit_to(driver, "a", 500)
+    await claim_groups(driver, 10)
+    await submit_to(driver, "b", 500, priority=1_000)
+    assert (await claim_groups(driver, 200)).count("a") == 0  # they go before what waits for less than a quarter of an hour
+    await submit_to(driver, "c", 500, priority=1_000)
+    served = await claim_groups(driver, 200)
+    assert served.count("b") == pytest.approx(100, abs=5)
+
+
+async def test_a_job_of_a_group_that_is_due_later_takes_its_turn_then(driver: Driver) -> None:
+    await submit_to(driver, "a", 5, delay=0.1)
+    await submit_to(driver, "b", 200)
+    await claim_groups(driver, 100)
+    await trio.sleep(0.15)
+    assert (await driver.store.promote()).jobs == 5
+    served = await claim_groups(driver, 20)
+    assert served.count("a") == 5
+
+
+async def test_a_retry_keeps_its_turn_and_a_dead_job_that_runs_again_takes_a_new_one(driver: Driver) -> None:
+    await submit_to(driver, "a", 100)
+    [first, second, *_] = await driver.claim(2)
+    await driver.finish(first, "retry", delay=0.0)
+    await driver.finish(second, "dead", reason="no luck")
+    await driver.store.promote()
+    assert await driver.store.retry(second.id)
+    order = [job.id for job in await driver.claim()]
+    assert (order[0], order[-1]) == (first.id, second.id)
