@@ -870,7 +870,7 @@ $$;
 --                   snoozed -> scheduled in delay seconds, with the attempt refunded
 --                   released -> pending, with the attempt refunded
 --                   cancelled -> finished. What would go back to scheduled or pending goes there too, where somebody asked for that
---     saved         what the run noted and did not come to write; it is lost with a success
+--     saved         what the run noted and did not come to write
 --
 -- keep: false lets go of jobs that succeeded, instead of keeping them in finished_jobs.
 --
@@ -891,9 +891,9 @@ BEGIN
     -- at the time of the statement: the transaction may be the handler's own, which began before the handler did.
     WITH given AS MATERIALIZED (
         SELECT o.id, o.claims, o.result, o.place
-          FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb))
-               WITH ORDINALITY AS o (id, claims, outcome, result, place)
-         WHERE o.outcome = 'succeeded'
+          FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb, saved jsonb))
+               WITH ORDINALITY AS o (id, claims, outcome, result, saved, place)
+         WHERE o.outcome = 'succeeded' AND o.saved IS NULL
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
@@ -914,7 +914,7 @@ BEGIN
         SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
             id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
             WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
-         WHERE coalesce(o.outcome, '') <> 'succeeded'
+         WHERE coalesce(o.outcome, '') <> 'succeeded' OR o.saved IS NOT NULL
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
@@ -928,7 +928,8 @@ BEGIN
         SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
           -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
-          FROM gone AS d WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released')
+          FROM gone AS d
+         WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors, options, saved)

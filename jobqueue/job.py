@@ -230,7 +230,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancelled(self) -> bool:
-        """Whether this run is over for the service: somebody cancelled the job, its time was up, or the node stops.
+        """Whether this run is over for the service: somebody cancelled the job, the node stops, or a thread's time was up.
 
         It is for handlers in threads, which nothing else can stop: look at it now and then, and return. An async handler gets
         `trio.Cancelled`.
@@ -271,8 +271,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoint(self, data: Any) -> None:
         """Keep what a later attempt needs to go on from here, see `last_checkpoint`; the latest counts.
 
-        It returns at once. A node writes the latest once a second, and at the end of an attempt that does not succeed: only a
-        process that is killed loses what was not written, of the last second. The data may be changed afterwards.
+        It returns at once. A node writes the latest once a second, and at the end of the attempt: only a process that is killed
+        loses what was not written, of the last second. The data may be changed afterwards.
 
         Args:
             data: anything that has a form in JSON, of up to `MAX_CHECKPOINT_BYTES`.
@@ -356,7 +356,7 @@ class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
         reason: what a person reads in the dead letters (dead).
         error: the entry for the error history (dead, retry).
         delay: seconds until the job is due again (retry, snoozed).
-        saved: what the run noted and did not come to write (all but succeeded).
+        saved: what the run noted and did not come to write.
     """
 
     id: str

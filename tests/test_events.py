@@ -100,7 +100,7 @@ def test_the_events_of_a_job_come_from_its_state_to_its_end(bench: Bench, elsewh
     assert [event.id for event in before] == [str(number) for number in range(1, len(events))]
     assert (end.name, end.id) == ("end", "end")
     assert end.data == httpx.get(f"{front.url}/jobs/{job_id}", timeout=20).json()
-    assert end.data["result"] == "walked"
+    assert (end.data["result"], end.data["checkpoint"]) == ("walked", 3)
 
 
 @pytest.mark.parametrize(("kind", "state"), [("fan-out", "dead"), ("sleep", "cancelled")])
@@ -343,3 +343,18 @@ def test_a_stream_outlives_the_bound_of_a_request(bench: Bench) -> None:
     connection.request("GET", f"/jobs/{job_id}/events")
     assert b"event: end" in connection.getresponse().read()
     connection.close()
+
+
+def test_who_watches_beyond_the_bound_is_refused_until_another_one_goes(bench: Bench) -> None:
+    node = bench.start(handlers="tests.hasty_handlers")
+    job_id = submit(node, "sleep")
+    with following(node, job_id) as first:
+        assert next(iter(first)).name == "state"
+        with following(node, job_id) as second:
+            assert next(iter(second)).name == "state"
+            for path in ("/events", "?wait=5"):
+                refused = httpx.get(f"{node.url}/jobs/{job_id}{path}", timeout=20)
+                assert (refused.status_code, refused.json()["type"]) == (503, "urn:jobqueue:too-many-watchers")
+                assert refused.headers["retry-after"] == "5"
+            assert httpx.get(f"{node.url}/jobs/{job_id}", timeout=20).status_code == 200
+        bench.until(lambda: httpx.get(f"{node.url}/jobs/{job_id}?wait=0.01", timeout=20).status_code == 200)

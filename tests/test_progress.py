@@ -216,7 +216,7 @@ def test_a_retry_goes_on_from_the_last_checkpoint(bench: Bench) -> None:
     assert bench.effects(job_id) == ["from-0", "from-3"]
     assert bench.job(job_id)["result"] == [3, 4]
     job = httpx.get(f"{node.url}/jobs/{job_id}", timeout=20).json()
-    assert job["checkpoint"]["page"] >= 3
+    assert (job["checkpoint"], job["progress"]) == ({"page": 4}, {"fraction": 1.0, "message": "all pages"})
     assert "saved" not in job
 
 

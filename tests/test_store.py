@@ -1139,7 +1139,14 @@ async def test_only_the_run_that_is_under_way_on_this_node_may_note(driver: Driv
 
 @pytest.mark.parametrize(
     ("outcome", "fields"),
-    [("retry", {"delay": 0.0}), ("snoozed", {"delay": 0.0}), ("released", {}), ("dead", {"reason": "no luck"}), ("cancelled", {})],
+    [
+        ("retry", {"delay": 0.0}),
+        ("snoozed", {"delay": 0.0}),
+        ("released", {}),
+        ("dead", {"reason": "no luck"}),
+        ("cancelled", {}),
+        ("succeeded", {}),
+    ],
 )
 async def test_what_was_not_written_goes_along_with_the_outcome_and_stays_with_the_job(
     driver: Driver, outcome: Verdict, fields: dict[str, Any]
@@ -1151,12 +1158,20 @@ async def test_what_was_not_written_goes_along_with_the_outcome_and_stays_with_t
     row = await driver.store.job(run.id)
     assert row is not None
     assert row["saved"] == {"progress": 1, "checkpoint": 2}
-    if outcome == "cancelled":
+    if outcome in ("cancelled", "succeeded"):
         return
     await driver.store.promote()
     if outcome == "dead":
         await driver.store.retry(run.id)
     assert (await driver.claim_one()).saved == row["saved"]
+
+
+async def test_a_success_that_is_not_kept_leaves_no_notes_behind(driver: Driver) -> None:
+    run = await driver.in_state("inflight")
+    assert isinstance(run, ClaimedJob)
+    outcome = Outcome(id=run.id, claims=run.claims, outcome="succeeded", saved=msgspec.Raw(b'{"checkpoint":2}'))
+    assert await driver.store.finish(driver.node, [outcome], keep=False) == set()
+    assert await driver.store.job(run.id) is None
 
 
 async def test_a_lost_node_costs_a_job_none_of_its_notes(driver: Driver) -> None:

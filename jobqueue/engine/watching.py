@@ -184,8 +184,9 @@ class Watcher:
             if watched is None:
                 continue
             if outcome.outcome == "succeeded" and not self._keep_finished:
-                watched.kept = _document(job, outcome.result)
-                watched.show(View("succeeded", job.attempt))
+                last = watched.view or View("inflight", job.attempt)
+                watched.kept = _document(job, outcome.result, last)
+                watched.show(last._replace(state="succeeded", attempt=job.attempt))
             else:
                 self._hurry.set()
 
@@ -221,7 +222,7 @@ class Watcher:
             job.seen(found.get(job_id))
 
 
-def _document(job: ClaimedJob, result: msgspec.Raw | None) -> dict[str, Any]:
+def _document(job: ClaimedJob, result: msgspec.Raw | None, last: View) -> dict[str, Any]:
     """What is left to say of a job that the database has let go of."""
     kept: Mapping[str, Any] = {
         "id": job.id,
@@ -233,5 +234,7 @@ def _document(job: ClaimedJob, result: msgspec.Raw | None) -> dict[str, Any]:
         "attempt": job.attempt,
         "max_retries": job.max_retries,
         "result": result,
+        "progress": last.progress,
+        "checkpoint": last.checkpoint,
     }
     return dict(kept)

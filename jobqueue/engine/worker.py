@@ -170,7 +170,7 @@ class Workers:
         """Hand an outcome over, with what the run noted and nobody has written yet."""
         if run.handle is not None:
             left = run.handle.close()
-            if outcome is not None and outcome.outcome != "succeeded":
+            if outcome is not None:
                 outcome.saved = left
         if outcome is None:
             return

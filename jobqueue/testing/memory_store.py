@@ -662,7 +662,7 @@ class MemoryStore(Store):
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
-        if verdict != "succeeded" and outcome.get("saved") is not None:
+        if outcome.get("saved") is not None:
             row.saved = {**(row.saved or {}), **outcome["saved"]}
         spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
         if row.cancel_requested_at is not None and verdict in ("retry", "snoozed", "released") and not spent:
