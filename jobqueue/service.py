@@ -164,6 +164,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         kinds=app.handlers if settings.strict_kinds else None,
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
+        key_ttl=settings.idempotency_ttl,
     )
     width = sum(settings.worked_queues.values())
     async with _open_processes() as processes:

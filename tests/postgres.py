@@ -76,7 +76,7 @@ def database(url: str) -> Iterator[str]:
 
 def empty(connection: psycopg.Connection[Any]) -> None:
     """Delete every row of a database that has the schema."""
-    tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
+    tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "keys", "nodes", "queues"]
     connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
 
 

@@ -17,6 +17,7 @@ BOUNDS = [
     ("grace_period", "grace period", 0, 86_400, 0.001),
     ("keep_finished", "time to keep finished jobs", 0, TEN_YEARS, 0.001),
     ("keep_dead", "time to keep dead jobs", 0, TEN_YEARS, 0.001),
+    ("idempotency_ttl", "time to live of idempotency keys", 1, TEN_YEARS, 0.001),
 ]
 """Setting, its name in messages, the least and the most that it may be, and the step that is too far."""
 

@@ -8,7 +8,7 @@ import trio
 from jobqueue.engine.leases import Lease
 from jobqueue.errors import DatabaseUnavailable, RefusedData
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import RECOVER_BATCH, Store
+from jobqueue.storage.store import PRUNE_BATCH, RECOVER_BATCH, Store
 
 PRUNE_INTERVAL = 3600.0
 """Seconds between two looks at partitions and retention."""
@@ -64,11 +64,13 @@ async def run_recovery(
 async def run_pruning(
     store: Store, keep_finished: float, keep_dead: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Keep partitions ahead and let retention drop the old ones, until cancelled."""
+    """Keep partitions ahead and let retention drop the old ones, and keys that nobody needs any more, until cancelled."""
     task_status.started()
     while True:
         try:
             dropped = await store.maintain(keep_finished=keep_finished, keep_dead=keep_dead)
+            while await store.prune_keys() == PRUNE_BATCH:
+                pass
         except (DatabaseUnavailable, RefusedData) as error:
             log.warning("pruning failed", error=str(error))
         else:
