@@ -267,6 +267,21 @@ CREATE TABLE IF NOT EXISTS jobqueue.schedules (
     CONSTRAINT next_at_finite CHECK (isfinite(next_at))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
 
+-- Which job a key stands for. scope 'idempotency': the job that the first submission with this key got, until expires_at, whatever became of
+-- the job. scope 'unique': the job that holds the key for as long as it is not finished. Nobody writes here when it ends: who submits the
+-- key looks, and takes over. expires_at is then when to look whether the row is still of use.
+CREATE TABLE IF NOT EXISTS jobqueue.keys (
+    scope       text        NOT NULL CHECK (scope IN ('idempotency', 'unique')),
+    key         text        NOT NULL,
+    job_id      uuid        NOT NULL,
+    fingerprint text,                 -- of what was submitted with an idempotency key
+    expires_at  timestamptz NOT NULL,
+    PRIMARY KEY (scope, key),
+    CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 200)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX IF NOT EXISTS keys_expires_at ON jobqueue.keys (expires_at);
+
 -- ------------------------------------------------------------------------------------------------------------- looking things up
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
@@ -290,6 +305,18 @@ CREATE OR REPLACE VIEW jobqueue.jobs AS
     SELECT id, 'dead', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
            NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved, NULL
       FROM jobqueue.dead_jobs;
+
+-- Whether a job is still to run, or runs. One statement, so that a job that moves meanwhile is seen in exactly one table.
+CREATE OR REPLACE FUNCTION jobqueue.unfinished(job uuid) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM jobqueue.pending_jobs AS j WHERE j.id = job)
+        OR EXISTS (SELECT FROM jobqueue.inflight_jobs AS j WHERE j.id = job)
+        OR EXISTS (SELECT FROM jobqueue.scheduled_jobs AS j WHERE j.id = job);
+END $$;
 
 -- A version 7 UUID (RFC 9562, 5.7): milliseconds since 1970 in the first 48 bits, so ids sort by creation. PostgreSQL has its own
 -- from 18 on; ours is the same on every version that we support.
@@ -440,27 +467,223 @@ LANGUAGE sql STABLE AS $$
                'idempotency_key', j.job -> 'idempotency_key')) AS options) AS o
 $$;
 
--- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. Not called
--- for a batch without options.
-CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb) RETURNS jsonb
+-- Refuse a batch with a job that is past its time already: it would never be started.
+CREATE OR REPLACE FUNCTION jobqueue.refuse_expired(jobs jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    late record;
+BEGIN
+    SELECT j.place, o.name INTO late
+      FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place)
+     CROSS JOIN LATERAL (VALUES ('expires_in', (j.job #>> '{options,expires_in}')::double precision),
+                                ('expires_at', (j.job #>> '{options,expires_at}')::double precision - date_part('epoch', now())))
+                     AS o (name, seconds)
+     WHERE o.seconds <= 0 AND NOT j.job ? 'existing' ORDER BY j.place LIMIT 1;
+    IF FOUND THEN
+        RAISE check_violation USING COLUMN = late.name, MESSAGE = format('%s of job %s is not in the future', late.name, late.place);
+    END IF;
+END $$;
+
+-- What a submission asks for, as a hash: of the same job as HTTP and SQL each spell it, it is the same. Without the key itself, and
+-- without what the database and the scheduler note among the options.
+CREATE OR REPLACE FUNCTION jobqueue.fingerprint(job jsonb) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT encode(sha256(convert_to(jsonb_build_array(
+               coalesce(j.queue, 'default'), coalesce(j.kind, 'default'), coalesce(j.priority, 0), coalesce(j.payload, '{}'), j.max_retries,
+               j.timeout, extract(epoch FROM j.run_at)::double precision, j.delay,
+               (SELECT jsonb_object_agg(o.key, CASE jsonb_typeof(o.value) WHEN 'number' THEN to_jsonb(o.value::double precision)
+                                                                          ELSE o.value END)
+                  FROM jsonb_each(j.options - '{idempotency_key,rank,schedule,scheduled_for}'::text[]) AS o))::text, 'UTF8')), 'hex')
+      FROM jsonb_to_record(job) AS j (queue text, kind text, priority integer, payload jsonb, max_retries integer,
+                                      timeout double precision, run_at timestamptz, delay double precision, options jsonb)
+$$;
+
+-- The key of which there may be one unfinished job, by a job's own columns; NULL for a job that may have any number beside it.
+CREATE OR REPLACE FUNCTION jobqueue.unique_key_of(queue text, kind text, payload jsonb, options jsonb) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN options ? 'unique_key' THEN options ->> 'unique_key'
+                WHEN options -> 'unique' = 'true' THEN
+                    'sha256:' || encode(sha256(convert_to(jsonb_build_array(queue, kind, payload)::text, 'UTF8')), 'hex') END
+$$;
+
+-- The ids and keys of new jobs, in their order; a job without an id gets one.
+CREATE OR REPLACE FUNCTION jobqueue.keys_of(jobs jsonb)
+RETURNS TABLE (place integer, id uuid, idempotency_key text, unique_key text)
+LANGUAGE sql VOLATILE AS $$
+    SELECT j.place::integer, coalesce(j.id, jobqueue.uuid7()), j.options ->> 'idempotency_key',
+           jobqueue.unique_key_of(coalesce(j.queue, 'default'), coalesce(j.kind, 'default'), coalesce(j.payload, '{}'), j.options)
+      FROM ROWS FROM (jsonb_to_recordset(jobs) AS (id uuid, queue text, kind text, payload jsonb, options jsonb))
+           WITH ORDINALITY AS j (id, queue, kind, payload, options, place)
+     ORDER BY j.place
+$$;
+
+-- Give a job a unique key, or return the unfinished job that has it. The row is locked only to be written: what merely meets a job leaves
+-- nothing behind that others would wait for. Once it is locked nobody else can give the key away, so a second look decides.
+CREATE OR REPLACE FUNCTION jobqueue.hold_unique_key(unique_key text, job uuid) RETURNS uuid
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    holder uuid;
+BEGIN
+    LOOP
+        INSERT INTO jobqueue.keys (scope, key, job_id, expires_at) VALUES ('unique', unique_key, job, now() + interval '1 day')
+            ON CONFLICT (scope, key) DO NOTHING;
+        IF FOUND THEN
+            RETURN job;
+        END IF;
+        SELECT k.job_id INTO holder FROM jobqueue.keys AS k
+         WHERE k.scope = 'unique' AND k.key = unique_key AND k.job_id <> job AND jobqueue.unfinished(k.job_id);
+        IF FOUND THEN
+            RETURN holder;
+        END IF;
+        SELECT k.job_id INTO holder FROM jobqueue.keys AS k WHERE k.scope = 'unique' AND k.key = unique_key FOR UPDATE;
+        CONTINUE WHEN NOT FOUND;  -- pruned in between
+        IF holder <> job AND jobqueue.unfinished(holder) THEN
+            RETURN holder;
+        END IF;
+        UPDATE jobqueue.keys AS k SET job_id = job, expires_at = now() + interval '1 day' WHERE k.scope = 'unique' AND k.key = unique_key;
+        RETURN job;
+    END LOOP;
+END $$;
+
+-- Look up the keys of new jobs, and enter those that are new. Each job gets an id, and one that need not be stored gets "existing": the
+-- id of the job that is there in its place, which may be its own where it is submitted again.
+--
+-- Keys are taken in order, so that two batches cannot wait for each other. What waits for another transaction's keys waits 100 ms: a
+-- submitter in SQL may take an hour. In a batch it is 20 ms, since one such job holds up all, and again for each time that the service
+-- halves the batch to find it.
+--
+-- Raises JQ409 where a key is in a transaction that does not end, JQ422 where an idempotency key was used for something else: with the
+-- field as the column, and the place in the batch in the detail.
+CREATE OR REPLACE FUNCTION jobqueue.settle_keys(jobs jsonb, again boolean, ttl double precision) RETURNS jsonb
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    ids uuid[];
+    existing uuid[];
+    twins integer[] := array_fill(NULL::integer, ARRAY[jsonb_array_length(jobs)]);   -- the first job of the batch with this one's key
+    field text := 'idempotency_key';
+    want record;
+    last record;
+    met jobqueue.keys;
+BEGIN
+    -- Submitted again, a job that is there, or has its key and is gone, is there already.
+    SELECT array_agg(g.id ORDER BY g.place),
+           array_agg(CASE WHEN again AND (EXISTS (SELECT FROM jobqueue.jobs AS k WHERE k.id = g.id)
+                                          OR EXISTS (SELECT FROM jobqueue.keys AS k WHERE k.job_id = g.id AND (
+                                                         k.scope = 'idempotency' AND k.key = g.idempotency_key
+                                                         OR k.scope = 'unique' AND k.key = g.unique_key)))
+                          THEN g.id END ORDER BY g.place)
+      INTO ids, existing FROM jobqueue.keys_of(jobs) AS g;
+
+    IF jsonb_array_length(jobs) > 1 THEN
+        PERFORM set_config('lock_timeout', '20ms', true);  -- until this function returns
+    END IF;
+    BEGIN
+        SELECT NULL::text AS key, NULL::text AS fingerprint, NULL::integer AS place INTO last;
+        FOR want IN
+            SELECT j.place::integer AS place, j.job #>> '{options,idempotency_key}' AS key, jobqueue.fingerprint(j.job) AS fingerprint
+              FROM ROWS FROM (jsonb_array_elements(jobs), unnest(existing)) WITH ORDINALITY AS j (job, met, place)
+             WHERE j.job -> 'options' ? 'idempotency_key' AND j.met IS NULL
+             ORDER BY j.job #>> '{options,idempotency_key}' COLLATE "C", j.place
+        LOOP
+            IF want.key = last.key THEN
+                met.fingerprint := last.fingerprint;
+                twins[want.place] := last.place;
+                existing[want.place] := ids[last.place];
+            ELSE
+                LOOP
+                    met := NULL;
+                    INSERT INTO jobqueue.keys (scope, key, job_id, fingerprint, expires_at)
+                    VALUES ('idempotency', want.key, ids[want.place], want.fingerprint, now() + ttl * interval '1 second')
+                        ON CONFLICT (scope, key) DO NOTHING;
+                    EXIT WHEN FOUND;
+                    SELECT k.* INTO met FROM jobqueue.keys AS k
+                     WHERE k.scope = 'idempotency' AND k.key = want.key AND k.expires_at > now();
+                    EXIT WHEN FOUND;
+                    UPDATE jobqueue.keys AS k
+                       SET job_id = ids[want.place], fingerprint = want.fingerprint, expires_at = now() + ttl * interval '1 second'
+                     WHERE k.scope = 'idempotency' AND k.key = want.key AND k.expires_at <= now();
+                    EXIT WHEN FOUND;
+                END LOOP;
+                existing[want.place] := met.job_id;
+                last := want;
+            END IF;
+            IF met.fingerprint <> want.fingerprint THEN
+                RAISE EXCEPTION 'the idempotency_key % was used for another job than this one: a new job takes a new key', to_json(want.key)
+                    USING ERRCODE = 'JQ422', COLUMN = field, DETAIL = 'index ' || want.place - 1 || ' of the batch';
+            END IF;
+        END LOOP;
+
+        field := 'unique_key';
+        SELECT NULL::text AS key, NULL::uuid AS holder INTO last;
+        FOR want IN
+            SELECT g.place, g.unique_key AS key, g.idempotency_key, NULL::uuid AS holder
+              FROM ROWS FROM (jobqueue.keys_of(jobs), unnest(existing)) AS g (place, id, idempotency_key, unique_key, met)
+             WHERE g.unique_key IS NOT NULL AND g.met IS NULL
+             ORDER BY g.unique_key COLLATE "C", g.place
+        LOOP
+            want.holder := CASE WHEN want.key = last.key THEN last.holder ELSE jobqueue.hold_unique_key(want.key, ids[want.place]) END;
+            last := want;
+            CONTINUE WHEN want.holder = ids[want.place];
+            existing[want.place] := want.holder;
+            -- The idempotency key, which this transaction has just entered, stands for that job too.
+            UPDATE jobqueue.keys AS k SET job_id = want.holder WHERE k.scope = 'idempotency' AND k.key = want.idempotency_key;
+        END LOOP;
+    EXCEPTION WHEN lock_not_available THEN
+        RAISE EXCEPTION 'the % % is in a transaction that is not over yet: submit this job again later', field, to_json(want.key)
+            USING ERRCODE = 'JQ409', COLUMN = field, DETAIL = 'index ' || want.place - 1 || ' of the batch';
+    END;
+
+    IF array_remove(existing, NULL) <> '{}' THEN
+        -- What is there may have been committed by somebody who did not wait for the disk, or was cut short while he waited for a
+        -- synchronous standby. Commits are in order, so one of our own, which waits, covers it.
+        PERFORM pg_logical_emit_message(true, 'jobqueue', 'existing');
+    END IF;
+    RETURN (SELECT jsonb_agg(j.job || jsonb_build_object('id', j.id)
+                             || CASE WHEN j.met IS NULL THEN '{}'
+                                     ELSE jsonb_build_object('existing', coalesce(existing[j.twin], j.met)) END ORDER BY j.place)
+              FROM ROWS FROM (jsonb_array_elements(jobs), unnest(ids), unnest(existing), unnest(twins)) WITH ORDINALITY
+                   AS j (job, id, met, twin, place));
+END $$;
+
+-- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. A job that is
+-- there already has its id as "existing": it is not stored, and that id is returned for it. Not called for a batch without options.
+CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb, again boolean, key_ttl double precision) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
     turns jsonb;
 BEGIN
+    IF jobs @? '$[*].options ? (exists(@.idempotency_key) || exists(@.unique_key) || @.unique == true)' THEN
+        jobs := jobqueue.settle_keys(jobs, again, key_ttl);
+    END IF;
+    IF NOT again THEN
+        PERFORM jobqueue.refuse_expired(jobs);
+    END IF;
     jobs := (
         SELECT jsonb_agg(CASE WHEN j.job -> 'options' ? 'expires_in'
                               THEN jsonb_set(j.job #- '{options,expires_in}', '{options,expires_at}', to_jsonb(
                                    extract(epoch FROM now())::double precision + (j.job #>> '{options,expires_in}')::double precision))
                               ELSE j.job END
                          ORDER BY j.place)
-          FROM jsonb_array_elements(prepare.jobs) WITH ORDINALITY AS j (job, place));
+          FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place));
     -- A job that is not due yet takes its turn when it is, see jobqueue.promote.
     SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', j.place, 'queue', coalesce(j.job ->> 'queue', 'default'),
                'group', j.job #> '{options,group}', 'weight', j.job #> '{options,weight}',
                'priority', coalesce((j.job ->> 'priority')::integer, 0)) ORDER BY j.place))
       INTO turns
       FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place)
-     WHERE j.job -> 'options' ? 'group' AND coalesce((j.job ->> 'run_at')::timestamptz <= now(), (j.job ->> 'delay')::numeric <= 0, true)
+     WHERE j.job -> 'options' ? 'group' AND NOT j.job ? 'existing'
+       AND coalesce((j.job ->> 'run_at')::timestamptz <= now(), (j.job ->> 'delay')::numeric <= 0, true)
     HAVING count(*) > 0;
     IF turns IS NOT NULL THEN
         jobs := (
@@ -473,23 +696,6 @@ BEGIN
     RETURN jobs;
 END $$;
 
--- Refuse a batch with a job that is past its time already: it would never be started.
-CREATE OR REPLACE FUNCTION jobqueue.refuse_expired(jobs jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    late record;
-BEGIN
-    SELECT j.place, o.name INTO late
-      FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place)
-     CROSS JOIN LATERAL (VALUES ('expires_in', (j.job #>> '{options,expires_in}')::double precision),
-                                ('expires_at', (j.job #>> '{options,expires_at}')::double precision - date_part('epoch', now())))
-                     AS o (name, seconds)
-     WHERE o.seconds <= 0 ORDER BY j.place LIMIT 1;
-    IF FOUND THEN
-        RAISE check_violation USING COLUMN = late.name, MESSAGE = format('%s of job %s is not in the future', late.name, late.place);
-    END IF;
-END $$;
-
 -- What submit_many does, for the service. Returns the ids, and the best rank of each queue that got jobs, as {"queue": seconds}.
 --
 -- again: the same batch may already have been committed by a connection that broke before it could say so; jobs that exist in any
@@ -497,8 +703,10 @@ END $$;
 -- wake:  tell listening nodes. A node that will run the jobs itself need not.
 -- node, wants, defaults: claim for this node in the same transaction, as jobqueue.claim does; of the new jobs also those below the floor.
 --        Returns what was claimed; NULL where nothing was asked for, or the claim failed.
+-- key_ttl: for how many seconds an idempotency key is known.
 CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true,
-                                                 node uuid DEFAULT NULL, wants jsonb DEFAULT NULL, defaults jsonb DEFAULT '{}')
+                                                 node uuid DEFAULT NULL, wants jsonb DEFAULT NULL, defaults jsonb DEFAULT '{}',
+                                                 key_ttl double precision DEFAULT 86400)
 RETURNS TABLE (ids uuid[], best jsonb, claimed text)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -506,13 +714,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
     earliest timestamptz;
+    all_ids uuid[];   -- where some of the jobs are there already
 BEGIN
-    IF jobs @? '$[*].options' THEN
-        IF NOT again THEN
-            PERFORM jobqueue.refuse_expired(jobs);
-        END IF;
-        jobs := jobqueue.prepare(jobs);
-    END IF;
     IF again THEN
         -- What is already there may have been committed on this server alone: a wait for a synchronous standby that was cut short
         -- commits all the same. Commits are replicated in order, so one more, which waits, covers it; without a record of its own a
@@ -522,6 +725,15 @@ BEGIN
         PERFORM pg_advisory_xact_lock(7669743, l.number)
            FROM (SELECT DISTINCT hashtext(j ->> 'id') & 63 AS number FROM jsonb_array_elements(jobs) AS j WHERE j ? 'id'
                   ORDER BY number) AS l;
+    END IF;
+    IF jobs @? '$[*].options' THEN
+        jobs := jobqueue.prepare(jobs, again, key_ttl);
+        IF jobs @? '$[*].existing' THEN
+            SELECT array_agg(coalesce(j.job ->> 'existing', j.job ->> 'id')::uuid ORDER BY j.place),
+                   coalesce(jsonb_agg(j.job ORDER BY j.place) FILTER (WHERE NOT j.job ? 'existing'), '[]')
+              INTO all_ids, jobs
+              FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place);
+        END IF;
     END IF;
     WITH given AS MATERIALIZED (
         SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
@@ -569,7 +781,7 @@ BEGIN
     IF earliest IS NOT NULL THEN
         PERFORM pg_notify('jobqueue_scheduled', extract(epoch FROM earliest)::text);
     END IF;
-    ids := coalesce(ids, '{}');
+    ids := coalesce(all_ids, ids, '{}');
     best := coalesce(best, '{}');
     IF node IS NOT NULL THEN
         BEGIN
@@ -585,12 +797,14 @@ BEGIN
 END $$;
 
 -- Submit a batch: jobs is an array of objects with the fields of jobqueue.submit (all optional), plus "delay" in seconds instead of
--- "run_at", and "id": a job whose id exists in any state is left alone. All or nothing. Returns the ids in the order of the array.
+-- "run_at", and "id": a job whose id exists in any state is left alone. All or nothing. Returns the ids in the order of the array: where
+-- a key says that a job is there already, the id of that one.
 -- Call it in your own transaction: commit and the jobs exist, roll back and they never did.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
 LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobqueue.with_options(jobs), again => jobs @? '$[*].id') $$;
 
 -- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
+-- Where a key says that the job is there already, get the id of that one, and nothing is submitted.
 CREATE OR REPLACE FUNCTION jobqueue.submit(
     kind        text,
     payload     jsonb            DEFAULT '{}',
@@ -601,12 +815,16 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     timeout     double precision DEFAULT NULL,    -- seconds; the handler's, or none
     expires_at  timestamptz      DEFAULT NULL,    -- never: when it is no use to start it any more
     "group"     text             DEFAULT NULL,    -- those whose jobs share the workers fairly, such as a tenant
-    weight      double precision DEFAULT NULL     -- 1: the share of the group's next jobs
+    weight      double precision DEFAULT NULL,    -- 1: the share of the group's next jobs
+    idempotency_key text         DEFAULT NULL,    -- for a day, the same key is the same job
+    unique_key  text             DEFAULT NULL,    -- at most one job of this key that is not finished
+    "unique"    boolean          DEFAULT NULL     -- at most one job of this queue, kind and payload that is not finished
 ) RETURNS uuid
 LANGUAGE sql AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
         'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
-        'timeout', timeout, 'expires_at', expires_at, 'group', "group", 'weight', weight))))[1]
+        'timeout', timeout, 'expires_at', expires_at, 'group', "group", 'weight', weight, 'idempotency_key', idempotency_key,
+        'unique_key', unique_key, 'unique', "unique"))))[1]
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes
@@ -1167,30 +1385,76 @@ $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- dead letters
 
--- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. Returns how
--- many were dead.
+-- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
+-- unique key another job has, or is about to have, is left where it is. Returns how many were run again.
 CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
-LANGUAGE sql AS $$
-    WITH risen AS (DELETE FROM jobqueue.dead_jobs WHERE id = ANY (jobs)
-                   RETURNING *, nullif(options - '{expires_at,rank,turn}'::text[], '{}') AS lasting),
-         pending AS (
-             INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
-                                                created_at, available_since, errors, options, saved)
-             SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval, o.options), r.payload,
-                    r.max_retries, r.timeout, 0, r.claims, r.created_at, now(), r.errors, o.options, r.saved
-               FROM risen AS r
-              CROSS JOIN LATERAL (SELECT jobqueue.with_new_turn(r.lasting, r.queue, r.priority) AS options OFFSET 0) AS o
-               LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
-                 ON CONFLICT (id) DO NOTHING
-             RETURNING queue, rank),
-         told AS MATERIALIZED (
-             SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues)
-    SELECT count(*)::integer FROM risen CROSS JOIN told
-$$;
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+AS $$
+#variable_conflict use_column
+DECLARE
+    keyed record;
+    holds boolean;
+    risen integer;
+BEGIN
+    FOR keyed IN
+        SELECT d.id, k.key, row_number() OVER (PARTITION BY k.key ORDER BY d.died_at, d.id) AS turn
+          FROM jobqueue.dead_jobs AS d
+         CROSS JOIN LATERAL (SELECT jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) AS key OFFSET 0) AS k
+         WHERE d.id = ANY (jobs) AND d.options IS NOT NULL AND k.key IS NOT NULL
+         ORDER BY k.key, turn
+    LOOP
+        BEGIN
+            holds := keyed.turn = 1 AND jobqueue.hold_unique_key(keyed.key, keyed.id) = keyed.id;
+        EXCEPTION WHEN lock_not_available THEN
+            holds := false;
+        END;
+        IF NOT holds THEN
+            jobs := array_remove(jobs, keyed.id);
+        END IF;
+    END LOOP;
+    WITH risen AS (
+        DELETE FROM jobqueue.dead_jobs WHERE id = ANY (jobs)
+        RETURNING *, nullif(options - '{expires_at,rank,turn}'::text[], '{}') AS lasting
+    ), pending AS (
+        INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
+                                           created_at, available_since, errors, options, saved)
+        SELECT r.id, r.queue, r.kind, r.priority, jobqueue.rank_of(now(), r.priority, q.aging_interval, o.options), r.payload,
+               r.max_retries, r.timeout, 0, r.claims, r.created_at, now(), r.errors, o.options, r.saved
+          FROM risen AS r
+         CROSS JOIN LATERAL (SELECT jobqueue.with_new_turn(r.lasting, r.queue, r.priority) AS options OFFSET 0) AS o
+          LEFT JOIN jobqueue.queues AS q ON q.name = r.queue
+            ON CONFLICT (id) DO NOTHING
+        RETURNING queue, rank
+    ), told AS MATERIALIZED (
+        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues
+    )
+    SELECT count(*) INTO risen FROM risen CROSS JOIN told;
+    RETURN risen;
+END $$;
 
--- Run a dead job again. Returns false when it is not dead.
+-- Run a dead job again. Returns false when it is not dead. Raises JQ409 where another unfinished job has its unique key by now, or somebody's
+-- transaction is about to give it to one.
 CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
-LANGUAGE sql AS $$ SELECT jobqueue.redrive(ARRAY[job]) > 0 $$;
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    unique_key text := (SELECT jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) FROM jobqueue.dead_jobs AS d WHERE d.id = job);
+    holder uuid;
+BEGIN
+    IF unique_key IS NOT NULL THEN
+        holder := jobqueue.hold_unique_key(unique_key, job);
+        IF holder <> job THEN
+            RAISE EXCEPTION 'the job % has the unique key of this one, and is not finished', holder
+                USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
+        END IF;
+    END IF;
+    RETURN jobqueue.redrive(ARRAY[job]) > 0;
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION 'the job or its unique key is in a transaction that is not over yet: try again later'
+        USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
+END $$;
 
 -- Delete a dead job for good. Returns false when it is not dead.
 CREATE OR REPLACE FUNCTION jobqueue.discard(job uuid) RETURNS boolean
@@ -1229,13 +1493,13 @@ BEGIN
 END $$;
 
 -- The dead jobs that a filter means, oldest first, up to so many; locked, and without those that somebody else has locked.
-CREATE OR REPLACE FUNCTION jobqueue.dead_matching(filter jsonb, max_jobs integer) RETURNS uuid[]
+CREATE OR REPLACE FUNCTION jobqueue.dead_matching(filter jsonb, max_jobs integer, condition text DEFAULT 'true') RETURNS uuid[]
 LANGUAGE plpgsql AS $$
 DECLARE
     found uuid[];
 BEGIN
-    EXECUTE format('SELECT array_agg(m.id) FROM (SELECT d.id FROM jobqueue.dead_jobs AS d WHERE %s ORDER BY d.died_at, d.id LIMIT %s'
-                   ' FOR UPDATE SKIP LOCKED) AS m', jobqueue.dead_condition(filter), max_jobs) INTO found;
+    EXECUTE format('SELECT array_agg(m.id) FROM (SELECT d.id FROM jobqueue.dead_jobs AS d WHERE %s AND %s ORDER BY d.died_at, d.id LIMIT %s'
+                   ' FOR UPDATE SKIP LOCKED) AS m', jobqueue.dead_condition(filter), condition, max_jobs) INTO found;
     RETURN coalesce(found, '{}');
 END $$;
 
@@ -1244,7 +1508,10 @@ END $$;
 CREATE OR REPLACE FUNCTION jobqueue.retry_dead(filter jsonb, max_jobs integer DEFAULT 1000) RETURNS integer
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN jobqueue.redrive(jobqueue.dead_matching(filter, max_jobs));
+    -- Not those whose unique key another job has: they would be found again and again.
+    RETURN jobqueue.redrive(jobqueue.dead_matching(filter, max_jobs, '(d.options IS NULL OR NOT EXISTS (
+        SELECT FROM jobqueue.keys AS k WHERE k.scope = ''unique'' AND k.job_id <> d.id AND jobqueue.unfinished(k.job_id)
+           AND k.key = jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options)))'));
 END $$;
 
 -- Delete dead jobs that match a filter, the oldest first, up to so many in one transaction: repeat it until it returns 0. Returns how many.
@@ -1535,6 +1802,28 @@ LANGUAGE sql AS $$
         RETURNING id
     )
     SELECT ((SELECT count(*) FROM dead) + (SELECT count(*) FROM succeeded) + (SELECT count(*) FROM cancelled))::integer
+$$;
+
+-- Delete up to so many keys that nobody needs any more, the oldest first; those of jobs that are not finished are looked at again a day
+-- later. Returns how many were looked at. A key that is in somebody's hands is passed over.
+CREATE OR REPLACE FUNCTION jobqueue.prune_keys(max_keys integer DEFAULT 1000) RETURNS integer
+LANGUAGE sql
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+    WITH old AS MATERIALIZED (
+        SELECT k.scope, k.key, k.scope = 'unique' AND jobqueue.unfinished(k.job_id) AS held FROM jobqueue.keys AS k
+         WHERE k.expires_at <= now() ORDER BY k.expires_at LIMIT max_keys FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM jobqueue.keys AS k USING old WHERE NOT old.held AND k.scope = old.scope AND k.key = old.key
+    ), kept AS (
+        UPDATE jobqueue.keys AS k SET expires_at = now() + interval '1 day' FROM old
+         WHERE old.held AND k.scope = old.scope AND k.key = old.key
+    )
+    SELECT count(*)::integer FROM old
 $$;
 
 -- A first set of partitions, so that a database prepared with psql alone is complete.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import uuid_utils
@@ -30,12 +30,14 @@ class Admitted(msgspec.Struct, frozen=True):
         documents: one JSON document a job, in the same order.
         queues: how many of them each queue can run now; queues that only get scheduled jobs are not in it.
         counts: how many of them there are of each (queue, kind).
+        keyed: whether some have a key, so that a job may be there in place of one of them: then the ids are not final.
     """
 
     ids: list[str]
     documents: list[bytes]
     queues: dict[str, int]
     counts: dict[tuple[str, str], int]
+    keyed: bool = False
 
     @property
     def kinds(self) -> set[str]:
@@ -48,6 +50,18 @@ class Admitted(msgspec.Struct, frozen=True):
         if documents.weight(max(map(len, self.documents))) == 1:
             return len(self.documents)  # so it almost always is, and costs next to nothing
         return sum([documents.weight(len(document)) for document in self.documents])
+
+
+class Receipt(NamedTuple):
+    """What a submission with keys came to.
+
+    Attributes:
+        ids: of the jobs that are there now, in the order that they were submitted in.
+        existing: the positions, from 0, of those that were there already.
+    """
+
+    ids: list[str]
+    existing: list[int]
 
 
 class PlainJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -122,9 +136,14 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
     encoded: list[bytes] = []
     queues: dict[str, int] = {}
     counts: dict[tuple[str, str], int] = {}
+    keyed = False
     for given in jobs:
         try:
-            some, their_documents = given if isinstance(given, tuple) else _carefully(given)
+            if isinstance(given, tuple):
+                some, their_documents = given
+            else:
+                some, their_documents = _carefully(given)
+                keyed = keyed or bool(given.idempotency_key or given.unique_key or given.unique)
         except InvalidJob as error:
             error.index = len(ids) if many else None
             raise
@@ -136,7 +155,7 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
             # This node's clock may be wrong: it only decides whom to wake. What is due is for the database's clock to say.
             if not job.delay and (not job.run_at or job.run_at <= datetime.now(UTC)):
                 queues[queue] = queues.get(queue, 0) + 1
-    return Admitted(ids, encoded, queues, counts)
+    return Admitted(ids, encoded, queues, counts, keyed)
 
 
 def _carefully(submission: Submission) -> Encoded:
@@ -186,7 +205,7 @@ def _options(submission: Submission) -> Options | None:
         group=submission.group,
         weight=submission.weight,
         concurrency_key=submission.concurrency_key,
-        unique=submission.unique,
+        unique=submission.unique or None,
         unique_key=submission.unique_key,
         idempotency_key=submission.idempotency_key,
     )

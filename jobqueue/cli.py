@@ -106,6 +106,13 @@ def cli() -> None:
 @setting("--keep-finished", "KEEP_FINISHED", "Seconds to keep jobs that succeeded.", type=float, default=DEFAULTS.keep_finished)
 @setting("--keep-cancelled", "KEEP_CANCELLED", "Seconds to keep cancelled jobs.", type=float, default=DEFAULTS.keep_cancelled)
 @setting("--keep-dead", "KEEP_DEAD", "Seconds to keep dead letters.", type=float, default=DEFAULTS.keep_dead)
+@setting(
+    "--idempotency-ttl",
+    "IDEMPOTENCY_TTL",
+    "Seconds for which an idempotency key stands for the job that was first submitted with it.",
+    type=float,
+    default=DEFAULTS.idempotency_ttl,
+)
 @log_level
 @click.option("--supervised", type=int, hidden=True)  # the number of this process: see jobqueue/supervised.py
 def serve_command(

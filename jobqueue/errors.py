@@ -39,6 +39,10 @@ class InvalidFilter(InvalidJob):
     """What jobs are asked for by is not of the form that filters have."""
 
 
+class ConflictingJob(InvalidJob):
+    """A submission, or a redrive, is at odds with another one; when that has ended, it may be sent again."""
+
+
 class BatchTooLarge(InvalidJob):
     """A submission holds more jobs than one transaction may."""
 
@@ -107,6 +111,29 @@ class RefusedData(JobQueueError):
     def __init__(self, reason: str, *, field: str | None = None) -> None:
         super().__init__(reason)
         self.field = field
+
+
+class RefusedKey(RefusedData):
+    """What a key stands for is at odds with the job that was submitted with it.
+
+    Args:
+        reason: what PostgreSQL said, in words for the submitter.
+        field: the field that holds the key.
+        index: the position of the job in the batch that was written, from 0; None outside of one.
+    """
+
+    def __init__(self, reason: str, *, field: str, index: int | None = None) -> None:
+        super().__init__(reason)
+        self.field = field
+        self.index = index
+
+
+class KeyReused(RefusedKey):
+    """An idempotency key was used before, for another job."""
+
+
+class KeyInUse(RefusedKey):
+    """A transaction that is not over yet has the key, or a job that is not finished has the unique key of one to be run again."""
 
 
 class SchemaVersionError(JobQueueError):

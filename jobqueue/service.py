@@ -209,6 +209,7 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         kinds=app.handlers if settings.strict_kinds else None,
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
+        key_ttl=settings.idempotency_ttl,
     )
     notes = Notes(store, on_noted=watcher.noted)
     width = sum(settings.worked_queues.values())

@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         keep_finished: how long jobs that succeeded are kept, by whole days.
         keep_cancelled: how long cancelled jobs are kept, by whole days.
         keep_dead: how long dead letters are kept.
+        idempotency_ttl: how long an idempotency key stands for the job that was first submitted with it.
 
     Raises:
         SettingsError: a value that cannot work.
@@ -57,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_finished: float = 86_400.0
     keep_cancelled: float = 30 * 86_400.0
     keep_dead: float = 30 * 86_400.0
+    idempotency_ttl: float = 86_400.0
 
     def __post_init__(self) -> None:
         bounds = [
@@ -68,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("time to keep finished jobs", self.keep_finished, 0, 10 * 365 * 86_400),
             ("time to keep cancelled jobs", self.keep_cancelled, 0, 10 * 365 * 86_400),
             ("time to keep dead jobs", self.keep_dead, 0, 10 * 365 * 86_400),
+            ("time to live of idempotency keys", self.idempotency_ttl, 1, 10 * 365 * 86_400),
             ("number of queues", len(self.queues), 0, MAX_QUEUES),
             *((f"concurrency of queue {queue!r}", width, 0, MAX_CONCURRENCY) for queue, width in self.queues.items()),
             *((f"length of queue name {queue!r}", len(queue), 1, MAX_NAME_LENGTH) for queue in self.queues),

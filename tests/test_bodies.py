@@ -405,3 +405,83 @@ def test_large_and_worthless_bodies_are_dealt_with_quickly(content_type: str, bo
     with contextlib.suppress(InvalidJob):
         read(body, content_type)
     assert time.process_time() - started < 3
+
+
+# ------------------------------------------------------------------------------------------------------------- the key of a request
+
+
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        ("8e03978e-40d5-43e8-bc93-6894a57f9324", None),
+        ('"8e03978e-40d5-43e8-bc93-6894a57f9324"', "8e03978e-40d5-43e8-bc93-6894a57f9324"),
+        ('"a b, c; d=\\"e\\\\"', 'a b, c; d="e\\'),
+        ("a/b+c=:.!~[x]<y>", None),
+        ("x" * MAX_NAME_LENGTH, None),
+        ('"' + '\\"' * MAX_NAME_LENGTH + '"', '"' * MAX_NAME_LENGTH),
+    ],
+)
+@pytest.mark.parametrize("body", [b"{}", b'{"payload": {"a": 1}}', b' {"idempotency_key": null, "more": 1}'])
+def test_a_key_in_the_header_is_the_jobs(header: str, key: str | None, body: bytes) -> None:
+    submitted = bodies.parse(JSON, body, header)
+    [document] = submitted.jobs.documents
+    assert msgspec.json.decode(document)["options"] == {"idempotency_key": key or header}
+    assert (submitted.many, submitted.jobs.keyed) == (False, True)
+    assert submitted.ignored == (["more"] if b"more" in body else [])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *["", '"', '""', '"a', 'a"', '"a" "b"', '"a", "b"', "a, b", "a b", "a;b=1", '"a";b=1', '"\\a"', '"a\\"', "a\\b"],
+        *["ä", "\x7f", "a\tb", "x" * (MAX_NAME_LENGTH + 1), '"' + "x" * (MAX_NAME_LENGTH + 1) + '"'],
+    ],
+)
+def test_a_header_that_is_no_key_is_refused(header: str) -> None:
+    with pytest.raises(
+        InvalidJob, match=f"Idempotency-Key header must be one string of 1 to {MAX_NAME_LENGTH} characters"
+    ) as refused:
+        bodies.parse(JSON, b"{}", header)
+    assert refused.value.field == "idempotency_key"
+
+
+def test_a_key_in_the_header_that_the_body_has_too_must_be_the_same() -> None:
+    body = b'{"idempotency_key": "a"}'
+    assert bodies.parse(JSON, body, '"a"').jobs.documents[0].count(b'"a"') == 1
+    with pytest.raises(InvalidJob, match="differ") as refused:
+        bodies.parse(JSON, body, "b")
+    assert (refused.value.field, refused.value.index) == ("idempotency_key", None)
+
+
+@pytest.mark.parametrize(("content_type", "body"), [(JSON, b"[{}]"), (JSON, b" []"), (NDJSON, b"{}"), (NDJSON, b"{}\n{}")])
+def test_a_key_in_the_header_is_not_for_a_batch(content_type: str, body: bytes) -> None:
+    with pytest.raises(InvalidJob, match="give each job of a batch an idempotency_key of its own") as refused:
+        bodies.parse(content_type, body, "a")
+    assert refused.value.field == "idempotency_key"
+
+
+@pytest.mark.parametrize(
+    ("body", "keyed"),
+    [
+        ('{"idempotency_key": "k"}', True),
+        ('{"unique_key": "k"}', True),
+        ('{"unique": true}', True),
+        ('{"unique": false}', False),
+        ('{"group": "g"}', False),
+        ("{}", False),
+        ('[{}, {"uniqueKey": "k"}, {}]', True),
+        ('[{}, {"unique": null}]', False),
+    ],
+)
+def test_whether_jobs_have_keys_is_known(body: str, keyed: bool) -> None:
+    assert read(body).jobs.keyed == keyed
+
+
+@pytest.mark.parametrize("field", ["idempotency_key", "unique_key"])
+def test_a_key_is_a_string_of_a_bounded_length(field: str) -> None:
+    for name in ("x", "x" * MAX_NAME_LENGTH):
+        assert one(json.dumps({field: name}))["options"] == {field: name}
+    for name in ("", "x" * (MAX_NAME_LENGTH + 1), 1):
+        refused = refusal(json.dumps({field: name}))
+        assert (refused.field, f"{field} must be a string of 1 to {MAX_NAME_LENGTH} characters" in refused.reason) == (field, True)
+    assert refusal(json.dumps({field: "a\0"})).field == field

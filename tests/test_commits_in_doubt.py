@@ -132,6 +132,33 @@ def test_a_submission_in_doubt_is_acknowledged_and_there_once(
     assert Counter(effects.ids("ran") + effects.ids("ended")) == Counter(ids), "each ran once"
 
 
+@pytest.mark.parametrize("keep", ["86400", "0"])
+def test_a_submission_in_doubt_with_keys_is_there_once_and_finds_its_own_keys(  # noqa: PLR0917 - fixtures
+    which: str, keep: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
+) -> None:
+    client = start("--keep-finished", keep)
+    ids: list[str] = []
+    held = client.submit({"kind": "sleep", "unique_key": "held", "payload": {"seconds": 3600}})
+    for turn in range(TIMES):
+        jobs = [{"kind": kind, key: f"{kind} {turn}"} for kind in ("echo", "sleep") for key in ("idempotency_key", "unique_key")]
+        with losing(proxy, which, "submit_batch"), ThreadPoolExecutor() as pool:
+            answers = [pool.submit(client.post, job) for job in [*jobs, [*jobs[:1], {"unique_key": "held"}]]]
+        *alone, batch = [answer.result() for answer in answers]
+        # Of the two that had the same key one was the first.
+        assert {answer.status_code for answer in alone[1:]} == {201}
+        assert sorted([alone[0].status_code, 200 if 0 in batch.json()["existing"] else 201]) == [200, 201]
+        ids += [answer.json()["id"] for answer in alone]
+        assert batch.json()["ids"] == [ids[-len(jobs)], held]
+        assert 1 in batch.json()["existing"]
+        again = [client.post(job) for job in jobs if "idempotency_key" in job]
+        assert [(answer.status_code, answer.json()["id"]) for answer in again] == [(200, ids[-4]), (200, ids[-2])]
+    assert "commit in doubt" in client.node.log
+    wait_for(lambda: len(effects.ids("ran") + effects.ids("ended")) == len(ids), "all have run")
+    assert Counter(effects.ids("ran") + effects.ids("ended")) == Counter(ids), "each ran once"
+    wait_for(lambda: database.states().get("inflight") == 1, "all are done but one")
+    assert sum(database.states().values()) == 1 + (0 if keep == "0" else len(ids))
+
+
 def test_a_submission_in_doubt_whose_transaction_is_still_open_is_there_once(
     start: Start, proxy: ProxyThread, database: Database, effects: Effects
 ) -> None:

@@ -17,7 +17,7 @@ from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.schedule import LOCKED_INTERVAL, Schedule
 from jobqueue.job import Options
 from jobqueue.settings import Settings
-from jobqueue.storage.store import Promotion
+from jobqueue.storage.store import Promotion, Store
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
 from tests.storage import open_driver
@@ -133,9 +133,9 @@ async def test_a_job_that_was_claimed_in_time_and_waits_for_a_worker_too_long_is
     async with (
         open_driver(database_url) as driver,
         open_stages() as stages,
-        service._open_engine(app, settings, database_url) as engine,
+        service.open_engine(app, settings, Store(database_url)) as engine,
     ):
-        await service._start_engine(engine, settings, database_url, stages)
+        await service.start_engine(engine, settings, stages, database_url)
         queue = engine.queues["default"]
         await driver.submit(kind="hold", priority=9)
         late = await driver.submit(kind="note", payload={"name": "late"}, options=Options(expires_in=1.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -15,7 +16,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, ShuttingDown, UnprocessableJob
+from jobqueue.admission import Receipt
+from jobqueue.errors import ConflictingJob, ConnectionLost, DatabaseUnavailable, Overloaded, ShuttingDown, UnprocessableJob
 from jobqueue.http import express, plain
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES
@@ -52,7 +54,14 @@ PLAIN = {
     "health": request(first=b"GET /health HTTP/1.1", body=b"", length=False),
     "health with a length": request(first=b"GET /health HTTP/1.1", body=b""),
     "a large batch": request(JSON, body=b"[" + b",".join([JOB] * 9_000) + b"]"),
+    "a key": request(JSON, b'Idempotency-Key: "8e03978e"'),
+    "a bare key": request(JSON, b"idempotency-key:8e03978e", body=b'{"idempotency_key": "8e03978e", "more": 1}'),
+    "keys in a batch": request(JSON, body=b'[{"idempotency_key": "a"}, {"unique": true}, {}]'),
     # What is refused is refused in the lane too.
+    "no key": request(JSON, b'Idempotency-Key: "'),
+    "an empty key": request(JSON, b"Idempotency-Key: "),
+    "two keys": request(JSON, b"Idempotency-Key: a", body=b'{"idempotency_key": "b"}'),
+    "a key for a batch": request(JSON, b"Idempotency-Key: a", body=b"[{}]"),
     "no content type": request(),
     "another content type": request(b"Content-Type: text/plain"),
     "a form": request(b"Content-Type: application/x-www-form-urlencoded", body=b"kind=mail"),
@@ -91,6 +100,7 @@ NOT_PLAIN = {
     "a length too long": request(JSON, b"Content-Length: 99999999999", body=b"{}", length=False),
     "a body too large": request(JSON, b"Content-Length: 67108865", body=b"{}", length=False),
     "no length": request(JSON, body=b"", length=False),
+    "two keys in headers": request(JSON, b"Idempotency-Key: a", b"Idempotency-Key: a"),
     "two content types": request(JSON, b"Content-Type: text/plain"),
     "a header beyond ASCII": request(JSON, b"X-Name: \xc3\xa9"),
     "a header with a control character": request(JSON, b"X-Name: a\x01b"),
@@ -188,6 +198,7 @@ async def test_both_ways_give_the_same_answer(
         DatabaseUnavailable("x"),
         ConnectionLost("x", backend=(1, "")),
         UnprocessableJob("no such kind", field="kind"),
+        ConflictingJob("somebody has it", field="idempotency_key", index=3),
         RuntimeError("a bug"),
     ],
     ids=lambda error: type(error).__name__,
@@ -201,7 +212,39 @@ async def test_both_ways_tell_an_error_the_same_way(error: Exception, without_la
         async with serving(node) as served:
             got.append(await exchange(served, [PLAIN["one"]]))
     assert got[0] == got[1]
-    assert got[0].startswith((b"HTTP/1.1 503", b"HTTP/1.1 422", b"HTTP/1.1 500"))
+    assert got[0].startswith((b"HTTP/1.1 503", b"HTTP/1.1 422", b"HTTP/1.1 409", b"HTTP/1.1 500"))
+
+
+@pytest.mark.parametrize(
+    ("name", "existing", "status"),
+    [
+        ("a key", [], 201),
+        ("a key", [0], 200),
+        ("keys in a batch", [], 201),
+        ("keys in a batch", [0, 2], 201),
+        ("keys in a batch", [0, 1, 2], 200),
+    ],
+)
+async def test_both_ways_tell_what_was_there_already(
+    name: str, existing: list[int], status: int, without_lane: Callable[[bool], None]
+) -> None:
+    got = []
+    for without in (False, True):
+        without_lane(without)
+        node = Node()
+        ids = [f"01a209ba-188d-7241-b752-38e62b10c81{place}" for place in range(3 if "batch" in name else 1)]
+        node.receipt = Receipt(ids, existing)
+        async with serving(node) as served:
+            got.append(await exchange(served, [PLAIN[name]]))
+    assert got[0] == got[1]
+    assert got[0].startswith(b"HTTP/1.1 %d" % status)
+    if "batch" in name:
+        expected = {"ids": ["ID"] * 3, "existing": existing}
+        assert b"location" not in got[0].lower()
+    else:
+        expected = {"id": "ID"}
+        assert b"location: /jobs/ID\r\n" in got[0]
+    assert json.loads(got[0].partition(b"\r\n\r\n")[2]) == expected
 
 
 async def test_a_token_opens_both(without_lane: Callable[[bool], None]) -> None:

@@ -128,6 +128,7 @@ class Told:
     acknowledged: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
     runs: Counter[str] = field(default_factory=Counter)
 
 
@@ -181,20 +182,31 @@ async def running(app: jobqueue.App, url: str) -> AsyncIterator[tuple[Any, Stage
 
 
 async def submit(engine: Any, told: Told, number: int) -> None:
-    """Submit as a client does that sends a refused job again, and cannot know more than it was told."""
+    """Submit as a client does that sends a refused job again, and cannot know more than it was told.
+
+    Every second one has an idempotency key, which is all that it takes to send it again whatever it was told.
+    """
     kind = list(ENDS)[number % len(ENDS)]
+    key = f"{len(told.acknowledged)} {number}" if number % 2 else None
     while True:
-        jobs = admit([Submission(kind=kind, payload=number, priority=number % 3, delay=0.05 if kind == "later" else None)])
+        delay = 0.05 if kind == "later" else None
+        jobs = admit([Submission(kind=kind, payload=number, priority=number % 3, delay=delay, idempotency_key=key)])
         try:
-            await engine.submissions.submit(jobs)
+            receipt = await engine.submissions.submit(jobs)
         except ConnectionLost:
             told.unknown |= dict.fromkeys(jobs.ids, kind)
-            return
+            if key is None:
+                return
+            await trio.sleep(0.02)
+            continue
         except DatabaseUnavailable:
             told.refused += jobs.ids
             await trio.sleep(0.02)
             continue
-        told.acknowledged |= dict.fromkeys(jobs.ids, kind)
+        assert (receipt is not None) == (key is not None)
+        told.acknowledged |= dict.fromkeys(jobs.ids if receipt is None else receipt.ids, kind)
+        if key is not None:
+            told.keys.append(key)
         return
 
 
@@ -248,6 +260,8 @@ def check(told: Told, rows: Sequence[Mapping[str, Any]]) -> None:
     assert set(ends.values()) <= set(ENDS.values()), "nothing stays claimed"
     assert not ends.keys() & set(told.refused), "what was refused does not exist"
     assert ends.keys() <= told.acknowledged.keys() | told.unknown.keys()
+    keys = [row["options"]["idempotency_key"] for row in rows if row["options"]]
+    assert sorted(keys) == sorted(told.keys), "each key is one job"
     for row in rows:
         assert row["attempt"] <= row["max_retries"] + 1
         assert told.runs[row["id"]] <= row["claims"], "a run without a claim"

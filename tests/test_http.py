@@ -19,7 +19,7 @@ import structlog.testing
 import trio
 import trio.testing
 
-from jobqueue.admission import Admitted
+from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
 from jobqueue.http import api, express, limits, listening, plain, server
@@ -40,11 +40,12 @@ class Node:
         self.reasons: list[str] = []
         self.jobs: dict[str, dict[str, Any]] = {JOB_ID: {"id": JOB_ID, "state": "pending"}}
         self.paused: dict[str, bool] = {}
+        self.receipt: Receipt | None = None
         self.hold: trio.Event | None = None
         self.entered = trio.Event()
         self.cancelled = 0
 
-    async def submit(self, jobs: Admitted) -> None:
+    async def submit(self, jobs: Admitted) -> Receipt | None:
         self.entered.set()
         if self.hold is not None:
             try:
@@ -55,15 +56,16 @@ class Node:
         if self.error is not None:
             raise self.error
         self.submitted += [msgspec.json.decode(document) for document in jobs.documents]
+        return self.receipt
 
-    def begin(self, jobs: Admitted, told: Told[None]) -> None:
+    def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
         async def submit() -> None:
             try:
-                await self.submit(jobs)
+                receipt = await self.submit(jobs)
             except Exception as error:  # noqa: BLE001 - told, as it would be
                 told(None, error)
             else:
-                told(None, None)
+                told(receipt, None)
 
         trio.lowlevel.spawn_system_task(submit)
 

@@ -18,6 +18,7 @@ BOUNDS = [
     ("keep_finished", "time to keep finished jobs", 0, TEN_YEARS, 0.001),
     ("keep_cancelled", "time to keep cancelled jobs", 0, TEN_YEARS, 0.001),
     ("keep_dead", "time to keep dead jobs", 0, TEN_YEARS, 0.001),
+    ("idempotency_ttl", "time to live of idempotency keys", 1, TEN_YEARS, 0.001),
 ]
 """Setting, its name in messages, the least and the most that it may be, and the step that is too far."""
 

@@ -18,10 +18,10 @@ import trio
 from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.errors import RefusedData
+from jobqueue.errors import KeyInUse, KeyReused, RefusedData
 from jobqueue.job import AttemptError, ClaimedJob, DeadFilter, NewJob, Note, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claim, DueSchedule, Expired, Move, Store, Want
+from jobqueue.storage.store import PRUNE_BATCH, Claim, DueSchedule, Expired, Move, Store, Submitted, Want
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.timetable import CronSchedule, schedule_of
 from tests.conftest import SERVERS, ServerPool
@@ -1182,3 +1182,240 @@ async def test_a_lost_node_costs_a_job_none_of_its_notes(driver: Driver) -> None
     await driver.recover()
     await driver.join()
     assert (await driver.claim_one()).saved == {"checkpoint": {"page": 3}}
+
+
+# ----------------------------------------------------------------------------------------------------------------------- keys
+
+DAY = 86_400.0
+BACKEND = (1, "2000-01-01")
+
+
+def keyed(
+    idempotency_key: str | None = None, *, unique_key: str | None = None, unique: bool | None = None, **fields: Any
+) -> NewJob:
+    options = Options(idempotency_key=idempotency_key, unique_key=unique_key, unique=unique)
+    return NewJob(id=new_id(), options=options, **fields)
+
+
+async def once(driver: Driver, *jobs: NewJob, key_ttl: float = DAY) -> list[str]:
+    submitted = await driver.store.submit([documents.encode(job) for job in jobs], wake=False, key_ttl=key_ttl)
+    assert submitted.ids is not None
+    return submitted.ids
+
+
+async def again(driver: Driver, *jobs: NewJob) -> list[str]:
+    submitted = await driver.store.submit_again([documents.encode(job) for job in jobs], backend=BACKEND, key_ttl=DAY)
+    assert submitted.ids is not None
+    return submitted.ids
+
+
+async def unfinished(driver: Driver) -> int:
+    return sum(depth.jobs for depth in await driver.store.depths() if depth.state != "dead")
+
+
+@pytest.mark.parametrize("state", [*STATES, "gone"])
+async def test_an_idempotency_key_is_the_same_job_whatever_became_of_it(driver: Driver, state: str) -> None:
+    first = keyed("k", delay=3600.0 if state == "scheduled" else None)
+    assert await once(driver, first) == [first.id]
+    if state not in ("scheduled", "pending"):
+        job = await driver.claim_one()
+        if state != "inflight":
+            fields: dict[str, Any] = {"reason": "no luck"} if state == "dead" else {}
+            outcome: Verdict = "dead" if state == "dead" else "succeeded"
+            ended = Outcome(id=job.id, claims=job.claims, outcome=outcome, **fields)
+            assert await driver.store.finish(driver.node, [ended], keep=state != "gone") == set()
+    assert await once(driver, keyed("k", delay=first.delay)) == [first.id]
+    assert await driver.state(first.id) == (None if state == "gone" else state)
+    assert await unfinished(driver) == (state in ("scheduled", "pending", "inflight"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kind": "b"},
+        {"queue": "b"},
+        {"payload": {"n": 2}},
+        {"payload": None},
+        {"priority": 1},
+        {"max_retries": 0},
+        {"timeout": 1.0},
+        {"delay": 1.0},
+        {"run_at": datetime(2040, 1, 1, tzinfo=UTC)},
+        {"options": Options(idempotency_key="k", group="g")},
+        {"options": Options(idempotency_key="k", unique_key="u")},
+        {"options": Options(idempotency_key="k", expires_in=60.0)},
+    ],
+    ids=",".join,
+)
+async def test_an_idempotency_key_is_refused_for_another_job_and_the_whole_batch_with_it(
+    driver: Driver, other: dict[str, Any]
+) -> None:
+    same: dict[str, Any] = {"payload": {"n": 1}, "options": Options(idempotency_key="k")}
+    first, plain_job, another = (NewJob(id=new_id(), **fields) for fields in (same, {}, {**same, **other}))
+    await once(driver, first)
+    with pytest.raises(KeyReused, match=r"idempotency_key [\"']k[\"'] was used for another job") as refused:
+        await once(driver, plain_job, another)
+    assert (refused.value.field, refused.value.index) == ("idempotency_key", 1)
+    with pytest.raises(KeyReused):
+        await once(driver, NewJob(id=new_id(), options=Options(idempotency_key="l")), keyed("l", kind="b"))
+    assert await unfinished(driver) == 1
+    assert await once(driver, keyed("l", kind="b")) != [first.id], "what was refused left no key behind"
+
+
+async def test_one_key_twice_in_a_batch_is_one_job(driver: Driver) -> None:
+    k1, k2, l1, k3 = keyed("k"), keyed("k"), keyed("l"), keyed("k")
+    plain_job = NewJob(id=new_id())
+    assert await once(driver, k1, plain_job, k2, l1, k3) == [k1.id, plain_job.id, k1.id, l1.id, k1.id]
+    assert sorted(job.id for job in await driver.claim()) == sorted([k1.id, plain_job.id, l1.id])
+
+
+async def test_a_key_is_forgotten_when_its_time_is_over(driver: Driver) -> None:
+    first, second = keyed("k"), keyed("k", kind="another")
+    assert await once(driver, first, key_ttl=0.05) == [first.id]
+    await trio.sleep(0.06)
+    assert await once(driver, second) == [second.id]
+    assert await once(driver, keyed("k", kind="another")) == [second.id]
+
+
+@pytest.mark.parametrize("key", ["unique_key", "unique"])
+@pytest.mark.parametrize("state", [*STATES, "gone", "cancelled", "retried", "snoozed"])
+async def test_a_unique_key_is_held_until_its_job_is_finished(driver: Driver, state: str, key: str) -> None:
+    asked: dict[str, Any] = {"unique_key": "u"} if key == "unique_key" else {"unique": True}
+    first = keyed(**asked, delay=3600.0 if state == "scheduled" else None)
+    assert await once(driver, first) == [first.id]
+    verdicts: dict[str, tuple[Verdict, dict[str, Any]]] = {
+        "dead": ("dead", {"reason": "no luck"}),
+        "retried": ("retry", {"delay": 60.0}),
+        "snoozed": ("snoozed", {"delay": 60.0}),
+    }
+    if state == "cancelled":
+        assert await driver.store.cancel(first.id)
+    elif state not in ("scheduled", "pending"):
+        job = await driver.claim_one()
+        if state != "inflight":
+            verdict, fields = verdicts.get(state, ("succeeded", {}))
+            ended = Outcome(id=job.id, claims=job.claims, outcome=verdict, **fields)
+            assert await driver.store.finish(driver.node, [ended], keep=state != "gone") == set()
+    held = state in ("scheduled", "pending", "inflight", "retried", "snoozed")
+    second = keyed(**asked)
+    assert await once(driver, second) == [first.id if held else second.id]
+    assert await unfinished(driver) == 1
+    assert await once(driver, keyed(**asked)) == [first.id if held else second.id]
+
+
+async def test_unique_is_by_queue_kind_and_payload(driver: Driver) -> None:
+    jobs = [{}, {"kind": "b"}, {"queue": "b"}, {"payload": {"n": 1}}, {"payload": {"n": 2}}]
+    firsts = [keyed(unique=True, **fields) for fields in jobs]
+    ids = [job.id for job in firsts]
+    assert await once(driver, *firsts) == ids
+    assert await once(driver, *(keyed(unique=True, priority=3, **fields) for fields in jobs)) == ids, "the priority does not matter"
+    named = keyed(unique_key="u", kind="c")
+    assert await once(driver, named, keyed(unique_key="u", queue="b"), keyed(unique_key="u", unique=True)) == [named.id] * 3
+
+
+async def test_an_idempotency_key_stands_for_the_job_that_a_unique_key_met(driver: Driver) -> None:
+    holder = keyed(unique_key="u")
+    await once(driver, holder)
+    assert await once(driver, *(keyed("k", unique_key="u") for _ in range(2))) == [holder.id] * 2
+    await driver.finish(await driver.claim_one(), "succeeded")
+    assert await once(driver, keyed("k", unique_key="u")) == [holder.id], "still, when a new one could come"
+    fresh = keyed("l", unique_key="u")
+    assert await once(driver, fresh) == [fresh.id]
+    with pytest.raises(KeyReused):
+        await once(driver, keyed("l", unique_key="v"))
+
+
+async def test_a_dead_job_whose_unique_key_is_taken_is_not_run_again(driver: Driver) -> None:
+    dead, plain_job = keyed(unique_key="u"), NewJob(id=new_id())
+    await once(driver, dead)
+    await driver.finish(await driver.claim_one(), "dead", reason="no luck")
+    taker = keyed(unique_key="u")
+    assert await once(driver, taker) == [taker.id]
+    with pytest.raises(KeyInUse, match=taker.id) as refused:
+        await driver.store.retry(dead.id)
+    assert refused.value.field == "unique_key"
+    assert await driver.state(dead.id) == "dead"
+    await driver.finish(await driver.claim_one(), "succeeded")
+    assert await driver.store.retry(dead.id)
+    assert await once(driver, keyed(unique_key="u"), plain_job) == [dead.id, plain_job.id], (
+        "a job that was run again has its key again"
+    )
+
+
+async def test_submitting_again_finds_its_own_keys(driver: Driver) -> None:
+    holder = keyed(unique_key="h")
+    await once(driver, holder)
+    batch = [
+        keyed("k"),
+        keyed("k"),
+        keyed(unique_key="u"),
+        keyed(unique_key="u"),
+        keyed("l", unique_key="v"),
+        keyed(unique_key="h"),
+        NewJob(id=new_id()),
+        keyed(unique=True),
+    ]
+    ids = await once(driver, *batch)
+    first = [batch[place].id for place in (0, 0, 2, 2, 4)] + [holder.id, batch[6].id, batch[7].id]
+    assert ids == first
+    assert await again(driver, *batch) == first
+    assert await unfinished(driver) == 6
+
+
+async def test_submitting_again_what_was_never_committed_submits_it(driver: Driver) -> None:
+    batch = [keyed("k"), keyed("k"), keyed("l", unique_key="v"), NewJob(id=new_id())]
+    assert await again(driver, *batch) == [batch[0].id, batch[0].id, batch[2].id, batch[3].id]
+    assert await unfinished(driver) == 3
+    assert await once(driver, keyed("k"), keyed("l", unique_key="v")) == [batch[0].id, batch[2].id]
+
+
+@pytest.mark.parametrize("key", [{"idempotency_key": "k"}, {"unique_key": "u"}, {"unique": True}], ids=lambda key: next(iter(key)))
+async def test_what_is_done_and_gone_is_not_run_again_where_its_key_tells_of_it(driver: Driver, key: dict[str, Any]) -> None:
+    job, twin = keyed(**key), keyed(**key)
+    await once(driver, job, twin)
+    run = await driver.claim_one()
+    assert await driver.store.finish(driver.node, [Outcome(id=run.id, claims=run.claims, outcome="succeeded")], keep=False) == set()
+    ids = await again(driver, job)
+    assert ids == [job.id]
+    assert await driver.claim() == []
+
+
+async def test_a_submission_that_meets_a_job_claims_along_all_the_same(driver: Driver) -> None:
+    first = keyed("k", unique_key="u")
+    await once(driver, first)
+    along = Claim(driver.node, {"default": Want(2)}, b"{}")
+    met = await driver.store.submit([documents.encode(keyed("k", unique_key="u"))], wake=False, along=along, key_ttl=DAY)
+    assert met.claimed is not None
+    assert met == Submitted({}, met.claimed, [first.id])
+    assert [job.id for job in met.claimed] == [first.id]
+
+
+async def test_keys_that_nobody_needs_are_pruned(driver: Driver) -> None:
+    old, kept, done, held = keyed("old"), keyed("kept"), keyed(unique_key="done"), keyed(unique_key="held", queue="elsewhere")
+    await once(driver, old, key_ttl=0.01)
+    await once(driver, kept, done, held)
+    await trio.sleep(0.02)
+    assert await driver.store.prune_keys() == 1
+    assert await driver.store.prune_keys() == 0
+    assert await once(driver, keyed("kept"), keyed(unique_key="held", queue="elsewhere")) == [kept.id, held.id]
+    fresh = keyed("old", kind="another")
+    assert await once(driver, fresh) == [fresh.id]
+
+
+async def test_a_thousand_keys_are_pruned_at_a_time(driver: Driver) -> None:
+    await once(driver, *(keyed(f"k{number}") for number in range(PRUNE_BATCH + 1)), key_ttl=0.01)
+    await trio.sleep(0.02)
+    assert [await driver.store.prune_keys() for _ in range(3)] == [PRUNE_BATCH, 1, 0]
+
+
+async def test_dead_jobs_of_one_unique_key_are_run_again_one_at_a_time(driver: Driver) -> None:
+    dead = []
+    for _ in range(2):
+        [job_id] = await once(driver, keyed(unique_key="u"))
+        await driver.finish(await driver.claim_one(), "dead", reason="no luck")
+        dead.append(job_id)
+    other = await driver.in_state("dead")
+    assert isinstance(other, ClaimedJob)
+    assert [await driver.store.retry_dead(DeadFilter(all=True)) for _ in range(2)] == [2, 0]
+    assert sorted(job.id for job in await driver.claim()) == sorted([dead[0], other.id])
+    assert await driver.state(dead[1]) == "dead"

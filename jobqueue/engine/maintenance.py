@@ -8,7 +8,7 @@ import trio
 from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import Lease
 from jobqueue.errors import DatabaseUnavailable, RefusedData
-from jobqueue.storage.store import RECOVER_BATCH, Store
+from jobqueue.storage.store import PRUNE_BATCH, RECOVER_BATCH, Store
 
 PRUNE_INTERVAL = 3600.0
 """Seconds between two looks at partitions and retention."""
@@ -63,7 +63,7 @@ async def run_pruning(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep partitions ahead, let retention drop the old ones, and delete old dead letters, until cancelled."""
+    """Keep partitions ahead, let retention drop the old ones, and delete old dead letters and keys, until cancelled."""
     task_status.started()
     while True:
         try:
@@ -75,6 +75,8 @@ async def run_pruning(
                 deleted += pruned
             if deleted:
                 log.info("old dead letters deleted", jobs=deleted)
+            while await store.prune_keys() == PRUNE_BATCH:
+                pass
         except (DatabaseUnavailable, RefusedData) as error:
             log.warning("pruning failed", error=str(error))
         await trio.sleep(PRUNE_INTERVAL)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import trio
 
-from jobqueue.admission import Admitted
+from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told, until_told
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.leases import Lease
@@ -18,7 +18,7 @@ from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.watching import Watch, Watcher
-from jobqueue.errors import DatabaseUnavailable, ShuttingDown
+from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
 from jobqueue.job import DeadFilter
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
@@ -62,11 +62,11 @@ class Operations:
         self._count_again_at = -1.0
         self._counted: list[Depth] = []
 
-    async def submit(self, jobs: Admitted) -> None:
+    async def submit(self, jobs: Admitted) -> Receipt | None:
         """Commit jobs; see `Submissions.submit`."""
-        await until_told(lambda told: self.begin(jobs, told))
+        return await until_told(lambda told: self.begin(jobs, told))
 
-    def begin(self, jobs: Admitted, told: Told[None]) -> None:
+    def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
         """Have jobs committed; see `Submissions.begin`."""
         if self._stopping():
             raise ShuttingDown("the service is shutting down")
@@ -118,7 +118,10 @@ class Operations:
         return cancelled
 
     async def retry(self, id: str) -> bool:  # noqa: A002
-        return await self._store.retry(id)
+        try:
+            return await self._store.retry(id)
+        except KeyInUse as error:
+            raise ConflictingJob(f"the job cannot be run again: {error}", field=error.field) from None
 
     async def discard(self, id: str) -> bool:  # noqa: A002
         return await self._store.discard(id)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
+import msgspec
 import structlog
 import trio
 
-from jobqueue.admission import Admitted
+from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics, Told, until_told
 from jobqueue.engine.dispatcher import Dispatcher
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData, UnprocessableJob
+from jobqueue.errors import (
+    ConflictingJob,
+    ConnectionLost,
+    DatabaseUnavailable,
+    KeyInUse,
+    NotReplicated,
+    RefusedData,
+    RefusedKey,
+    UnprocessableJob,
+)
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Ranks, Store
+from jobqueue.storage.store import Ranks, Store, Submitted
 
 MAX_BATCH = 1_000
 """Jobs in one transaction, of up to 16 KiB each (a larger one counts for several); a larger submission is one of its own."""
@@ -35,6 +46,7 @@ class Submissions:
         kinds: what this node serves when it is strict about kinds; None takes any.
         dispatcher: claims what this node has workers for in the transaction of the submission, and is told of the rest.
         idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
+        key_ttl: for how many seconds an idempotency key is known.
     """
 
     def __init__(
@@ -45,13 +57,18 @@ class Submissions:
         kinds: Iterable[str] | None,
         dispatcher: Dispatcher,
         idle_capacity: Callable[[str], int],
+        key_ttl: float,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._kinds = None if kinds is None else frozenset(kinds)
         self._dispatcher = dispatcher
         self._idle_capacity = idle_capacity
-        self._group: GroupCommit[Admitted, None] = GroupCommit(
+        self._key_ttl = key_ttl
+        self._doubts: dict[
+            int, ConnectionLost
+        ] = {}  # by the identity of a submission that is to be written again, in a smaller batch
+        self._group: GroupCommit[Admitted, Receipt | None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
         self.run = self._group.run
@@ -61,21 +78,22 @@ class Submissions:
     def statistics(self) -> GroupCommitStatistics:
         return self._group.statistics()
 
-    async def submit(self, jobs: Admitted) -> None:
-        """Commit the jobs, all or none; return once they are durable.
+    async def submit(self, jobs: Admitted) -> Receipt | None:
+        """Commit the jobs, all or none; return once they are durable: with a receipt, where some of them have keys.
 
         Raises:
-            UnprocessableJob, Overloaded, ShuttingDown, DatabaseUnavailable, ConnectionLost: see `begin`.
+            UnprocessableJob, ConflictingJob, Overloaded, ShuttingDown, DatabaseUnavailable, ConnectionLost: see `begin`.
         """
-        await until_told(lambda told: self.begin(jobs, told))
+        return await until_told(lambda told: self.begin(jobs, told))
 
-    def begin(self, jobs: Admitted, told: Told[None]) -> None:
-        """Have the jobs committed, all or none; call ``told(None, error)`` once they are durable, or why they are not.
+    def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
+        """Have the jobs committed, all or none; call ``told(receipt, error)`` once they are durable, or why they are not.
 
         What can be said at once is raised; which error comes which way depends on the moment.
 
         Raises:
-            UnprocessableJob: a kind that this node does not serve, or a value that PostgreSQL refused.
+            UnprocessableJob: a kind that this node does not serve, a refused value, or a key that stands for another job.
+            ConflictingJob: a key is in a transaction that is not over yet.
             Overloaded: too much waits already.
             ShuttingDown: no new work is taken.
             DatabaseUnavailable: PostgreSQL is away, nothing was written.
@@ -89,51 +107,79 @@ class Submissions:
             raise DatabaseUnavailable(self._store.submit_trouble)
         arrived = trio.current_time()
 
-        def settled(_: None, error: Exception | None) -> None:
+        def settled(receipt: Receipt | None, error: Exception | None) -> None:
             if error is None:
                 self._metrics.submit_seconds.observe(trio.current_time() - arrived)
+            elif isinstance(error, RefusedKey):
+                kind = ConflictingJob if isinstance(error, KeyInUse) else UnprocessableJob
+                # It was written alone in the end, so that its places are those of the batch.
+                error = kind(str(error), field=error.field, index=error.index if len(jobs.ids) > 1 else None)
             elif isinstance(error, RefusedData):
                 error = UnprocessableJob(str(error) if error.field else f"PostgreSQL refused the job: {error}", field=error.field)
-            told(None, error)
+            told(receipt, error)
 
         self._group.begin(jobs, settled, weight=jobs.weight)
 
-    async def _write(self, batch: Sequence[Admitted]) -> Sequence[None]:
+    async def _write(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
         encoded = [document for jobs in batch for document in jobs.documents]
         due: Counter[str] = Counter()
         counts: Counter[tuple[str, str]] = Counter()
         for jobs in batch:
             due.update(jobs.queues)
             counts.update(jobs.counts)
+        key_ttl = self._key_ttl if any(jobs.keyed for jobs in batch) else None
+        if self._doubts and (doubt := [self._doubts.pop(id(jobs)) for jobs in batch]):
+            submitted = await self._settle(batch, doubt[0], key_ttl)
+            return self._written(batch, submitted, submitted.best, counts)
         try:
             with self._dispatcher.along(due) as along:
                 claim = None if along is None else along.claim
-                submitted = await self._store.submit(encoded, wake=self._others_needed(due), along=claim)
+                submitted = await self._store.submit(encoded, wake=self._others_needed(due), along=claim, key_ttl=key_ttl)
                 best = submitted.best if along is None else along.take(submitted)
         except NotReplicated:
             self._dispatcher.audit()  # for what was claimed along, and came to nobody
             raise  # it is committed here: sending it again would find it, and prove nothing about the standby
         except ConnectionLost as lost:
-            try:
-                best = await self._make_sure(encoded, lost)
-            finally:
-                self._dispatcher.audit()
+            submitted = await self._settle(batch, lost, key_ttl)
+            best = submitted.best
+        return self._written(batch, submitted, best, counts)
+
+    def _written(
+        self, batch: Sequence[Admitted], submitted: Submitted, best: Ranks, counts: Counter[tuple[str, str]]
+    ) -> Sequence[Receipt | None]:
+        receipts: Sequence[Receipt | None] = [None] * len(batch)
+        if submitted.ids is not None:
+            receipts = _receipts(batch, submitted.ids)
+            counts.subtract(_already_there(batch, receipts))
         for (queue, kind), count in counts.items():
             self._metrics.of(queue, kind).submitted.inc(count)
         self._dispatcher.wake(best)
-        return [None] * len(batch)
+        return receipts
 
     def _others_needed(self, due: Mapping[str, int]) -> bool:
         return any(count > self._idle_capacity(queue) for queue, count in due.items())
 
-    async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost) -> Ranks:
+    async def _settle(self, batch: Sequence[Admitted], lost: ConnectionLost, key_ttl: float | None) -> Submitted:
+        """Write a batch again whose commit is in doubt; where a key is refused now, its halves are in doubt too."""
+        try:
+            return await self._make_sure([document for jobs in batch for document in jobs.documents], lost, key_ttl)
+        except RefusedKey as error:
+            if len(batch) > 1:
+                self._doubts |= {id(jobs): lost for jobs in batch}
+            elif isinstance(error, KeyInUse):
+                raise lost from error  # what it met the first time may have ended since: the rest of it may be there
+            raise
+        finally:
+            self._dispatcher.audit()
+
+    async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost, key_ttl: float | None) -> Submitted:
         """Find out what became of a commit, and commit what is missing."""
         log.warning("commit in doubt", jobs=len(encoded), error=str(lost))
         deadline = trio.current_time() + IN_DOUBT_PATIENCE
         failures = 0
         while True:
             try:
-                return await self._store.submit_again(encoded, backend=lost.backend)
+                return await self._store.submit_again(encoded, backend=lost.backend, key_ttl=key_ttl)
             except NotReplicated:
                 raise
             except ConnectionLost as again:
@@ -144,3 +190,30 @@ class Submissions:
             if trio.current_time() > deadline:
                 raise lost
             await trio.sleep(min(1.0, 0.05 * 2.0**failures) * random.uniform(0.5, 1))
+
+
+class _Names(msgspec.Struct):
+    queue: str = "default"
+    kind: str = "default"
+
+
+_names = msgspec.json.Decoder(_Names)
+
+
+def _receipts(batch: Sequence[Admitted], ids: Sequence[str]) -> list[Receipt | None]:
+    """Deal the ids of a batch out to those who submitted it; who has no keys needs none."""
+    dealt = iter(ids)
+    receipts: list[Receipt | None] = []
+    for jobs in batch:
+        given = list(islice(dealt, len(jobs.ids)))
+        existing = [place for place, ours in enumerate(jobs.ids) if given[place] != ours]
+        receipts.append(Receipt(given, existing) if jobs.keyed else None)
+    return receipts
+
+
+def _already_there(batch: Sequence[Admitted], receipts: Sequence[Receipt | None]) -> Iterator[tuple[str, str]]:
+    """The queue and kind of each job that was not stored, because another one is there."""
+    for jobs, receipt in zip(batch, receipts, strict=True):
+        for place in receipt.existing if receipt is not None else ():
+            names = _names.decode(jobs.documents[place])
+            yield names.queue, names.kind

@@ -40,7 +40,11 @@ class Backend(Submitting, watch.Watchable, Protocol):
         ...
 
     async def retry(self, id: str) -> bool:  # noqa: A002
-        """Run a dead job again; False when it is not dead."""
+        """Run a dead job again; False when it is not dead.
+
+        Raises:
+            ConflictingJob: another job has its unique key.
+        """
         ...
 
     async def discard(self, id: str) -> bool:  # noqa: A002
@@ -174,7 +178,8 @@ class _Routes:
 
     async def submit(self) -> Response:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-        return _response(await submit(self._backend, request.headers.get("Content-Type"), body))
+        key = ", ".join(request.headers.getlist("Idempotency-Key")) if "Idempotency-Key" in request.headers else None
+        return _response(await submit(self._backend, request.headers.get("Content-Type"), body, key))
 
     async def health(self) -> Response:
         return _json({"status": "ok"})

@@ -81,12 +81,15 @@ def _media_type(content_type: str | None) -> str | None:
     return media_type.lower() if known else None
 
 
-def parse(content_type: str | None, body: bytes) -> Submitted:
+def parse(content_type: str | None, body: bytes, key: str | None = None) -> Submitted:
     """Read the jobs in a body: one object is one job, an array or lines of JSON are many.
+
+    Args:
+        key: the ``Idempotency-Key`` header of the request: the same as the field of one job.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
-        InvalidJob: the body, or a job in it, is not of the form that jobs have.
+        InvalidJob: the body, a job in it, or the key is not of the form that it should have.
         PayloadTooLarge, BatchTooLarge: a bound is passed.
         UnprocessableJob: a value that cannot be stored.
     """
@@ -95,6 +98,9 @@ def parse(content_type: str | None, body: bytes) -> Submitted:
         raise InvalidJob('the body is empty: send a job, such as {"kind": "default", "payload": {}}')
     media_type = require_json(content_type)
     ignored: set[str] = set()
+    if key is not None:
+        jobs = admit([_with_key(key, media_type, body, ignored)], many=False)
+        return Submitted(jobs, many=False, ignored=sorted(ignored))
     if media_type in NDJSON:
         jobs = admit(_jobs(_lines(body), ignored))
     elif first == b"[":
@@ -104,6 +110,38 @@ def parse(content_type: str | None, body: bytes) -> Submitted:
     if not jobs.ids:
         raise InvalidJob("the batch is empty: send at least one job")
     return Submitted(jobs, many=True, ignored=sorted(ignored))
+
+
+_structured_string = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
+_bare_key = re.compile(r"[!#-+\--:<-\[\]-~]+")
+
+
+def _key(header: str) -> str:
+    """Read an ``Idempotency-Key``: a string as structured fields have it (RFC 8941, 3.3.3), or the same without quotes.
+
+    The header is that of draft-ietf-httpapi-idempotency-key-header.
+    """
+    quoted = _structured_string.fullmatch(header)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
+    if not (quoted or _bare_key.fullmatch(header)) or len(key) > MAX_NAME_LENGTH:
+        rule = f'be one string of 1 to {MAX_NAME_LENGTH} characters of ASCII, in quotes or without, such as "8e03978e-40d5"'
+        raise InvalidJob(f"the Idempotency-Key header must {rule}", field="idempotency_key")
+    return key
+
+
+def _with_key(header: str, media_type: str, body: bytes, ignored: set[str]) -> Submission:
+    """Read the one job in a body that came with a key."""
+    key = _key(header)
+    if media_type in NDJSON or body.lstrip()[:1] == b"[":
+        raise InvalidJob(
+            "the Idempotency-Key header is for a request with one job: give each job of a batch an idempotency_key of its own",
+            field="idempotency_key",
+        )
+    submission = _submission(body, ignored)
+    if submission.idempotency_key not in {None, key}:
+        raise InvalidJob("the Idempotency-Key header and the job's idempotency_key differ", field="idempotency_key")
+    submission.idempotency_key = key
+    return submission
 
 
 # ---------------------------------------------------------------------------------------------------------------------- batches

@@ -16,13 +16,14 @@ import outcome
 import trio
 from werkzeug.exceptions import HTTPException
 
+from jobqueue.admission import Receipt
 from jobqueue.http import bodies, door, limits, plain, problems
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES, contained, linger, send_all
 from jobqueue.http.plain import Request
 from jobqueue.http.reactor import Reactor
-from jobqueue.http.submit import Submitting, created, submit
+from jobqueue.http.submit import Submitting, committed, submit
 
 BODY_PATIENCE = 1.0
 """Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
@@ -60,18 +61,20 @@ class Lane:
             door.check(self._guard, request.method, request.path, request.headers)
             if request.path == "/health":
                 return json_answer({"status": "ok"})
-            return await submit(self._node, request.headers.get("content-type"), body)
+            headers = request.headers
+            return await submit(self._node, headers.get("content-type"), body, headers.get("idempotency-key"))
         except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
             return problems.answer(error)
 
     def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
         """Take a submission that was let in, in no time; call ``answered`` once, now or later."""
         try:
-            submitted = bodies.parse(request.headers.get("content-type"), body)
+            headers = request.headers
+            submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"))
 
-            def told(_: None, error: Exception | None) -> None:
+            def told(receipt: Receipt | None, error: Exception | None) -> None:
                 # Soon: the next batch is to be on its way before the answers are.
-                self.reactor.soon(lambda: answered(created(submitted) if error is None else problems.answer(error)))
+                self.reactor.soon(lambda: answered(committed(submitted, receipt) if error is None else problems.answer(error)))
 
             self._node.begin(submitted.jobs, told)
         except Exception as error:  # noqa: BLE001 - as above

@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from jobqueue.errors import (
     BatchTooLarge,
+    ConflictingJob,
     ConnectionLost,
     DatabaseUnavailable,
     InvalidFilter,
@@ -70,6 +71,7 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
     InvalidSchedule: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-schedule", "The schedule is not valid"),
     PayloadTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The payload is too large"),
     BatchTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "batch-too-large", "The batch is too large"),
+    ConflictingJob: _Refusal(HTTPStatus.CONFLICT, "conflicting-job", "The job conflicts with another one"),
     UnprocessableJob: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-job", "The job cannot be taken"),
 }
 

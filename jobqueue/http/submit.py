@@ -6,7 +6,7 @@ from typing import Protocol
 
 import trio
 
-from jobqueue.admission import Admitted
+from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import bodies
 from jobqueue.http.answers import Answer, json_answer
@@ -21,41 +21,46 @@ _parsing = trio.CapacityLimiter(1)
 class Submitting(Protocol):
     """What takes the jobs."""
 
-    async def submit(self, jobs: Admitted) -> None:
-        """Return once the jobs are committed.
+    async def submit(self, jobs: Admitted) -> Receipt | None:
+        """Return once the jobs are committed; where some of them have keys, with what that came to.
 
         Raises:
-            UnprocessableJob: no handler serves a kind, or the database refused a value.
+            UnprocessableJob: no handler serves a kind, the database refused a value, or a key stands for another job.
+            ConflictingJob: a key is being submitted by somebody else at this moment.
             Unavailable: nothing was written, or nobody knows (`ConnectionLost`).
         """
 
-    def begin(self, jobs: Admitted, told: Told[None]) -> None:
-        """Do the same without waiting: ``told(None, error)`` is called later. It must be short, and must not raise.
+    def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
+        """Do the same without waiting: ``told(receipt, error)`` is called later. It must be short, and must not raise.
 
         Raises:
             Exception: what can be said at once.
         """
 
 
-async def submit(node: Submitting, content_type: str | None, body: bytes) -> Answer:
+async def submit(node: Submitting, content_type: str | None, body: bytes, key: str | None) -> Answer:
     """Commit what a body holds, and answer with the ids.
+
+    Args:
+        key: the request's ``Idempotency-Key``, as it was sent.
 
     Raises:
         InvalidJob, UnsupportedMediaType: see `bodies.parse`.
         Exception: what the node raises.
     """
     if len(body) < PARSE_IN_THREAD_BYTES:
-        submitted = bodies.parse(content_type, body)
+        submitted = bodies.parse(content_type, body, key)
     else:
-        submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, limiter=_parsing)
-    await node.submit(submitted.jobs)
-    return created(submitted)
+        submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, key, limiter=_parsing)
+    return committed(submitted, await node.submit(submitted.jobs))
 
 
-def created(submitted: bodies.Submitted) -> Answer:
-    """Answer with the ids of jobs that are committed."""
-    ids = submitted.jobs.ids
+def committed(submitted: bodies.Submitted, receipt: Receipt | None) -> Answer:
+    """Answer with the ids of jobs that are committed: 200 if all of them were there before, else 201."""
+    ids = submitted.jobs.ids if receipt is None else receipt.ids
+    status = 200 if receipt is not None and len(receipt.existing) == len(ids) else 201
     ignored = {"ignored": submitted.ignored} if submitted.ignored else {}
     if submitted.many:
-        return json_answer({"ids": ids, **ignored}, 201)
-    return json_answer({"id": ids[0], **ignored}, 201, {"Location": f"/jobs/{ids[0]}"})
+        existing = {"existing": receipt.existing} if receipt is not None else {}
+        return json_answer({"ids": ids, **existing, **ignored}, status)
+    return json_answer({"id": ids[0], **ignored}, status, {"Location": f"/jobs/{ids[0]}"})

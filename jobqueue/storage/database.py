@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from psycopg import errors as pg
 from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
 
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, KeyInUse, KeyReused, NotReplicated, RefusedData, RefusedKey
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -37,6 +38,9 @@ ABANDONED_AFTER = 5
 
 POOLED = "pooled"
 """In place of a backend's start time: what stands before it is no pid, but the advisory lock that the transaction holds."""
+
+KEY_ERRORS: dict[str | None, type[RefusedKey]] = {"JQ409": KeyInUse, "JQ422": KeyReused}
+"""What schema.sql raises of its own, by SQLSTATE."""
 
 T = TypeVar("T")
 
@@ -161,7 +165,7 @@ class Lane:
             DatabaseUnavailable: there is no connection, or the statement was rolled back for a reason that passes.
             ConnectionLost: the connection broke under the statement.
             NotReplicated: the statement was committed, but not on a synchronous standby.
-            RefusedData: PostgreSQL refused a value.
+            RefusedData: PostgreSQL refused a value, or schema.sql a key (`RefusedKey`).
         """
         with self._noting_trouble():
             return await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
@@ -233,6 +237,13 @@ class Lane:
             if not session.in_doubt:
                 raise DatabaseUnavailable(one_line(error)) from error
             raise ConnectionLost(one_line(error), backend=session.backend) from error
+        except psycopg.DatabaseError as error:
+            if error.sqlstate not in KEY_ERRORS:
+                raise
+            index = re.search(r"\d+", error.diag.message_detail or "")
+            raise KEY_ERRORS[error.sqlstate](
+                error.diag.message_primary or "", field=error.diag.column_name or "", index=int(index[0]) if index else None
+            ) from error
         if (warning := session.not_replicated) is not None:
             session.not_replicated = None
             raise NotReplicated(warning, backend=session.backend)

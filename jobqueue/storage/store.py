@@ -130,10 +130,17 @@ class Claim(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """What `Store.submit` did: the best rank of each queue that got jobs to run now, and what it claimed (None: it did not)."""
+    """What `Store.submit` did.
+
+    Attributes:
+        best: the best rank of each queue that got jobs to run now.
+        claimed: what it claimed; None: it did not.
+        ids: of all the jobs, where some have keys: a job that was there already has that one's id; None: no job has a key.
+    """
 
     best: Ranks
     claimed: list[ClaimedJob] | None = None
+    ids: list[str] | None = None
 
 
 class DueSchedule(msgspec.Struct, array_like=True, frozen=True):
@@ -241,40 +248,55 @@ class Store:
 
     # -- submit
 
-    async def submit(self, jobs: Sequence[bytes], *, wake: bool, along: Claim | None = None) -> Submitted:
+    async def submit(
+        self, jobs: Sequence[bytes], *, wake: bool, along: Claim | None = None, key_ttl: float | None = None
+    ) -> Submitted:
         """Commit new jobs, all or none.
 
         Args:
             jobs: encoded `NewJob` documents.
             wake: tell the other nodes.
             along: what to claim in the same transaction, after the jobs are there; it does not fail for want of that.
+            key_ttl: for how many seconds an idempotency key is known; None where no job has a key, and the ids are not asked for.
 
         Raises:
+            RefusedKey: a key of one of them stands for another job, or is in somebody's transaction.
             RefusedData: PostgreSQL refused a value in one of them.
         """
         batch = documents.join(jobs)
-        sql = "SELECT best, claimed FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
         claim = (None, None, None) if along is None else (along.node_id, _text(along.wants), along.defaults.decode())
-        best, claimed = await self._submit.call(sql, batch, wake, *claim, in_loop=len(batch) <= IN_LOOP_CHARACTERS)
+        in_loop = len(batch) <= IN_LOOP_CHARACTERS
+        ids: list[str] | None = None
+        if key_ttl is None:
+            sql = "SELECT best, claimed FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
+            best, claimed = await self._submit.call(sql, batch, wake, *claim, in_loop=in_loop)
+        else:
+            sql = "SELECT best, claimed, ids::text[] FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb, %s)"
+            best, claimed, ids = await self._submit.call(sql, batch, wake, *claim, key_ttl, in_loop=in_loop)
         # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
         with suppress(msgspec.DecodeError):
-            return Submitted(best, None if claimed is None else _claimed.decode(claimed))
-        return Submitted(best)
+            return Submitted(best, None if claimed is None else _claimed.decode(claimed), ids)
+        return Submitted(best, ids=ids)
 
-    async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:
+    async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str], key_ttl: float | None = None) -> Submitted:
         """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
 
         Args:
             jobs: the same documents.
             backend: of the `ConnectionLost` that the first try raised.
+            key_ttl: as the first try had it. A job whose key says that it was committed is left alone also when it is gone.
         """
         try:
             await self._submit.run(lambda connection: _settle(connection, backend))
         except ConnectionLost as error:
             # Nothing was written on this connection: the doubt is still about the first one.
             raise DatabaseUnavailable(str(error)) from error
-        sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, true, true)"
-        return _ranks(await self._submit.run(_scalar(sql, documents.join(jobs))))
+        if key_ttl is None:
+            sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, true, true)"
+            return Submitted(_ranks(await self._submit.run(_scalar(sql, documents.join(jobs)))))
+        sql = "SELECT best, ids::text[] AS ids FROM jobqueue.submit_batch(%s::jsonb, true, true, key_ttl => %s)"
+        [row] = await self._submit.run(_rows(sql, documents.join(jobs), key_ttl))
+        return Submitted(row["best"], ids=row["ids"])
 
     # -- nodes and leases
 
@@ -410,6 +432,10 @@ class Store:
         sql = "SELECT jobqueue.prune(%s, %s, %s, %s)"
         return _int(await self._housekeeping.run(_scalar(sql, keep_finished, keep_cancelled, keep_dead, PRUNE_BATCH)))
 
+    async def prune_keys(self) -> int:
+        """Delete keys that nobody needs any more; return how many were looked at, at most `PRUNE_BATCH`."""
+        return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.prune_keys(%s)", PRUNE_BATCH)))
+
     async def depths(self) -> list[Depth]:
         """Count the jobs that wait or run, and the dead ones, by queue."""
         sql = """
@@ -450,7 +476,11 @@ class Store:
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s, %s)", job_id, keep)))
 
     async def retry(self, job_id: str) -> bool:
-        """Run a dead job again with all its attempts; False when it is not dead."""
+        """Run a dead job again with all its attempts; False when it is not dead.
+
+        Raises:
+            KeyInUse: an unfinished job has its unique key by now, or a transaction that is not over.
+        """
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.retry(%s)", job_id)))
 
     async def discard(self, job_id: str) -> bool:

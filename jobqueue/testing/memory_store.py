@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any, Literal
@@ -18,13 +18,14 @@ import msgspec
 import trio
 import uuid_utils
 
-from jobqueue.errors import RefusedData
+from jobqueue.errors import KeyInUse, KeyReused, RefusedData
 from jobqueue.job import (
     DEFAULT_RETRIES,
     MAX_NAME_LENGTH,
     MAX_PRIORITY,
     MAX_RETRIES,
     MAX_TIMEOUT,
+    UNFINISHED,
     ClaimedJob,
     DeadFilter,
     Note,
@@ -102,6 +103,13 @@ class _Member:
 
 
 @dataclass(slots=True)
+class _Key:
+    job_id: str
+    fingerprint: object
+    expires_at: Instant
+
+
+@dataclass(slots=True)
 class _Queue:
     created_at: Instant
     paused: bool = False
@@ -155,6 +163,7 @@ class MemoryStore(Store):
         self._lines: dict[tuple[str, bool], Fraction] = {}  # where they are served, by queue and whether they are the urgent ones
         self._turns: dict[tuple[str, bool, str], Fraction] = {}  # where the next job of a group may begin
         self._schedules: dict[str, _Schedule] = {}
+        self._keys: dict[tuple[str, str], _Key] = {}
 
     @property
     def trouble(self) -> str | None:
@@ -179,26 +188,41 @@ class MemoryStore(Store):
         *,
         wake: bool,  # noqa: ARG002 - there is nobody else to wake
         along: Claim | None = None,
+        key_ttl: float | None = None,
     ) -> Submitted:
         await trio.lowlevel.checkpoint()
-        best = self._submit_batch(jobs, again=False)
+        best, ids = self._submit_batch(jobs, again=False, key_ttl=key_ttl)
         if along is None:
-            return Submitted(best)
+            return Submitted(best, ids=ids)
         lowered = {
             queue: Want(jobs, None if floor is None else min(floor, best.get(queue, floor)))
             for queue, (jobs, floor) in along.wants.items()
         }
-        return Submitted(best, self._claim_at_once(along.node_id, lowered, along.defaults))
+        return Submitted(best, self._claim_at_once(along.node_id, lowered, along.defaults), ids)
 
-    async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:  # noqa: ARG002 - no backends here
+    async def submit_again(
+        self,
+        jobs: Sequence[bytes],
+        *,
+        backend: tuple[int, str],  # noqa: ARG002 - no backends here
+        key_ttl: float | None = None,
+    ) -> Submitted:
         await trio.lowlevel.checkpoint()
-        return self._submit_batch(jobs, again=True)
+        best, ids = self._submit_batch(jobs, again=True, key_ttl=key_ttl)
+        return Submitted(best, ids=ids)
 
-    def _submit_batch(self, jobs: Sequence[bytes], *, again: bool) -> Ranks:
+    def _submit_batch(self, jobs: Sequence[bytes], *, again: bool, key_ttl: float | None) -> tuple[Ranks, list[str] | None]:
         now = self._now()
         fresh: dict[str, _Row] = {}
-        for place, document in enumerate(jobs):
-            row = self._new_row(msgspec.json.decode(document), now, place, again=again)
+        given: list[dict[str, Any]] = [msgspec.json.decode(document) for document in jobs]
+        existing: dict[int, str] = {}
+        keys = dict(self._keys)
+        if key_ttl is not None:
+            existing = _settle_keys(given, keys, self._rows, now, again=again, ttl=round(key_ttl * SECOND))
+        for place, job in enumerate(given):
+            if place in existing:
+                continue
+            row = self._new_row(job, now, place, again=again)
             if row.id in fresh:
                 continue
             known = self._rows.get(row.id)
@@ -209,7 +233,9 @@ class MemoryStore(Store):
         for row in fresh.values():
             row.rank = self._rank(row)
         self._rows |= fresh
-        return _best(row for row in fresh.values() if row.state == "pending")
+        self._keys = keys
+        ids = None if key_ttl is None else [existing.get(place, job["id"]) for place, job in enumerate(given)]
+        return _best(row for row in fresh.values() if row.state == "pending"), ids
 
     def _new_row(self, given: dict[str, Any], now: Instant, place: int, *, again: bool) -> _Row:
         run_at = None
@@ -414,7 +440,8 @@ class MemoryStore(Store):
         jobs = [
             (tick, name, self._schedules[name].job(tick)) for name in moved for tick in given[name].ticks
         ]  # all or none: made before anything moves
-        best = self._submit_batch([msgspec.json.encode(job) for _, _, job in sorted(jobs, key=lambda job: job[:2])], again=False)
+        documents = [msgspec.json.encode(job) for _, _, job in sorted(jobs, key=lambda job: job[:2])]
+        best, _ = self._submit_batch(documents, again=False, key_ttl=None)
         for name in moved:
             schedule, move = self._schedules[name], given[name]
             schedule.next_at = None if move.next_at is None else round(move.next_at * SECOND)
@@ -469,6 +496,17 @@ class MemoryStore(Store):
             del self._rows[row.id]
         return len(old)
 
+    async def prune_keys(self) -> int:
+        await trio.lowlevel.checkpoint()
+        now = self._now()
+        old = sorted(((scope, key) for (scope, key), held in self._keys.items() if held.expires_at <= now))[:PRUNE_BATCH]
+        for scope, key in old:
+            if scope == "unique" and _unfinished(self._rows.get(self._keys[scope, key].job_id)):
+                self._keys[scope, key].expires_at = now + DAY
+            else:
+                del self._keys[scope, key]
+        return len(old)
+
     async def depths(self) -> list[Depth]:
         await trio.lowlevel.checkpoint()
         now = self._now()
@@ -511,6 +549,11 @@ class MemoryStore(Store):
         row = self._rows.get(job_id)
         if row is None or row.state != "dead":
             return False
+        unique_key = _unique_key_of(msgspec.to_builtins(_shown(row)))
+        if unique_key is not None:
+            holder = _hold_unique_key(self._keys, self._rows, unique_key, job_id, self._now())
+            if holder != job_id:
+                raise KeyInUse(f"the job {holder} has the unique key of this one, and is not finished", field="unique_key")
         self._redrive(row)
         return True
 
@@ -575,7 +618,7 @@ class MemoryStore(Store):
         if schedule is None:
             return None
         job_id = str(uuid_utils.uuid7())
-        self._submit_batch([msgspec.json.encode({"id": job_id, **schedule.job(None)})], again=False)
+        self._submit_batch([msgspec.json.encode({"id": job_id, **schedule.job(None)})], again=False, key_ttl=None)
         return job_id
 
     def _put(self, schedule: CronSchedule, source: str | None) -> None:
@@ -608,10 +651,15 @@ class MemoryStore(Store):
 
     async def retry_dead(self, wanted: DeadFilter) -> int:
         await trio.lowlevel.checkpoint()
-        rows = self._wanted(_said(wanted))[:DEAD_BATCH]
-        for row in rows:
-            self._redrive(row)
-        return len(rows)
+        risen = 0
+        for row in self._wanted(_said(wanted)):
+            unique_key = _unique_key_of(_shown(row))
+            if unique_key is None or _hold_unique_key(self._keys, self._rows, unique_key, row.id, self._now()) == row.id:
+                self._redrive(row)
+                risen += 1
+            if risen == DEAD_BATCH:
+                break
+        return risen
 
     async def discard_dead(self, wanted: DeadFilter) -> int:
         await trio.lowlevel.checkpoint()
@@ -733,6 +781,104 @@ def _prepared(options: dict[str, Any] | None, now: Instant, *, again: bool) -> d
     return {name: value for name, value in options.items() if name != "expires_in"} | {
         "expires_at": now / SECOND + options["expires_in"]
     }
+
+
+def _settle_keys(
+    jobs: Sequence[dict[str, Any]],
+    keys: dict[tuple[str, str], _Key],
+    rows: Mapping[str, _Row],
+    now: Instant,
+    *,
+    again: bool,
+    ttl: int,
+) -> dict[int, str]:
+    """Enter the keys of new jobs, and return the jobs that are there in place of some of them, by place."""
+    existing: dict[int, str] = {}
+    if again:
+        existing = {place: job["id"] for place, job in enumerate(jobs) if job["id"] in rows or _has_its_key(job, keys)}
+    twins = _settle_idempotency_keys(jobs, keys, existing, now, ttl)
+    _settle_unique_keys(jobs, keys, rows, existing, now)
+    return existing | {place: existing[first] for place, first in twins.items() if first in existing}
+
+
+def _has_its_key(job: Mapping[str, Any], keys: Mapping[tuple[str, str], _Key]) -> bool:
+    names = [("idempotency", _idempotency_key_of(job)), ("unique", _unique_key_of(job))]
+    return any(key is not None and (scope, key) in keys and keys[scope, key].job_id == job["id"] for scope, key in names)
+
+
+def _settle_idempotency_keys(
+    jobs: Sequence[dict[str, Any]], keys: dict[tuple[str, str], _Key], existing: dict[int, str], now: Instant, ttl: int
+) -> dict[int, int]:
+    """Return the places of jobs whose key another job of the batch was the first to have, with the place of that one."""
+    twins: dict[int, int] = {}
+    firsts: dict[str, int] = {}
+    for place, job in enumerate(jobs):
+        key = _idempotency_key_of(job)
+        if key is None or place in existing:
+            continue
+        known = keys.get(("idempotency", key))
+        if known is None or known.expires_at <= now:
+            keys["idempotency", key] = _Key(job["id"], _fingerprint(job), now + ttl)
+            firsts[key] = place
+            continue
+        if known.fingerprint != _fingerprint(job):
+            raise KeyReused(f"the idempotency_key {key!r} was used for another job", field="idempotency_key", index=place)
+        existing[place] = known.job_id
+        if key in firsts:
+            twins[place] = firsts[key]
+    return twins
+
+
+def _settle_unique_keys(
+    jobs: Sequence[dict[str, Any]],
+    keys: dict[tuple[str, str], _Key],
+    rows: Mapping[str, _Row],
+    existing: dict[int, str],
+    now: Instant,
+) -> None:
+    given: dict[str, str] = {}
+    for place, job in enumerate(jobs):
+        unique_key = _unique_key_of(job)
+        if unique_key is None or place in existing:
+            continue
+        if unique_key not in given:
+            given[unique_key] = _hold_unique_key(keys, rows, unique_key, job["id"], now)
+        if given[unique_key] != job["id"]:
+            existing[place] = given[unique_key]
+            if (key := _idempotency_key_of(job)) is not None:
+                keys["idempotency", key] = replace(keys["idempotency", key], job_id=existing[place])
+
+
+def _hold_unique_key(
+    keys: dict[tuple[str, str], _Key], rows: Mapping[str, _Row], unique_key: str, job_id: str, now: Instant
+) -> str:
+    known = keys.get(("unique", unique_key))
+    if known is not None and known.job_id != job_id and _unfinished(rows.get(known.job_id)):
+        return known.job_id
+    keys["unique", unique_key] = _Key(job_id, None, now + DAY)
+    return job_id
+
+
+def _unfinished(row: _Row | None) -> bool:
+    return row is not None and row.state in UNFINISHED
+
+
+def _idempotency_key_of(job: Mapping[str, Any]) -> str | None:
+    key: str | None = (job.get("options") or {}).get("idempotency_key")
+    return key
+
+
+def _unique_key_of(job: Mapping[str, Any]) -> str | None:
+    options = job.get("options") or {}
+    if options.get("unique_key") is None and options.get("unique"):
+        return repr((job.get("queue", "default"), job.get("kind", "default"), job.get("payload", {})))
+    key: str | None = options.get("unique_key")
+    return key
+
+
+def _fingerprint(job: Mapping[str, Any]) -> object:
+    asked = {name: value for name, value in job["options"].items() if name != "idempotency_key"}
+    return {**job, "id": None, "options": asked}
 
 
 def _to_inflight(row: _Row, node_id: str, now: Instant, limits: Mapping[str, int]) -> None:
