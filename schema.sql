@@ -1074,12 +1074,6 @@ LANGUAGE sql STABLE AS $$
                 ELSE errors || jsonb_build_array(error) END
 $$;
 
--- What a job has noted, with the notes of its latest run over those before.
-CREATE OR REPLACE FUNCTION jobqueue.with_notes(saved jsonb, notes jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN notes IS NULL THEN saved WHEN saved IS NULL THEN notes ELSE saved || notes END
-$$;
-
 -- Write what became of a batch of runs, each row moved in this one transaction. outcomes is an array of objects:
 --
 --     id, claims    the run: a row that does not match both, or is not this node's, is a stale completion and is dropped
@@ -1136,7 +1130,9 @@ BEGIN
     ), gone AS (
         DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
          WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
-        RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place, jobqueue.with_notes(i.saved, g.saved) AS noted,
+        RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place,
+                  -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
+                  CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
                   coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
                   CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
                             OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
@@ -1203,7 +1199,7 @@ BEGIN
           FROM given JOIN jobqueue.inflight_jobs AS i ON i.id = given.id AND i.claims = given.claims AND i.node_id = node
            FOR UPDATE OF i SKIP LOCKED
     ), noted AS (
-        UPDATE jobqueue.inflight_jobs AS i SET saved = jobqueue.with_notes(i.saved, free.noted)
+        UPDATE jobqueue.inflight_jobs AS i SET saved = coalesce(i.saved, '{}') || free.noted
           FROM free WHERE i.id = free.id
         RETURNING i.id
     )
