@@ -77,6 +77,7 @@ def database(url: str) -> Iterator[str]:
 def empty(connection: psycopg.Connection[Any]) -> None:
     """Delete every row of a database that has the schema."""
     tables = ["pending_jobs", "scheduled_jobs", "inflight_jobs", "finished_jobs", "dead_jobs", "nodes", "queues"]
+    tables += ["blocked_jobs", "key_checks", "key_starts", "key_buckets", "queue_limits"]
     connection.execute(";".join(f"DELETE FROM jobqueue.{table}" for table in tables).encode())
 
 
