@@ -30,12 +30,14 @@ class Admitted(msgspec.Struct, frozen=True):
         documents: one JSON document a job, in the same order.
         queues: how many of them each queue can run now; queues that only get scheduled jobs are not in it.
         counts: how many of them there are of each (queue, kind).
+        keyed: whether some have a concurrency key, and wait for their turn first: they do not count among `queues`.
     """
 
     ids: list[str]
     documents: list[bytes]
     queues: dict[str, int]
     counts: dict[tuple[str, str], int]
+    keyed: bool = False
 
     @property
     def kinds(self) -> set[str]:
@@ -122,7 +124,10 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
     encoded: list[bytes] = []
     queues: dict[str, int] = {}
     counts: dict[tuple[str, str], int] = {}
+    keyed = False
     for given in jobs:
+        has_key = isinstance(given, Submission) and given.concurrency_key is not None
+        keyed = keyed or has_key
         try:
             some, their_documents = given if isinstance(given, tuple) else _carefully(given)
         except InvalidJob as error:
@@ -134,9 +139,9 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
             queue, _ = names = job.queue or "default", job.kind or "default"
             counts[names] = counts.get(names, 0) + 1
             # This node's clock may be wrong: it only decides whom to wake. What is due is for the database's clock to say.
-            if not job.delay and (not job.run_at or job.run_at <= datetime.now(UTC)):
+            if not (has_key or job.delay) and (not job.run_at or job.run_at <= datetime.now(UTC)):
                 queues[queue] = queues.get(queue, 0) + 1
-    return Admitted(ids, encoded, queues, counts)
+    return Admitted(ids, encoded, queues, counts, keyed)
 
 
 def _carefully(submission: Submission) -> Encoded:

@@ -43,6 +43,10 @@ class PayloadTooLarge(InvalidJob):
     """A submission is larger than a job may be."""
 
 
+class InvalidQueueSetting(InvalidJob):
+    """A setting of a queue is unknown, or has a value that cannot work."""
+
+
 class Unavailable(JobQueueError):
     """The request cannot be served now; nothing is wrong with it, and it may be sent again later."""
 

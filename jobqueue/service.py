@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance, watchdog
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
+from jobqueue.engine.gate import Gate
 from jobqueue.engine.handlers import App
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
@@ -80,6 +82,7 @@ class _Engine:
     outcomes: Outcomes
     dispatcher: Dispatcher
     schedule: Schedule
+    gate: Gate
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
@@ -114,7 +117,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
         async with _open_engine(app, settings, url) as engine:
-            await _start_engine(engine, settings, url, stages)
+            await _start_engine(engine, app, settings, url, stages)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
@@ -147,23 +150,33 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
     def due_in(seconds: float) -> None:
         schedule.due_in(seconds)
 
+    def on_freed(queues: AbstractSet[str], keyed: bool) -> None:
+        dispatcher.freed(queues)
+        if keyed:
+            gate.due_in(0)
+
+    def on_keyed() -> None:
+        gate.due_in(0)
+
     def idle_capacity(name: str) -> int:
         return queues[name].idle_capacity if name in queues else 0
 
     lease = Lease(
         store, metrics, queues=settings.worked_queues, seconds=settings.visibility_timeout, on_lost=lose_lease, on_held=wake_all
     )
-    outcomes = Outcomes(store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in)
+    outcomes = Outcomes(store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in, on_freed=on_freed)
     dispatcher = Dispatcher(
         store, lease, outcomes, metrics, queues=queues, handlers=app.handlers, poll_interval=settings.poll_interval
     )
-    schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake)
+    gate = Gate(store, on_admitted=dispatcher.wake)
+    schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake, on_check=gate.due_in)
     submissions = Submissions(
         store,
         metrics,
         kinds=app.handlers if settings.strict_kinds else None,
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
+        on_keyed=on_keyed,
     )
     width = sum(settings.worked_queues.values())
     async with _open_processes() as processes:
@@ -176,7 +189,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, workers, queues, metrics)
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, gate, workers, queues, metrics)
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -193,8 +206,10 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
-async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: Stages) -> None:
+async def _start_engine(engine: _Engine, app: App, settings: Settings, url: str, stages: Stages) -> None:
     await engine.store.migrate()
+    for queue, said in app.queues.items():
+        await engine.store.configure(queue, said)
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
     await maintenance.recover(engine.store, engine.metrics, judge=None)
@@ -210,6 +225,12 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
         if channel == "jobqueue":
             rank, _, queue = payload.partition(" ")
             engine.dispatcher.wake({queue: float(rank)})
+        elif channel == "jobqueue_keys":
+            engine.gate.due_in(0)
+        elif channel == "jobqueue_freed":
+            engine.dispatcher.freed([payload])
+        elif channel == "jobqueue_paused":
+            engine.dispatcher.pause(payload)
         else:
             engine.schedule.due_in(0)
 
@@ -218,6 +239,7 @@ async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: S
         engine.schedule.due_in(0)
 
     await stages.start("notifications", notifications.run, url, on_notify, on_connect)
+    await stages.start("gate", engine.gate.run)
     await stages.start("schedule", engine.schedule.run)
     await stages.start("dispatcher", engine.dispatcher.run)
 
@@ -260,6 +282,7 @@ async def _shut_down(engine: _Engine, settings: Settings, stages: Stages, http_s
 
     await stages.stop("dispatcher", within=1)
     await stages.stop("schedule", within=1)
+    await stages.stop("gate", within=1)
     await stages.stop("notifications", within=1)
     with trio.move_on_after(1):
         for queue in engine.queues.values():

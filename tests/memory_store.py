@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 import uuid_utils
+from msgspec import UNSET
 
 from jobqueue.errors import RefusedData
 from jobqueue.job import (
@@ -27,11 +28,15 @@ from jobqueue.job import (
     ClaimedJob,
     Options,
     Outcome,
+    QueueSettings,
 )
 from jobqueue.storage.store import (
+    ADMIT_BATCH,
     PROMOTE_BATCH,
     RECOVER_BATCH,
+    Admission,
     Claim,
+    Claimed,
     Depth,
     Node,
     Promotion,
@@ -42,7 +47,7 @@ from jobqueue.storage.store import (
     Want,
 )
 
-State = Literal["pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
+State = Literal["blocked", "pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
 Instant = int
 """Microseconds since 1970, by the store's clock."""
 
@@ -89,6 +94,13 @@ class _Member:
 class _Queue:
     created_at: Instant
     paused: bool = False
+    settings: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(_LIMITS))
+    aging_interval: float | None = None
+    tokens: float = math.inf
+    refilled_at: Instant = 0
+
+
+_LIMITS = ("max_running", "rate", "burst", "key_max_running", "key_rate", "key_burst")
 
 
 class MemoryStore(Store):
@@ -109,6 +121,7 @@ class MemoryStore(Store):
         self._rows: dict[str, _Row] = {}
         self._members: dict[str, _Member] = {}
         self._queues: dict[str, _Queue] = {}
+        self._key_checks: list[tuple[str, str]] = []
 
     @property
     def trouble(self) -> str | None:
@@ -160,6 +173,8 @@ class MemoryStore(Store):
             if known is None:
                 fresh[row.id] = row
         self._rows |= fresh
+        for row in fresh.values():
+            self._block(row)
         return _best(row for row in fresh.values() if row.state == "pending")
 
     def _new_row(self, given: dict[str, Any], now: Instant, place: int) -> _Row:
@@ -230,26 +245,49 @@ class MemoryStore(Store):
 
     # -- the way of a job
 
-    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         await trio.lowlevel.checkpoint()
         return self._claim_at_once(node_id, wants, defaults)
 
-    def _claim_at_once(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    def _claim_at_once(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         now = self._now()
         member = self._members.get(node_id)
         if member is None or member.lease_until <= now:
-            return []
+            return Claimed()
         limits: dict[str, int] = msgspec.json.decode(defaults)
         claimed = []
+        again: dict[str, float] = {}
         for queue, (jobs, floor) in wants.items():
             if queue in self._queues and self._queues[queue].paused:
                 continue
             least = -math.inf if floor is None else round(floor * SECOND)
             ready = sorted((row for row in self._in("pending") if row.queue == queue and row.rank >= least), key=_by_rank)
-            for row in ready[:jobs]:
+            most, wait = self._allowance(queue, jobs, now)
+            if most < jobs and len(ready) >= most:
+                again[queue] = wait
+            for row in ready[:most]:
                 _to_inflight(row, node_id, now, limits)
                 claimed.append(_claimed(row, self._now()))
-        return claimed
+            if queue in self._queues:
+                self._queues[queue].tokens -= len(ready[:most])
+        return Claimed(claimed, again)
+
+    def _allowance(self, name: str, wanted: int, now: Instant) -> tuple[int, float]:
+        """How many jobs a claim may take, and in how many seconds it may take more."""
+        if name not in self._queues:
+            return wanted, math.inf
+        queue, most, wait = self._queues[name], wanted, math.inf
+        if (max_running := queue.settings["max_running"]) is not None:
+            running = sum(row.queue == name for row in self._in("inflight"))
+            most = min(wanted, max(0, int(max_running) - running))
+        if (rate := queue.settings["rate"]) is not None:
+            burst = queue.settings["burst"] or max(1.0, rate)
+            queue.tokens = min(burst, queue.tokens + rate * (now - queue.refilled_at) / SECOND)
+            queue.refilled_at = now
+            if math.floor(queue.tokens) < most:
+                most = math.floor(queue.tokens)
+                wait = (1 - (queue.tokens - most)) / rate
+        return most, wait
 
     async def held(
         self,
@@ -287,7 +325,23 @@ class MemoryStore(Store):
         for row in due:
             self._to_pending(row, refund=False)
         left = scheduled[len(due) :]
-        return Promotion(len(due), _best(due), (_due(left[0]) - now) / SECOND if left else None)
+        best = _best(row for row in due if row.state == "pending")
+        next_check = 0.0 if self._key_checks else None
+        return Promotion(len(due), best, (_due(left[0]) - now) / SECOND if left else None, next_check)
+
+    async def admit(self) -> Admission:
+        """All that PostgreSQL does, but for the rates of keys."""
+        await trio.lowlevel.checkpoint()
+        checks, self._key_checks = self._key_checks[:ADMIT_BATCH], self._key_checks[ADMIT_BATCH:]
+        admitted: list[_Row] = []
+        for queue, key in sorted(set(checks)):
+            of_key = [row for row in self._rows.values() if row.queue == queue and _key(row) == key]
+            limit = self._queues[queue].settings["key_max_running"] if queue in self._queues else None
+            free = int(limit or 1) - sum(row.state in ("pending", "inflight") for row in of_key)
+            for row in sorted((row for row in of_key if row.state == "blocked"), key=_by_rank)[: max(0, free)]:
+                row.state = "pending"
+                admitted.append(row)
+        return Admission(len(checks), _best(admitted), 0.0 if self._key_checks else None)
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         await trio.lowlevel.checkpoint()
@@ -302,11 +356,12 @@ class MemoryStore(Store):
             error = "lease lost: the node that ran this attempt stopped renewing its lease"
             _keep_error(row, {"attempt": row.attempt, "error": error}, now)
             if spent:
+                self._check_key(row)
                 _end(row, "dead", now)
                 row.reason = f"lease lost {row.attempt} times: the job may be killing its process"
             else:
                 self._to_pending(row, refund=False)
-            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, row.state))
+            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, "dead" if spent else "pending"))
         return recovered
 
     async def maintain(self, *, keep_finished: float, keep_dead: float) -> int:
@@ -329,9 +384,13 @@ class MemoryStore(Store):
         now = self._now()
         since: dict[tuple[str, str], list[Instant]] = {}
         for row in self._rows.values():
-            begin = {"pending": row.available_since, "scheduled": now, "inflight": row.claimed_at, "dead": row.ended_at}.get(
-                row.state
-            )
+            begin = {
+                "pending": row.available_since,
+                "blocked": row.available_since,
+                "scheduled": now,
+                "inflight": row.claimed_at,
+                "dead": row.ended_at,
+            }.get(row.state)
             if begin is not None:
                 since.setdefault((row.queue, row.state), []).append(begin)
         return [Depth(queue, state, len(begun), max(0, now - min(begun)) / SECOND) for (queue, state), begun in since.items()]
@@ -346,8 +405,9 @@ class MemoryStore(Store):
     async def cancel(self, job_id: str) -> bool:
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
-        if row is None or row.state not in ("pending", "scheduled"):
+        if row is None or row.state not in ("pending", "blocked", "scheduled"):
             return False
+        self._check_key(row)
         _end(row, "cancelled", self._now())
         return True
 
@@ -373,10 +433,27 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         self._queues.setdefault(queue, _Queue(self._now())).paused = paused
 
+    async def configure(self, queue: str, settings: QueueSettings) -> None:
+        await trio.lowlevel.checkpoint()
+        configured = self._queues.setdefault(queue, _Queue(self._now()))
+        given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not UNSET}
+        if "aging_interval" in given:
+            configured.aging_interval = given.pop("aging_interval")
+        if configured.settings["rate"] is None and given.get("rate") is not None:
+            configured.tokens = math.inf
+        configured.settings |= given
+        self._key_checks += {(row.queue, str(_key(row))) for row in self._in("blocked") if row.queue == queue}
+
     async def queues(self) -> list[dict[str, Any]]:
         await trio.lowlevel.checkpoint()
         return [
-            {"name": name, "paused": queue.paused, "aging_interval": f"{self._aging!s:0>8}", "created_at": _text(queue.created_at)}
+            {
+                "name": name,
+                "paused": queue.paused,
+                "aging_interval": self._aging_of(name).total_seconds(),
+                "created_at": _text(queue.created_at),
+                **queue.settings,
+            }
             for name, queue in sorted(self._queues.items())
         ]
 
@@ -398,14 +475,31 @@ class MemoryStore(Store):
 
     # -- how a row moves
 
+    def _block(self, row: _Row) -> None:
+        """Whatever becomes pending is blocked first, if it has a key."""
+        if row.state == "pending" and _key(row) is not None:
+            row.state = "blocked"
+            self._check_key(row)
+
+    def _check_key(self, row: _Row) -> None:
+        key = _key(row)
+        if key is not None:
+            self._key_checks.append((row.queue, key))
+
+    def _aging_of(self, name: str) -> timedelta:
+        queue = self._queues.get(name)
+        return self._aging if queue is None or queue.aging_interval is None else timedelta(seconds=queue.aging_interval)
+
     def _to_pending(self, row: _Row, *, refund: bool) -> None:
         row.state = "pending"
+        self._block(row)
         row.attempt -= refund
         row.rank = self._rank(row)
         row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = None
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
+        self._check_key(row)
         if verdict == "released":
             self._to_pending(row, refund=True)
             return
@@ -426,7 +520,7 @@ class MemoryStore(Store):
     def _rank(self, row: _Row) -> Instant:
         if row.options is not None and "rank" in row.options:
             return round(row.options["rank"] * SECOND)
-        return row.available_since - row.priority * (self._aging // timedelta(microseconds=1))
+        return row.available_since - row.priority * (self._aging_of(row.queue) // timedelta(microseconds=1))
 
     def _now(self) -> Instant:
         if self._began is None:
@@ -498,6 +592,10 @@ def _check_outcome(outcome: dict[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- how a row is shown
+
+
+def _key(row: _Row) -> str | None:
+    return None if row.options is None else row.options.get("concurrency_key")
 
 
 def _by_rank(row: _Row) -> Instant:

@@ -16,6 +16,7 @@ from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
 from jobqueue.errors import DatabaseUnavailable, ShuttingDown
+from jobqueue.job import QueueSettings
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
 
@@ -114,6 +115,12 @@ class Operations:
 
     async def pause(self, queue: str, paused: bool) -> None:
         await self._store.pause(queue, paused=paused)
+
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        """Set what holds for a queue, and return how it stands then."""
+        await self._store.configure(queue, settings)
+        [row] = [row for row in await self._store.queues() if row["name"] == queue]
+        return row
 
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()

@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import structlog
@@ -45,19 +46,28 @@ class Outcomes:
     Args:
         keep_finished: whether jobs that succeeded are kept in the database, or forgotten at once.
         on_scheduled: called with the seconds until a job is due again, after it was written.
+        on_freed: called with the queues of runs that ended, after that was written, and whether some had a concurrency key.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
     """
 
     def __init__(
-        self, store: Store, lease: Lease, metrics: Metrics, *, keep_finished: bool, on_scheduled: Callable[[float], None]
+        self,
+        store: Store,
+        lease: Lease,
+        metrics: Metrics,
+        *,
+        keep_finished: bool,
+        on_scheduled: Callable[[float], None],
+        on_freed: Callable[[AbstractSet[str], bool], None] = lambda queues, keyed: None,  # noqa: ARG005 - nobody waits for it
     ) -> None:
         self._store = store
         self._lease = lease
         self._metrics = metrics
         self._keep_finished = keep_finished
         self._on_scheduled = on_scheduled
+        self._on_freed = on_freed
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -127,6 +137,8 @@ class Outcomes:
             metrics.by_outcome[verdict].inc(count)
             if failed:
                 metrics.failed.inc(count)
+        asking = [job.options for job, _, _ in written if job.options is not None]
+        self._on_freed({queue for queue, *_ in alike}, any(options.concurrency_key is not None for options in asking))
         for job, outcome, _ in stale:
             self._metrics.of(job.queue, job.kind).stale.inc()
             log.warning("stale completion dropped", **job.log_context, outcome=outcome.outcome)

@@ -23,12 +23,21 @@ class Schedule:
     Args:
         poll_interval: the longest sleep, in seconds: what nobody told of is found then.
         on_promoted: called with the best rank of each queue that got jobs.
+        on_check: called with the seconds until the next check of a concurrency key is due, where there is one.
     """
 
-    def __init__(self, store: Store, *, poll_interval: float, on_promoted: Callable[[Ranks], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        poll_interval: float,
+        on_promoted: Callable[[Ranks], None],
+        on_check: Callable[[float], None],
+    ) -> None:
         self._store = store
         self._poll_interval = poll_interval
         self._on_promoted = on_promoted
+        self._on_check = on_check
         self._sleep = trio.CancelScope()
 
     def due_in(self, seconds: float) -> None:
@@ -58,6 +67,8 @@ class Schedule:
             return max(self._poll_interval, RETRY_INTERVAL)
         if promotion.best:
             self._on_promoted(promotion.best)
+        if promotion.next_check is not None:
+            self._on_check(max(0.0, promotion.next_check))
         if promotion.jobs == PROMOTE_BATCH:
             return 0
         next_due = math.inf if promotion.next_due is None else promotion.next_due

@@ -35,6 +35,7 @@ class Submissions:
         kinds: what this node serves when it is strict about kinds; None takes any.
         dispatcher: claims what this node has workers for in the transaction of the submission, and is told of the rest.
         idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
+        on_keyed: called when jobs with a concurrency key were committed.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Submissions:
         kinds: Iterable[str] | None,
         dispatcher: Dispatcher,
         idle_capacity: Callable[[str], int],
+        on_keyed: Callable[[], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._kinds = None if kinds is None else frozenset(kinds)
         self._dispatcher = dispatcher
         self._idle_capacity = idle_capacity
+        self._on_keyed = on_keyed
         self._group: GroupCommit[Admitted, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -121,6 +124,8 @@ class Submissions:
         for (queue, kind), count in counts.items():
             self._metrics.of(queue, kind).submitted.inc(count)
         self._dispatcher.wake(best)
+        if any(jobs.keyed for jobs in batch):
+            self._on_keyed()
         return [None] * len(batch)
 
     def _others_needed(self, due: Mapping[str, int]) -> bool:

@@ -13,11 +13,11 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import door, limits, problems
+from jobqueue.http import bodies, door, limits, problems
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.submit import Submitting, submit
-from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.job import MAX_NAME_LENGTH, QueueSettings
 
 
 class Backend(Submitting, Protocol):
@@ -54,6 +54,10 @@ class Backend(Submitting, Protocol):
     async def pause(self, queue: str, paused: bool) -> None:
         """Pause a queue on every node, or resume it."""
 
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        """Set what holds for a queue on every node, and return it as `queues` does."""
+        ...
+
     async def nodes(self) -> list[dict[str, Any]]:
         """Return every node that is running."""
         ...
@@ -82,6 +86,7 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         ("/jobs/<job_id>/cancel", "POST", routes.cancel),
         ("/jobs/<job_id>/retry", "POST", routes.retry),
         ("/queues", "GET", routes.queues),
+        ("/queues/<path:name>", "PUT", routes.configure),
         ("/queues/<path:name>/pause", "POST", routes.pause),
         ("/queues/<path:name>/resume", "POST", routes.resume),
         ("/nodes", "GET", routes.nodes),
@@ -149,7 +154,7 @@ class _Routes:
         return _json(await self._found(_job_id(job_id)))
 
     async def cancel(self, job_id: str) -> Response:
-        return await self._steer(_job_id(job_id), self._backend.cancel, "only pending and scheduled jobs can be cancelled")
+        return await self._steer(_job_id(job_id), self._backend.cancel, "only pending, blocked and scheduled jobs can be cancelled")
 
     async def retry(self, job_id: str) -> Response:
         return await self._steer(_job_id(job_id), self._backend.retry, "only dead jobs can be retried")
@@ -162,6 +167,11 @@ class _Routes:
 
     async def queues(self) -> Response:
         return _json(await self._backend.queues())
+
+    async def configure(self, name: str) -> Response:
+        _check_queue(name)
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        return _json(await self._backend.configure(name, bodies.settings(request.headers.get("Content-Type"), body)))
 
     async def pause(self, name: str) -> Response:
         return await self._pause(name, paused=True)
@@ -186,10 +196,14 @@ class _Routes:
         return _json(job)
 
     async def _pause(self, name: str, *, paused: bool) -> Response:
-        if len(name) > MAX_NAME_LENGTH or "\0" in name:
-            raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
+        _check_queue(name)
         await self._backend.pause(name, paused)
         return _json({"queue": name, "paused": paused})
+
+
+def _check_queue(name: str) -> None:
+    if len(name) > MAX_NAME_LENGTH or "\0" in name:
+        raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
 
 
 def _job_id(text: str) -> str:

@@ -15,6 +15,7 @@ from jobqueue.errors import (
     ConnectionLost,
     DatabaseUnavailable,
     InvalidJob,
+    InvalidQueueSetting,
     Overloaded,
     PayloadTooLarge,
     ShuttingDown,
@@ -63,6 +64,7 @@ class _Absence(NamedTuple):
 # The most special class of an error decides.
 _REFUSALS: dict[type[BaseException], _Refusal] = {
     InvalidJob: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-job", "The job is not valid"),
+    InvalidQueueSetting: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-setting", "The queue's settings are not valid"),
     PayloadTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The payload is too large"),
     BatchTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "batch-too-large", "The batch is too large"),
     UnprocessableJob: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-job", "The job cannot be taken"),

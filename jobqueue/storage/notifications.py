@@ -12,7 +12,7 @@ import trio
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect
 
-CHANNELS = ("jobqueue", "jobqueue_scheduled")
+CHANNELS = ("jobqueue", "jobqueue_scheduled", "jobqueue_keys", "jobqueue_freed", "jobqueue_paused")
 
 CHECK_INTERVAL = 60.0
 """Seconds without a notification after which the connection is tried: one that is dead may look alive for hours."""

@@ -5,6 +5,7 @@ Batches go in and come out as one JSON document. Times are seconds on the databa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import trio
+from msgspec import UNSET
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.job import ClaimedJob, Outcome, QueueSettings
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 
@@ -42,10 +44,20 @@ SETTLE_TIMEOUT = 5.0
 
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
+ADMIT_BATCH = 1_000
 
 T = TypeVar("T")
 
+
+class _Limited(msgspec.Struct):
+    """What ``jobqueue.claim`` returns where a limit left a queue short."""
+
+    jobs: list[ClaimedJob]
+    again: dict[str, float | None]
+
+
 _claimed = msgspec.json.Decoder(list[ClaimedJob])
+_limited = msgspec.json.Decoder(_Limited)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,11 +93,35 @@ Ranks = Mapping[str, float]
 
 
 class Promotion(msgspec.Struct, frozen=True):
-    """What `Store.promote` did: jobs moved, their best ranks, seconds until the next is due (None: nothing is scheduled)."""
+    """What `Store.promote` did: jobs moved, their best ranks, seconds until the next is due (None: nothing is scheduled).
+
+    `next_check` is the seconds until there is something to do for `Store.admit` (None: nothing).
+    """
 
     jobs: int
     best: Ranks
     next_due: float | None
+    next_check: float | None = None
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """What `Store.admit` did: checks made, best ranks of jobs admitted, seconds until the next check is due (None: none)."""
+
+    checks: int
+    best: Ranks
+    next_check: float | None
+
+
+class Claimed(list[ClaimedJob]):
+    """The jobs of one claim.
+
+    Attributes:
+        again: the queues that a limit left short; in how many seconds to ask again, infinite: when jobs of the queue have ended.
+    """
+
+    def __init__(self, jobs: Iterable[ClaimedJob] = (), again: Mapping[str, float] | None = None) -> None:
+        super().__init__(jobs)
+        self.again = again or {}
 
 
 class Want(NamedTuple):
@@ -107,7 +143,7 @@ class Submitted(NamedTuple):
     """What `Store.submit` did: the best rank of each queue that got jobs to run now, and what it claimed (None: it did not)."""
 
     best: Ranks
-    claimed: list[ClaimedJob] | None = None
+    claimed: Claimed | None = None
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -175,7 +211,7 @@ class Store:
         best, claimed = await self._submit.call(sql, batch, wake, *claim, in_loop=len(batch) <= IN_LOOP_CHARACTERS)
         # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
         with suppress(msgspec.DecodeError):
-            return Submitted(best, None if claimed is None else _claimed.decode(claimed))
+            return Submitted(best, None if claimed is None else _read(claimed))
         return Submitted(best)
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str]) -> Ranks:
@@ -224,7 +260,7 @@ class Store:
 
     # -- the way of a job
 
-    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         """Claim jobs for this node, best rank first.
 
         Args:
@@ -237,7 +273,7 @@ class Store:
         sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
         [text] = await self._claim.call(sql, node_id, _text(wants), defaults.decode(), in_loop=few)
         try:
-            return _claimed.decode(text)
+            return _read(text)
         except msgspec.DecodeError as error:
             # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
             raise RefusedData(f"a claimed job cannot be read: {error}") from error
@@ -276,7 +312,12 @@ class Store:
     async def promote(self) -> Promotion:
         """Move due jobs to pending, at most `PROMOTE_BATCH`."""
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
-        return Promotion(row["promoted"], row["best"], row["next_due"])
+        return Promotion(row["promoted"], row["best"], row["next_due"], row["next_check"])
+
+    async def admit(self) -> Admission:
+        """Let the blocked jobs of keys that have room become pending: those of at most `ADMIT_BATCH` checks that are due."""
+        [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.admit(%s)", ADMIT_BATCH))
+        return Admission(row["checks"], row["best"], row["next_due"])
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         """Take back the jobs of lost nodes, at most `RECOVER_BATCH`.
@@ -298,6 +339,9 @@ class Store:
                    extract(epoch FROM now() - min(available_since))::float8 AS oldest
               FROM jobqueue.pending_jobs GROUP BY queue
             UNION ALL
+            SELECT queue, 'blocked', count(*), extract(epoch FROM now() - min(available_since))::float8
+              FROM jobqueue.blocked_jobs GROUP BY queue
+            UNION ALL
             SELECT queue, 'scheduled', count(*), 0 FROM jobqueue.scheduled_jobs GROUP BY queue
             UNION ALL
             SELECT queue, 'inflight', count(*), extract(epoch FROM now() - min(claimed_at))::float8
@@ -316,7 +360,7 @@ class Store:
         return dict(rows[0]["job"]) if rows else None
 
     async def cancel(self, job_id: str) -> bool:
-        """Cancel a pending or scheduled job; False when it is in no such state."""
+        """Cancel a pending, blocked or scheduled job; False when it is in no such state."""
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s)", job_id)))
 
     async def retry(self, job_id: str) -> bool:
@@ -331,9 +375,22 @@ class Store:
         """Pause or resume a queue on all nodes."""
         await self._inspect.run(_scalar("SELECT jobqueue.pause(%s, %s)", queue, paused))
 
+    async def configure(self, queue: str, settings: QueueSettings) -> None:
+        """Set what holds for a queue on all nodes."""
+        given = msgspec.structs.asdict(settings)  # in the order of the function's parameters
+        values = [None if value is UNSET else value for value in given.values()]
+        clear = [name for name, value in given.items() if value is None]
+        sql = "SELECT jobqueue.configure(%s, %s * interval '1 second', %s, %s, %s, %s, %s, %s, %s)"
+        await self._inspect.run(_scalar(sql, queue, *values, clear))
+
     async def queues(self) -> list[dict[str, Any]]:
         """The queues that are configured or worked."""
-        return await self._list("SELECT to_jsonb(q) AS row FROM jobqueue.queues AS q ORDER BY name")
+        return await self._list(
+            """
+            SELECT to_jsonb(q) || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
+              FROM jobqueue.queues AS q ORDER BY name
+            """
+        )
 
     async def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are running, or were and have not been buried yet."""
@@ -386,6 +443,13 @@ def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     return work
+
+
+def _read(text: str) -> Claimed:
+    if text.startswith("["):
+        return Claimed(_claimed.decode(text))
+    limited = _limited.decode(text)
+    return Claimed(limited.jobs, {queue: math.inf if wait is None else wait for queue, wait in limited.again.items()})
 
 
 def _ranks(value: object) -> Ranks:
