@@ -104,6 +104,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     errors          jsonb            NOT NULL DEFAULT '[]',
     options         jsonb,               -- what was asked for beyond the columns, see jobqueue.with_options; NULL: nothing
     saved           jsonb,               -- what its runs have noted: progress and checkpoint; NULL: nothing
+    admitted        boolean,             -- it has a concurrency key, and jobqueue.admit let it in; NULL: it has none
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
@@ -114,8 +115,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 
 CREATE INDEX IF NOT EXISTS pending_jobs_claim ON jobqueue.pending_jobs (queue, rank);
-CREATE INDEX IF NOT EXISTS pending_jobs_key ON jobqueue.pending_jobs (queue, (options ->> 'concurrency_key'))
-    WHERE (options ->> 'concurrency_key') IS NOT NULL;
+CREATE INDEX IF NOT EXISTS pending_jobs_key ON jobqueue.pending_jobs (queue, (options ->> 'concurrency_key')) WHERE admitted;
 
 -- Jobs whose key may have no room. The columns are those of pending_jobs, and stay so.
 CREATE TABLE IF NOT EXISTS jobqueue.blocked_jobs (
@@ -200,12 +200,10 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     errors          jsonb            NOT NULL,
     options         jsonb,
     saved           jsonb,
-    counted         boolean              -- claimed under the queue's max_running; NULL: not
+    limited         boolean              -- it has a key, or was claimed under the queue's max_running; NULL: neither
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS inflight_jobs_counted ON jobqueue.inflight_jobs (queue) WHERE counted;
-CREATE INDEX IF NOT EXISTS inflight_jobs_key ON jobqueue.inflight_jobs (queue, (options ->> 'concurrency_key'))
-    WHERE (options ->> 'concurrency_key') IS NOT NULL;
+CREATE INDEX IF NOT EXISTS inflight_jobs_limited ON jobqueue.inflight_jobs (queue, (options ->> 'concurrency_key')) WHERE limited;
 
 -- By day, so that retention drops a partition and never deletes a million rows.
 CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
@@ -313,18 +311,21 @@ LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' 
 -- be. Only jobqueue.admit makes them more, one transaction at a time over all nodes, and counts after it has the lock; so the limit
 -- is exact, and what does not fit is out of the way of claims. Everything else only ever makes them fewer, and enters a check.
 
--- A row for pending_jobs whose job has a key goes to blocked_jobs instead, wherever it comes from: the table itself sees to it.
+-- A row for pending_jobs whose job has a key goes to blocked_jobs instead, wherever it comes from: the table itself sees to it. (That
+-- costs a plain row nothing: the condition is short, for PostgreSQL reads it anew for each statement.)
 CREATE OR REPLACE FUNCTION jobqueue.block() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
+    IF NEW.admitted OR NEW.options ->> 'concurrency_key' IS NULL THEN
+        RETURN NEW;
+    END IF;
     INSERT INTO jobqueue.blocked_jobs VALUES (NEW.*) ON CONFLICT (id) DO NOTHING;
     INSERT INTO jobqueue.key_checks (queue, key) VALUES (NEW.queue, NEW.options ->> 'concurrency_key');
     RETURN NULL;
 END $$;
 
 CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue.pending_jobs FOR EACH ROW
-    WHEN ((NEW.options ->> 'concurrency_key') IS NOT NULL AND current_setting('jobqueue.admitting', true) IS DISTINCT FROM 'on')
-    EXECUTE FUNCTION jobqueue.block();
+    WHEN (NEW.options IS NOT NULL) EXECUTE FUNCTION jobqueue.block();
 
 -- Tell listening nodes that keys are to be looked at. A node that enters checks looks by itself; this is for all others who do.
 CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void
@@ -371,7 +372,7 @@ BEGIN
     )
     SELECT (SELECT array_agg(gone.at ORDER BY gone.at) FROM gone),
            (SELECT count(*) FROM jobqueue.pending_jobs AS p
-             WHERE p.queue = key_allowance.queue AND p.options ->> 'concurrency_key' = key_allowance.key)
+             WHERE p.queue = key_allowance.queue AND p.options ->> 'concurrency_key' = key_allowance.key AND p.admitted)
       INTO starts, unstarted;
     present := clock_timestamp();
     tokens := least(burst, coalesce(bucket.tokens, burst));
@@ -406,7 +407,6 @@ END $$;
 CREATE OR REPLACE FUNCTION jobqueue.admit(max_checks integer DEFAULT 1000)
 RETURNS TABLE (checks integer, best jsonb, next_due double precision)
 LANGUAGE plpgsql
-SET jobqueue.admitting = 'on'
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -439,8 +439,10 @@ BEGIN
     best := '{}';
     IF checks > 0 THEN
         SELECT array_agg(coalesce(q.key_max_running, 1)
-                   - (SELECT count(*) FROM jobqueue.pending_jobs AS p WHERE p.queue = w.queue AND p.options ->> 'concurrency_key' = w.key)
-                   - (SELECT count(*) FROM jobqueue.inflight_jobs AS i WHERE i.queue = w.queue AND i.options ->> 'concurrency_key' = w.key)
+                   - (SELECT count(*) FROM jobqueue.pending_jobs AS p
+                       WHERE p.queue = w.queue AND p.options ->> 'concurrency_key' = w.key AND p.admitted)
+                   - (SELECT count(*) FROM jobqueue.inflight_jobs AS i
+                       WHERE i.queue = w.queue AND i.options ->> 'concurrency_key' = w.key AND i.limited)
                    ORDER BY w.place),
                array_agg(q.key_rate ORDER BY w.place), array_agg(coalesce(q.key_burst, greatest(1, q.key_rate)) ORDER BY w.place)
           INTO free, rates, bursts
@@ -469,7 +471,13 @@ BEGIN
         ), gone AS (
             DELETE FROM jobqueue.blocked_jobs AS b WHERE b.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) RETURNING b.*
         ), moved AS (
-            INSERT INTO jobqueue.pending_jobs SELECT gone.* FROM gone ON CONFLICT (id) DO NOTHING RETURNING queue, rank
+            INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at,
+                                               available_since, errors, options, saved, admitted)
+            SELECT g.id, g.queue, g.kind, g.priority, g.rank, g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
+                   g.available_since, g.errors, g.options, g.saved, true
+              FROM gone AS g
+                ON CONFLICT (id) DO NOTHING
+            RETURNING queue, rank
         )
         SELECT coalesce(jsonb_object_agg(m.queue, extract(epoch FROM m.rank)), '{}') INTO best
           FROM (SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue) AS m;
@@ -671,7 +679,7 @@ BEGIN
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
     ), freed AS MATERIALIZED (
-        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM held WHERE counted) AS queues
+        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM held WHERE limited) AS queues
     )
     SELECT (SELECT count(*) FROM held) INTO released FROM told CROSS JOIN freed;
     IF released > 0 THEN
@@ -726,7 +734,7 @@ BEGIN
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
     ), freed AS MATERIALIZED (
-        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM judged WHERE counted) AS queues
+        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM judged WHERE limited) AS queues
     ), checks AS (
         INSERT INTO jobqueue.key_checks (queue, key)
         SELECT j.queue, j.options ->> 'concurrency_key' FROM judged AS j WHERE j.spent AND j.options ->> 'concurrency_key' IS NOT NULL
@@ -737,9 +745,11 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
 
--- Tell listening nodes that jobs of a queue that may run so many at a time have ended: those that a claim left without may ask again.
+-- Tell listening nodes that jobs of a queue have ended, if it may only run so many at a time: those that a claim left short may ask again.
 CREATE OR REPLACE FUNCTION jobqueue.freed(queue text) RETURNS void
-LANGUAGE sql AS $$ SELECT pg_notify('jobqueue_freed', queue) $$;
+LANGUAGE sql AS $$
+    SELECT pg_notify('jobqueue_freed', q.name) FROM jobqueue.queues AS q WHERE q.name = freed.queue AND q.max_running IS NOT NULL
+$$;
 
 -- How many jobs of a queue with a limit of its own a claim may take, and in how many seconds it may take more (NULL: when some end). Locks
 -- the queue's limits until the end of the transaction: what is counted stays true. Whoever holds that lock for long, as somebody who
@@ -772,11 +782,11 @@ BEGIN
     jobs := wanted;
     IF settings.max_running IS NOT NULL THEN
         IF state.all_counted THEN
-            SELECT count(*) INTO running FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue AND i.counted;
+            SELECT count(*) INTO running FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue AND i.limited;
         ELSE
             -- Jobs that were claimed before there was the limit have no mark. The last such claim is over after its statement_timeout;
             -- from then on, when all that run have their mark, the index will do.
-            SELECT count(*), count(i.counted) INTO running, marked FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue;
+            SELECT count(*), count(i.limited) INTO running, marked FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue;
             UPDATE jobqueue.queue_limits AS l
                SET counted_since = coalesce(l.counted_since, clock_timestamp()), all_counted = l.counted_since IS NOT NULL
              WHERE l.queue = allowance.queue
@@ -875,12 +885,12 @@ BEGIN
                     RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
-                                                        attempt, claims, created_at, available_since, errors, options, saved, counted)
+                                                        attempt, claims, created_at, available_since, errors, options, saved, limited)
                     -- Rates hold by claimed_at: then it is not when the transaction began, which may have waited for its turn.
                     SELECT t.id, t.queue, t.kind, t.priority, node,
                            CASE WHEN want.limited OR want.key_rated THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
                            t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved,
-                           nullif(want.counted, false)
+                           CASE WHEN want.counted OR t.admitted THEN true END
                       FROM taken AS t
                 )
                 SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
@@ -955,7 +965,7 @@ AS $$
 DECLARE
     stale bigint[];
     done bigint[];
-    fewer text[];   -- queues that may run so many at a time, and run fewer now
+    limited jsonb;   -- [queue, key] of each that ended under a limit
 BEGIN
     -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others.
     WITH given AS MATERIALIZED (
@@ -973,14 +983,14 @@ BEGIN
         SELECT d.id, d.queue, d.kind, d.priority, 'succeeded', d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                d.available_since, d.claimed_at, now(), d.node_id, d.result, d.errors, d.options, d.saved
           FROM gone AS d WHERE finish.keep
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT d.queue, d.options ->> 'concurrency_key' FROM gone AS d WHERE d.options ->> 'concurrency_key' IS NOT NULL
     )
-    SELECT coalesce(array_agg(gone.place), '{}'), array_agg(DISTINCT gone.queue) FILTER (WHERE gone.counted)
-      INTO done, fewer FROM gone;
-    IF fewer IS NOT NULL THEN
-        PERFORM jobqueue.freed(f.queue) FROM unnest(fewer) AS f (queue);
+    SELECT coalesce(array_agg(gone.place), '{}'),
+           jsonb_agg(jsonb_build_array(gone.queue, gone.options ->> 'concurrency_key')) FILTER (WHERE gone.limited)
+      INTO done, limited FROM gone;
+    IF limited IS NOT NULL THEN
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT DISTINCT l ->> 0, l ->> 1 FROM jsonb_array_elements(limited) AS l WHERE l ->> 1 IS NOT NULL;
+        PERFORM jobqueue.freed(f.queue) FROM (SELECT DISTINCT l ->> 0 AS queue FROM jsonb_array_elements(limited) AS l) AS f;
     END IF;
     IF cardinality(done) = jsonb_array_length(outcomes) THEN
         RETURN '{}';
@@ -1034,7 +1044,7 @@ BEGIN
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
     ), freed AS MATERIALIZED (
-        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE counted) AS queues
+        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE limited) AS queues
     )
     SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
       FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
@@ -1194,7 +1204,7 @@ BEGIN
     UPDATE jobqueue.queue_limits AS l SET tokens = NULL, refilled_at = NULL
      WHERE l.queue = configure.queue AND old.rate IS NULL AND new.rate IS NOT NULL;
     IF (old.max_running, old.rate, old.burst) IS DISTINCT FROM (new.max_running, new.rate, new.burst) THEN
-        PERFORM jobqueue.freed(configure.queue);
+        PERFORM pg_notify('jobqueue_freed', configure.queue);
     END IF;
     IF (old.key_max_running, old.key_rate, old.key_burst) IS DISTINCT FROM (new.key_max_running, new.key_rate, new.key_burst) THEN
         PERFORM jobqueue.check_keys(configure.queue), jobqueue.wake_keys();

@@ -573,6 +573,22 @@ async def work(url: str, done: set[str], wanted: int, batch: int, verdicts: Call
             await driver.store.admit()
 
 
+async def test_two_admissions_are_one_after_the_other(postgres: tuple[Driver, Database], nursery: trio.Nursery) -> None:
+    driver, database = postgres
+    await driver.submit(options=KEYED)
+    with psycopg.connect(database.url) as first:
+        first.execute("SELECT jobqueue.admit()")
+        await driver.submit(options=KEYED)
+        nursery.start_soon(driver.store.admit)
+        with trio.fail_after(10):
+            while not database.rows("SELECT FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"):
+                await trio.sleep(0.01)
+    with trio.fail_after(10):
+        while database.value("SELECT count(*) FROM jobqueue.key_checks"):
+            await trio.sleep(0.01)
+    assert database.states() == {"blocked": 1, "pending": 1}
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_several_nodes_together_never_run_more_than_a_queue_may(postgres: tuple[Driver, Database], limit: int) -> None:
     driver, database = postgres
