@@ -580,12 +580,9 @@ async def test_two_admissions_are_one_after_the_other(postgres: tuple[Driver, Da
         first.execute("SELECT jobqueue.admit()")
         await driver.submit(options=KEYED)
         nursery.start_soon(driver.store.admit)
-        with trio.fail_after(10):
-            while not database.rows("SELECT FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"):
-                await trio.sleep(0.01)
-    with trio.fail_after(10):
-        while database.value("SELECT count(*) FROM jobqueue.key_checks"):
-            await trio.sleep(0.01)
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+        await trio.to_thread.run_sync(wait_until, lambda: database.value(waiting) == 1)
+    await trio.to_thread.run_sync(wait_until, lambda: database.value("SELECT count(*) FROM jobqueue.key_checks") == 0)
     assert database.states() == {"blocked": 1, "pending": 1}
 
 
