@@ -9,6 +9,8 @@
 --                                      ^------ release, recover --------'
 --
 -- What waits too long goes from wherever it waits to dead_jobs: expire, claim.
+-- A job with a concurrency key takes a way around: whatever would put it into pending_jobs puts it into blocked_jobs, and from there it
+-- is admitted to pending_jobs when its key has room.
 --
 -- Every arrow is one function below and one transaction. Functions are called with batches, as one JSON document in and one out:
 -- that is what makes them fast (ARCHITECTURE.md has the figures).
@@ -50,8 +52,26 @@ CREATE TABLE IF NOT EXISTS jobqueue.queues (
     paused         boolean     NOT NULL DEFAULT false,
     aging_interval interval    NOT NULL DEFAULT '1 second'
                    CONSTRAINT aging_interval_range CHECK (aging_interval BETWEEN '0 seconds' AND '1 day'),  -- more has no rank
-    created_at     timestamptz NOT NULL DEFAULT now()
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    -- Limits over all nodes, set by jobqueue.configure. NULL: none, but for key_max_running, which is 1 then, and for the bursts, which
+    -- are what a second brings.
+    max_running     integer          CONSTRAINT max_running_range CHECK (max_running BETWEEN 1 AND 1000000),
+    rate            double precision CONSTRAINT rate_range CHECK (rate BETWEEN 0.00001 AND 1000000),   -- starts a second
+    burst           integer          CONSTRAINT burst_range CHECK (burst BETWEEN 1 AND 1000000),
+    key_max_running integer          CONSTRAINT key_max_running_range CHECK (key_max_running BETWEEN 1 AND 1000000),
+    key_rate        double precision CONSTRAINT key_rate_range CHECK (key_rate BETWEEN 0.00001 AND 1000000),
+    key_burst       integer          CONSTRAINT key_burst_range CHECK (key_burst BETWEEN 1 AND 1000000)
 );
+
+-- The state of queues with a limit of their own; a claim locks the row, so that claims of such a queue are one after the other. Made
+-- by the first of them.
+CREATE TABLE IF NOT EXISTS jobqueue.queue_limits (
+    queue         text             PRIMARY KEY,
+    tokens        double precision,        -- at refilled_at; NULL: the bucket is full
+    refilled_at   timestamptz,
+    counted_since timestamptz,             -- when the first claim under max_running came; NULL: none has
+    all_counted   boolean          NOT NULL DEFAULT false   -- every running job has its mark, so that an index counts them
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- One row per running process. Its lease covers every job that it holds, so a heartbeat is one write, whatever is in flight.
 -- lease_until is not indexed and pages keep room, so that every renewal is a HOT update.
@@ -85,6 +105,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     errors          jsonb            NOT NULL DEFAULT '[]',
     options         jsonb,               -- what was asked for beyond the columns, see jobqueue.with_options; NULL: nothing
     saved           jsonb,               -- what its runs have noted: progress and checkpoint; NULL: nothing
+    admitted        boolean,             -- it has a concurrency key, and jobqueue.admit let it in; NULL: it has none
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
@@ -102,6 +123,47 @@ CREATE INDEX IF NOT EXISTS pending_jobs_group ON jobqueue.pending_jobs (queue, (
 -- Of jobs that have a time to expire alone, and a gate for what is given as one. See jobqueue.expire.
 CREATE INDEX IF NOT EXISTS pending_jobs_expire ON jobqueue.pending_jobs (((options -> 'expires_at')::double precision))
  WHERE options ? 'expires_at';
+CREATE INDEX IF NOT EXISTS pending_jobs_key ON jobqueue.pending_jobs (queue, (options ->> 'concurrency_key')) WHERE admitted;
+
+-- Jobs whose key may have no room. The columns are those of pending_jobs, and stay so.
+CREATE TABLE IF NOT EXISTS jobqueue.blocked_jobs (
+    LIKE jobqueue.pending_jobs INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+    PRIMARY KEY (id),
+    CONSTRAINT concurrency_key_length CHECK (length(options ->> 'concurrency_key') BETWEEN 1 AND 200)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX IF NOT EXISTS blocked_jobs_key ON jobqueue.blocked_jobs (queue, (options ->> 'concurrency_key'), rank);
+CREATE INDEX IF NOT EXISTS blocked_jobs_expire ON jobqueue.blocked_jobs (((options -> 'expires_at')::double precision))
+ WHERE options ? 'expires_at';
+
+-- The keys to look at, from some time on: one row for whatever may have made room for a key, or given it a job. Rows are only ever
+-- inserted, but for jobqueue.admit, which takes them: nobody waits for anybody here.
+CREATE TABLE IF NOT EXISTS jobqueue.key_checks (
+    queue text        NOT NULL,
+    key   text        NOT NULL,
+    at    timestamptz NOT NULL DEFAULT now()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX IF NOT EXISTS key_checks_due ON jobqueue.key_checks (at);
+
+-- What was started of keys whose rate is limited, and not yet taken from the key's bucket.
+CREATE TABLE IF NOT EXISTS jobqueue.key_starts (
+    queue text        NOT NULL,
+    key   text        NOT NULL,
+    at    timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX IF NOT EXISTS key_starts_key ON jobqueue.key_starts (queue, key, at);
+
+-- The bucket of each such key; one without a row is full.
+CREATE TABLE IF NOT EXISTS jobqueue.key_buckets (
+    queue       text             NOT NULL,
+    key         text             NOT NULL,
+    tokens      double precision NOT NULL,   -- at refilled_at
+    refilled_at timestamptz      NOT NULL,
+    check_at    timestamptz,                 -- the last check that was entered for a token to come
+    PRIMARY KEY (queue, key)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
 CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
@@ -120,6 +182,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.scheduled_jobs (
     options         jsonb,
     saved           jsonb,
     CONSTRAINT run_at_finite CHECK (isfinite(run_at)),
+    CONSTRAINT concurrency_key_length CHECK (length(options ->> 'concurrency_key') BETWEEN 1 AND 200),
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
@@ -149,11 +212,14 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     errors          jsonb            NOT NULL,
     options         jsonb,
     saved           jsonb,
-    cancel_requested_at timestamptz      -- somebody asked for its end, see jobqueue.cancel: it does not go back from here
+    cancel_requested_at timestamptz,     -- somebody asked for its end, see jobqueue.cancel: it does not go back from here
+    limited         boolean              -- it has a key, or was claimed under the queue's max_running; NULL: neither
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 -- For each heartbeat: what of its own a node is to cancel. Almost always empty.
 CREATE INDEX IF NOT EXISTS inflight_jobs_cancel ON jobqueue.inflight_jobs (node_id) WHERE cancel_requested_at IS NOT NULL;
+
+CREATE INDEX IF NOT EXISTS inflight_jobs_limited ON jobqueue.inflight_jobs (queue, (options ->> 'concurrency_key')) WHERE limited;
 
 -- By how they ended, since they are kept for different times, and by day, so that retention drops a partition and never deletes a
 -- million rows.
@@ -290,6 +356,10 @@ CREATE OR REPLACE VIEW jobqueue.jobs AS
            NULL::jsonb AS result, NULL::text AS reason, errors, options, saved, NULL::timestamptz AS cancel_requested_at
       FROM jobqueue.pending_jobs
     UNION ALL
+    SELECT id, 'blocked', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
+           NULL, NULL, NULL, NULL, NULL, NULL, errors, options, saved, NULL
+      FROM jobqueue.blocked_jobs
+    UNION ALL
     SELECT id, 'scheduled', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
            run_at, NULL, NULL, NULL, NULL, NULL, errors, options, saved, NULL
       FROM jobqueue.scheduled_jobs
@@ -315,6 +385,7 @@ AS $$
 BEGIN
     RETURN EXISTS (SELECT FROM jobqueue.pending_jobs AS j WHERE j.id = job)
         OR EXISTS (SELECT FROM jobqueue.inflight_jobs AS j WHERE j.id = job)
+        OR EXISTS (SELECT FROM jobqueue.blocked_jobs AS j WHERE j.id = job)
         OR EXISTS (SELECT FROM jobqueue.scheduled_jobs AS j WHERE j.id = job);
 END $$;
 
@@ -448,6 +519,194 @@ LANGUAGE sql AS $$
                                   ELSE coalesce(serve_lines.common > o.common, serve_lines.common IS NOT NULL)
                                     OR coalesce(serve_lines.urgent > o.urgent, serve_lines.urgent IS NOT NULL) END
                          FOR UPDATE SKIP LOCKED)
+$$;
+
+-- ------------------------------------------------------------------------------------------------------------------- keys
+--
+-- At most key_max_running jobs of one concurrency key of a queue are in pending_jobs and inflight_jobs together: what is claimed, or may
+-- be. Only jobqueue.admit makes them more, one transaction at a time over all nodes, and counts after it has the lock; so the limit
+-- is exact, and what does not fit is out of the way of claims. Everything else only ever makes them fewer, and enters a check.
+
+-- A row for pending_jobs whose job has a key goes to blocked_jobs instead, wherever it comes from: the table itself sees to it. (That
+-- costs a plain row nothing: the condition is short, for PostgreSQL reads it anew for each statement.)
+CREATE OR REPLACE FUNCTION jobqueue.block() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.admitted OR NEW.options ->> 'concurrency_key' IS NULL THEN
+        RETURN NEW;
+    END IF;
+    INSERT INTO jobqueue.blocked_jobs VALUES (NEW.*) ON CONFLICT (id) DO NOTHING;
+    INSERT INTO jobqueue.key_checks (queue, key) VALUES (NEW.queue, NEW.options ->> 'concurrency_key');
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue.pending_jobs FOR EACH ROW
+    WHEN (NEW.options IS NOT NULL) EXECUTE FUNCTION jobqueue.block();
+
+-- Tell listening nodes that keys are to be looked at. A node that enters checks looks by itself; this is for all others who do.
+CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void
+LANGUAGE sql AS $$ SELECT pg_notify('jobqueue_keys', '') $$;
+
+-- Have every key of a queue looked at that has blocked jobs, up to so many: for when its limits have changed. A key that is left out
+-- is looked at when one of its jobs ends, or comes.
+CREATE OR REPLACE FUNCTION jobqueue.check_keys(queue text, max_keys integer DEFAULT 100000) RETURNS void
+LANGUAGE sql AS $$
+    -- From key to key by the index: a key may have a million jobs.
+    WITH RECURSIVE keys AS (
+        (SELECT b.options ->> 'concurrency_key' AS key FROM jobqueue.blocked_jobs AS b WHERE b.queue = check_keys.queue ORDER BY key LIMIT 1)
+        UNION ALL
+        SELECT (SELECT b.options ->> 'concurrency_key' AS key FROM jobqueue.blocked_jobs AS b
+                 WHERE b.queue = check_keys.queue AND b.options ->> 'concurrency_key' > keys.key ORDER BY key LIMIT 1)
+          FROM keys WHERE keys.key IS NOT NULL
+    )
+    INSERT INTO jobqueue.key_checks (queue, key)
+    SELECT check_keys.queue, keys.key FROM keys WHERE keys.key IS NOT NULL LIMIT max_keys
+$$;
+
+-- How many more jobs of a key may be admitted, as its rate goes: the tokens in its bucket, less the jobs that were admitted and have not
+-- started, so that late starts cannot come in a bunch. Where that is less than wanted, a check is entered for when the next token comes.
+-- Only jobqueue.admit calls it, under its lock.
+CREATE OR REPLACE FUNCTION jobqueue.key_allowance(queue text, key text, rate double precision, burst double precision, wanted bigint)
+RETURNS bigint
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    bucket record;
+    starts timestamptz[];
+    unstarted bigint;
+    start timestamptz;
+    present timestamptz;
+    tokens double precision;
+    refilled_at timestamptz;
+    allowed bigint;
+    next_at timestamptz;
+BEGIN
+    SELECT b.* INTO bucket FROM jobqueue.key_buckets AS b WHERE b.queue = key_allowance.queue AND b.key = key_allowance.key;
+    -- In one statement, so of one moment: a job that is claimed meanwhile is in the one or in the other.
+    WITH gone AS (
+        DELETE FROM jobqueue.key_starts AS s WHERE s.queue = key_allowance.queue AND s.key = key_allowance.key RETURNING s.at
+    )
+    SELECT (SELECT array_agg(gone.at ORDER BY gone.at) FROM gone),
+           (SELECT count(*) FROM jobqueue.pending_jobs AS p
+             WHERE p.queue = key_allowance.queue AND p.options ->> 'concurrency_key' = key_allowance.key AND p.admitted)
+      INTO starts, unstarted;
+    present := clock_timestamp();
+    tokens := least(burst, coalesce(bucket.tokens, burst));
+    refilled_at := coalesce(bucket.refilled_at, starts[1], present);
+    -- One after the other: a bucket that is full gets no fuller, and it is when a token is taken that it can take the next.
+    FOREACH start IN ARRAY coalesce(starts, '{}') LOOP
+        tokens := least(burst, tokens + rate * greatest(0, extract(epoch FROM start - refilled_at)::double precision)) - 1;
+        refilled_at := greatest(refilled_at, start);
+    END LOOP;
+    tokens := least(burst, tokens + rate * greatest(0, extract(epoch FROM present - refilled_at)::double precision));
+    allowed := greatest(0, floor(tokens)::bigint - unstarted);
+    next_at := bucket.check_at;
+    IF allowed < wanted THEN
+        next_at := present + (unstarted + allowed + 1 - tokens) / rate * interval '1 second';
+        -- One that was entered for about then will do.
+        IF bucket.check_at BETWEEN present AND next_at + interval '1 millisecond' THEN
+            next_at := bucket.check_at;
+        ELSE
+            INSERT INTO jobqueue.key_checks (queue, key, at) VALUES (key_allowance.queue, key_allowance.key, next_at);
+        END IF;
+    END IF;
+    INSERT INTO jobqueue.key_buckets AS b (queue, key, tokens, refilled_at, check_at)
+    VALUES (key_allowance.queue, key_allowance.key, tokens, present, next_at)
+        ON CONFLICT ON CONSTRAINT key_buckets_pkey
+        DO UPDATE SET tokens = excluded.tokens, refilled_at = excluded.refilled_at, check_at = excluded.check_at;
+    RETURN allowed;
+END $$;
+
+-- Look at the keys of up to so many checks that are due, and move their best blocked jobs to pending as far as their limits allow.
+-- Returns the checks taken, the best rank of each queue that got jobs, as {"queue": seconds}, and the seconds until the next check is due
+-- (NULL: there is none).
+CREATE OR REPLACE FUNCTION jobqueue.admit(max_checks integer DEFAULT 1000)
+RETURNS TABLE (checks integer, best jsonb, next_due double precision)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    queues text[];
+    keys text[];
+    free bigint[];
+    rates double precision[];
+    bursts double precision[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- Each statement must see what others committed before this transaction had the lock.
+        RAISE EXCEPTION 'jobqueue.admit counts in READ COMMITTED only, not in %', current_setting('transaction_isolation');
+    END IF;
+    PERFORM pg_advisory_xact_lock(7669743430829532519);
+    WITH due AS (
+        DELETE FROM jobqueue.key_checks AS c
+         WHERE c.ctid = ANY (ARRAY(
+                   SELECT d.ctid FROM jobqueue.key_checks AS d WHERE d.at <= clock_timestamp() ORDER BY d.at LIMIT max_checks))
+        RETURNING c.queue, c.key
+    )
+    SELECT sum(d.times), array_agg(d.queue ORDER BY d.queue, d.key), array_agg(d.key ORDER BY d.queue, d.key)
+      INTO checks, queues, keys
+      FROM (SELECT due.queue, due.key, count(*) AS times FROM due GROUP BY due.queue, due.key) AS d;
+    checks := coalesce(checks, 0);
+    best := '{}';
+    IF checks > 0 THEN
+        SELECT array_agg(coalesce(q.key_max_running, 1)
+                   - (SELECT count(*) FROM jobqueue.pending_jobs AS p
+                       WHERE p.queue = w.queue AND p.options ->> 'concurrency_key' = w.key AND p.admitted)
+                   - (SELECT count(*) FROM jobqueue.inflight_jobs AS i
+                       WHERE i.queue = w.queue AND i.options ->> 'concurrency_key' = w.key AND i.limited)
+                   ORDER BY w.place),
+               array_agg(q.key_rate ORDER BY w.place), array_agg(coalesce(q.key_burst, greatest(1, q.key_rate)) ORDER BY w.place)
+          INTO free, rates, bursts
+          FROM unnest(queues, keys) WITH ORDINALITY AS w (queue, key, place) LEFT JOIN jobqueue.queues AS q ON q.name = w.queue;
+        FOR n IN 1 .. cardinality(queues) LOOP
+            IF rates[n] IS NOT NULL AND free[n] > 0
+               AND EXISTS (SELECT FROM jobqueue.blocked_jobs AS b WHERE b.queue = queues[n] AND b.options ->> 'concurrency_key' = keys[n]) THEN
+                free[n] := least(free[n], jobqueue.key_allowance(queues[n], keys[n], rates[n], bursts[n], free[n]));
+            END IF;
+        END LOOP;
+        WITH wanted AS MATERIALIZED (
+            SELECT w.queue, w.key, w.free FROM unnest(queues, keys, free) AS w (queue, key, free) WHERE w.free > 0
+        ), picked AS MATERIALIZED (
+            -- A row that somebody's transaction holds, to cancel it, is left out: nobody waits for that one.
+            SELECT w.queue, w.key, w.free, b.place
+              FROM wanted AS w
+             CROSS JOIN LATERAL (SELECT b.ctid AS place FROM jobqueue.blocked_jobs AS b
+                                  WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key
+                                  ORDER BY b.rank LIMIT w.free FOR UPDATE OF b SKIP LOCKED) AS b
+        ), left_out AS (
+            INSERT INTO jobqueue.key_checks (queue, key, at)
+            SELECT w.queue, w.key, clock_timestamp() + interval '1 second' FROM wanted AS w
+             WHERE (SELECT count(*) FROM picked AS p WHERE p.queue = w.queue AND p.key = w.key)
+                   < (SELECT count(*) FROM (SELECT FROM jobqueue.blocked_jobs AS b
+                                             WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key LIMIT w.free) AS there)
+        ), gone AS (
+            DELETE FROM jobqueue.blocked_jobs AS b WHERE b.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) RETURNING b.*
+        ), moved AS (
+            INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at,
+                                               available_since, errors, options, saved, admitted)
+            SELECT g.id, g.queue, g.kind, g.priority, g.rank, g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
+                   g.available_since, g.errors, g.options, g.saved, true
+              FROM gone AS g
+                ON CONFLICT (id) DO NOTHING
+            RETURNING queue, rank
+        )
+        SELECT coalesce(jsonb_object_agg(m.queue, extract(epoch FROM m.rank)), '{}') INTO best
+          FROM (SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue) AS m;
+        PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
+    END IF;
+    next_due := jobqueue.next_check();
+    RETURN NEXT;
+END $$;
+
+-- The seconds until the next check of a key is due; NULL: there is none.
+CREATE OR REPLACE FUNCTION jobqueue.next_check() RETURNS double precision
+LANGUAGE sql VOLATILE AS $$
+    SELECT extract(epoch FROM c.at - clock_timestamp()) FROM jobqueue.key_checks AS c ORDER BY c.at LIMIT 1
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- submit
@@ -728,6 +987,9 @@ BEGIN
     END IF;
     IF jobs @? '$[*].options' THEN
         jobs := jobqueue.prepare(jobs, again, key_ttl);
+        IF wake AND jobs @? '$[*].options.concurrency_key' THEN
+            PERFORM jobqueue.wake_keys();
+        END IF;
         IF jobs @? '$[*].existing' THEN
             SELECT array_agg(coalesce(j.job ->> 'existing', j.job ->> 'id')::uuid ORDER BY j.place),
                    coalesce(jsonb_agg(j.job ORDER BY j.place) FILTER (WHERE NOT j.job ? 'existing'), '[]')
@@ -818,13 +1080,14 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     weight      double precision DEFAULT NULL,    -- 1: the share of the group's next jobs
     idempotency_key text         DEFAULT NULL,    -- for a day, the same key is the same job
     unique_key  text             DEFAULT NULL,    -- at most one job of this key that is not finished
-    "unique"    boolean          DEFAULT NULL     -- at most one job of this queue, kind and payload that is not finished
+    "unique"    boolean          DEFAULT NULL,    -- at most one job of this queue, kind and payload that is not finished
+    concurrency_key text         DEFAULT NULL     -- such as an account: the queue's limits of keys hold for those that have the same
 ) RETURNS uuid
 LANGUAGE sql AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
         'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
         'timeout', timeout, 'expires_at', expires_at, 'group', "group", 'weight', weight, 'idempotency_key', idempotency_key,
-        'unique_key', unique_key, 'unique', "unique"))))[1]
+        'unique_key', unique_key, 'unique', "unique", 'concurrency_key', concurrency_key))))[1]
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes
@@ -871,6 +1134,10 @@ BEGIN
         SELECT h.id, h.queue, h.kind, h.priority, 'cancelled', h.payload, h.max_retries, h.timeout, h.attempt, h.claims, h.created_at,
                h.available_since, h.claimed_at, now(), h.node_id, h.errors, h.options, h.saved
           FROM held AS h WHERE h.cancel_requested_at IS NOT NULL
+    ), checks AS (
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT h.queue, h.options ->> 'concurrency_key' FROM held AS h
+         WHERE h.cancel_requested_at IS NOT NULL AND h.options ->> 'concurrency_key' IS NOT NULL
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
@@ -881,10 +1148,14 @@ BEGIN
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
-        SELECT sum(jobs) AS jobs, count(jobqueue.wake(queue, rank))
-          FROM (SELECT queue, min(rank) AS rank, count(*) AS jobs FROM back GROUP BY queue) AS queues
+        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
+    ), freed AS MATERIALIZED (
+        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM held WHERE limited) AS queues
     )
-    SELECT coalesce(told.jobs, 0) INTO released FROM told;
+    SELECT (SELECT count(*) FROM held) INTO released FROM told CROSS JOIN freed;
+    IF released > 0 THEN
+        PERFORM jobqueue.wake_keys();
+    END IF;
     DELETE FROM jobqueue.nodes WHERE id = node;
     RETURN released;
 END $$;
@@ -942,10 +1213,16 @@ BEGIN
         RETURNING queue, rank
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM back GROUP BY queue) AS queues
+    ), freed AS MATERIALIZED (
+        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM judged WHERE limited) AS queues
+    ), checks AS (
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT j.queue, j.options ->> 'concurrency_key' FROM judged AS j
+         WHERE (j.spent OR j.unwanted) AND j.options ->> 'concurrency_key' IS NOT NULL
     )
     SELECT j.id, j.queue, j.kind, j.attempt, j.node_id,
            CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' ELSE 'pending' END
-      FROM judged AS j CROSS JOIN told;
+      FROM judged AS j CROSS JOIN told CROSS JOIN freed;
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
@@ -966,7 +1243,12 @@ $$;
 -- Move jobs whose time was over when they were claimed, a moment ago, to the dead letters, as if they had not been.
 CREATE OR REPLACE FUNCTION jobqueue.bury_expired(jobs uuid[]) RETURNS void
 LANGUAGE sql AS $$
-    WITH late AS (DELETE FROM jobqueue.inflight_jobs WHERE id = ANY (jobs) RETURNING *)
+    WITH late AS (
+        DELETE FROM jobqueue.inflight_jobs WHERE id = ANY (jobs) RETURNING *
+    ), checks AS (
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT l.queue, l.options ->> 'concurrency_key' FROM late AS l WHERE l.options ->> 'concurrency_key' IS NOT NULL
+    )
     INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                     available_since, died_at, errors, options, saved)
     SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt - 1, l.claims, l.created_at,
@@ -975,12 +1257,92 @@ LANGUAGE sql AS $$
         ON CONFLICT (id) DO NOTHING
 $$;
 
+-- Tell listening nodes that jobs of a queue have ended, if it may only run so many at a time: those that a claim left short may ask again.
+CREATE OR REPLACE FUNCTION jobqueue.freed(queue text) RETURNS void
+LANGUAGE sql AS $$
+    SELECT pg_notify('jobqueue_freed', q.name) FROM jobqueue.queues AS q WHERE q.name = freed.queue AND q.max_running IS NOT NULL
+$$;
+
+-- How many jobs of a queue with a limit of its own a claim may take, and in how many seconds it may take more (NULL: when some end). Locks
+-- the queue's limits until the end of the transaction: what is counted stays true. Whoever holds that lock for long, as somebody who
+-- configures the queue in an open transaction, makes a claim wait for a tenth of a second at the most.
+CREATE OR REPLACE FUNCTION jobqueue.allowance(queue text, wanted integer, OUT jobs integer, OUT again double precision)
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+AS $$
+#variable_conflict use_column
+DECLARE
+    state jobqueue.queue_limits;
+    settings jobqueue.queues;
+    running bigint;
+    marked bigint;
+    burst double precision;
+    tokens double precision;
+    enough double precision;
+BEGIN
+    BEGIN
+        INSERT INTO jobqueue.queue_limits (queue)
+        SELECT allowance.queue WHERE NOT EXISTS (SELECT FROM jobqueue.queue_limits AS l WHERE l.queue = allowance.queue)
+            ON CONFLICT DO NOTHING;
+        SELECT l.* INTO STRICT state FROM jobqueue.queue_limits AS l WHERE l.queue = allowance.queue FOR UPDATE;
+    EXCEPTION WHEN lock_not_available THEN
+        jobs := 0;
+        again := 1;
+        RETURN;
+    END;
+    SELECT q.* INTO settings FROM jobqueue.queues AS q WHERE q.name = allowance.queue;
+    jobs := wanted;
+    IF settings.max_running IS NOT NULL THEN
+        IF state.all_counted THEN
+            SELECT count(*) INTO running FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue AND i.limited;
+        ELSE
+            -- Jobs that were claimed before there was the limit have no mark. The last such claim is over after its statement_timeout;
+            -- from then on, when all that run have their mark, the index will do.
+            SELECT count(*), count(i.limited) INTO running, marked FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue;
+            UPDATE jobqueue.queue_limits AS l
+               SET counted_since = coalesce(l.counted_since, clock_timestamp()), all_counted = l.counted_since IS NOT NULL
+             WHERE l.queue = allowance.queue
+               AND (l.counted_since IS NULL OR running = marked AND l.counted_since < clock_timestamp() - interval '1 minute');
+        END IF;
+        jobs := least(wanted, greatest(0, settings.max_running - running));
+    END IF;
+    IF settings.rate IS NOT NULL THEN
+        burst := coalesce(settings.burst, greatest(1, settings.rate));
+        tokens := jobqueue.refilled(state.tokens, state.refilled_at, settings.rate, burst);
+        IF floor(tokens) < jobs THEN
+            jobs := greatest(0, floor(tokens));
+            -- At a high rate not for each token, but for a few at a time.
+            enough := greatest(1, floor(least(wanted, burst, settings.rate * 0.02)));
+            again := (enough - (tokens - jobs)) / settings.rate;
+        END IF;
+    END IF;
+END $$;
+
+-- What is in a bucket now. A clock that was put back gives nothing, and takes nothing.
+CREATE OR REPLACE FUNCTION jobqueue.refilled(tokens double precision, refilled_at timestamptz, rate double precision, burst double precision)
+RETURNS double precision
+LANGUAGE sql VOLATILE AS $$
+    SELECT least(burst, coalesce(tokens + rate * greatest(0, extract(epoch FROM clock_timestamp() - refilled_at)::double precision), burst))
+$$;
+
+-- Take what was claimed out of the queue's bucket, under the lock of jobqueue.allowance.
+CREATE OR REPLACE FUNCTION jobqueue.spend(queue text, taken integer) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE jobqueue.queue_limits AS l
+       SET tokens = jobqueue.refilled(l.tokens, l.refilled_at, q.rate, coalesce(q.burst, greatest(1, q.rate))) - taken,
+           refilled_at = clock_timestamp()
+      FROM jobqueue.queues AS q
+     WHERE l.queue = spend.queue AND q.name = l.queue AND q.rate IS NOT NULL AND (taken > 0 OR l.refilled_at > clock_timestamp())
+$$;
+
 -- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
 -- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Jobs of a rank below the floor (in seconds; null
 -- for none) are not looked at: while an old transaction keeps dead rows from being removed, they lie there, in front of the living. Returns one JSON array of
 -- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds; a job that has
 -- options or saved notes has these two at the end. Where it has a time to expire, "expires_in" among the options says how long that is from
 -- now on; if that is not above zero, the job is not claimed: it is among the dead letters by then.
+-- Where a limit leaves a queue short, it is an object instead, of that array as "jobs",
+-- and as "again" {"queue": seconds}: in how many seconds there may be more to claim, or null, when jobs of the queue end.
 --
 -- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
 -- array, which is evaluated once: a plan that ran it again would claim more than the limit.
@@ -1004,17 +1366,31 @@ DECLARE
     parts text[] := '{}';
     late uuid[];
     twins boolean := false;   -- whether pending rows of jobs that run have been met
+    most integer;
+    wait double precision;
+    claimed jsonb;
+    again jsonb := '{}';
 BEGIN
     IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
         RETURN '[]';
     END IF;
     FOR want IN
         SELECT w.key AS queue, (w.value ->> 0)::integer AS jobs,
-               coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor
-          FROM jsonb_each(wants) AS w
-         WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = w.key AND q.paused)
+               coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor,
+               num_nonnulls(q.max_running, q.rate) > 0 AS limited, q.max_running IS NOT NULL AS counted, q.key_rate IS NOT NULL AS key_rated
+          -- In the order of jsonb_each, the same for all: so are the limits locked.
+          FROM jsonb_each(wants) AS w LEFT JOIN jobqueue.queues AS q ON q.name = w.key
+         WHERE q.paused IS NOT TRUE
     LOOP
         quoted := to_json(want.queue);
+        most := want.jobs;
+        IF want.limited THEN
+            SELECT a.jobs, a.again INTO most, wait FROM jobqueue.allowance(want.queue, want.jobs) AS a;
+            IF most = 0 THEN
+                again := again || jsonb_build_object(want.queue, wait);
+                CONTINUE;
+            END IF;
+        END IF;
         LOOP
             BEGIN
                 WITH taken AS (
@@ -1023,16 +1399,19 @@ BEGIN
                                SELECT c.ctid FROM jobqueue.pending_jobs AS c
                                 WHERE c.queue = want.queue AND c.rank >= want.floor
                                   AND (NOT twins OR NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = c.id OFFSET 0))
-                                ORDER BY c.rank LIMIT want.jobs FOR UPDATE OF c SKIP LOCKED))
+                                ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED))
                     RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
-                                                        attempt, claims, created_at, available_since, errors, options, saved)
-                    SELECT t.id, t.queue, t.kind, t.priority, node, now(), t.payload, t.retries,
-                           t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved
+                                                        attempt, claims, created_at, available_since, errors, options, saved, limited)
+                    -- Rates hold by claimed_at: then it is not when the transaction began, which may have waited for its turn.
+                    SELECT t.id, t.queue, t.kind, t.priority, node,
+                           CASE WHEN want.limited OR want.key_rated THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
+                           t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved,
+                           CASE WHEN want.counted OR t.admitted THEN true END
                       FROM taken AS t
                 )
-                SELECT count(*) < want.jobs,
+                SELECT count(*) < most,
                        max((t.options -> 'turn')::numeric) FILTER (WHERE t.options IS NOT NULL AND t.priority = 0),
                        max((t.options -> 'turn')::numeric) FILTER (WHERE t.options IS NOT NULL AND t.priority > 0),
                        string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
@@ -1058,7 +1437,25 @@ BEGIN
         IF late IS NOT NULL THEN
             PERFORM jobqueue.bury_expired(late);
         END IF;
+        IF want.limited OR want.key_rated THEN
+            claimed := coalesce(('[[' || part || ']]')::jsonb, '[]');
+        END IF;
+        IF want.limited THEN
+            PERFORM jobqueue.spend(want.queue, jsonb_array_length(claimed));
+            IF most < want.jobs AND jsonb_array_length(claimed) = most THEN
+                again := again || jsonb_build_object(want.queue, wait);
+            END IF;
+        END IF;
+        IF want.key_rated THEN
+            INSERT INTO jobqueue.key_starts (queue, key, at)
+            SELECT i.queue, i.options ->> 'concurrency_key', i.claimed_at
+              FROM jsonb_array_elements(claimed) AS c JOIN jobqueue.inflight_jobs AS i ON i.id = (c ->> 1)::uuid
+             WHERE i.options ->> 'concurrency_key' IS NOT NULL;
+        END IF;
     END LOOP;
+    IF again <> '{}' THEN
+        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || again || '}';
+    END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';
 END $$;
 
@@ -1098,6 +1495,7 @@ AS $$
 DECLARE
     stale bigint[];
     done bigint[];
+    limited jsonb;   -- [queue, key] of each that ended under a limit
 BEGIN
     -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others. Finished
     -- at the time of the statement: the transaction may be the handler's own, which began before the handler did.
@@ -1117,7 +1515,14 @@ BEGIN
                d.available_since, d.claimed_at, statement_timestamp(), d.node_id, d.result, d.errors, d.options, d.saved
           FROM gone AS d WHERE finish.keep
     )
-    SELECT coalesce(array_agg(gone.place), '{}') INTO done FROM gone;
+    SELECT coalesce(array_agg(gone.place), '{}'),
+           jsonb_agg(jsonb_build_array(gone.queue, gone.options ->> 'concurrency_key')) FILTER (WHERE gone.limited)
+      INTO done, limited FROM gone;
+    IF limited IS NOT NULL THEN
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT DISTINCT l ->> 0, l ->> 1 FROM jsonb_array_elements(limited) AS l WHERE l ->> 1 IS NOT NULL;
+        PERFORM jobqueue.freed(f.queue) FROM (SELECT DISTINCT l ->> 0 AS queue FROM jsonb_array_elements(limited) AS l) AS f;
+    END IF;
     IF cardinality(done) = jsonb_array_length(outcomes) THEN
         RETURN '{}';
     END IF;
@@ -1169,12 +1574,17 @@ BEGIN
          WHERE d.outcome = 'released'
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
+    ), checks AS (
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT d.queue, d.options ->> 'concurrency_key' FROM gone AS d WHERE d.options ->> 'concurrency_key' IS NOT NULL
     ), told AS MATERIALIZED (
         SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
+    ), freed AS MATERIALIZED (
+        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE limited) AS queues
     )
     SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
       FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
-              FROM gone) AS missing CROSS JOIN told;
+              FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
     RETURN coalesce(stale, '{}');
 END $$;
 
@@ -1214,6 +1624,8 @@ CREATE OR REPLACE FUNCTION jobqueue.next_expiry() RETURNS double precision
 LANGUAGE sql STABLE AS $$
     SELECT least((SELECT (p.options -> 'expires_at')::double precision FROM jobqueue.pending_jobs AS p WHERE p.options ? 'expires_at'
                    ORDER BY (p.options -> 'expires_at')::double precision LIMIT 1),
+                 (SELECT (b.options -> 'expires_at')::double precision FROM jobqueue.blocked_jobs AS b WHERE b.options ? 'expires_at'
+                   ORDER BY (b.options -> 'expires_at')::double precision LIMIT 1),
                  (SELECT (s.options -> 'expires_at')::double precision FROM jobqueue.scheduled_jobs AS s WHERE s.options ? 'expires_at'
                    ORDER BY (s.options -> 'expires_at')::double precision LIMIT 1))
 $$;
@@ -1241,6 +1653,13 @@ BEGIN
                     WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
                     ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
         RETURNING p.*
+    ), blocked AS (
+        DELETE FROM jobqueue.blocked_jobs AS b
+         WHERE b.ctid = ANY (ARRAY(
+                   SELECT e.ctid FROM jobqueue.blocked_jobs AS e
+                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        RETURNING b.*
     ), scheduled AS (
         DELETE FROM jobqueue.scheduled_jobs AS s
          WHERE s.ctid = ANY (ARRAY(
@@ -1253,6 +1672,9 @@ BEGIN
                saved FROM pending
         UNION ALL
         SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
+               saved FROM blocked
+        UNION ALL
+        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
                saved FROM scheduled
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
@@ -1261,15 +1683,19 @@ BEGIN
                l.available_since, now(), l.errors, l.options, l.saved
           FROM late AS l
             ON CONFLICT (id) DO NOTHING
+    ), checks AS (
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT p.queue, p.options ->> 'concurrency_key' FROM pending AS p WHERE p.options ->> 'concurrency_key' IS NOT NULL
     )
     SELECT jsonb_agg(jsonb_build_object('id', l.id, 'queue', l.queue, 'kind', l.kind, 'attempt', l.attempt)) INTO died FROM late AS l;
     RETURN coalesce(died, '[]');
 END $$;
 
 -- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
--- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), and what expire returned.
+-- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), what expire returned, and the seconds
+-- until the next check of a key is due: every node asks this now and then anyway.
 CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
-RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb)
+RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -1306,13 +1732,14 @@ BEGIN
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), queues AS (
-        SELECT moved.queue, min(moved.rank) AS rank, count(*) AS jobs FROM moved GROUP BY moved.queue
+        SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue
     )
-    SELECT coalesce(sum(q.jobs), 0), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
+    SELECT (SELECT count(*) FROM due), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
       INTO promoted, best FROM queues AS q;
     PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
     next_due := least((SELECT date_part('epoch', s.run_at) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1),
                       jobqueue.next_expiry()) - date_part('epoch', clock_timestamp());
+    next_check := jobqueue.next_check();
     RETURN NEXT;
 END $$;
 
@@ -1348,7 +1775,24 @@ BEGIN
             RETURN true;
         END IF;
         WITH gone AS (
+            DELETE FROM jobqueue.blocked_jobs WHERE id = job RETURNING *
+        ), kept AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, finished_at, errors, options, saved)
+        SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
+               errors, options, saved
+              FROM gone WHERE cancel.keep
+        )
+        SELECT EXISTS (SELECT FROM gone) INTO cancelled;
+        IF cancelled THEN
+            RETURN true;
+        END IF;
+        WITH gone AS (
             DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *
+        ), checks AS (
+            INSERT INTO jobqueue.key_checks (queue, key)
+            SELECT queue, options ->> 'concurrency_key' FROM gone WHERE options ->> 'concurrency_key' IS NOT NULL
+            RETURNING jobqueue.wake_keys()
         ), kept AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, finished_at, errors, options, saved)
@@ -1423,7 +1867,8 @@ BEGIN
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
-        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues
+        SELECT count(jobqueue.wake(queue, rank)), (SELECT count(jobqueue.wake_keys()) FROM risen WHERE options ? 'concurrency_key')
+          FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues
     )
     SELECT count(*) INTO risen FROM risen CROSS JOIN told;
     RETURN risen;
@@ -1540,13 +1985,62 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- queues
 
--- Pause a queue on every node, or resume it. Running jobs go on.
+-- Pause a queue on every node, or resume it. Running jobs go on; what nodes have claimed and not started they hand back.
 CREATE OR REPLACE FUNCTION jobqueue.pause(queue text, paused boolean DEFAULT true) RETURNS void
 LANGUAGE sql AS $$
     INSERT INTO jobqueue.queues (name, paused) VALUES (pause.queue, pause.paused)
         ON CONFLICT (name) DO UPDATE SET paused = excluded.paused;
-    SELECT jobqueue.wake(pause.queue, '-infinity')
+    SELECT CASE WHEN pause.paused THEN pg_notify('jobqueue_paused', pause.queue) ELSE jobqueue.wake(pause.queue, '-infinity') END
 $$;
+
+-- Set what holds for a queue on all nodes: its aging interval, for jobs that come from now on, and its limits. NULL leaves a setting as it is; those that
+-- clear names go back to what they are without: SELECT jobqueue.configure('mail', rate => 5, clear => '{max_running}');
+CREATE OR REPLACE FUNCTION jobqueue.configure(
+    queue           text,
+    aging_interval  interval         DEFAULT NULL,   -- how long a job waits to be worth one point of priority more
+    max_running     integer          DEFAULT NULL,   -- jobs at a time
+    rate            double precision DEFAULT NULL,   -- starts a second
+    burst           integer          DEFAULT NULL,   -- starts at once, after a pause
+    key_max_running integer          DEFAULT NULL,   -- the same three for each concurrency key
+    key_rate        double precision DEFAULT NULL,
+    key_burst       integer          DEFAULT NULL,
+    clear           text[]           DEFAULT '{}'
+) RETURNS void
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    unknown text := (SELECT c FROM unnest(clear) AS c
+                      WHERE c <> ALL ('{aging_interval,max_running,rate,burst,key_max_running,key_rate,key_burst}') LIMIT 1);
+    old jobqueue.queues;
+    new jobqueue.queues;
+BEGIN
+    IF unknown IS NOT NULL THEN
+        RAISE EXCEPTION 'a queue has no setting "%"', unknown USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO jobqueue.queues (name) VALUES (configure.queue) ON CONFLICT (name) DO NOTHING;
+    SELECT q.* INTO STRICT old FROM jobqueue.queues AS q WHERE q.name = configure.queue FOR UPDATE;
+    UPDATE jobqueue.queues AS q SET
+        aging_interval = coalesce(configure.aging_interval, CASE WHEN 'aging_interval' = ANY (clear) THEN '1 second' ELSE q.aging_interval END),
+        max_running = coalesce(configure.max_running, CASE WHEN 'max_running' <> ALL (clear) THEN q.max_running END),
+        rate = coalesce(configure.rate, CASE WHEN 'rate' <> ALL (clear) THEN q.rate END),
+        burst = coalesce(configure.burst, CASE WHEN 'burst' <> ALL (clear) THEN q.burst END),
+        key_max_running = coalesce(configure.key_max_running, CASE WHEN 'key_max_running' <> ALL (clear) THEN q.key_max_running END),
+        key_rate = coalesce(configure.key_rate, CASE WHEN 'key_rate' <> ALL (clear) THEN q.key_rate END),
+        key_burst = coalesce(configure.key_burst, CASE WHEN 'key_burst' <> ALL (clear) THEN q.key_burst END)
+     WHERE q.name = configure.queue
+    RETURNING q.* INTO new;
+    -- A limit that comes begins anew: what runs may have no mark, and the bucket is full. One that changes goes on.
+    UPDATE jobqueue.queue_limits AS l SET all_counted = false, counted_since = NULL
+     WHERE l.queue = configure.queue AND old.max_running IS NULL AND new.max_running IS NOT NULL;
+    UPDATE jobqueue.queue_limits AS l SET tokens = NULL, refilled_at = NULL
+     WHERE l.queue = configure.queue AND old.rate IS NULL AND new.rate IS NOT NULL;
+    IF (old.max_running, old.rate, old.burst) IS DISTINCT FROM (new.max_running, new.rate, new.burst) THEN
+        PERFORM pg_notify('jobqueue_freed', configure.queue);
+    END IF;
+    IF (old.key_max_running, old.key_rate, old.key_burst) IS DISTINCT FROM (new.key_max_running, new.key_rate, new.key_burst) THEN
+        PERFORM jobqueue.check_keys(configure.queue), jobqueue.wake_keys();
+    END IF;
+END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- schedules
 
@@ -1773,6 +2267,15 @@ BEGIN
         SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
          WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
          LIMIT 10000 FOR UPDATE OF g SKIP LOCKED));
+    -- Keys are looked at now and then whatever happened, such as to rows that somebody deleted by hand.
+    PERFORM jobqueue.check_keys(b.queue) FROM (SELECT DISTINCT blocked_jobs.queue FROM jobqueue.blocked_jobs) AS b;
+    -- Buckets of keys that are full again, or have none any more; and the starts of the latter.
+    DELETE FROM jobqueue.key_starts AS s WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = s.queue AND q.key_rate IS NOT NULL);
+    DELETE FROM jobqueue.key_buckets AS b
+     WHERE NOT EXISTS (SELECT FROM jobqueue.key_starts AS s WHERE s.queue = b.queue AND s.key = b.key)
+       AND NOT EXISTS (SELECT FROM jobqueue.queues AS q
+                        WHERE q.name = b.queue AND jobqueue.refilled(b.tokens, b.refilled_at, q.key_rate, coalesce(q.key_burst, greatest(1, q.key_rate)))
+                              < coalesce(q.key_burst, greatest(1, q.key_rate)));
     RETURN dropped;
 END $$;
 

@@ -31,6 +31,7 @@ class Admitted(msgspec.Struct, frozen=True):
         queues: how many of them each queue can run now; queues that only get scheduled jobs are not in it.
         counts: how many of them there are of each (queue, kind).
         keyed: whether some have a key, so that a job may be there in place of one of them: then the ids are not final.
+        blocked: whether some have a concurrency key, and wait for their turn first: they do not count among `queues`.
     """
 
     ids: list[str]
@@ -38,6 +39,7 @@ class Admitted(msgspec.Struct, frozen=True):
     queues: dict[str, int]
     counts: dict[tuple[str, str], int]
     keyed: bool = False
+    blocked: bool = False
 
     @property
     def kinds(self) -> set[str]:
@@ -136,8 +138,10 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
     encoded: list[bytes] = []
     queues: dict[str, int] = {}
     counts: dict[tuple[str, str], int] = {}
-    keyed = False
+    keyed = blocked = False
     for given in jobs:
+        waits = isinstance(given, Submission) and given.concurrency_key is not None
+        blocked = blocked or waits
         try:
             if isinstance(given, tuple):
                 some, their_documents = given
@@ -153,9 +157,9 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
             queue, _ = names = job.queue or "default", job.kind or "default"
             counts[names] = counts.get(names, 0) + 1
             # This node's clock may be wrong: it only decides whom to wake. What is due is for the database's clock to say.
-            if not job.delay and (not job.run_at or job.run_at <= datetime.now(UTC)):
+            if not (waits or job.delay) and (not job.run_at or job.run_at <= datetime.now(UTC)):
                 queues[queue] = queues.get(queue, 0) + 1
-    return Admitted(ids, encoded, queues, counts, keyed)
+    return Admitted(ids, encoded, queues, counts, keyed, blocked)
 
 
 def _carefully(submission: Submission) -> Encoded:

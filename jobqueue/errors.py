@@ -55,6 +55,10 @@ class InvalidSchedule(InvalidJob):
     """A schedule is not of the form that schedules have; most of its fields are those of its jobs."""
 
 
+class InvalidQueueSetting(InvalidJob):
+    """A setting of a queue is unknown, or has a value that cannot work."""
+
+
 class Unavailable(JobQueueError):
     """The request cannot be served now; nothing is wrong with it, and it may be sent again later."""
 

@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jobqueue import documents
+from jobqueue.errors import InvalidQueueSetting
 
 if TYPE_CHECKING:
     import trio
@@ -45,6 +47,13 @@ MAX_TIMEOUT = 7 * 86_400.0
 MAX_DELAY = 10 * 365 * 86_400.0
 """The longest delay of a submission, a snooze or a retry, in seconds."""
 
+MAX_AGING_INTERVAL = 86_400.0
+"""The longest aging interval of a queue, in seconds."""
+
+MAX_LIMIT = 1_000_000
+MIN_RATE = 0.00001
+"""The highest limit of a queue or key, of jobs at a time, of starts a second or at once; and the lowest rate: about one a day."""
+
 MAX_WEIGHT = 1_000.0
 MIN_WEIGHT = 0.001
 """The bounds of a group's weight."""
@@ -56,6 +65,9 @@ Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES)]
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY)]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+AgingInterval = Annotated[float, msgspec.Meta(ge=0, le=MAX_AGING_INTERVAL)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)]
+Rate = Annotated[float, msgspec.Meta(ge=MIN_RATE, le=MAX_LIMIT)]
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -331,6 +343,60 @@ class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
     error: str
     duration: float
     traceback: str | None = None
+
+
+class QueueSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
+    """What is to hold for a queue on all nodes. A field that is not given stays as it is; None takes it back to what it is without.
+
+    Attributes:
+        aging_interval: seconds that a job waits to be worth one point of priority more; for jobs that come from now on.
+        max_running: how many of its jobs run at a time.
+        rate: how many start a second, in the long run.
+        burst: how many start at once after a pause; without it as many as the rate gives in a second, at least one.
+        key_max_running: how many jobs of one concurrency key run at a time; 1 without it.
+        key_rate: how many jobs of one concurrency key start a second.
+        key_burst: how many of them start at once after a pause.
+    """
+
+    aging_interval: AgingInterval | UnsetType | None = UNSET
+    max_running: Limit | UnsetType | None = UNSET
+    rate: Rate | UnsetType | None = UNSET
+    burst: Limit | UnsetType | None = UNSET
+    key_max_running: Limit | UnsetType | None = UNSET
+    key_rate: Rate | UnsetType | None = UNSET
+    key_burst: Limit | UnsetType | None = UNSET
+
+
+def queue_settings(given: Mapping[str, Any]) -> QueueSettings:
+    """Make settings of what somebody gave.
+
+    Raises:
+        InvalidQueueSetting: one of them is unknown, or out of its range.
+    """
+    for name, value in given.items():
+        if name not in _SETTINGS:
+            raise InvalidQueueSetting(f"a queue has no setting {name[:64]!r}; it has {', '.join(_SETTINGS)}", field=name[:64])
+        kind, must_be = _SETTINGS[name]
+        try:
+            known = msgspec.convert(value, kind) == value  # NaN is in any range, and is not itself
+        except msgspec.ValidationError:
+            known = False
+        if not known:
+            raise InvalidQueueSetting(f"{name} must be {must_be}", field=name)
+    return QueueSettings(**given)
+
+
+_LIMIT = f"an integer from 1 to {MAX_LIMIT}, or null for none"
+_RATE = f"a number from {MIN_RATE:.5f} to {MAX_LIMIT}, or null for none"
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "aging_interval": (AgingInterval | None, f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for 1"),
+    "max_running": (Limit | None, _LIMIT),
+    "rate": (Rate | None, _RATE),
+    "burst": (Limit | None, _LIMIT),
+    "key_max_running": (Limit | None, f"an integer from 1 to {MAX_LIMIT}, or null for 1"),
+    "key_rate": (Rate | None, _RATE),
+    "key_burst": (Limit | None, _LIMIT),
+}
 
 
 UNFINISHED = frozenset({"scheduled", "pending", "blocked", "inflight"})

@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from jobqueue.engine import maintenance, watchdog
 from jobqueue.engine.cron import Cron
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
+from jobqueue.engine.gate import Gate
 from jobqueue.engine.handlers import App
 from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
@@ -90,6 +92,7 @@ class Engine:
     outcomes: Outcomes
     dispatcher: Dispatcher
     schedule: Schedule
+    gate: Gate
     cron: Cron
     notes: Notes
     watcher: Watcher
@@ -129,7 +132,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
         async with open_engine(app, settings, Store(url)) as engine:
-            await start_engine(engine, settings, stages, url)
+            await start_engine(engine, app, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
@@ -164,6 +167,14 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
 
     def due_in(seconds: float) -> None:
         schedule.due_in(seconds)
+
+    def on_freed(queues: AbstractSet[str], keyed: bool) -> None:
+        dispatcher.freed(queues)
+        if keyed:
+            gate.due_in(0)
+
+    def on_blocked() -> None:
+        gate.due_in(0)
 
     def idle_capacity(name: str) -> int:
         return queues[name].idle_capacity if name in queues else 0
@@ -201,7 +212,14 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         poll_interval=settings.poll_interval,
         on_expired=hooks.expired,
     )
-    schedule = Schedule(store, poll_interval=settings.poll_interval, on_promoted=dispatcher.wake, on_expired=hooks.expired)
+    gate = Gate(store, on_admitted=dispatcher.wake)
+    schedule = Schedule(
+        store,
+        poll_interval=settings.poll_interval,
+        on_promoted=dispatcher.wake,
+        on_expired=hooks.expired,
+        on_check=gate.due_in,
+    )
     cron = Cron(store, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
     submissions = Submissions(
         store,
@@ -210,6 +228,7 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         dispatcher=dispatcher,
         idle_capacity=idle_capacity,
         key_ttl=settings.idempotency_ttl,
+        on_blocked=on_blocked,
     )
     notes = Notes(store, on_noted=watcher.noted)
     width = sum(settings.worked_queues.values())
@@ -227,7 +246,20 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
             yield Engine(
-                store, lease, submissions, outcomes, dispatcher, schedule, cron, notes, watcher, workers, queues, metrics, hooks
+                store=store,
+                lease=lease,
+                submissions=submissions,
+                outcomes=outcomes,
+                dispatcher=dispatcher,
+                schedule=schedule,
+                gate=gate,
+                cron=cron,
+                notes=notes,
+                watcher=watcher,
+                workers=workers,
+                queues=queues,
+                metrics=metrics,
+                hooks=hooks,
             )
         finally:
             transactions.close()
@@ -246,13 +278,15 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
-async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: str | None) -> None:
+async def start_engine(engine: Engine, app: App, settings: Settings, stages: Stages, url: str | None) -> None:
     """Start the parts as stages.
 
     Args:
         url: of the database, to hear what others do in it; None when there are no others.
     """
     await engine.store.migrate()
+    for queue, said in app.queues.items():
+        await engine.store.configure(queue, said)
     await engine.cron.reconcile()
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
@@ -270,29 +304,40 @@ async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: 
     await stages.start("watcher", engine.watcher.run)
     await stages.start("workers", engine.workers.run)
 
-    def on_notify(channel: str, payload: str) -> None:
-        if channel == "jobqueue":
-            rank, _, queue = payload.partition(" ")
-            engine.dispatcher.wake({queue: float(rank)})
-        elif channel == "jobqueue_schedules":
-            engine.cron.look()
-        elif channel == "jobqueue_cancel":
-            job_id, _, claims = payload.partition(" ")
-            if claims.isdecimal():
-                engine.workers.cancel([(job_id, int(claims))])
-        else:
-            engine.schedule.due_in(0)
-
     def on_connect() -> None:
         engine.dispatcher.wake_all()
         engine.schedule.due_in(0)
         engine.cron.look()
 
     if url is not None:
-        await stages.start("notifications", notifications.run, url, on_notify, on_connect)
+        await stages.start("notifications", notifications.run, url, _listeners(engine), on_connect)
+    await stages.start("gate", engine.gate.run)
     await stages.start("schedule", engine.schedule.run)
     await stages.start("cron", engine.cron.run)
     await stages.start("dispatcher", engine.dispatcher.run)
+
+
+def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
+    """What each channel's notifications are for, by its name."""
+
+    def wake(payload: str) -> None:
+        rank, _, queue = payload.partition(" ")
+        engine.dispatcher.wake({queue: float(rank)})
+
+    def cancel(payload: str) -> None:
+        job_id, _, claims = payload.partition(" ")
+        if claims.isdecimal():
+            engine.workers.cancel([(job_id, int(claims))])
+
+    return {
+        "jobqueue": wake,
+        "jobqueue_scheduled": lambda _: engine.schedule.due_in(0),
+        "jobqueue_schedules": lambda _: engine.cron.look(),
+        "jobqueue_cancel": cancel,
+        "jobqueue_keys": lambda _: engine.gate.due_in(0),
+        "jobqueue_freed": lambda queue: engine.dispatcher.freed([queue]),
+        "jobqueue_paused": engine.dispatcher.pause,
+    }
 
 
 async def _serve_http(
@@ -337,6 +382,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     await stages.stop("watcher", within=0.2)
     await stages.stop("dispatcher", within=1)
     await stages.stop("schedule", within=1)
+    await stages.stop("gate", within=1)
     await stages.stop("cron", within=1)
     await stages.stop("notifications", within=1)
     with trio.move_on_after(1):

@@ -189,13 +189,13 @@ async def test_calls_are_made_one_after_the_other_and_one_that_is_cancelled_is_m
 
 
 async def test_a_lost_listener_comes_back_and_says_so(database_url: str, database: Database) -> None:
-    heard: list[tuple[str, str]] = []
+    heard: list[str] = []
     told = trio.Event()
     connected = trio.lowlevel.ParkingLot()
     times = 0
 
-    def on_notify(channel: str, payload: str) -> None:
-        heard.append((channel, payload))
+    def listener(payload: str) -> None:
+        heard.append(payload)
         told.set()
 
     def on_connect() -> None:
@@ -203,19 +203,19 @@ async def test_a_lost_listener_comes_back_and_says_so(database_url: str, databas
         times += 1
         connected.unpark_all()
 
-    listener = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue listen'"
+    end_it = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue listen'"
     async with trio.open_nursery() as nursery:
-        await nursery.start(notifications.run, database_url, on_notify, on_connect)
+        await nursery.start(notifications.run, database_url, {"jobqueue": listener}, on_connect)
         while times < 3:
             with trio.fail_after(20):
                 if times:
-                    database.rows(listener)
+                    database.rows(end_it)
                 await connected.park()
         database.rows("SELECT pg_notify('jobqueue', '1.5 mail')")
         with trio.fail_after(5):
             await told.wait()
         nursery.cancel_scope.cancel()
-    assert heard == [("jobqueue", "1.5 mail")]
+    assert heard == ["1.5 mail"]
 
 
 async def test_another_thread_is_never_held_by_a_lane_that_waits(database_url: str) -> None:

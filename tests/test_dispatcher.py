@@ -13,9 +13,8 @@ from jobqueue.engine.dispatcher import LONGEST_WITHOUT_LOOK, LOOK_EVERYWHERE_SHA
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Want
+from jobqueue.storage.store import Claimed, Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests.storage import joined
 
@@ -30,7 +29,7 @@ class Wading(MemoryStore):
         self._seconds = seconds
         self.looks: list[tuple[float, float | None]] = []
 
-    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         self.looks.append((trio.current_time(), wants["default"].floor))
         if wants["default"].floor is None:
             await trio.sleep(self._seconds)

@@ -269,11 +269,11 @@ def check(told: Told, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 async def no_notifications(
-    url: str, on_notify: object, on_connect: object, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    url: str, listeners: object, on_connect: object, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Stand in for the listener where there is nothing to listen to."""
     assert url
-    assert callable(on_notify)
+    assert listeners
     assert callable(on_connect)
     task_status.started()
     await trio.sleep_forever()

@@ -24,6 +24,7 @@ from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
 from jobqueue.http import api, express, limits, listening, plain, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
+from jobqueue.job import QueueSettings
 
 TOKEN = "correct-horse"
 JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
@@ -92,6 +93,9 @@ class Node:
 
     async def pause(self, queue: str, paused: bool) -> None:
         self.paused[queue] = paused
+
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        return {"name": queue, **msgspec.to_builtins(settings)}
 
     async def nodes(self) -> list[dict[str, Any]]:
         return [{"id": "n1"}]
@@ -364,6 +368,14 @@ async def test_steer_a_job() -> None:
         ]:
             problem(response, 404)
         problem(await served.http.post("/jobs/17/cancel"), 400)
+
+
+async def test_settings_of_queues_of_any_name() -> None:
+    async with serving() as served:
+        answer = await served.http.put("/queues/a%2Fb/pause", json={"rate": 2, "max_running": None})
+        assert (answer.status_code, answer.json()) == (200, {"name": "a/b/pause", "rate": 2.0, "max_running": None})
+        problem(await served.http.put("/queues/%00", json={}), 400)
+        problem(await served.http.put("/queues/q", content=b"rate=1", headers={"Content-Type": "text/plain"}), 415)
 
 
 async def test_pause_and_resume_queues_of_any_name() -> None:

@@ -38,7 +38,10 @@ FILL_BATCH = 100_000
 LOOK_INTERVAL = 0.02
 """Seconds between two looks whether the jobs are done; one look costs the server about 50 microseconds."""
 
-TABLES = "jobqueue.pending_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs, jobqueue.finished_jobs, jobqueue.dead_jobs"
+TABLES = (
+    "jobqueue.pending_jobs, jobqueue.blocked_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs, jobqueue.finished_jobs, "
+    "jobqueue.dead_jobs, jobqueue.key_checks, jobqueue.key_starts"
+)
 
 FILL = """
     INSERT INTO jobqueue.{table} (id, queue, kind, priority, {place}, payload, created_at, available_since)

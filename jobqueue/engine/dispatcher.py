@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claim, Expired, Ranks, Store, Submitted, Want
+from jobqueue.storage.store import Claim, Claimed, Expired, Ranks, Store, Submitted, Want
 
 LONGEST_BACKOFF = 2.0
 """Seconds between two claims while the database is away, at the most."""
@@ -44,7 +44,7 @@ class Along(NamedTuple):
     """A claim that goes along with a submission: what to ask for, and what takes the jobs that came of it."""
 
     claim: Claim
-    bring: Callable[[Sequence[ClaimedJob]], None]
+    bring: Callable[[Claimed], None]
 
     def take(self, submitted: Submitted) -> Ranks:
         """Give the claimed jobs to the workers; return the best ranks of the queues where more may be pending."""
@@ -96,6 +96,9 @@ class Dispatcher:
         self._running = False
         self._audit_at = math.inf
         self._look_everywhere_at = -math.inf
+        self._again_at: dict[str, float] = {}  # queues that a limit left short, and when to ask again
+        self._paused_jobs: list[ClaimedJob] = []
+        self._pausing: set[str] = set()  # queues of which nothing more is to start, until what is ready is handed back
         self.trouble: str | None = None
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
@@ -111,6 +114,20 @@ class Dispatcher:
     def wake_all(self) -> None:
         """Say that any queue may have got jobs of any rank."""
         self.wake(dict.fromkeys(self._queues, -math.inf))
+
+    def freed(self, queues: Iterable[str]) -> None:
+        """Say that jobs of these queues have ended, or that their limits are others: what a limit held back may go on."""
+        for name in self._again_at.keys() & set(queues) if self._again_at else ():
+            del self._again_at[name]
+            self.wake({name: math.inf})
+
+    def pause(self, name: str) -> None:
+        """Say that a queue was paused: what was claimed of it and has not started is handed back."""
+        queue = self._queues.get(name)
+        if queue is not None:
+            self._pausing.add(name)
+            self._paused_jobs += queue.ready.clear()
+            self._hint.set()
 
     def look_again(self) -> None:
         """Say that a worker may soon have nothing to do."""
@@ -147,8 +164,10 @@ class Dispatcher:
                     log.warning("claim failed", error=str(error))
                 await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
                 continue
-            with trio.move_on_at(min(poll_at, self._audit_at)):
+            with trio.move_on_at(min(poll_at, self._audit_at, *self._again_at.values())):
                 await self._hint.wait()
+            now = trio.current_time()
+            self.freed([name for name, again_at in self._again_at.items() if again_at <= now])
 
     def _poll(self) -> None:
         """Look for what nobody told of."""
@@ -160,6 +179,10 @@ class Dispatcher:
     async def _act(self) -> bool:
         """Do what there is to do; tell whether that was a claim."""
         async with self._one_claim:
+            # No claim is under way: from now on the database gives none of a queue that it was told to pause.
+            self._pausing.clear()
+            while self._paused_jobs:
+                await self._outcomes.release([self._paused_jobs.pop()])
             if trio.current_time() >= self._audit_at:
                 self._audit_at = trio.current_time() + AUDIT_INTERVAL
                 if self._lease.valid:
@@ -195,20 +218,25 @@ class Dispatcher:
             bring(jobs)
 
     @contextmanager
-    def _claiming(self, wants: Mapping[str, Want]) -> Iterator[Callable[[Sequence[ClaimedJob]], None]]:
+    def _claiming(self, wants: Mapping[str, Want]) -> Iterator[Callable[[Claimed], None]]:
         """Take what one claim brings, by a call of what this yields: it is ready for the workers afterwards."""
         node_id = self._lease.node.id
         asked_at = trio.current_time()
         with ExitStack() as claiming:
             brought = {name: claiming.enter_context(self._queues[name].claiming(want)) for name, want in wants.items()}
 
-            def bring(jobs: Sequence[ClaimedJob]) -> None:
+            def bring(claimed: Claimed) -> None:
+                jobs: Sequence[ClaimedJob] = claimed
                 if [job for job in jobs if job.options is not None]:
                     jobs = self._in_time(jobs, asked_at)
                 if node_id != self._lease.node.id:
                     return  # the lease was lost meanwhile, and the jobs with it
                 self._outcomes.held.update([(job.id, job.claims) for job in jobs])
-                for job in jobs:
+                for name in self._again_at.keys() & wants.keys() if self._again_at else ():
+                    del self._again_at[name]
+                for name, seconds in claimed.again.items():
+                    self._again_at[name] = trio.current_time() + seconds
+                for job in self._without_paused(jobs) if self._pausing else jobs:
                     brought[job.queue].append(job)
                     if job.attempt == 1:
                         self._metrics.of(job.queue, job.kind).wait.observe(max(0.0, job.waited))
@@ -227,6 +255,12 @@ class Dispatcher:
                 seconds = None if job.options.expires_at is None else job.options.expires_in
                 job.options.start_by = None if seconds is None else asked_at + seconds
         return [job for job in jobs if not job.expired]
+
+    def _without_paused(self, jobs: Sequence[ClaimedJob]) -> list[ClaimedJob]:
+        """Keep back what a claim brought that began before its queue was paused."""
+        self._paused_jobs += [job for job in jobs if job.queue in self._pausing]
+        self._hint.set()
+        return [job for job in jobs if job.queue not in self._pausing]
 
     @contextmanager
     def along(self, due: Mapping[str, int]) -> Iterator[Along | None]:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from jobqueue.engine.periodic import Schedules
-from jobqueue.errors import HandlerError
-from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job
+from jobqueue.errors import HandlerError, InvalidQueueSetting
+from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, QueueSettings, queue_settings
 from jobqueue.retry import DEFAULT_BACKOFF, Backoff
 from jobqueue.timetable import CronSchedule, Missed
 
@@ -80,6 +80,7 @@ class App:
     def __init__(self) -> None:
         self.source: str | None = None
         self._handlers: dict[str, Handler] = {}
+        self._queues: dict[str, QueueSettings] = {}
         self._schedules = Schedules()
         self._on_dead: list[Hook] = []
         self._on_retry: list[Hook] = []
@@ -97,6 +98,32 @@ class App:
             HandlerError: one has no kind.
         """
         return self._schedules.declared()
+
+    @property
+    def queues(self) -> Mapping[str, QueueSettings]:
+        """The declared settings by queue."""
+        return self._queues
+
+    def queue(self, name: str, **settings: float | None) -> None:
+        """Declare what holds for a queue on all nodes. It is set when a node starts, whatever was set in between by other means.
+
+        Args:
+            name: the queue.
+            **settings: ``aging_interval`` in seconds, ``max_running``, ``rate`` (a second), ``burst``, ``key_max_running``,
+                ``key_rate``, ``key_burst``: the fields of `jobqueue.job.QueueSettings`. One that is not given stays as it is in the
+                database; None is no limit (and 1 for ``aging_interval`` and ``key_max_running``).
+
+        Raises:
+            HandlerError: the queue was declared already, or a setting is unknown or out of its range.
+        """
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
+            raise HandlerError(f"a queue's name has 1 to {MAX_NAME_LENGTH} characters")
+        if name in self._queues:
+            raise HandlerError(f"queue {name!r} is declared already")
+        try:
+            self._queues[name] = queue_settings(settings)
+        except InvalidQueueSetting as error:
+            raise HandlerError(f"queue {name!r}: {error}") from None
 
     def handler(
         self,

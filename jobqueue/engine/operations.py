@@ -19,7 +19,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
-from jobqueue.job import DeadFilter
+from jobqueue.job import DeadFilter, QueueSettings
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
 from jobqueue.timetable import CronSchedule
@@ -158,6 +158,12 @@ class Operations:
 
     async def pause(self, queue: str, paused: bool) -> None:
         await self._store.pause(queue, paused=paused)
+
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        """Set what holds for a queue, and return how it stands then."""
+        await self._store.configure(queue, settings)
+        [row] = [row for row in await self._store.queues() if row["name"] == queue]
+        return row
 
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()

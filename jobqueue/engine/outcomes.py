@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import structlog
@@ -52,6 +53,7 @@ class Outcomes:
         on_scheduled: called with the seconds until a job is due again, after it was written.
         on_failed: called with each failed attempt, after it was written; None where nobody wants to know.
         on_written: called with each batch that was committed.
+        on_freed: called with the queues of runs that ended, after that was written, and whether some had a concurrency key.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
@@ -67,6 +69,7 @@ class Outcomes:
         on_scheduled: Callable[[float], None],
         on_written: Callable[[Sequence[Finished]], None],
         on_failed: Callable[[ClaimedJob, Outcome], None] | None = None,
+        on_freed: Callable[[AbstractSet[str], bool], None] = lambda queues, keyed: None,  # noqa: ARG005 - nobody waits for it
     ) -> None:
         self._on_failed = on_failed
         self._store = store
@@ -75,6 +78,7 @@ class Outcomes:
         self._keep_finished = keep_finished
         self._on_scheduled = on_scheduled
         self._on_written = on_written
+        self._on_freed = on_freed
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -159,6 +163,8 @@ class Outcomes:
             for job, outcome, *_ in written:
                 if outcome.error is not None:
                     self._on_failed(job, outcome)
+        asking = [job.options for job, *_ in written if job.options is not None]
+        self._on_freed({queue for queue, *_ in alike}, any(options.concurrency_key is not None for options in asking))
         delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
         if delays:
             self._on_scheduled(min(delays))

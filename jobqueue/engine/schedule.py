@@ -27,6 +27,7 @@ class Schedule:
         poll_interval: the longest sleep, in seconds: what nobody told of is found then.
         on_promoted: called with the best rank of each queue that got jobs.
         on_expired: called with the jobs that are dead, because their time to be started was over.
+        on_check: called with the seconds until the next check of a concurrency key is due, where there is one.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Schedule:
         poll_interval: float,
         on_promoted: Callable[[Ranks], None],
         on_expired: Callable[[Sequence[Expired]], None],
+        on_check: Callable[[float], None],
     ) -> None:
         self._store = store
         self._poll_interval = poll_interval
         self._on_promoted = on_promoted
         self._on_expired = on_expired
+        self._on_check = on_check
         self._sleep = trio.CancelScope()
 
     def due_in(self, seconds: float) -> None:
@@ -70,6 +73,8 @@ class Schedule:
             return max(self._poll_interval, RETRY_INTERVAL)
         if promotion.best:
             self._on_promoted(promotion.best)
+        if promotion.next_check is not None:
+            self._on_check(max(0.0, promotion.next_check))
         if promotion.expired:
             self._on_expired(promotion.expired)
         if promotion.jobs == PROMOTE_BATCH or len(promotion.expired) >= PROMOTE_BATCH:

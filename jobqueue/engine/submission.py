@@ -47,6 +47,7 @@ class Submissions:
         dispatcher: claims what this node has workers for in the transaction of the submission, and is told of the rest.
         idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
         key_ttl: for how many seconds an idempotency key is known.
+        on_blocked: called when jobs with a concurrency key were committed.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Submissions:
         dispatcher: Dispatcher,
         idle_capacity: Callable[[str], int],
         key_ttl: float,
+        on_blocked: Callable[[], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._kinds = None if kinds is None else frozenset(kinds)
         self._dispatcher = dispatcher
         self._idle_capacity = idle_capacity
+        self._on_blocked = on_blocked
         self._key_ttl = key_ttl
         self._doubts: dict[
             int, ConnectionLost
@@ -154,6 +157,8 @@ class Submissions:
         for (queue, kind), count in counts.items():
             self._metrics.of(queue, kind).submitted.inc(count)
         self._dispatcher.wake(best)
+        if any(jobs.blocked for jobs in batch):
+            self._on_blocked()
         return receipts
 
     def _others_needed(self, due: Mapping[str, int]) -> bool:

@@ -15,12 +15,12 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import dead_letters, door, limits, problems, schedules, watch
+from jobqueue.http import bodies, dead_letters, door, limits, problems, schedules, watch
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import PROLONG
 from jobqueue.http.submit import Submitting, submit
-from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
+from jobqueue.job import MAX_NAME_LENGTH, DeadFilter, QueueSettings
 from jobqueue.timetable import CronSchedule
 
 
@@ -69,6 +69,10 @@ class Backend(Submitting, watch.Watchable, Protocol):
 
     async def pause(self, queue: str, paused: bool) -> None:
         """Pause a queue on every node, or resume it."""
+
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        """Set what holds for a queue on every node, and return it as `queues` does."""
+        ...
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Return every node that is running."""
@@ -122,6 +126,7 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         ("/dead/retry", "POST", routes.retry_dead),
         ("/dead/discard", "POST", routes.discard_dead),
         ("/queues", "GET", routes.queues),
+        ("/queues/<path:name>", "PUT", routes.configure),
         ("/queues/<path:name>/pause", "POST", routes.pause),
         ("/queues/<path:name>/resume", "POST", routes.resume),
         ("/nodes", "GET", routes.nodes),
@@ -240,6 +245,11 @@ class _Routes:
     async def queues(self) -> Response:
         return _json(await self._backend.queues())
 
+    async def configure(self, name: str) -> Response:
+        _check_queue(name)
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        return _json(await self._backend.configure(name, bodies.settings(request.headers.get("Content-Type"), body)))
+
     async def pause(self, name: str) -> Response:
         return await self._pause(name, paused=True)
 
@@ -301,8 +311,7 @@ class _Routes:
         raise Conflict(f"The job is {job['state']}: {rule}.")
 
     async def _pause(self, name: str, *, paused: bool) -> Response:
-        if len(name) > MAX_NAME_LENGTH or "\0" in name:
-            raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
+        _check_queue(name)
         await self._backend.pause(name, paused)
         return _json({"queue": name, "paused": paused})
 
@@ -314,6 +323,11 @@ def _no_schedule(name: str) -> NotFound:
 async def _wanted() -> DeadFilter:
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     return dead_letters.wanted_by_body(request.headers.get("Content-Type"), body)
+
+
+def _check_queue(name: str) -> None:
+    if len(name) > MAX_NAME_LENGTH or "\0" in name:
+        raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
 
 
 def _job_id(text: str) -> str:

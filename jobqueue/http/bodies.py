@@ -17,7 +17,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
 from jobqueue.admission import Admitted, Encoded, admit, plain
-from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
+from jobqueue.errors import BatchTooLarge, InvalidJob, InvalidQueueSetting, PayloadTooLarge
 from jobqueue.http.answers import JSON
 from jobqueue.job import (
     MAX_BATCH_JOBS,
@@ -29,7 +29,9 @@ from jobqueue.job import (
     MAX_TIMEOUT,
     MAX_WEIGHT,
     MIN_WEIGHT,
+    QueueSettings,
     Submission,
+    queue_settings,
 )
 
 MAX_JOB_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
@@ -142,6 +144,33 @@ def _with_key(header: str, media_type: str, body: bytes, ignored: set[str]) -> S
         raise InvalidJob("the Idempotency-Key header and the job's idempotency_key differ", field="idempotency_key")
     submission.idempotency_key = key
     return submission
+
+
+MAX_SETTINGS_BYTES = 4 << 10
+"""The largest text of a queue's settings."""
+
+
+def settings(content_type: str | None, body: bytes) -> QueueSettings:
+    """Read the settings of a queue: one JSON object.
+
+    Raises:
+        UnsupportedMediaType: the content type is not JSON.
+        InvalidQueueSetting: a setting is unknown, given twice, or out of its range; or the body is no object.
+    """
+    if require_json(content_type) != JSON:
+        raise UnsupportedMediaType(f"send one JSON object: -H 'Content-Type: {JSON}'")
+    if len(body) > MAX_SETTINGS_BYTES:
+        raise InvalidQueueSetting(f"the settings of a queue may have {MAX_SETTINGS_BYTES} bytes")
+    try:
+        members = _members.decode(body)
+        if _repeats(body, members):
+            name = _shown(_repeated(body))
+            raise InvalidQueueSetting(f"{name} is given more than once", field=name)
+        return queue_settings(msgspec.json.decode(body))
+    except msgspec.ValidationError:
+        raise InvalidQueueSetting("the settings of a queue must be a JSON object") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidQueueSetting(f"the settings cannot be read: {_malformed(body, error)}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------- batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import psycopg
 import structlog
@@ -12,13 +12,14 @@ import trio
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect
 
-CHANNELS = ("jobqueue", "jobqueue_scheduled", "jobqueue_schedules", "jobqueue_cancel")
-
 CHECK_INTERVAL = 60.0
 """Seconds without a notification after which the connection is tried: one that is dead may look alive for hours."""
 
 LONGEST_BACKOFF = 10.0
 """Seconds between two tries to connect again, at the most."""
+
+Listeners = Mapping[str, Callable[[str], None]]
+"""What is to be called with the payload of a notification, by channel."""
 
 log = structlog.get_logger()
 
@@ -29,12 +30,12 @@ class _BehindPooler(DatabaseUnavailable):
 
 async def run(
     url: str,
-    on_notify: Callable[[str, str], None],
+    listeners: Listeners,
     on_connect: Callable[[], None],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call ``on_notify(channel, payload)`` for each notification, until cancelled.
+    """Call a channel's listener with the payload of each notification, until cancelled.
 
     After every (re)connection `on_connect` is called: whatever was notified in between is lost, so look for work at once.
 
@@ -47,7 +48,7 @@ async def run(
     limiter = trio.CapacityLimiter(1)
     connection: Connection | None = None
     try:
-        connection = await trio.to_thread.run_sync(_listen, url, limiter=limiter)
+        connection = await trio.to_thread.run_sync(_listen, url, listeners, limiter=limiter)
     except _BehindPooler as error:
         log.warning("no notifications: work is found by polling", reason=str(error))
         task_status.started()
@@ -57,11 +58,11 @@ async def run(
     while True:
         try:
             if connection is None:
-                connection = await trio.to_thread.run_sync(_listen, url, limiter=limiter)
+                connection = await trio.to_thread.run_sync(_listen, url, listeners, limiter=limiter)
                 log.info("listening again")
             failures = 0
             on_connect()
-            await _relay(connection, on_notify, limiter)
+            await _relay(connection, listeners, limiter)
         except (psycopg.Error, DatabaseUnavailable) as error:
             failures += 1
             if failures == 1:
@@ -73,22 +74,22 @@ async def run(
         await trio.sleep(min(LONGEST_BACKOFF, 0.1 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1))
 
 
-async def _relay(connection: Connection, on_notify: Callable[[str, str], None], limiter: trio.CapacityLimiter) -> None:
+async def _relay(connection: Connection, listeners: Listeners, limiter: trio.CapacityLimiter) -> None:
     while True:
         # Drained before every wait: a listener that does not read holds back the whole server's notification queue.
         for notify in connection.notifies(timeout=0):
-            on_notify(notify.channel, notify.payload)
+            listeners[notify.channel](notify.payload)
         with trio.move_on_after(CHECK_INTERVAL) as quiet:
             await trio.lowlevel.wait_readable(connection.fileno())
         if quiet.cancelled_caught:
             await trio.to_thread.run_sync(connection.execute, b"SELECT 1", limiter=limiter)
 
 
-def _listen(url: str) -> Connection:
+def _listen(url: str, channels: Iterable[str]) -> Connection:
     connection = connect(url, "listen")
     connection.reply_timeout = REPLY_TIMEOUT
     try:
-        _subscribe(connection)
+        _subscribe(connection, channels)
     except psycopg.Error as error:
         connection.close()
         raise DatabaseUnavailable(f"cannot listen: {' '.join(str(error).split())}") from error
@@ -98,8 +99,8 @@ def _listen(url: str) -> Connection:
     return connection
 
 
-def _subscribe(connection: Connection) -> None:
+def _subscribe(connection: Connection, channels: Iterable[str]) -> None:
     if behind_pooler(connection):
         raise _BehindPooler("the database is reached through a connection pooler")
-    for channel in CHANNELS:
+    for channel in channels:
         connection.execute(f"LISTEN {channel}".encode())

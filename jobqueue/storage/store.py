@@ -5,6 +5,7 @@ Batches go in and come out as one JSON document. Times are seconds on the databa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import trio
+from msgspec import UNSET
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, DeadFilter, Note, Outcome
+from jobqueue.job import ClaimedJob, DeadFilter, Note, Outcome, QueueSettings
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
@@ -44,6 +46,7 @@ SETTLE_TIMEOUT = 5.0
 
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
+ADMIT_BATCH = 1_000
 SCHEDULE_BATCH = 500
 DEAD_BATCH = 1_000
 PRUNE_BATCH = 1_000
@@ -51,7 +54,16 @@ PRUNE_BATCH = 1_000
 
 T = TypeVar("T")
 
+
+class _Limited(msgspec.Struct):
+    """What ``jobqueue.claim`` returns where a limit left a queue short."""
+
+    jobs: list[ClaimedJob]
+    again: dict[str, float | None]
+
+
 _claimed = msgspec.json.Decoder(list[ClaimedJob])
+_limited = msgspec.json.Decoder(_Limited)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +118,34 @@ class Promotion(msgspec.Struct, frozen=True):
         best: their best ranks.
         next_due: seconds until the next is due or expires; None where nothing will.
         expired: the jobs that are dead now.
+        next_check: seconds until there is something to do for `Store.admit`; None for nothing.
     """
 
     jobs: int
     best: Ranks
     next_due: float | None
     expired: Sequence[Expired] = ()
+    next_check: float | None = None
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """What `Store.admit` did: checks made, best ranks of jobs admitted, seconds until the next check is due (None: none)."""
+
+    checks: int
+    best: Ranks
+    next_check: float | None
+
+
+class Claimed(list[ClaimedJob]):
+    """The jobs of one claim.
+
+    Attributes:
+        again: the queues that a limit left short; in how many seconds to ask again, infinite: when jobs of the queue have ended.
+    """
+
+    def __init__(self, jobs: Iterable[ClaimedJob] = (), again: Mapping[str, float] | None = None) -> None:
+        super().__init__(jobs)
+        self.again = again or {}
 
 
 class Want(NamedTuple):
@@ -139,7 +173,7 @@ class Submitted(NamedTuple):
     """
 
     best: Ranks
-    claimed: list[ClaimedJob] | None = None
+    claimed: Claimed | None = None
     ids: list[str] | None = None
 
 
@@ -275,7 +309,7 @@ class Store:
             best, claimed, ids = await self._submit.call(sql, batch, wake, *claim, key_ttl, in_loop=in_loop)
         # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
         with suppress(msgspec.DecodeError):
-            return Submitted(best, None if claimed is None else _claimed.decode(claimed), ids)
+            return Submitted(best, None if claimed is None else _read(claimed), ids)
         return Submitted(best, ids=ids)
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str], key_ttl: float | None = None) -> Submitted:
@@ -330,7 +364,7 @@ class Store:
 
     # -- the way of a job
 
-    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         """Claim jobs for this node, best rank first.
 
         Args:
@@ -343,7 +377,7 @@ class Store:
         sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
         [text] = await self._claim.call(sql, node_id, _text(wants), defaults.decode(), in_loop=few)
         try:
-            return _claimed.decode(text)
+            return _read(text)
         except msgspec.DecodeError as error:
             # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
             raise RefusedData(f"a claimed job cannot be read: {error}") from error
@@ -392,7 +426,13 @@ class Store:
     async def promote(self) -> Promotion:
         """Move due jobs to pending, and those whose time is over to the dead letters, at most `PROMOTE_BATCH` of each state."""
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
-        return Promotion(row["promoted"], row["best"], row["next_due"], msgspec.convert(row["expired"], list[Expired]))
+        expired = msgspec.convert(row["expired"], list[Expired])
+        return Promotion(row["promoted"], row["best"], row["next_due"], expired, row["next_check"])
+
+    async def admit(self) -> Admission:
+        """Let the blocked jobs of keys that have room become pending: those of at most `ADMIT_BATCH` checks that are due."""
+        [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.admit(%s)", ADMIT_BATCH))
+        return Admission(row["checks"], row["best"], row["next_due"])
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         """Take back the jobs of lost nodes, at most `RECOVER_BATCH`.
@@ -443,6 +483,9 @@ class Store:
                    extract(epoch FROM now() - min(available_since))::float8 AS oldest
               FROM jobqueue.pending_jobs GROUP BY queue
             UNION ALL
+            SELECT queue, 'blocked', count(*), extract(epoch FROM now() - min(available_since))::float8
+              FROM jobqueue.blocked_jobs GROUP BY queue
+            UNION ALL
             SELECT queue, 'scheduled', count(*), 0 FROM jobqueue.scheduled_jobs GROUP BY queue
             UNION ALL
             SELECT queue, 'inflight', count(*), extract(epoch FROM now() - min(claimed_at))::float8
@@ -491,9 +534,22 @@ class Store:
         """Pause or resume a queue on all nodes."""
         await self._inspect.run(_scalar("SELECT jobqueue.pause(%s, %s)", queue, paused))
 
+    async def configure(self, queue: str, settings: QueueSettings) -> None:
+        """Set what holds for a queue on all nodes."""
+        given = msgspec.structs.asdict(settings)  # in the order of the function's parameters
+        values = [None if value is UNSET else value for value in given.values()]
+        clear = [name for name, value in given.items() if value is None]
+        sql = "SELECT jobqueue.configure(%s, %s * interval '1 second', %s, %s, %s, %s, %s, %s, %s)"
+        await self._inspect.run(_scalar(sql, queue, *values, clear))
+
     async def queues(self) -> list[dict[str, Any]]:
         """The queues that are configured or worked."""
-        return await self._list("SELECT to_jsonb(q) AS row FROM jobqueue.queues AS q ORDER BY name")
+        return await self._list(
+            """
+            SELECT to_jsonb(q) || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
+              FROM jobqueue.queues AS q ORDER BY name
+            """
+        )
 
     async def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are running, or were and have not been buried yet."""
@@ -595,6 +651,13 @@ def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     return work
+
+
+def _read(text: str) -> Claimed:
+    if text.startswith("["):
+        return Claimed(_claimed.decode(text))
+    limited = _limited.decode(text)
+    return Claimed(limited.jobs, {queue: math.inf if wait is None else wait for queue, wait in limited.again.items()})
 
 
 def _ranks(value: object) -> Ranks:

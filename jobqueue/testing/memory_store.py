@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 import uuid_utils
+from msgspec import UNSET
 
 from jobqueue.errors import KeyInUse, KeyReused, RefusedData
 from jobqueue.job import (
@@ -31,14 +32,18 @@ from jobqueue.job import (
     Note,
     Options,
     Outcome,
+    QueueSettings,
 )
 from jobqueue.storage.store import (
+    ADMIT_BATCH,
     DEAD_BATCH,
     PROMOTE_BATCH,
     PRUNE_BATCH,
     RECOVER_BATCH,
     SCHEDULE_BATCH,
+    Admission,
     Claim,
+    Claimed,
     Depth,
     DueSchedule,
     DueSchedules,
@@ -57,13 +62,14 @@ from jobqueue.storage.store import (
 )
 from jobqueue.timetable import CronSchedule
 
-State = Literal["pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
+State = Literal["blocked", "pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
 Instant = int
 """Microseconds since 1970, by the store's clock."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 KEPT_ERRORS = 10
+_LIMITS = ("max_running", "rate", "burst", "key_max_running", "key_rate", "key_burst")
 FAIR_STEP = Fraction(1, 1000)
 
 
@@ -113,6 +119,10 @@ class _Key:
 class _Queue:
     created_at: Instant
     paused: bool = False
+    settings: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(_LIMITS))
+    aging_interval: float | None = None
+    tokens: float = math.inf
+    refilled_at: Instant = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,6 +174,7 @@ class MemoryStore(Store):
         self._turns: dict[tuple[str, bool, str], Fraction] = {}  # where the next job of a group may begin
         self._schedules: dict[str, _Schedule] = {}
         self._keys: dict[tuple[str, str], _Key] = {}
+        self._key_checks: list[tuple[str, str]] = []
 
     @property
     def trouble(self) -> str | None:
@@ -233,6 +244,8 @@ class MemoryStore(Store):
         for row in fresh.values():
             row.rank = self._rank(row)
         self._rows |= fresh
+        for row in fresh.values():
+            self._block(row)
         self._keys = keys
         ids = None if key_ttl is None else [existing.get(place, job["id"]) for place, job in enumerate(given)]
         return _best(row for row in fresh.values() if row.state == "pending"), ids
@@ -310,36 +323,65 @@ class MemoryStore(Store):
 
     # -- the way of a job
 
-    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         await trio.lowlevel.checkpoint()
         return self._claim_at_once(node_id, wants, defaults)
 
-    def _claim_at_once(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> list[ClaimedJob]:
+    def _claim_at_once(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         now = self._now()
         member = self._members.get(node_id)
         if member is None or member.lease_until <= now:
-            return []
+            return Claimed()
         limits: dict[str, int] = msgspec.json.decode(defaults)
         claimed = []
+        again: dict[str, float] = {}
         for queue, (jobs, floor) in wants.items():
             if queue in self._queues and self._queues[queue].paused:
                 continue
             least = -math.inf if floor is None else round(floor * SECOND)
             ready = sorted((row for row in self._in("pending") if row.queue == queue and row.rank >= least), key=_by_rank)
-            for row in ready[:jobs]:
+            most, wait = self._allowance(queue, jobs, now)
+            if most < jobs and len(ready) >= most:
+                again[queue] = wait
+            for row in ready[:most]:
                 _to_inflight(row, node_id, now, limits)
-                if row.options is not None and "turn" in row.options:
-                    line = queue, row.priority > 0
-                    self._lines[line] = max(_turn(row), self._lines.get(line, Fraction(0)))
                 claimed.append(_claimed(row, self._now(), _seconds_left(row, now)))
                 if _seconds_left(row, now) <= 0:
                     row.attempt -= 1
+                    self._check_key(row)
                     _expire(row, now)
-            if len(ready) < jobs:
-                for urgent in (False, True):
-                    if self._lines.pop((queue, urgent), None) is not None:
-                        self._turns = {key: turn for key, turn in self._turns.items() if key[0] != queue}
-        return claimed
+            if queue in self._queues:
+                self._queues[queue].tokens -= len(ready[:most])
+            self._serve_lines(queue, ready[:most], emptied=len(ready) < most)
+        return Claimed(claimed, again)
+
+    def _serve_lines(self, queue: str, served: Iterable[_Row], *, emptied: bool) -> None:
+        """Note where the lines of the queue's groups are served, or that nobody is left in them."""
+        for row in served:
+            if row.options is not None and "turn" in row.options:
+                line = queue, row.priority > 0
+                self._lines[line] = max(_turn(row), self._lines.get(line, Fraction(0)))
+        if emptied:
+            for urgent in (False, True):
+                if self._lines.pop((queue, urgent), None) is not None:
+                    self._turns = {key: turn for key, turn in self._turns.items() if key[0] != queue}
+
+    def _allowance(self, name: str, wanted: int, now: Instant) -> tuple[int, float]:
+        """How many jobs a claim may take, and in how many seconds it may take more."""
+        if name not in self._queues:
+            return wanted, math.inf
+        queue, most, wait = self._queues[name], wanted, math.inf
+        if (max_running := queue.settings["max_running"]) is not None:
+            running = sum(row.queue == name for row in self._in("inflight"))
+            most = min(wanted, max(0, int(max_running) - running))
+        if (rate := queue.settings["rate"]) is not None:
+            burst = queue.settings["burst"] or max(1.0, rate)
+            queue.tokens = min(burst, queue.tokens + rate * (now - queue.refilled_at) / SECOND)
+            queue.refilled_at = now
+            if math.floor(queue.tokens) < most:
+                most = math.floor(queue.tokens)
+                wait = (1 - (queue.tokens - most)) / rate
+        return most, wait
 
     async def held(
         self,
@@ -382,9 +424,10 @@ class MemoryStore(Store):
     async def promote(self) -> Promotion:
         await trio.lowlevel.checkpoint()
         now = self._now()
-        waiting = self._in("pending"), self._in("scheduled")
+        waiting = self._in("pending"), self._in("blocked"), self._in("scheduled")
         late = [row for rows in waiting for row in sorted(rows, key=_expiry)[:PROMOTE_BATCH] if _seconds_left(row, now) <= 0]
         for row in late:
+            self._check_key(row)
             _expire(row, now)
         scheduled = sorted((row for row in self._in("scheduled")), key=_due)
         due = [row for row in scheduled if _due(row) <= now][:PROMOTE_BATCH]
@@ -392,9 +435,25 @@ class MemoryStore(Store):
         for row in due:
             self._to_pending(row, refund=False)
         left = [_due(row) / SECOND for row in scheduled[len(due) :][:1]]
-        left += [_expiry(row) for row in (*self._in("pending"), *self._in("scheduled")) if _expiry(row) < math.inf]
+        left += [_expiry(row) for rows in waiting for row in rows if row.state != "dead" and _expiry(row) < math.inf]
         expired = [Expired(row.id, row.queue, row.kind, row.attempt) for row in late]
-        return Promotion(len(due), _best(due), min(left) - now / SECOND if left else None, expired)
+        best = _best(row for row in due if row.state == "pending")
+        next_check = 0.0 if self._key_checks else None
+        return Promotion(len(due), best, min(left) - now / SECOND if left else None, expired, next_check)
+
+    async def admit(self) -> Admission:
+        """All that PostgreSQL does, but for the rates of keys."""
+        await trio.lowlevel.checkpoint()
+        checks, self._key_checks = self._key_checks[:ADMIT_BATCH], self._key_checks[ADMIT_BATCH:]
+        admitted: list[_Row] = []
+        for queue, key in sorted(set(checks)):
+            of_key = [row for row in self._rows.values() if row.queue == queue and _key(row) == key]
+            limit = self._queues[queue].settings["key_max_running"] if queue in self._queues else None
+            free = int(limit or 1) - sum(row.state in ("pending", "inflight") for row in of_key)
+            for row in sorted((row for row in of_key if row.state == "blocked"), key=_by_rank)[: max(0, free)]:
+                row.state = "pending"
+                admitted.append(row)
+        return Admission(len(checks), _best(admitted), 0.0 if self._key_checks else None)
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
         await trio.lowlevel.checkpoint()
@@ -410,13 +469,16 @@ class MemoryStore(Store):
             ran = now - (row.claimed_at or now)
             _keep_error(row, {"attempt": row.attempt, "error": error, "duration": ran / SECOND}, now)
             if spent:
+                self._check_key(row)
                 _end(row, "dead", now)
                 row.reason = f"lease lost {row.attempt} times: the job may be killing its process"
             elif row.cancel_requested_at is not None:
+                self._check_key(row)
                 _end(row, "cancelled", now)
             else:
                 self._to_pending(row, refund=False)
-            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, row.state))
+            outcome = "pending" if row.state == "blocked" else row.state
+            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, outcome))
         return recovered
 
     async def due_schedules(self) -> DueSchedules:
@@ -512,9 +574,13 @@ class MemoryStore(Store):
         now = self._now()
         since: dict[tuple[str, str], list[Instant]] = {}
         for row in self._rows.values():
-            begin = {"pending": row.available_since, "scheduled": now, "inflight": row.claimed_at, "dead": row.ended_at}.get(
-                row.state
-            )
+            begin = {
+                "pending": row.available_since,
+                "blocked": row.available_since,
+                "scheduled": now,
+                "inflight": row.claimed_at,
+                "dead": row.ended_at,
+            }.get(row.state)
             if begin is not None:
                 since.setdefault((row.queue, row.state), []).append(begin)
         return [Depth(queue, state, len(begun), max(0, now - min(begun)) / SECOND) for (queue, state), begun in since.items()]
@@ -537,8 +603,9 @@ class MemoryStore(Store):
         if row is not None and row.state == "inflight":
             row.cancel_requested_at = row.cancel_requested_at or self._now()
             return True
-        if row is None or row.state not in ("pending", "scheduled"):
+        if row is None or row.state not in ("pending", "blocked", "scheduled"):
             return False
+        self._check_key(row)
         _end(row, "cancelled", self._now())
         if not keep:
             del self._rows[job_id]
@@ -569,10 +636,27 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         self._queues.setdefault(queue, _Queue(self._now())).paused = paused
 
+    async def configure(self, queue: str, settings: QueueSettings) -> None:
+        await trio.lowlevel.checkpoint()
+        configured = self._queues.setdefault(queue, _Queue(self._now()))
+        given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not UNSET}
+        if "aging_interval" in given:
+            configured.aging_interval = given.pop("aging_interval")
+        if configured.settings["rate"] is None and given.get("rate") is not None:
+            configured.tokens = math.inf
+        configured.settings |= given
+        self._key_checks += {(row.queue, str(_key(row))) for row in self._in("blocked") if row.queue == queue}
+
     async def queues(self) -> list[dict[str, Any]]:
         await trio.lowlevel.checkpoint()
         return [
-            {"name": name, "paused": queue.paused, "aging_interval": f"{self._aging!s:0>8}", "created_at": _text(queue.created_at)}
+            {
+                "name": name,
+                "paused": queue.paused,
+                "aging_interval": self._aging_of(name).total_seconds(),
+                "created_at": _text(queue.created_at),
+                **queue.settings,
+            }
             for name, queue in sorted(self._queues.items())
         ]
 
@@ -678,8 +762,24 @@ class MemoryStore(Store):
 
     # -- how a row moves
 
+    def _block(self, row: _Row) -> None:
+        """Whatever becomes pending is blocked first, if it has a key."""
+        if row.state == "pending" and _key(row) is not None:
+            row.state = "blocked"
+            self._check_key(row)
+
+    def _check_key(self, row: _Row) -> None:
+        key = _key(row)
+        if key is not None:
+            self._key_checks.append((row.queue, key))
+
+    def _aging_of(self, name: str) -> timedelta:
+        queue = self._queues.get(name)
+        return self._aging if queue is None or queue.aging_interval is None else timedelta(seconds=queue.aging_interval)
+
     def _to_pending(self, row: _Row, *, refund: bool) -> None:
         row.state = "pending"
+        self._block(row)
         row.attempt -= refund
         row.rank = self._rank(row)
         row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = row.cancel_requested_at = None
@@ -710,6 +810,7 @@ class MemoryStore(Store):
 
     def _end_run(self, row: _Row, outcome: dict[str, Any], now: Instant) -> None:
         verdict = outcome["outcome"]
+        self._check_key(row)
         if outcome.get("saved") is not None:
             row.saved = {**(row.saved or {}), **outcome["saved"]}
         spent = verdict == "retry" and row.max_retries is not None and row.attempt > row.max_retries
@@ -758,7 +859,7 @@ class MemoryStore(Store):
     def _rank(self, row: _Row) -> Instant:
         if row.options is not None and "rank" in row.options:
             return round(row.options["rank"] * SECOND)
-        return row.available_since - row.priority * (self._aging // timedelta(microseconds=1))
+        return row.available_since - row.priority * (self._aging_of(row.queue) // timedelta(microseconds=1))
 
     def _now(self) -> Instant:
         if self._began is None:
@@ -964,6 +1065,10 @@ def _check_outcome(outcome: dict[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- how a row is shown
+
+
+def _key(row: _Row) -> str | None:
+    return None if row.options is None else row.options.get("concurrency_key")
 
 
 def _by_rank(row: _Row) -> Instant:

@@ -1,0 +1,163 @@
+"""What limits cost, and whether they are reached: jobs that do nothing, through real services.
+
+    python -m benchmarks.limits [--quick] [--out DIR]
+
+The jobs are there before their queue is opened; a rate is from the first claim to the end of the last job, by the database's clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+
+from benchmarks import harness
+from benchmarks.harness import Cost, Database, Spread
+
+WIDTH = 16
+"""Jobs that a node runs at once."""
+
+WARM_UP = 200
+"""Jobs before the measured ones, under the same limits: the first call of a function plans it."""
+
+FILL_BATCH = 10_000
+
+PATIENCE = 300.0
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """What is drained.
+
+    Attributes:
+        settings: what is given to ``jobqueue.configure``.
+        jobs: of the whole number that is asked for, this share.
+        keys: over how many concurrency keys the jobs are dealt out; 0: they have none.
+        blocked: jobs of one more key, that wait behind one which runs all the time.
+        asked: jobs a second that the limit allows.
+    """
+
+    settings: str = ""
+    jobs: float = 1.0
+    nodes: int = 1
+    keys: int = 0
+    blocked: int = 0
+    asked: float | None = None
+
+
+CASES = {
+    "no limits": Case(),
+    "no limits, 100,000 blocked beside": Case(blocked=100_000),
+    "max_running 16": Case(settings="max_running => 16"),
+    "max_running 16, two nodes": Case(settings="max_running => 16", nodes=2),
+    "rate 1,000": Case(settings="rate => 1000, burst => 50", jobs=0.2, asked=1000),
+    "rate 100, two nodes": Case(settings="rate => 100, burst => 10", nodes=2, jobs=0.02, asked=100),
+    "1,000 keys, one each": Case(keys=1_000, jobs=0.5),
+    "1,000 keys, one each, two nodes": Case(keys=1_000, jobs=0.5, nodes=2),
+    "10 keys, rate 20 each": Case(settings="key_rate => 20, key_burst => 2", keys=10, jobs=0.02, asked=200),
+}
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """One drain: from the first claim to the last end in seconds, the same of the claims alone, and what it cost."""
+
+    seconds: float
+    starts: float
+    cost: Cost
+
+
+def drain(database: Database, case: Case, jobs: int) -> Drained:
+    """Drain so many jobs once, with fresh nodes."""
+    database.clear()
+    database.connection.execute("DELETE FROM jobqueue.queues; DELETE FROM jobqueue.queue_limits; TRUNCATE jobqueue.key_buckets")
+    database.connection.execute(f"SELECT jobqueue.configure('q'{', ' + case.settings if case.settings else ''})")
+    with ExitStack() as running:
+        for _ in range(case.nodes):
+            running.enter_context(harness.Node(database, "benchmarks.handlers", queues={"q": WIDTH}))
+        if case.blocked:
+            _submit(database, case.blocked, 1, "default")
+            database.value("SELECT count(*) FROM jobqueue.admit(1)")
+        for count in (WARM_UP, jobs):
+            database.pause("q")
+            time.sleep(0.1)  # a claim may be under way
+            _submit(database, count, case.keys, "q")
+            began = database.value("SELECT now()")
+            with database.span() as cost:
+                database.pause("q", paused=False)
+                deadline = time.monotonic() + PATIENCE
+                done = "SELECT count(*) FROM jobqueue.finished_jobs WHERE claimed_at > %s"
+                while database.value(done, began) < count:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"{count} jobs are not done within {PATIENCE:g} s")
+                    time.sleep(0.1)
+        seconds, starts = database.connection.execute(
+            "SELECT extract(epoch FROM max(finished_at) - min(claimed_at))::float8,"
+            " extract(epoch FROM max(claimed_at) - min(claimed_at))::float8 FROM jobqueue.finished_jobs WHERE claimed_at > %s",
+            [began],
+        ).fetchall()[0]
+    return Drained(seconds, starts, cost)
+
+
+def _submit(database: Database, jobs: int, keys: int, queue: str) -> None:
+    sql = """
+        SELECT cardinality(jobqueue.submit_many(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+                   'kind', 'async', 'queue', %s::text, 'payload', %s::jsonb,
+                   'concurrency_key', CASE WHEN %s > 0 THEN 'key ' || n %% %s END)))))
+          FROM generate_series(%s::integer, %s) AS n
+    """
+    for first in range(0, jobs, FILL_BATCH):
+        last = min(first + FILL_BATCH, jobs) - 1
+        database.value(sql, queue, harness.payload_of(100), keys, max(1, keys), first, last)
+
+
+def figures(jobs: int, case: Case, drains: Sequence[Drained], bare: Sequence[Drained], bare_jobs: int) -> dict[str, harness.Value]:
+    """Make a row of a case's repetitions, each beside the drain without limits of the same turn."""
+    rates = [jobs / one.seconds for one in drains]
+    cpu = [one.cost.cpu_per(jobs) for one in drains]
+    return {
+        "jobs": jobs,
+        "jobs/s": Spread.of(rates),
+        "% of no limits": Spread.of([rate / (bare_jobs / one.seconds) * 100 for rate, one in zip(rates, bare, strict=True)]),
+        "asked": case.asked,
+        "% of asked": None if case.asked is None else Spread.of([jobs / one.starts / case.asked * 100 for one in drains]),
+        "PostgreSQL us/job": Spread.of([one for one in cpu if one is not None]) if None not in cpu else None,
+        "WAL bytes/job": Spread.of([one.cost.wal_bytes / jobs for one in drains]),
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1000),
+    help="Jobs of a drain; limited cases take fewer.  [default: 50,000; with --quick 2,000]",
+)
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3; with --quick 1]")
+@harness.options
+def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
+    """Measure what limits of queues and keys cost, and whether rates are reached."""
+    jobs = jobs or (2_000 if quick else 50_000)
+    counts = {name: max(100, int(jobs * case.jobs)) for name, case in CASES.items()}
+    with harness.database() as database:
+        report = harness.Report(
+            "limits",
+            "Drains under limits of queues and of concurrency keys",
+            database.machine,
+            out,
+            notes=f"{WIDTH} jobs at once in a node, an async handler that does nothing, payloads of 100 B, one node if not said.",
+            plotted=["jobs/s", "% of no limits", "% of asked", "PostgreSQL us/job"],
+        )
+        results = harness.interleave(
+            {name: partial(drain, database, case, counts[name]) for name, case in CASES.items()}, repeats or (1 if quick else 3)
+        )
+        bare = next(iter(CASES))
+        for name, case in CASES.items():
+            report.add(name, figures(counts[name], case, results[name], results[bare], counts[bare]))
+        report.write()
+
+
+if __name__ == "__main__":
+    main()
