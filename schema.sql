@@ -1152,10 +1152,9 @@ BEGIN
     ), freed AS MATERIALIZED (
         SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM held WHERE limited) AS queues
     )
-    SELECT (SELECT count(*) FROM held) INTO released FROM told CROSS JOIN freed;
-    IF released > 0 THEN
-        PERFORM jobqueue.wake_keys();
-    END IF;
+    SELECT (SELECT count(*) FROM held WHERE cancel_requested_at IS NULL),
+           (SELECT count(jobqueue.wake_keys()) FROM held WHERE options ? 'concurrency_key')
+      INTO released FROM told CROSS JOIN freed;
     DELETE FROM jobqueue.nodes WHERE id = node;
     RETURN released;
 END $$;

@@ -86,6 +86,7 @@ class Serving:
 class Engine:
     """The parts of a node, without its ways in."""
 
+    app: App
     store: Store
     lease: Lease
     submissions: Submissions
@@ -132,7 +133,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
         async with open_engine(app, settings, Store(url)) as engine:
-            await start_engine(engine, app, settings, stages, url)
+            await start_engine(engine, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
@@ -246,6 +247,7 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
             yield Engine(
+                app=app,
                 store=store,
                 lease=lease,
                 submissions=submissions,
@@ -278,14 +280,14 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
-async def start_engine(engine: Engine, app: App, settings: Settings, stages: Stages, url: str | None) -> None:
+async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: str | None) -> None:
     """Start the parts as stages.
 
     Args:
         url: of the database, to hear what others do in it; None when there are no others.
     """
     await engine.store.migrate()
-    for queue, said in app.queues.items():
+    for queue, said in engine.app.queues.items():
         await engine.store.configure(queue, said)
     await engine.cron.reconcile()
     await expire_dead_neighbours(engine.store)

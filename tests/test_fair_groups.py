@@ -85,7 +85,7 @@ async def test_a_line_that_was_found_empty_is_forgotten_and_its_rows_go(driver: 
     for group in ("a", "b", "a"):
         await driver.submit_many(*({"options": {"group": group}} for _ in range(50)))
         await driver.claim(100)
-    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+    await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     with closing(Database(any_database_url)) as sql:
         assert sql.rows("SELECT common, urgent FROM jobqueue.fair_queues") == [(None, None)]
         assert sql.rows("SELECT * FROM jobqueue.fair_groups") == []

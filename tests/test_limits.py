@@ -401,10 +401,10 @@ async def test_full_buckets_are_thrown_away_and_others_are_not(postgres: tuple[D
     await driver.store.admit()
     assert dict(database.rows("SELECT queue, count(*) FROM jobqueue.key_buckets GROUP BY 1")) == {"default": 1, "fast": 1}
     await trio.sleep(0.01)
-    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+    await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     assert database.rows("SELECT queue FROM jobqueue.key_buckets") == [("default",)]
     await driver.store.configure("default", QueueSettings(key_rate=None))
-    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+    await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     assert database.rows("SELECT queue FROM jobqueue.key_buckets") == []
 
 
@@ -421,7 +421,7 @@ async def test_jobs_of_a_key_whose_rows_were_deleted_by_hand_come_to_light(postg
     _, second = await driver.submit_many(*[{"options": KEYED}] * 2)
     await driver.store.admit()
     database.rows("DELETE FROM jobqueue.pending_jobs")
-    await driver.store.maintain(keep_finished=86_400, keep_dead=86_400)
+    await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     await driver.store.admit()
     assert await ids(driver) == [second]
 
