@@ -201,6 +201,7 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         keep_finished=settings.keep_finished > 0,
         on_scheduled=due_in,
         on_written=watcher.written,
+        on_freed=on_freed,
         on_failed=hooks.ended if hooks.any else None,
     )
     dispatcher = Dispatcher(

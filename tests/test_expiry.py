@@ -174,6 +174,10 @@ def test_a_job_that_waits_for_a_process_too_long_is_not_started(
     assert database.rows("SELECT reason, attempt FROM jobqueue.dead_jobs") == [("expired", 0)]
 
 
+def _nothing(_: object) -> None:
+    """Nobody waits for it."""
+
+
 def ran(directory: Path) -> int:
     path = directory / "effects"
     return len(path.read_bytes().splitlines()) if path.exists() else 0
@@ -206,7 +210,7 @@ async def test_the_next_look_is_when_something_is_due_and_not_at_once_for_what_s
 ) -> None:
     assert autojump_clock is not None
     store = Answering(Promotion(0, {}, next_due))
-    schedule = Schedule(store, poll_interval=2, on_promoted=lambda _: None, on_expired=lambda _: None)
+    schedule = Schedule(store, poll_interval=2, on_promoted=_nothing, on_expired=_nothing, on_check=_nothing)
     await nursery.start(schedule.run)
     await trio.sleep(20)
     nursery.cancel_scope.cancel()
