@@ -23,10 +23,12 @@ import jobqueue
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import App, Discard, Job, Retry, Snooze
 from jobqueue.engine.executor import Executor, Run
+from jobqueue.engine.notes import Notes
 from jobqueue.job import MAX_RESULT_BYTES, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage import transactions
 from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
+from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, Database, Service
 from tests.storage import Driver, open_driver
 from tests.test_executor import error_of, run_one
@@ -79,6 +81,7 @@ class Bench:
             processes=self._processes,
             process_limiter=trio.CapacityLimiter(1),
             transactions=self._pool,
+            notes=Notes(MemoryStore(), on_noted=lambda *_: None),
         )
         runs: list[Run] = []
 
