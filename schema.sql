@@ -630,12 +630,13 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     max_retries integer          DEFAULT NULL,    -- the handler's, or 3
     run_at      timestamptz      DEFAULT NULL,    -- now
     timeout     double precision DEFAULT NULL,    -- seconds; the handler's, or none
-    expires_at  timestamptz      DEFAULT NULL     -- never: when it is no use to start it any more
+    expires_at  timestamptz      DEFAULT NULL,    -- never: when it is no use to start it any more
+    concurrency_key text         DEFAULT NULL     -- none: of its queue's jobs with the same key, so many run at a time
 ) RETURNS uuid
 LANGUAGE sql AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
         'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
-        'timeout', timeout, 'expires_at', expires_at))))[1]
+        'timeout', timeout, 'expires_at', expires_at, 'concurrency_key', concurrency_key))))[1]
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes
@@ -851,7 +852,7 @@ DECLARE
     most integer;
     wait double precision;
     claimed jsonb;
-    again jsonb := '{}';
+    again jsonb;
 BEGIN
     IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
         RETURN '[]';
@@ -859,17 +860,17 @@ BEGIN
     FOR want IN
         SELECT w.key AS queue, (w.value ->> 0)::integer AS jobs,
                coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor,
-               num_nonnulls(q.max_running, q.rate) > 0 AS limited, q.max_running IS NOT NULL AS counted, q.key_rate IS NOT NULL AS key_rated
+               num_nonnulls(q.max_running, q.rate, q.key_rate) > 0 AS limited, q.max_running, q.rate, q.key_rate
           -- In the order of jsonb_each, the same for all: so are the limits locked.
           FROM jsonb_each(wants) AS w LEFT JOIN jobqueue.queues AS q ON q.name = w.key
          WHERE q.paused IS NOT TRUE
     LOOP
         quoted := to_json(want.queue);
         most := want.jobs;
-        IF want.limited THEN
+        IF want.limited AND num_nonnulls(want.max_running, want.rate) > 0 THEN
             SELECT a.jobs, a.again INTO most, wait FROM jobqueue.allowance(want.queue, want.jobs) AS a;
             IF most = 0 THEN
-                again := again || jsonb_build_object(want.queue, wait);
+                again := coalesce(again, '{}') || jsonb_build_object(want.queue, wait);
                 CONTINUE;
             END IF;
         END IF;
@@ -888,9 +889,9 @@ BEGIN
                                                         attempt, claims, created_at, available_since, errors, options, saved, limited)
                     -- Rates hold by claimed_at: then it is not when the transaction began, which may have waited for its turn.
                     SELECT t.id, t.queue, t.kind, t.priority, node,
-                           CASE WHEN want.limited OR want.key_rated THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
+                           CASE WHEN want.limited THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
                            t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved,
-                           CASE WHEN want.counted OR t.admitted THEN true END
+                           CASE WHEN want.max_running IS NOT NULL OR t.admitted THEN true END
                       FROM taken AS t
                 )
                 SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
@@ -909,23 +910,22 @@ BEGIN
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
-        IF want.limited OR want.key_rated THEN
-            claimed := coalesce(('[[' || part || ']]')::jsonb, '[]');
-        END IF;
-        IF want.limited THEN
+        CONTINUE WHEN NOT want.limited;
+        claimed := coalesce(('[[' || part || ']]')::jsonb, '[]');
+        IF want.rate IS NOT NULL THEN
             PERFORM jobqueue.spend(want.queue, jsonb_array_length(claimed));
-            IF most < want.jobs AND jsonb_array_length(claimed) = most THEN
-                again := again || jsonb_build_object(want.queue, wait);
-            END IF;
         END IF;
-        IF want.key_rated THEN
+        IF most < want.jobs AND jsonb_array_length(claimed) = most THEN
+            again := coalesce(again, '{}') || jsonb_build_object(want.queue, wait);
+        END IF;
+        IF want.key_rate IS NOT NULL THEN
             INSERT INTO jobqueue.key_starts (queue, key, at)
             SELECT i.queue, i.options ->> 'concurrency_key', i.claimed_at
               FROM jsonb_array_elements(claimed) AS c JOIN jobqueue.inflight_jobs AS i ON i.id = (c ->> 1)::uuid
              WHERE i.options ->> 'concurrency_key' IS NOT NULL;
         END IF;
     END LOOP;
-    IF again <> '{}' THEN
+    IF again IS NOT NULL THEN
         RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || again || '}';
     END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import api, listening, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
 from jobqueue.http.express import Lane
+from jobqueue.job import QueueSettings
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded, notifications
@@ -85,6 +86,7 @@ class _Engine:
     gate: Gate
     workers: Workers
     queues: dict[str, LocalQueue]
+    declared: Mapping[str, QueueSettings]
     metrics: Metrics
 
 
@@ -117,7 +119,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
         async with _open_engine(app, settings, url) as engine:
-            await _start_engine(engine, app, settings, url, stages)
+            await _start_engine(engine, settings, url, stages)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
@@ -189,7 +191,7 @@ async def _open_engine(app: App, settings: Settings, url: str) -> AsyncIterator[
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
         try:
-            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, gate, workers, queues, metrics)
+            yield _Engine(store, lease, submissions, outcomes, dispatcher, schedule, gate, workers, queues, app.queues, metrics)
         finally:
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
@@ -206,9 +208,9 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
-async def _start_engine(engine: _Engine, app: App, settings: Settings, url: str, stages: Stages) -> None:
+async def _start_engine(engine: _Engine, settings: Settings, url: str, stages: Stages) -> None:
     await engine.store.migrate()
-    for queue, said in app.queues.items():
+    for queue, said in engine.declared.items():
         await engine.store.configure(queue, said)
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()

@@ -331,6 +331,14 @@ async def test_a_key_has_1_to_200_characters(postgres: tuple[Driver, Database], 
             database.rows(sql, json.dumps([{"concurrency_key": key, **when}]))
 
 
+async def test_submit_in_sql_takes_a_key(postgres: tuple[Driver, Database]) -> None:
+    _, database = postgres
+    for _ in range(2):
+        database.rows("SELECT jobqueue.submit('nap', concurrency_key => 'k')")
+    database.rows("SELECT jobqueue.admit()")
+    assert database.states() == {"blocked": 1, "pending": 1}
+
+
 async def test_a_running_limit_is_counted_by_the_index_once_all_that_run_have_their_mark(
     postgres: tuple[Driver, Database],
 ) -> None:
