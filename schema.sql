@@ -1368,7 +1368,7 @@ DECLARE
     most integer;
     wait double precision;
     claimed jsonb;
-    again jsonb := '{}';
+    again jsonb;
 BEGIN
     IF NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.lease_until > now()) THEN
         RETURN '[]';
@@ -1376,17 +1376,18 @@ BEGIN
     FOR want IN
         SELECT w.key AS queue, (w.value ->> 0)::integer AS jobs,
                coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor,
-               num_nonnulls(q.max_running, q.rate) > 0 AS limited, q.max_running IS NOT NULL AS counted, q.key_rate IS NOT NULL AS key_rated
+               num_nonnulls(q.max_running, q.rate, q.key_rate) > 0 AS limited, q.max_running, q.rate, q.key_rate,
+               EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE f.queue = w.key) AS fair
           -- In the order of jsonb_each, the same for all: so are the limits locked.
           FROM jsonb_each(wants) AS w LEFT JOIN jobqueue.queues AS q ON q.name = w.key
          WHERE q.paused IS NOT TRUE
     LOOP
         quoted := to_json(want.queue);
         most := want.jobs;
-        IF want.limited THEN
+        IF want.limited AND num_nonnulls(want.max_running, want.rate) > 0 THEN
             SELECT a.jobs, a.again INTO most, wait FROM jobqueue.allowance(want.queue, want.jobs) AS a;
             IF most = 0 THEN
-                again := again || jsonb_build_object(want.queue, wait);
+                again := coalesce(again, '{}') || jsonb_build_object(want.queue, wait);
                 CONTINUE;
             END IF;
         END IF;
@@ -1405,9 +1406,9 @@ BEGIN
                                                         attempt, claims, created_at, available_since, errors, options, saved, limited)
                     -- Rates hold by claimed_at: then it is not when the transaction began, which may have waited for its turn.
                     SELECT t.id, t.queue, t.kind, t.priority, node,
-                           CASE WHEN want.limited OR want.key_rated THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
+                           CASE WHEN want.limited THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
                            t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved,
-                           CASE WHEN want.counted OR t.admitted THEN true END
+                           CASE WHEN want.max_running IS NOT NULL OR t.admitted THEN true END
                       FROM taken AS t
                 )
                 SELECT count(*) < most,
@@ -1427,7 +1428,7 @@ BEGIN
                 twins := true;
             END;
         END LOOP;
-        IF emptied OR common IS NOT NULL OR urgent IS NOT NULL THEN
+        IF want.fair AND (emptied OR common IS NOT NULL OR urgent IS NOT NULL) THEN
             PERFORM jobqueue.serve_lines(want.queue, common, urgent, emptied);
         END IF;
         IF part IS NOT NULL THEN
@@ -1436,23 +1437,22 @@ BEGIN
         IF late IS NOT NULL THEN
             PERFORM jobqueue.bury_expired(late);
         END IF;
-        IF want.limited OR want.key_rated THEN
-            claimed := coalesce(('[[' || part || ']]')::jsonb, '[]');
-        END IF;
-        IF want.limited THEN
+        CONTINUE WHEN NOT want.limited;
+        claimed := coalesce(('[[' || part || ']]')::jsonb, '[]');
+        IF want.rate IS NOT NULL THEN
             PERFORM jobqueue.spend(want.queue, jsonb_array_length(claimed));
-            IF most < want.jobs AND jsonb_array_length(claimed) = most THEN
-                again := again || jsonb_build_object(want.queue, wait);
-            END IF;
         END IF;
-        IF want.key_rated THEN
+        IF most < want.jobs AND jsonb_array_length(claimed) = most THEN
+            again := coalesce(again, '{}') || jsonb_build_object(want.queue, wait);
+        END IF;
+        IF want.key_rate IS NOT NULL THEN
             INSERT INTO jobqueue.key_starts (queue, key, at)
             SELECT i.queue, i.options ->> 'concurrency_key', i.claimed_at
               FROM jsonb_array_elements(claimed) AS c JOIN jobqueue.inflight_jobs AS i ON i.id = (c ->> 1)::uuid
              WHERE i.options ->> 'concurrency_key' IS NOT NULL;
         END IF;
     END LOOP;
-    IF again <> '{}' THEN
+    IF again IS NOT NULL THEN
         RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || again || '}';
     END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';

@@ -331,6 +331,14 @@ async def test_a_key_has_1_to_200_characters(postgres: tuple[Driver, Database], 
             database.rows(sql, json.dumps([{"concurrency_key": key, **when}]))
 
 
+async def test_submit_in_sql_takes_a_key(postgres: tuple[Driver, Database]) -> None:
+    _, database = postgres
+    for _ in range(2):
+        database.rows("SELECT jobqueue.submit('nap', concurrency_key => 'k')")
+    database.rows("SELECT jobqueue.admit()")
+    assert database.states() == {"blocked": 1, "pending": 1}
+
+
 async def test_a_running_limit_is_counted_by_the_index_once_all_that_run_have_their_mark(
     postgres: tuple[Driver, Database],
 ) -> None:
@@ -590,14 +598,14 @@ async def test_two_admissions_are_one_after_the_other(postgres: tuple[Driver, Da
 async def test_several_nodes_together_never_run_more_than_a_queue_may(postgres: tuple[Driver, Database], limit: int) -> None:
     driver, database = postgres
     await driver.store.configure("default", QueueSettings(max_running=limit))
-    await driver.submit_many(*[{}] * 300)
+    await driver.submit_many(*[{}] * 100)
     done: set[str] = set()
     number = iter(range(10**9))
-    with Watch(database.url, RUNNING) as watch, trio.fail_after(60):
+    with Watch(database.url, RUNNING) as watch, trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(
-                    work, database.url, done, 300, limit, lambda: ("succeeded", "released", "snoozed")[next(number) % 3]
+                    work, database.url, done, 100, limit, lambda: ("succeeded", "released", "snoozed")[next(number) % 3]
                 )
     assert watch.looks > 20
     assert 1 <= watch.highest <= limit
@@ -607,18 +615,18 @@ async def test_several_nodes_together_never_run_more_than_a_queue_may(postgres: 
 async def test_several_nodes_together_never_run_more_than_a_key_may(postgres: tuple[Driver, Database], limit: int) -> None:
     driver, database = postgres
     await driver.store.configure("default", QueueSettings(key_max_running=limit))
-    await driver.submit_many(*[{"options": Options(concurrency_key=f"k{n % 7}")} for n in range(280)])
+    await driver.submit_many(*[{"options": Options(concurrency_key=f"k{n % 7}")} for n in range(140)])
     done: set[str] = set()
     number = iter(range(10**9))
-    with Watch(database.url, PER_KEY) as watch, trio.fail_after(90):
+    with Watch(database.url, PER_KEY) as watch, trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(
-                    work, database.url, done, 280, 20, lambda: ("succeeded", "succeeded", "released", "snoozed")[next(number) % 4]
+                    work, database.url, done, 140, 20, lambda: ("succeeded", "succeeded", "released", "snoozed")[next(number) % 4]
                 )
     assert watch.looks > 20
     assert 1 <= watch.highest <= limit
-    assert database.states() == {"succeeded": 280}
+    assert database.states() == {"succeeded": 140}
 
 
 # ------------------------------------------------------------------------------------------------------------------- the gate
