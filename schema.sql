@@ -221,6 +221,11 @@ CREATE INDEX IF NOT EXISTS inflight_jobs_cancel ON jobqueue.inflight_jobs (node_
 
 CREATE INDEX IF NOT EXISTS inflight_jobs_limited ON jobqueue.inflight_jobs (queue, (options ->> 'concurrency_key')) WHERE limited;
 
+-- Running jobs that somebody wants cancelled, until the next heartbeat of some node marks them. Rows are only ever inserted, but for that.
+CREATE TABLE IF NOT EXISTS jobqueue.cancel_requests (
+    job_id uuid NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
+
 -- By how they ended, since they are kept for different times, and by day, so that retention drops a partition and never deletes a
 -- million rows.
 CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
@@ -1115,6 +1120,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    IF EXISTS (SELECT FROM jobqueue.cancel_requests) THEN
+        PERFORM jobqueue.cancel_requested();
+    END IF;
     RETURN (SELECT coalesce(jsonb_agg(jsonb_build_array(i.id, i.claims)), '[]')
               FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.cancel_requested_at IS NOT NULL);
 END $$;
@@ -1126,6 +1134,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     released integer;
 BEGIN
+    PERFORM jobqueue.cancel_requested();
     WITH held AS (
         DELETE FROM jobqueue.inflight_jobs WHERE node_id = node RETURNING *
     ), cancelled AS (
@@ -1173,6 +1182,7 @@ LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM jobqueue.nodes AS n
      WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
+    PERFORM jobqueue.cancel_requested();
     RETURN QUERY
     WITH lost AS (
         DELETE FROM jobqueue.inflight_jobs AS i
@@ -1526,6 +1536,9 @@ BEGIN
         RETURN '{}';
     END IF;
 
+    IF EXISTS (SELECT FROM jobqueue.cancel_requests) THEN
+        PERFORM jobqueue.cancel_requested();
+    END IF;
     WITH given AS MATERIALIZED (
         SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
             id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
@@ -1744,63 +1757,67 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- steering
 
--- Cancel a job. One that waits has ended when this returns. One that runs is marked, and the node that runs it is told: it ends within
--- a second or so, in the state cancelled unless it succeeds or dies before, and never runs again. Returns whether the job has ended by
--- this or will; false when it is not there any more, or has ended already. To ask again changes nothing.
+-- Cancel a job that waits; false when it does not. keep: false lets go of it, instead of keeping it in cancelled_jobs. In the order in
+-- which jobs move, so that one that moves meanwhile is looked for where it went.
+CREATE OR REPLACE FUNCTION jobqueue.cancel_waiting(job uuid, keep boolean) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    gone jobqueue.blocked_jobs;   -- the columns of pending_jobs, and what there is of them in scheduled_jobs
+BEGIN
+    DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.id = job
+ RETURNING s.id, s.queue, s.kind, s.priority, NULL, s.payload, s.max_retries, s.timeout, s.attempt, s.claims, s.created_at,
+           s.available_since, s.errors, s.options, s.saved
+      INTO gone;
+    IF NOT FOUND THEN
+        DELETE FROM jobqueue.blocked_jobs AS b WHERE b.id = job RETURNING b.* INTO gone;
+    END IF;
+    IF NOT FOUND THEN
+        DELETE FROM jobqueue.pending_jobs AS p WHERE p.id = job RETURNING p.* INTO gone;
+        IF gone.options ->> 'concurrency_key' IS NOT NULL THEN
+            INSERT INTO jobqueue.key_checks (queue, key) VALUES (gone.queue, gone.options ->> 'concurrency_key');
+            PERFORM jobqueue.wake_keys();
+        END IF;
+    END IF;
+    IF gone.id IS NULL THEN
+        RETURN false;
+    END IF;
+    IF keep THEN
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, finished_at, errors, options, saved)
+        VALUES (gone.id, gone.queue, gone.kind, gone.priority, 'cancelled', gone.payload, gone.max_retries, gone.timeout, gone.attempt,
+                gone.claims, gone.created_at, gone.available_since, now(), gone.errors, gone.options, gone.saved);
+    END IF;
+    RETURN true;
+END $$;
+
+-- Cancel a job. One that waits has ended when your transaction commits. One that runs will end within a second or so after that, in the
+-- state cancelled unless it succeeds or dies before, and never runs again. Returns whether the job has ended by this or will; false when
+-- it is not there any more, or has ended already. To ask again changes nothing.
 --
--- The mark is a lock on the row until your transaction ends, and what became of that run waits for it: commit soon.
---
--- keep: false lets go of one that waits, instead of keeping it in cancelled_jobs.
---
--- In several statements, and twice: a job that moves on meanwhile is looked for where it went.
+-- Of a job that runs only the wish is written: a mark on its row would have the outcomes of its node wait for your transaction.
 CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid, keep boolean DEFAULT true) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF jobqueue.cancel_waiting(job, keep) THEN
+        RETURN true;
+    END IF;
+    IF EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = job) THEN
+        INSERT INTO jobqueue.cancel_requests (job_id) VALUES (job);
+        PERFORM pg_notify('jobqueue_cancel', '');
+        RETURN true;
+    END IF;
+    RETURN jobqueue.cancel_waiting(job, keep);
+END $$;
+
+-- Do the same at once, in a transaction that is over at once: mark a job that runs, and tell its node. From then on whatever would put it
+-- back ends it.
+CREATE OR REPLACE FUNCTION jobqueue.cancel_now(job uuid, keep boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
     run integer;
-    cancelled boolean;
 BEGIN
     FOR look IN 1..2 LOOP
-        WITH gone AS (
-            DELETE FROM jobqueue.scheduled_jobs WHERE id = job RETURNING *
-        ), kept AS (
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, finished_at, errors, options, saved)
-        SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-               errors, options, saved
-              FROM gone WHERE cancel.keep
-        )
-        SELECT EXISTS (SELECT FROM gone) INTO cancelled;
-        IF cancelled THEN
-            RETURN true;
-        END IF;
-        WITH gone AS (
-            DELETE FROM jobqueue.blocked_jobs WHERE id = job RETURNING *
-        ), kept AS (
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, finished_at, errors, options, saved)
-        SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-               errors, options, saved
-              FROM gone WHERE cancel.keep
-        )
-        SELECT EXISTS (SELECT FROM gone) INTO cancelled;
-        IF cancelled THEN
-            RETURN true;
-        END IF;
-        WITH gone AS (
-            DELETE FROM jobqueue.pending_jobs WHERE id = job RETURNING *
-        ), checks AS (
-            INSERT INTO jobqueue.key_checks (queue, key)
-            SELECT queue, options ->> 'concurrency_key' FROM gone WHERE options ->> 'concurrency_key' IS NOT NULL
-            RETURNING jobqueue.wake_keys()
-        ), kept AS (
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, finished_at, errors, options, saved)
-        SELECT id, queue, kind, priority, 'cancelled', payload, max_retries, timeout, attempt, claims, created_at, available_since, now(),
-               errors, options, saved
-              FROM gone WHERE cancel.keep
-        )
-        SELECT EXISTS (SELECT FROM gone) INTO cancelled;
-        IF cancelled THEN
+        IF jobqueue.cancel_waiting(job, keep) THEN
             RETURN true;
         END IF;
         UPDATE jobqueue.inflight_jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = job
@@ -1811,6 +1828,24 @@ BEGIN
         END IF;
     END LOOP;
     RETURN false;
+END $$;
+
+-- Do what was asked of jobqueue.cancel. A job whose row somebody holds is left for the next time: a heartbeat must not wait for it.
+CREATE OR REPLACE FUNCTION jobqueue.cancel_requested() RETURNS void
+LANGUAGE plpgsql
+SET lock_timeout = '50ms'
+AS $$
+DECLARE
+    request record;
+BEGIN
+    FOR request IN SELECT r.ctid AS place, r.job_id FROM jobqueue.cancel_requests AS r LIMIT 1000 FOR UPDATE SKIP LOCKED LOOP
+        BEGIN
+            PERFORM jobqueue.cancel_now(request.job_id);
+            DELETE FROM jobqueue.cancel_requests AS r WHERE r.ctid = request.place;
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN;
+        END;
+    END LOOP;
 END $$;
 
 -- The options of a job that goes to the end of the line again.

@@ -331,6 +331,8 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
         job_id, _, claims = payload.partition(" ")
         if claims.isdecimal():
             engine.workers.cancel([(job_id, int(claims))])
+        else:
+            engine.lease.renew_soon()  # the next heartbeat of any node says which
 
     return {
         "jobqueue": wake,

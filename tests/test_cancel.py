@@ -25,6 +25,7 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
 from tests.running import Bench, cancel, submit
 from tests.storage import Driver
+from tests.test_executor import no_transactions
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ async def test_a_job_that_is_claimed_and_waits_for_a_worker_does_not_start(nurse
             processes=processes,
             process_limiter=limiter,
             notes=Notes(store, on_noted=_nothing),
+            transactions=no_transactions(),
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=[queue], on_hungry=_nothing)
         queue.ready.push_all([(job.rank, job) for job in claimed])

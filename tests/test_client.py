@@ -106,9 +106,12 @@ def test_a_result_is_waited_for_over_a_restart(bench: Bench, backend: str, end: 
         getattr(node, end)()
         bench.database.rows("UPDATE jobqueue.pending_jobs SET attempt = 1 WHERE id = %s", job_id)  # so that it does not hold again
         bench.start_on(port)
+        over.wait(40)  # a service that this thread has started ends with it
 
+    over = threading.Event()
     restarting: list[threading.Thread] = []
     result = run(backend, main)
+    over.set()
     restarting[0].join(30)
     assert result[-1] == 4
 

@@ -823,7 +823,9 @@ def test_a_pause_holds_what_has_not_started_on_every_node_and_running_jobs_finis
         sql = "SELECT count(*) FROM jobqueue.jobs WHERE payload ->> 'seconds' = '1.5' AND state = %s"
         return int(database.value(sql, state))
 
-    wait_until(lambda: slow("inflight") > 4)  # more than can run: the others were claimed ahead
+    fast = "SELECT count(*) FROM jobqueue.succeeded_jobs WHERE payload ->> 'seconds' = '0.001'"
+    # More than can run, and nothing else does: the others were claimed ahead.
+    wait_until(lambda: slow("inflight") > 4 and database.value(fast) == 2000)
     assert httpx.post(f"{nodes[0].url}/queues/default/pause").status_code == 200
     wait_until(lambda: slow("inflight") <= 4, 1)
     wait_until(lambda: slow("inflight") == 0, 10)

@@ -94,7 +94,7 @@ DEAD: list[tuple[str, str | None, float | None, str]] = [
             ("GeneratorExit", "GeneratorExit"),
             ("StopIteration", "StopIteration"),
             ("StopAsyncIteration", "StopAsyncIteration"),
-            ("group", "BaseExceptionGroup: both"),
+            ("group", "2 errors: KeyboardInterrupt.*; ValueError: one of two"),
             ("Unpicklable", "Unpicklable"),
             ("Speechless", "Speechless"),
         )

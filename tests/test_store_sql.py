@@ -299,7 +299,7 @@ async def test_a_note_waits_for_nobody_and_says_what_it_could_not_write(driver: 
     locked, free = await driver.claim()
     notes = [Note(run.id, run.claims, msgspec.Raw(b'{"checkpoint":1}')) for run in (locked, free)]
     with psycopg.connect(sql.url) as cancelling:
-        cancelling.execute("SELECT jobqueue.cancel(%s)", (locked.id,))
+        cancelling.execute("SELECT jobqueue.cancel_now(%s)", (locked.id,))
         with trio.fail_after(5):
             assert await driver.store.note(driver.node, notes) == {free.id}
         cancelling.execute(b"COMMIT")
@@ -308,7 +308,39 @@ async def test_a_note_waits_for_nobody_and_says_what_it_could_not_write(driver: 
     assert [sql.value(saved, run.id) for run in (locked, free)] == [{"checkpoint": 1}] * 2
 
 
-async def test_a_cancellation_is_notified_with_its_run_when_it_is_committed(driver: Driver, sql: Database) -> None:
+async def test_who_cancels_a_running_job_in_a_transaction_that_stays_open_holds_up_nobody(driver: Driver, sql: Database) -> None:
+    await driver.submit_many({}, {}, {})
+    first, second, third = await driver.claim()
+    with psycopg.connect(sql.url) as cancelling:
+        for run in (first, second, third):
+            assert cancelling.execute("SELECT jobqueue.cancel(%s)", (run.id,)).fetchone() == (True,)
+        with trio.fail_after(5):
+            assert await driver.finish(first, "released")
+            assert await driver.finish(second, "succeeded")
+            assert await driver.store.heartbeat(driver.node, lease=30) == []
+        cancelling.execute(b"COMMIT")
+    # The first has gone back in the meantime: it ends where it waits.
+    assert await driver.store.heartbeat(driver.node, lease=30) == [(third.id, third.claims)]
+    assert [await driver.state(run.id) for run in (first, second, third)] == ["cancelled", "succeeded", "inflight"]
+    assert sql.value("SELECT count(*) FROM jobqueue.cancel_requests") == 0
+
+
+async def test_a_heartbeat_does_not_wait_for_a_row_that_is_to_be_marked(driver: Driver, sql: Database) -> None:
+    await driver.submit_many({}, {})
+    runs = await driver.claim()
+    with psycopg.connect(sql.url) as holding:
+        holding.execute("SELECT FROM jobqueue.inflight_jobs WHERE id = %s FOR UPDATE", (runs[0].id,))
+        for run in runs:
+            sql.value("SELECT jobqueue.cancel(%s)", run.id)
+        with trio.fail_after(3):
+            assert await driver.store.heartbeat(driver.node, lease=30) is not None
+        holding.execute(b"COMMIT")
+    assert await driver.store.heartbeat(driver.node, lease=30) == sorted((run.id, run.claims) for run in runs)
+
+
+async def test_a_cancellation_is_notified_when_it_is_committed_and_with_its_run_when_it_is_marked(
+    driver: Driver, sql: Database
+) -> None:
     await driver.submit()
     run = await driver.claim_one()
     with psycopg.connect(sql.url, autocommit=True) as listener, psycopg.connect(sql.url) as cancelling:
@@ -317,9 +349,10 @@ async def test_a_cancellation_is_notified_with_its_run_when_it_is_committed(driv
         assert list(listener.notifies(timeout=0.1)) == []
         assert await driver.store.heartbeat(driver.node, lease=30) == []
         cancelling.execute(b"COMMIT")
+        [asked] = listener.notifies(timeout=10, stop_after=1)
+        assert await driver.store.heartbeat(driver.node, lease=30) == [(run.id, run.claims)]
         [told] = listener.notifies(timeout=10, stop_after=1)
-    assert told.payload == f"{run.id} {run.claims}"
-    assert await driver.store.heartbeat(driver.node, lease=30) == [(run.id, run.claims)]
+    assert (asked.payload, told.payload) == ("", f"{run.id} {run.claims}")
 
 
 # ----------------------------------------------------------------------------------------------- connections, schema, upkeep

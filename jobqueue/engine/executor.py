@@ -326,7 +326,7 @@ async def _call_in_nursery(handler: Handler, arguments: dict[str, Any], handle: 
         alone = group.exceptions[0]
     else:
         if result is _CUT_OFF:
-            raise RuntimeError("job.nursery was cancelled before the handler had returned")
+            raise RuntimeError("trio.Cancelled ended the handler: its job.nursery was cancelled, or it raised one that it had kept")
         return result
     raise alone  # here, where the group is no part of its context: with one error there is nothing to tell apart
 

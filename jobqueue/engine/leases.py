@@ -71,6 +71,7 @@ class Lease:
         self._on_unwanted = on_unwanted
         self._undisturbed_since = math.inf
         self._valid_until = -1.0
+        self._hurry = trio.Event()
         self.node = self._new_node()
 
     @property
@@ -106,7 +107,9 @@ class Lease:
         task_status.started()
         regular = interval = min(LONGEST_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
         while True:
-            await trio.sleep(interval)
+            with trio.move_on_after(interval):
+                await self._hurry.wait()
+            self._hurry = trio.Event()
             try:
                 await self._renew()
                 interval = regular
@@ -114,6 +117,10 @@ class Lease:
                 self._undisturbed_since = math.inf
                 interval = min(RETRY_INTERVAL, regular)
                 log.warning("heartbeat failed", error=str(error), lease_remaining=round(self.remaining, 1))
+
+    def renew_soon(self) -> None:
+        """Say that there is something that only a renewal brings: a job that is to be cancelled."""
+        self._hurry.set()
 
     async def leave(self) -> None:
         """Hand back what is still held and remove the node."""

@@ -516,7 +516,7 @@ class Store:
             job_id: the job.
             keep: whether one that waits is kept, until retention drops it.
         """
-        return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel(%s, %s)", job_id, keep)))
+        return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel_now(%s, %s)", job_id, keep)))
 
     async def retry(self, job_id: str) -> bool:
         """Run a dead job again with all its attempts; False when it is not dead.

@@ -20,7 +20,7 @@ STOP_TIMEOUT = 40.0
 
 
 class ServiceProcess:
-    """A running service. On Linux it is told to shut down when the tests are killed.
+    """A running service. On Linux it is told to shut down when the tests are killed, or the thread ends that made this.
 
     Args:
         arguments: of ``jobqueue serve``.
