@@ -164,7 +164,7 @@ async def test_a_handler_that_is_cut_off_by_its_own_nursery_has_failed(node: Nod
         return "never"
 
     outcome = await node.run(handler)
-    assert error_of(outcome).error == "RuntimeError: job.nursery was cancelled before the handler had returned"
+    assert "its job.nursery was cancelled" in error_of(outcome).error
 
 
 async def test_nothing_can_be_started_when_the_attempt_is_over(node: Node) -> None:
