@@ -50,6 +50,7 @@ END $$;
 CREATE TABLE IF NOT EXISTS jobqueue.queues (
     name           text        PRIMARY KEY,
     paused         boolean     NOT NULL DEFAULT false,
+    fair           boolean     NOT NULL DEFAULT false,   -- jobs of groups have been claimed from it, see jobqueue.serve_lines
     aging_interval interval    NOT NULL DEFAULT '1 second'
                    CONSTRAINT aging_interval_range CHECK (aging_interval BETWEEN '0 seconds' AND '1 day'),  -- more has no rank
     created_at     timestamptz NOT NULL DEFAULT now(),
@@ -514,6 +515,8 @@ END $$;
 -- Note where the lines of a queue are served, or that they were found empty. Where another claim does so at this moment, that will do.
 CREATE OR REPLACE FUNCTION jobqueue.serve_lines(queue text, common numeric, urgent numeric, emptied boolean) RETURNS void
 LANGUAGE sql AS $$
+    UPDATE jobqueue.queues AS q SET fair = true
+     WHERE q.name = (SELECT o.name FROM jobqueue.queues AS o WHERE o.name = serve_lines.queue AND NOT o.fair FOR UPDATE SKIP LOCKED);
     UPDATE jobqueue.fair_queues AS f
        SET common = CASE WHEN NOT emptied THEN greatest(f.common, serve_lines.common) END,
            urgent = CASE WHEN NOT emptied THEN greatest(f.urgent, serve_lines.urgent) END,
@@ -995,12 +998,17 @@ BEGIN
         IF wake AND jobs @? '$[*].options.concurrency_key' THEN
             PERFORM jobqueue.wake_keys();
         END IF;
-        IF jobs @? '$[*].existing' THEN
-            SELECT array_agg(coalesce(j.job ->> 'existing', j.job ->> 'id')::uuid ORDER BY j.place),
-                   coalesce(jsonb_agg(j.job ORDER BY j.place) FILTER (WHERE NOT j.job ? 'existing'), '[]')
-              INTO all_ids, jobs
-              FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place);
-        END IF;
+    END IF;
+    -- Not a part of the statement below: to look among all jobs is to open each partition there is, needed or not.
+    IF again OR jobs @? '$[*].existing' THEN
+        SELECT array_agg(coalesce(j.existing, j.id) ORDER BY j.place),
+               coalesce(jsonb_agg(j.job || jsonb_build_object('id', j.id) ORDER BY j.place) FILTER (WHERE j.existing IS NULL AND j.fresh), '[]')
+          INTO all_ids, jobs
+          FROM (SELECT g.*, NOT again OR g.turn = 1 AND NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = g.id OFFSET 0) AS fresh
+                  FROM (SELECT n.*, row_number() OVER (PARTITION BY n.id ORDER BY n.place) AS turn
+                          FROM (SELECT e.job, e.place, (e.job ->> 'existing')::uuid AS existing,
+                                       coalesce((e.job ->> 'id')::uuid, jobqueue.uuid7()) AS id
+                                  FROM jsonb_array_elements(jobs) WITH ORDINALITY AS e (job, place) OFFSET 0) AS n) AS g) AS j;
     END IF;
     WITH given AS MATERIALIZED (
         SELECT coalesce(j.id, jobqueue.uuid7()) AS id, coalesce(j.queue, 'default') AS queue, coalesce(j.kind, 'default') AS kind,
@@ -1010,18 +1018,12 @@ BEGIN
                    id uuid, queue text, kind text, priority integer, payload jsonb, max_retries integer,
                    timeout double precision, run_at timestamptz, delay double precision, options jsonb)) WITH ORDINALITY
                AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, options, place)
-    ), fresh AS MATERIALIZED (
-        -- OFFSET 0, so that each is looked up by its id: otherwise the ids of all jobs that there are would be read first.
-        SELECT given.* FROM given
-         WHERE NOT submit_batch.again
-            OR NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = given.id OFFSET 0)
-               AND given.place IN (SELECT min(first.place) FROM given AS first GROUP BY first.id)
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs AS p
                (id, queue, kind, priority, rank, payload, max_retries, timeout, created_at, available_since, options)
         SELECT f.id, f.queue, f.kind, f.priority, jobqueue.rank_of(a.since, f.priority, q.aging_interval, f.options), f.payload, f.max_retries,
                f.timeout, now(), a.since, f.options
-          FROM fresh AS f
+          FROM given AS f
           LEFT JOIN jobqueue.queues AS q ON q.name = f.queue
           -- A microsecond apart each, so that a batch runs in the order that it was given in. A run_at in the past is now: it must
           -- not buy a better place than those have who waited.
@@ -1032,7 +1034,7 @@ BEGIN
         INSERT INTO jobqueue.scheduled_jobs AS s
                (id, queue, kind, priority, run_at, payload, max_retries, timeout, created_at, available_since, options)
         SELECT f.id, f.queue, f.kind, f.priority, f.run_at, f.payload, f.max_retries, f.timeout, now(), f.run_at, f.options
-          FROM fresh AS f
+          FROM given AS f
          WHERE f.run_at > now()
         RETURNING s.run_at
     )
@@ -1373,7 +1375,8 @@ DECLARE
     urgent numeric;
     quoted text;
     parts text[] := '{}';
-    late uuid[];
+    asking uuid[];     -- the claimed jobs that have options
+    late uuid[];       -- those of them whose time is over
     twins boolean := false;   -- whether pending rows of jobs that run have been met
     most integer;
     wait double precision;
@@ -1386,8 +1389,7 @@ BEGIN
     FOR want IN
         SELECT w.key AS queue, (w.value ->> 0)::integer AS jobs,
                coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor,
-               num_nonnulls(q.max_running, q.rate, q.key_rate) > 0 AS limited, q.max_running, q.rate, q.key_rate,
-               EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE f.queue = w.key) AS fair
+               num_nonnulls(q.max_running, q.rate, q.key_rate) > 0 AS limited, q.max_running, q.rate, q.key_rate, q.fair
           -- In the order of jsonb_each, the same for all: so are the limits locked.
           FROM jsonb_each(wants) AS w LEFT JOIN jobqueue.queues AS q ON q.name = w.key
          WHERE q.paused IS NOT TRUE
@@ -1421,16 +1423,13 @@ BEGIN
                            CASE WHEN want.max_running IS NOT NULL OR t.admitted THEN true END
                       FROM taken AS t
                 )
-                SELECT count(*) < most,
-                       max((t.options -> 'turn')::numeric) FILTER (WHERE t.options IS NOT NULL AND t.priority = 0),
-                       max((t.options -> 'turn')::numeric) FILTER (WHERE t.options IS NOT NULL AND t.priority > 0),
-                       string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
+                SELECT string_agg(concat_ws(',', quoted, '"' || t.id || '"', to_json(t.kind), t.payload, t.priority, t.attempt + 1,
                            t.claims + 1, t.retries, coalesce(t.timeout::text, 'null'), date_part('epoch', t.created_at),
                            date_part('epoch', t.rank), date_part('epoch', clock_timestamp() - t.available_since),
                            CASE WHEN num_nonnulls(t.options, t.saved) > 0
                                 THEN concat(coalesce(jobqueue.timed(t.options), 'null'), ',', coalesce(t.saved, 'null')) END), '],['),
-                       array_agg(t.id) FILTER (WHERE t.options IS NOT NULL AND jobqueue.seconds_left(t.options) <= 0)
-                  INTO emptied, common, urgent, part, late
+                       count(*) < most, array_agg(t.id) FILTER (WHERE t.options IS NOT NULL)
+                  INTO part, emptied, asking
                   FROM taken AS t;
                 EXIT;
             EXCEPTION WHEN unique_violation THEN
@@ -1438,14 +1437,23 @@ BEGIN
                 twins := true;
             END;
         END LOOP;
-        IF want.fair AND (emptied OR common IS NOT NULL OR urgent IS NOT NULL) THEN
-            PERFORM jobqueue.serve_lines(want.queue, common, urgent, emptied);
-        END IF;
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
-        IF late IS NOT NULL THEN
-            PERFORM jobqueue.bury_expired(late);
+        common := NULL;
+        urgent := NULL;
+        IF asking IS NOT NULL THEN
+            SELECT max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority = 0),
+                   max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority > 0),
+                   array_agg(i.id) FILTER (WHERE jobqueue.seconds_left(i.options) <= 0)
+              INTO common, urgent, late
+              FROM jobqueue.inflight_jobs AS i WHERE i.id = ANY (asking);
+            IF late IS NOT NULL THEN
+                PERFORM jobqueue.bury_expired(late);
+            END IF;
+        END IF;
+        IF want.fair AND emptied OR num_nonnulls(common, urgent) > 0 THEN
+            PERFORM jobqueue.serve_lines(want.queue, common, urgent, emptied);
         END IF;
         CONTINUE WHEN NOT want.limited;
         claimed := coalesce(('[[' || part || ']]')::jsonb, '[]');

@@ -546,7 +546,7 @@ class Store:
         """The queues that are configured or worked."""
         return await self._list(
             """
-            SELECT to_jsonb(q) || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
+            SELECT to_jsonb(q) - 'fair' || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
               FROM jobqueue.queues AS q ORDER BY name
             """
         )
