@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -106,7 +106,8 @@ class Operations:
             return None
         saved = row.pop("saved")
         noted = saved if isinstance(saved, dict) else {}
-        return {**row, "progress": noted.get("progress"), "checkpoint": noted.get("checkpoint")}
+        options = _asked(row["options"])
+        return {**row, "options": options, "progress": noted.get("progress"), "checkpoint": noted.get("checkpoint")}
 
     def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
         """Watch a job; see `Watcher.watch`."""
@@ -127,7 +128,8 @@ class Operations:
         return await self._store.discard(id)
 
     async def dead(self, wanted: DeadFilter, limit: int, after: tuple[datetime, str] | None) -> list[dict[str, Any]]:
-        return await self._store.dead(wanted, limit=limit, after=after)
+        rows = await self._store.dead(wanted, limit=limit, after=after)
+        return [{**row, "options": _asked(row["options"])} for row in rows]
 
     async def retry_dead(self, wanted: DeadFilter) -> int:
         """Run all that are wanted again, in transactions of a thousand."""
@@ -192,3 +194,14 @@ class Operations:
                 took = trio.current_time() - started
                 self._count_again_at = started + max(DEPTH_INTERVAL, took * DEPTH_SHARE)
             return self._counted
+
+
+def _asked(options: Any) -> Any:
+    """What was asked of a job, as people write it: without what the database has noted for itself, and with times as times."""
+    if not isinstance(options, dict):
+        return options
+    asked = {name: value for name, value in options.items() if name not in {"rank", "turn"}}
+    for name in ("expires_at", "scheduled_for"):
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # somebody's SQL may have written anything
+            asked[name] = datetime.fromtimestamp(asked[name], UTC).isoformat()
+    return asked
