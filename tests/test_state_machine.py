@@ -55,8 +55,16 @@ SUBMISSIONS = st.fixed_dictionaries(
         "priority": st.integers(0, 3),
         "max_retries": st.sampled_from([None, 0, 2]),
         "delay": st.sampled_from([None, None, 0.0, LATER]),
+        "key": st.sampled_from([None, None, None, "a", "b"]),
     }
 )
+
+
+def job_of(said: dict[str, Any], *, expires_at: float | None = None) -> NewJob:
+    fields = {name: value for name, value in said.items() if name != "key"}
+    options = Options(concurrency_key=said["key"], expires_at=expires_at)
+    return NewJob(id=new_id(), **fields, options=None if options == Options() else options)
+
 
 T = TypeVar("T")
 
@@ -77,12 +85,18 @@ class Job:
     errors: int = 0
     late: bool = False
     unwanted: bool = False
+    key: str | None = None
+
+    @property
+    def waiting(self) -> str:
+        """The state in which it waits for its turn: with a key, that is for the key's first."""
+        return "pending" if self.key is None else "blocked"
 
     def back(self, *, refund: int = 0, error: int = 0) -> Job:
-        """Pending again, unless somebody has asked for its end."""
+        """Waiting again, unless somebody has asked for its end."""
         if self.unwanted:
             return replace(self.there(error=error), state="cancelled")
-        return replace(self.there(error=error), state="pending", node=None, attempt=self.attempt - refund)
+        return replace(self.there(error=error), state=self.waiting, node=None, attempt=self.attempt - refund)
 
     def there(self, *, error: int = 0) -> Job:
         """Where it is, with one more error perhaps, and nothing asked of it any more."""
@@ -211,7 +225,8 @@ class StateMachine(RuleBasedStateMachine):
                 self.model[job_id] = job.back(error=1)
                 if job.attempt > job.max_retries:
                     self.model[job_id] = replace(job.there(error=1), state="dead")
-                expected[job_id] = (self.model[job_id].state, job.attempt, job.node)
+                state = self.model[job_id].state
+                expected[job_id] = ("pending" if state == "blocked" else state, job.attempt, job.node)
         recovered = self.call(self.store.recover, judge=judge)
         assert {job.id: (job.outcome, job.attempt, job.node_id) for job in recovered} == expected
 
@@ -229,26 +244,25 @@ class StateMachine(RuleBasedStateMachine):
     )
     def submit(self, said: list[dict[str, Any]], fate: str) -> Any:
         """A batch; one whose commit is in doubt is sent again."""
-        new = [NewJob(id=new_id(), **fields) for fields in said]
+        new = [job_of(fields) for fields in said]
         encoded = [documents.encode(job) for job in new]
         if fate != "never arrived":
             self.call(self.store.submit, encoded, wake=False)
         if fate != "acknowledged":
             self.call(self.store.submit_again, encoded, backend=BACKEND)
-        for job in new:
-            state = "scheduled" if job.delay else "pending"
-            self.model[job.id] = Job(job.queue, job.kind, job.priority, job.max_retries, state, due=not job.delay)
-        return multiple(*(job.id for job in new))
+        return multiple(*(self.remember(job, fields) for job, fields in zip(new, said, strict=True)))
+
+    def remember(self, job: NewJob, said: dict[str, Any], *, late: bool = False) -> str:
+        model = Job(job.queue, job.kind, job.priority, job.max_retries, "", due=not job.delay, late=late, key=said["key"])
+        self.model[job.id] = replace(model, state="scheduled" if job.delay else model.waiting)
+        return job.id
 
     @rule(target=jobs, said=st.lists(SUBMISSIONS, min_size=1, max_size=3))
     def submit_late(self, said: list[dict[str, Any]]) -> Any:
         """A doubt that is settled when the time of its jobs is over: they are there, and will not be started."""
-        new = [NewJob(id=new_id(), **fields, options=Options(expires_at=1e9)) for fields in said]
+        new = [job_of(fields, expires_at=1e9) for fields in said]
         self.call(self.store.submit_again, [documents.encode(job) for job in new], backend=BACKEND)
-        for job in new:
-            state = "scheduled" if job.delay else "pending"
-            self.model[job.id] = Job(job.queue, job.kind, job.priority, job.max_retries, state, due=not job.delay, late=True)
-        return multiple(*(job.id for job in new))
+        return multiple(*(self.remember(job, fields, late=True) for job, fields in zip(new, said, strict=True)))
 
     @rule(known=st.lists(jobs, min_size=1, max_size=3))
     def submit_again(self, known: Sequence[str]) -> None:
@@ -350,7 +364,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule()
     def promote(self) -> None:
-        late = {job_id for job_id, job in self.model.items() if job.late and job.state in ("pending", "scheduled")}
+        late = {job_id for job_id, job in self.model.items() if job.late and job.state in ("pending", "blocked", "scheduled")}
         for job_id in late:
             self.model[job_id] = replace(self.model[job_id], state="dead")
         due = [job_id for job_id, job in self.model.items() if job.state == "scheduled" and job.due]
@@ -359,16 +373,33 @@ class StateMachine(RuleBasedStateMachine):
         assert promotion.jobs == len(due)
         for job_id in due:
             self.model[job_id] = self.model[job_id].back()
-        assert set(promotion.best) == {self.model[job_id].queue for job_id in due}
+        assert set(promotion.best) == {self.model[job_id].queue for job_id in due if self.model[job_id].key is None}
         left = any(job.state == "scheduled" for job in self.model.values())
         assert (promotion.next_due is None) is not left
+
+    @rule()
+    def admit(self) -> None:
+        """Each key that has room lets its best job in: whatever made the room has entered a check."""
+        keys = {(job.queue, job.key) for job in self.model.values() if job.state == "blocked"}
+        held = {(job.queue, job.key) for job in self.model.values() if job.state in ("pending", "inflight")}
+        admitted = [
+            min(
+                (job_id for job_id, job in self.model.items() if (job.state, job.queue, job.key) == ("blocked", *key)),
+                key=self.rank,
+            )
+            for key in keys - held
+        ]
+        admission = self.call(self.store.admit)
+        assert set(admission.best) == {self.model[job_id].queue for job_id in admitted}
+        for job_id in admitted:
+            self.model[job_id] = replace(self.model[job_id], state="pending")
 
     # -- steering
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
         job = self.model.get(job_id)
-        legal = job is not None and job.state in ("pending", "scheduled", "inflight")
+        legal = job is not None and job.state in ("pending", "blocked", "scheduled", "inflight")
         assert self.call(self.store.cancel, job_id) is legal
         if job is not None and job.state == "inflight":
             self.model[job_id] = replace(job, unwanted=True)
@@ -388,7 +419,7 @@ class StateMachine(RuleBasedStateMachine):
         legal = job is not None and job.state == "dead"
         assert self.call(self.store.retry, job_id) is legal
         if job is not None and legal:
-            self.model[job_id] = replace(job, state="pending", node=None, attempt=0, late=False)
+            self.model[job_id] = replace(job, state=job.waiting, node=None, attempt=0, late=False)
             del self.places[job_id]  # a new place in line
 
     @rule(job_id=consumes(jobs))
@@ -428,8 +459,9 @@ class StateMachine(RuleBasedStateMachine):
                 claims=row["claims"],
                 node=row["node_id"],
                 errors=len(row["errors"]),
-                late=row["options"] is not None,
+                late="expires_at" in (row["options"] or {}),
                 unwanted=row["cancel_requested_at"] is not None,
+                key=(row["options"] or {}).get("concurrency_key"),
             )
             for row in shown
             if row["id"] in self.model
@@ -445,6 +477,11 @@ class StateMachine(RuleBasedStateMachine):
         for job in self.model.values():
             assert 0 <= job.attempt <= job.claims or job.state == "scheduled"
             assert job.max_retries is None or job.attempt <= job.max_retries + 1
+
+    @invariant()
+    def no_key_has_two_jobs_that_run_or_may(self) -> None:
+        keys = [(job.queue, job.key) for job in self.model.values() if job.key and job.state in ("pending", "inflight")]
+        assert len(keys) == len(set(keys))
 
     @rule()
     def depths_count_what_waits_runs_or_is_dead(self) -> None:
