@@ -149,10 +149,10 @@ class Outcomes:
         late = {id(finished) for finished in stale}
         written = [finished for finished in batch if id(finished) not in late]
         if log.is_enabled_for(logging.DEBUG):
-            for job, outcome, *_ in written:
+            for job, outcome, _, _ in written:
                 log.debug("run recorded", **job.log_context, outcome=outcome.outcome)
         # One call a batch and series, not one a job.
-        alike = Counter([(job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, *_ in written])
+        alike = Counter([(job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, _, _ in written])
         for (queue, kind, verdict, failed), count in alike.items():
             metrics = self._metrics.of(queue, kind)
             metrics.by_outcome[verdict].inc(count)
@@ -160,10 +160,10 @@ class Outcomes:
                 metrics.failed.inc(count)
         self._drop(stale)
         if self._on_failed is not None:
-            for job, outcome, *_ in written:
+            for job, outcome, _, _ in written:
                 if outcome.error is not None:
                     self._on_failed(job, outcome)
-        asking = [job.options for job, *_ in written if job.options is not None]
+        asking = [job.options for job, _, _, _ in written if job.options is not None]
         self._on_freed({queue for queue, *_ in alike}, any(options.concurrency_key is not None for options in asking))
         delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
         if delays:

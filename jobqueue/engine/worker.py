@@ -159,7 +159,10 @@ class Workers:
         now = trio.current_time()
         queue.finished_one()
         self._metrics.of(run.job.queue, run.job.kind).run.observe(now - run.started)
-        await self._tell(run, outcome)
+        if outcome is not None and run.handle is None and run.transaction is None:
+            await self._outcomes.put(run.job, outcome, run.node_id)  # as almost always, with no more ado
+        else:
+            await self._tell(run, outcome)
         if queue.hungry:
             self._on_hungry()
         if now - self._yielded_at > LOOP_SHARE:
