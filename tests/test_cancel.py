@@ -39,8 +39,9 @@ def test_a_job_that_runs_on_another_node_ends_within_a_second(bench: Bench, kind
     job_id = submit(front, kind)
     bench.until(lambda: bench.effects(job_id))
     answer = cancel(front, job_id)
-    assert (answer.status_code, answer.json()["state"]) == (202, "inflight")
-    assert answer.json()["cancel_requested_at"] is not None
+    # Its node may have ended it before the answer looks: then that says so.
+    assert (answer.status_code, answer.json()["state"]) in ((202, "inflight"), (200, "cancelled"))
+    assert answer.json()["cancel_requested_at"] is not None or answer.status_code == 200
     assert bench.until_state(job_id, "cancelled") < 1.5
     assert cancel(front, job_id).status_code == 409, "it has ended"
     assert "ended" not in bench.effects(job_id)

@@ -237,6 +237,6 @@ def test_a_cancellation_ends_the_children(bench: Bench) -> None:
     node = bench.start()
     job_id = submit(node, "sleeping-children")
     bench.until_effect(job_id, "child-began")
-    assert cancel(node, job_id).status_code == 202
+    assert cancel(node, job_id).status_code in (202, 200), "200 where it has ended by the answer"
     bench.until_state(job_id, "cancelled")
     assert bench.effects(job_id) == ["child-began", "child-ended"]
