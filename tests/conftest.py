@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from jobqueue.testing.process import ServiceProcess
 from tests import postgres
+from tests.storage import Driver, open_driver
 
 SERVERS = {"embedded": None}
 """The PostgreSQL servers to test with, by name: the embedded one, and those whose binaries JOBQUEUE_TEST_POSTGRES names."""
@@ -141,3 +142,16 @@ def database(database_url: str) -> Iterator[Database]:
     connected = Database(database_url)
     yield connected
     connected.close()
+
+
+@pytest.fixture
+def sql(any_database_url: str) -> Iterator[Database]:
+    database = Database(any_database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+async def driver(any_database_url: str) -> AsyncIterator[Driver]:
+    async with open_driver(any_database_url) as opened:
+        yield opened

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg
@@ -14,20 +13,6 @@ from jobqueue.job import DeadFilter, Options
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
 from tests.test_store_sql import waits_for_a_lock
-
-
-@pytest.fixture
-async def driver(any_database_url: str) -> AsyncIterator[Driver]:
-    async with open_driver(any_database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def sql(any_database_url: str) -> Iterator[Database]:
-    database = Database(any_database_url)
-    yield database
-    database.close()
-
 
 BURY = """
     INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since,

@@ -6,7 +6,7 @@ import json
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -16,15 +16,9 @@ import trio
 
 from jobqueue import documents
 from tests.conftest import Database, Service
-from tests.storage import Driver, open_driver
+from tests.storage import Driver
 
 SUBMIT = "SELECT jobqueue.submit_many(%s::jsonb)"
-
-
-@pytest.fixture
-async def driver(any_database_url: str) -> AsyncIterator[Driver]:
-    async with open_driver(any_database_url) as opened:
-        yield opened
 
 
 def jobs_of(group: str, jobs: int) -> str:

@@ -7,7 +7,7 @@ has to bear it, for the next one would meet the same rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -48,13 +48,6 @@ EVERYWHERE = {
     "created_at": "now()",
     "available_since": "now()",
 }
-
-
-@pytest.fixture
-def sql(any_database_url: str) -> Iterator[Database]:
-    database = Database(any_database_url)
-    yield database
-    database.close()
 
 
 def forge(sql: Database, holder: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
@@ -30,7 +30,7 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Submitted
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
-from tests.storage import Driver, new_id, open_driver
+from tests.storage import Driver, new_id
 from tests.test_service import Effects, wait_for
 
 Start = Callable[..., Service]
@@ -39,19 +39,6 @@ DAY = 86_400.0
 
 SOON = 5.0
 """Seconds: far more than the waits for keys of others take, and far less than those would wait."""
-
-
-@pytest.fixture
-async def driver(any_database_url: str) -> AsyncIterator[Driver]:
-    async with open_driver(any_database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def sql(any_database_url: str) -> Iterator[Database]:
-    database = Database(any_database_url)
-    yield database
-    database.close()
 
 
 async def submit(driver: Driver, *submissions: Submission) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,20 +16,6 @@ from jobqueue.job import ClaimedJob, NewJob, Note, Outcome
 from jobqueue.storage.store import Claim, Store, Want
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
-
-
-@pytest.fixture
-async def driver(any_database_url: str) -> AsyncIterator[Driver]:
-    async with open_driver(any_database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def sql(any_database_url: str) -> Iterator[Database]:
-    database = Database(any_database_url)
-    yield database
-    database.close()
-
 
 # --------------------------------------------------------------------------------------------------------------------- submit
 
