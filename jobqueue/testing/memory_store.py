@@ -305,6 +305,7 @@ class MemoryStore(Store):
             if row.cancel_requested_at is None:
                 self._to_pending(row, refund=True)
             else:
+                self._check_key(row)
                 _end(row, "cancelled", now)
         self._members.pop(node_id, None)
         return len(back)
