@@ -255,11 +255,21 @@ def read_only(bench: Bench) -> Iterator[None]:
     """The server still answers and takes no write, as one that was demoted, or whose disk is full."""
     with psycopg.connect(bench.cluster.url, autocommit=True) as administrator:
         administrator.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        administrator.execute("SELECT pg_reload_conf()")
-        yield
-        administrator.execute("SET default_transaction_read_only = off")
-        administrator.execute("ALTER SYSTEM RESET default_transaction_read_only")
-        administrator.execute("SELECT pg_reload_conf()")
+        try:
+            administrator.execute("SELECT pg_reload_conf()")
+            # The first process tells those that there are, and then begins others: one that has heard of it comes after the news.
+            wait_for(lambda: refuses_writes(bench), "the server takes no write")
+            yield
+        finally:
+            administrator.execute("SET default_transaction_read_only = off")
+            administrator.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            administrator.execute("SELECT pg_reload_conf()")
+            wait_for(lambda: not refuses_writes(bench), "the server takes writes")
+
+
+def refuses_writes(bench: Bench) -> bool:
+    with psycopg.connect(bench.cluster.url) as connection:
+        return connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
 
 
 Outage = Callable[[Bench], AbstractContextManager[None]]
