@@ -353,6 +353,38 @@ class DeadFilter(DeadConditions):
     all: Annotated[Literal[True], msgspec.Meta(description="true")] | None = None
 
 
+class JobFilter(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Which jobs are meant: all conditions hold, and ``{}`` is refused.
+
+    Attributes:
+        state: one of these.
+        created_after: by the database's clock; so is `created_before`. Both are exclusive, and bound the time in the id too.
+        all: that no condition is meant to be there.
+    """
+
+    state: list[JobState] | None = None
+    queue: Name | None = None
+    kind: Name | None = None
+    group: Name | None = None
+    concurrency_key: Name | None = None
+    created_after: Instant | None = None
+    created_before: Instant | None = None
+    all: bool | None = None
+
+
+class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What is to be another about a job that waits; None leaves it as it is.
+
+    Attributes:
+        run_at: when it may run; what is past is now.
+        delay: the same, in seconds from now.
+    """
+
+    priority: Priority | None = None
+    run_at: Instant | None = None
+    delay: Delay | None = None
+
+
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One entry of a job's error history; the database adds when, by its clock, and on which node.
 
@@ -399,6 +431,8 @@ def queue_settings(given: Mapping[str, Any]) -> QueueSettings:
     """
     return fields.read(given, QueueSettings, what="a queue", refuse=InvalidQueueSetting)
 
+
+JobState = Literal["pending", "blocked", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
 
 UNFINISHED = frozenset({"scheduled", "pending", "blocked", "inflight"})
 """The states of a job that has not ended."""
