@@ -1127,8 +1127,7 @@ def _without(options: dict[str, Any] | None, *names: str) -> dict[str, Any] | No
 def _meant(row: _Row, wanted: JobFilter) -> bool:
     options = row.options or {}
     return (
-        wanted.all is not False
-        and wanted.queue in (None, row.queue)
+        wanted.queue in (None, row.queue)
         and wanted.kind in (None, row.kind)
         and wanted.group in (None, options.get("group"))
         and wanted.concurrency_key in (None, options.get("concurrency_key"))
@@ -1139,14 +1138,13 @@ def _meant(row: _Row, wanted: JobFilter) -> bool:
 
 def _within(row: _Row, wanted: JobFilter) -> bool:
     """Whether the time in a job's id is about that of the filter."""
-    minute = timedelta(minutes=1)
-    return (wanted.created_after is None or row.id >= _id_from(wanted.created_after - minute)) and (
-        wanted.created_before is None or row.id < _id_from(wanted.created_before + minute)
+    return (wanted.created_after is None or row.id >= _id_from(_instant(wanted.created_after) - 60 * SECOND)) and (
+        wanted.created_before is None or row.id < _id_from(_instant(wanted.created_before) + 60 * SECOND)
     )
 
 
-def _id_from(moment: datetime) -> str:
-    milliseconds = f"{max(0, _instant(moment) // 1000):012x}"
+def _id_from(instant: Instant) -> str:
+    milliseconds = f"{max(0, instant // 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}"
 
 
