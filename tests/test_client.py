@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -134,6 +135,22 @@ def test_the_package_does_not_need_what_only_its_clients_need() -> None:
     assert jobqueue.Client is Client
     with pytest.raises(AttributeError, match="has no attribute 'Customer'"):
         jobqueue.Customer  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestRefused(400, {"detail": "no", "field": "kind", "index": 3}),
+        JobNotFound(404, {}),
+        Unreachable("no answer", in_doubt=True),
+        JobCancelled({"id": NOBODY}),
+        JobFailed({"id": NOBODY, "reason": "expired", "errors": [{"attempt": 1}]}),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_goes_from_a_process_to_another(error: Exception) -> None:
+    came = pickle.loads(pickle.dumps(error))
+    assert (type(came), str(came), vars(came)) == (type(error), str(error), vars(error))
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,9 @@ from jobqueue.client.requests import below, build, read
 from jobqueue.client.waiting import Event, ended, events
 from jobqueue.client.wires import Wire
 
+FILTER_SECONDS = 150.0
+"""Seconds for what goes on until it has done with all jobs that a filter wants: longer than the service takes for any request."""
+
 PAGE = 100
 """Jobs on one page, unless told otherwise."""
 
@@ -190,7 +193,7 @@ class Calls:
         if job["state"] == "succeeded":
             return job["result"]
         if job["state"] == "cancelled":
-            raise JobCancelled(job, "was cancelled")
+            raise JobCancelled(job)
         raise JobFailed(job)
 
     def events(self, job_id: str) -> AsyncGenerator[Event, None]:
@@ -335,7 +338,8 @@ class Calls:
 
     async def _by_filter(self, path: str, wanted: Mapping[str, Any], *, dry_run: bool) -> int:
         params = {"dry_run": True} if dry_run else None
-        return int((await self.request("POST", path, json=wanted, params=params))["jobs"])
+        request = build(self._wire, "POST", path, documents.encode(wanted), params=params, seconds=FILTER_SECONDS)
+        return int((await self._document(request, NEVER))["jobs"])
 
     async def _object(self, method: str, path: str, *, json: Any = None) -> dict[str, Any]:
         document: dict[str, Any] = await self.request(method, path, json=json)
