@@ -930,7 +930,7 @@ BEGIN
 END $$;
 
 -- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. A job that is
--- there already has its id as "existing": it is not stored, and that id is returned for it. Not called for a batch without options.
+-- there already has its id as "existing": it is not stored, and that id is returned for it. Not called for a batch without such options.
 CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb, again boolean, key_ttl double precision) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1000,7 +1000,11 @@ BEGIN
                   ORDER BY number) AS l;
     END IF;
     IF jobs @? '$[*].options' THEN
-        jobs := jobqueue.prepare(jobs, again, key_ttl);
+        -- What else there may be among the options needs nothing done, a trace above all.
+        IF jobs @? '$[*].options ? (exists(@.idempotency_key) || exists(@.unique_key) || exists(@.unique) || exists(@.group) ||
+                                    exists(@.expires_in) || exists(@.expires_at))' THEN
+            jobs := jobqueue.prepare(jobs, again, key_ttl);
+        END IF;
         IF wake AND jobs @? '$[*].options.concurrency_key' THEN
             PERFORM jobqueue.wake_keys();
         END IF;

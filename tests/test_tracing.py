@@ -411,7 +411,7 @@ async def test_what_a_handler_decides_is_in_its_span(
 
 
 async def test_the_last_failure_and_a_payload_that_does_not_fit_are_dead(traced: Node, spans: InMemorySpanExporter) -> None:
-    def picky(n: int = 0) -> None:
+    def picky(n: int = 0) -> None:  # noqa: ARG001
         fail()
 
     traced.handle(picky)
