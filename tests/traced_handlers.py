@@ -10,7 +10,7 @@ import psycopg
 import trio
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 import jobqueue
 
@@ -24,7 +24,7 @@ class ToFile(SpanExporter):
 
 if "SPANS" in os.environ:  # also in a process of a cpu handler, which imports this module
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(ToFile()))
+    provider.add_span_processor(BatchSpanProcessor(ToFile()))
     trace.set_tracer_provider(provider)
 
 tracer = trace.get_tracer("handlers")
