@@ -730,7 +730,7 @@ $$;
 CREATE OR REPLACE FUNCTION jobqueue.with_options(jobs jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_agg(CASE WHEN o.options = '{}' THEN j.job
-                          ELSE (j.job - '{expires_at,expires_in,group,weight,concurrency_key,unique,unique_key,idempotency_key}'::text[])
+                          ELSE (j.job - '{expires_at,expires_in,group,weight,concurrency_key,unique,unique_key,idempotency_key,traceparent,tracestate}'::text[])
                                || jsonb_build_object('options', coalesce(nullif(j.job -> 'options', 'null'), '{}') || o.options) END
                      ORDER BY j.place)
       FROM jsonb_array_elements(with_options.jobs) WITH ORDINALITY AS j (job, place)
@@ -738,7 +738,13 @@ LANGUAGE sql STABLE AS $$
                'expires_at', extract(epoch FROM (j.job ->> 'expires_at')::timestamptz), 'expires_in', j.job -> 'expires_in',
                'group', j.job -> 'group', 'weight', j.job -> 'weight', 'concurrency_key', j.job -> 'concurrency_key',
                'unique', j.job -> 'unique', 'unique_key', j.job -> 'unique_key',
-               'idempotency_key', j.job -> 'idempotency_key')) AS options) AS o
+               'idempotency_key', j.job -> 'idempotency_key',
+               -- As W3C Trace Context has them: what is malformed is ignored. No transaction fails for its trace.
+               'traceparent', CASE WHEN j.job ->> 'traceparent'
+                                        ~ '^(00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?)$'
+                                   THEN left(j.job ->> 'traceparent', 55) END,
+               'tracestate', CASE WHEN j.job ->> 'tracestate' ~ '^[ -~]+$' AND length(j.job ->> 'tracestate') <= 512
+                                  THEN j.job ->> 'tracestate' END)) AS options) AS o
 $$;
 
 -- Refuse a batch with a job that is past its time already: it would never be started.
@@ -759,7 +765,7 @@ BEGIN
 END $$;
 
 -- What a submission asks for, as a hash: of the same job as HTTP and SQL each spell it, it is the same. Without the key itself, and
--- without what the database and the scheduler note among the options.
+-- without what the database and the scheduler note among the options, and without the trace: who tries again does so in another span.
 CREATE OR REPLACE FUNCTION jobqueue.fingerprint(job jsonb) RETURNS text
 LANGUAGE sql STABLE AS $$
     SELECT encode(sha256(convert_to(jsonb_build_array(
@@ -767,7 +773,7 @@ LANGUAGE sql STABLE AS $$
                j.timeout, extract(epoch FROM j.run_at)::double precision, j.delay,
                (SELECT jsonb_object_agg(o.key, CASE jsonb_typeof(o.value) WHEN 'number' THEN to_jsonb(o.value::double precision)
                                                                           ELSE o.value END)
-                  FROM jsonb_each(j.options - '{idempotency_key,rank,schedule,scheduled_for}'::text[]) AS o))::text, 'UTF8')), 'hex')
+                  FROM jsonb_each(j.options - '{idempotency_key,rank,schedule,scheduled_for,traceparent,tracestate}'::text[]) AS o))::text, 'UTF8')), 'hex')
       FROM jsonb_to_record(job) AS j (queue text, kind text, priority integer, payload jsonb, max_retries integer,
                                       timeout double precision, run_at timestamptz, delay double precision, options jsonb)
 $$;
@@ -931,7 +937,7 @@ BEGIN
 END $$;
 
 -- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. A job that is
--- there already has its id as "existing": it is not stored, and that id is returned for it. Not called for a batch without options.
+-- there already has its id as "existing": it is not stored, and that id is returned for it. Not called for a batch without such options.
 CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb, again boolean, key_ttl double precision) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1001,7 +1007,11 @@ BEGIN
                   ORDER BY number) AS l;
     END IF;
     IF jobs @? '$[*].options' THEN
-        jobs := jobqueue.prepare(jobs, again, key_ttl);
+        -- What else there may be among the options needs nothing done, a trace above all.
+        IF jobs @? '$[*].options ? (exists(@.idempotency_key) || exists(@.unique_key) || exists(@.unique) || exists(@.group) ||
+                                    exists(@.expires_in) || exists(@.expires_at))' THEN
+            jobs := jobqueue.prepare(jobs, again, key_ttl);
+        END IF;
         IF wake AND jobs @? '$[*].options.concurrency_key' THEN
             PERFORM jobqueue.wake_keys();
         END IF;
@@ -1095,13 +1105,16 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     idempotency_key text         DEFAULT NULL,    -- for a day, the same key is the same job
     unique_key  text             DEFAULT NULL,    -- at most one job of this key that is not finished
     "unique"    boolean          DEFAULT NULL,    -- at most one job of this queue, kind and payload that is not finished
-    concurrency_key text         DEFAULT NULL     -- such as an account: the queue's limits of keys hold for those that have the same
+    concurrency_key text         DEFAULT NULL,    -- such as an account: the queue's limits of keys hold for those that have the same
+    traceparent text             DEFAULT NULL,    -- whose span its handler's is a child of, as W3C Trace Context has it
+    tracestate  text             DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE sql AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_build_object(
         'kind', kind, 'payload', payload, 'queue', queue, 'priority', priority, 'max_retries', max_retries, 'run_at', run_at,
         'timeout', timeout, 'expires_at', expires_at, 'group', "group", 'weight', weight, 'idempotency_key', idempotency_key,
-        'unique_key', unique_key, 'unique', "unique", 'concurrency_key', concurrency_key))))[1]
+        'unique_key', unique_key, 'unique', "unique", 'concurrency_key', concurrency_key, 'traceparent', traceparent,
+        'tracestate', tracestate))))[1]
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes

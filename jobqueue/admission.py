@@ -8,7 +8,7 @@ ways come to the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -17,7 +17,7 @@ import msgspec
 import uuid_utils
 from msgspec import UNSET, UnsetType
 
-from jobqueue import documents
+from jobqueue import documents, tracing
 from jobqueue.errors import InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, Priority, Retries, Submission, Timeout
 
@@ -120,7 +120,7 @@ def _may_be_deep(text: bytes) -> bool:
     return len(text) > 2 * documents.MAX_DEPTH and text.count(b"[") + text.count(b"{") > documents.MAX_DEPTH
 
 
-def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitted:
+def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True, trace: Mapping[str, str] | None = None) -> Admitted:
     """Give each submission an id and encode it for the database, unless that is done already.
 
     The jobs are taken one by one, so that a batch is never held decoded as a whole.
@@ -128,6 +128,7 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
     Args:
         jobs: submissions whose fields are of the right type and within their ranges, and jobs that were found to be plain.
         many: whether they are a batch, so that an error names the position of the job at fault.
+        trace: of the request, for jobs that have none of their own, see `jobqueue.tracing`.
 
     Raises:
         InvalidJob: `run_at` and `delay` exclude each other.
@@ -144,9 +145,9 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
         blocked = blocked or waits
         try:
             if isinstance(given, tuple):
-                some, their_documents = given
+                some, their_documents = given if not trace else _traced(given, trace)
             else:
-                some, their_documents = _carefully(given)
+                some, their_documents = _carefully(given, trace)
                 keyed = keyed or bool(given.idempotency_key or given.unique_key or given.unique)
         except InvalidJob as error:
             error.index = len(ids) if many else None
@@ -162,7 +163,16 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True) -> Admitte
     return Admitted(ids, encoded, queues, counts, keyed, blocked)
 
 
-def _carefully(submission: Submission) -> Encoded:
+def _traced(given: Encoded, trace: Mapping[str, str]) -> Encoded:
+    """Add a trace to plain jobs, which have no options."""
+    jobs, encoded = given
+    ending = b',"options":' + _encode(trace) + b"}"
+    return jobs, [document[:-1] + ending for document in encoded]
+
+
+def _carefully(submission: Submission, trace: Mapping[str, str] | None) -> Encoded:
+    if trace and submission.traceparent is None:
+        submission.traceparent, submission.tracestate = trace["traceparent"], trace.get("tracestate")
     job = new_job(submission)
     job.id = str(uuid_utils.uuid7())
     return [job], [_encode(job)]
@@ -203,6 +213,7 @@ def _options(submission: Submission) -> Options | None:
         name = getattr(submission, field)
         if name is not None and not _storable_name(name):
             _gate(name, field)
+    trace = tracing.read(submission.traceparent, submission.tracestate)
     options = Options(
         expires_at=None if submission.expires_at is None else submission.expires_at.timestamp(),
         expires_in=submission.expires_in,
@@ -212,6 +223,8 @@ def _options(submission: Submission) -> Options | None:
         unique=submission.unique or None,
         unique_key=submission.unique_key,
         idempotency_key=submission.idempotency_key,
+        traceparent=trace.get("traceparent"),
+        tracestate=trace.get("tracestate"),
     )
     return None if options == _NO_OPTIONS else options
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypedDict, Unpack, overload
 
 import msgspec
 
-from jobqueue import documents
+from jobqueue import documents, tracing
 from jobqueue.admission import new_job
 from jobqueue.errors import BatchTooLarge, InvalidJob, UnprocessableJob
 from jobqueue.job import MAX_BATCH_JOBS, Submission
@@ -55,6 +55,8 @@ class Fields(TypedDict, total=False):
     unique: bool | None
     unique_key: str | None
     idempotency_key: str | None
+    traceparent: str | None
+    tracestate: str | None
 
 
 @overload
@@ -69,7 +71,8 @@ def submit(conn: Any, kind: str, payload: Any = None, **fields: Unpack[Fields]) 
             async. One in autocommit mode commits the job at once.
         kind: which handler serves it.
         payload: what `msgspec.json` can encode, 1 MiB as JSON at most; None is ``{}``.
-        **fields: as over HTTP. Times have their UTC offset, durations are in seconds.
+        **fields: as over HTTP. Times have their UTC offset, durations are in seconds. Without a `traceparent` the job is of the
+            trace whose span is the current one here, if there is one.
 
     Returns:
         The job's id; for an async connection something to await it from. It is that of another job where one of its keys says so.
@@ -127,7 +130,8 @@ def _document(fields: Mapping[str, Any]) -> bytes:
     except documents.RefusedDocument as error:
         raise UnprocessableJob(f"payload cannot be stored: {error}", field="payload") from None
     try:
-        submission = msgspec.convert({**fields, "payload": msgspec.Raw(payload)}, Submission)
+        trace = {} if "traceparent" in fields else tracing.current_headers()
+        submission = msgspec.convert({**trace, **fields, "payload": msgspec.Raw(payload)}, Submission)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     return documents.encode(new_job(submission))

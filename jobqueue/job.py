@@ -77,6 +77,7 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY, description=f"a number
 Instant = Annotated[
     datetime, msgspec.Meta(tz=True, description="a date and time with its UTC offset, such as 2030-01-31T08:00:00Z")
 ]
+TraceHeader = Annotated[str, msgspec.Meta(description="a string, as W3C Trace Context has it; a malformed one is ignored")]
 Flag = Annotated[bool, msgspec.Meta(description="true or false")]
 All = Annotated[Literal[True], msgspec.Meta(description="true")]
 AgingInterval = Annotated[
@@ -109,6 +110,8 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     unique: Flag | None = None
     unique_key: Name | None = None
     idempotency_key: Name | None = None
+    traceparent: TraceHeader | None = None
+    tracestate: TraceHeader | None = None
 
 
 class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -122,6 +125,7 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
         rank: the job's place in the queue, where the database has given it one.
         schedule: the cron schedule that submitted the job, by name.
         scheduled_for: the tick that it was submitted for.
+        traceparent: whose span its handler's is a child of, see `jobqueue.tracing`.
     """
 
     expires_at: float | None = None
@@ -137,6 +141,8 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     schedule: str | None = None
     scheduled_for: float | None = None
     start_by: float | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -9,7 +9,7 @@ import functools
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -17,7 +17,7 @@ import trio
 import trio_parallel
 from msgspec.structs import force_setattr
 
-from jobqueue import documents
+from jobqueue import documents, tracing
 from jobqueue.engine.handlers import Handler, PayloadMismatch
 from jobqueue.engine.notes import Handle, Notes
 from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, text_of
@@ -26,6 +26,9 @@ from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, 
 from jobqueue.metrics import Metrics
 from jobqueue.retry import DEFAULT_BACKOFF
 from jobqueue.storage.transactions import Transactions
+
+if TYPE_CHECKING:
+    from jobqueue.spans import HandlerSpan, HandlerSpans
 
 MAX_ERROR_LENGTH = 4_000
 MAX_TRACEBACK_LENGTH = 16_000
@@ -53,10 +56,23 @@ class Run:
     Attributes:
         given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
         handle: what the handler's `Job` reaches of this; None where the handler did not ask for one.
+        span: of its trace; None where nobody traces.
         transaction: what became of the transaction that was to complete the job; None without one, and where it was rolled back.
     """
 
-    __slots__ = ("cancelled_at", "cause", "given_up", "handle", "job", "node_id", "scope", "started", "timeout", "transaction")
+    __slots__ = (
+        "cancelled_at",
+        "cause",
+        "given_up",
+        "handle",
+        "job",
+        "node_id",
+        "scope",
+        "span",
+        "started",
+        "timeout",
+        "transaction",
+    )
 
     def __init__(self, job: ClaimedJob, node_id: str, scope: trio.CancelScope) -> None:
         self.job = job
@@ -69,6 +85,7 @@ class Run:
         self.given_up = False
         self.transaction: Completion | None = None
         self.handle: Handle | None = None
+        self.span: HandlerSpan | None = None
 
     def limit(self, timeout: float) -> None:
         """Let the handler's time end so many seconds after its start."""
@@ -104,16 +121,21 @@ def is_late(job: ClaimedJob) -> bool:
     return job.options is not None and job.options.start_by is not None and trio.current_time() >= job.options.start_by
 
 
+Take = Callable[[trio.CancelScope], Awaitable[Run]]
+Record = Callable[[Run, Outcome | None], Awaitable[None]]
+
+
 class _TooLate(Exception):
     """The time of a job was over before there was a process to start it in."""
 
 
 class _Failure(NamedTuple):
-    """A failed attempt: what to tell, and when to run again (None: the handler's backoff)."""
+    """A failed attempt: what to tell, when to run again (None: the handler's backoff), and what a trace calls it."""
 
     error: str
     traceback: str | None = None
     delay: float | None = None
+    error_type: str | None = None
 
 
 class Executor:
@@ -146,22 +168,21 @@ class Executor:
         self._process_limiter = process_limiter
         self._transactions = transactions
         self._notes = notes
+        self._spans = tracing.handler_spans()
 
-    async def run_each(
-        self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
-    ) -> None:
+    async def run_each(self, take: Take, record: Record) -> None:
         """Run attempts one after the other, each to its end or until `Run.cancel`, until `take` or `record` raises.
 
         Args:
             take: get the next one, to run in this scope.
             record: take what became of it; None when the lease is lost and nobody may tell.
         """
+        if self._spans is not None:
+            take, record = _with_spans(self._spans, take, record)
         while True:
             await self._run_in_one_scope(take, record)
 
-    async def _run_in_one_scope(
-        self, take: Callable[[trio.CancelScope], Awaitable[Run]], record: Callable[[Run, Outcome | None], Awaitable[None]]
-    ) -> None:
+    async def _run_in_one_scope(self, take: Take, record: Record) -> None:
         """Run attempts until one of them uses the scope up: it is good for one cancellation, and costs as much as a small job."""
         run: Run | None = None
         outcome: Outcome | None = None
@@ -195,7 +216,7 @@ class Executor:
         try:
             arguments = handler.arguments(job)
         except PayloadMismatch as error:
-            return _dead(run, str(error), _Failure(str(error)))
+            return _dead(run, str(error), _Failure(str(error), error_type=tracing.error_type(error)))
         timeout = handler.timeout if job.timeout is None else job.timeout
         try:
             if handler.connection is not None:
@@ -252,7 +273,9 @@ class Executor:
         """Leave a stubborn handler behind: return the outcome that its cancellation has; None when nobody may tell one."""
         run.given_up = True
         log.error("the handler does not stop: it is left behind", **run.job.log_context, seconds=round(run.seconds, 1))
-        return _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
+        outcome = _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
+        _end_span(run, outcome)
+        return outcome
 
     async def _call_thread(self, run: Run, function: Callable[..., T], *arguments: Any) -> T:
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
@@ -295,8 +318,34 @@ class Executor:
             run.started = trio.current_time()  # what came before was waiting for a place to run
             if timeout is not None:
                 run.limit(timeout)
-            document = await in_process(call_handler, handler.function, arguments)
+            trace = None if run.span is None else run.span.trace
+            document = await in_process(call_handler, handler.function, arguments, trace)
         return None if document == b"null" else msgspec.Raw(document)
+
+
+def _with_spans(spans: HandlerSpans, take: Take, record: Record) -> tuple[Take, Record]:
+    """Give each run a span, from when it is taken until its outcome is recorded. Where nobody traces, nothing of this is called."""
+
+    async def begin(scope: trio.CancelScope) -> Run:
+        run = await take(scope)
+        with tracing.contained():
+            run.span = spans.begin(run.job, run.node_id)
+        return run
+
+    async def end(run: Run, outcome: Outcome | None) -> None:
+        if run.span is not None:
+            run.span.leave()
+        if not run.given_up:
+            _end_span(run, outcome)
+        await record(run, outcome)
+
+    return begin, end
+
+
+def _end_span(run: Run, outcome: Outcome | None) -> None:
+    if run.span is not None:
+        with tracing.contained():
+            run.span.end(outcome)
 
 
 def _left_open(scope: trio.CancelScope) -> bool:
@@ -362,7 +411,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
         case Snooze() | Retry() | Discard():
             return _steered(run, handler, cause)
         case HandlerFailed():
-            return _failed(run, handler, _Failure(cause.text, cause.traceback))
+            return _failed(run, handler, _Failure(cause.text, cause.traceback, None, cause.error_type))
         case trio_parallel.BrokenWorkerError():
             return _failed(run, handler, _Failure(_PROCESS_DIED))
         case trio.Cancelled():
@@ -374,24 +423,25 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
-            return _failed(run, handler, _Failure(error_line(cause), text))
+            return _failed(run, handler, _Failure(error_line(cause), text, None, tracing.error_type(cause)))
 
 
 _PROCESS_DIED = "the process that ran the handler died (killed, out of memory, or a crash in C)"
 
 
 def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> Outcome:
+    name = tracing.error_type(verdict)
     if isinstance(verdict, Discard):
         reason = documents.storable(text_of(getattr(verdict, "reason", type(verdict).__name__)), MAX_ERROR_LENGTH)
-        return _dead(run, reason, _Failure(f"discarded: {reason}"))
+        return _dead(run, reason, _Failure(f"discarded: {reason}", error_type=name))
     delay: object = getattr(verdict, "delay", None)
     if isinstance(verdict, Retry) and delay is None:
-        return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__))))
+        return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__)), error_type=name))
     if not isinstance(delay, int | float) or math.isnan(delay):
         return _failed(run, handler, _Failure(f"{type(verdict).__name__} takes its delay in seconds, got {text_of(delay)}"))
     delay = min(max(delay, 0.0), MAX_DELAY)
     if isinstance(verdict, Retry):
-        return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__)), None, delay))
+        return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__)), None, delay, name))
     return Outcome(id=run.job.id, claims=run.job.claims, outcome="snoozed", delay=delay)
 
 
@@ -404,7 +454,7 @@ def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> 
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
     more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stubborn else ""
-    return _failed(run, handler, _Failure(f"timed out after {run.timeout} s{more}"))
+    return _failed(run, handler, _Failure(f"timed out after {run.timeout} s{more}", error_type="timeout"))
 
 
 def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
@@ -441,6 +491,8 @@ def _dead(run: Run, reason: str, failure: _Failure) -> Outcome:
 
 
 def _entry(run: Run, failure: _Failure) -> AttemptError:
+    if run.span is not None:
+        run.span.error_type = failure.error_type
     return AttemptError(
         attempt=run.job.attempt,
         error=documents.storable(failure.error, MAX_ERROR_LENGTH),

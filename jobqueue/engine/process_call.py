@@ -8,10 +8,10 @@ exist here.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jobqueue import documents
+from jobqueue import documents, tracing
 from jobqueue.errors import Discard, Retry, Snooze
 from jobqueue.job import MAX_RESULT_BYTES
 
@@ -25,23 +25,30 @@ class HandlerFailed(Exception):
     Args:
         text: what happened.
         traceback: where; None when it did not raise.
+        error_type: the class of what it raised, by name.
     """
 
-    def __init__(self, text: str, traceback: str | None) -> None:
-        super().__init__(text, traceback)
+    def __init__(self, text: str, traceback: str | None, error_type: str | None = None) -> None:
+        super().__init__(text, traceback, error_type)
         self.text = text
         self.traceback = traceback
+        self.error_type = error_type
 
 
-def call_handler(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+def call_handler(function: Callable[..., Any], arguments: dict[str, Any], trace: Mapping[str, str] | None) -> bytes:
     """Call the handler and return its result as a JSON document.
+
+    Args:
+        trace: of its span, which is the service's; None without one.
 
     Raises:
         Retry, Snooze, Discard: the handler's verdict, as the plain class.
         HandlerFailed: anything else that it raised, or a result that cannot be stored.
     """
     try:
-        return documents.encode(function(**arguments), limit=MAX_RESULT_BYTES)
+        with tracing.continued(trace):
+            result = function(**arguments)
+        return documents.encode(result, limit=MAX_RESULT_BYTES)
     except documents.RefusedDocument as error:
         failure: Exception = HandlerFailed(f"the result cannot be stored as JSON: {error}", None)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must get back
@@ -86,4 +93,4 @@ def _sendable(error: BaseException) -> Exception:
             return Retry(getattr(cause, "delay", None), text_of(getattr(cause, "reason", type(cause).__name__)))
         case Discard():
             return Discard(text_of(getattr(cause, "reason", type(cause).__name__)))
-    return HandlerFailed(error_line(cause), "".join(traceback.format_exception(error)))
+    return HandlerFailed(error_line(cause), "".join(traceback.format_exception(error)), tracing.error_type(cause))

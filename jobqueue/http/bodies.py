@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -70,11 +70,12 @@ def _media_type(content_type: str | None) -> str | None:
     return media_type.lower() if known else None
 
 
-def parse(content_type: str | None, body: bytes, key: str | None = None) -> Submitted:
+def parse(content_type: str | None, body: bytes, key: str | None = None, trace: Mapping[str, str] | None = None) -> Submitted:
     """Read the jobs in a body: one object is one job, an array or lines of JSON are many.
 
     Args:
         key: the ``Idempotency-Key`` header of the request: the same as the field of one job.
+        trace: of the request, for all jobs that have none of their own.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -88,14 +89,15 @@ def parse(content_type: str | None, body: bytes, key: str | None = None) -> Subm
     media_type = require_json(content_type)
     ignored: set[str] = set()
     if key is not None:
-        jobs = admit([_with_key(key, media_type, body, ignored)], many=False)
+        jobs = admit([_with_key(key, media_type, body, ignored)], many=False, trace=trace)
         return Submitted(jobs, many=False, ignored=sorted(ignored))
     if media_type in NDJSON:
-        jobs = admit(_jobs(_lines(body), ignored))
+        jobs = admit(_jobs(_lines(body), ignored), trace=trace)
     elif first == b"[":
-        jobs = admit(_jobs(_elements(body), ignored))
+        jobs = admit(_jobs(_elements(body), ignored), trace=trace)
     else:
-        return Submitted(admit([plain([body]) or _submission(body, ignored)], many=False), many=False, ignored=sorted(ignored))
+        jobs = admit([plain([body]) or _submission(body, ignored)], many=False, trace=trace)
+        return Submitted(jobs, many=False, ignored=sorted(ignored))
     if not jobs.ids:
         raise InvalidJob("the batch is empty: send at least one job")
     return Submitted(jobs, many=True, ignored=sorted(ignored))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import outcome
 import trio
 from werkzeug.exceptions import HTTPException
 
+from jobqueue import tracing
 from jobqueue.admission import Receipt
 from jobqueue.http import bodies, door, limits, plain, problems
 from jobqueue.http.answers import Answer, json_answer
@@ -62,7 +63,8 @@ class Lane:
             if request.path == "/health":
                 return json_answer({"status": "ok"})
             headers = request.headers
-            return await submit(self._node, headers.get("content-type"), body, headers.get("idempotency-key"))
+            key, trace = headers.get("idempotency-key"), _trace(headers)
+            return await submit(self._node, headers.get("content-type"), body, key, trace)
         except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
             return problems.answer(error)
 
@@ -70,7 +72,7 @@ class Lane:
         """Take a submission that was let in, in no time; call ``answered`` once, now or later."""
         try:
             headers = request.headers
-            submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"))
+            submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"), _trace(headers))
 
             def told(receipt: Receipt | None, error: Exception | None) -> None:
                 # Soon: the next batch is to be on its way before the answers are.
@@ -79,6 +81,10 @@ class Lane:
             self._node.begin(submitted.jobs, told)
         except Exception as error:  # noqa: BLE001 - as above
             answered(problems.answer(error))
+
+
+def _trace(headers: Mapping[str, str]) -> Mapping[str, str] | None:
+    return tracing.read(headers["traceparent"], headers.get("tracestate")) if "traceparent" in headers else None
 
 
 class ExpressConnection:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import trio
 from quart import request
 
+from jobqueue import tracing
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import bodies
@@ -45,26 +47,34 @@ def routes(node: Submitting) -> list[Route]:
 
     async def view() -> Answer:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-        key = ", ".join(request.headers.getlist("Idempotency-Key")) if "Idempotency-Key" in request.headers else None
-        return await submit(node, request.headers.get("Content-Type"), body, key)
+        trace = tracing.read(_header("traceparent"), _header("tracestate"))
+        return await submit(node, request.headers.get("Content-Type"), body, _header("Idempotency-Key"), trace)
 
     return [Route(method="POST", path="/submit", needs="submit", summary="Submit a job, or many", view=view)]
 
 
-async def submit(node: Submitting, content_type: str | None, body: bytes, key: str | None) -> Answer:
+def _header(name: str) -> str | None:
+    """Return a header of the request; one that was sent several times is one list (RFC 9110, 5.3)."""
+    return ", ".join(request.headers.getlist(name)) if name in request.headers else None
+
+
+async def submit(
+    node: Submitting, content_type: str | None, body: bytes, key: str | None, trace: Mapping[str, str] | None
+) -> Answer:
     """Commit what a body holds, and answer with the ids.
 
     Args:
         key: the request's ``Idempotency-Key``, as it was sent.
+        trace: the request's, see `jobqueue.tracing`.
 
     Raises:
         InvalidJob, UnsupportedMediaType: see `bodies.parse`.
         Exception: what the node raises.
     """
     if len(body) < PARSE_IN_THREAD_BYTES:
-        submitted = bodies.parse(content_type, body, key)
+        submitted = bodies.parse(content_type, body, key, trace)
     else:
-        submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, key, limiter=_parsing)
+        submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, key, trace, limiter=_parsing)
     return committed(submitted, await node.submit(submitted.jobs))
 
 

@@ -1091,7 +1091,8 @@ def _unique_key_of(job: Mapping[str, Any]) -> str | None:
 
 
 def _fingerprint(job: Mapping[str, Any]) -> object:
-    asked = {name: value for name, value in job["options"].items() if name != "idempotency_key"}
+    told = {"idempotency_key", "traceparent", "tracestate"}
+    asked = {name: value for name, value in job["options"].items() if name not in told}
     return {**job, "id": None, "options": asked}
 
 
