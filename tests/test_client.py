@@ -66,7 +66,7 @@ def test_submit_look_wait_and_cancel(bench: Bench, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_refused_says_why(bench: Bench, backend: str) -> None:
-    node = bench.start("--token", "secret")
+    node = bench.start("--token", "admin:secret")
 
     async def main() -> None:
         async with Client(node.url, token="secret") as client:

@@ -12,10 +12,10 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest
 
-from jobqueue.http import dead_letters, door, jobs, limits, problems, queries, queues, schedules, service, submit
+from jobqueue.http import cors, dead_letters, door, jobs, limits, problems, queries, queues, schedules, service, submit
 from jobqueue.http.answers import SECURITY_HEADERS, Answer
 from jobqueue.http.auth import Guard
-from jobqueue.http.routes import Route
+from jobqueue.http.routes import Access, Route
 
 
 class Backend(
@@ -48,16 +48,28 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # A redirect would show through the guard which paths exist.
     app.url_map.merge_slashes = False
+    needs: dict[str | None, Access] = {}
     for route in table(backend):
-        app.add_url_rule(route.rule, f"{route.method} {route.path}", _view(route), methods=[route.method])
+        endpoint = f"{route.method} {route.path}"
+        app.add_url_rule(route.rule, endpoint, _view(route), methods=[route.method])
+        needs[endpoint] = route.needs
 
-    async def refuse_at_the_door() -> None:
+    async def refuse_at_the_door() -> Response | None:
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
-        door.check(guard, request.method, request.path, request.headers)
+        if preflight := cors.preflight(guard, request.method, request.headers):
+            return _response(preflight)
+        # A path or a method that there is not needs a token too, of any role.
+        door.check(guard, request.method, None if request.method == "OPTIONS" else needs.get(request.endpoint), request.headers)
+        return None
+
+    async def secure(response: Response) -> Response:
+        response.headers.update(SECURITY_HEADERS)
+        response.headers.update(cors.answer_headers(guard, request.headers))
+        return response
 
     app.before_request(refuse_at_the_door)
-    app.after_request(_secure)
+    app.after_request(secure)
     app.register_error_handler(Exception, _problem)
     return app
 
@@ -106,11 +118,6 @@ def _response(answer: Answer) -> Response:
 
 async def _problem(error: Exception) -> Response:
     return _response(problems.answer(error))
-
-
-async def _secure(response: Response) -> Response:
-    response.headers.update(SECURITY_HEADERS)
-    return response
 
 
 async def _closing(response: ResponseTypes) -> ResponseTypes:
