@@ -3,6 +3,7 @@
 import re
 import resource
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -112,13 +113,13 @@ class Node:
 class Served:
     """A running server, with clients for it."""
 
-    def __init__(self, node: Node, url: str, stopping: trio.Event) -> None:
+    def __init__(self, node: Node, url: str, stopping: trio.Event, **client: Any) -> None:
         self.node = node
         self.url = url
         self.port = int(url.rsplit(":", 1)[1])
         self.stopping = stopping
         self.stopped = trio.Event()
-        self.http = httpx.AsyncClient(base_url=url, timeout=5)
+        self.http = httpx.AsyncClient(base_url=url, timeout=5, **client)
 
     async def post(
         self, path: str, body: bytes | str = b"", content_type: str | None = "application/json", **headers: str
@@ -158,10 +159,17 @@ both_lanes = pytest.mark.usefixtures("lane")
 
 
 @asynccontextmanager
-async def serving(node: Node | None = None, *, guard: Guard | None = None, drain_timeout: float = 1.0) -> AsyncIterator[Served]:
+async def serving(
+    node: Node | None = None,
+    *,
+    guard: Guard | None = None,
+    drain_timeout: float = 1.0,
+    tls: ssl.SSLContext | None = None,
+    **client: Any,
+) -> AsyncIterator[Served]:
     node = node or Node()
     listeners = listening.open_listeners("127.0.0.1", 0)
-    served = Served(node, listening.urls(listeners)[0], trio.Event())
+    served = Served(node, listening.urls(listeners, "http" if tls is None else "https")[0], trio.Event(), **client)
     guard = guard or Guard(None)
 
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -171,6 +179,7 @@ async def serving(node: Node | None = None, *, guard: Guard | None = None, drain
             listeners,
             stopping=served.stopping,
             drain_timeout=drain_timeout,
+            tls=lambda: tls,
             task_status=task_status,
         )
         served.stopped.set()
