@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from werkzeug.exceptions import Forbidden, Unauthorized
 
@@ -300,6 +301,20 @@ def test_tokens_are_changed_without_a_restart_also_for_connections_that_are_kept
         assert (express_lane.status("newest"), behind.status("newest")) == (201, 403)
     assert node.stop() == 0
     assert "secret-without-a-role" not in node.log
+
+
+def test_who_follows_a_job_is_told_nothing_more_once_the_token_is_taken_back(service: Start, token_file: Path) -> None:
+    node = service("examples.quickstart", "--token-file", str(token_file))
+    with httpx.Client(base_url=node.url, timeout=30) as client:
+        old, new = ({"Authorization": f"Bearer {secret}"} for secret in ("old", "new"))
+        job_id = client.post("/submit", json={"delay": 3600}, headers=old).json()["id"]
+        with client.stream("GET", f"/jobs/{job_id}/events", headers=old) as answer:
+            lines = answer.iter_lines()
+            assert '"scheduled"' in "".join(next(lines) for _ in range(4))
+            put(token_file, "admin:new")
+            wait_for(lambda: client.get("/queues", headers=new).status_code == 200, "the new one is known")
+            assert client.post(f"/jobs/{job_id}/cancel", headers=new).status_code == 200
+            assert list(lines) == []
 
 
 def test_every_process_follows_the_file(database_url: str, token_file: Path) -> None:

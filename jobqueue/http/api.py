@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -10,11 +11,12 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Response, after_this_request, request
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from jobqueue.http import cors, dead_letters, door, jobs, limits, problems, queries, queues, schedules, service, submit
 from jobqueue.http.answers import SECURITY_HEADERS, Answer
 from jobqueue.http.auth import Guard
+from jobqueue.http.connection import PROLONG
 from jobqueue.http.routes import Access, Route
 
 
@@ -60,7 +62,12 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
         if preflight := cors.preflight(guard, request.method, request.headers):
             return _response(preflight)
         # A path or a method that there is not needs a token too, of any role.
-        door.check(guard, request.method, None if request.method == "OPTIONS" else needs.get(request.endpoint), request.headers)
+        needed = None if request.method == "OPTIONS" else needs.get(request.endpoint)
+        check = partial(door.check, guard, request.method, needed, request.headers)
+        check()
+        state = request.scope.get("state", {})  # a client in this process has no connection
+        if PROLONG in state:
+            state[PROLONG] = partial(_go_on, check, state[PROLONG])
         return None
 
     async def secure(response: Response) -> Response:
@@ -118,6 +125,16 @@ def _response(answer: Answer) -> Response:
 
 async def _problem(error: Exception) -> Response:
     return _response(problems.answer(error))
+
+
+def _go_on(check: Callable[[], None], prolong: Callable[[], None]) -> bool:
+    """Give an answer without end more time, if whoever asked still may: a token can be taken back meanwhile."""
+    try:
+        check()
+    except HTTPException:
+        return False
+    prolong()
+    return True
 
 
 async def _closing(response: ResponseTypes) -> ResponseTypes:

@@ -29,7 +29,7 @@ MAX_LOGGED_ERROR = 200
 RECEIVE_BYTES = 1 << 16
 
 PROLONG = "jobqueue.prolong"
-"""What an answer without end calls before each piece, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
+"""What prolongs an answer without end, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
