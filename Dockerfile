@@ -1,7 +1,7 @@
 # The service, for a PostgreSQL that runs elsewhere:
 #
 #     docker build -t jobqueue .
-#     docker run -p 127.0.0.1:8080:8080 -e DATABASE_URL=postgresql://... -e JOBQUEUE_TOKENS=... jobqueue
+#     docker run -p 127.0.0.1:8080:8080 -e DATABASE_URL=postgresql://... -e JOBQUEUE_TOKENS=submit:sha256:... jobqueue
 #
 # For handlers of your own, start from it: COPY them to /app, pip install what they need, and CMD ["serve", "your_module"].
 
@@ -20,13 +20,14 @@ WORKDIR /app
 COPY examples examples
 USER 10001:10001
 
-# Off loopback, as a container must be, the service does not start without a token in JOBQUEUE_TOKENS.
+# Off loopback, as a container must be, the service does not start without a token in JOBQUEUE_TOKENS, or
+# in the file that JOBQUEUE_TOKEN_FILE names. `docker run --rm jobqueue token create --role submit` makes one.
 ENV PATH=/opt/jobqueue/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     JOBQUEUE_HOST=0.0.0.0
 EXPOSE 8080
 
-# Ready, and not only alive: urlopen raises at a 503. This path needs no token.
+# Ready, and not only alive: urlopen raises at a 503. This path needs no token (but with JOBQUEUE_OPEN=none).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/ready', timeout=2)"]
 

@@ -18,13 +18,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobqueue import __version__, logs
 from jobqueue.engine.handlers import App
-from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError
+from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
 from jobqueue.service import Serving, serve
 from jobqueue.settings import Settings
 from jobqueue.storage import schema
 from jobqueue.storage.database import connect
 from jobqueue.supervised import Parent, Word
 from jobqueue.supervisor import supervise
+from jobqueue.token_command import token_command
 
 DEFAULTS = Settings()
 
@@ -84,10 +85,29 @@ def cli() -> None:
 @setting(
     "--token",
     "TOKENS",
-    "A bearer token that clients must show; may be given again. Better given in the variable: arguments are seen by every user.",
+    "A bearer token to show, with its role: submit, read or admin; may be given again (in the variable: with spaces)."
+    " Better given in the variable or the file: arguments are seen by every user.",
+    metavar="ROLE:sha256:HEX|ROLE:SECRET",
     multiple=True,
     show_default=False,
 )
+@setting("--token-file", "TOKEN_FILE", "A file of more tokens, one a line; read again when it changes.", type=click.Path())
+@setting(
+    "--open",
+    "OPEN",
+    "What answers without a token: health, metrics, both with a comma, or none.",
+    metavar="NAMES",
+    default=DEFAULTS.open,
+)
+@setting(
+    "--cors-origin",
+    "CORS_ORIGINS",
+    "An origin, such as https://jobs.example, whose pages may ask; may be given again (in the variable: with spaces).",
+    multiple=True,
+    show_default=False,
+)
+@setting("--certfile", "CERTFILE", "Serve TLS with this certificate (PEM, with those between it and a root).", type=click.Path())
+@setting("--keyfile", "KEYFILE", "The certificate's private key (PEM, without a password).", type=click.Path())
 @setting(
     "--poll-interval",
     "POLL_INTERVAL",
@@ -120,6 +140,7 @@ def serve_command(
     *,
     queue: tuple[str, ...],
     token: tuple[str, ...],
+    cors_origin: tuple[str, ...],
     no_workers: bool,
     log_level: str,
     supervised: int | None,
@@ -136,7 +157,7 @@ def serve_command(
     failure: BaseException | None = None
     try:
         queues = {} if no_workers else _parse_queues(queue)
-        settings = Settings(queues=queues, tokens=token, **options)
+        settings = Settings(queues=queues, tokens=token, cors_origins=cors_origin, **options)
         if module is None and settings.worked_queues:
             raise SettingsError("which handlers? Give MODULE (try `jobqueue serve examples.quickstart`), or --no-workers")
         app = _app(module)
@@ -171,7 +192,7 @@ def _serve_supervised(module: str | None, number: int) -> None:
     except* JobQueueError as group:
         failure = _first(group)
     if failure is not None:
-        parent.tell(Word(str(failure), passing=isinstance(failure, DatabaseUnavailable)))
+        parent.tell(Word(str(failure), passing=isinstance(failure, DatabaseUnavailable | UnusableFile)))
         sys.exit(1)
 
 
@@ -187,6 +208,9 @@ def migrate(database_url: str, log_level: str) -> None:
     except JobQueueError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if applied else 'already there'}")
+
+
+cli.add_command(token_command)
 
 
 def load_app(name: str) -> App:
@@ -229,7 +253,7 @@ def _parse_queues(texts: tuple[str, ...]) -> dict[str, int]:
 def _banner(app: App, settings: Settings, serving: Serving) -> str:
     kind = next(iter(app.handlers), "default")
     url = serving.urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what is listened on, for a client
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens else ""
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.tokens or settings.token_file else ""
     each = "" if settings.processes == 1 else " in each process"
     queues = ", ".join(f"{name} ({width} at once{each})" for name, width in settings.worked_queues.items())
     rows = [

@@ -11,6 +11,10 @@ class SettingsError(JobQueueError):
     """A setting, an option or an environment variable has a value that cannot work."""
 
 
+class UnusableFile(SettingsError):
+    """A file that a setting names is not there, or not whole; a later look at it may do better."""
+
+
 class HandlerError(JobQueueError):
     """A handler cannot be registered as written: its name is taken, or its signature cannot be filled from a payload."""
 

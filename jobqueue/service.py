@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -39,7 +40,7 @@ from jobqueue.engine.watching import Watcher
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import api, listening, server
-from jobqueue.http.auth import Guard, require_token_off_loopback
+from jobqueue.http.entrance import Entrance
 from jobqueue.http.express import Lane
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
@@ -120,7 +121,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         DatabaseUnavailable: there is no database at the start.
         StageCrashed: a part of the service failed; everything else was shut down in order.
     """
-    require_token_off_loopback(settings.host, settings.tokens)
+    entrance = Entrance(settings)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(GARBAGE_THRESHOLD)
     listeners = None if supervised else listening.open_listeners(settings.host, settings.port)
@@ -136,9 +137,10 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await start_engine(engine, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
-            await stages.start("http", _serve_http, engine, settings, stages, listeners, http_stopping)
+            await stages.start("entrance", entrance.run)
+            await stages.start("http", partial(_serve_http, entrance=entrance), engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # what is there now stays until the end: there is no use in looking at it
-            on_serving(Serving(listening.urls(listeners), url))
+            on_serving(Serving(listening.urls(listeners, settings.scheme), url))
             await stages.stopping.wait()
             last_resort.arm()  # after a crash; a signal has armed it already
             await _shut_down(engine, settings, stages, http_stopping)
@@ -349,6 +351,7 @@ async def _serve_http(
     listeners: list[trio.SocketListener],
     stopping: trio.Event,
     *,
+    entrance: Entrance,
     task_status: trio.TaskStatus[None],
 ) -> None:
     operations = Operations(
@@ -363,13 +366,13 @@ async def _serve_http(
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stages.stopping.is_set,
     )
-    guard = Guard(settings.tokens, [settings.host])
     await server.run(
-        api.build(operations, guard),
-        Lane(operations, guard),
+        api.build(operations, entrance.guard),
+        Lane(operations, entrance.guard),
         listeners,
         stopping=stopping,
         drain_timeout=HTTP_DRAIN,
+        tls=entrance.tls,
         task_status=task_status,
     )
 
@@ -380,6 +383,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     grace_ends = trio.current_time() + settings.grace_period
     engine.watcher.close()  # whoever waits for a job gets an answer now
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
+    await stages.stop("entrance", within=0.2)
 
     await stages.stop("watcher", within=0.2)
     await stages.stop("dispatcher", within=1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from jobqueue.errors import SettingsError
 from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.tokens import gather, parse
 
 MAX_CONCURRENCY = 10_000
 """The most jobs of one queue that a node runs at once."""
@@ -18,6 +21,11 @@ MAX_QUEUES = 100
 
 MAX_PROCESSES = 64
 """The most nodes that one `jobqueue serve` runs: each has seven connections to PostgreSQL, and more for handlers' transactions."""
+
+OPENABLE: frozenset[Literal["health", "metrics"]] = frozenset({"health", "metrics"})
+"""What can be open to requests without a token."""
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +39,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         processes: how many nodes share the port, each in a process of its own; what follows holds for each of them.
         queues: how many jobs of each queue this node runs at once; a queue with 0, or none at all, is only submitted to.
         strict_kinds: refuse a submission whose kind this node does not serve.
-        tokens: bearer tokens that HTTP clients must show one of; needed off loopback.
+        tokens: entries of bearer tokens (see `jobqueue.tokens`) that HTTP clients must show one of; needed off loopback. Their
+            secrets are not kept, only the SHA-256 of each.
+        token_file: a file of more such entries, a line each, which is read again when it changes.
+        open: what answers without a token: "health", "metrics", both with a comma between them, or "none".
+        cors_origins: origins, such as "https://jobs.example", whose pages may ask from a browser.
+        certfile: the certificate to serve TLS with, and those between it and a root, in PEM; read again when it changes.
+        keyfile: its private key, in PEM.
         poll_interval: how often to look for work that no notification told of.
         visibility_timeout: how long a node may be silent before its jobs are given to others.
         grace_period: how long running jobs may go on after SIGTERM.
@@ -52,6 +66,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queues: Mapping[str, int] = msgspec.field(default_factory=lambda: {"default": 16})
     strict_kinds: bool = False
     tokens: tuple[str, ...] = ()
+    token_file: str | None = None
+    open: str = "health"
+    cors_origins: tuple[str, ...] = ()
+    certfile: str | None = None
+    keyfile: str | None = None
     poll_interval: float = 2.0
     visibility_timeout: float = 30.0
     grace_period: float = 20.0
@@ -78,6 +97,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name, value, least, most in bounds:
             if not least <= value <= most:
                 raise SettingsError(f"the {name} must be from {least} to {most}, got {value}")
+        self._check_access()
+
+    def _check_access(self) -> None:
+        known = gather(parse(entry, f"token {place} of --token (JOBQUEUE_TOKENS)") for place, entry in enumerate(self.tokens, 1))
+        msgspec.structs.force_setattr(self, "tokens", tuple(token.entry for token in known))
+        if self.open != "none" and not OPENABLE.issuperset(self.open.split(",")):
+            raise SettingsError(f"what is open must be health, metrics, health,metrics or none, got {self.open!r}")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"an origin is what browsers say, such as https://jobs.example or http://localhost:3000, got {origin!r}"
+                )
+        if (self.certfile is None) != (self.keyfile is None):
+            raise SettingsError("a certificate needs its key, and a key its certificate: give both --certfile and --keyfile")
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the URLs that are served."""
+        return "http" if self.certfile is None else "https"
+
+    @property
+    def opened(self) -> frozenset[Literal["health", "metrics"]]:
+        """What answers without a token, of `OPENABLE`."""
+        return OPENABLE.intersection(self.open.split(","))
 
     @property
     def worked_queues(self) -> dict[str, int]:

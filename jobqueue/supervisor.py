@@ -18,7 +18,7 @@ import trio
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.errors import NodeFailed
 from jobqueue.http import listening
-from jobqueue.http.auth import require_token_off_loopback
+from jobqueue.http.entrance import Entrance
 from jobqueue.service import SHUTDOWN_MARGIN, LastResort, Serving, watch_signals
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded
@@ -52,7 +52,7 @@ async def supervise(command: Sequence[str], settings: Settings, on_serving: Call
         NodeFailed: a process cannot be started, again and again, or did not end in order.
         JobQueueError: as `service.serve` does, when it is not about one node.
     """
-    require_token_off_loopback(settings.host, settings.tokens)
+    Entrance(settings)  # what is wrong with it is wrong for all of them
     nodes = [_Node([*command, str(number)], number, settings.grace_period) for number in range(1, settings.processes + 1)]
 
     def exit_at_once(code: int) -> None:
@@ -60,7 +60,7 @@ async def supervise(command: Sequence[str], settings: Settings, on_serving: Call
             node.kill()
         os._exit(code)
 
-    with listening.reserved(settings.host, settings.port) as (port, urls):
+    with listening.reserved(settings.host, settings.port, settings.scheme) as (port, urls):
         async with open_stages() as stages:
             last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN + 2 * KILL_MARGIN)
             await stages.start("signals", watch_signals, stages, last_resort, exit_at_once)

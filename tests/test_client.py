@@ -54,7 +54,7 @@ class Node:
 def node(servers: ServerPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     effects = tmp_path_factory.mktemp("node") / "effects"
     with postgres.database(servers.url("embedded")) as url:
-        service = Service([HANDLERS, "--port", "0", "--database-url", url, "--token", TOKEN], {"EFFECTS": str(effects)})
+        service = Service([HANDLERS, "--port", "0", "--database-url", url, "--token", f"admin:{TOKEN}"], {"EFFECTS": str(effects)})
         database = Database(url)
         yield Node(service, database)
         database.close()

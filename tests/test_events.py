@@ -325,12 +325,18 @@ async def test_what_is_silent_for_long_gets_a_comment(autojump_clock: MockClock,
 
     prolonged: list[float] = []
     began = trio.current_time()
-    stream = http_watch.events(Node(), UNKNOWN, lambda: prolonged.append(trio.current_time() - began))
+
+    def go_on() -> bool:
+        prolonged.append(trio.current_time() - began)
+        return len(prolonged) <= 21
+
+    stream = http_watch.events(Node(), UNKNOWN, go_on)
     assert b"event: state\nid: 1\ndata: {" in await anext(stream)
     assert [await anext(stream) for _ in range(20)] == [b": still here\n\n"] * 20
     assert prolonged[-1] == pytest.approx(20 * http_watch.KEEP_ALIVE, abs=2)
     assert len(prolonged) == 21, "the connection's patience begins anew with each piece"
-    await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
     nursery.cancel_scope.cancel()
 
 

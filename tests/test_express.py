@@ -22,6 +22,7 @@ from jobqueue.http import express, plain
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES
 from jobqueue.http.plain import Request
+from jobqueue.tokens import parse
 from tests.test_http import Node, Served, eventually, open_files, serving
 
 JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
@@ -39,7 +40,7 @@ def request(
 
 JSON = b"Content-Type: application/json"
 
-CLOSED = Guard(["secret"])
+CLOSED = Guard([parse("submit:secret")])
 
 PLAIN = {
     "one": request(JSON),
@@ -251,7 +252,7 @@ async def test_a_token_opens_both(without_lane: Callable[[bool], None]) -> None:
     got = []
     for without in (False, True):
         without_lane(without)
-        async with serving(guard=Guard(["secret"])) as served:
+        async with serving(guard=Guard([parse("submit:secret")])) as served:
             got.append(await exchange(served, [request(JSON, b"Authorization: Bearer secret")]))
     assert got[0] == got[1]
     assert got[0].startswith(b"HTTP/1.1 201")
@@ -353,7 +354,7 @@ async def test_a_request_that_comes_at_the_end_of_the_patience_with_the_client_i
 
 
 async def test_who_may_not_come_in_is_refused_before_his_body_is_taken(taken: list[str]) -> None:
-    async with serving(guard=Guard(["secret"])) as served, await served.connect() as stream:
+    async with serving(guard=Guard([parse("submit:secret")])) as served, await served.connect() as stream:
         await stream.send_all(request(JSON, b"Content-Length: 60000000", body=b"{", length=False))
         with trio.fail_after(5):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 401")

@@ -3,6 +3,7 @@
 import re
 import resource
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +26,7 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, Set
 from jobqueue.http import api, express, limits, listening, plain, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
 from jobqueue.job import Change, QueueSettings
+from jobqueue.tokens import parse
 
 TOKEN = "correct-horse"
 JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
@@ -115,13 +117,13 @@ class Node:
 class Served:
     """A running server, with clients for it."""
 
-    def __init__(self, node: Node, url: str, stopping: trio.Event) -> None:
+    def __init__(self, node: Node, url: str, stopping: trio.Event, **client: Any) -> None:
         self.node = node
         self.url = url
         self.port = int(url.rsplit(":", 1)[1])
         self.stopping = stopping
         self.stopped = trio.Event()
-        self.http = httpx.AsyncClient(base_url=url, timeout=5)
+        self.http = httpx.AsyncClient(base_url=url, timeout=5, **client)
 
     async def post(
         self, path: str, body: bytes | str = b"", content_type: str | None = "application/json", **headers: str
@@ -161,10 +163,17 @@ both_lanes = pytest.mark.usefixtures("lane")
 
 
 @asynccontextmanager
-async def serving(node: Node | None = None, *, guard: Guard | None = None, drain_timeout: float = 1.0) -> AsyncIterator[Served]:
+async def serving(
+    node: Node | None = None,
+    *,
+    guard: Guard | None = None,
+    drain_timeout: float = 1.0,
+    tls: ssl.SSLContext | None = None,
+    **client: Any,
+) -> AsyncIterator[Served]:
     node = node or Node()
     listeners = listening.open_listeners("127.0.0.1", 0)
-    served = Served(node, listening.urls(listeners)[0], trio.Event())
+    served = Served(node, listening.urls(listeners, "http" if tls is None else "https")[0], trio.Event(), **client)
     guard = guard or Guard(None)
 
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -174,6 +183,7 @@ async def serving(node: Node | None = None, *, guard: Guard | None = None, drain
             listeners,
             stopping=served.stopping,
             drain_timeout=drain_timeout,
+            tls=lambda: tls,
             task_status=task_status,
         )
         served.stopped.set()
@@ -444,7 +454,7 @@ async def test_every_answer_is_secured() -> None:
 
 @both_lanes
 async def test_tokens() -> None:
-    async with serving(guard=Guard([TOKEN, "another"])) as served:
+    async with serving(guard=Guard([parse(f"admin:{TOKEN}"), parse("admin:another")])) as served:
         for path in ("/metrics", "/nowhere", "/jobs/17", "/health/", "//health", "/health/../metrics"):
             response = await served.http.get(path)
             problem(response, 401)
@@ -498,18 +508,12 @@ async def test_http_1_0_without_a_host() -> None:
         assert status_of(await served.raw(b"GET /metrics HTTP/1.0\r\n\r\n")) == 403
 
 
-@pytest.mark.parametrize("token", ["", "two words", "ümlaut", "line\n"])
-def test_tokens_that_no_client_can_send(token: str) -> None:
-    with pytest.raises(SettingsError):
-        Guard([token])
-
-
 def test_off_loopback_a_token_is_required() -> None:
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
-        require_token_off_loopback(host, None)
+        require_token_off_loopback(host, [])
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org", ""):
-        require_token_off_loopback(host, [TOKEN])
-        with pytest.raises(SettingsError, match="set a token, or listen on 127"):
+        require_token_off_loopback(host, [parse(f"admin:{TOKEN}")])
+        with pytest.raises(SettingsError, match=r"or listen on 127.*jobqueue token create --role submit"):
             require_token_off_loopback(host, [])
 
 

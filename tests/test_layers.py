@@ -12,7 +12,7 @@ PACKAGE = Path(jobqueue.__file__).parent
 
 LAYERS = [
     ["testing", "pytest_plugin"],
-    ["cli", "__main__"],
+    ["cli", "token_command", "__main__"],
     ["supervisor", "supervised"],
     ["service"],
     ["http"],
@@ -21,7 +21,21 @@ LAYERS = [
     ["concurrency"],
     ["client"],
     ["in_transaction"],
-    ["errors", "fields", "job", "retry", "documents", "admission", "timetable", "settings", "metrics", "logs", "tracing", "spans"],
+    [
+        "errors",
+        "fields",
+        "job",
+        "retry",
+        "documents",
+        "admission",
+        "timetable",
+        "settings",
+        "tokens",
+        "metrics",
+        "logs",
+        "tracing",
+        "spans",
+    ],
 ]
 """The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
 

@@ -95,7 +95,7 @@ def test_load_accounts_for_every_job(service: ServiceFactory, tmp_path: Path) ->
 
 
 def test_load_reports_refused_submits(service: ServiceFactory) -> None:
-    running = service("examples.quickstart", "--strict-kinds", "--token", "s3cret")
+    running = service("examples.quickstart", "--strict-kinds", "--token", "admin:s3cret")
     stranger = run_module("benchmarks.load", "--url", running.url)
     refused = run_module("benchmarks.load", "--url", running.url, "--token", "s3cret", "--jobs", "5", "--kind", "nobody's")
     assert running.stop() == 0

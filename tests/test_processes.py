@@ -123,7 +123,7 @@ def sleep(seconds: float) -> dict[str, object]:
 
 
 def test_connections_reach_all_nodes_and_all_their_jobs_are_done(start: Start, database: Database) -> None:
-    group = start(env={"JOBQUEUE_TOKENS": TOKEN})
+    group = start(env={"JOBQUEUE_TOKENS": f"admin:{TOKEN}"})
     assert group.service.banner[1] == f"  serving   {group.url} by 2 processes"
     assert "  queues    default (16 at once in each process)" in group.service.banner
     for _ in range(32):

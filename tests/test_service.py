@@ -486,7 +486,7 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str, database: D
 
 
 def test_tokens_are_asked_for_and_never_logged(service: Start, client: httpx.Client) -> None:
-    node = service("examples.quickstart", "--host", "127.0.0.1", env={"JOBQUEUE_TOKENS": "open-sesame"})
+    node = service("examples.quickstart", "--host", "127.0.0.1", env={"JOBQUEUE_TOKENS": "submit:open-sesame"})
     assert client.post(f"{node.url}/submit", json={}).status_code == 401
     assert client.get(f"{node.url}/health").status_code == 200
     assert client.post(f"{node.url}/submit", json={}, headers={"Authorization": "Bearer open-sesame"}).status_code == 201

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -10,12 +11,13 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Response, after_this_request, request
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, HTTPException
 
-from jobqueue.http import dead_letters, door, job_lists, jobs, limits, problems, queries, queues, schedules, service, submit
+from jobqueue.http import cors, dead_letters, door, job_lists, jobs, limits, problems, queries, queues, schedules, service, submit
 from jobqueue.http.answers import SECURITY_HEADERS, Answer
 from jobqueue.http.auth import Guard
-from jobqueue.http.routes import Route
+from jobqueue.http.connection import PROLONG
+from jobqueue.http.routes import Access, Route
 
 
 class Backend(
@@ -49,16 +51,33 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # A redirect would show through the guard which paths exist.
     app.url_map.merge_slashes = False
+    needs: dict[str | None, Access] = {}
     for route in table(backend):
-        app.add_url_rule(route.rule, f"{route.method} {route.path}", _view(route), methods=[route.method])
+        endpoint = f"{route.method} {route.path}"
+        app.add_url_rule(route.rule, endpoint, _view(route), methods=[route.method])
+        needs[endpoint] = route.needs
 
-    async def refuse_at_the_door() -> None:
+    async def refuse_at_the_door() -> Response | None:
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
-        door.check(guard, request.method, request.path, request.headers)
+        if preflight := cors.preflight(guard, request.method, request.headers):
+            return _response(preflight)
+        # A path or a method that there is not needs a token too, of any role.
+        needed = None if request.method == "OPTIONS" else needs.get(request.endpoint)
+        check = partial(door.check, guard, request.method, needed, request.headers)
+        check()
+        state = request.scope.get("state", {})  # a client in this process has no connection
+        if PROLONG in state:
+            state[PROLONG] = partial(_go_on, check, state[PROLONG])
+        return None
+
+    async def secure(response: Response) -> Response:
+        response.headers.update(SECURITY_HEADERS)
+        response.headers.update(cors.answer_headers(guard, request.headers))
+        return response
 
     app.before_request(refuse_at_the_door)
-    app.after_request(_secure)
+    app.after_request(secure)
     app.register_error_handler(Exception, _problem)
     return app
 
@@ -109,9 +128,14 @@ async def _problem(error: Exception) -> Response:
     return _response(problems.answer(error))
 
 
-async def _secure(response: Response) -> Response:
-    response.headers.update(SECURITY_HEADERS)
-    return response
+def _go_on(check: Callable[[], None], prolong: Callable[[], None]) -> bool:
+    """Give an answer without end more time, if whoever asked still may: a token can be taken back meanwhile."""
+    try:
+        check()
+    except HTTPException:
+        return False
+    prolong()
+    return True
 
 
 async def _closing(response: ResponseTypes) -> ResponseTypes:

@@ -1,20 +1,24 @@
-"""Who may ask: bearer tokens, or else only this machine, and never a page of another site in its browser."""
+"""Who may ask what: bearer tokens with a role, or else only this machine; and no page of another site, in nobody's browser."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 from jobqueue.errors import SettingsError
+from jobqueue.http.routes import Access
+from jobqueue.tokens import HOW_TO_MAKE_ONE, ROLES, Role, Token
 
-OPEN_PATHS = frozenset({"/health", "/health/ready"})
-"""What everybody may GET: load balancers carry no tokens. Every other path, known or not, is closed."""
+READS = frozenset({"GET", "HEAD"})
+
+HEALTH: frozenset[Access] = frozenset({"health"})
+"""What is open unless said otherwise: load balancers carry no tokens."""
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -23,58 +27,96 @@ class Guard:
     """The rules of admission of one service.
 
     Args:
-        tokens: bearer tokens, each as good as another; without any, whoever reaches the service may do everything.
+        tokens: those that are known; without any, whoever reaches the service may do everything.
         hosts: names, besides those of loopback, that clients may call a service without tokens by: the one it is bound to.
+        opened: what needs no token; everything else, be there such a route or not, is closed.
+        origins: origins whose pages may ask, besides the service's own.
 
-    Raises:
-        SettingsError: a token that no client could send.
+    Attributes:
+        tokens: the known tokens; another tuple from each `admit` on.
+        origins: as given.
     """
 
-    def __init__(self, tokens: Iterable[str] | None, hosts: Iterable[str] = ()) -> None:
-        self._digests = [_digest(token) for token in tokens or ()]
+    def __init__(
+        self,
+        tokens: Iterable[Token] | None = None,
+        hosts: Iterable[str] = (),
+        *,
+        opened: Collection[Access] = HEALTH,
+        origins: Iterable[str] = (),
+    ) -> None:
+        self.origins = frozenset(origins)
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in hosts}
+        self._opened = opened
+        self.admit(tokens or ())
 
-    def check(self, method: str, path: str, *, authorization: str | None, host: str | None, origin: str | None) -> None:
-        """Let a request pass, or not. The last three are its headers of that name.
+    def admit(self, tokens: Iterable[Token]) -> None:
+        """Know these tokens from now on, and no others."""
+        self.tokens = tuple(tokens)
+
+    def check(self, method: str, needs: Access | None, *, authorization: str | None, host: str | None, origin: str | None) -> None:
+        """Let a request pass, or not.
+
+        Args:
+            method: in capitals.
+            needs: what its route says; None where there is no route, and any token will do.
+            authorization: its header of that name, as are `host` and `origin`.
 
         Raises:
             Unauthorized: it shows no token that is known.
-            Forbidden: a page of another site sent it, or it came for a host name that is not ours (DNS rebinding).
+            Forbidden: its token is for other things, a page of another site sent it, or it came for a host name that is not ours
+                (DNS rebinding).
         """
-        if method in {"GET", "HEAD"} and path in OPEN_PATHS:
-            return
+        is_open = needs in self._opened
+        if is_open and needs == "health":
+            return  # load balancers come by any name
         # A browser tells the origin with every request that a foreign page could misuse, and pages cannot change it.
-        if origin is not None and origin.partition("://")[2].lower() != (host or "").lower():
+        if origin is not None and origin.partition("://")[2].lower() != (host or "").lower() and origin not in self.origins:
             raise Forbidden("Requests from pages of another origin are refused.")
-        if self._digests:
-            self._check_token(authorization or "")
-        elif _host_name(host or "") not in self._hosts:
-            names = ", ".join(sorted(self._hosts))
-            raise Forbidden(f"Without a token this service answers only to the host names {names}: the Host header has another.")
+        if not self.tokens:
+            if _host_name(host or "") not in self._hosts:
+                names = ", ".join(sorted(self._hosts))
+                raise Forbidden(
+                    f"Without a token this service answers only to the host names {names}: the Host header has another."
+                )
+        elif not is_open:
+            held = self._role_of(authorization or "")
+            if not permits(held, method, needs):
+                named = " or ".join(role for role in ROLES if permits(role, method, needs))
+                raise Forbidden(f"This needs a token of the role {named}: yours has the role {held}.")
 
-    def _check_token(self, authorization: str) -> None:
-        scheme, _, token = authorization.partition(" ")
-        given = sha256(token.strip().encode()).digest()
+    def _role_of(self, authorization: str) -> Role:
+        scheme, _, secret = authorization.partition(" ")
+        given = sha256(secret.strip().encode()).digest()
+        tokens = self.tokens  # there may be others in a moment
         # All are compared, each in constant time: how long it takes tells nothing.
-        known = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(known):
+        same = [hmac.compare_digest(given, token.digest) for token in tokens]
+        if scheme.lower() != "bearer" or True not in same:
             raise Unauthorized("Send a token: -H 'Authorization: Bearer TOKEN'", www_authenticate=WWWAuthenticate("bearer"))
+        return tokens[same.index(True)].role
 
 
-def require_token_off_loopback(host: str, tokens: Iterable[str] | None) -> None:
+def permits(held: Role, method: str, needs: Access | None) -> bool:
+    """Tell whether a role is enough for a request: admin is for all, read also for what submitters may look at."""
+    if needs is None or needs == "health" or held == "admin":
+        return True
+    return held == needs or (held == "read" and (needs == "metrics" or (needs == "submit" and method in READS)))
+
+
+def require_token_off_loopback(host: str, tokens: Collection[Token]) -> None:
     """Refuse to serve the network without a token: a job API that is open to all runs code for all.
 
     Args:
         host: the address or name to listen on.
-        tokens: the bearer tokens, if any.
+        tokens: those that are known.
 
     Raises:
         SettingsError: there is no token, and the host is not loopback.
     """
-    if not any(True for _ in tokens or ()) and not _is_loopback(host):
+    if not tokens and not _is_loopback(host):
         raise SettingsError(
             f"listening on {host} without a token would let everybody who reaches it submit and cancel jobs: "
-            "set a token, or listen on 127.0.0.1"
+            f"give it a token, or listen on 127.0.0.1; {HOW_TO_MAKE_ONE}"
         )
 
 
@@ -83,12 +125,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _digest(token: str) -> bytes:
-    if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise SettingsError("a token must be printable ASCII characters without spaces, and not empty")
-    return sha256(token.encode()).digest()
 
 
 def _host_name(host: str) -> str:

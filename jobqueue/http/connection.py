@@ -5,9 +5,10 @@ hypercorn's own server waits without a deadline in places where a client decides
 
 from __future__ import annotations
 
+import ssl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 import trio
@@ -28,7 +29,9 @@ MAX_LOGGED_ERROR = 200
 RECEIVE_BYTES = 1 << 16
 
 PROLONG = "jobqueue.prolong"
-"""What an answer without end calls before each piece, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
+"""What prolongs an answer without end, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 log = structlog.get_logger()
 
@@ -69,13 +72,27 @@ class Connection:
         context: hypercorn's. Its ``terminated`` is never set: it would cut off the last frame of an HTTP/2 answer.
         stream: the accepted socket; whoever accepted it closes it after `run`.
         received: what was read from it already: the beginning of a request, or nothing.
+        tls: what to encrypt with; None for plain HTTP.
     """
 
-    def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream, received: bytes) -> None:
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        stream: trio.SocketStream,
+        received: bytes,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._app = app
         self._config = config
         self._context = context
-        self._stream = stream
+        self._socket = stream.socket
+        self._stream: Stream = stream
+        self._secure: trio.SSLStream[trio.SocketStream] | None = None
+        if tls is not None:
+            self._stream = self._secure = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
         self._received = received
         self._protocol: ProtocolWrapper
         self._sending = trio.Lock()
@@ -98,11 +115,13 @@ class Connection:
 
     def drop(self) -> None:
         """End the connection at once, whatever is waiting on its socket, shielded or not."""
-        self._stream.socket.close()
+        self._socket.close()
         self._reading.cancel()
 
     async def _run(self) -> None:
-        family = self._stream.socket.family
+        if self._secure is not None and not await self._shake_hands(self._secure):
+            return
+        family = self._socket.family
         async with TaskGroup() as tasks:
             self._protocol = ProtocolWrapper(
                 self._app,
@@ -110,10 +129,11 @@ class Connection:
                 self._context,
                 tasks,
                 ConnectionState({PROLONG: self._prolong}),
-                False,  # no TLS
-                parse_socket_addr(family, self._stream.socket.getpeername()),
-                parse_socket_addr(family, self._stream.socket.getsockname()),
+                self._secure is not None,
+                parse_socket_addr(family, self._socket.getpeername()),
+                parse_socket_addr(family, self._socket.getsockname()),
                 self._send,
+                None if self._secure is None else self._secure.selected_alpn_protocol(),
             )
             await self._protocol.initiate()
             await self._read()
@@ -121,6 +141,17 @@ class Connection:
             await self._protocol.handle(Closed())
             if self._lingers:
                 await linger(self._stream)
+
+    async def _shake_hands(self, secure: trio.SSLStream[trio.SocketStream]) -> bool:
+        """Agree on the encryption; False when there was no time for it. It is ended from elsewhere as an idle connection is."""
+        self._reading.deadline = trio.current_time() + limits.HANDSHAKE_TIMEOUT
+        with self._reading:
+            await secure.do_handshake()
+        shaken = not self._reading.cancelled_caught
+        self._reading = trio.CancelScope()
+        if self._finishing:
+            self._reading.cancel()
+        return shaken
 
     async def _read(self) -> None:
         """Feed the protocol until the client hangs up, the connection is ended from elsewhere, or a deadline passes."""
@@ -157,7 +188,7 @@ class Connection:
             self.drop()
 
 
-async def send_all(stream: trio.SocketStream, data: bytes) -> bool:
+async def send_all(stream: Stream, data: bytes) -> bool:
     """Send it whole, whatever is cancelled meanwhile; False when the client is gone or does not take it.
 
     After half a frame there is nothing more to say on a connection: it has to be dropped.
@@ -171,9 +202,13 @@ async def send_all(stream: trio.SocketStream, data: bytes) -> bool:
     return False
 
 
-async def linger(stream: trio.SocketStream) -> None:
+async def linger(stream: Stream) -> None:
     """Tell the client that nothing more comes, and wait until it hangs up."""
     with trio.move_on_after(limits.LINGER_TIMEOUT):
+        if isinstance(stream, trio.SSLStream):
+            with suppress(trio.BrokenResourceError):  # it still sends a request, or has gone without a word
+                await stream.unwrap()
+            stream = stream.transport_stream
         await stream.send_eof()
         while await stream.receive_some(RECEIVE_BYTES):
             pass

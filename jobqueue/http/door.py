@@ -8,6 +8,7 @@ from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from jobqueue.http import bodies
 from jobqueue.http.auth import Guard
+from jobqueue.http.routes import Access
 
 WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -18,14 +19,20 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | None: ...
 
 
-def check(guard: Guard, method: str, path: str, headers: Headers) -> None:
-    """Let a request pass, or not.
+def check(guard: Guard, method: str, needs: Access | None, headers: Headers) -> None:
+    """Let a request pass, or not. It needs what its route says; None where there is no route.
 
     Raises:
         Unauthorized, Forbidden: see `Guard.check`.
         BadRequest, UnsupportedMediaType: its form is ambiguous, or is one that a page of another site could send.
     """
-    guard.check(method, path, authorization=headers.get("authorization"), host=headers.get("host"), origin=headers.get("origin"))
+    guard.check(
+        method,
+        needs,
+        authorization=headers.get("authorization"),
+        host=headers.get("host"),
+        origin=headers.get("origin"),
+    )
     if headers.get("content-length") is not None and headers.get("transfer-encoding") is not None:
         raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
     if (headers.get("content-encoding") or "identity").lower() != "identity":

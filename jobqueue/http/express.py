@@ -24,10 +24,16 @@ from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES, contained, linger, send_all
 from jobqueue.http.plain import Request
 from jobqueue.http.reactor import Reactor
+from jobqueue.http.routes import Access
 from jobqueue.http.submit import Submitting, committed, submit
+from jobqueue.tokens import Token
 
 BODY_PATIENCE = 1.0
 """Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
+
+
+NEEDS: dict[str, Access] = {"/submit": "submit", "/health": "health"}
+"""What the requests of the lane need, by their path, as their routes say."""
 
 
 class Lane:
@@ -36,11 +42,14 @@ class Lane:
     Args:
         node: takes the jobs.
         guard: decides who may ask.
+
+    Attributes:
+        guard: as given.
     """
 
     def __init__(self, node: Submitting, guard: Guard) -> None:
         self._node = node
-        self._guard = guard
+        self.guard = guard
         self.reactor = Reactor()
         self.run = self.reactor.run
 
@@ -48,10 +57,18 @@ class Lane:
         """Take a connection that was accepted."""
         return ExpressConnection(self, stream)
 
+    def recognise(self, received: bytes) -> Request | None:
+        """Read the head of a request if it is one for the lane."""
+        request = plain.recognise(received)
+        # What a page of another origin may read of an answer is said in headers that the lane does not know.
+        if request is not None and self.guard.origins and "origin" in request.headers:
+            return None
+        return request
+
     def lets_in(self, request: Request) -> bool:
         """Tell whether a request may come in, before its body has: one that may not is hypercorn's to refuse."""
         try:
-            door.check(self._guard, request.method, request.path, request.headers)
+            self._check(request)
         except HTTPException:
             return False
         return True
@@ -59,7 +76,7 @@ class Lane:
     async def answer(self, request: Request, body: bytes) -> Answer:
         """Do what a plain request asks for."""
         try:
-            door.check(self._guard, request.method, request.path, request.headers)
+            self._check(request)
             if request.path == "/health":
                 return json_answer({"status": "ok"})
             headers = request.headers
@@ -81,6 +98,9 @@ class Lane:
             self._node.begin(submitted.jobs, told)
         except Exception as error:  # noqa: BLE001 - as above
             answered(problems.answer(error))
+
+    def _check(self, request: Request) -> None:
+        door.check(self.guard, request.method, NEEDS[request.path], request.headers)
 
 
 def _trace(headers: Mapping[str, str]) -> Mapping[str, str] | None:
@@ -114,6 +134,7 @@ class ExpressConnection:
         self._head = b""
         self._request: Request | None = None
         self._let_in = False
+        self._known_tokens: tuple[Token, ...] = ()
 
     async def run(self) -> bytes | None:
         """Answer plain requests. Return the bytes of one that is not, or None when the connection is over."""
@@ -244,8 +265,10 @@ class ExpressConnection:
 
     def _recognise(self, received: bytes) -> Request | None:
         # A client says the same again and again, but for the body.
-        if not (self._request and received.startswith(self._head)):
-            self._request = plain.recognise(received)
+        tokens = self._lane.guard.tokens  # others mean that another look is due at who asks
+        if not (self._request and received.startswith(self._head) and tokens is self._known_tokens):
+            self._known_tokens = tokens
+            self._request = self._lane.recognise(received)
             self._head = received[: self._request.body_begins] if self._request else b""
             self._let_in = self._request is not None and self._lane.lets_in(self._request)
         return self._request

@@ -24,6 +24,9 @@ MAX_CHANGE_BYTES = 4 << 10
 MAX_FILTER_BYTES = 16 << 10
 """The largest body that holds a filter."""
 
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for a TLS handshake, from connecting to its end."""
+
 HEADERS_TIMEOUT = 10.0
 """Seconds from the first byte of a request, or from connecting, until its headers are complete."""
 

@@ -49,12 +49,13 @@ def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.S
 
 
 @contextmanager
-def reserved(host: str, port: int) -> Iterator[tuple[int, list[str]]]:
+def reserved(host: str, port: int, scheme: str = "http") -> Iterator[tuple[int, list[str]]]:
     """Keep a port that nobody listens on for our own processes, which listen there with `open_listeners(..., shared=True)`.
 
     Args:
         host: an address, or a name, which may have several.
         port: from 0 to 65535; 0 takes a free one.
+        scheme: of the URLs.
 
     Returns:
         A context; its value is the port, and the URLs that will be served there.
@@ -64,7 +65,7 @@ def reserved(host: str, port: int) -> Iterator[tuple[int, list[str]]]:
     """
     listeners = open_listeners(host, port)  # only an unshared socket is refused beside shared ones
     found = [(listener.socket.family, listener.socket.getsockname()) for listener in listeners]
-    served = urls(listeners)
+    served = urls(listeners, scheme)
     for listener in listeners:
         listener.socket.close()
     port = found[0][1][1]
@@ -79,11 +80,12 @@ def reserved(host: str, port: int) -> Iterator[tuple[int, list[str]]]:
         yield port, served
 
 
-def urls(listeners: list[trio.SocketListener]) -> list[str]:
+def urls(listeners: list[trio.SocketListener], scheme: str = "http") -> list[str]:
     """Return the URL of each listener."""
     names = [(listener.socket.family, listener.socket.getsockname()) for listener in listeners]
     return [
-        f"http://[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"http://{name[0]}:{name[1]}" for family, name in names
+        f"{scheme}://[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"{scheme}://{name[0]}:{name[1]}"
+        for family, name in names
     ]
 
 

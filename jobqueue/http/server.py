@@ -6,6 +6,8 @@ itself.
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -28,6 +30,7 @@ async def run(
     *,
     stopping: trio.Event,
     drain_timeout: float,
+    tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until told to stop, then let the requests in flight be answered, and return.
@@ -39,6 +42,7 @@ async def run(
         lane: takes each connection first.
         stopping: set it to stop. Nothing is accepted from then on, and connections without a request are closed.
         drain_timeout: seconds for the requests in flight after that; then they are cancelled.
+        tls: what to encrypt the next connection with, asked for each; None for plain HTTP. The lane does not take part in TLS.
     """
     config = configuration()
     context = WorkerContext(max_requests=None)
@@ -49,8 +53,9 @@ async def run(
 
     async def serve(stream: trio.SocketStream) -> None:
         try:
-            received = await attend(lane.connection(stream))
-            if received is not None:
+            if (encryption := tls()) is not None:
+                await attend(Connection(wrapped, config, context, stream, b"", tls=encryption))
+            elif (received := await attend(lane.connection(stream))) is not None:
                 await attend(Connection(wrapped, config, context, stream, received))
         finally:
             slots.release()

@@ -89,13 +89,13 @@ async def ended(node: Watchable, job_id: str, seconds: float) -> dict[str, Any] 
         return await node.job(job_id) or watch.kept
 
 
-async def events(node: Watchable, job_id: str, prolong: Callable[[], None]) -> AsyncIterator[bytes]:
-    """Tell what becomes of a job, from its state now to its end; break off when the node stops or the database is away.
+async def events(node: Watchable, job_id: str, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Tell what becomes of a job, from its state now to its end; break off when the node stops, or the database is away.
 
     Args:
         node: where it is watched.
         job_id: a job that exists.
-        prolong: called before each piece; the connection's patience begins anew with it.
+        go_on: called before each piece; the connection's patience begins anew with it, or it says that this is to be the end.
     """
     number = 0
     seen: View | None = None
@@ -105,7 +105,8 @@ async def events(node: Watchable, job_id: str, prolong: Callable[[], None]) -> A
             if view is not None:
                 for name, data in _news(seen, view):
                     number += 1
-                    prolong()
+                    if not go_on():
+                        return
                     yield _event(name, str(number), data)
                 seen = view
                 if view.state not in UNFINISHED:
@@ -113,11 +114,12 @@ async def events(node: Watchable, job_id: str, prolong: Callable[[], None]) -> A
                         job = await node.job(job_id) or watch.kept
                     except Unavailable:
                         return
-                    prolong()
-                    yield _event("end", LAST_ID, job or {"id": job_id, "state": "gone"})
+                    if go_on():
+                        yield _event("end", LAST_ID, job or {"id": job_id, "state": "gone"})
                     return
             if not await watch.wait(KEEP_ALIVE):
-                prolong()
+                if not go_on():
+                    return
                 yield b": still here\n\n"
 
 

@@ -1,0 +1,115 @@
+"""Ask for every route and method with every kind of token, and show what came: ``python -m tests.route_walk``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+
+import httpx
+from werkzeug.exceptions import HTTPException
+
+from jobqueue.http import api
+from jobqueue.http.auth import Guard
+from jobqueue.tokens import ROLES
+from tests import postgres
+from tests.conftest import Service
+
+SECRETS = {"no token": None, "unknown": "walk-stranger", **{role: f"walk-{role}" for role in ROLES}}
+"""Whom the walk asks as, and with which secret."""
+
+ENTRIES = " ".join(f"{role}:{SECRETS[role]}" for role in ROLES)
+"""The tokens of the service to walk through."""
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
+
+UNKNOWN_PATHS = ("/", "/nowhere", "/health/", "//health", "/submit/", "/jobs/1/2/3", "/%2e%2e/metrics", "/metrics%2f")
+
+UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
+
+
+class Step(NamedTuple):
+    """One request by everybody: the path as the table has it, the route that is asked for, and the answers by who asked."""
+
+    method: str
+    path: str
+    route: str | None
+    answers: dict[str, httpx.Response]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        return {who: answer.status_code for who, answer in self.answers.items()}
+
+
+def may(role: str, step: Step) -> bool:
+    """Whether a role may ask for this, as the README has it."""
+    looks = step.method in ("GET", "HEAD")
+    method, _, path = (step.route or " ").partition(" ")
+    if role == "admin" or path in ("", "/health", "/health/ready"):
+        return True
+    if role == "read":
+        return looks
+    return (looks and re.fullmatch(r"/jobs/{\w+}(/events)?", path) is not None) or (method, path) == ("POST", "/submit")
+
+
+def walk(url: str) -> Iterator[Step]:
+    """Ask for everything of a service that has the tokens of `ENTRIES`, and no jobs."""
+    node = cast("Any", None)
+    paths = sorted({route.path for route in api.table(node)})
+    map_ = api.build(node, Guard()).url_map.bind("localhost")
+    # Each on a connection of its own: one that a refused body is still coming in on is closed.
+    with httpx.Client(base_url=url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        for path in [*paths, *UNKNOWN_PATHS]:
+            target = re.sub(r"{(\w+)}", lambda found: "walk" if found[1] == "name" else UNKNOWN_ID, path)
+            for method in METHODS:
+                route = None
+                if path not in UNKNOWN_PATHS and method != "OPTIONS":
+                    with suppress(HTTPException):
+                        route = str(map_.match(target, method)[0])
+                body: dict[str, Any] = {"json": {}} if method in ("POST", "PUT", "PATCH", "DELETE") else {}
+                answers = {
+                    who: client.request(method, target, headers={"Authorization": f"Bearer {secret}"} if secret else {}, **body)
+                    for who, secret in SECRETS.items()
+                }
+                yield Step(method, path, route, answers)
+
+
+def table(steps: Iterable[Step]) -> str:
+    """Show what came: each route, and what is none by what was wrong with it."""
+    rows: dict[str, dict[str, set[int]]] = {}
+    for step in steps:
+        if step.route is not None:
+            if not step.route.endswith(f" {step.path}"):
+                continue  # a name may hold slashes: it has a row of its own
+            name = f"{step.method:8}{step.path}"
+        elif step.method == "OPTIONS" and step.path not in UNKNOWN_PATHS:
+            name = "OPTIONS of these"
+        else:
+            name = "a path that there is not" if step.path in UNKNOWN_PATHS else "a method that its path has not"
+        row = rows.setdefault(name, {who: set() for who in SECRETS})
+        for who, status in step.statuses.items():
+            row[who].add(status)
+    lines = [f"{'':34}" + "".join(f"{who:>10}" for who in SECRETS)]
+    for name, row in sorted(rows.items(), key=lambda named: "/" not in named[0]):
+        lines.append(f"{name:34}" + "".join(f"{' '.join(map(str, sorted(found))):>10}" for found in row.values()))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Walk through a service of our own and print the table."""
+    with (
+        postgres.directory() as directory,
+        postgres.server(None, directory / "data") as url,
+        postgres.database(url) as database_url,
+    ):
+        arguments = ["examples.quickstart", "--port", "0", "--database-url", database_url]
+        service = Service(arguments, {"JOBQUEUE_TOKENS": ENTRIES})
+        try:
+            print(table(walk(service.url)))  # noqa: T201
+        finally:
+            service.kill()
+
+
+if __name__ == "__main__":
+    main()
