@@ -571,6 +571,13 @@ def test_a_trace_goes_over_http_into_every_attempt(way: str, service_with_spans:
     assert [event["attributes"]["exception.type"] for event in attempts[0]["events"]] == ["ValueError"]
 
 
+def test_a_client_sends_the_trace_that_it_is_in(service_with_spans: Traced) -> None:
+    traced = service_with_spans
+    with jobqueue.SyncClient(traced.url) as client, traced.tracer.start_as_current_span("submit") as span:
+        job_id = client.submit("async")
+    assert all(is_child(attempt, span.get_span_context()) for attempt in traced.of(job_id, 2))
+
+
 def test_two_traceparents_are_none(service_with_spans: Traced) -> None:
     answer = httpx.post(
         f"{service_with_spans.url}/submit", json={"kind": "thread"}, headers=[("traceparent", PARENT), ("traceparent", PARENT)]

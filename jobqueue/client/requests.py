@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from jobqueue import tracing
 from jobqueue.client.errors import JobNotFound, NotFound, RequestRefused
 from jobqueue.client.wires import Wire
 
@@ -29,7 +30,7 @@ def build(
     params: Mapping[str, Any] | None = None,
     seconds: float = ANSWER_SECONDS,
 ) -> httpx.Request:
-    """Make a request.
+    """Make a request; where a span of OpenTelemetry is current, it carries its trace.
 
     Args:
         wire: that it will be sent on.
@@ -37,7 +38,7 @@ def build(
         params: the query; a parameter that is None is left out.
         seconds: for connecting, for each piece of the body, and for each of the answer.
     """
-    headers = {} if content is None else {"Content-Type": content_type}
+    headers = tracing.current_headers() | ({} if content is None else {"Content-Type": content_type})
     query = {name: _text(value) for name, value in (params or {}).items() if value is not None}
     return wire.http.build_request(method, path, content=content, headers=headers, params=query or None, timeout=seconds)
 
