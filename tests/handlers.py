@@ -58,7 +58,7 @@ async def flaky(job: jobqueue.Job) -> None:
         raise RuntimeError("not yet")
 
 
-@app.handler("fail-slowly", backoff=jobqueue.Backoff(base=3, cap=3, jitter=0))
+@app.handler("fail-slowly", backoff=jobqueue.Backoff(base=12, cap=12, jitter=0))
 async def fail_slowly(job: jobqueue.Job) -> None:
     effect(job, "ran")
     if job.attempt == 1:

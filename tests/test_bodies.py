@@ -24,6 +24,7 @@ from jobqueue.job import (
     MAX_PRIORITY,
     MAX_RETRIES,
     MAX_TIMEOUT,
+    NewJob,
     Submission,
 )
 
@@ -263,7 +264,7 @@ def outcome(content_type: str, body: bytes) -> Any:
 def stored(document: bytes) -> Any:
     payload = msgspec.json.decode(document, type=dict[str, msgspec.Raw])["payload"]
     fields = {name: value for name, value in msgspec.json.decode(document).items() if name not in {"id", "payload"}}
-    return bytes(payload), msgspec.convert(fields, Submission)
+    return bytes(payload), msgspec.convert(fields, NewJob)
 
 
 names = st.sampled_from([*Submission.__struct_fields__, "maxRetries", "runAt", "id", "\\u006bind", "a:b", "\\u003a", "ü"])

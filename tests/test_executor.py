@@ -103,7 +103,7 @@ class Node:
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with trio_parallel.open_worker_context(grace_period=1.0) as processes:
+    async with trio_parallel.open_worker_context(grace_period=10) as processes:
         yield Node(processes)
 
 

@@ -105,9 +105,9 @@ def test_a_retry_that_is_due_after_the_deadline_dies_at_the_deadline_with_its_er
     start: Start, client: httpx.Client, database: Database
 ) -> None:
     node = start("--poll-interval", "0.2")
-    job_id = submit(client, node, {"kind": "fail-slowly", "expires_in": 1})
+    job_id = submit(client, node, {"kind": "fail-slowly", "expires_in": 6})
     wait_for(lambda: database.states() == {"scheduled": 1}, "it waits for its retry")
-    wait_for(lambda: database.states() == {"dead": 1}, "it expires", 10)
+    wait_for(lambda: database.states() == {"dead": 1}, "it expires", 30)
     job = client.get(f"{node.url}/jobs/{job_id}").json()
     assert (job["reason"], job["attempt"]) == ("expired", 1)
     assert [error["error"] for error in job["errors"]] == ["RuntimeError: come back later"]

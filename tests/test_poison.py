@@ -192,7 +192,7 @@ def test_a_job_that_blocks_the_loop_past_the_lease_is_named_and_run_elsewhere(
 ) -> None:
     stuck = start("--visibility-timeout", "2", "--queue", "default=4")
     old = database.value("SELECT id FROM jobqueue.nodes")
-    ids = submit(client, stuck, [{"kind": "sleep", "payload": {"seconds": 1.5}}] * 3)
+    ids = submit(client, stuck, [{"kind": "sleep", "payload": {"seconds": 6}}] * 3)
     wait_for(lambda: len(runs(effects)) == 3, "three run")
     ids += submit(client, stuck, [{"kind": "block", "payload": {"seconds": 12}}])
     wait_for(lambda: len(runs(effects)) == 4, "the loop is blocked")

@@ -51,7 +51,7 @@ async def logs(nursery: trio.Nursery) -> AsyncIterator[list[Any]]:
 async def execute(function: Callable[..., Any], **options: Any) -> None:
     app = App()
     app.handler("test", **options)(function)
-    async with trio_parallel.open_worker_context(grace_period=1.0) as processes:
+    async with trio_parallel.open_worker_context(grace_period=10) as processes:
         executor = Executor(
             app.handlers,
             Metrics(),
