@@ -31,7 +31,6 @@ from jobqueue.tokens import Token
 BODY_PATIENCE = 1.0
 """Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
 
-
 NEEDS: dict[str, Access] = {"/submit": "submit", "/health": "health"}
 """What the requests of the lane need, by their path, as their routes say."""
 
