@@ -86,6 +86,8 @@ Encoded = tuple[Sequence[PlainJob | NewJob], Sequence[bytes]]
 _decode = msgspec.json.Decoder(PlainJob).decode
 _encode = msgspec.json.Encoder().encode
 _nul_or_colon = re.compile(rb"\\u00(?:00|3[aA])")
+_digits_to_zeros = bytes.maketrans(b"-123456789", b"0" * 10)
+_TWENTY = b"0" * 20
 
 
 def plain(texts: Sequence[bytes]) -> Encoded | None:
@@ -97,7 +99,7 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
     text = b"\n".join(texts)
     if len(text) > MAX_PAYLOAD_BYTES or (b"\\" in text and _nul_or_colon.search(text)):
         return None
-    if _may_be_deep(text) and any(map(_may_be_deep, texts)):
+    if may_hold_large_integer(text) or (_may_be_deep(text) and any(map(_may_be_deep, texts))):
         return None
     colons = text.count(b":") + len(texts)
     try:
@@ -113,6 +115,11 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
     document = b"\n".join(encoded)
     # A name that is given again is encoded once, which leaves its colon over: none was spelt as an escape.
     return (jobs, encoded) if len(document) <= MAX_PAYLOAD_BYTES and document.count(b":") == colons else None
+
+
+def may_hold_large_integer(text: bytes) -> bool:
+    """Tell whether there are digits enough, in one place, for an integer beyond 64 bits: nineteen with a sign, or twenty."""
+    return _TWENTY in text.translate(_digits_to_zeros)
 
 
 def _may_be_deep(text: bytes) -> bool:

@@ -16,9 +16,10 @@ import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
-from jobqueue.admission import Admitted, Encoded, admit, plain
+from jobqueue.admission import Admitted, Encoded, admit, may_hold_large_integer, plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
 from jobqueue.fields import MAX_SHOWN_NAME, must_be
+from jobqueue.http import strict
 from jobqueue.http.answers import JSON
 from jobqueue.job import MAX_BATCH_JOBS, MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES, Submission
 
@@ -30,6 +31,9 @@ AT_ONCE = 32
 
 MAX_ARRAY_OBJECTS = 4_000_000
 """The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. NDJSON has no such bound."""
+
+MAX_SPLIT_BYTES = 1 << 20
+"""How far into an array to look for the element that cannot be read; beyond that the error tells the byte at the most."""
 
 MAX_IGNORED_NAMES = 20
 """How many names of ignored fields are given back."""
@@ -158,7 +162,39 @@ def _elements(body: bytes) -> list[bytes]:
         place = re.search(r"\$\[(\d+)\]", str(error))
         raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}") from None
+        raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}", index=_place(body)) from None
+
+
+def _place(body: bytes) -> int | None:
+    """Find the first element of an array that cannot be read; None where it is none of them, or is too far to look for."""
+    for index, element in enumerate(_split(body)):
+        try:
+            _text.decode(element)
+        except (ValueError, RecursionError):
+            return index
+    return None
+
+
+_structure = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+
+
+def _split(array: bytes) -> Iterator[bytes]:
+    """Cut an array at its commas, whatever is between them: so they are its elements up to the first that is none."""
+    begin = depth = 0
+    for token in _structure.finditer(array, 0, MAX_SPLIT_BYTES):
+        mark = token[0]
+        if mark in b"[{":
+            depth += 1
+            begin = token.end() if depth == 1 else begin
+        elif mark in b"]}":
+            depth -= 1
+        if depth == 0 or (depth == 1 and mark == b","):
+            yield array[begin : token.start()]
+            begin = token.end()
+        if depth == 0:
+            return
+    if len(array) <= MAX_SPLIT_BYTES:
+        yield array[begin:]
 
 
 def _jobs(texts: Sequence[bytes], ignored: set[str]) -> Iterator[Submission | Encoded]:
@@ -189,6 +225,7 @@ class _Object(msgspec.Struct):
 
 
 _objects = msgspec.json.Decoder(list[_Object])
+_text = msgspec.json.Decoder(msgspec.Raw)
 _texts = msgspec.json.Decoder(list[msgspec.Raw])
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _whole = msgspec.json.Decoder(Submission)
@@ -217,9 +254,33 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
     if memoryview(payload).nbytes > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(f"the payload is sent with more than {MAX_PAYLOAD_BYTES} bytes of JSON", field="payload")
     try:
-        return _whole.decode(text)
+        submission = _whole.decode(text)
     except (ValueError, RecursionError):
         raise _fault(members) from None
+    if payload and not _is_unambiguous(bytes(payload), submission.payload):
+        _check("payload", payload)
+    return submission
+
+
+def _is_unambiguous(text: bytes, value: object) -> bool:
+    """Tell that no name is given twice in a text, at whatever depth, and that no integer is too large; False when it might be.
+
+    A repeated name is encoded once, which leaves its colon over.
+    """
+    if may_hold_large_integer(text) or b"\\u003" in text:
+        return False
+    try:
+        return msgspec.json.encode(value).count(b":") == text.count(b":")
+    except RecursionError:
+        return False
+
+
+def _check(name: str, text: bytes | msgspec.Raw) -> None:
+    """Read a field's value the strict way."""
+    try:
+        strict.read(bytes(text))
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(f"{_shown(name)} cannot be read: {_malformed(text, error)}", field=_shown(name)) from None
 
 
 def _repeats(text: bytes, members: dict[str, msgspec.Raw]) -> bool:
@@ -247,7 +308,9 @@ def _known(members: dict[str, msgspec.Raw], ignored: set[str]) -> dict[str, msgs
             raise InvalidJob(f"{field} is given twice, in two spellings", field=field)
         if field in _fields:
             known[field] = value
-        elif len(ignored) < MAX_IGNORED_NAMES:
+            continue
+        _check(name, value)
+        if len(ignored) < MAX_IGNORED_NAMES:
             ignored.add(_shown(name))
     return known
 
