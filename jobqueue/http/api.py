@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest
 
 from jobqueue.http import dead_letters, door, jobs, limits, problems, queries, queues, schedules, service, submit
-from jobqueue.http.answers import SECURITY_HEADERS, Answer
+from jobqueue.http.answers import SECURITY_HEADERS, Answer, respond
 from jobqueue.http.auth import Guard
 from jobqueue.http.routes import Route
 
@@ -68,10 +68,7 @@ class _App(QuartTrio):
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] == "http" and not _has_path(scope["path"]):
-            answer = problems.answer(BadRequest("The request target has no path, or is no URL."))
-            headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+            await respond(send, problems.answer(BadRequest("The request target has no path, or is no URL.")))
         else:
             await super().asgi_app(scope, receive, send)
 

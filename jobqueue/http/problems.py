@@ -23,6 +23,7 @@ from jobqueue.errors import (
     Overloaded,
     PayloadTooLarge,
     ShuttingDown,
+    TooManyRequests,
     TooManyWatchers,
     Unavailable,
     UnprocessableJob,
@@ -83,6 +84,9 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
 _ABSENCES: dict[type[BaseException], _Absence] = {
     Unavailable: _Absence("unavailable", "The service cannot do this now", "Send the request again later.", 1),
     Overloaded: _Absence("overloaded", "Too much work waits to be committed", "Nothing was written. Send it again later.", 1),
+    TooManyRequests: _Absence(
+        "too-many-requests", "Too many requests are in flight", "Send the request again later, or to another node.", 1
+    ),
     TooManyWatchers: _Absence(
         "too-many-watchers", "Too many requests wait for jobs", "Ask again later, without waiting, or ask another node.", 5
     ),
