@@ -16,7 +16,7 @@ import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
-from jobqueue.admission import Admitted, Encoded, admit, may_hold_large_integer, plain
+from jobqueue.admission import Admitted, Encoded, Faults, admit, may_hold_large_integer, plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
 from jobqueue.fields import MAX_SHOWN_NAME, must_be
 from jobqueue.http import strict
@@ -30,7 +30,8 @@ AT_ONCE = 32
 """How many jobs of a batch are read together. Few, because one that is not plain sends all of them the careful way."""
 
 MAX_ARRAY_OBJECTS = 4_000_000
-"""The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. NDJSON has no such bound."""
+"""The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. Where elements of any type
+are looked at, the most commas. NDJSON has no such bound."""
 
 MAX_SPLIT_BYTES = 1 << 20
 """How far into an array to look for the element that cannot be read; beyond that the error tells the byte at the most."""
@@ -48,11 +49,13 @@ class Submitted(msgspec.Struct, frozen=True):
         jobs: the jobs, ready for the database.
         many: whether the body was a batch, be it of one job.
         ignored: names of fields that jobs do not have, so that the answer can show a typo: sorted, each once.
+        faults: what is wrong with the jobs of a batch that are not among `jobs`; None where nothing may be.
     """
 
     jobs: Admitted
     many: bool
     ignored: list[str]
+    faults: Faults | None = None
 
 
 def require_json(content_type: str | None) -> str:
@@ -74,11 +77,12 @@ def _media_type(content_type: str | None) -> str | None:
     return media_type.lower() if known else None
 
 
-def parse(content_type: str | None, body: bytes, key: str | None = None) -> Submitted:
+def parse(content_type: str | None, body: bytes, key: str | None = None, *, partial: bool = False) -> Submitted:
     """Read the jobs in a body: one object is one job, an array or lines of JSON are many.
 
     Args:
         key: the ``Idempotency-Key`` header of the request: the same as the field of one job.
+        partial: whether the good jobs of a batch are taken where others are not; what holds for the batch as a whole still does.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -94,15 +98,16 @@ def parse(content_type: str | None, body: bytes, key: str | None = None) -> Subm
     if key is not None:
         jobs = admit([_with_key(key, media_type, body, ignored)], many=False)
         return Submitted(jobs, many=False, ignored=sorted(ignored))
+    faults = Faults() if partial else None
     if media_type in NDJSON:
-        jobs = admit(_jobs(_lines(body), ignored))
+        jobs = admit(_jobs(_lines(body), ignored, faults), faults=faults)
     elif first == b"[":
-        jobs = admit(_jobs(_elements(body), ignored))
+        jobs = admit(_jobs(_elements(body, of_any_type=partial), ignored, faults), faults=faults)
     else:
         return Submitted(admit([plain([body]) or _submission(body, ignored)], many=False), many=False, ignored=sorted(ignored))
-    if not jobs.ids:
+    if not jobs.ids and not (faults and faults.places):
         raise InvalidJob("the batch is empty: send at least one job")
-    return Submitted(jobs, many=True, ignored=sorted(ignored))
+    return Submitted(jobs, many=True, ignored=sorted(ignored), faults=faults)
 
 
 _structured_string = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
@@ -149,15 +154,19 @@ def _lines(body: bytes) -> list[bytes]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _elements(body: bytes) -> list[bytes]:
-    """Cut an array into the texts of its elements, which are objects."""
-    if body.count(b"{") > MAX_ARRAY_OBJECTS:
-        raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} objects in one array: send it in parts, or as {min(NDJSON)}")
+def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
+    """Cut an array into the texts of its elements."""
+    if max(body.count(b"{"), body.count(b",") if of_any_type else 0) > MAX_ARRAY_OBJECTS:
+        what = "commas" if of_any_type else "objects"
+        raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} {what} in one array: send it in parts, or as {min(NDJSON)}")
     try:
         # Elements of any other type end this at the first of them, before they are a list of millions.
-        if len(_objects.decode(body)) > MAX_BATCH_JOBS:
+        if not of_any_type and len(_objects.decode(body)) > MAX_BATCH_JOBS:
             raise _batch_too_large()
-        return list(map(bytes, _texts.decode(body)))
+        elements = _texts.decode(body)
+        if len(elements) > MAX_BATCH_JOBS:
+            raise _batch_too_large()
+        return list(map(bytes, elements))
     except msgspec.ValidationError as error:
         place = re.search(r"\$\[(\d+)\]", str(error))
         raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
@@ -197,7 +206,7 @@ def _split(array: bytes) -> Iterator[bytes]:
         yield array[begin:]
 
 
-def _jobs(texts: Sequence[bytes], ignored: set[str]) -> Iterator[Submission | Encoded]:
+def _jobs(texts: Sequence[bytes], ignored: set[str], faults: Faults | None) -> Iterator[Submission | Encoded]:
     for begin in range(0, len(texts), AT_ONCE):
         some = texts[begin : begin + AT_ONCE]
         if begin + len(some) <= MAX_BATCH_JOBS and (encoded := plain(some)):
@@ -207,10 +216,14 @@ def _jobs(texts: Sequence[bytes], ignored: set[str]) -> Iterator[Submission | En
             if index == MAX_BATCH_JOBS:
                 raise _batch_too_large()
             try:
-                yield _submission(text, ignored)
+                submission = _submission(text, ignored)
             except InvalidJob as error:
-                error.index = index
-                raise
+                if faults is None:
+                    error.index = index
+                    raise
+                faults.add(index, error)
+            else:
+                yield submission
 
 
 def _batch_too_large() -> BatchTooLarge:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+from typing import Annotated, Protocol
 
+import msgspec
 import trio
 from quart import request
 
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import bodies
+from jobqueue.http import partial as partially
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.routes import Route
 
@@ -40,31 +43,41 @@ class Submitting(Protocol):
         """
 
 
+class SubmitQuery(msgspec.Struct, frozen=True):
+    """How to take a batch."""
+
+    partial: Annotated[bool, msgspec.Meta(description="true, to take the good jobs of a batch without the others, or false")] = (
+        False
+    )
+
+
 def routes(node: Submitting) -> list[Route]:
     """Make the route of a node."""
 
-    async def view() -> Answer:
+    async def view(query: SubmitQuery) -> Answer:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         key = ", ".join(request.headers.getlist("Idempotency-Key")) if "Idempotency-Key" in request.headers else None
-        return await submit(node, request.headers.get("Content-Type"), body, key)
+        return await submit(node, request.headers.get("Content-Type"), body, key, partial=query.partial)
 
-    return [Route(method="POST", path="/submit", needs="submit", summary="Submit a job, or many", view=view)]
+    summary = "Submit a job, or many"
+    return [Route(method="POST", path="/submit", needs="submit", summary=summary, view=view, query=SubmitQuery)]
 
 
-async def submit(node: Submitting, content_type: str | None, body: bytes, key: str | None) -> Answer:
+async def submit(node: Submitting, content_type: str | None, body: bytes, key: str | None, *, partial: bool = False) -> Answer:
     """Commit what a body holds, and answer with the ids.
 
     Args:
         key: the request's ``Idempotency-Key``, as it was sent.
+        partial: whether to take the good jobs of a batch without the others.
 
     Raises:
         InvalidJob, UnsupportedMediaType: see `bodies.parse`.
         Exception: what the node raises.
     """
-    if len(body) < PARSE_IN_THREAD_BYTES:
-        submitted = bodies.parse(content_type, body, key)
-    else:
-        submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, key, limiter=_parsing)
+    parse = functools.partial(bodies.parse, content_type, body, key, partial=partial)
+    submitted = parse() if len(body) < PARSE_IN_THREAD_BYTES else await trio.to_thread.run_sync(parse, limiter=_parsing)
+    if submitted.faults is not None:
+        return await partially.submit(node.submit, submitted, submitted.faults)
     return committed(submitted, await node.submit(submitted.jobs))
 
 
