@@ -610,6 +610,29 @@ async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pyt
 
 
 @both_lanes
+@pytest.mark.parametrize("whole", [True, False])
+async def test_headers_up_to_their_bound(whole: bool) -> None:
+    async with serving() as served:
+        for target in (b"/health", b"/queues", b"/queues?%s" % (b"&" * 5_000)):
+            for beyond in (0, 1):
+                head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: \r\n\r\n" % target
+                filled = head.replace(b"X: ", b"X: " + b"y" * (limits.MAX_HEADER_BYTES + beyond - len(head)))
+                async with await served.connect() as stream:
+                    for piece in [filled] if whole else [filled[:9_000], filled[9_000:]]:
+                        await stream.send_all(piece)
+                        await trio.testing.wait_all_tasks_blocked()
+                    assert status_of(await read_all(stream)) == (431 if beyond else 200)
+        lane_head = (
+            b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX: \r\n\r\n"
+        )
+        for beyond in (0, 1):
+            filled = lane_head.replace(b"X: ", b"X: " + b"y" * (limits.MAX_HEADER_BYTES + beyond - len(lane_head)))
+            async with await served.connect() as stream:
+                await stream.send_all(filled + b"{}")
+                assert status_of(await read_until(stream, b"}")) == (431 if beyond else 201)
+
+
+@both_lanes
 async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_TIMEOUT", 0.2)
     async with serving() as served:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 from urllib.parse import quote
 
 import msgspec
@@ -262,22 +261,17 @@ def draw_cases(number: int, start: int, live_ids: tuple[str, ...]) -> list[Case]
     """Take all that is broken, as it is, and draw the others of so many cases: the same ones for the same `start` and ids."""
     drawn = [Case(kind, [content]) for kind, contents in BROKEN.items() for content in contents.values()]
 
+    @seed(start)
+    @settings(
+        max_examples=max(1, number - len(drawn)),
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(live_ids))
     def take(case: Case) -> None:
         drawn.append(case)
 
-    decorators: list[Callable[[Any], Any]] = [
-        given(cases(live_ids)),
-        settings(
-            max_examples=max(1, number - len(drawn)),
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-        seed(start),
-    ]
-    run: Any = take
-    for decorate in decorators:
-        run = decorate(run)
-    run()
+    take()
     return drawn[:number]

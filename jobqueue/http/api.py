@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
 from quart import Response, after_this_request, request
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, RequestHeaderFieldsTooLarge
 
 from jobqueue.http import dead_letters, door, jobs, limits, problems, queries, queues, schedules, service, submit
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, respond
@@ -54,6 +54,8 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     async def refuse_at_the_door() -> None:
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
+        if _head_bytes(cast(HTTPScope, request.scope)) > limits.MAX_HEADER_BYTES:
+            raise RequestHeaderFieldsTooLarge(f"A request line with its headers may have {limits.MAX_HEADER_BYTES} bytes.")
         door.check(guard, request.method, request.path, request.headers)
 
     app.before_request(refuse_at_the_door)
@@ -80,6 +82,13 @@ def _has_path(target: str) -> bool:
     except ValueError:
         return False
     return bool(target)
+
+
+def _head_bytes(scope: HTTPScope) -> int:
+    """How long the head of a request is in HTTP/1.1: hypercorn's own bound is for heads that come in pieces."""
+    target = len(scope["raw_path"]) + len(scope["query_string"]) + bool(scope["query_string"])
+    fields = sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
+    return len(scope["method"]) + target + len("  HTTP/1.1\r\n\r\n") + fields
 
 
 def _view(route: Route) -> Callable[..., Awaitable[Response]]:
