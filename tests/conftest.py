@@ -80,13 +80,15 @@ def any_database_url(request: pytest.FixtureRequest, servers: ServerPool) -> Ite
 ROOT = Path(__file__).parent.parent
 
 
-def run_module(module: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` to its end, in the project's root."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         check=False,

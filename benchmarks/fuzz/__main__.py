@@ -32,7 +32,7 @@ from jobqueue.http import limits
 CLIENTS = 32
 """Connections at a time."""
 
-WARM_UP = 400
+WARM_UP = 150
 """Cases before the first look: what is made once is made by then."""
 
 SETTLING = 20.0

@@ -89,6 +89,8 @@ HEADS = {
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "two hosts": get(b"/health", b"Host: evil.example"),
     "a foreign host": b"GET /queues HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    "a host of a long part": b"GET /queues HTTP/1.1\r\nHost: " + b"x" * 64 + b"\r\n\r\n",
+    "a host of empty parts": b"GET /queues HTTP/1.1\r\nHost: a..b\r\n\r\n",
     "an odd host": b"GET /queues HTTP/1.1\r\nHost: [::1\r\n\r\n",
     "a host with a port of words": b"GET /queues HTTP/1.1\r\nHost: localhost:http\r\n\r\n",
     "a folded header": get(b"/health", b"X: a", b" b"),

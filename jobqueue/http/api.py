@@ -66,11 +66,13 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
 
 class _App(QuartTrio):
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Keep from Quart what it would fail on or let pass: targets without a path, such as ``?x``, and WebSockets."""
+        """Keep from Quart what it would fail on or let pass: targets without a path, hosts that are none, and WebSockets."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] == "http" and not _has_path(scope["path"]):
             await respond(send, problems.answer(BadRequest("The request target has no path, or is no URL.")))
+        elif scope["type"] == "http" and not all(_is_host(value) for name, value in scope["headers"] if name == b"host"):
+            await respond(send, problems.answer(BadRequest("The Host header is no host.")))
         else:
             await super().asgi_app(scope, receive, send)
 
@@ -82,6 +84,15 @@ def _has_path(target: str) -> bool:
     except ValueError:
         return False
     return bool(target)
+
+
+def _is_host(header: bytes) -> bool:
+    """Tell whether Quart can make a URL of a host: it fails on a name with a part that is empty, or has more than 63 characters."""
+    try:
+        header.decode("latin-1").lower().partition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _head_bytes(scope: HTTPScope) -> int:
