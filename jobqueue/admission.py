@@ -46,6 +46,12 @@ class Admitted(msgspec.Struct, frozen=True):
         """The kinds among them."""
         return {kind for _, kind in self.counts}
 
+    def part(self, begin: int, end: int) -> Admitted:
+        """Return some of the jobs, by their places, as a submission of their own."""
+        some = self.documents[begin:end]
+        jobs = admit([([_new_job.decode(document) for document in some], some)])
+        return msgspec.structs.replace(jobs, keyed=self.keyed, blocked=self.blocked)
+
     @property
     def weight(self) -> int:
         """How many small jobs they count for together, see `documents.weight`."""
@@ -64,6 +70,32 @@ class Receipt(NamedTuple):
 
     ids: list[str]
     existing: list[int]
+
+
+MAX_FAULTS = 100
+"""How many of the faults of a batch are kept in words; of the others only their places."""
+
+
+class Faults:
+    """What is wrong with jobs of a batch of which the good ones are to be taken.
+
+    Attributes:
+        places: the positions, from 0, of all of them.
+        errors: the first of them, by the order in which they were found; each has its position as its `index`.
+    """
+
+    def __init__(self) -> None:
+        self.places: set[int] = set()
+        self.errors: list[InvalidJob] = []
+
+    def add(self, place: int, error: InvalidJob) -> None:
+        """Note what is wrong with the job at a position."""
+        self.places.add(place)
+        if len(self.errors) < MAX_FAULTS:
+            # What it came through holds the job's text, and whatever else was at hand there.
+            error.__traceback__ = error.__context__ = None
+            error.index = place
+            self.errors.append(error)
 
 
 class PlainJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -85,7 +117,10 @@ Encoded = tuple[Sequence[PlainJob | NewJob], Sequence[bytes]]
 
 _decode = msgspec.json.Decoder(PlainJob).decode
 _encode = msgspec.json.Encoder().encode
+_new_job = msgspec.json.Decoder(NewJob)
 _nul_or_colon = re.compile(rb"\\u00(?:00|3[aA])")
+_digits_to_zeros = bytes.maketrans(b"-123456789", b"0" * 10)
+_TWENTY = b"0" * 20
 
 
 def plain(texts: Sequence[bytes]) -> Encoded | None:
@@ -97,7 +132,7 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
     text = b"\n".join(texts)
     if len(text) > MAX_PAYLOAD_BYTES or (b"\\" in text and _nul_or_colon.search(text)):
         return None
-    if _may_be_deep(text) and any(map(_may_be_deep, texts)):
+    if may_hold_large_integer(text) or (_may_be_deep(text) and any(map(_may_be_deep, texts))):
         return None
     colons = text.count(b":") + len(texts)
     try:
@@ -115,12 +150,23 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
     return (jobs, encoded) if len(document) <= MAX_PAYLOAD_BYTES and document.count(b":") == colons else None
 
 
+def may_hold_large_integer(text: bytes) -> bool:
+    """Tell whether there are digits enough, in one place, for an integer beyond 64 bits: nineteen with a sign, or twenty."""
+    return _TWENTY in text.translate(_digits_to_zeros)
+
+
 def _may_be_deep(text: bytes) -> bool:
     """Tell whether there are enough brackets for more levels than are allowed. Each level has two."""
     return len(text) > 2 * documents.MAX_DEPTH and text.count(b"[") + text.count(b"{") > documents.MAX_DEPTH
 
 
-def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True, trace: Mapping[str, str] | None = None) -> Admitted:
+def admit(
+    jobs: Iterable[Submission | Encoded],
+    *,
+    many: bool = True,
+    trace: Mapping[str, str] | None = None,
+    faults: Faults | None = None,
+) -> Admitted:
     """Give each submission an id and encode it for the database, unless that is done already.
 
     The jobs are taken one by one, so that a batch is never held decoded as a whole.
@@ -129,6 +175,8 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True, trace: Map
         jobs: submissions whose fields are of the right type and within their ranges, and jobs that were found to be plain.
         many: whether they are a batch, so that an error names the position of the job at fault.
         trace: of the request, for jobs that have none of their own, see `jobqueue.tracing`.
+        faults: where to put the errors of single jobs, which are left out then, in place of raising them. It may hold those of jobs
+            that were left out before, up to the one that is at hand.
 
     Raises:
         InvalidJob: `run_at` and `delay` exclude each other.
@@ -150,8 +198,11 @@ def admit(jobs: Iterable[Submission | Encoded], *, many: bool = True, trace: Map
                 some, their_documents = _carefully(given, trace)
                 keyed = keyed or bool(given.idempotency_key or given.unique_key or given.unique)
         except InvalidJob as error:
-            error.index = len(ids) if many else None
-            raise
+            if faults is None:
+                error.index = len(ids) if many else None
+                raise
+            faults.add(len(ids) + len(faults.places), error)
+            continue
         encoded += their_documents
         for job in some:
             ids.append(job.id)

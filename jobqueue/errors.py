@@ -75,6 +75,10 @@ class Overloaded(Unavailable):
     """More work waits to be committed than the bound allows."""
 
 
+class TooManyRequests(Unavailable):
+    """More requests are in flight than the bound allows."""
+
+
 class TooManyWatchers(Unavailable):
     """More requests wait for jobs than the bound allows."""
 

@@ -13,13 +13,11 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def configure(level: str, stream: TextIO = sys.stderr) -> None:
     """Send all log lines from this level on to the stream, which decides their form."""
-    # Both show the values of variables in a traceback unless told not to, which also takes a second for each.
     form: list[Any]
     if stream.isatty():
-        form = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        form = [structlog.dev.ConsoleRenderer()]
     else:
-        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        form = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+        form = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

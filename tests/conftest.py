@@ -12,7 +12,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import structlog
 
 from jobqueue.testing.process import ServiceProcess
 from tests import postgres
@@ -26,10 +25,6 @@ for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split
 
 SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
 """Whether the tests with thousands of clients have all of them, and the limits of the real service; otherwise some, and shorter."""
-
-
-# What a test logs in its own process is shown where it fails; with the values of all variables it would take seconds to write.
-structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
 
 
 class ServerPool:
@@ -85,13 +80,15 @@ def any_database_url(request: pytest.FixtureRequest, servers: ServerPool) -> Ite
 ROOT = Path(__file__).parent.parent
 
 
-def run_module(module: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` to its end, in the project's root."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         check=False,

@@ -24,6 +24,8 @@ from jobqueue.job import (
     MAX_PRIORITY,
     MAX_RETRIES,
     MAX_TIMEOUT,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
     NewJob,
     Submission,
 )
@@ -205,6 +207,12 @@ def test_hostile_lines_say_which(line: bytes) -> None:
         ),
         ("kind", ['"x"', f'"{"ü" * MAX_NAME_LENGTH}"'], ['""', f'"{"x" * (MAX_NAME_LENGTH + 1)}"', "5", "null"]),
         ("queue", ['"x"', f'"{"x" * MAX_NAME_LENGTH}"'], ['""', f'"{"x" * (MAX_NAME_LENGTH + 1)}"', "[]", "null"]),
+        ("group", ['"x"', f'"{"x" * MAX_NAME_LENGTH}"', "null"], ['""', f'"{"x" * (MAX_NAME_LENGTH + 1)}"', "1"]),
+        ("weight", [str(MIN_WEIGHT), str(MAX_WEIGHT), "null"], [str(MIN_WEIGHT * 0.99), str(MAX_WEIGHT + 1), "0", "-1", '"1"']),
+        ("concurrency_key", ['"x"', f'"{"x" * MAX_NAME_LENGTH}"', "null"], ['""', f'"{"x" * (MAX_NAME_LENGTH + 1)}"', "{}"]),
+        ("expires_in", ["0", str(MAX_DELAY), "null"], ["-1", str(MAX_DELAY + 1), '"1"']),
+        ("expires_at", ['"2030-01-31T08:00:00Z"', "null"], ['"2030-01-31T08:00:00"', "1900000000", '"soon"']),
+        ("unique", ["true", "false", "null"], ["1", '"true"', "[]"]),
     ],
 )
 def test_every_field_from_both_sides(field: str, good: list[str], bad: list[str]) -> None:

@@ -16,11 +16,14 @@ import httpx
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
+from werkzeug.datastructures import MultiDict
 
 from jobqueue.engine import watching
 from jobqueue.engine.watching import Watcher
-from jobqueue.errors import TooManyWatchers
+from jobqueue.errors import InvalidQuery, TooManyWatchers
+from jobqueue.http import queries
 from jobqueue.http import watch as http_watch
+from jobqueue.http.jobs import WaitQuery
 from jobqueue.storage.store import Glance
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
@@ -213,6 +216,13 @@ def test_a_long_poll_is_answered_when_the_job_has_ended(bench: Bench, elsewhere:
     assert time.monotonic() - began < 2, "it has ended"
 
 
+def test_a_wait_up_to_its_bound() -> None:
+    assert queries.read(MultiDict({"wait": f"{http_watch.MAX_WAIT}"}), WaitQuery).wait == http_watch.MAX_WAIT
+    with pytest.raises(InvalidQuery, match="wait must be a number of seconds from 0 to 60") as refused:
+        queries.read(MultiDict({"wait": f"{http_watch.MAX_WAIT + 0.1}"}), WaitQuery)
+    assert refused.value.field == "wait"
+
+
 def test_a_long_poll_is_answered_with_the_state_of_now_when_its_time_is_up(bench: Bench) -> None:
     node = bench.start()
     job_id = submit(node, "sleep")
@@ -223,6 +233,7 @@ def test_a_long_poll_is_answered_with_the_state_of_now_when_its_time_is_up(bench
     for wrong in ("61", "-1", "soon", "nan", "inf"):
         refused = httpx.get(f"{node.url}/jobs/{job_id}", params={"wait": wrong}, timeout=20)
         assert (refused.status_code, refused.json()["detail"]) == (400, "wait must be a number of seconds from 0 to 60")
+    assert httpx.get(f"{node.url}/jobs/{job_id}?wait=", timeout=20).status_code == 200
 
 
 # -------------------------------------------------------------------------------------------------------------------- the watcher

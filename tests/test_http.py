@@ -602,6 +602,10 @@ async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"GET /metrics?%ff=%00&&= HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
         (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
         (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (b"x" * 63), 403),
+        (b"GET /metrics HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (b"x" * 64), 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: a..b\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: .\r\nConnection: close\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (17 << 10), 431),
@@ -640,6 +644,29 @@ async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pyt
         assert status_of(await served.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n")) == 413
         await served.http.aclose()
         await eventually(lambda: open_files() <= before)
+
+
+@both_lanes
+@pytest.mark.parametrize("whole", [True, False])
+async def test_headers_up_to_their_bound(whole: bool) -> None:
+    async with serving() as served:
+        for target in (b"/health", b"/queues", b"/queues?%s" % (b"&" * 5_000)):
+            for beyond in (0, 1):
+                head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: \r\n\r\n" % target
+                filled = head.replace(b"X: ", b"X: " + b"y" * (limits.MAX_HEADER_BYTES + beyond - len(head)))
+                async with await served.connect() as stream:
+                    for piece in [filled] if whole else [filled[:9_000], filled[9_000:]]:
+                        await stream.send_all(piece)
+                        await trio.testing.wait_all_tasks_blocked()
+                    assert status_of(await read_all(stream)) == (431 if beyond else 200)
+        lane_head = (
+            b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX: \r\n\r\n"
+        )
+        for beyond in (0, 1):
+            filled = lane_head.replace(b"X: ", b"X: " + b"y" * (limits.MAX_HEADER_BYTES + beyond - len(lane_head)))
+            async with await served.connect() as stream:
+                await stream.send_all(filled + b"{}")
+                assert status_of(await read_until(stream, b"}")) == (431 if beyond else 201)
 
 
 @both_lanes

@@ -25,6 +25,9 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 40.0
 """Seconds from SIGTERM to the end of a node; it promises 25."""
 
+SAID = 4_000
+"""Characters of a node's log in an error."""
+
 
 class Node:
     """A node that serves while the context lasts, and is ended by SIGTERM.
@@ -82,11 +85,17 @@ class Node:
         finally:
             self._kill()
         if code != 0 and error is None:
-            raise RuntimeError(f"the node ended with {code}:\n{self._said()}")
+            raise RuntimeError(f"the node ended with {code}:\n{self.log[-SAID:]}")
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far: warnings and worse, unless `options` say otherwise."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def usage(self) -> Usage:
         """What its process has used, with those of its CPU-bound handlers."""
@@ -103,11 +112,7 @@ class Node:
                 return
             if time.monotonic() > deadline:
                 break
-        raise RuntimeError(f"the node did not start:\n{self._said()}")
-
-    def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-4000:]
+        raise RuntimeError(f"the node did not start:\n{self.log[-SAID:]}")
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
+from hypercorn.typing import ASGISendCallable
 
 JSON = "application/json"
 
@@ -23,3 +24,10 @@ class Answer(NamedTuple):
 def json_answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """Answer with a value as JSON."""
     return Answer(status, {**(headers or {}), "Content-Type": JSON}, msgspec.json.encode(value))
+
+
+async def respond(send: ASGISendCallable, answer: Answer) -> None:
+    """Give an answer to a request that no route has."""
+    headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
 from quart import Response, after_this_request, request
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, RequestHeaderFieldsTooLarge
 
 from jobqueue.http import cors, dead_letters, door, job_lists, jobs, limits, problems, queries, queues, schedules, service, submit
-from jobqueue.http.answers import SECURITY_HEADERS, Answer
+from jobqueue.http.answers import SECURITY_HEADERS, Answer, respond
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import PROLONG
 from jobqueue.http.routes import Access, Route
@@ -60,6 +60,8 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     async def refuse_at_the_door() -> Response | None:
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
+        if _head_bytes(cast(HTTPScope, request.scope)) > limits.MAX_HEADER_BYTES:
+            raise RequestHeaderFieldsTooLarge(f"A request line with its headers may have {limits.MAX_HEADER_BYTES} bytes.")
         if preflight := cors.preflight(guard, request.method, request.headers):
             return _response(preflight)
         # A path or a method that there is not needs a token too, of any role.
@@ -84,14 +86,13 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
 
 class _App(QuartTrio):
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Keep from Quart what it would fail on or let pass: targets without a path, such as ``?x``, and WebSockets."""
+        """Keep from Quart what it would fail on or let pass: targets without a path, hosts that are none, and WebSockets."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] == "http" and not _has_path(scope["path"]):
-            answer = problems.answer(BadRequest("The request target has no path, or is no URL."))
-            headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+            await respond(send, problems.answer(BadRequest("The request target has no path, or is no URL.")))
+        elif scope["type"] == "http" and not all(_is_host(value) for name, value in scope["headers"] if name == b"host"):
+            await respond(send, problems.answer(BadRequest("The Host header is no host.")))
         else:
             await super().asgi_app(scope, receive, send)
 
@@ -103,6 +104,22 @@ def _has_path(target: str) -> bool:
     except ValueError:
         return False
     return bool(target)
+
+
+def _is_host(header: bytes) -> bool:
+    """Tell whether Quart can make a URL of a host: it fails on a name with a part that is empty, or has more than 63 characters."""
+    try:
+        header.decode("latin-1").lower().partition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _head_bytes(scope: HTTPScope) -> int:
+    """How long the head of a request is in HTTP/1.1: hypercorn's own bound is for heads that come in pieces."""
+    target = len(scope["raw_path"]) + len(scope["query_string"]) + bool(scope["query_string"])
+    fields = sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
+    return len(scope["method"]) + target + len("  HTTP/1.1\r\n\r\n") + fields
 
 
 def _view(route: Route) -> Callable[..., Awaitable[Response]]:

@@ -16,9 +16,10 @@ import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
-from jobqueue.admission import Admitted, Encoded, admit, plain
+from jobqueue.admission import Admitted, Encoded, Faults, admit, may_hold_large_integer, plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
 from jobqueue.fields import MAX_SHOWN_NAME, must_be
+from jobqueue.http import strict
 from jobqueue.http.answers import JSON
 from jobqueue.job import MAX_BATCH_JOBS, MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES, Submission
 
@@ -29,7 +30,11 @@ AT_ONCE = 32
 """How many jobs of a batch are read together. Few, because one that is not plain sends all of them the careful way."""
 
 MAX_ARRAY_OBJECTS = 4_000_000
-"""The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. NDJSON has no such bound."""
+"""The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. Where elements of any type
+are looked at, the most commas. NDJSON has no such bound."""
+
+MAX_SPLIT_BYTES = 1 << 20
+"""How far into an array to look for the element that cannot be read; beyond that the error tells the byte at the most."""
 
 MAX_IGNORED_NAMES = 20
 """How many names of ignored fields are given back."""
@@ -44,11 +49,13 @@ class Submitted(msgspec.Struct, frozen=True):
         jobs: the jobs, ready for the database.
         many: whether the body was a batch, be it of one job.
         ignored: names of fields that jobs do not have, so that the answer can show a typo: sorted, each once.
+        faults: what is wrong with the jobs of a batch that are not among `jobs`; None where nothing may be.
     """
 
     jobs: Admitted
     many: bool
     ignored: list[str]
+    faults: Faults | None = None
 
 
 def require_json(content_type: str | None) -> str:
@@ -70,12 +77,20 @@ def _media_type(content_type: str | None) -> str | None:
     return media_type.lower() if known else None
 
 
-def parse(content_type: str | None, body: bytes, key: str | None = None, trace: Mapping[str, str] | None = None) -> Submitted:
+def parse(
+    content_type: str | None,
+    body: bytes,
+    key: str | None = None,
+    trace: Mapping[str, str] | None = None,
+    *,
+    partial: bool = False,
+) -> Submitted:
     """Read the jobs in a body: one object is one job, an array or lines of JSON are many.
 
     Args:
         key: the ``Idempotency-Key`` header of the request: the same as the field of one job.
         trace: of the request, for all jobs that have none of their own.
+        partial: whether the good jobs of a batch are taken where others are not; what holds for the batch as a whole still does.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -91,16 +106,17 @@ def parse(content_type: str | None, body: bytes, key: str | None = None, trace: 
     if key is not None:
         jobs = admit([_with_key(key, media_type, body, ignored)], many=False, trace=trace)
         return Submitted(jobs, many=False, ignored=sorted(ignored))
+    faults = Faults() if partial else None
     if media_type in NDJSON:
-        jobs = admit(_jobs(_lines(body), ignored), trace=trace)
+        jobs = admit(_jobs(_lines(body), ignored, faults), trace=trace, faults=faults)
     elif first == b"[":
-        jobs = admit(_jobs(_elements(body), ignored), trace=trace)
+        jobs = admit(_jobs(_elements(body, of_any_type=partial), ignored, faults), trace=trace, faults=faults)
     else:
         jobs = admit([plain([body]) or _submission(body, ignored)], many=False, trace=trace)
         return Submitted(jobs, many=False, ignored=sorted(ignored))
-    if not jobs.ids:
+    if not jobs.ids and not (faults and faults.places):
         raise InvalidJob("the batch is empty: send at least one job")
-    return Submitted(jobs, many=True, ignored=sorted(ignored))
+    return Submitted(jobs, many=True, ignored=sorted(ignored), faults=faults)
 
 
 _structured_string = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
@@ -147,23 +163,59 @@ def _lines(body: bytes) -> list[bytes]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _elements(body: bytes) -> list[bytes]:
-    """Cut an array into the texts of its elements, which are objects."""
-    if body.count(b"{") > MAX_ARRAY_OBJECTS:
-        raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} objects in one array: send it in parts, or as {min(NDJSON)}")
+def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
+    """Cut an array into the texts of its elements."""
+    if max(body.count(b"{"), body.count(b",") if of_any_type else 0) > MAX_ARRAY_OBJECTS:
+        what = "commas" if of_any_type else "objects"
+        raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} {what} in one array: send it in parts, or as {min(NDJSON)}")
     try:
         # Elements of any other type end this at the first of them, before they are a list of millions.
-        if len(_objects.decode(body)) > MAX_BATCH_JOBS:
+        if not of_any_type and len(_objects.decode(body)) > MAX_BATCH_JOBS:
             raise _batch_too_large()
-        return list(map(bytes, _texts.decode(body)))
+        elements = _texts.decode(body)
+        if len(elements) > MAX_BATCH_JOBS:
+            raise _batch_too_large()
+        return list(map(bytes, elements))
     except msgspec.ValidationError as error:
         place = re.search(r"\$\[(\d+)\]", str(error))
         raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}") from None
+        raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}", index=_place(body)) from None
 
 
-def _jobs(texts: Sequence[bytes], ignored: set[str]) -> Iterator[Submission | Encoded]:
+def _place(body: bytes) -> int | None:
+    """Find the first element of an array that cannot be read; None where it is none of them, or is too far to look for."""
+    for index, element in enumerate(_split(body)):
+        try:
+            _text.decode(element)
+        except (ValueError, RecursionError):
+            return index
+    return None
+
+
+_structure = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+
+
+def _split(array: bytes) -> Iterator[bytes]:
+    """Cut an array at its commas, whatever is between them: so they are its elements up to the first that is none."""
+    begin = depth = 0
+    for token in _structure.finditer(array, 0, MAX_SPLIT_BYTES):
+        mark = token[0]
+        if mark in b"[{":
+            depth += 1
+            begin = token.end() if depth == 1 else begin
+        elif mark in b"]}":
+            depth -= 1
+        if depth == 0 or (depth == 1 and mark == b","):
+            yield array[begin : token.start()]
+            begin = token.end()
+        if depth == 0:
+            return
+    if len(array) <= MAX_SPLIT_BYTES:
+        yield array[begin:]
+
+
+def _jobs(texts: Sequence[bytes], ignored: set[str], faults: Faults | None) -> Iterator[Submission | Encoded]:
     for begin in range(0, len(texts), AT_ONCE):
         some = texts[begin : begin + AT_ONCE]
         if begin + len(some) <= MAX_BATCH_JOBS and (encoded := plain(some)):
@@ -173,10 +225,14 @@ def _jobs(texts: Sequence[bytes], ignored: set[str]) -> Iterator[Submission | En
             if index == MAX_BATCH_JOBS:
                 raise _batch_too_large()
             try:
-                yield _submission(text, ignored)
+                submission = _submission(text, ignored)
             except InvalidJob as error:
-                error.index = index
-                raise
+                if faults is None:
+                    error.index = index
+                    raise
+                faults.add(index, error)
+            else:
+                yield submission
 
 
 def _batch_too_large() -> BatchTooLarge:
@@ -191,6 +247,7 @@ class _Object(msgspec.Struct):
 
 
 _objects = msgspec.json.Decoder(list[_Object])
+_text = msgspec.json.Decoder(msgspec.Raw)
 _texts = msgspec.json.Decoder(list[msgspec.Raw])
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _whole = msgspec.json.Decoder(Submission)
@@ -219,9 +276,33 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
     if memoryview(payload).nbytes > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(f"the payload is sent with more than {MAX_PAYLOAD_BYTES} bytes of JSON", field="payload")
     try:
-        return _whole.decode(text)
+        submission = _whole.decode(text)
     except (ValueError, RecursionError):
         raise _fault(members) from None
+    if payload and not _is_unambiguous(bytes(payload), submission.payload):
+        _check("payload", payload)
+    return submission
+
+
+def _is_unambiguous(text: bytes, value: object) -> bool:
+    """Tell that no name is given twice in a text, at whatever depth, and that no integer is too large; False when it might be.
+
+    A repeated name is encoded once, which leaves its colon over.
+    """
+    if may_hold_large_integer(text) or b"\\u003" in text:
+        return False
+    try:
+        return msgspec.json.encode(value).count(b":") == text.count(b":")
+    except RecursionError:
+        return False
+
+
+def _check(name: str, text: bytes | msgspec.Raw) -> None:
+    """Read a field's value the strict way."""
+    try:
+        strict.read(bytes(text))
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(f"{_shown(name)} cannot be read: {_malformed(text, error)}", field=_shown(name)) from None
 
 
 def _repeats(text: bytes, members: dict[str, msgspec.Raw]) -> bool:
@@ -249,7 +330,9 @@ def _known(members: dict[str, msgspec.Raw], ignored: set[str]) -> dict[str, msgs
             raise InvalidJob(f"{field} is given twice, in two spellings", field=field)
         if field in _fields:
             known[field] = value
-        elif len(ignored) < MAX_IGNORED_NAMES:
+            continue
+        _check(name, value)
+        if len(ignored) < MAX_IGNORED_NAMES:
             ignored.add(_shown(name))
     return known
 

@@ -41,6 +41,7 @@ def configuration() -> Config:
     config = Config()
     config.h11_max_incomplete_size = limits.MAX_HEADER_BYTES
     config.h2_max_header_list_size = limits.MAX_HEADER_BYTES
+    config.h2_max_concurrent_streams = limits.MAX_STREAMS
     config.include_server_header = False
     config.logger_class = _Log
     return config

@@ -6,6 +6,13 @@ MAX_CONNECTIONS = 4096
 BACKLOG = 1024
 """Connections that the kernel holds until they are accepted."""
 
+MAX_STREAMS = 100
+"""Requests that one connection of HTTP/2 may have in flight."""
+
+MAX_REQUESTS = 2_000
+"""Requests in flight of all connections, those that wait for a job (`engine.watching.MAX_WATCHERS`) among them. Probes of the
+service's health, and what the express lane answers, are not counted."""
+
 MAX_HEADER_BYTES = 16 << 10
 """The most bytes of a request line with its headers."""
 

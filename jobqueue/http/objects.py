@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from typing import Any, NamedTuple
 
 import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
 
 from jobqueue.errors import InvalidJob
-from jobqueue.fields import MAX_SHOWN_NAME
-from jobqueue.http import bodies
+from jobqueue.http import bodies, strict
 from jobqueue.http.answers import JSON
 
 
@@ -31,7 +28,7 @@ class Body(NamedTuple):
     limit: int
 
     def read(self, content_type: str | None, content: bytes) -> dict[str, Any]:
-        """Read the object: no name in it is given twice, at any depth, and no number is none that JSON has.
+        """Read the object, of which there is one reading: see `strict.read`.
 
         Raises:
             UnsupportedMediaType: the content type is not that of one JSON document.
@@ -42,8 +39,8 @@ class Body(NamedTuple):
         if len(content) > self.limit:
             raise self.refuse(f"{self.what} may have {self.limit} bytes of JSON")
         try:
-            given = json.loads(content.decode(), object_pairs_hook=_once, parse_constant=_no_number)
-        except _Repeated as error:
+            given = strict.read(content)
+        except strict.Repeated as error:
             raise self.refuse(f"{error.name} is given more than once", field=error.name) from None
         except RecursionError:
             raise self.refuse(f"{self.what} cannot be read: it is nested too deeply") from None
@@ -52,22 +49,3 @@ class Body(NamedTuple):
         if not isinstance(given, dict):
             raise self.refuse(f"{self.what} must be a JSON object")
         return given
-
-
-class _Repeated(ValueError):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object whose names are given once each, where JSON allows more and decoders settle it in silence."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise _Repeated(name[:MAX_SHOWN_NAME])
-    return made
-
-
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")

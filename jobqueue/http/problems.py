@@ -10,6 +10,7 @@ import structlog
 from msgspec import UNSET, UnsetType
 from werkzeug.exceptions import HTTPException
 
+from jobqueue.admission import MAX_FAULTS, Faults
 from jobqueue.errors import (
     BatchTooLarge,
     ConflictingJob,
@@ -23,6 +24,7 @@ from jobqueue.errors import (
     Overloaded,
     PayloadTooLarge,
     ShuttingDown,
+    TooManyRequests,
     TooManyWatchers,
     Unavailable,
     UnprocessableJob,
@@ -43,6 +45,9 @@ class Problem(msgspec.Struct, kw_only=True, rename={"kind": "type"}):
         detail: what was wrong this time, and what to do.
         field: the field of the job at fault.
         index: its position in the batch, from 0.
+        ids: where some jobs of a batch are committed, the id of each; None for the others.
+        errors: what is wrong with single jobs of a batch, see `faults`.
+        refused: how many jobs that holds for.
     """
 
     kind: str = "about:blank"
@@ -51,6 +56,9 @@ class Problem(msgspec.Struct, kw_only=True, rename={"kind": "type"}):
     detail: str | UnsetType = UNSET
     field: str | UnsetType = UNSET
     index: int | UnsetType = UNSET
+    ids: list[str | None] | UnsetType = UNSET
+    errors: list[Problem] | UnsetType = UNSET
+    refused: int | UnsetType = UNSET
 
 
 class _Refusal(NamedTuple):
@@ -83,6 +91,9 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
 _ABSENCES: dict[type[BaseException], _Absence] = {
     Unavailable: _Absence("unavailable", "The service cannot do this now", "Send the request again later.", 1),
     Overloaded: _Absence("overloaded", "Too much work waits to be committed", "Nothing was written. Send it again later.", 1),
+    TooManyRequests: _Absence(
+        "too-many-requests", "Too many requests are in flight", "Send the request again later, or to another node.", 1
+    ),
     TooManyWatchers: _Absence(
         "too-many-watchers", "Too many requests wait for jobs", "Ask again later, without waiting, or ask another node.", 5
     ),
@@ -97,35 +108,66 @@ _ABSENCES: dict[type[BaseException], _Absence] = {
 
 def answer(error: Exception) -> Answer:
     """Turn an error into the answer that its client gets; log it when it is a fault of ours."""
-    for ancestor in type(error).__mro__:
-        if isinstance(error, InvalidJob) and ancestor in _REFUSALS:
-            return _refused(_REFUSALS[ancestor], error)
-        if ancestor in _ABSENCES:
-            return _absent(_ABSENCES[ancestor])
+    if isinstance(error, InvalidJob):
+        return _answer(_refused(error))
+    if isinstance(error, Unavailable):
+        absence = _absence(error)
+        return _answer(_absent(absence), {} if absence.retry_after is None else {"Retry-After": str(absence.retry_after)})
     if isinstance(error, HTTPException) and error.code is not None:
         return _http(error, error.code)
     log.error("a request failed", exc_info=error)
     return _http(HTTPException("The error was logged."), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _refused(refusal: _Refusal, error: InvalidJob) -> Answer:
+def faults(found: Faults) -> list[Problem]:
+    """Say what is wrong with single jobs of a batch, in their order: a problem each, and no more than `MAX_FAULTS`."""
+    return [_refused(error) for error in sorted(found.errors, key=lambda error: error.index or 0)[:MAX_FAULTS]]
+
+
+def none_taken(found: Faults) -> Answer:
+    """Answer that no job of a batch could be taken, with the status of the first."""
+    errors = faults(found)
     return _answer(
         Problem(
-            kind=f"urn:jobqueue:{refusal.kind}",
-            title=refusal.title,
-            status=refusal.status,
-            detail=error.reason,
-            field=UNSET if error.field is None else error.field,
-            index=UNSET if error.index is None else error.index,
+            kind="urn:jobqueue:no-job-taken",
+            title="No job of the batch can be taken",
+            status=errors[0].status,
+            detail="errors says what is wrong with each.",
+            errors=errors,
+            refused=len(found.places),
         )
     )
 
 
-def _absent(absence: _Absence) -> Answer:
-    problem = Problem(
-        kind=f"urn:jobqueue:{absence.kind}", title=absence.title, status=HTTPStatus.SERVICE_UNAVAILABLE, detail=absence.detail
+def broken_off(error: Unavailable, ids: list[str | None], found: Faults) -> Answer:
+    """Answer that some jobs of a batch are committed, and then the service could not go on."""
+    problem = _absent(_absence(error))
+    problem.detail = "Jobs with an id in ids are committed. Send those without, and without an error, again later."
+    if isinstance(error, ConnectionLost):
+        problem.detail = "Jobs with an id in ids are committed. Whether others were written is unknown."
+    problem.ids, problem.errors, problem.refused = ids, faults(found), len(found.places)
+    return _answer(problem)  # no Retry-After: a client that repeats all of it by itself submits what is committed twice
+
+
+def _refused(error: InvalidJob) -> Problem:
+    refusal = next(_REFUSALS[ancestor] for ancestor in type(error).__mro__ if ancestor in _REFUSALS)
+    return Problem(
+        kind=f"urn:jobqueue:{refusal.kind}",
+        title=refusal.title,
+        status=refusal.status,
+        detail=error.reason,
+        field=UNSET if error.field is None else error.field,
+        index=UNSET if error.index is None else error.index,
     )
-    return _answer(problem, {} if absence.retry_after is None else {"Retry-After": str(absence.retry_after)})
+
+
+def _absence(error: Unavailable) -> _Absence:
+    return next(_ABSENCES[ancestor] for ancestor in type(error).__mro__ if ancestor in _ABSENCES)
+
+
+def _absent(absence: _Absence) -> Problem:
+    kind = f"urn:jobqueue:{absence.kind}"
+    return Problem(kind=kind, title=absence.title, status=HTTPStatus.SERVICE_UNAVAILABLE, detail=absence.detail)
 
 
 def _http(error: HTTPException, status: int) -> Answer:

@@ -16,6 +16,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
+from jobqueue.http import in_flight
 from jobqueue.http.connection import Connection, configuration
 from jobqueue.http.express import ExpressConnection, Lane
 from jobqueue.http.listening import BoundedListener, max_connections
@@ -46,7 +47,7 @@ async def run(
     """
     config = configuration()
     context = WorkerContext(max_requests=None)
-    wrapped = ASGIWrapper(_announcing_close(app, stopping))
+    wrapped = ASGIWrapper(_announcing_close(in_flight.bounded(app), stopping))
     slots = trio.Semaphore(max_connections())
     connections: set[Connection | ExpressConnection] = set()
     gone = trio.lowlevel.ParkingLot()

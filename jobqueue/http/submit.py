@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Annotated, Protocol
 
+import msgspec
 import trio
 from quart import request
 
@@ -12,6 +14,7 @@ from jobqueue import tracing
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import bodies
+from jobqueue.http import partial as partially
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.routes import Route
 
@@ -42,15 +45,25 @@ class Submitting(Protocol):
         """
 
 
+class SubmitQuery(msgspec.Struct, frozen=True):
+    """How to take a batch."""
+
+    partial: Annotated[bool, msgspec.Meta(description="true, to take the good jobs of a batch without the others, or false")] = (
+        False
+    )
+
+
 def routes(node: Submitting) -> list[Route]:
     """Make the route of a node."""
 
-    async def view() -> Answer:
+    async def view(query: SubmitQuery) -> Answer:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         trace = tracing.read(_header("traceparent"), _header("tracestate"))
-        return await submit(node, request.headers.get("Content-Type"), body, _header("Idempotency-Key"), trace)
+        content_type, key = request.headers.get("Content-Type"), _header("Idempotency-Key")
+        return await submit(node, content_type, body, key, trace, partial=query.partial)
 
-    return [Route(method="POST", path="/submit", needs="submit", summary="Submit a job, or many", view=view)]
+    summary = "Submit a job, or many"
+    return [Route(method="POST", path="/submit", needs="submit", summary=summary, view=view, query=SubmitQuery)]
 
 
 def _header(name: str) -> str | None:
@@ -59,22 +72,29 @@ def _header(name: str) -> str | None:
 
 
 async def submit(
-    node: Submitting, content_type: str | None, body: bytes, key: str | None, trace: Mapping[str, str] | None
+    node: Submitting,
+    content_type: str | None,
+    body: bytes,
+    key: str | None,
+    trace: Mapping[str, str] | None,
+    *,
+    partial: bool = False,
 ) -> Answer:
     """Commit what a body holds, and answer with the ids.
 
     Args:
         key: the request's ``Idempotency-Key``, as it was sent.
         trace: the request's, see `jobqueue.tracing`.
+        partial: whether to take the good jobs of a batch without the others.
 
     Raises:
         InvalidJob, UnsupportedMediaType: see `bodies.parse`.
         Exception: what the node raises.
     """
-    if len(body) < PARSE_IN_THREAD_BYTES:
-        submitted = bodies.parse(content_type, body, key, trace)
-    else:
-        submitted = await trio.to_thread.run_sync(bodies.parse, content_type, body, key, trace, limiter=_parsing)
+    parse = functools.partial(bodies.parse, content_type, body, key, trace, partial=partial)
+    submitted = parse() if len(body) < PARSE_IN_THREAD_BYTES else await trio.to_thread.run_sync(parse, limiter=_parsing)
+    if submitted.faults is not None:
+        return await partially.submit(node.submit, submitted, submitted.faults)
     return committed(submitted, await node.submit(submitted.jobs))
 
 

@@ -1,0 +1,277 @@
+"""What is sent: requests over all routes, mostly almost right, and broken HTTP; drawn by hypothesis."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, cast
+from urllib.parse import quote
+
+import msgspec
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from benchmarks.fuzz.corpus import BROKEN, RAW_VALUES, VALUES
+from jobqueue.http import api
+from jobqueue.http.routes import Route
+from jobqueue.job import Submission
+
+Ending = Literal["read", "reset", "vanish", "half"]
+"""How a client leaves: when it has its answer; at once with a reset, or a FIN; or it says that no more comes, and reads."""
+
+ROUTES = api.table(cast(api.Backend, None))  # nothing is asked of the node
+
+UNKNOWN_ID = "0190a0b0-0000-7000-8000-000000000001"
+
+MAX_BODY_TEXT = 120_000
+
+GOOD = {
+    "kind": '"async"',
+    "payload": '{"n": 1}',
+    "queue": '"q"',
+    "priority": "3",
+    "max_retries": "0",
+    "run_at": '"2030-01-31T08:00:00Z"',
+    "delay": "0.5",
+    "timeout": "5",
+    "expires_at": '"2030-01-31T08:00:00Z"',
+    "expires_in": "60",
+    "group": '"g"',
+    "weight": "2",
+    "concurrency_key": '"c"',
+    "unique": "true",
+    "unique_key": '"u"',
+    "idempotency_key": '"i"',
+    "state": '"dead"',
+    "all": "true",
+    "reason": '"no"',
+    "died_before": '"2030-01-31T08:00:00Z"',
+    "created_before": '"2030-01-31T08:00:00Z"',
+    "max_running": "5",
+    "rate": "100",
+    "cron": '"*/5 * * * *"',
+    "timezone": '"Europe/Berlin"',
+    "missed": '"skip"',
+}
+"""A value that a field may have."""
+
+
+class Case(NamedTuple):
+    """One connection of a client.
+
+    Attributes:
+        kind: what it is called in the summary.
+        pieces: what is sent, with a short pause between them.
+    """
+
+    kind: str
+    pieces: list[bytes]
+    ending: Ending = "read"
+
+
+names = st.sampled_from(
+    ["default", "q", "a/b", "x" * 200, "x" * 201, "é", "a\0b", " ", "%", "..", "pause", "", "\ud800", "q?x#y", "\n"]
+)
+ids = st.sampled_from([UNKNOWN_ID, "0", "x" * 300, "é", UNKNOWN_ID.upper(), UNKNOWN_ID.replace("-", ""), f"{{{UNKNOWN_ID}}}", "\0"])
+_values = [value.encode() for value in VALUES] + RAW_VALUES
+values = st.integers(0, len(_values) - 1).map(lambda number: _values[number])
+media_types = st.sampled_from(
+    [
+        *["application/json"] * 12,
+        *(
+            "application/x-ndjson",
+            "application/json; charset=utf-8",
+            "application/json; charset=latin-1",
+            "text/plain",
+            "",
+            "é",
+            "x/y/z",
+        ),
+        *(
+            "multipart/form-data; boundary=x",
+            "application/x-www-form-urlencoded",
+            "application/json; =",
+            "application/" + "j" * 9_000,
+        ),
+    ]
+)
+odd_headers = st.sampled_from(
+    [
+        *(
+            "Accept: text/html",
+            "Accept: */*;q=0",
+            "Accept: é",
+            "Accept-Encoding: gzip",
+            "Origin: https://evil.example",
+            "Origin: null",
+        ),
+        *("Authorization: Bearer x", "Authorization: Bearer", "Authorization: Basic Zm9v", "Authorization: é", "Cookie: a=b"),
+        *(
+            'Idempotency-Key: "k"',
+            "Idempotency-Key: ",
+            "Idempotency-Key: é",
+            "Idempotency-Key: " + "k" * 201,
+            'Idempotency-Key: "a", "b"',
+        ),
+        *(
+            "Content-Encoding: gzip",
+            "Content-Encoding: identity",
+            "Connection: close",
+            "Connection: keep-alive, x",
+            "Range: bytes=0-1",
+        ),
+        *("Last-Event-ID: end", "Last-Event-ID: \0", 'If-None-Match: "x"', "If-Match: *", "If-Modified-Since: yesterday"),
+        *(
+            "traceparent: 00-x",
+            "X-HTTP-Method-Override: DELETE",
+            "X-Forwarded-For: 1.2.3.4",
+            "Transfer-Encoding: identity",
+            "TE: trailers",
+        ),
+    ]
+).map(str.encode)
+methods = st.sampled_from(
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "x" * 100, "POST\t"]
+)
+
+
+def _names_of(kind: type[msgspec.Struct]) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+@st.composite
+def objects(draw: st.DrawFn, kind: type[msgspec.Struct]) -> bytes:
+    """An object with some of a type's fields, and values that it may have, or may not."""
+    known = st.sampled_from(_names_of(kind))
+    good = known.map(lambda name: (name, GOOD.get(name, "1").encode()))
+    odd = st.sampled_from(["unknown", "", "é", "__class__", "maxRetries", "\\u006bind", "\\ud800", "a\\u0000"])
+    member = good | good | good | good | st.tuples(known | odd, values)
+    members = draw(st.lists(member, max_size=4, unique_by=lambda member: member[0]) | st.lists(member, max_size=4))
+    return b"{" + b", ".join(b'"%b": %b' % (name.encode(), value) for name, value in members) + b"}"
+
+
+@st.composite
+def submissions(draw: st.DrawFn) -> bytes:
+    """The body of a submission: a job, an array, lines, or none of them."""
+    jobs = draw(st.lists(st.just(b'{"kind": "async"}') | objects(Submission) | values, min_size=1, max_size=6))
+    form = draw(st.sampled_from(["one", "array", "lines", "broken"]))
+    if form == "one":
+        return jobs[0]
+    if form == "lines":
+        return b"\n".join(jobs)
+    body = b"[" + b", ".join(jobs) + b"]"
+    return body if form == "array" else body[: draw(st.integers(0, len(body)))] + draw(values)
+
+
+def _body_of(route: Route) -> st.SearchStrategy[bytes]:
+    if route.path == "/submit":
+        return submissions()
+    if route.body is not None:
+        return objects(route.body.kind) | values
+    return st.just(b"") | st.just(b"") | values
+
+
+@st.composite
+def queries(draw: st.DrawFn, route: Route) -> str:
+    """A query of a route's own parameters, and of others."""
+    known = _names_of(route.query) if route.query is not None else ["x"]
+    name = st.sampled_from([*known, *known, "unknown", "é", ""])
+    value = st.sampled_from(
+        [*VALUES[:12], "default", "pending,dead", "true", "1000", "0", "x" * 500, "é", "\0", "\ud800", UNKNOWN_ID]
+    )
+    pairs = draw(st.lists(st.tuples(name, value), max_size=3))
+    text = "&".join(f"{quote(name)}={quote(value, errors='surrogatepass')}" for name, value in pairs)
+    return f"?{text}" if pairs else draw(st.sampled_from(["", "", "?", "?&&", "?%ff", "?a;b"]))
+
+
+@st.composite
+def requests(draw: st.DrawFn, live_ids: tuple[str, ...]) -> bytes:
+    """A request to a route, whose parts are each good or not."""
+    route = draw(st.sampled_from(ROUTES) | st.sampled_from([route for route in ROUTES if route.path == "/submit"]))
+    job_ids = ids | st.sampled_from(live_ids)
+    path = route.path
+    for part in ("name", "job_id", "id"):
+        if f"{{{part}}}" in path:
+            value = draw(names if part == "name" else job_ids)
+            path = path.replace(f"{{{part}}}", quote(value, safe=draw(st.sampled_from(["", "/"])), errors="surrogatepass"))
+    path += draw(st.sampled_from([""] * 12 + ["/", "//", "/x", "%00", "%2f", ".json", "é"]))
+    target = (path + draw(queries(route))).encode()
+    method = route.method if draw(st.integers(0, 9)) else draw(methods)
+    body = draw(_body_of(route))[:MAX_BODY_TEXT]
+    lines = [
+        method.encode() + b" " + target + b" HTTP/1.1",
+        draw(st.sampled_from([b"Host: localhost"] * 12 + [b"Host: evil", b"Host:"])),
+    ]
+    if body or method in {"POST", "PUT", "PATCH"}:
+        media_type = draw(media_types)
+        lines += [b"Content-Type: " + media_type.encode()] if media_type else []
+        lines.append(b"Content-Length: %d" % len(body))
+    lines += draw(st.lists(odd_headers, max_size=2)) if draw(st.booleans()) else []
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+@st.composite
+def mutations(draw: st.DrawFn, of: st.SearchStrategy[bytes]) -> bytes:
+    """Bytes of which pieces were cut, repeated, inserted and overwritten."""
+    mutated = bytearray(draw(of))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(mutated)))
+        end = min(len(mutated), start + draw(st.integers(0, 40)))
+        piece = draw(
+            st.one_of(st.binary(max_size=12), st.sampled_from([b"\r\n", b":", b" ", b"\0", b"HTTP/1.1", b"\xff", b"%", b'"', b"{"]))
+        )
+        mutated[start:end] = draw(st.sampled_from([piece, bytes(mutated[start:end]) * 2, b""]))
+    return bytes(mutated)
+
+
+def _broken(kind: str) -> st.SearchStrategy[Case]:
+    names = st.sampled_from(sorted(BROKEN[kind]))
+    return st.builds(Case, st.just(kind), names.map(lambda name: [BROKEN[kind][name]]), st.sampled_from(["read", "read", "half"]))
+
+
+@st.composite
+def cases(draw: st.DrawFn, live_ids: tuple[str, ...]) -> Case:
+    """What one client does."""
+    request = requests(live_ids)
+    broken = st.sampled_from(sorted(BROKEN)).flatmap(_broken)
+    kind = draw(
+        st.sampled_from(["requests"] * 6 + ["broken"] * 4 + ["mutated"] * 4 + ["pipelined", "slow", "abrupt", "HTTP/2 mutated"])
+    )
+    if kind == "broken":
+        return draw(broken)
+    ending: Ending = "read"
+    any_bytes = request | broken.map(lambda case: case.pieces[0])
+    if kind == "mutated":
+        pieces, ending = [draw(mutations(any_bytes))], draw(st.sampled_from(["read", "read", "half"]))
+    elif kind == "HTTP/2 mutated":
+        pieces = [draw(mutations(_broken("HTTP/2").map(lambda case: case.pieces[0])))]
+    elif kind == "pipelined":
+        pieces = [b"".join(draw(st.lists(any_bytes, min_size=2, max_size=5)))]
+    elif kind == "slow":
+        content = draw(request)
+        cuts = sorted(draw(st.lists(st.integers(0, len(content)), max_size=4)))
+        pieces = [content[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+    elif kind == "abrupt":
+        content = draw(request)
+        pieces, ending = [content[: draw(st.integers(0, len(content)))]], draw(st.sampled_from(["reset", "vanish"]))
+    else:
+        pieces = [draw(request)]
+    return Case(kind, pieces, ending)
+
+
+def draw_cases(number: int, start: int, live_ids: tuple[str, ...]) -> list[Case]:
+    """Take all that is broken, as it is, and draw the others of so many cases: the same ones for the same `start` and ids."""
+    drawn = [Case(kind, [content]) for kind, contents in BROKEN.items() for content in contents.values()]
+
+    @seed(start)
+    @settings(
+        max_examples=max(1, number - len(drawn)),
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(live_ids))
+    def take(case: Case) -> None:
+        drawn.append(case)
+
+    take()
+    return drawn[:number]
