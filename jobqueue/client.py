@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -89,9 +90,9 @@ class Client:
         token: its bearer token, if it has any.
     """
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=ANSWER_SECONDS)
+        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=ANSWER_SECONDS, transport=transport)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -99,6 +100,10 @@ class Client:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         await self._http.__aexit__(kind, error, at)
+
+    async def request(self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None) -> Any:
+        """Send a request and return the document that it is answered with."""
+        return _checked(await self._http.request(method, path, json=json, params=params))
 
     async def submit(self, kind: str, payload: Any = None, **fields: Any) -> str:
         """Submit a job and return its id, once it is committed.

@@ -345,16 +345,9 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
     }
 
 
-async def _serve_http(
-    engine: Engine,
-    settings: Settings,
-    stages: Stages,
-    listeners: list[trio.SocketListener],
-    stopping: trio.Event,
-    *,
-    task_status: trio.TaskStatus[None],
-) -> None:
-    operations = Operations(
+def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], bool]) -> Operations:
+    """Make what may be asked of a node out of its parts."""
+    return Operations(
         engine.store,
         engine.lease,
         engine.submissions,
@@ -364,12 +357,24 @@ async def _serve_http(
         watcher=engine.watcher,
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
-        stopping=stages.stopping.is_set,
+        stopping=stopping,
     )
+
+
+async def _serve_http(
+    engine: Engine,
+    settings: Settings,
+    stages: Stages,
+    listeners: list[trio.SocketListener],
+    stopping: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    node = operations(engine, settings, stopping=stages.stopping.is_set)
     guard = Guard(settings.tokens, [settings.host])
     await server.run(
-        api.build(operations, guard),
-        Lane(operations, guard),
+        api.build(node, guard),
+        Lane(node, guard),
         listeners,
         stopping=stopping,
         drain_timeout=HTTP_DRAIN,

@@ -14,7 +14,7 @@ LAYERS = [
     ["testing", "pytest_plugin"],
     ["cli", "__main__"],
     ["supervisor", "supervised"],
-    ["service"],
+    ["service", "offline"],
     ["http"],
     ["engine"],
     ["storage"],

@@ -1,0 +1,186 @@
+"""How a command reaches the queue: over HTTP, or straight on the database; each command is written once, against the client.
+
+::
+
+    @click.command("nodes")
+    @remote
+    async def command(client: Client, output: Output) -> None:
+        nodes = await client.nodes()
+        output.show(nodes, lambda: table(...))
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import wraps
+from http import HTTPStatus
+from typing import Any, Concatenate, ParamSpec
+
+import click
+import httpx
+import trio
+from click.core import ParameterSource
+
+from jobqueue import logs
+from jobqueue.cli.exits import Exit
+from jobqueue.cli.options import first
+from jobqueue.cli.output import Failure, Output
+from jobqueue.client import Client, RequestRefused
+from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+"""Where `jobqueue serve` listens, unless it is told otherwise."""
+
+NOT_NOW = (
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+"""What a service, or a proxy before it, answers when the same request may be served later."""
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a command was told of where the queue is.
+
+    Attributes:
+        url: of the service.
+        token: its bearer token.
+        database_url: the database to work on directly, in place of a service.
+    """
+
+    url: str = DEFAULT_URL
+    token: str | None = None
+    database_url: str | None = None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        """Open a client.
+
+        Raises:
+            DatabaseUnavailable, SchemaVersionError: the database cannot be worked on.
+        """
+        if self.database_url is None:
+            async with Client(self.url, self.token) as client:
+                yield client
+            return
+        # The service's side is half a second to import, and most commands have a service to ask.
+        from jobqueue.offline import open_api  # noqa: PLC0415
+
+        async with (
+            open_api(self.database_url) as api,
+            Client("http://localhost", transport=httpx.ASGITransport(api)) as client,  # type: ignore[arg-type] # ASGI, in other words
+        ):
+            yield client
+
+
+def connecting(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say where the queue is; the function gets them as ``connection``."""
+
+    @click.option("--url", envvar="JOBQUEUE_URL", show_envvar=True, help=f"Where the service is.  [default: {DEFAULT_URL}]")
+    @click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="The bearer token to show to the service.")
+    @click.option(
+        "--database-url",
+        envvar="DATABASE_URL",
+        show_envvar=True,
+        help="Work straight on this database, without a service: a libpq URL.",
+    )
+    @click.pass_context
+    @wraps(function)
+    def command(ctx: click.Context, /, url: str | None, token: str | None, database_url: str | None, **given: Any) -> None:
+        ctx.invoke(function, connection=_chosen(ctx, url, token, database_url), **given)
+
+    return command
+
+
+def remote(function: Callable[Concatenate[Client, Output, P], Awaitable[None]]) -> Callable[..., None]:
+    """Make a command's function of an async one that gets a client and an output, and add ``--json`` and where the queue is."""
+
+    @connecting
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+    @wraps(function)
+    def command(*, connection: Connection, as_json: bool, **given: Any) -> None:
+        output = Output(as_json=as_json)
+
+        async def main() -> None:
+            async with connection.connect() as client:
+                await function(client, output, **given)  # type: ignore[call-arg] # click has made them of the options
+
+        run(main)
+
+    return command
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a command's async part, with every error as one that says how the command ends.
+
+    Raises:
+        click.ClickException: it failed.
+    """
+    logs.configure("error")
+    try:
+        trio.run(main)
+    except BaseException as group:
+        error = first(group)
+        if isinstance(error, KeyboardInterrupt | SystemExit | click.ClickException):
+            raise error from None
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        raise failure from None
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """Say how a command ends that failed in this way; None where nobody thought of it."""
+    if isinstance(error, RequestRefused):
+        if error.status == HTTPStatus.NOT_FOUND:
+            return Failure(_said(error), Exit.NOT_FOUND)
+        return Failure(_said(error), Exit.UNREACHABLE if error.status in NOT_NOW else Exit.REFUSED)
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return Failure(f"--url must be a URL such as {DEFAULT_URL}: {error}", Exit.USAGE)
+    if isinstance(error, httpx.RequestError):
+        return Failure(_unreachable(error), Exit.UNREACHABLE)
+    found = next((code for kinds, code in _CODES if isinstance(error, kinds)), None)
+    return None if found is None else Failure(str(error) or "it took longer than it was given", found)
+
+
+_CODES: list[tuple[tuple[type[BaseException], ...], Exit]] = [
+    ((DatabaseUnavailable, SchemaVersionError), Exit.UNREACHABLE),
+    ((TimeoutError,), Exit.TIMEOUT),
+    ((JobQueueError,), Exit.REFUSED),
+]
+
+
+def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Connection:
+    """Decide between a service and a database: what stands on the command line beats variables, and a service beats a database."""
+
+    def typed(name: str) -> bool:
+        return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    if typed("database_url"):
+        if typed("url") or typed("token"):
+            raise click.UsageError("--database-url works without a service: it goes with neither --url nor --token")
+        return Connection(database_url=database_url)
+    if database_url is not None and url is None and token is None:
+        return Connection(database_url=database_url)
+    return Connection(url or DEFAULT_URL, token)
+
+
+def _said(error: RequestRefused) -> str:
+    problem = error.problem
+    said = str(problem.get("detail") or problem.get("title") or f"the service answered {error.status}")
+    field = problem.get("field")
+    return f"{field}: {said}" if field and str(field) not in said else said
+
+
+def _unreachable(error: httpx.RequestError) -> str:
+    try:
+        where = f" at {error.request.url.copy_with(raw_path=b'/')}"
+    except RuntimeError:
+        where = ""
+    return f"no service{where}: {str(error) or type(error).__name__}. Start one with `jobqueue serve`, or name it with --url"
