@@ -13,6 +13,8 @@
 ``jobqueue serve MODULE`` runs it; README.md has the tour.
 """
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 from jobqueue.engine.handlers import App
@@ -29,6 +31,10 @@ from jobqueue.errors import (
 from jobqueue.in_transaction import submit, submit_many
 from jobqueue.job import AttemptError, Job
 from jobqueue.retry import Backoff
+
+if TYPE_CHECKING:
+    from jobqueue.client import Client as Client
+    from jobqueue.client import SyncClient as SyncClient
 
 __all__ = [
     "App",
@@ -47,3 +53,12 @@ __all__ = [
     "submit",
     "submit_many",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the clients when they are asked for: they need an extra, and the service does not need them."""
+    if name in ("Client", "SyncClient"):
+        from jobqueue import client  # noqa: PLC0415
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 
-from jobqueue.client import Client, JobCancelled, JobFailed, JobNotFound, RequestRefused
+from jobqueue.client import Client, JobCancelled, JobFailed, JobNotFound, RequestRefused, Unreachable
 from tests.conftest import ROOT, Database, Service
 from tests.running import Bench, free_port
 
@@ -78,8 +77,8 @@ def test_what_is_refused_says_why(bench: Bench, backend: str) -> None:
         async with Client(node.url, token="wrong") as stranger:
             with pytest.raises(RequestRefused, match="401"):
                 await stranger.result("0190a0b0-0000-7000-8000-00000000ffff", timeout=5)
-        async with Client(f"http://127.0.0.1:{free_port()}") as lost:
-            with pytest.raises(httpx.TransportError):
+        async with Client(f"http://127.0.0.1:{free_port()}", patience=0) as lost:
+            with pytest.raises(Unreachable):
                 await lost.submit("steps")
             with pytest.raises(TimeoutError):
                 await lost.result("0190a0b0-0000-7000-8000-00000000ffff", timeout=0.5)

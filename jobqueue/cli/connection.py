@@ -27,7 +27,7 @@ from jobqueue import logs
 from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import first
 from jobqueue.cli.output import Failure, Output
-from jobqueue.client import Client, RequestRefused
+from jobqueue.client import Client, RequestRefused, Unreachable
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -59,24 +59,28 @@ class Connection:
     database_url: str | None = None
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
+    async def connect(self, patience: float = 0.0) -> AsyncIterator[Client]:
         """Open a client.
+
+        Args:
+            patience: seconds for which a request that fails is sent again, where that can do no harm. Somebody waits for a command,
+                and would rather hear at once that there is no service.
 
         Raises:
             DatabaseUnavailable, SchemaVersionError: the database cannot be worked on.
+            Failure: the URL or the token cannot be one.
         """
         if self.database_url is None:
-            async with Client(self.url, self.token) as client:
+            async with _client(self.url, self.token, patience) as client:
                 yield client
             return
         # The service's side is half a second to import, and most commands have a service to ask.
         from jobqueue.offline import open_api  # noqa: PLC0415
 
-        async with (
-            open_api(self.database_url) as api,
-            Client("http://localhost", transport=httpx.ASGITransport(api)) as client,  # type: ignore[arg-type] # ASGI, in other words
-        ):
-            yield client
+        async with open_api(self.database_url) as api:
+            transport = httpx.ASGITransport(api)  # type: ignore[arg-type] # ASGI, in the words of another library
+            async with Client("http://localhost", patience=patience, transport=transport) as client:
+                yield client
 
 
 def connecting(function: Callable[..., None]) -> Callable[..., None]:
@@ -98,11 +102,14 @@ def connecting(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
 def remote(function: Callable[Concatenate[Client, Output, P], Awaitable[None]]) -> Callable[..., None]:
     """Make a command's function of an async one that gets a client and an output, and add ``--json`` and where the queue is."""
 
     @connecting
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+    @json_option
     @wraps(function)
     def command(*, connection: Connection, as_json: bool, **given: Any) -> None:
         output = Output(as_json=as_json)
@@ -128,7 +135,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     except BaseException as group:
         error = first(group)
         if isinstance(error, KeyboardInterrupt | SystemExit | click.ClickException):
-            raise error from None
+            raise error from None  # out of its groups
         failure = failure_of(error)
         if failure is None:
             raise
@@ -141,19 +148,13 @@ def failure_of(error: BaseException) -> Failure | None:
         if error.status == HTTPStatus.NOT_FOUND:
             return Failure(_said(error), Exit.NOT_FOUND)
         return Failure(_said(error), Exit.UNREACHABLE if error.status in NOT_NOW else Exit.REFUSED)
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return Failure(f"--url must be a URL such as {DEFAULT_URL}: {error}", Exit.USAGE)
-    if isinstance(error, httpx.RequestError):
-        return Failure(_unreachable(error), Exit.UNREACHABLE)
-    found = next((code for kinds, code in _CODES if isinstance(error, kinds)), None)
-    return None if found is None else Failure(str(error) or "it took longer than it was given", found)
-
-
-_CODES: list[tuple[tuple[type[BaseException], ...], Exit]] = [
-    ((DatabaseUnavailable, SchemaVersionError), Exit.UNREACHABLE),
-    ((TimeoutError,), Exit.TIMEOUT),
-    ((JobQueueError,), Exit.REFUSED),
-]
+    if isinstance(error, Unreachable):
+        return Failure(f"{error}. Start a service with `jobqueue serve`, or say with --url where it is", Exit.UNREACHABLE)
+    if isinstance(error, DatabaseUnavailable | SchemaVersionError):
+        return Failure(str(error), Exit.UNREACHABLE)
+    if isinstance(error, TimeoutError):
+        return Failure(str(error), Exit.TIMEOUT)
+    return Failure(str(error), Exit.REFUSED) if isinstance(error, JobQueueError) else None
 
 
 def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Connection:
@@ -171,16 +172,13 @@ def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url
     return Connection(url or DEFAULT_URL, token)
 
 
-def _said(error: RequestRefused) -> str:
-    problem = error.problem
-    said = str(problem.get("detail") or problem.get("title") or f"the service answered {error.status}")
-    field = problem.get("field")
-    return f"{field}: {said}" if field and str(field) not in said else said
-
-
-def _unreachable(error: httpx.RequestError) -> str:
+def _client(url: str, token: str | None, patience: float) -> Client:
     try:
-        where = f" at {error.request.url.copy_with(raw_path=b'/')}"
-    except RuntimeError:
-        where = ""
-    return f"no service{where}: {str(error) or type(error).__name__}. Start one with `jobqueue serve`, or name it with --url"
+        return Client(url, token, patience=patience)
+    except ValueError as error:
+        raise Failure(str(error), Exit.USAGE) from None
+
+
+def _said(error: RequestRefused) -> str:
+    said = str(error.problem.get("detail") or error.problem.get("title") or f"the service answered {error.status}")
+    return f"{error.field}: {said}" if error.field and error.field not in said else said

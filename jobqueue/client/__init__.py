@@ -1,0 +1,40 @@
+"""Submit jobs over HTTP, wait for their results, and operate the service. It needs the extra ``client``.
+
+On Trio and asyncio alike::
+
+    from jobqueue import Client
+
+    async with Client("http://127.0.0.1:8080") as client:
+        job_id = await client.submit("thumbnail", {"path": "a.png"}, priority=5)
+        result = await client.result(job_id, timeout=60)
+
+`SyncClient` has the same methods, for code without a loop::
+
+    with SyncClient("http://127.0.0.1:8080") as client:
+        ids = client.submit_many({"kind": "thumbnail", "payload": {"path": path}} for path in paths)
+
+What fails on its way is sent again for a while, if that can do no harm; so that it can do none, jobs are submitted with keys.
+"""
+
+try:
+    import anyio as _anyio  # noqa: F401 - looked for, so that who has it not is told what to do
+    import httpx as _httpx  # noqa: F401
+except ImportError as missing:
+    raise ImportError(f"the client needs {missing.name}: pip install 'jobqueue[client]'", name=missing.name) from None
+
+from jobqueue.client.chunks import Chunk
+from jobqueue.client.clients import Client, SyncClient
+from jobqueue.client.errors import JobCancelled, JobEnded, JobFailed, JobNotFound, NotFound, RequestRefused, Unreachable
+
+__all__ = [
+    "Chunk",
+    "Client",
+    "JobCancelled",
+    "JobEnded",
+    "JobFailed",
+    "JobNotFound",
+    "NotFound",
+    "RequestRefused",
+    "SyncClient",
+    "Unreachable",
+]
