@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
 from http import HTTPStatus
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import click
 import httpx
@@ -40,8 +40,6 @@ NOT_NOW = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 """What a service, or a proxy before it, answers when the same request may be served later."""
-
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def connecting(function: Callable[..., None]) -> Callable[..., None]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def remote(function: Callable[Concatenate[Client, Output, P], Awaitable[None]]) -> Callable[..., None]:
+def remote(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     """Make a command's function of an async one that gets a client and an output, and add ``--json`` and where the queue is."""
 
     @connecting
@@ -116,7 +114,7 @@ def remote(function: Callable[Concatenate[Client, Output, P], Awaitable[None]]) 
 
         async def main() -> None:
             async with connection.connect() as client:
-                await function(client, output, **given)  # type: ignore[call-arg] # click has made them of the options
+                await function(client, output, **given)
 
         run(main)
 

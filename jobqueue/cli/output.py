@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 import msgspec
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from jobqueue.cli.exits import Exit
 
@@ -21,11 +23,19 @@ PIPED_WIDTH = 1_000
 """Columns of an output that is no terminal: nothing is cut off there."""
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Make control characters visible: kinds, reasons and errors are what others wrote, and a terminal obeys what it is sent."""
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 class Failure(click.ClickException):
     """Why a command ends, and with which exit code."""
 
     def __init__(self, message: str, code: Exit = Exit.REFUSED) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = code  # type: ignore[misc] # click's own subclasses do the same
 
 
@@ -57,11 +67,37 @@ class Output:
             sys.stdout.write(text.decode() + "\n")
             sys.stdout.flush()
             return
-        self.console.print(readable())
+        shown = readable()
+        if isinstance(shown, str):
+            shown = Text(printable(shown))
+        if self.console.is_terminal:
+            self.console.print(shown)
+            return
+        with self.console.capture() as captured:
+            self.console.print(shown)
+        # Rich fills cells with spaces, up to the last column.
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        sys.stdout.flush()
+
+    def lines(self, documents: Iterable[Any]) -> None:
+        """Print documents as JSON, one a line."""
+        for document in documents:
+            sys.stdout.write(compact(document) + "\n")
+        sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Say something on stderr that is no result."""
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
+
+
+def pretty(document: Any) -> Text:
+    """Write a document as JSON for people."""
+    return Text(printable(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
+
+
+def compact(document: Any) -> str:
+    """Write a document as JSON in one line."""
+    return msgspec.json.encode(document).decode()
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, cut: Iterable[str] = ()) -> Table:
@@ -82,7 +118,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, cut: Iter
             overflow="ellipsis" if name in cut else "fold",
         )
     for row in rows:
-        made.add_row(*("" if value is None else str(value) for value in row))
+        made.add_row(*(Text("" if value is None else printable(str(value))) for value in row))
     return made
 
 
@@ -116,12 +152,12 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f} s"
 
 
-def facts(rows: Mapping[str, object]) -> Table:
+def facts(rows: Iterable[tuple[str, object]]) -> Table:
     """Make a list of what is known of one thing: a name and a value a line. What is None is left out."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
-    for name, value in rows.items():
+    for name, value in rows:
         if value is not None:
-            made.add_row(name, str(value))
+            made.add_row(name, Text(printable(str(value))))
     return made
