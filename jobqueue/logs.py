@@ -6,7 +6,14 @@ import logging
 import sys
 from typing import Any, TextIO
 
-import structlog
+# structlog loads rich where it is installed, for tracebacks that we do not use: 3 MB less for each node without it.
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+
+import structlog  # noqa: E402
+from structlog.tracebacks import ExceptionDictTransformer  # noqa: E402
+
+if sys.modules["rich"] is None:
+    del sys.modules["rich"]
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -14,10 +21,12 @@ LEVELS = ("debug", "info", "warning", "error")
 def configure(level: str, stream: TextIO = sys.stderr) -> None:
     """Send all log lines from this level on to the stream, which decides their form."""
     form: list[Any]
+    # By default, tracebacks come with the values of all variables, payloads and tokens among them.
     if stream.isatty():
-        form = [structlog.dev.ConsoleRenderer()]
+        form = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
-        form = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        form = [tracebacks, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -29,3 +38,8 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
+
+
+def bind(**fields: Any) -> None:
+    """Have all lines from now on carry these fields."""
+    structlog.contextvars.bind_contextvars(**fields)

@@ -28,18 +28,18 @@ async def list_dead(client: Client, output: Output, *, limit: int, everything: b
 
     def rows(jobs: list[dict[str, Any]]) -> Any:
         return table(
-            ["ID", "KIND", *(["QUEUE", "ATTEMPTS"] if output.wide else []), "DIED", "REASON"],
+            ["ID", "KIND", *(["QUEUE", "ATTEMPTS"] if output.wide else []), "DIED", "ERROR"],
             (
                 [
                     job["id"],
                     job["kind"],
                     *([job["queue"], job["attempt"]] if output.wide else []),
                     local(job["died_at"], short=True),
-                    (job["reason"] or "").partition("\n")[0],
+                    (job["error"] or job["reason"] or "").partition("\n")[0],  # the reason says which attempt before it says why
                 ]
                 for job in jobs
             ),
-            cut=["KIND", "QUEUE", "REASON"],
+            cut=["KIND", "QUEUE", "ERROR"],
         )
 
     await show_pages(

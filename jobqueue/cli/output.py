@@ -6,11 +6,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,12 @@ WIDE = 110
 PIPED_WIDTH = 1_000
 """Columns of an output that is no terminal: nothing is cut off there."""
 
+
+GAP = 2
+"""Spaces between two columns of a table."""
+
+MIN_WIDTH = 8
+"""Columns of a terminal that are left of what has to be cut off."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -100,26 +107,35 @@ def compact(document: Any) -> str:
     return msgspec.json.encode(document).decode()
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, cut: Iterable[str] = ()) -> Table:
-    """Make a table that is as good to copy from, and to grep, as to read: no borders, one line a row.
+class table:  # noqa: N801 - it is called like a function, and is nothing to look at
+    """A table that is as good to copy from, and to grep, as to read: no borders, one line a row.
 
     Args:
         columns: their names; one that begins with ">" is aligned to the right.
         rows: what stands in them; None is an empty place.
-        cut: the columns that may be cut off where there is no room.
+        cut: the columns that are cut off where there is no room for all.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        name = column.removeprefix(">")
-        made.add_column(
-            name,
-            justify="right" if column.startswith(">") else "left",
-            no_wrap=True,
-            overflow="ellipsis" if name in cut else "fold",
-        )
-    for row in rows:
-        made.add_row(*(Text("" if value is None else printable(str(value))) for value in row))
-    return made
+
+    def __init__(self, columns: Iterable[str], rows: Iterable[Iterable[object]], *, cut: Iterable[str] = ()) -> None:
+        self._columns = list(columns)
+        self._rows = [["" if value is None else printable(str(value)) for value in row] for row in rows]
+        self._cut = [place for place, name in enumerate(self._columns) if name in set(cut)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        names = [name.removeprefix(">") for name in self._columns]
+        widths = [max(map(cell_len, column)) for column in zip(names, *self._rows, strict=True)]
+        excess = sum(widths) + GAP * (len(widths) - 1) - options.max_width
+        for place in sorted(self._cut, key=lambda place: -widths[place]):
+            narrower = max(MIN_WIDTH, widths[place] - max(0, excess))
+            excess -= max(0, widths[place] - narrower)
+            widths[place] = min(widths[place], narrower)
+        for name, column, width in zip(names, self._columns, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+            made.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=width, max_width=width)
+        for row in self._rows:
+            made.add_row(*map(Text, row))
+        yield made
 
 
 def local(text: str | None, *, short: bool = False) -> str:

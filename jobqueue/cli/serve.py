@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import click
 import psycopg
-import structlog
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -150,7 +149,7 @@ def command(
 
 
 def _serve_supervised(module: str | None, number: int) -> None:
-    structlog.contextvars.bind_contextvars(process=number)
+    logs.bind(process=number)
     failure: BaseException | None = None
     try:
         parent = Parent()
