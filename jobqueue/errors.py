@@ -39,6 +39,10 @@ class InvalidFilter(InvalidJob):
     """What jobs are asked for by is not of the form that filters have."""
 
 
+class InvalidQuery(InvalidJob):
+    """A parameter of a request's query is unknown, or has a value that cannot be."""
+
+
 class ConflictingJob(InvalidJob):
     """A submission, or a redrive, is at odds with another one; when that has ended, it may be sent again."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jobqueue import documents
+from jobqueue import documents, fields
 from jobqueue.errors import InvalidQueueSetting
 
 if TYPE_CHECKING:
@@ -58,16 +58,32 @@ MAX_WEIGHT = 1_000.0
 MIN_WEIGHT = 0.001
 """The bounds of a group's weight."""
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
-Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
-Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)]
-Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES)]
-Timeout = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)]
-Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY)]
-Instant = Annotated[datetime, msgspec.Meta(tz=True)]
-AgingInterval = Annotated[float, msgspec.Meta(ge=0, le=MAX_AGING_INTERVAL)]
-Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)]
-Rate = Annotated[float, msgspec.Meta(ge=MIN_RATE, le=MAX_LIMIT)]
+# A description says what a value must be: in the error for one that is not, and in the API's own description.
+Name = Annotated[
+    str,
+    msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH, description=f"a string of 1 to {MAX_NAME_LENGTH} characters"),
+]
+Part = Annotated[Name, msgspec.Meta(description=f"a part of the reason, a string of 1 to {MAX_NAME_LENGTH} characters")]
+Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY, description=f"an integer from 0 to {MAX_PRIORITY}")]
+Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES, description=f"an integer from 0 to {MAX_RETRIES}")]
+Timeout = Annotated[
+    float, msgspec.Meta(gt=0, le=MAX_TIMEOUT, description=f"a number of seconds above 0 and up to {MAX_TIMEOUT:.0f}")
+]
+Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY, description=f"a number of seconds from 0 to {MAX_DELAY:.0f}")]
+Instant = Annotated[
+    datetime, msgspec.Meta(tz=True, description="a date and time with its UTC offset, such as 2030-01-31T08:00:00Z")
+]
+Flag = Annotated[bool, msgspec.Meta(description="true or false")]
+AgingInterval = Annotated[
+    float,
+    msgspec.Meta(ge=0, le=MAX_AGING_INTERVAL, description=f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for 1"),
+]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT, description=f"an integer from 1 to {MAX_LIMIT}, or null for none")]
+KeyLimit = Annotated[Limit, msgspec.Meta(description=f"an integer from 1 to {MAX_LIMIT}, or null for 1")]
+Rate = Annotated[
+    float, msgspec.Meta(ge=MIN_RATE, le=MAX_LIMIT, description=f"a number from {MIN_RATE:.5f} to {MAX_LIMIT}, or null for none")
+]
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -86,7 +102,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     group: Name | None = None
     weight: Weight | None = None
     concurrency_key: Name | None = None
-    unique: bool | None = None
+    unique: Flag | None = None
     unique_key: Name | None = None
     idempotency_key: Name | None = None
 
@@ -311,22 +327,30 @@ def _arrived(fields: dict[str, Any]) -> Job:
     return Job(**fields, _run=_Elsewhere())
 
 
-class DeadFilter(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Which dead jobs are meant: all conditions hold, and ``{}`` is refused where jobs are moved or deleted.
+class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What may be asked of dead jobs; all conditions hold.
 
     Attributes:
         reason: a part of the reason that a person reads.
         died_before: by the database's clock; so is `died_after`. Both are exclusive.
-        all: that no condition is meant to be there.
     """
 
     queue: Name | None = None
     kind: Name | None = None
     group: Name | None = None
-    reason: Name | None = None
+    reason: Part | None = None
     died_before: Instant | None = None
     died_after: Instant | None = None
-    all: bool | None = None
+
+
+class DeadFilter(DeadConditions):
+    """Which dead jobs are meant: ``{}`` is refused where jobs are moved or deleted.
+
+    Attributes:
+        all: that no condition is meant to be there.
+    """
+
+    all: Annotated[Literal[True], msgspec.Meta(description="true")] | None = None
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -362,7 +386,7 @@ class QueueSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     max_running: Limit | UnsetType | None = UNSET
     rate: Rate | UnsetType | None = UNSET
     burst: Limit | UnsetType | None = UNSET
-    key_max_running: Limit | UnsetType | None = UNSET
+    key_max_running: KeyLimit | UnsetType | None = UNSET
     key_rate: Rate | UnsetType | None = UNSET
     key_burst: Limit | UnsetType | None = UNSET
 
@@ -373,30 +397,7 @@ def queue_settings(given: Mapping[str, Any]) -> QueueSettings:
     Raises:
         InvalidQueueSetting: one of them is unknown, or out of its range.
     """
-    for name, value in given.items():
-        if name not in _SETTINGS:
-            raise InvalidQueueSetting(f"a queue has no setting {name[:64]!r}; it has {', '.join(_SETTINGS)}", field=name[:64])
-        kind, must_be = _SETTINGS[name]
-        try:
-            known = msgspec.convert(value, kind) == value  # NaN is in any range, and is not itself
-        except msgspec.ValidationError:
-            known = False
-        if not known:
-            raise InvalidQueueSetting(f"{name} must be {must_be}", field=name)
-    return QueueSettings(**given)
-
-
-_LIMIT = f"an integer from 1 to {MAX_LIMIT}, or null for none"
-_RATE = f"a number from {MIN_RATE:.5f} to {MAX_LIMIT}, or null for none"
-_SETTINGS: dict[str, tuple[Any, str]] = {
-    "aging_interval": (AgingInterval | None, f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for 1"),
-    "max_running": (Limit | None, _LIMIT),
-    "rate": (Rate | None, _RATE),
-    "burst": (Limit | None, _LIMIT),
-    "key_max_running": (Limit | None, f"an integer from 1 to {MAX_LIMIT}, or null for 1"),
-    "key_rate": (Rate | None, _RATE),
-    "key_burst": (Limit | None, _LIMIT),
-}
+    return fields.read(given, QueueSettings, what="a queue", refuse=InvalidQueueSetting)
 
 
 UNFINISHED = frozenset({"scheduled", "pending", "blocked", "inflight"})

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 
 import structlog  # noqa: E402
-from structlog.tracebacks import ExceptionDictTransformer  # noqa: E402
 
 if sys.modules["rich"] is None:
     del sys.modules["rich"]
@@ -20,13 +19,13 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def configure(level: str, stream: TextIO = sys.stderr) -> None:
     """Send all log lines from this level on to the stream, which decides their form."""
+    # Both show the values of variables in a traceback unless told not to, which also takes a second for each.
     form: list[Any]
-    # By default, tracebacks come with the values of all variables, payloads and tokens among them.
     if stream.isatty():
         form = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
-        tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-        form = [tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        form = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -190,9 +190,6 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         on_unwanted=cancel,
     )
     watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
-    outcomes = Outcomes(
-        store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in, on_written=watcher.written
-    )
     hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
     outcomes = Outcomes(
         store,

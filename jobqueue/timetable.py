@@ -15,14 +15,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from jobqueue import documents
+from jobqueue import documents, fields
 from jobqueue.errors import InvalidSchedule
 from jobqueue.job import (
     MAX_NAME_LENGTH,
     MAX_PAYLOAD_BYTES,
-    MAX_PRIORITY,
-    MAX_RETRIES,
-    MAX_TIMEOUT,
     Name,
     Priority,
     Retries,
@@ -53,58 +50,41 @@ class CronSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: Name
-    cron: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CRON_LENGTH)]
-    timezone: Name = "UTC"
-    missed: Missed = "one"
+    cron: Annotated[
+        str,
+        msgspec.Meta(
+            min_length=1,
+            max_length=MAX_CRON_LENGTH,
+            description=f'a string of 1 to {MAX_CRON_LENGTH} characters, such as "*/5 * * * *" for every five minutes',
+        ),
+    ]
+    timezone: Annotated[
+        Name, msgspec.Meta(description=f"the name of a time zone, a string of 1 to {MAX_NAME_LENGTH} characters")
+    ] = "UTC"
+    missed: Annotated[Missed, msgspec.Meta(description='one of "one", "skip" and "all"')] = "one"
     kind: Name
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    payload: Annotated[msgspec.Raw, msgspec.Meta(description="any JSON")] = msgspec.Raw(b"{}")
     queue: Name = "default"
     priority: Priority = 0
     max_retries: Retries | None = None
     timeout: Timeout | None = None
 
 
-_fields = {field.name: field.type for field in msgspec.structs.fields(CronSchedule)}
-
-_name = f"a string of 1 to {MAX_NAME_LENGTH} characters"
-_must_be = {
-    "name": _name,
-    "cron": f"a string of 1 to {MAX_CRON_LENGTH} characters",
-    "timezone": f"the name of a time zone, {_name}",
-    "missed": 'one of "one", "skip" and "all"',
-    "kind": _name,
-    "queue": _name,
-    "priority": f"an integer from 0 to {MAX_PRIORITY}",
-    "max_retries": f"an integer from 0 to {MAX_RETRIES}",
-    "timeout": f"a number of seconds above 0 and up to {MAX_TIMEOUT:.0f}",
-}
-
-
-def schedule_of(fields: Mapping[str, Any]) -> CronSchedule:
+def schedule_of(given: Mapping[str, Any]) -> CronSchedule:
     """Make a schedule of what somebody said about it; its kind is its name unless said otherwise.
 
     Raises:
         InvalidSchedule: a field is missing, unknown, of the wrong type or out of its range, or its text means nothing.
     """
-    given: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name not in _fields:
-            raise InvalidSchedule(f"schedules have no field {name[:MAX_NAME_LENGTH]!r}", field=name[:MAX_NAME_LENGTH])
-        if name == "payload":
-            continue
-        try:
-            given[name] = msgspec.convert(value, _fields[name])
-            documents.encode(given[name])
-        except (msgspec.ValidationError, documents.RefusedDocument):
-            raise InvalidSchedule(f"{name} must be {_must_be[name]}", field=name) from None
-    if "cron" not in given:
-        raise InvalidSchedule('cron is missing: when is it? Such as "*/5 * * * *" for every five minutes', field="cron")
-    payload = fields.get("payload")
+    payload = given.get("payload")
     try:
         document = documents.encode({} if payload is None else payload, limit=MAX_PAYLOAD_BYTES)
     except documents.RefusedDocument as error:
         raise InvalidSchedule(f"payload cannot be stored: {error}", field="payload") from None
-    schedule = CronSchedule(**{"kind": given["name"], **given, "payload": msgspec.Raw(document)})
+    said = {**given, "payload": msgspec.Raw(document)}
+    if "name" in given:
+        said.setdefault("kind", given["name"])
+    schedule = fields.read(said, CronSchedule, what="a schedule", refuse=InvalidSchedule)
     Timetable(schedule.cron, schedule.timezone).after(_SOME_TIME)
     return schedule
 

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import UnsupportedMediaType
 
+from jobqueue import fields
 from jobqueue.admission import plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.http import bodies
@@ -124,7 +125,7 @@ def test_ignored_names_are_bounded() -> None:
     body = msgspec.json.encode({f"{n:03}" + "x" * 100: n for n in range(100)})
     ignored = read(body).ignored
     assert len(ignored) == bodies.MAX_IGNORED_NAMES
-    assert {len(name) for name in ignored} == {bodies.MAX_IGNORED_LENGTH}
+    assert {len(name) for name in ignored} == {fields.MAX_SHOWN_NAME}
 
 
 def test_names_and_values_with_colons_are_no_repeats() -> None:

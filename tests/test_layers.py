@@ -21,7 +21,7 @@ LAYERS = [
     ["concurrency"],
     ["client"],
     ["in_transaction"],
-    ["errors", "job", "retry", "documents", "admission", "timetable", "settings", "metrics", "logs"],
+    ["errors", "fields", "job", "retry", "documents", "admission", "timetable", "settings", "metrics", "logs"],
 ]
 """The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
 

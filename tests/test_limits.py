@@ -307,7 +307,7 @@ def test_queues_that_are_declared_wrongly_are_refused() -> None:
     for name, settings, reason in [
         ("mail", {}, "declared already"),
         ("", {}, "1 to 200 characters"),
-        ("a", {"speed": 1}, "no setting 'speed'"),
+        ("a", {"speed": 1}, "has no 'speed'"),
         ("b", {"rate": float("nan")}, "rate must be"),
         ("c", {"max_running": 1.5}, "max_running must be"),
     ]:
@@ -714,7 +714,7 @@ def test_settings_over_http_in_code_and_in_sql(service: Start, database: Databas
         ('{"rate": 1, "rate": 2}', "rate"),
         ("[]", None),
         ("{", None),
-        ('{"rate": 1e999}', None),
+        ('{"rate": 1e999}', "rate"),
         ('{"rate": 1, "x": "' + "x" * 5000 + '"}', None),
     ]:
         answer = httpx.put(url, content=body, headers={"Content-Type": "application/json"})

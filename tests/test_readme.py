@@ -3,9 +3,9 @@
 The convention, for who writes it (blocks are indented by four spaces, or fenced; a section is what follows a heading of level two):
 
 - A block that begins with ``# name.py``, ``import jobqueue`` or ``from jobqueue`` is a module. It is written to a file beside those
-  of the sections before, and imported: what needs a database stands in a function, or names the database as the tour does for psql,
-  ``user=jobqueue dbname=jobqueue host=... port=5432``: then it is run in its turn, on the section's database. One whose name
-  begins with ``test_`` is run by pytest.
+  of the sections before, and imported: what needs a database or a service stands in a function, or names it as the tour does for
+  psql, ``user=jobqueue dbname=jobqueue host=... port=5432``, or for curl, ``http://localhost:8080``: then it is run in its turn,
+  on the section's database, to the section's service. One whose name begins with ``test_`` is run by pytest.
 - A line that begins with ``$ curl`` is a command (with those after it, while they end in a backslash), and what follows it up to
   the next command, prompt or statement is its answer. It is sent to a service of the section's own, on an empty database, with the
   handlers of the section's last module that has an ``app`` (else those of ``examples.quickstart``). An answer in JSON must have at
@@ -47,6 +47,9 @@ SAME = {"state", "status", "field"}
 DATABASE = "user=jobqueue dbname=jobqueue host=... port=5432"
 """How the tour names the database."""
 
+SERVICE = "http://localhost:8080"
+"""How it names the service."""
+
 PROMPT = re.compile(r"^(?=\$ |jobqueue=# )|(?<=\n\n)(?=SELECT\b)", re.MULTILINE)
 """Where the next command, or the next statements begin."""
 
@@ -57,7 +60,7 @@ class Module(NamedTuple):
 
 
 class Script(NamedTuple):
-    """A module that speaks to the database while it is imported."""
+    """A module that speaks to the database or to the service while it is imported."""
 
     name: str
     text: str
@@ -104,7 +107,7 @@ def examples(text: str) -> Iterator[Example]:
             # A command may follow a module in the same block: a blank line is no end of an indented one.
             code, *rest = PROMPT.split(block, maxsplit=1)
             name = re.match(r"# (\w+)\.py", code)
-            form = Script if DATABASE in code else Module
+            form = Script if DATABASE in code or SERVICE in code else Module
             yield form(name[1] if name else f"example_{zlib.crc32(code.encode())}", code)
             yield from commands("".join(rest))
         else:
@@ -145,7 +148,8 @@ class Session:
 
     def run(self, example: Script | Curl | Sql) -> None:
         if isinstance(example, Script):
-            write([Module(example.name, example.text.replace(DATABASE, self._database_url))], self._directory)
+            text = example.text.replace(DATABASE, self._database_url).replace(SERVICE, self._url)
+            write([Module(example.name, text)], self._directory)
             done = run_python(self._directory, f"{example.name}.py")
             assert done.returncode == 0, f"{example.text}\n{done.stdout}\n{done.stderr}"
             return
@@ -316,6 +320,13 @@ Words, SELECT 3.
 
     connect("{DATABASE}")
 
+More words.
+
+    import jobqueue
+
+    with jobqueue.SyncClient("{SERVICE}"):
+        ...
+
 ```sql
 SELECT 4
 ```
@@ -327,7 +338,7 @@ SELECT 4
      5
 """
     found = list(examples(text))
-    assert [type(example) for example in found] == [Module, Curl, Sql, Sql, Script, Sql, Sql]
+    assert [type(example) for example in found] == [Module, Curl, Sql, Sql, Script, Script, Sql, Sql]
     assert found[1] == Curl("curl -s localhost:8080/health \\\n    -X GET", '{"status": "ok"}')
     assert [one.statement for one in found if isinstance(one, Sql)] == ["SELECT 1", "SELECT\n  2", "SELECT 4", "SELECT 5,\n  6"]
     assert found[-1] == Sql("SELECT 5,\n  6", " 5")

@@ -25,10 +25,12 @@ except ImportError as missing:
 from jobqueue.client.chunks import Chunk
 from jobqueue.client.clients import Client, SyncClient
 from jobqueue.client.errors import JobCancelled, JobEnded, JobFailed, JobNotFound, NotFound, RequestRefused, Unreachable
+from jobqueue.client.waiting import Event
 
 __all__ = [
     "Chunk",
     "Client",
+    "Event",
     "JobCancelled",
     "JobEnded",
     "JobFailed",

@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from datetime import datetime
-from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from jobqueue import documents
 from jobqueue.client.chunks import CHUNK_JOBS, NDJSON, Chunk, cut, encode
-from jobqueue.client.errors import JobCancelled, JobFailed, JobNotFound, NotFound, RequestRefused
-from jobqueue.client.patience import (
-    ANSWER_SECONDS,
-    HARMLESS,
-    KEYED,
-    NEVER,
-    Statuses,
-    ask,
-    backoff,
-    may_have_arrived,
-    pause_after_answer,
-    pause_after_error,
-    unreachable,
-)
+from jobqueue.client.errors import JobCancelled, JobFailed, RequestRefused
+from jobqueue.client.patience import HARMLESS, KEYED, NEVER, Statuses, ask
+from jobqueue.client.requests import below, build, read
+from jobqueue.client.waiting import Event, ended, events
 from jobqueue.client.wires import Wire
-from jobqueue.job import UNFINISHED
 
-POLL_SECONDS = 30.0
-"""Seconds for which the service is asked to wait for a job's end, at the most; then it is asked again."""
-
-LOOK_SECONDS = 1.0
-"""Seconds for an answer at the end of a wait, when there is less time left than that."""
+FILTER_SECONDS = 150.0
+"""Seconds for what goes on until it has done with all jobs that a filter wants: longer than the service takes for any request."""
 
 PAGE = 100
 """Jobs on one page, unless told otherwise."""
 
-_JSON = "application/json"
-_WAITED_THROUGH: Statuses = HARMLESS | frozenset(range(500, 600))
 _REPEATABLE = {"GET", "HEAD", "PUT"}
 
 
@@ -74,7 +55,7 @@ class Calls:
         """
         again_at = HARMLESS if method.upper() in _REPEATABLE else NEVER
         content = None if json is None else documents.encode(json)
-        return await self._document(self._build(method, path, content, params=params), again_at)
+        return await self._document(build(self._wire, method, path, content, params=params), again_at)
 
     async def submit(self, /, kind: str, payload: Any = None, **fields: Any) -> str:
         """Submit a job and return its id, once it is committed.
@@ -90,7 +71,7 @@ class Calls:
             InvalidJob: it has no form in JSON.
         """
         job = encode({"kind": kind, "payload": payload, **fields})
-        document = await self._document(self._build("POST", "/submit", job.body), KEYED if job.keyed else NEVER)
+        document = await self._document(build(self._wire, "POST", "/submit", job.body), KEYED if job.keyed else NEVER)
         return str(document["id"])
 
     async def submit_many(self, jobs: Iterable[Mapping[str, Any]], *, chunk: int = CHUNK_JOBS) -> list[str]:
@@ -119,7 +100,7 @@ class Calls:
         first = 0
         for body, keyed in cut(jobs, chunk):
             try:
-                document = await self._document(self._build("POST", "/submit", body, NDJSON), KEYED if keyed else NEVER)
+                document = await self._document(build(self._wire, "POST", "/submit", body, NDJSON), KEYED if keyed else NEVER)
             except RequestRefused as refused:
                 if refused.index is None:
                     raise
@@ -133,7 +114,7 @@ class Calls:
         Raises:
             JobNotFound: there is none.
         """
-        return await self._object("GET", _path("jobs", job_id))
+        return await self._object("GET", below("jobs", job_id))
 
     def jobs(self, /, *, limit: int = PAGE, after: str | None = None, **wanted: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Iterate over the pages of a list of jobs, the latest first: ``{"jobs": [...], "next": ...}``.
@@ -153,7 +134,7 @@ class Calls:
             RequestRefused: it has ended already (409).
             JobNotFound: there is none.
         """
-        return await self._object("POST", _path("jobs", job_id, "cancel"))
+        return await self._object("POST", below("jobs", job_id, "cancel"))
 
     async def retry(self, job_id: str) -> dict[str, Any]:
         """Run a dead job again with all its attempts, and return it.
@@ -162,7 +143,7 @@ class Calls:
             RequestRefused: it is not dead, or another job has its unique key (409).
             JobNotFound: there is none.
         """
-        return await self._object("POST", _path("jobs", job_id, "retry"))
+        return await self._object("POST", below("jobs", job_id, "retry"))
 
     async def discard(self, job_id: str) -> dict[str, Any]:
         """Delete a dead job and return what it was.
@@ -171,7 +152,7 @@ class Calls:
             RequestRefused: it is not dead (409).
             JobNotFound: there is none.
         """
-        return await self._object("DELETE", _path("jobs", job_id))
+        return await self._object("DELETE", below("jobs", job_id))
 
     async def update(self, /, job_id: str, **fields: Any) -> dict[str, Any]:
         """Change a job that waits, and return it.
@@ -184,7 +165,7 @@ class Calls:
             RequestRefused: it does not wait (409), or a value cannot be.
             JobNotFound: there is none.
         """
-        return await self._object("PATCH", _path("jobs", job_id), json=fields)
+        return await self._object("PATCH", below("jobs", job_id), json=fields)
 
     async def cancel_jobs(self, /, *, dry_run: bool = False, **wanted: Any) -> int:
         """Cancel all jobs that are wanted and return how many.
@@ -208,12 +189,23 @@ class Calls:
             JobNotFound: there is none, also where it succeeded and the service keeps no such jobs.
             TimeoutError: it has not ended in time. It goes on.
         """
-        job = await self._ended(job_id, math.inf if timeout is None else timeout)
+        job = await ended(self._wire, job_id, math.inf if timeout is None else timeout)
         if job["state"] == "succeeded":
             return job["result"]
         if job["state"] == "cancelled":
-            raise JobCancelled(job, "was cancelled")
+            raise JobCancelled(job)
         raise JobFailed(job)
+
+    def events(self, job_id: str) -> AsyncGenerator[Event, None]:
+        """Iterate over what becomes of a job, from its state now to its end; as `result`, it waits through restarts and absences.
+
+        It tells the latest, not every step, and begins with the state again after a break. Who leaves it early closes it
+        (`contextlib.aclosing`).
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        return events(self._wire, job_id)
 
     def dead(self, /, *, limit: int = PAGE, after: str | None = None, **wanted: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Iterate over the pages of the dead letters, the latest first: ``{"jobs": [...], "next": ...}``.
@@ -253,7 +245,7 @@ class Calls:
         Raises:
             NotFound: there is none.
         """
-        return await self._object("GET", _path("queues", name))
+        return await self._object("GET", below("queues", name))
 
     async def configure(self, /, name: str, **settings: Any) -> dict[str, Any]:
         """Set what holds for a queue on every node, and return all its settings.
@@ -262,15 +254,15 @@ class Calls:
             name: of the queue.
             settings: ``max_running``, ``rate`` and the others; None takes one away, and what is not given stays.
         """
-        return await self._object("PUT", _path("queues", name), json=settings)
+        return await self._object("PUT", below("queues", name), json=settings)
 
     async def pause(self, name: str) -> None:
         """Pause a queue on every node."""
-        await self.request("POST", _path("queues", name, "pause"))
+        await self.request("POST", below("queues", name, "pause"))
 
     async def resume(self, name: str) -> None:
         """Go on with a queue that is paused."""
-        await self.request("POST", _path("queues", name, "resume"))
+        await self.request("POST", below("queues", name, "resume"))
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Return every node that is running."""
@@ -286,7 +278,7 @@ class Calls:
         Raises:
             NotFound: there is none.
         """
-        return await self._object("GET", _path("schedules", name))
+        return await self._object("GET", below("schedules", name))
 
     async def put_schedule(self, /, name: str, cron: str, **fields: Any) -> dict[str, Any]:
         """Make a cron schedule, or change it, and return it.
@@ -296,7 +288,7 @@ class Calls:
             cron: when, such as ``"*/5 * * * *"``.
             fields: ``timezone``, ``missed``, ``kind`` (the name), and the fields of its jobs.
         """
-        return await self._object("PUT", _path("schedules", name), json={"cron": cron, **fields})
+        return await self._object("PUT", below("schedules", name), json={"cron": cron, **fields})
 
     async def unschedule(self, name: str) -> dict[str, Any]:
         """Delete a cron schedule and return what it was; the jobs that it has submitted stay.
@@ -304,7 +296,7 @@ class Calls:
         Raises:
             NotFound: there is none.
         """
-        return await self._object("DELETE", _path("schedules", name))
+        return await self._object("DELETE", below("schedules", name))
 
     async def pause_schedule(self, name: str) -> dict[str, Any]:
         """Pause a cron schedule and return it.
@@ -312,7 +304,7 @@ class Calls:
         Raises:
             NotFound: there is none.
         """
-        return await self._object("POST", _path("schedules", name, "pause"))
+        return await self._object("POST", below("schedules", name, "pause"))
 
     async def resume_schedule(self, name: str) -> dict[str, Any]:
         """Go on with a cron schedule that is paused, and return it.
@@ -320,7 +312,7 @@ class Calls:
         Raises:
             NotFound: there is none.
         """
-        return await self._object("POST", _path("schedules", name, "resume"))
+        return await self._object("POST", below("schedules", name, "resume"))
 
     async def trigger_schedule(self, name: str) -> str:
         """Submit a schedule's job now and return its id.
@@ -328,42 +320,11 @@ class Calls:
         Raises:
             NotFound: there is none.
         """
-        return str((await self._object("POST", _path("schedules", name, "trigger")))["id"])
+        return str((await self._object("POST", below("schedules", name, "trigger")))["id"])
 
     async def close(self) -> None:
         """Close all connections. A client that is a context manager does so at its end."""
         await self._wire.close()
-
-    async def _ended(self, job_id: str, timeout: float) -> dict[str, Any]:
-        wire = self._wire
-        give_up_at = wire.now() + timeout
-        failures = 0
-        while True:
-            asked_at = wire.now()
-            left = give_up_at - asked_at
-            wait = max(0.0, min(POLL_SECONDS, left))
-            seconds = min(wait + ANSWER_SECONDS, max(left, LOOK_SECONDS))
-            request = self._build("GET", _path("jobs", job_id), params={"wait": f"{wait:.3f}"}, seconds=seconds)
-            failures += 1
-            try:
-                answer = await wire.send(request)
-            except httpx.RequestError as error:
-                pause = pause_after_error(error, failures, _WAITED_THROUGH)
-                if pause is None:
-                    raise unreachable(error, in_doubt=may_have_arrived(error)) from error
-            else:
-                pause = pause_after_answer(answer, failures, _WAITED_THROUGH)
-                if pause is None:
-                    job: dict[str, Any] = _checked(answer)
-                    if job["state"] not in UNFINISHED:
-                        return job
-                    pause = backoff(failures)  # a node that stops answers at once
-                    if wire.now() - asked_at > wait / 2:
-                        failures, pause = 0, 0.0  # it waited as it was asked to
-            left = give_up_at - wire.now()
-            if left <= 0:
-                raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
-            await wire.sleep(min(pause, left))
 
     async def _pages(
         self, path: str, limit: int, after: str | None, wanted: Mapping[str, Any]
@@ -377,7 +338,8 @@ class Calls:
 
     async def _by_filter(self, path: str, wanted: Mapping[str, Any], *, dry_run: bool) -> int:
         params = {"dry_run": True} if dry_run else None
-        return int((await self.request("POST", path, json=wanted, params=params))["jobs"])
+        request = build(self._wire, "POST", path, documents.encode(wanted), params=params, seconds=FILTER_SECONDS)
+        return int((await self._document(request, NEVER))["jobs"])
 
     async def _object(self, method: str, path: str, *, json: Any = None) -> dict[str, Any]:
         document: dict[str, Any] = await self.request(method, path, json=json)
@@ -388,52 +350,4 @@ class Calls:
         return document
 
     async def _document(self, request: httpx.Request, again_at: Statuses) -> Any:
-        return _checked(await ask(self._wire, request, self._patience, again_at))
-
-    def _build(
-        self,
-        method: str,
-        path: str,
-        content: bytes | None = None,
-        content_type: str = _JSON,
-        *,
-        params: Mapping[str, Any] | None = None,
-        seconds: float = ANSWER_SECONDS,
-    ) -> httpx.Request:
-        headers = {} if content is None else {"Content-Type": content_type}
-        query = {name: _text(value) for name, value in (params or {}).items() if value is not None}
-        return self._wire.http.build_request(method, path, content=content, headers=headers, params=query or None, timeout=seconds)
-
-
-def _path(*names: str) -> str:
-    return "".join(f"/{quote(name, safe='')}" for name in names)
-
-
-def _text(value: Any) -> str:
-    """Write a parameter of a query."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, list | tuple | set | frozenset):
-        return ",".join(map(_text, value))
-    return str(value)
-
-
-def _checked(answer: httpx.Response) -> Any:
-    """Read an answer; raise what it says when it is a refusal."""
-    content_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if answer.is_success and (not answer.content or content_type == "text/plain"):
-        return answer.text or None
-    try:
-        document = answer.json()
-    except ValueError:
-        document = {"title": "the answer is no JSON: is this the URL of a job queue?"}
-    else:
-        if answer.is_success:
-            return document
-    problem = document if isinstance(document, dict) else {}
-    if answer.status_code == HTTPStatus.NOT_FOUND:
-        of_a_job = "/jobs/" in answer.request.url.path
-        raise (JobNotFound if of_a_job else NotFound)(answer.status_code, problem)
-    raise RequestRefused(answer.status_code, problem)
+        return read(await ask(self._wire, request, self._patience, again_at))

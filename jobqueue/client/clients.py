@@ -104,6 +104,7 @@ class SyncClient:
     update = _blocking(Calls.update)
     cancel_jobs = _blocking(Calls.cancel_jobs)
     result = _blocking(Calls.result)
+    events = _iterating(Calls.events)
     dead = _iterating(Calls.dead)
     retry_dead = _blocking(Calls.retry_dead)
     discard_dead = _blocking(Calls.discard_dead)

@@ -1,4 +1,4 @@
-"""What a client raises."""
+"""What a client raises. The arguments are kept as they are, so that an error can go from a process to another."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ class RequestRefused(JobQueueError):
     """
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        super().__init__(status, problem)
         self.status = status
         self.problem = problem
         self.field: str | None = problem.get("field")
         self.index: int | None = problem.get("index")
+
+    def __str__(self) -> str:
         job = "" if self.index is None else f"job {self.index}: "
-        super().__init__(f"{status}: {job}{problem.get('detail') or problem.get('title') or 'no reason given'}")
+        return f"{self.status}: {job}{self.problem.get('detail') or self.problem.get('title') or 'no reason given'}"
 
 
 class NotFound(RequestRefused):
@@ -39,13 +42,18 @@ class JobNotFound(NotFound):
 class Unreachable(JobQueueError):
     """No answer came from the service, as often as it was asked. The error of httpx is the ``__cause__``.
 
-    Attributes:
+    Args:
+        reason: why, in words.
         in_doubt: whether the service may have done what it was asked to: the request, or a part of it, was on its way.
     """
 
-    def __init__(self, reason: str, *, in_doubt: bool) -> None:
-        super().__init__(reason + (" (the request may have been carried out)" if in_doubt else ""))
+    def __init__(self, reason: str, in_doubt: bool) -> None:
+        super().__init__(reason, in_doubt)
+        self.reason = reason
         self.in_doubt = in_doubt
+
+    def __str__(self) -> str:
+        return self.reason + (" (the request may have been carried out)" if self.in_doubt else "")
 
 
 class JobEnded(JobQueueError):
@@ -55,13 +63,16 @@ class JobEnded(JobQueueError):
         job: the whole job, as ``GET /jobs/{id}`` has it.
     """
 
-    def __init__(self, job: dict[str, Any], what: str) -> None:
-        super().__init__(f"job {job['id']} {what}")
+    def __init__(self, job: dict[str, Any]) -> None:
+        super().__init__(job)
         self.job = job
 
 
 class JobCancelled(JobEnded):
     """Somebody cancelled the job."""
+
+    def __str__(self) -> str:
+        return f"job {self.job['id']} was cancelled"
 
 
 class JobFailed(JobEnded):
@@ -73,6 +84,9 @@ class JobFailed(JobEnded):
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        super().__init__(job, f"is dead: {job.get('reason')}")
+        super().__init__(job)
         self.reason: str = job.get("reason") or ""
         self.errors: list[dict[str, Any]] = job.get("errors") or []
+
+    def __str__(self) -> str:
+        return f"job {self.job['id']} is dead: {self.reason}"

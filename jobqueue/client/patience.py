@@ -20,9 +20,6 @@ from jobqueue.client.wires import Wire
 PATIENCE = 30.0
 """Seconds for which a request is sent again before its call fails, unless the client is told otherwise."""
 
-ANSWER_SECONDS = 20.0
-"""Seconds for an answer, beyond those that the service was asked to wait."""
-
 FIRST_BACKOFF = 0.05
 LONGEST_BACKOFF = 2.0
 """Seconds between the first two requests, at the most, and between any two while the service cannot be reached."""

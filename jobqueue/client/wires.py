@@ -7,13 +7,17 @@ waits for nothing else never stops in the middle: `run` takes it from its beginn
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import anyio
 import httpx
 
 T = TypeVar("T")
+
+Stream = tuple[httpx.Response, AsyncIterator[str]]
+"""An answer, and its lines as they come, where it is a success; a refusal is there as a whole."""
 
 
 class Wire(Protocol):
@@ -26,6 +30,10 @@ class Wire(Protocol):
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a request and return the whole answer; raises `httpx.RequestError`."""
+        ...
+
+    def stream(self, request: httpx.Request) -> AbstractAsyncContextManager[Stream]:
+        """Send a request and go on while the answer comes; raises `httpx.RequestError`, also from the lines."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -46,6 +54,16 @@ class AsyncWire:
     async def send(self, request: httpx.Request) -> httpx.Response:
         return await self.http.send(request)
 
+    @asynccontextmanager
+    async def stream(self, request: httpx.Request) -> AsyncIterator[Stream]:
+        answer = await self.http.send(request, stream=True)
+        try:
+            if not answer.is_success:
+                await answer.aread()
+            yield answer, answer.aiter_lines()
+        finally:
+            await answer.aclose()
+
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
 
@@ -65,6 +83,16 @@ class BlockingWire:
     async def send(self, request: httpx.Request) -> httpx.Response:
         return self.http.send(request)
 
+    @asynccontextmanager
+    async def stream(self, request: httpx.Request) -> AsyncIterator[Stream]:
+        answer = self.http.send(request, stream=True)
+        try:
+            if not answer.is_success:
+                answer.read()
+            yield answer, _async(answer.iter_lines())
+        finally:
+            answer.close()
+
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - to block is what it is for
 
@@ -73,6 +101,11 @@ class BlockingWire:
 
     async def close(self) -> None:
         self.http.close()
+
+
+async def _async(lines: Iterator[str]) -> AsyncIterator[str]:
+    for line in lines:
+        yield line
 
 
 def run(call: Coroutine[Any, Any, T]) -> T:

@@ -17,22 +17,10 @@ from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
 from jobqueue.admission import Admitted, Encoded, admit, plain
-from jobqueue.errors import BatchTooLarge, InvalidJob, InvalidQueueSetting, PayloadTooLarge
+from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
+from jobqueue.fields import MAX_SHOWN_NAME, must_be
 from jobqueue.http.answers import JSON
-from jobqueue.job import (
-    MAX_BATCH_JOBS,
-    MAX_DELAY,
-    MAX_NAME_LENGTH,
-    MAX_PAYLOAD_BYTES,
-    MAX_PRIORITY,
-    MAX_RETRIES,
-    MAX_TIMEOUT,
-    MAX_WEIGHT,
-    MIN_WEIGHT,
-    QueueSettings,
-    Submission,
-    queue_settings,
-)
+from jobqueue.job import MAX_BATCH_JOBS, MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES, Submission
 
 MAX_JOB_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
 """The largest text of one job: its payload, and room for the other fields."""
@@ -44,8 +32,7 @@ MAX_ARRAY_OBJECTS = 4_000_000
 """The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. NDJSON has no such bound."""
 
 MAX_IGNORED_NAMES = 20
-MAX_IGNORED_LENGTH = 64
-"""How many names of ignored fields are given back, and how many characters of each."""
+"""How many names of ignored fields are given back."""
 
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
@@ -146,33 +133,6 @@ def _with_key(header: str, media_type: str, body: bytes, ignored: set[str]) -> S
     return submission
 
 
-MAX_SETTINGS_BYTES = 4 << 10
-"""The largest text of a queue's settings."""
-
-
-def settings(content_type: str | None, body: bytes) -> QueueSettings:
-    """Read the settings of a queue: one JSON object.
-
-    Raises:
-        UnsupportedMediaType: the content type is not JSON.
-        InvalidQueueSetting: a setting is unknown, given twice, or out of its range; or the body is no object.
-    """
-    if require_json(content_type) != JSON:
-        raise UnsupportedMediaType(f"send one JSON object: -H 'Content-Type: {JSON}'")
-    if len(body) > MAX_SETTINGS_BYTES:
-        raise InvalidQueueSetting(f"the settings of a queue may have {MAX_SETTINGS_BYTES} bytes")
-    try:
-        members = _members.decode(body)
-        if _repeats(body, members):
-            name = _shown(_repeated(body))
-            raise InvalidQueueSetting(f"{name} is given more than once", field=name)
-        return queue_settings(msgspec.json.decode(body))
-    except msgspec.ValidationError:
-        raise InvalidQueueSetting("the settings of a queue must be a JSON object") from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidQueueSetting(f"the settings cannot be read: {_malformed(body, error)}") from None
-
-
 # ---------------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -235,23 +195,7 @@ _whole = msgspec.json.Decoder(Submission)
 _fields = {field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(Submission)}
 _camel_case = {re.sub(r"_(\w)", lambda letter: letter.group(1).upper(), name): name for name in _fields if "_" in name}
 
-_must_be = {
-    "kind": f"a string of 1 to {MAX_NAME_LENGTH} characters",
-    "queue": f"a string of 1 to {MAX_NAME_LENGTH} characters",
-    "priority": f"an integer from 0 to {MAX_PRIORITY}",
-    "max_retries": f"an integer from 0 to {MAX_RETRIES}",
-    "run_at": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z",
-    "delay": f"a number of seconds from 0 to {MAX_DELAY:.0f}",
-    "timeout": f"a number of seconds above 0 and up to {MAX_TIMEOUT:.0f}",
-    "expires_at": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z",
-    "expires_in": f"a number of seconds from 0 to {MAX_DELAY:.0f}",
-    "group": f"a string of 1 to {MAX_NAME_LENGTH} characters",
-    "weight": f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
-    "concurrency_key": f"a string of 1 to {MAX_NAME_LENGTH} characters",
-    "unique": "true or false",
-    "unique_key": f"a string of 1 to {MAX_NAME_LENGTH} characters",
-    "idempotency_key": f"a string of 1 to {MAX_NAME_LENGTH} characters",
-}
+_must_be = {field.name: must_be(field.type) for field in msgspec.structs.fields(Submission) if field.name != "payload"}
 
 
 def _submission(text: bytes, ignored: set[str]) -> Submission:
@@ -338,4 +282,4 @@ def _malformed(text: bytes | msgspec.Raw, error: Exception) -> str:
 
 
 def _shown(name: str) -> str:
-    return name[:MAX_IGNORED_LENGTH]
+    return name[:MAX_SHOWN_NAME]

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
-from jobqueue import documents
-from jobqueue.errors import InvalidFilter
-from jobqueue.http import bodies
-from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
+from jobqueue import fields
+from jobqueue.errors import InvalidFilter, InvalidQuery
+from jobqueue.http import limits
+from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.objects import Body
+from jobqueue.http.routes import Route
+from jobqueue.job import DeadConditions, DeadFilter
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
 """Dead letters on one page of a list."""
 
-_FIELDS = {field.name: field.type for field in msgspec.structs.fields(DeadFilter)}
-_A_NAME = f"a string of 1 to {MAX_NAME_LENGTH} characters"
-_A_TIME = "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z"
-_MUST_BE = {
-    "queue": _A_NAME,
-    "kind": _A_NAME,
-    "group": _A_NAME,
-    "reason": f"a part of the reason, {_A_NAME}",
-    "died_before": _A_TIME,
-    "died_after": _A_TIME,
-    "all": "true",
-}
+PageSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE, description=f"an integer from 1 to {MAX_PAGE}")]
+Cursor = Annotated[str, msgspec.Meta(description='what the page before gave as "next"')]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CURSOR = re.compile(r"(\d{1,18})-([0-9a-f-]{36})", re.ASCII)
@@ -39,74 +32,84 @@ Place = tuple[datetime, str]
 """Where a page ends: the time of death and the id of its last job."""
 
 
-class Page(NamedTuple):
+class DeadQuery(DeadConditions):
     """Which page of which dead letters is asked for."""
 
-    wanted: DeadFilter
-    limit: int
-    after: Place | None
+    limit: PageSize = DEFAULT_PAGE
+    after: Cursor | None = None
 
 
-def wanted_by_body(content_type: str | None, body: bytes) -> DeadFilter:
+class Buried(Protocol):
+    """A node whose dead letters can be looked at and moved."""
+
+    async def dead(self, wanted: DeadFilter, limit: int, after: Place | None) -> list[dict[str, Any]]:
+        """Return the dead jobs that are wanted, the latest first, from a place on."""
+        ...
+
+    async def retry_dead(self, wanted: DeadFilter) -> int:
+        """Run all dead jobs again that are wanted; return how many."""
+        ...
+
+    async def discard_dead(self, wanted: DeadFilter) -> int:
+        """Delete all dead jobs that are wanted; return how many."""
+        ...
+
+
+BODY = Body(DeadFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES)
+
+
+def routes(node: Buried) -> list[Route]:
+    """Make the routes of a node."""
+    views = _Views(node)
+    return [
+        Route(
+            method="GET",
+            path="/dead",
+            needs="read",
+            summary="List dead letters",
+            view=views.dead,
+            query=DeadQuery,
+        ),
+        Route(method="POST", path="/dead/retry", needs="admin", summary="Run dead letters again", view=views.retry, body=BODY),
+        Route(method="POST", path="/dead/discard", needs="admin", summary="Delete dead letters", view=views.discard, body=BODY),
+    ]
+
+
+class _Views:
+    def __init__(self, node: Buried) -> None:
+        self._node = node
+
+    async def dead(self, query: DeadQuery) -> Answer:
+        conditions = {name: getattr(query, name) for name in DeadConditions.__struct_fields__}
+        wanted = DeadFilter(**conditions, all=None if any(value is not None for value in conditions.values()) else True)
+        jobs = await self._node.dead(wanted, query.limit, place(query.after))
+        return json_answer({"jobs": jobs, "next": _cursor(jobs[-1]) if len(jobs) == query.limit else None})
+
+    async def retry(self, body: Mapping[str, Any]) -> Answer:
+        return json_answer({"jobs": await self._node.retry_dead(wanted(body))})
+
+    async def discard(self, body: Mapping[str, Any]) -> Answer:
+        return json_answer({"jobs": await self._node.discard_dead(wanted(body))})
+
+
+def wanted(given: Mapping[str, Any]) -> DeadFilter:
     """Read which dead letters are to be run again or deleted.
 
     Raises:
-        UnsupportedMediaType: the content type is not JSON.
         InvalidFilter: it is no filter, or an empty one.
     """
-    bodies.require_json(content_type)
-    try:
-        members = msgspec.json.decode(body, type=dict[str, Any])
-    except (ValueError, RecursionError):
-        raise InvalidFilter('send a filter as a JSON object, such as {"queue": "mail"}, or {"all": true}') from None
-    wanted = _filter(members)
-    if wanted == DeadFilter():
+    conditions = fields.read(given, DeadFilter, what="a filter", refuse=InvalidFilter)
+    if conditions == DeadFilter():
         raise InvalidFilter('the filter is empty: {"all": true} means all', field="all")
-    return wanted
+    return conditions
 
 
-def page(query: Mapping[str, str]) -> Page:
-    """Read which page a query asks for.
+def place(cursor: str | None) -> Place | None:
+    """Read where a page begins.
 
     Raises:
-        InvalidFilter: a parameter is unknown, or has a value that cannot be.
+        InvalidQuery: it is no cursor.
     """
-    conditions = {name: text for name, text in query.items() if name not in ("limit", "after")}
-    if "all" in conditions:
-        raise InvalidFilter("a list needs no word for all: it is what no filter means", field="all")
-    wanted = _filter(conditions)
-    limit = query.get("limit", str(DEFAULT_PAGE))
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_PAGE):
-        raise InvalidFilter(f"limit must be an integer from 1 to {MAX_PAGE}", field="limit")
-    return Page(DeadFilter(all=True) if wanted == DeadFilter() else wanted, int(limit), _place(query.get("after")))
-
-
-def listed(jobs: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:
-    """Make the answer: the jobs of a page, and what to ask for as ``after`` to have the next one (None: this is the last)."""
-    return {"jobs": jobs, "next": _cursor(jobs[-1]) if len(jobs) == limit else None}
-
-
-def _filter(members: Mapping[str, Any]) -> DeadFilter:
-    values = {}
-    for name, value in members.items():
-        if name not in _FIELDS:
-            shown = name[: bodies.MAX_IGNORED_LENGTH]
-            raise InvalidFilter(f"dead letters have no filter {shown!r} (they have: {', '.join(_FIELDS)})", field=shown)
-        try:
-            values[name] = msgspec.convert(value, _FIELDS[name])
-            documents.encode(values[name])
-        except ValueError:
-            raise InvalidFilter(f"{name} must be {_MUST_BE[name]}", field=name) from None
-    if values.get("all") is False:
-        raise InvalidFilter("all must be true", field="all")
-    return DeadFilter(**values)
-
-
-def _cursor(job: Mapping[str, Any]) -> str:
-    return f"{(datetime.fromisoformat(job['died_at']) - _EPOCH) // timedelta(microseconds=1)}-{job['id']}"
-
-
-def _place(cursor: str | None) -> Place | None:
     if cursor is None:
         return None
     found = _CURSOR.fullmatch(cursor)
@@ -115,4 +118,8 @@ def _place(cursor: str | None) -> Place | None:
             raise ValueError(cursor)  # noqa: TRY301 - all that is no cursor is refused alike
         return _EPOCH + timedelta(microseconds=int(found[1])), str(uuid.UUID(found[2]))
     except (ValueError, OverflowError):
-        raise InvalidFilter('after must be what the page before gave as "next"', field="after") from None
+        raise InvalidQuery('after must be what the page before gave as "next"', field="after") from None
+
+
+def _cursor(job: Mapping[str, Any]) -> str:
+    return f"{(datetime.fromisoformat(job['died_at']) - _EPOCH) // timedelta(microseconds=1)}-{job['id']}"

@@ -15,6 +15,12 @@ MAX_BODY_BYTES = 64 << 20
 MAX_SCHEDULE_BYTES = (1 << 20) + (64 << 10)
 """The largest body that describes a schedule: the payload of its jobs, and room for the other fields."""
 
+MAX_SETTINGS_BYTES = 4 << 10
+"""The largest body that holds the settings of a queue."""
+
+MAX_FILTER_BYTES = 16 << 10
+"""The largest body that holds a filter."""
+
 HEADERS_TIMEOUT = 10.0
 """Seconds from the first byte of a request, or from connecting, until its headers are complete."""
 

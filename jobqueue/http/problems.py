@@ -17,6 +17,7 @@ from jobqueue.errors import (
     DatabaseUnavailable,
     InvalidFilter,
     InvalidJob,
+    InvalidQuery,
     InvalidQueueSetting,
     InvalidSchedule,
     Overloaded,
@@ -67,6 +68,7 @@ class _Absence(NamedTuple):
 
 # The most special class of an error decides.
 _REFUSALS: dict[type[BaseException], _Refusal] = {
+    InvalidQuery: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-query", "The query is not valid"),
     InvalidFilter: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-filter", "The filter is not valid"),
     InvalidJob: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-job", "The job is not valid"),
     InvalidSchedule: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-schedule", "The schedule is not valid"),

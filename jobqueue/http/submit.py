@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 import trio
+from quart import request
 
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import bodies
 from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.routes import Route
 
 PARSE_IN_THREAD_BYTES = 256 << 10
 """From this size on a body is parsed in a thread: it takes milliseconds in which the loop would serve nobody else."""
@@ -36,6 +38,17 @@ class Submitting(Protocol):
         Raises:
             Exception: what can be said at once.
         """
+
+
+def routes(node: Submitting) -> list[Route]:
+    """Make the route of a node."""
+
+    async def view() -> Answer:
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        key = ", ".join(request.headers.getlist("Idempotency-Key")) if "Idempotency-Key" in request.headers else None
+        return await submit(node, request.headers.get("Content-Type"), body, key)
+
+    return [Route(method="POST", path="/submit", needs="submit", summary="Submit a job, or many", view=view)]
 
 
 async def submit(node: Submitting, content_type: str | None, body: bytes, key: str | None) -> Answer:

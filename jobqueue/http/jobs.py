@@ -1,0 +1,117 @@
+"""The routes of single jobs: look, wait, steer."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from quart import Response, request
+from werkzeug.exceptions import BadRequest, Conflict, NotFound
+
+from jobqueue.http import watch
+from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.connection import PROLONG
+from jobqueue.http.routes import Route
+
+
+class Steering(watch.Watchable, Protocol):
+    """A node that can show and steer jobs."""
+
+    async def cancel(self, id: str) -> bool:  # noqa: A002 - what it is called everywhere
+        """Cancel a job that waits, or have one cancelled that runs; False when it does neither."""
+        ...
+
+    async def retry(self, id: str) -> bool:  # noqa: A002
+        """Run a dead job again; False when it is not dead.
+
+        Raises:
+            ConflictingJob: another job has its unique key.
+        """
+        ...
+
+    async def discard(self, id: str) -> bool:  # noqa: A002
+        """Delete a dead job; False when it is not dead."""
+        ...
+
+
+class WaitQuery(msgspec.Struct, frozen=True):
+    """How long to wait for a job's end, in seconds."""
+
+    wait: Annotated[
+        float, msgspec.Meta(ge=0, le=watch.MAX_WAIT, description=f"a number of seconds from 0 to {watch.MAX_WAIT:g}")
+    ] = 0
+
+
+def routes(node: Steering) -> list[Route]:
+    """Make the routes of a node."""
+    views = _Views(node)
+    path = "/jobs/{job_id}"
+    return [
+        Route(method="GET", path=path, needs="submit", summary="Show a job, or wait for its end", view=views.one, query=WaitQuery),
+        Route(method="GET", path=f"{path}/events", needs="submit", summary="Follow a job to its end", view=views.events),
+        Route(method="DELETE", path=path, needs="admin", summary="Delete a dead job", view=views.discard),
+        Route(method="POST", path=f"{path}/cancel", needs="admin", summary="Cancel a job that waits or runs", view=views.cancel),
+        Route(method="POST", path=f"{path}/retry", needs="admin", summary="Run a dead job again", view=views.retry),
+    ]
+
+
+class _Views:
+    def __init__(self, node: Steering) -> None:
+        self._node = node
+
+    async def _found(self, job_id: str) -> dict[str, Any]:
+        return _existing(job_id, await self._node.job(job_id))
+
+    async def one(self, job_id: str, query: WaitQuery) -> Answer:
+        if not query.wait:
+            return json_answer(await self._found(_id(job_id)))
+        return json_answer(_existing(job_id, await watch.ended(self._node, _id(job_id), query.wait)))
+
+    async def events(self, job_id: str) -> Response:
+        if request.headers.get("Last-Event-ID") == watch.LAST_ID:
+            return Response("", HTTPStatus.NO_CONTENT)  # an EventSource connects again until it is told so
+        with self._node.watch(_id(job_id)):  # refused here, where there still is an answer for it
+            job = await self._found(_id(job_id))
+        headers = {"Content-Type": watch.CONTENT_TYPE, "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response("", headers=headers)
+        response = Response(watch.events(self._node, job["id"], request.scope["state"][PROLONG]), headers=headers)
+        response.timeout = None
+        return response
+
+    async def _steered(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> dict[str, Any]:
+        if await act(job_id):
+            # It may be gone already, where none is kept.
+            return await self._node.job(job_id) or {"id": job_id, "state": becomes}
+        job = await self._found(job_id)
+        raise Conflict(f"The job is {job['state']}: {rule}.")
+
+    async def cancel(self, job_id: str) -> Answer:
+        job = await self._steered(_id(job_id), self._node.cancel, "cancelled", "it has ended already")
+        # The node that runs it hears of it.
+        return json_answer(job, HTTPStatus.ACCEPTED if job["state"] == "inflight" else HTTPStatus.OK)
+
+    async def retry(self, job_id: str) -> Answer:
+        return json_answer(await self._steered(_id(job_id), self._node.retry, "pending", "only dead jobs can be retried"))
+
+    async def discard(self, job_id: str) -> Answer:
+        job = await self._found(_id(job_id))
+        if not await self._node.discard(job["id"]):
+            raise Conflict(f"The job is {job['state']}: only dead jobs can be deleted.")
+        return json_answer({**job, "state": "discarded"})
+
+
+def _id(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise BadRequest("A job's id is a UUID.") from None
+
+
+def _existing(job_id: str, job: dict[str, Any] | None) -> dict[str, Any]:
+    if job is None:
+        raise NotFound(f"There is no job {job_id}: it never was, or was deleted when its time to be kept was over.")
+    return job

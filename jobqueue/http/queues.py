@@ -1,0 +1,73 @@
+"""The routes of queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from werkzeug.exceptions import BadRequest
+
+from jobqueue.errors import InvalidQueueSetting
+from jobqueue.http import limits
+from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.objects import Body
+from jobqueue.http.routes import Route
+from jobqueue.job import MAX_NAME_LENGTH, QueueSettings, queue_settings
+
+
+class Queueing(Protocol):
+    """A node that can show and steer queues."""
+
+    async def queues(self) -> list[dict[str, Any]]:
+        """Return every queue that is known."""
+        ...
+
+    async def pause(self, queue: str, paused: bool) -> None:
+        """Pause a queue on every node, or resume it."""
+
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        """Set what holds for a queue on every node, and return it as `queues` does."""
+        ...
+
+
+BODY = Body(QueueSettings, "the settings of a queue", InvalidQueueSetting, limits.MAX_SETTINGS_BYTES)
+
+
+def routes(node: Queueing) -> list[Route]:
+    """Make the routes of a node."""
+    views = _Views(node)
+    path = "/queues/{name}"
+    return [
+        Route(method="GET", path="/queues", needs="read", summary="List the queues", view=views.listed),
+        Route(method="PUT", path=path, needs="admin", summary="Set a queue's limits and aging", view=views.configure, body=BODY),
+        Route(method="POST", path=f"{path}/pause", needs="admin", summary="Pause a queue on all nodes", view=views.pause),
+        Route(method="POST", path=f"{path}/resume", needs="admin", summary="Resume a queue on all nodes", view=views.resume),
+    ]
+
+
+class _Views:
+    def __init__(self, node: Queueing) -> None:
+        self._node = node
+
+    async def listed(self) -> Answer:
+        return json_answer(await self._node.queues())
+
+    async def configure(self, name: str, body: Mapping[str, Any]) -> Answer:
+        _check(name)
+        return json_answer(await self._node.configure(name, queue_settings(body)))
+
+    async def pause(self, name: str) -> Answer:
+        return await self._set_paused(name, paused=True)
+
+    async def resume(self, name: str) -> Answer:
+        return await self._set_paused(name, paused=False)
+
+    async def _set_paused(self, name: str, *, paused: bool) -> Answer:
+        _check(name)
+        await self._node.pause(name, paused)
+        return json_answer({"queue": name, "paused": paused})
+
+
+def _check(name: str) -> None:
+    if len(name) > MAX_NAME_LENGTH or "\0" in name:
+        raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")
