@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -40,3 +42,9 @@ def test_a_traceback_says_where_and_shows_no_values(stream: io.StringIO) -> None
     if not stream.isatty():
         [line] = written.splitlines()
         assert json.loads(line)["event"] == "a hook failed"
+
+
+def test_a_node_loads_nothing_that_only_the_other_commands_need() -> None:
+    code = "import jobqueue.cli.serve, sys; print([name for name in ('rich', 'pygments', 'httpx', 'anyio') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
