@@ -85,7 +85,8 @@ CREATE TABLE IF NOT EXISTS jobqueue.nodes (
     queues       jsonb       NOT NULL,   -- {"queue": concurrency}
     started_at   timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
-    lease_until  timestamptz NOT NULL
+    lease_until  timestamptz NOT NULL,
+    activity     jsonb                   -- {"queue": [jobs that succeeded, attempts that failed]} a second over its last minute; NULL: none
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
 
 -- rank = available_since - priority * aging_interval, smaller runs first. Waiting one aging_interval is worth one priority point,
@@ -402,6 +403,12 @@ LANGUAGE sql VOLATILE AS $$
     SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
         PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1),
         'hex')::uuid
+$$;
+
+-- The smallest version 7 UUID of a moment, to the millisecond: ids that were made before are smaller.
+CREATE OR REPLACE FUNCTION jobqueue.uuid7_from(moment timestamptz) RETURNS uuid
+LANGUAGE sql STABLE AS $$
+    SELECT rpad(lpad(to_hex(floor(least(greatest(extract(epoch FROM moment) * 1000, 0), 281474976710655))::bigint), 12, '0'), 32, '0')::uuid
 $$;
 
 -- Where a job of this queue stands in line; NULL for a queue without a row means the default aging interval. A rank among the options
@@ -1110,15 +1117,16 @@ LANGUAGE sql AS $$
             now() + lease * interval '1 second')
 $$;
 
--- Renew a node's lease, by the database's clock. Returns the runs of this node that somebody wants cancelled, as [[id, claims], ...]: so
+-- Renew a node's lease, by the database's clock, and note what it has been doing. Returns the runs of this node that somebody wants cancelled, as [[id, claims], ...]: so
 -- no notification is needed for that, and no further query. NULL: the lease is lost for good, the node's jobs are somebody else's. A
 -- lease that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
-CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision) RETURNS jsonb
+CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision, activity jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET enable_seqscan = off
 AS $$
 BEGIN
-    UPDATE jobqueue.nodes SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second' WHERE id = node;
+    UPDATE jobqueue.nodes AS n
+       SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second', activity = heartbeat.activity WHERE n.id = node;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
@@ -1867,6 +1875,305 @@ LANGUAGE sql AS $$
                 ELSE options END
 $$;
 
+-- Change the priority of a job that waits, or when it may run, or both; NULL leaves it as it is. False when the job does not wait: it runs,
+-- or a node has claimed it ahead, or it has ended, or is not there.
+--
+-- A new priority gives a new rank, with the time that the job has waited so far; a job of a group takes a new turn. A run_at in the future
+-- makes the job scheduled, as if it had been submitted so: its waiting counts from then on. One that is past makes it available: its
+-- waiting counts from now, or from when it had become available before, as that of a retry.
+--
+-- While your transaction is open nobody claims the job.
+CREATE OR REPLACE FUNCTION jobqueue.change(job uuid, priority integer DEFAULT NULL, run_at timestamptz DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    gone jobqueue.blocked_jobs;   -- of a scheduled job, rank is its run_at
+    state text;
+    put_off boolean := coalesce(change.run_at > now(), false);
+BEGIN
+    -- In the order in which jobs move, and twice: who changes the job at this moment writes a new row of it.
+    FOR look IN 1..2 LOOP
+        state := 'scheduled';
+        DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.id = job
+     RETURNING s.id, s.queue, s.kind, s.priority, s.run_at, s.payload, s.max_retries, s.timeout, s.attempt, s.claims, s.created_at,
+               s.available_since, s.errors, s.options, s.saved
+          INTO gone;
+        EXIT WHEN FOUND;
+        state := 'blocked';
+        DELETE FROM jobqueue.blocked_jobs AS b WHERE b.id = job RETURNING b.* INTO gone;
+        EXIT WHEN FOUND;
+        state := 'pending';
+        DELETE FROM jobqueue.pending_jobs AS p WHERE p.id = job RETURNING p.* INTO gone;
+        EXIT WHEN FOUND;
+    END LOOP;
+    IF gone.id IS NULL THEN
+        RETURN false;
+    END IF;
+    IF put_off OR change.priority <> gone.priority THEN
+        gone.options := nullif(gone.options - '{rank,turn}'::text[], '{}');
+    END IF;
+    gone.priority := coalesce(change.priority, gone.priority);
+    gone.available_since := CASE WHEN put_off THEN change.run_at
+                                 WHEN change.run_at IS NOT NULL THEN least(gone.available_since, now())
+                                 ELSE gone.available_since END;
+    IF put_off OR state = 'scheduled' AND change.run_at IS NULL THEN
+        gone.rank := CASE WHEN put_off THEN change.run_at ELSE gone.rank END;
+        INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
+                                             available_since, errors, options, saved)
+        VALUES (gone.id, gone.queue, gone.kind, gone.priority, gone.rank, gone.payload, gone.max_retries, gone.timeout, gone.attempt,
+                gone.claims, gone.created_at, gone.available_since, gone.errors, gone.options, gone.saved)
+            ON CONFLICT (id) DO NOTHING;
+        PERFORM pg_notify('jobqueue_scheduled', extract(epoch FROM gone.rank)::text);
+        IF gone.admitted THEN
+            INSERT INTO jobqueue.key_checks (queue, key) VALUES (gone.queue, gone.options ->> 'concurrency_key');
+        END IF;
+    ELSE
+        IF NOT gone.options ? 'turn' THEN
+            gone.options := jobqueue.with_new_turn(gone.options, gone.queue, gone.priority);
+        END IF;
+        gone.rank := jobqueue.rank_of(gone.available_since, gone.priority,
+                                      (SELECT q.aging_interval FROM jobqueue.queues AS q WHERE q.name = gone.queue), gone.options);
+        -- One that is not admitted goes to blocked_jobs from here, with a check of its key.
+        INSERT INTO jobqueue.pending_jobs VALUES (gone.*) ON CONFLICT (id) DO NOTHING;
+        PERFORM jobqueue.wake(gone.queue, gone.rank);
+    END IF;
+    IF gone.options ->> 'concurrency_key' IS NOT NULL THEN
+        PERFORM jobqueue.wake_keys();
+    END IF;
+    RETURN true;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- filters and lists
+
+-- The conditions of a filter, each as a value and as a text. What such a filter does not have is refused by its name, and so is an empty one:
+-- nobody means all by saying nothing.
+CREATE OR REPLACE FUNCTION jobqueue.conditions(filter jsonb, subject text, names text[]) RETURNS TABLE (name text, value jsonb, text text)
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    asked record;
+BEGIN
+    FOR asked IN SELECT m.key, jsonb_typeof(m.value) AS type FROM jsonb_each(jsonb_strip_nulls(filter)) AS m LOOP
+        IF asked.key <> ALL (names) THEN
+            RAISE check_violation USING COLUMN = asked.key, MESSAGE = format('%s have no filter %L', subject, asked.key);
+        ELSIF asked.type <> ALL (CASE asked.key WHEN 'all' THEN '{boolean}'::text[] WHEN 'state' THEN '{string,array}' ELSE '{string}' END) THEN
+            RAISE check_violation USING COLUMN = asked.key, MESSAGE = format('%s of a filter must not be a %s', asked.key, asked.type);
+        END IF;
+    END LOOP;
+    IF jsonb_strip_nulls(filter) = '{}' THEN
+        RAISE check_violation USING COLUMN = 'all', MESSAGE = 'the filter is empty: {"all": true} means all';
+    END IF;
+    RETURN QUERY SELECT m.key, m.value, m.value #>> '{}' FROM jsonb_each(jsonb_strip_nulls(filter)) AS m;
+END $$;
+
+-- The states that a filter asks for, of those that there are.
+CREATE OR REPLACE FUNCTION jobqueue.states_of(filter jsonb, known text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    states text[];
+BEGIN
+    IF coalesce(filter -> 'state', 'null') = 'null' THEN
+        RETURN known;
+    END IF;
+    states := ARRAY(SELECT jsonb_array_elements_text(jsonb_build_array() || (filter -> 'state')));
+    IF states = '{}' OR NOT states <@ known THEN
+        RAISE check_violation USING COLUMN = 'state', MESSAGE = 'state of a filter must be of ' || array_to_string(known, ', ');
+    END IF;
+    RETURN states;
+END $$;
+
+-- A query for the jobs that a filter means, the latest id first, up to so many; before: an id, above which all have been looked at. A filter is
+-- an object with any of "state" (one, or an array), "queue", "kind", "group", "concurrency_key", "created_after" and "created_before"
+-- (times), all of which have to hold, or {"all": true}.
+--
+-- It looks at no more than max_rows jobs, whatever the filter, along the indexes of ids: no other index is needed, which every job would
+-- pay for. The last one that it may look at is in the result, wanted or not, as is_last: there it was cut short, and its id is the "before"
+-- of the next. What has a row in the result is complete down to the last id, so pages have no job twice, and none is missed.
+--
+-- Ids are UUIDs of version 7, so they begin with a time, and that is the order. Times of a filter bound the ids as well, with a minute
+-- to spare, so that a look far back begins there: what was created at that time, but has an id of another, is not found by time. That is a
+-- job of a node whose clock is wrong by more than a minute, or of a transaction that lasted longer than that, or one with an
+-- id of its submitter's own that is no UUID of version 7; without times of a filter it is found, where its id stands.
+CREATE OR REPLACE FUNCTION jobqueue.walk(filter jsonb, states text[], before uuid, max_jobs integer, max_rows integer) RETURNS text
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    asked record;
+    ids text[] := '{true}';
+    parts text[] := '{}';
+BEGIN
+    IF before IS NOT NULL THEN
+        ids := ids || format('j.id < %L', before);
+    END IF;
+    FOR asked IN SELECT * FROM jobqueue.conditions(filter, 'jobs', '{state,queue,kind,group,concurrency_key,created_after,created_before,all}') LOOP
+        parts := parts || CASE asked.name
+            WHEN 'state' THEN 'true'
+            WHEN 'queue' THEN format('w.queue = %L', asked.text)
+            WHEN 'kind' THEN format('w.kind = %L', asked.text)
+            WHEN 'group' THEN format('w.options ->> ''group'' = %L', asked.text)
+            WHEN 'concurrency_key' THEN format('w.options ->> ''concurrency_key'' = %L', asked.text)
+            WHEN 'created_after' THEN format('w.created_at > %L::timestamptz', asked.text::timestamptz)
+            WHEN 'created_before' THEN format('w.created_at < %L::timestamptz', asked.text::timestamptz)
+            ELSE asked.text END;
+        IF asked.name = 'created_after' THEN
+            ids := ids || format('j.id >= %L', jobqueue.uuid7_from(asked.text::timestamptz - interval '1 minute'));
+        ELSIF asked.name = 'created_before' THEN
+            ids := ids || format('j.id < %L', jobqueue.uuid7_from(asked.text::timestamptz + interval '1 minute'));
+        END IF;
+    END LOOP;
+    RETURN format(
+        'SELECT q.* FROM (SELECT w.*, coalesce(%1$s, false) AS wanted FROM ('
+        'SELECT j.id, j.state, j.queue, j.kind, j.priority, j.attempt, j.max_retries, j.created_at, j.run_at, j.claimed_at, j.ended_at, j.node_id,'
+        ' j.reason, j.options, j.saved, j.cancel_requested_at, row_number() OVER (ORDER BY j.id DESC) = %2$L AS is_last'
+        ' FROM jobqueue.jobs AS j WHERE j.state = ANY (%3$L) AND %4$s ORDER BY j.id DESC LIMIT %2$L) AS w) AS q WHERE q.wanted OR q.is_last LIMIT %5$L',
+        array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs);
+END $$;
+
+-- Show jobs that match a filter, see jobqueue.walk, the latest id first, up to so many, without their payloads, results and errors. Returns
+-- {"jobs": [...], "next": id}: the id is the "before" of the next page, null means that this is the last. At most max_rows jobs are
+-- looked at: a page may be short, or empty, and not be the last. Jobs that come meanwhile are on none of the later pages.
+CREATE OR REPLACE FUNCTION jobqueue.list_jobs(filter jsonb DEFAULT '{"all": true}', max_jobs integer DEFAULT 100, before uuid DEFAULT NULL,
+                                              max_rows integer DEFAULT 10000) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET jit = off   -- before PostgreSQL 18 what is off has a cost that calls for it
+AS $$
+DECLARE
+    page jsonb;
+BEGIN
+    EXECUTE format(
+        'SELECT jsonb_build_object(''jobs'', coalesce(jsonb_agg(jsonb_build_object('
+        '''id'', w.id, ''state'', w.state, ''queue'', w.queue, ''kind'', w.kind, ''priority'', w.priority, ''attempt'', w.attempt,'
+        ' ''max_retries'', w.max_retries, ''created_at'', w.created_at, ''run_at'', w.run_at, ''claimed_at'', w.claimed_at,'
+        ' ''ended_at'', w.ended_at, ''node_id'', w.node_id, ''reason'', w.reason, ''options'', w.options, ''progress'', w.saved -> ''progress'')'
+        ' ORDER BY w.id DESC) FILTER (WHERE w.wanted), ''[]''),'
+        ' ''next'', CASE WHEN count(*) = %L OR bool_or(w.is_last) THEN (array_agg(w.id ORDER BY w.id))[1] END) FROM (%s) AS w', max_jobs,
+        jobqueue.walk(filter, jobqueue.states_of(filter, '{pending,blocked,scheduled,inflight,succeeded,cancelled,dead}'), before, max_jobs,
+                      max_rows)) INTO page;
+    RETURN page;
+END $$;
+
+-- Cancel those of some jobs that are in these states, but for those whose row somebody holds. Returns how many.
+CREATE OR REPLACE FUNCTION jobqueue.cancel_these(jobs uuid[], states text[], keep boolean) RETURNS integer
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    ended integer;
+    asked integer;
+BEGIN
+    WITH scheduled AS (
+        DELETE FROM jobqueue.scheduled_jobs AS s
+         WHERE s.id = ANY (ARRAY(SELECT l.id FROM jobqueue.scheduled_jobs AS l
+                                  WHERE 'scheduled' = ANY (states) AND l.id = ANY (jobs) ORDER BY l.id FOR UPDATE SKIP LOCKED))
+        RETURNING s.*
+    ), blocked AS (
+        DELETE FROM jobqueue.blocked_jobs AS b
+         WHERE b.id = ANY (ARRAY(SELECT l.id FROM jobqueue.blocked_jobs AS l
+                                  WHERE 'blocked' = ANY (states) AND l.id = ANY (jobs) ORDER BY l.id FOR UPDATE SKIP LOCKED))
+        RETURNING b.*
+    ), pending AS (
+        DELETE FROM jobqueue.pending_jobs AS p
+         WHERE p.id = ANY (ARRAY(SELECT l.id FROM jobqueue.pending_jobs AS l
+                                  WHERE 'pending' = ANY (states) AND l.id = ANY (jobs) ORDER BY l.id FOR UPDATE SKIP LOCKED))
+        RETURNING p.*
+    ), gone AS (
+        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
+               saved FROM scheduled
+        UNION ALL
+        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
+               saved FROM blocked
+        UNION ALL
+        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
+               saved FROM pending
+    ), kept AS (
+        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, finished_at, errors, options, saved)
+        SELECT g.id, g.queue, g.kind, g.priority, 'cancelled', g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
+               g.available_since, now(), g.errors, g.options, g.saved
+          FROM gone AS g WHERE keep
+    ), checks AS (
+        INSERT INTO jobqueue.key_checks (queue, key)
+        SELECT DISTINCT p.queue, p.options ->> 'concurrency_key' FROM pending AS p WHERE p.options ->> 'concurrency_key' IS NOT NULL
+        RETURNING key
+    ), told AS MATERIALIZED (
+        SELECT count(jobqueue.wake_keys()) FROM checks
+    )
+    SELECT count(*) INTO ended FROM gone CROSS JOIN told;
+    -- As jobqueue.cancel does, and for its reasons.
+    INSERT INTO jobqueue.cancel_requests (job_id)
+    SELECT i.id FROM jobqueue.inflight_jobs AS i
+     WHERE 'inflight' = ANY (states) AND i.id = ANY (jobs) AND i.cancel_requested_at IS NULL
+       AND i.id NOT IN (SELECT r.job_id FROM jobqueue.cancel_requests AS r);
+    GET DIAGNOSTICS asked = ROW_COUNT;
+    IF asked > 0 THEN
+        PERFORM pg_notify('jobqueue_cancel', '');
+    END IF;
+    RETURN ended + asked;
+END $$;
+
+-- Cancel the jobs that match a filter among those that one walk looks at, up to so many. Returns how many, and the "before" of the next walk;
+-- NULL: there is nothing more. What comes meanwhile has a higher id, so walks end. dry_run: count them, and change nothing.
+CREATE OR REPLACE FUNCTION jobqueue.cancel_walk(filter jsonb, max_jobs integer, before uuid, keep boolean, dry_run boolean)
+RETURNS TABLE (jobs integer, rest uuid)
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET jit = off
+AS $$
+DECLARE
+    states text[] := jobqueue.states_of(filter, '{pending,blocked,scheduled,inflight}');
+    -- Not again what somebody has asked for already.
+    wanted text := '(w.state <> ''inflight'' OR w.cancel_requested_at IS NULL AND w.id NOT IN (SELECT r.job_id FROM jobqueue.cancel_requests AS r))';
+    found uuid[];
+    done integer;
+BEGIN
+    EXECUTE format(
+        'SELECT coalesce(array_agg(w.id) FILTER (WHERE w.wanted AND %s), ''{}''),'
+        ' CASE WHEN count(*) = %L OR bool_or(w.is_last) THEN (array_agg(w.id ORDER BY w.id))[1] END FROM (%s) AS w', wanted, max_jobs,
+        jobqueue.walk(filter, states, before, max_jobs, CASE WHEN dry_run THEN 100000 ELSE 10000 END)) INTO found, rest;
+    jobs := 0;
+    IF dry_run THEN
+        jobs := cardinality(found);
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    -- A row that is locked is about to move, most likely: claimed, promoted. What an open transaction holds is left out in the end.
+    FOR look IN 1..3 LOOP
+        done := jobqueue.cancel_these(found, states, keep);
+        jobs := jobs + done;
+        EXIT WHEN done = cardinality(found);
+        PERFORM pg_sleep(0.02);
+        EXECUTE format('SELECT ARRAY(SELECT w.id FROM jobqueue.jobs AS w WHERE w.id = ANY (%L) AND w.state = ANY (%L) AND %s)',
+                       found, states, wanted) INTO found;
+    END LOOP;
+    RETURN NEXT;
+END $$;
+
+-- Cancel the jobs that match a filter, see jobqueue.walk, up to so many, the latest id first; those that have ended are none of them. Repeat it
+-- until it returns 0. Returns how many have ended when your transaction commits, or, where they run, will within a second or so after that, as
+-- with jobqueue.cancel. dry_run: how many it would be; max_jobs NULL: of all.
+CREATE OR REPLACE FUNCTION jobqueue.cancel_jobs(filter jsonb, max_jobs integer DEFAULT 1000, keep boolean DEFAULT true,
+                                                dry_run boolean DEFAULT false) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    walk record;
+    place uuid;
+    total integer := 0;
+BEGIN
+    LOOP
+        SELECT w.* INTO walk
+          FROM jobqueue.cancel_walk(filter, least(CASE WHEN NOT dry_run THEN 1000 END, max_jobs - total), place, keep, dry_run) AS w;
+        total := total + walk.jobs;
+        place := walk.rest;
+        EXIT WHEN place IS NULL OR total >= max_jobs;
+    END LOOP;
+    RETURN total;
+END $$;
+
 -- ------------------------------------------------------------------------------------------------------------------- dead letters
 
 -- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
@@ -1948,34 +2255,19 @@ LANGUAGE sql AS $$
 $$;
 
 -- A filter of dead jobs as a condition on the rows of dead_jobs AS d. It is an object with any of "queue", "kind", "group", "reason" (a part of
--- it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}. What else is in it is refused by its name, and so is
--- an empty one: nobody means all by saying nothing.
+-- it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}.
 CREATE OR REPLACE FUNCTION jobqueue.dead_condition(filter jsonb) RETURNS text
-LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    asked record;
-    parts text[] := '{}';
-BEGIN
-    FOR asked IN SELECT key, value #>> '{}' AS text, jsonb_typeof(value) AS type FROM jsonb_each(jsonb_strip_nulls(filter)) LOOP
-        IF asked.key NOT IN ('queue', 'kind', 'group', 'reason', 'died_before', 'died_after', 'all') THEN
-            RAISE check_violation USING COLUMN = asked.key, MESSAGE = format('dead jobs have no filter %L', asked.key);
-        ELSIF asked.type <> (CASE asked.key WHEN 'all' THEN 'boolean' ELSE 'string' END) THEN
-            RAISE check_violation USING COLUMN = asked.key, MESSAGE = format('%s of a filter must not be a %s', asked.key, asked.type);
-        END IF;
-        parts := parts || CASE asked.key
-            WHEN 'queue' THEN format('d.queue = %L', asked.text)
-            WHEN 'kind' THEN format('d.kind = %L', asked.text)
-            WHEN 'group' THEN format('d.options ->> ''group'' = %L', asked.text)
-            WHEN 'reason' THEN format('strpos(d.reason, %L) > 0', asked.text)
-            WHEN 'died_before' THEN format('d.died_at < %L::timestamptz', asked.text::timestamptz)
-            WHEN 'died_after' THEN format('d.died_at > %L::timestamptz', asked.text::timestamptz)
-            ELSE asked.text END;
-    END LOOP;
-    IF cardinality(parts) = 0 THEN
-        RAISE check_violation USING COLUMN = 'all', MESSAGE = 'the filter is empty: {"all": true} means all';
-    END IF;
-    RETURN array_to_string(parts, ' AND ');
-END $$;
+LANGUAGE sql STABLE AS $$
+    SELECT string_agg(CASE asked.name
+               WHEN 'queue' THEN format('d.queue = %L', asked.text)
+               WHEN 'kind' THEN format('d.kind = %L', asked.text)
+               WHEN 'group' THEN format('d.options ->> ''group'' = %L', asked.text)
+               WHEN 'reason' THEN format('strpos(d.reason, %L) > 0', asked.text)
+               WHEN 'died_before' THEN format('d.died_at < %L::timestamptz', asked.text::timestamptz)
+               WHEN 'died_after' THEN format('d.died_at > %L::timestamptz', asked.text::timestamptz)
+               ELSE asked.text END, ' AND ')
+      FROM jobqueue.conditions(filter, 'dead jobs', '{queue,kind,group,reason,died_before,died_after,all}') AS asked
+$$;
 
 -- The dead jobs that a filter means, oldest first, up to so many; locked, and without those that somebody else has locked.
 CREATE OR REPLACE FUNCTION jobqueue.dead_matching(filter jsonb, max_jobs integer, condition text DEFAULT 'true') RETURNS uuid[]
@@ -1989,26 +2281,46 @@ BEGIN
 END $$;
 
 -- Run dead jobs that match a filter again, the oldest first, up to so many in one transaction: repeat it until it returns 0, with a
--- "died_before" where they may die again. Returns how many.
-CREATE OR REPLACE FUNCTION jobqueue.retry_dead(filter jsonb, max_jobs integer DEFAULT 1000) RETURNS integer
+-- "died_before" where they may die again. Returns how many. dry_run: how many it would be; max_jobs NULL: of all.
+CREATE OR REPLACE FUNCTION jobqueue.retry_dead(filter jsonb, max_jobs integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS integer
 LANGUAGE plpgsql AS $$
-BEGIN
+DECLARE
     -- Not those whose unique key another job has: they would be found again and again.
-    RETURN jobqueue.redrive(jobqueue.dead_matching(filter, max_jobs, '(d.options IS NULL OR NOT EXISTS (
+    free constant text := '(d.options IS NULL OR NOT EXISTS (
         SELECT FROM jobqueue.keys AS k WHERE k.scope = ''unique'' AND k.job_id <> d.id AND jobqueue.unfinished(k.job_id)
-           AND k.key = jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options)))'));
+           AND k.key = jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options)))';
+    jobs integer;
+BEGIN
+    IF NOT dry_run THEN
+        RETURN jobqueue.redrive(jobqueue.dead_matching(filter, max_jobs, free));
+    END IF;
+    -- Of several with one unique key it is one.
+    EXECUTE format(
+        'SELECT count(DISTINCT k.key) + count(*) FILTER (WHERE k.key IS NULL)'
+        ' FROM (SELECT d.* FROM jobqueue.dead_jobs AS d WHERE %s AND %s ORDER BY d.died_at, d.id LIMIT %L) AS d'
+        ' CROSS JOIN LATERAL (SELECT CASE WHEN d.options IS NOT NULL'
+        ' THEN jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) END AS key) AS k',
+        jobqueue.dead_condition(filter), free, max_jobs) INTO jobs;
+    RETURN jobs;
 END $$;
 
 -- Delete dead jobs that match a filter, the oldest first, up to so many in one transaction: repeat it until it returns 0. Returns how many.
-CREATE OR REPLACE FUNCTION jobqueue.discard_dead(filter jsonb, max_jobs integer DEFAULT 1000) RETURNS integer
+-- dry_run: how many it would be; max_jobs NULL: of all.
+CREATE OR REPLACE FUNCTION jobqueue.discard_dead(filter jsonb, max_jobs integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
-    found uuid[] := jobqueue.dead_matching(filter, max_jobs);
-    gone integer;
+    found uuid[];
+    jobs integer;
 BEGIN
+    IF dry_run THEN
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM jobqueue.dead_jobs AS d WHERE %s LIMIT %L) AS d',
+                       jobqueue.dead_condition(filter), max_jobs) INTO jobs;
+        RETURN jobs;
+    END IF;
+    found := jobqueue.dead_matching(filter, max_jobs);
     DELETE FROM jobqueue.dead_jobs WHERE id = ANY (found);
-    GET DIAGNOSTICS gone = ROW_COUNT;
-    RETURN gone;
+    GET DIAGNOSTICS jobs = ROW_COUNT;
+    RETURN jobs;
 END $$;
 
 -- Show dead jobs that match a filter, the latest first, up to so many, with the text of their last error but without their payloads.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -58,6 +58,9 @@ MAX_WEIGHT = 1_000.0
 MIN_WEIGHT = 0.001
 """The bounds of a group's weight."""
 
+UnfinishedState = Literal["pending", "blocked", "scheduled", "inflight"]
+JobState = Literal[UnfinishedState, "succeeded", "cancelled", "dead"]
+
 # A description says what a value must be: in the error for one that is not, and in the API's own description.
 Name = Annotated[
     str,
@@ -75,6 +78,7 @@ Instant = Annotated[
     datetime, msgspec.Meta(tz=True, description="a date and time with its UTC offset, such as 2030-01-31T08:00:00Z")
 ]
 Flag = Annotated[bool, msgspec.Meta(description="true or false")]
+All = Annotated[Literal[True], msgspec.Meta(description="true")]
 AgingInterval = Annotated[
     float,
     msgspec.Meta(ge=0, le=MAX_AGING_INTERVAL, description=f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for 1"),
@@ -350,7 +354,47 @@ class DeadFilter(DeadConditions):
         all: that no condition is meant to be there.
     """
 
-    all: Annotated[Literal[True], msgspec.Meta(description="true")] | None = None
+    all: All | None = None
+
+
+class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What may be asked of jobs in any state; all conditions hold.
+
+    Attributes:
+        created_after: by the database's clock, and about that by the time in the id; so is `created_before`. Both are exclusive.
+    """
+
+    queue: Name | None = None
+    kind: Name | None = None
+    group: Name | None = None
+    concurrency_key: Name | None = None
+    created_after: Instant | None = None
+    created_before: Instant | None = None
+
+
+class JobFilter(JobConditions):
+    """Which jobs are meant: ``{}`` is refused.
+
+    Attributes:
+        state: one of these.
+        all: that no condition is meant to be there.
+    """
+
+    state: Annotated[list[JobState], msgspec.Meta(min_length=1, description=f"of {', '.join(get_args(JobState))}")] | None = None
+    all: All | None = None
+
+
+class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What is to be another about a job that waits; None leaves it as it is.
+
+    Attributes:
+        run_at: when it may run; what is past is now.
+        delay: the same, in seconds from now.
+    """
+
+    priority: Priority | None = None
+    run_at: Instant | None = None
+    delay: Delay | None = None
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -400,7 +444,7 @@ def queue_settings(given: Mapping[str, Any]) -> QueueSettings:
     return fields.read(given, QueueSettings, what="a queue", refuse=InvalidQueueSetting)
 
 
-UNFINISHED = frozenset({"scheduled", "pending", "blocked", "inflight"})
+UNFINISHED: frozenset[str] = frozenset(get_args(UnfinishedState))
 """The states of a job that has not ended."""
 
 Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released", "cancelled"]

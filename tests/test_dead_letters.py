@@ -12,8 +12,8 @@ import pytest
 from werkzeug.datastructures import MultiDict
 
 from jobqueue.errors import InvalidFilter, InvalidQuery
-from jobqueue.http import dead_letters, queries
-from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.http import dead_letters, filters, queries
+from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
 from tests.conftest import Database, Service
 from tests.test_dead_letters_sql import BURY
 from tests.test_service import Start, submit, wait_for
@@ -99,7 +99,7 @@ def asked(query: str) -> dead_letters.DeadQuery:
     ("query", "field"),
     [
         ("limit=0", "limit"),
-        (f"limit={dead_letters.MAX_PAGE + 1}", "limit"),
+        (f"limit={filters.MAX_PAGE + 1}", "limit"),
         ("limit=-1", "limit"),
         ("limit=%D9%A3", "limit"),
         ("limit=" + "9" * 5000, "limit"),
@@ -143,12 +143,12 @@ def test_a_list_that_cannot_be_is_refused_by_the_name_of_the_field(query: str, f
 )
 def test_a_filter_that_cannot_be_is_refused_by_the_name_of_the_field(body: bytes, field: str | None) -> None:
     with pytest.raises(InvalidFilter) as refused:
-        dead_letters.wanted(dead_letters.BODY.read("application/json", body))
+        filters.of_body(dead_letters.BODY.read("application/json", body), DeadFilter)
     assert refused.value.field == field
 
 
 def test_limits_are_accepted_at_the_bound() -> None:
-    assert asked(f"limit={dead_letters.MAX_PAGE}").limit == dead_letters.MAX_PAGE
+    assert asked(f"limit={filters.MAX_PAGE}").limit == filters.MAX_PAGE
     assert asked(f"limit=1&reason={'x' * MAX_NAME_LENGTH}").reason == "x" * MAX_NAME_LENGTH
 
 

@@ -24,7 +24,7 @@ from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
 from jobqueue.http import api, express, limits, listening, plain, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
-from jobqueue.job import QueueSettings
+from jobqueue.job import Change, QueueSettings
 
 TOKEN = "correct-horse"
 JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
@@ -78,6 +78,10 @@ class Node:
 
     async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002
         return self.jobs.get(id)
+
+    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
+        self.jobs.get(id, {}).update(msgspec.to_builtins(change))
+        return self._move(id, "pending", "pending")
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
         return self._move(id, "pending", "cancelled")
@@ -368,6 +372,31 @@ async def test_steer_a_job() -> None:
         ]:
             problem(response, 404)
         problem(await served.http.post("/jobs/17/cancel"), 400)
+
+
+async def test_change_a_job_that_waits() -> None:
+    async with serving() as served:
+        path = f"/jobs/{JOB_ID}"
+        answer = await served.http.patch(path, json={"priority": 5, "run_at": "2030-01-31T08:00:00+01:00"})
+        assert (answer.status_code, answer.json()["priority"]) == (200, 5)
+        assert (await served.http.patch(path, json={"priority": 1_000_000, "delay": 0})).status_code == 200
+        for body, field in [
+            ({}, "priority"),
+            ({"priority": None}, "priority"),
+            ({"priority": -1}, "priority"),
+            ({"priority": 1_000_001}, "priority"),
+            ({"priority": 1.5}, "priority"),
+            ({"run_at": "2030-01-31T08:00:00"}, "run_at"),
+            ({"delay": -1}, "delay"),
+            ({"delay": 5, "run_at": "2030-01-31T08:00:00Z"}, "delay"),
+            ({"queue": "other"}, "queue"),
+        ]:
+            assert problem(await served.http.patch(path, json=body), 400)["field"] == field
+        problem(await served.http.patch(path, content=b"priority=5", headers={"Content-Type": "text/plain"}), 415)
+        problem(await served.http.patch(f"/jobs/{UNKNOWN_ID}", json={"priority": 5}), 404)
+        problem(await served.http.patch("/jobs/17", json={"priority": 5}), 400)
+        served.node.jobs[JOB_ID]["state"] = "inflight"
+        assert "inflight" in problem(await served.http.patch(path, json={"priority": 5}), 409)["detail"]
 
 
 async def test_settings_of_queues_of_any_name() -> None:

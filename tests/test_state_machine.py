@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 import psycopg
@@ -32,7 +32,18 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from jobqueue import documents
-from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, NewJob, Options, Outcome, Verdict
+from jobqueue.job import (
+    DEFAULT_RETRIES,
+    AttemptError,
+    Change,
+    ClaimedJob,
+    JobFilter,
+    NewJob,
+    Options,
+    Outcome,
+    UnfinishedState,
+    Verdict,
+)
 from jobqueue.storage.store import Node, Store, Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests import postgres
@@ -43,6 +54,9 @@ MEMBERS = 2
 LATER = 86_400.0
 AGING = 3600.0
 """Seconds: so much that the order of two jobs does not depend on how long a step takes."""
+
+WAITING: list[UnfinishedState] = ["pending", "blocked", "scheduled"]
+MOMENTS = {"past": datetime(2000, 1, 1, tzinfo=UTC), "far": datetime(2100, 1, 1, tzinfo=UTC), None: None}
 
 KEPT_ERRORS = 10
 HANDLERS_RETRIES = {"limited": 1}
@@ -413,6 +427,42 @@ class StateMachine(RuleBasedStateMachine):
         inflight = self.in_state("inflight")
         self.cancel(inflight[place % len(inflight)])
 
+    @rule(queue=st.sampled_from(QUEUES), states=st.lists(st.sampled_from(WAITING), min_size=1, unique=True))
+    def cancel_by_filter(self, queue: str, states: list[UnfinishedState]) -> None:
+        """All that wait there and no other, counted before. Those that run would end when their nodes hear of it."""
+        wanted = JobFilter(queue=queue, state=[*states])
+        meant = [job_id for job_id, job in self.model.items() if job.queue == queue and job.state in states]
+        assert self.call(self.store.cancel_jobs, wanted, dry_run=True) == (len(meant), None)
+        assert self.call(self.store.cancel_jobs, wanted) == (len(meant), None)
+        for job_id in meant:
+            self.model[job_id] = replace(self.model[job_id], state="cancelled", due=True)
+
+    @rule(job_id=jobs, priority=st.sampled_from([None, 0, 3]), when=st.sampled_from([None, "past", "far"]))
+    def change(self, job_id: str, priority: int | None, when: Literal["past", "far"] | None) -> None:
+        """A new priority keeps the time waited; a job that is put off waits from then on, one that is pulled forward from now."""
+        job = self.model.get(job_id)
+        legal = job is not None and job.state in WAITING
+        assert self.call(self.store.change, job_id, Change(priority=priority, run_at=MOMENTS[when])) is legal
+        if job is None or not legal:
+            return
+        job = replace(job, priority=job.priority if priority is None else priority)
+        since, _ = self.places.pop(job_id)
+        if when == "far":
+            job = replace(job, state="scheduled", due=False)
+            self.places[job_id] = (MOMENTS["far"] or since, job.priority)
+        elif when is None or since < datetime.now(UTC) + timedelta(hours=1):
+            self.places[job_id] = (since, job.priority)
+        if when == "past":
+            job = replace(job, state=job.waiting if job.state == "scheduled" else job.state, due=True)
+        self.model[job_id] = job
+
+    @precondition(lambda self: self.in_state("pending") or self.in_state("scheduled"))
+    @rule(place=st.integers(0, 9), priority=st.sampled_from([None, 0, 3]), when=st.sampled_from([None, "past", "far"]))
+    def change_one_that_waits(self, place: int, priority: int | None, when: Literal["past", "far"] | None) -> None:
+        """Any job at all seldom waits."""
+        waiting = self.in_state("pending") + self.in_state("scheduled")
+        self.change(waiting[place % len(waiting)], priority, when)
+
     @rule(job_id=jobs)
     def retry(self, job_id: str) -> None:
         job = self.model.get(job_id)
@@ -482,6 +532,17 @@ class StateMachine(RuleBasedStateMachine):
     def no_key_has_two_jobs_that_run_or_may(self) -> None:
         keys = [(job.queue, job.key) for job in self.model.values() if job.key and job.state in ("pending", "inflight")]
         assert len(keys) == len(set(keys))
+
+    @rule(limit=st.integers(1, 4), rows=st.integers(1, 4))
+    def pages_show_every_job_once_the_latest_first(self, limit: int, rows: int) -> None:
+        shown: list[tuple[str, str]] = []
+        after = None
+        while True:
+            page = self.call(self.store.jobs, JobFilter(all=True), limit=limit, after=after, rows=rows)
+            shown += [(row["id"], row["state"]) for row in page.jobs]
+            if (after := page.next) is None:
+                break
+        assert shown == sorted(((job_id, job.state) for job_id, job in self.model.items()), reverse=True)
 
     @rule()
     def depths_count_what_waits_runs_or_is_dead(self) -> None:

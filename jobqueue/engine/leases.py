@@ -18,6 +18,7 @@ import trio
 import uuid_utils
 
 from jobqueue import __version__
+from jobqueue.engine.activity import RecentActivity
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, RunId, Store
@@ -49,6 +50,7 @@ class Lease:
 
     Attributes:
         node: this process as the others see it; replaced when the lease is lost.
+        activity: what the others are told of it with each renewal.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Lease:
         self._undisturbed_since = math.inf
         self._valid_until = -1.0
         self._hurry = trio.Event()
+        self.activity = RecentActivity()
         self.node = self._new_node()
 
     @property
@@ -130,7 +133,7 @@ class Lease:
 
     async def _renew(self) -> None:
         before = trio.current_time()
-        unwanted = await self._store.heartbeat(self.node.id, lease=self._seconds)
+        unwanted = await self._store.heartbeat(self.node.id, lease=self._seconds, activity=self.activity.rates())
         if unwanted is not None:
             self._hold(before)
             if unwanted:

@@ -19,7 +19,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
-from jobqueue.job import DeadFilter, QueueSettings
+from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.storage.store import Depth, Store
 from jobqueue.timetable import CronSchedule
@@ -29,6 +29,9 @@ DEPTH_INTERVAL = 1.0
 
 DEPTH_SHARE = 20
 """Depths are shown again for this many times as long as counting them took: with a million jobs it stays cheap."""
+
+_UNSET = dict.fromkeys(QueueSettings.__struct_fields__) | {"aging_interval": 1.0}
+"""The settings of a queue that nobody has set."""
 
 
 class Operations:
@@ -113,6 +116,26 @@ class Operations:
         """Watch a job; see `Watcher.watch`."""
         return self._watcher.watch(id)
 
+    async def jobs(self, wanted: JobFilter, limit: int, after: str | None) -> dict[str, Any]:
+        """A page of the jobs that are wanted, and where the next one begins."""
+        page = await self._store.jobs(wanted, limit=limit, after=after)
+        return {"jobs": [{**row, "options": _asked(row["options"])} for row in page.jobs], "next": page.next}
+
+    async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
+        """Cancel all that are wanted, in transactions of a thousand; or count them."""
+        total, place = 0, None
+        while True:
+            walk = await self._store.cancel_jobs(wanted, keep=self._keep_cancelled, after=place, dry_run=dry_run)
+            total += walk.jobs
+            place = walk.next
+            if place is None:
+                return total
+
+    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
+        changed = await self._store.change(id, change)
+        self._watcher.look_soon(id)
+        return changed
+
     async def cancel(self, id: str) -> bool:  # noqa: A002
         cancelled = await self._store.cancel(id, keep=self._keep_cancelled)
         self._watcher.look_soon(id)
@@ -131,12 +154,16 @@ class Operations:
         rows = await self._store.dead(wanted, limit=limit, after=after)
         return [{**row, "options": _asked(row["options"])} for row in rows]
 
-    async def retry_dead(self, wanted: DeadFilter) -> int:
-        """Run all that are wanted again, in transactions of a thousand."""
+    async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
+        """Run all that are wanted again, in transactions of a thousand; or count them."""
+        if dry_run:
+            return await self._store.retry_dead(wanted, dry_run=True)
         return await self._repeat(self._store.retry_dead, wanted)
 
-    async def discard_dead(self, wanted: DeadFilter) -> int:
-        """Delete all that are wanted, in transactions of a thousand."""
+    async def discard_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
+        """Delete all that are wanted, in transactions of a thousand; or count them."""
+        if dry_run:
+            return await self._store.discard_dead(wanted, dry_run=True)
         return await self._repeat(self._store.discard_dead, wanted)
 
     async def _repeat(self, verb: Callable[[DeadFilter], Awaitable[int]], wanted: DeadFilter) -> int:
@@ -149,14 +176,29 @@ class Operations:
         return total
 
     async def queues(self) -> list[dict[str, Any]]:
-        """Every queue that is known, with its depth by state."""
+        """Every queue that is known, with its depth and the age of the oldest job by state, and what all nodes did of late."""
         depths: dict[str, dict[str, int]] = {}
+        oldest: dict[str, dict[str, float]] = {}
         for depth in await self._depths():
             depths.setdefault(depth.queue, {})[depth.state] = depth.jobs
+            oldest.setdefault(depth.queue, {})[depth.state] = depth.oldest
+        rates = await self._store.throughput()
         known = {row["name"]: row for row in await self._store.queues()}
         for name in depths.keys() - known.keys():
-            known[name] = {"name": name, "paused": False}
-        return [{**known[name], "depth": depths.get(name, {})} for name in sorted(known)]
+            known[name] = {"name": name, "paused": False, "created_at": None} | _UNSET
+        return [
+            {
+                **known[name],
+                "depth": depths.get(name, {}),
+                "oldest": oldest.get(name, {}),
+                "throughput": dict(zip(("completed", "failed"), rates.get(name, (0.0, 0.0)), strict=True)),
+            }
+            for name in sorted(known)
+        ]
+
+    async def queue(self, name: str) -> dict[str, Any] | None:
+        """One of these; None when it is not known."""
+        return next((row for row in await self.queues() if row["name"] == name), None)
 
     async def pause(self, queue: str, paused: bool) -> None:
         await self._store.pause(queue, paused=paused)

@@ -158,6 +158,8 @@ class Outcomes:
             metrics.by_outcome[verdict].inc(count)
             if failed:
                 metrics.failed.inc(count)
+            if failed or verdict == "succeeded":
+                self._lease.activity.note(queue, count, failed=failed)
         self._drop(stale)
         if self._on_failed is not None:
             for job, outcome, _, _ in written:

@@ -12,7 +12,7 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest
 
-from jobqueue.http import dead_letters, door, jobs, limits, problems, queries, queues, schedules, service, submit
+from jobqueue.http import dead_letters, door, job_lists, jobs, limits, problems, queries, queues, schedules, service, submit
 from jobqueue.http.answers import SECURITY_HEADERS, Answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.routes import Route
@@ -20,6 +20,7 @@ from jobqueue.http.routes import Route
 
 class Backend(
     submit.Submitting,
+    job_lists.Listing,
     jobs.Steering,
     dead_letters.Buried,
     queues.Queueing,
@@ -32,7 +33,7 @@ class Backend(
 
 def table(backend: Backend) -> list[Route]:
     """Make all routes of a node, in the order of the description."""
-    topics = (submit, jobs, dead_letters, queues, schedules, service)
+    topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service)
     return [route for topic in topics for route in topic.routes(backend)]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Protocol
 
@@ -11,10 +12,14 @@ import msgspec
 from quart import Response, request
 from werkzeug.exceptions import BadRequest, Conflict, NotFound
 
-from jobqueue.http import watch
+from jobqueue import fields
+from jobqueue.errors import InvalidJob
+from jobqueue.http import limits, watch
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.connection import PROLONG
+from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
+from jobqueue.job import Change
 
 
 class Steering(watch.Watchable, Protocol):
@@ -22,6 +27,10 @@ class Steering(watch.Watchable, Protocol):
 
     async def cancel(self, id: str) -> bool:  # noqa: A002 - what it is called everywhere
         """Cancel a job that waits, or have one cancelled that runs; False when it does neither."""
+        ...
+
+    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
+        """Change a job that waits; False when it does not."""
         ...
 
     async def retry(self, id: str) -> bool:  # noqa: A002
@@ -35,6 +44,9 @@ class Steering(watch.Watchable, Protocol):
     async def discard(self, id: str) -> bool:  # noqa: A002
         """Delete a dead job; False when it is not dead."""
         ...
+
+
+BODY = Body(Change, "a change of a job", InvalidJob, limits.MAX_CHANGE_BYTES)
 
 
 class WaitQuery(msgspec.Struct, frozen=True):
@@ -52,6 +64,7 @@ def routes(node: Steering) -> list[Route]:
     return [
         Route(method="GET", path=path, needs="submit", summary="Show a job, or wait for its end", view=views.one, query=WaitQuery),
         Route(method="GET", path=f"{path}/events", needs="submit", summary="Follow a job to its end", view=views.events),
+        Route(method="PATCH", path=path, needs="admin", summary="Change a job that waits", view=views.change, body=BODY),
         Route(method="DELETE", path=path, needs="admin", summary="Delete a dead job", view=views.discard),
         Route(method="POST", path=f"{path}/cancel", needs="admin", summary="Cancel a job that waits or runs", view=views.cancel),
         Route(method="POST", path=f"{path}/retry", needs="admin", summary="Run a dead job again", view=views.retry),
@@ -93,6 +106,15 @@ class _Views:
         job = await self._steered(_id(job_id), self._node.cancel, "cancelled", "it has ended already")
         # The node that runs it hears of it.
         return json_answer(job, HTTPStatus.ACCEPTED if job["state"] == "inflight" else HTTPStatus.OK)
+
+    async def change(self, job_id: str, body: Mapping[str, Any]) -> Answer:
+        change = fields.read(body, Change, what=BODY.what, refuse=InvalidJob)
+        if change == Change():
+            raise InvalidJob("there is nothing to change: give priority, and run_at or delay", field="priority")
+        if change.run_at is not None and change.delay is not None:
+            raise InvalidJob("run_at and delay exclude each other: give one of them", field="delay")
+        rule = "only jobs that wait can be changed"
+        return json_answer(await self._steered(_id(job_id), partial(self._node.change, change=change), "pending", rule))
 
     async def retry(self, job_id: str) -> Answer:
         return json_answer(await self._steered(_id(job_id), self._node.retry, "pending", "only dead jobs can be retried"))

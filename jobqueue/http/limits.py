@@ -18,6 +18,9 @@ MAX_SCHEDULE_BYTES = (1 << 20) + (64 << 10)
 MAX_SETTINGS_BYTES = 4 << 10
 """The largest body that holds the settings of a queue."""
 
+MAX_CHANGE_BYTES = 4 << 10
+"""The largest body that changes a job."""
+
 MAX_FILTER_BYTES = 16 << 10
 """The largest body that holds a filter."""
 

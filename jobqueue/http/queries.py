@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 from werkzeug.datastructures import MultiDict
@@ -14,7 +14,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read(parameters: MultiDict[str, str], kind: type[T]) -> T:
-    """Make a value of a struct's type out of the parameters of a query, each given once.
+    """Make a value of a struct's type out of the parameters of a query, each given once: several values are separated by commas.
 
     Raises:
         InvalidQuery: one is unknown, given twice, or has a value that cannot be.
@@ -23,4 +23,12 @@ def read(parameters: MultiDict[str, str], kind: type[T]) -> T:
         if len(values) > 1:
             shown = name[: fields.MAX_SHOWN_NAME]
             raise InvalidQuery(f"{shown} is given more than once", field=shown)
-    return fields.read(parameters.to_dict(), kind, what="this query", refuse=InvalidQuery, strict=False)
+    given: dict[str, Any] = parameters.to_dict()
+    for field in msgspec.structs.fields(kind):
+        if field.name in given and _is_list(field.type):
+            given[field.name] = given[field.name].split(",")
+    return fields.read(given, kind, what="this query", refuse=InvalidQuery, strict=False)
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is list or any(_is_list(inner) for inner in get_args(kind))

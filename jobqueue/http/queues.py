@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, NotFound
 
 from jobqueue.errors import InvalidQueueSetting
 from jobqueue.http import limits
@@ -19,14 +19,18 @@ class Queueing(Protocol):
     """A node that can show and steer queues."""
 
     async def queues(self) -> list[dict[str, Any]]:
-        """Return every queue that is known."""
+        """Return every queue that is known, with what is in it and what it does."""
+        ...
+
+    async def queue(self, name: str) -> dict[str, Any] | None:
+        """Return one of them; None when it is not known."""
         ...
 
     async def pause(self, queue: str, paused: bool) -> None:
         """Pause a queue on every node, or resume it."""
 
     async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
-        """Set what holds for a queue on every node, and return it as `queues` does."""
+        """Set what holds for a queue on every node, and return that."""
         ...
 
 
@@ -39,6 +43,7 @@ def routes(node: Queueing) -> list[Route]:
     path = "/queues/{name}"
     return [
         Route(method="GET", path="/queues", needs="read", summary="List the queues", view=views.listed),
+        Route(method="GET", path=path, needs="read", summary="Show a queue", view=views.one),
         Route(method="PUT", path=path, needs="admin", summary="Set a queue's limits and aging", view=views.configure, body=BODY),
         Route(method="POST", path=f"{path}/pause", needs="admin", summary="Pause a queue on all nodes", view=views.pause),
         Route(method="POST", path=f"{path}/resume", needs="admin", summary="Resume a queue on all nodes", view=views.resume),
@@ -51,6 +56,13 @@ class _Views:
 
     async def listed(self) -> Answer:
         return json_answer(await self._node.queues())
+
+    async def one(self, name: str) -> Answer:
+        _check(name)
+        queue = await self._node.queue(name)
+        if queue is None:
+            raise NotFound(f"There is no queue {name!r}: nobody works or has configured it, and no job is in it.")
+        return json_answer(queue)
 
     async def configure(self, name: str, body: Mapping[str, Any]) -> Answer:
         _check(name)

@@ -20,7 +20,7 @@ class Observed(Protocol):
         ...
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """Return every node that is running."""
+        """Return every node that is running, with what it runs and does."""
         ...
 
 

@@ -18,7 +18,7 @@ from msgspec import UNSET
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, DeadFilter, Note, Outcome, QueueSettings
+from jobqueue.job import Change, ClaimedJob, DeadFilter, JobFilter, Note, Outcome, QueueSettings
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
@@ -49,8 +49,12 @@ PROMOTE_BATCH = 1_000
 ADMIT_BATCH = 1_000
 SCHEDULE_BATCH = 500
 DEAD_BATCH = 1_000
+CANCEL_BATCH = 1_000
 PRUNE_BATCH = 1_000
 """Jobs in one transaction of each kind."""
+
+WALK_ROWS = 10_000
+"""Jobs that are looked at for one page of a list, whatever the filter."""
 
 T = TypeVar("T")
 
@@ -233,8 +237,29 @@ class Glance(NamedTuple):
     saved: Any
 
 
+class Page(NamedTuple):
+    """Some of the jobs that were asked for, and the id from which the others go on; None: these are the last."""
+
+    jobs: list[dict[str, Any]]
+    next: str | None
+
+
+class Cancelled(NamedTuple):
+    """How many jobs one walk of `Store.cancel_jobs` has cancelled, and the id from which the next goes on; None: that was all."""
+
+    jobs: int
+    next: str | None
+
+
+Activity = Mapping[str, tuple[float, float]]
+"""By queue: jobs that succeeded and attempts that failed, a second."""
+
+
 class Depth(msgspec.Struct, frozen=True):
-    """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds."""
+    """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds.
+
+    The age counts from when the job became available, was claimed, or died; of scheduled jobs from when one was due.
+    """
 
     queue: str
     state: str
@@ -343,9 +368,16 @@ class Store:
             )
         )
 
-    async def heartbeat(self, node_id: str, *, lease: float) -> list[RunId] | None:
-        """Renew a lease; return the node's runs that somebody wants cancelled. None: it is lost, its jobs are somebody else's."""
-        unwanted = await self._heartbeat.run(_scalar("SELECT jobqueue.heartbeat(%s, %s)", node_id, lease))
+    async def heartbeat(self, node_id: str, *, lease: float, activity: Activity | None = None) -> list[RunId] | None:
+        """Renew a lease; return the node's runs that somebody wants cancelled. None: it is lost, its jobs are somebody else's.
+
+        Args:
+            node_id: the node.
+            lease: seconds.
+            activity: what it did over the last minute.
+        """
+        sql = "SELECT jobqueue.heartbeat(%s, %s, %s::jsonb)"
+        unwanted = await self._heartbeat.run(_scalar(sql, node_id, lease, _text(activity) if activity else None))
         return None if unwanted is None else msgspec.convert(unwanted, list[RunId])
 
     async def leave(self, node_id: str) -> int:
@@ -486,7 +518,8 @@ class Store:
             SELECT queue, 'blocked', count(*), extract(epoch FROM now() - min(available_since))::float8
               FROM jobqueue.blocked_jobs GROUP BY queue
             UNION ALL
-            SELECT queue, 'scheduled', count(*), 0 FROM jobqueue.scheduled_jobs GROUP BY queue
+            SELECT queue, 'scheduled', count(*), extract(epoch FROM now() - min(run_at))::float8
+              FROM jobqueue.scheduled_jobs GROUP BY queue
             UNION ALL
             SELECT queue, 'inflight', count(*), extract(epoch FROM now() - min(claimed_at))::float8
               FROM jobqueue.inflight_jobs GROUP BY queue
@@ -496,7 +529,31 @@ class Store:
         rows = await self._inspect.run(_rows(sql))
         return [Depth(row["queue"], row["state"], row["jobs"], max(0.0, row["oldest"])) for row in rows]
 
+    async def throughput(self) -> Activity:
+        """What all nodes together did over the last minute, by queue."""
+        sql = """
+            SELECT a.key AS queue, sum((a.value ->> 0)::numeric)::float8 AS completed,
+                   sum((a.value ->> 1)::numeric)::float8 AS failed
+              FROM jobqueue.nodes AS n CROSS JOIN jsonb_each(n.activity) AS a
+             WHERE n.lease_until > now() GROUP BY a.key
+        """
+        rows = await self._inspect.run(_rows(sql))
+        return {row["queue"]: (row["completed"], row["failed"]) for row in rows}
+
     # -- looking and steering
+
+    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
+        """The jobs that are wanted, the latest first, without what may be large. A page may be short and not be the last.
+
+        Args:
+            wanted: which.
+            limit: the most.
+            after: the `Page.next` of the page before.
+            rows: how many are looked at; where that is not enough, the page ends there.
+        """
+        sql = "SELECT jobqueue.list_jobs(%s::jsonb, %s, %s::uuid, %s) AS page"
+        [row] = await self._inspect.run(_rows(sql, _text(wanted), limit, after, rows))
+        return Page(row["page"]["jobs"], row["page"]["next"])
 
     async def job(self, job_id: str) -> dict[str, Any] | None:
         """One job with everything that is known of it, whatever state it is in; None when there is none."""
@@ -517,6 +574,31 @@ class Store:
             keep: whether one that waits is kept, until retention drops it.
         """
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel_now(%s, %s)", job_id, keep)))
+
+    async def cancel_jobs(
+        self, wanted: JobFilter, *, keep: bool = True, after: str | None = None, dry_run: bool = False
+    ) -> Cancelled:
+        """Cancel jobs that wait or run, the latest first, at most `CANCEL_BATCH`.
+
+        Args:
+            wanted: which.
+            keep: whether those that wait are kept, until retention drops them.
+            after: the `Cancelled.next` of the walk before: what comes meanwhile is not met.
+            dry_run: count them, and leave them alone; then there may be more of them.
+        """
+        sql = "SELECT jobs, rest::text FROM jobqueue.cancel_walk(%s::jsonb, %s, %s::uuid, %s, %s)"
+        most = None if dry_run else CANCEL_BATCH
+        [row] = await self._inspect.run(_rows(sql, _text(wanted), most, after, keep, dry_run))
+        return Cancelled(row["jobs"], row["rest"])
+
+    async def change(self, job_id: str, change: Change) -> bool:
+        """Change the priority of a job that waits, or when it may run; False when it does not wait.
+
+        Raises:
+            RefusedData: the priority is none.
+        """
+        sql = "SELECT jobqueue.change(%s, %s, coalesce(%s::timestamptz, now() + %s::float8 * interval '1 second'))"
+        return bool(await self._inspect.run(_scalar(sql, job_id, change.priority, change.run_at, change.delay)))
 
     async def retry(self, job_id: str) -> bool:
         """Run a dead job again with all its attempts; False when it is not dead.
@@ -552,8 +634,25 @@ class Store:
         )
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are running, or were and have not been buried yet."""
-        return await self._list("SELECT to_jsonb(n) - 'process' AS row FROM jobqueue.nodes AS n ORDER BY started_at")
+        """The nodes that are running, or were and have not been buried yet, with what they have claimed and how much they do."""
+        return await self._list(
+            """
+            SELECT to_jsonb(n) - '{process,activity}'::text[] || jsonb_build_object('running', coalesce(r.running, '[]'),
+                       'throughput', jsonb_build_object('completed', a.completed, 'failed', a.failed)) AS row
+              FROM jobqueue.nodes AS n
+              LEFT JOIN (
+                   SELECT g.node_id, jsonb_agg(to_jsonb(g) - 'node_id' ORDER BY g.queue, g.kind) AS running
+                     FROM (SELECT i.node_id, i.queue, i.kind, count(*) AS jobs,
+                                  greatest(0, extract(epoch FROM now() - min(i.claimed_at)))::float8 AS oldest
+                             FROM jobqueue.inflight_jobs AS i GROUP BY i.node_id, i.queue, i.kind) AS g
+                    GROUP BY g.node_id) AS r ON r.node_id = n.id
+             CROSS JOIN LATERAL (
+                   SELECT coalesce(sum((e.value ->> 0)::numeric), 0)::float8 AS completed,
+                          coalesce(sum((e.value ->> 1)::numeric), 0)::float8 AS failed
+                     FROM jsonb_each(n.activity) AS e WHERE n.lease_until > now()) AS a
+             ORDER BY n.started_at
+            """
+        )
 
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
         """All schedules, or the one of that name."""
@@ -590,13 +689,15 @@ class Store:
         sql = "SELECT row FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
         return await self._list(sql, _text(wanted), limit, *(after or (None, None)))
 
-    async def retry_dead(self, wanted: DeadFilter) -> int:
-        """Run dead jobs again, the oldest first, at most `DEAD_BATCH`; return how many."""
-        return _int(await self._inspect.run(_scalar("SELECT jobqueue.retry_dead(%s::jsonb, %s)", _text(wanted), DEAD_BATCH)))
+    async def retry_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
+        """Run dead jobs again, the oldest first, at most `DEAD_BATCH`; return how many. A dry run counts all, and does nothing."""
+        sql = "SELECT jobqueue.retry_dead(%s::jsonb, %s, %s)"
+        return _int(await self._inspect.run(_scalar(sql, _text(wanted), None if dry_run else DEAD_BATCH, dry_run)))
 
-    async def discard_dead(self, wanted: DeadFilter) -> int:
-        """Delete dead jobs for good, the oldest first, at most `DEAD_BATCH`; return how many."""
-        return _int(await self._inspect.run(_scalar("SELECT jobqueue.discard_dead(%s::jsonb, %s)", _text(wanted), DEAD_BATCH)))
+    async def discard_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
+        """Delete dead jobs, the oldest first, at most `DEAD_BATCH`; return how many. A dry run counts all, and does nothing."""
+        sql = "SELECT jobqueue.discard_dead(%s::jsonb, %s, %s)"
+        return _int(await self._inspect.run(_scalar(sql, _text(wanted), None if dry_run else DEAD_BATCH, dry_run)))
 
     async def now(self) -> datetime:
         """The time, by the database's clock."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, get_args
 
 import msgspec
 import trio
@@ -27,8 +27,11 @@ from jobqueue.job import (
     MAX_RETRIES,
     MAX_TIMEOUT,
     UNFINISHED,
+    Change,
     ClaimedJob,
     DeadFilter,
+    JobFilter,
+    JobState,
     Note,
     Options,
     Outcome,
@@ -36,12 +39,16 @@ from jobqueue.job import (
 )
 from jobqueue.storage.store import (
     ADMIT_BATCH,
+    CANCEL_BATCH,
     DEAD_BATCH,
     PROMOTE_BATCH,
     PRUNE_BATCH,
     RECOVER_BATCH,
     SCHEDULE_BATCH,
+    WALK_ROWS,
+    Activity,
     Admission,
+    Cancelled,
     Claim,
     Claimed,
     Depth,
@@ -52,6 +59,7 @@ from jobqueue.storage.store import (
     Move,
     Moved,
     Node,
+    Page,
     Promotion,
     Ranks,
     Recovered,
@@ -62,13 +70,13 @@ from jobqueue.storage.store import (
 )
 from jobqueue.timetable import CronSchedule
 
-State = Literal["blocked", "pending", "scheduled", "inflight", "succeeded", "cancelled", "dead"]
 Instant = int
 """Microseconds since 1970, by the store's clock."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 KEPT_ERRORS = 10
+_STATES = frozenset(get_args(JobState))
 _LIMITS = ("max_running", "rate", "burst", "key_max_running", "key_rate", "key_burst")
 FAIR_STEP = Fraction(1, 1000)
 
@@ -84,7 +92,7 @@ class _Row:
     timeout: float | None
     created_at: Instant
     available_since: Instant
-    state: State
+    state: JobState
     rank: Instant = 0
     attempt: int = 0
     claims: int = 0
@@ -106,6 +114,7 @@ class _Member:
     started_at: Instant
     heartbeat_at: Instant
     lease_until: Instant
+    activity: Activity = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -285,13 +294,14 @@ class MemoryStore(Store):
             self._queues.setdefault(queue, _Queue(now))
         self._members[node.id] = _Member(node, now, now, now + round(lease * SECOND))
 
-    async def heartbeat(self, node_id: str, *, lease: float) -> list[RunId] | None:
+    async def heartbeat(self, node_id: str, *, lease: float, activity: Activity | None = None) -> list[RunId] | None:
         await trio.lowlevel.checkpoint()
         now = self._now()
         member = self._members.get(node_id)
         if member is None:
             return None
         member.heartbeat_at = now
+        member.activity = activity or {}
         member.lease_until = now + round(lease * SECOND)
         held = (row for row in self._in("inflight") if row.node_id == node_id)
         return [(row.id, row.claims) for row in held if row.cancel_requested_at is not None]
@@ -578,7 +588,7 @@ class MemoryStore(Store):
             begin = {
                 "pending": row.available_since,
                 "blocked": row.available_since,
-                "scheduled": now,
+                "scheduled": row.run_at,
                 "inflight": row.claimed_at,
                 "dead": row.ended_at,
             }.get(row.state)
@@ -586,7 +596,51 @@ class MemoryStore(Store):
                 since.setdefault((row.queue, row.state), []).append(begin)
         return [Depth(queue, state, len(begun), max(0, now - min(begun)) / SECOND) for (queue, state), begun in since.items()]
 
+    async def throughput(self) -> Activity:
+        await trio.lowlevel.checkpoint()
+        now = self._now()
+        total: dict[str, tuple[float, float]] = {}
+        for member in self._members.values():
+            for queue, (completed, failed) in member.activity.items() if member.lease_until > now else ():
+                before = total.get(queue, (0.0, 0.0))
+                total[queue] = round(before[0] + completed, 4), round(before[1] + failed, 4)
+        return total
+
     # -- looking and steering
+
+    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
+        await trio.lowlevel.checkpoint()
+        found, rest = self._walk(wanted, wanted.state or _STATES, after, limit, rows)
+        return Page([_listed(row) for row in found], rest)
+
+    async def cancel_jobs(
+        self, wanted: JobFilter, *, keep: bool = True, after: str | None = None, dry_run: bool = False
+    ) -> Cancelled:
+        await trio.lowlevel.checkpoint()
+        if not UNFINISHED.issuperset(wanted.state or ()):
+            raise RefusedData("state of a filter must be of those that have not ended", field="state")
+        bounds = (None, 10 * WALK_ROWS) if dry_run else (CANCEL_BATCH, WALK_ROWS)
+        found, rest = self._walk(wanted, wanted.state or UNFINISHED, after, *bounds)
+        found = [row for row in found if row.cancel_requested_at is None]
+        for row in [] if dry_run else found:
+            self._cancel(row, keep=keep)
+        return Cancelled(len(found), rest)
+
+    def _walk(
+        self, wanted: JobFilter, states: Container[str], after: str | None, limit: int | None, rows: int
+    ) -> tuple[list[_Row], str | None]:
+        """Look at so many rows by their ids, from the latest down; see ``jobqueue.walk``."""
+        if wanted == JobFilter():
+            raise RefusedData("the filter is empty", field="all")
+        below = (row for row in self._rows.values() if row.state in states and (after is None or row.id < after))
+        latest = sorted((row for row in below if _within(row, wanted)), key=lambda row: row.id, reverse=True)
+        found: list[_Row] = []
+        for place, row in enumerate(latest, 1):
+            if _meant(row, wanted):
+                found.append(row)
+            if place == rows or len(found) == limit:
+                return found, row.id
+        return found, None
 
     async def job(self, job_id: str) -> dict[str, Any] | None:
         await trio.lowlevel.checkpoint()
@@ -601,15 +655,47 @@ class MemoryStore(Store):
     async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
-        if row is not None and row.state == "inflight":
-            row.cancel_requested_at = row.cancel_requested_at or self._now()
-            return True
-        if row is None or row.state not in ("pending", "blocked", "scheduled"):
+        if row is None or row.state not in UNFINISHED:
             return False
+        self._cancel(row, keep=keep)
+        return True
+
+    def _cancel(self, row: _Row, *, keep: bool) -> None:
+        if row.state == "inflight":
+            row.cancel_requested_at = row.cancel_requested_at or self._now()
+            return
         self._check_key(row)
         _end(row, "cancelled", self._now())
         if not keep:
-            del self._rows[job_id]
+            del self._rows[row.id]
+
+    async def change(self, job_id: str, change: Change) -> bool:
+        await trio.lowlevel.checkpoint()
+        row, now = self._rows.get(job_id), self._now()
+        if row is None or row.state not in UNFINISHED or row.state == "inflight":
+            return False
+        priority = row.priority if change.priority is None else change.priority
+        _check(replace(row, priority=priority))
+        run_at = None if change.run_at is None else _instant(change.run_at)
+        if change.delay is not None and run_at is None:
+            run_at = now + round(change.delay * SECOND)
+        put_off = run_at is not None and run_at > now
+        if put_off or priority != row.priority:
+            row.options = _without(row.options, "rank", "turn")
+        row.priority = priority
+        if run_at is not None:
+            row.available_since = run_at if put_off else min(row.available_since, now)
+        if put_off or (row.state == "scheduled" and run_at is None):
+            if row.state == "pending":
+                self._check_key(row)
+            row.state, row.run_at = "scheduled", run_at or row.run_at
+            return True
+        if row.options is not None and "turn" not in row.options:
+            self._take_turns([row], now)
+        if row.state == "pending":  # with its key's place, if it has one
+            row.rank = self._rank(row)
+        else:
+            self._to_pending(row, refund=False)
         return True
 
     async def retry(self, job_id: str) -> bool:
@@ -669,9 +755,28 @@ class MemoryStore(Store):
                 "started_at": _text(member.started_at),
                 "heartbeat_at": _text(member.heartbeat_at),
                 "lease_until": _text(member.lease_until),
+                "running": self._running(member),
+                "throughput": self._done(member),
             }
             for member in sorted(self._members.values(), key=lambda member: member.started_at)
         ]
+
+    def _running(self, member: _Member) -> list[dict[str, Any]]:
+        since: dict[tuple[str, str], list[Instant]] = {}
+        for row in self._in("inflight"):
+            if row.node_id == member.node.id and row.claimed_at is not None:
+                since.setdefault((row.queue, row.kind), []).append(row.claimed_at)
+        return [
+            {"queue": queue, "kind": kind, "jobs": len(claimed), "oldest": (self._now() - min(claimed)) / SECOND}
+            for (queue, kind), claimed in sorted(since.items())
+        ]
+
+    def _done(self, member: _Member) -> dict[str, float]:
+        rates = list(member.activity.values()) if member.lease_until > self._now() else []
+        return {
+            "completed": round(sum(completed for completed, _ in rates), 4),
+            "failed": round(sum(failed for _, failed in rates), 4),
+        }
 
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
         await trio.lowlevel.checkpoint()
@@ -734,8 +839,17 @@ class MemoryStore(Store):
             for columns, row in shown
         ]
 
-    async def retry_dead(self, wanted: DeadFilter) -> int:
+    async def retry_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
         await trio.lowlevel.checkpoint()
+        if dry_run:
+            keys = [(row.id, _unique_key_of(_shown(row))) for row in self._wanted(_said(wanted))]
+            held = {key: self._keys.get(("unique", key or "")) for _, key in keys}
+            free = [
+                key or job_id
+                for job_id, key in keys
+                if (holder := held[key]) is None or holder.job_id == job_id or not _unfinished(self._rows.get(holder.job_id))
+            ]
+            return len(set(free))
         risen = 0
         for row in self._wanted(_said(wanted)):
             unique_key = _unique_key_of(_shown(row))
@@ -746,10 +860,10 @@ class MemoryStore(Store):
                 break
         return risen
 
-    async def discard_dead(self, wanted: DeadFilter) -> int:
+    async def discard_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
         await trio.lowlevel.checkpoint()
-        rows = self._wanted(_said(wanted))[:DEAD_BATCH]
-        for row in rows:
+        rows = self._wanted(_said(wanted))[: None if dry_run else DEAD_BATCH]
+        for row in [] if dry_run else rows:
             del self._rows[row.id]
         return len(rows)
 
@@ -803,9 +917,7 @@ class MemoryStore(Store):
     def _redrive(self, row: _Row) -> None:
         row.attempt = 0
         row.available_since = self._now()
-        row.options = {
-            name: value for name, value in (row.options or {}).items() if name not in ("expires_at", "rank", "turn")
-        } or None
+        row.options = _without(row.options, "expires_at", "rank", "turn")
         self._take_turns([row], row.available_since)
         self._to_pending(row, refund=False)
 
@@ -867,7 +979,7 @@ class MemoryStore(Store):
             self._began = time.time() - self._clock()
         return round((self._began + self._clock()) * SECOND)
 
-    def _in(self, state: State) -> list[_Row]:
+    def _in(self, state: JobState) -> list[_Row]:
         return [row for row in self._rows.values() if row.state == state]
 
 
@@ -1008,13 +1120,41 @@ def _expire(row: _Row, now: Instant) -> None:
     _end(row, "dead", now)
 
 
+def _without(options: dict[str, Any] | None, *names: str) -> dict[str, Any] | None:
+    return {name: value for name, value in (options or {}).items() if name not in names} or None
+
+
+def _meant(row: _Row, wanted: JobFilter) -> bool:
+    options = row.options or {}
+    return (
+        wanted.queue in (None, row.queue)
+        and wanted.kind in (None, row.kind)
+        and wanted.group in (None, options.get("group"))
+        and wanted.concurrency_key in (None, options.get("concurrency_key"))
+        and (wanted.created_after is None or row.created_at > _instant(wanted.created_after))
+        and (wanted.created_before is None or row.created_at < _instant(wanted.created_before))
+    )
+
+
+def _within(row: _Row, wanted: JobFilter) -> bool:
+    """Whether the time in a job's id is about that of the filter."""
+    return (wanted.created_after is None or row.id >= _id_from(_instant(wanted.created_after) - 60 * SECOND)) and (
+        wanted.created_before is None or row.id < _id_from(_instant(wanted.created_before) + 60 * SECOND)
+    )
+
+
+def _id_from(instant: Instant) -> str:
+    milliseconds = f"{max(0, instant // 1000):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}"
+
+
 def _said(wanted: DeadFilter) -> DeadFilter:
     if wanted == DeadFilter():
         raise RefusedData("the filter is empty", field="all")
     return wanted
 
 
-def _end(row: _Row, state: State, now: Instant) -> None:
+def _end(row: _Row, state: JobState, now: Instant) -> None:
     if state == "dead":
         row.claimed_at = None
     row.state = state
@@ -1122,6 +1262,14 @@ def _claimed(row: _Row, now: Instant, seconds_left: float) -> ClaimedJob:
         options=None if options is None else msgspec.convert(options, Options),
         saved=row.saved,
     )
+
+
+def _listed(row: _Row) -> dict[str, Any]:
+    columns = _shown(row)
+    names = ("id", "state", "queue", "kind", "priority", "attempt", "max_retries", "created_at", "run_at", "claimed_at", "ended_at")
+    return {name: columns[name] for name in (*names, "node_id", "reason", "options")} | {
+        "progress": (row.saved or {}).get("progress")
+    }
 
 
 def _shown(row: _Row | _Schedule) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""The routes of jobs by filter: lists, page by page, and cancelling all that are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Protocol, get_args
+from uuid import UUID
+
+import msgspec
+
+from jobqueue.errors import InvalidFilter
+from jobqueue.http import filters, limits
+from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.objects import Body
+from jobqueue.http.routes import Route
+from jobqueue.job import All, JobConditions, JobFilter, JobState, UnfinishedState
+
+States = Annotated[
+    list[JobState], msgspec.Meta(min_length=1, description=f"one or more of {', '.join(get_args(JobState))}, separated by commas")
+]
+Unfinished = Annotated[
+    UnfinishedState | Annotated[list[UnfinishedState], msgspec.Meta(min_length=1)],
+    msgspec.Meta(description=f"one of {', '.join(get_args(UnfinishedState))}, or an array of them"),
+]
+Cursor = Annotated[UUID, msgspec.Meta(description=filters.CURSOR)]
+
+
+class JobsQuery(JobConditions):
+    """Which page of which jobs is asked for."""
+
+    state: States | None = None
+    limit: filters.PageSize = filters.DEFAULT_PAGE
+    after: Cursor | None = None
+
+
+class CancelFilter(JobConditions):
+    """Which jobs are to be cancelled, of those that have not ended."""
+
+    state: Unfinished | None = None
+    all: All | None = None
+
+
+class Listing(Protocol):
+    """A node that can list and cancel jobs by filter."""
+
+    async def jobs(self, wanted: JobFilter, limit: int, after: str | None) -> dict[str, Any]:
+        """Return a page of the jobs that are wanted, the latest first, and what the next one begins after."""
+        ...
+
+    async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
+        """Cancel all jobs that are wanted and have not ended; return how many."""
+        ...
+
+
+BODY = Body(CancelFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES)
+
+
+def routes(node: Listing) -> list[Route]:
+    """Make the routes of a node."""
+    views = _Views(node)
+    return [
+        Route(method="GET", path="/jobs", needs="read", summary="List jobs", view=views.listed, query=JobsQuery),
+        Route(
+            method="POST",
+            path="/jobs/cancel",
+            needs="admin",
+            summary="Cancel the jobs that match a filter, or count them",
+            view=views.cancel,
+            query=filters.DryRunQuery,
+            body=BODY,
+        ),
+    ]
+
+
+class _Views:
+    def __init__(self, node: Listing) -> None:
+        self._node = node
+
+    async def listed(self, query: JobsQuery) -> Answer:
+        after = None if query.after is None else str(query.after)
+        return json_answer(await self._node.jobs(filters.of_query(query, JobFilter), query.limit, after))
+
+    async def cancel(self, query: filters.DryRunQuery, body: Mapping[str, Any]) -> Answer:
+        given = msgspec.structs.asdict(filters.of_body(body, CancelFilter))
+        given["state"] = [given["state"]] if isinstance(given["state"], str) else given["state"]
+        return json_answer({"jobs": await self._node.cancel_jobs(JobFilter(**given), query.dry_run)})
