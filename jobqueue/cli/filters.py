@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import click
 
@@ -13,8 +13,10 @@ from jobqueue.cli.connection import failure_of
 from jobqueue.cli.exits import Exit
 from jobqueue.cli.output import Failure, Output
 from jobqueue.errors import JobQueueError
+from jobqueue.job import JobState, UnfinishedState
 
-STATES = ("pending", "blocked", "scheduled", "inflight", "succeeded", "cancelled", "dead")
+UNFINISHED = get_args(UnfinishedState)
+STATES = get_args(JobState)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
@@ -25,7 +27,6 @@ _OF_ALL: list[Option[Any]] = [
     click.option("--group", help="Only jobs of this group."),
 ]
 _OF_JOBS: list[Option[Any]] = [
-    click.option("--state", multiple=True, type=click.Choice(STATES), help="Only jobs in this state; may be given again."),
     *_OF_ALL,
     click.option("--concurrency-key", help="Only jobs with this concurrency key."),
     click.option("--created-after", type=values.time_or_age, help="Only jobs submitted later: a time, or how long ago (2h)."),
@@ -44,9 +45,10 @@ _BY_FILTER: list[Option[Any]] = [
 ]
 
 
-def of_jobs(function: Command) -> Command:
-    """Add the filters of jobs; the function gets what was given as ``state``, ``queue``, ``kind`` and so on."""
-    return _with(_OF_JOBS, function)
+def of_jobs(states: Iterable[str]) -> Option[Any]:
+    """Add the filters of jobs that can be in these states: ``state``, ``queue``, ``kind`` and so on."""
+    state = click.option("--state", multiple=True, type=click.Choice(list(states)), help="Only in this state; may be given again.")
+    return lambda function: _with([state, *_OF_JOBS], function)
 
 
 def of_dead(function: Command) -> Command:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from jobqueue.cli import dead, values
 from jobqueue.cli.connection import remote
 from jobqueue.cli.exits import Exit
-from jobqueue.cli.filters import Verb, apply, by_filter, each, of_jobs, wanted
+from jobqueue.cli.filters import STATES, UNFINISHED, Verb, apply, by_filter, each, of_jobs, wanted
 from jobqueue.cli.history import whole
 from jobqueue.cli.options import Listing
 from jobqueue.cli.output import Failure, Output, compact, local, table
@@ -25,7 +25,7 @@ def command() -> None:
 
 
 @command.command("list")
-@of_jobs
+@of_jobs(STATES)
 @paged
 @remote
 async def list_jobs(client: Client, output: Output, *, limit: int, everything: bool, after: str | None, **given: Any) -> None:
@@ -67,7 +67,7 @@ async def show(client: Client, output: Output, ids: tuple[str, ...]) -> None:
 
 @command.command("cancel")
 @by_filter
-@of_jobs
+@of_jobs(UNFINISHED)
 @remote
 async def cancel(client: Client, output: Output, **given: Any) -> None:
     """Cancel jobs that wait or run: those with these ids, or all that a filter finds."""
