@@ -6,9 +6,7 @@ loads nothing that only the others need. What talks to a queue is made by `conne
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 import sys
 
 import click
@@ -44,13 +42,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:  # what click makes of Ctrl-C
         click.echo("Interrupted.", err=True)
         code = Exit.INTERRUPTED
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
-        # Nobody reads on, as `head` does not: what is left in the buffer must not fail once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.UNREAD
     sys.exit(code)

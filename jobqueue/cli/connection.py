@@ -132,7 +132,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
         trio.run(main)
     except BaseException as group:
         error = first(group)
-        if isinstance(error, KeyboardInterrupt | SystemExit | click.ClickException):
+        if isinstance(error, KeyboardInterrupt | SystemExit | click.ClickException | BrokenPipeError):
             raise error from None  # out of its groups
         failure = failure_of(error)
         if failure is None:

@@ -13,7 +13,6 @@ class Exit(IntEnum):
         UNREACHABLE: the service or the database cannot be reached, or cannot work now: the same command may work later.
         TIMEOUT: a wait ran out of time.
         INTERRUPTED: by Ctrl-C, as shells tell it.
-        UNREAD: nobody reads the output any more, as shells tell it.
     """
 
     DONE = 0
@@ -23,4 +22,3 @@ class Exit(IntEnum):
     UNREACHABLE = 4
     TIMEOUT = 5
     INTERRUPTED = 130
-    UNREAD = 141

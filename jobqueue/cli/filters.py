@@ -106,8 +106,8 @@ async def apply(
     if everything and conditions:
         raise click.UsageError("--all has no conditions beside it")
     conditions = conditions or {"all": True}
-    if not dry_run and not yes:
-        await _confirm(await verb.many(dry_run=True, **conditions), verb.done)
+    if not dry_run and not yes and (count := await verb.many(dry_run=True, **conditions)):
+        _confirm(count, verb.done)
     jobs = await verb.many(dry_run=dry_run, **conditions)
     output.show({"jobs": jobs}, lambda: f"{_jobs(jobs)} {'would be ' * dry_run}{verb.done}")
 
@@ -136,7 +136,7 @@ async def each(
         raise Failure("not all of it could be done", failed)
 
 
-async def _confirm(jobs: int, done: str) -> None:
+def _confirm(jobs: int, done: str) -> None:
     what = f"{_jobs(jobs)} would be {done}"
     if not sys.stdin.isatty():
         raise click.UsageError(f"{what}. Nobody is here to ask: say --yes")

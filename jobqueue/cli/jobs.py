@@ -104,7 +104,10 @@ async def wait(client: Client, output: Output, ids: tuple[str, ...], timeout: fl
     async def act(job_id: str) -> dict[str, Any]:
         job = await client.job(job_id)  # says at once that there is no service: to wait for a job is to wait for its service too
         left = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
-        return await ended(client, job["id"], left)
+        try:
+            return await ended(client, job["id"], left)
+        except TimeoutError:
+            raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s") from None
 
     unsuccessful: list[dict[str, Any]] = []
 

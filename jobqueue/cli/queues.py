@@ -134,4 +134,7 @@ def _limits(queue: dict[str, Any]) -> dict[str, object]:
 
 def _rate(queue: dict[str, Any], what: str) -> str | None:
     throughput = queue.get("throughput")
-    return None if throughput is None else f"{throughput[what]:,.3g}"
+    if throughput is None:
+        return None
+    rate = throughput[what]
+    return f"{rate:.2g}" if rate < 10 else f"{rate:,.0f}"  # noqa: PLR2004 - below it fractions matter

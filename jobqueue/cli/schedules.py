@@ -113,7 +113,7 @@ async def trigger(client: Client, output: Output, names: tuple[str, ...]) -> Non
 def _next(schedule: dict[str, Any]) -> str:
     if schedule["paused"]:
         return "paused"
-    return local(schedule["next_at"]) or schedule["error"] or "never"
+    return local(schedule["next_at"]) or schedule["error"] or "soon known"  # a node computes it
 
 
 def _whole(schedule: dict[str, Any]) -> Any:
