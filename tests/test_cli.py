@@ -124,9 +124,10 @@ def test_ctrl_c_is_130(node: Service) -> None:
     assert said == "\nInterrupted.\n"
 
 
-def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(node: Service, database_url: str) -> None:
+def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(database_url: str) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
+    call("migrate", "--database-url", database_url)
     command = [sys.executable, "-m", "jobqueue", "nodes", "--database-url", database_url]
     done = subprocess.run(command, cwd=ROOT, env=environment({}), stdout=theirs, stderr=subprocess.PIPE, check=False)
     os.close(theirs)
