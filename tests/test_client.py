@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,7 @@ def test_dead_letters_are_listed_run_again_and_deleted(client: Any, tag: str) ->
     with pytest.raises(JobFailed):
         client.result(ids[0], timeout=20)
     assert client.discard(ids[0])["state"] == "discarded"
+    assert client.retry_dead(dry_run=True, group=tag) == client.discard_dead(dry_run=True, group=tag) == 4
     assert client.retry_dead(group=tag, reason="attempt 1 of 1") == 4
     for job_id in ids[1:]:
         with pytest.raises(JobFailed):
@@ -280,6 +282,34 @@ def test_dead_letters_are_listed_run_again_and_deleted(client: Any, tag: str) ->
     assert refused.value.field == "all"
 
 
+def test_jobs_are_listed_changed_and_cancelled_by_filter(client: Any, tag: str) -> None:
+    ids = client.submit_many(({**job, "group": tag} for job in numbered(tag, 5)), chunk=3)
+    # A page may have less than it could, and not be the last.
+    assert [job["id"] for page in client.jobs(limit=2, group=tag) for job in page["jobs"]] == ids[::-1]
+    first = next(page for page in client.jobs(limit=2, group=tag) if page["jobs"])
+    rest = [job["id"] for page in client.jobs(group=tag, after=first["next"]) for job in page["jobs"]]
+    assert rest == ids[::-1][len(first["jobs"]) :]
+    created = datetime.now(UTC) - timedelta(days=1)
+    states = ["scheduled", "pending"]
+    assert sum(len(page["jobs"]) for page in client.jobs(group=tag, state=states, kind="steps", created_after=created)) == 5
+    assert sum(len(page["jobs"]) for page in client.jobs(group=tag, created_before=created)) == 0
+
+    assert client.update(ids[0], priority=9, delay=0)["priority"] == 9
+    assert client.result(ids[0], timeout=20) == "walked"
+    with pytest.raises(RequestRefused, match="409"):
+        client.update(ids[0], priority=1)
+    with pytest.raises(JobNotFound):
+        client.update(NOBODY, run_at=datetime.now(UTC))
+
+    assert client.cancel_jobs(dry_run=True, group=tag, state=states, created_after=created) == 4
+    assert client.job(ids[1])["state"] == "scheduled"
+    assert client.cancel_jobs(group=tag, state="scheduled") == 4
+    assert client.job(ids[1])["state"] == "cancelled"
+    with pytest.raises(RequestRefused) as refused:
+        client.cancel_jobs(colour="red")
+    assert refused.value.field == "colour"
+
+
 def test_queues_nodes_and_schedules_are_operated(client: Any, tag: str) -> None:
     name = f"a queue/{tag}?"
     assert client.configure(name, max_running=3, rate=2.5)["max_running"] == 3
@@ -287,7 +317,9 @@ def test_queues_nodes_and_schedules_are_operated(client: Any, tag: str) -> None:
     client.pause(name)
     assert next(queue for queue in client.queues() if queue["name"] == name)["paused"] is True
     client.resume(name)
-    assert next(queue for queue in client.queues() if queue["name"] == name)["paused"] is False
+    assert client.queue(name)["paused"] is False
+    with pytest.raises(NotFound):
+        client.queue("no such queue")
     assert [set(running["queues"]) for running in client.nodes()] == [{"default"}]
 
     assert client.put_schedule(name, "0 8 * * MON", kind="steps", payload={"steps": 0})["cron"] == "0 8 * * MON"
