@@ -20,6 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("idle", (), ["idle"]),
         ("soak", (), ["minute 3"]),
         ("groups", (), ["equal weights, groups"]),
+        ("listing", ("--jobs", "20000"), ["deep page, a rare kind"]),
     ],
 )
 def test_a_quick_run_leaves_a_table_a_json_and_a_plot(

@@ -42,10 +42,12 @@ async def test_claim_and_promote_use_their_index_on_tables_without_statistics(da
     assert database.rows(scans) == before
 
 
-async def test_a_heartbeat_is_a_hot_update(database_url: str, database: Database) -> None:
+@pytest.mark.parametrize("queues", [0, 1, 16])
+async def test_a_heartbeat_is_a_hot_update_whatever_it_tells(database_url: str, database: Database, queues: int) -> None:
     async with open_driver(database_url) as driver:
-        for _ in range(50):
-            assert await driver.store.heartbeat(driver.node, lease=30) == []
+        for beat in range(50):
+            activity = {f"queue {n}": (beat * 1.25, beat / 7) for n in range(queues)}
+            assert await driver.store.heartbeat(driver.node, lease=30, activity=activity) == []
     await trio.sleep(0.5)
     counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'jobqueue' AND relname = 'nodes'"
     assert database.rows(counts) == [(50, 50)]

@@ -16,7 +16,7 @@ class RecentActivity:
     """Jobs that succeeded and attempts that failed over the last minute, by queue."""
 
     def __init__(self) -> None:
-        self._seconds: deque[tuple[int, Counter[tuple[str, bool]]]] = deque()
+        self._seconds: deque[tuple[int, Counter[tuple[str, bool]]]] = deque(maxlen=WINDOW + 1)
 
     def note(self, queue: str, jobs: int, *, failed: bool) -> None:
         """Count so many that were written just now."""

@@ -1,0 +1,35 @@
+"""What a node says of its last minute."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from jobqueue.engine.activity import RecentActivity
+
+
+async def test_rates_are_those_of_the_last_minute(autojump_clock: trio.testing.MockClock) -> None:
+    assert autojump_clock
+    activity = RecentActivity()
+    assert activity.rates() == {}
+    activity.note("mail", 600, failed=False)
+    activity.note("mail", 30, failed=True)
+    activity.note("quiet", 3, failed=True)
+    assert activity.rates() == {"mail": (10, 0.5), "quiet": (0, 0.05)}
+    await trio.sleep(30)
+    activity.note("mail", 60, failed=False)
+    assert activity.rates()["mail"] == (11, 0.5)
+    await trio.sleep(31)
+    assert activity.rates() == {"mail": (1, 0)}
+    await trio.sleep(30)
+    assert activity.rates() == {}
+
+
+async def test_little_is_kept_however_much_is_noted(autojump_clock: trio.testing.MockClock) -> None:
+    assert autojump_clock
+    activity = RecentActivity()
+    for _ in range(500):  # while the database is away and nobody asks, too
+        await trio.sleep(0.5)
+        activity.note("mail", 1, failed=False)
+    assert len(activity._seconds) == 61
+    assert 1.9 < activity.rates()["mail"][0] <= 2.1
