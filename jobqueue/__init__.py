@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the clients when they are asked for: they need an extra, and the service does not need them."""
+    """Load the clients when they are asked for: the service does without what they need."""
     if name in ("Client", "SyncClient"):
         from jobqueue import client  # noqa: PLC0415
 

@@ -192,9 +192,6 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         on_unwanted=cancel,
     )
     watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
-    outcomes = Outcomes(
-        store, lease, metrics, keep_finished=settings.keep_finished > 0, on_scheduled=due_in, on_written=watcher.written
-    )
     hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
     outcomes = Outcomes(
         store,
@@ -347,6 +344,22 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
     }
 
 
+def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], bool]) -> Operations:
+    """Make what may be asked of a node out of its parts."""
+    return Operations(
+        engine.store,
+        engine.lease,
+        engine.submissions,
+        engine.outcomes,
+        engine.metrics,
+        dispatcher=engine.dispatcher,
+        watcher=engine.watcher,
+        queues=engine.queues.values(),
+        keep_cancelled=settings.keep_cancelled > 0,
+        stopping=stopping,
+    )
+
+
 async def _serve_http(
     engine: Engine,
     settings: Settings,
@@ -357,21 +370,10 @@ async def _serve_http(
     entrance: Entrance,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    operations = Operations(
-        engine.store,
-        engine.lease,
-        engine.submissions,
-        engine.outcomes,
-        engine.metrics,
-        dispatcher=engine.dispatcher,
-        watcher=engine.watcher,
-        queues=engine.queues.values(),
-        keep_cancelled=settings.keep_cancelled > 0,
-        stopping=stages.stopping.is_set,
-    )
+    node = operations(engine, settings, stopping=stages.stopping.is_set)
     await server.run(
-        api.build(operations, entrance.guard),
-        Lane(operations, entrance.guard),
+        api.build(node, entrance.guard),
+        Lane(node, entrance.guard),
         listeners,
         stopping=stopping,
         drain_timeout=HTTP_DRAIN,

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 
 from jobqueue.testing.process import ServiceProcess
 from tests import postgres
@@ -25,6 +26,10 @@ for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split
 
 SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
 """Whether the tests with thousands of clients have all of them, and the limits of the real service; otherwise some, and shorter."""
+
+
+# What a test logs in its own process is shown where it fails; with the values of all variables it would take seconds to write.
+structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
 
 
 class ServerPool:
@@ -81,7 +86,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_module(
-    module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 60
+    module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` to its end, in the project's root."""
     return subprocess.run(

@@ -25,23 +25,23 @@ async def echo(job: jobqueue.Job) -> object:
 
 
 @app.handler("sleep")
-async def sleep(job: jobqueue.Job, seconds: float = 0.01) -> None:
+async def sleep(job: jobqueue.Job, seconds: float = 0.01, again: float | None = None) -> None:
     effect(job, "began")
-    await trio.sleep(seconds)
+    await trio.sleep(seconds if job.attempt == 1 or again is None else again)
     effect(job, "ended")
 
 
 @app.handler("thread")
-def thread(job: jobqueue.Job, seconds: float = 0.01) -> None:
+def thread(job: jobqueue.Job, seconds: float = 0.01, again: float | None = None) -> None:
     effect(job, "began")
-    time.sleep(seconds)
+    time.sleep(seconds if job.attempt == 1 or again is None else again)
     effect(job, "ended")
 
 
 @app.handler("cpu", cpu=True)
-def cpu(job: jobqueue.Job, seconds: float = 0.01) -> None:
+def cpu(job: jobqueue.Job, seconds: float = 0.01, again: float | None = None) -> None:
     effect(job, "began")
-    time.sleep(seconds)
+    time.sleep(seconds if job.attempt == 1 or again is None else again)
     effect(job, "ended")
 
 

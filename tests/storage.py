@@ -21,7 +21,7 @@ class Driver:
         self.store = store
         self.node = new_id()
 
-    async def join(self, *, lease: float = 30, queues: Mapping[str, int] | None = None) -> str:
+    async def join(self, *, lease: float = 3600, queues: Mapping[str, int] | None = None) -> str:
         """Enter a further node, which the driver uses from now on; return its id."""
         self.node = await self._enter(lease=lease, queues=queues or {"default": 1})
         return self.node

@@ -128,11 +128,7 @@ def test_a_call_without_a_loop_that_waits_for_anything_else_is_refused() -> None
 
 
 def test_the_package_does_not_need_what_only_its_clients_need() -> None:
-    without = "import sys; sys.modules['httpx'] = None; import jobqueue"
-    assert python(f"{without}; sys.exit('anyio' in sys.modules)").returncode == 0
-    for use in ("jobqueue.Client", "from jobqueue import SyncClient", "import jobqueue.client"):
-        failed = python(f"{without}; {use}")
-        assert failed.stderr.splitlines()[-1] == "ImportError: the client needs httpx: pip install 'jobqueue[client]'"
+    assert python("import sys, jobqueue; sys.exit('anyio' in sys.modules or 'httpx' in sys.modules)").returncode == 0
     assert jobqueue.Client is Client
     with pytest.raises(AttributeError, match="has no attribute 'Customer'"):
         jobqueue.Customer  # noqa: B018

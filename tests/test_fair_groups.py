@@ -89,7 +89,8 @@ def test_after_a_hundred_thousand_jobs_of_a_tenant_the_ten_of_another_are_next(
     service: Callable[..., Service], database: Database
 ) -> None:
     node = service("examples.quickstart", "--queue", "default=8")
-    submit(node, [{"group": "a"}] * 100_000)
+    for _ in range(10):
+        submit(node, [{"group": "a"}] * 10_000)
     ids = submit(node, [{"group": "b"}] * 10)
     after = database.value("SELECT count(*) FROM jobqueue.finished_jobs")
     deadline = time.monotonic() + 30

@@ -12,9 +12,9 @@ PACKAGE = Path(jobqueue.__file__).parent
 
 LAYERS = [
     ["testing", "pytest_plugin"],
-    ["cli", "token_command", "__main__"],
+    ["cli", "__main__"],
     ["supervisor", "supervised"],
-    ["service"],
+    ["service", "offline"],
     ["http"],
     ["engine"],
     ["storage"],

@@ -11,6 +11,9 @@ The convention, for who writes it (blocks are indented by four spaces, or fenced
   handlers of the section's last module that has an ``app`` (else those of ``examples.quickstart``). An answer in JSON must have at
   least the fields that are shown, of the same types, and the same ``state``, ``status``, ``field``; a line ``...`` says that there
   is more. A GET is asked again until it does. Without an answer shown, it must not be a problem.
+- A line that begins with ``$ jobqueue``, or has it behind a pipe, is a command too (but for ``serve`` and ``migrate``), for the
+  same service. Each line that is shown must come, in that order: its words, with any numbers and ids for those that are shown; a
+  line that ends in ``...`` only has to begin like that. It must succeed, unless ``Error:`` is shown.
 - ``jobqueue=#`` begins a statement in SQL (``jobqueue-#`` continues it), on one connection to the same database; a block, or a
   paragraph of one, that begins with ``SELECT`` is of statements too. They must work; a table that is shown below must have its
   columns, an id must be one. The table ``orders (id int)`` exists.
@@ -50,8 +53,16 @@ DATABASE = "user=jobqueue dbname=jobqueue host=... port=5432"
 SERVICE = "http://localhost:8080"
 """How it names the service."""
 
+SENDS = re.compile(r"\s(-d|--data\S*|--json|-X|--request|-T)\b")
+"""Of curl: the same."""
+
 PROMPT = re.compile(r"^(?=\$ |jobqueue=# )|(?<=\n\n)(?=SELECT\b)", re.MULTILINE)
 """Where the next command, or the next statements begin."""
+
+
+OURS = re.compile(r"\$ (.* \| )?jobqueue (?!serve|migrate)")
+CHANGES = re.compile(r"\b(submit|cancel|retry|discard|change|pause|resume|configure|put|delete|trigger)\b")
+"""Commands that are not to be run a second time, to see whether the answer has become what is shown."""
 
 
 class Module(NamedTuple):
@@ -71,12 +82,19 @@ class Curl(NamedTuple):
     answer: str
 
 
+class Command(NamedTuple):
+    """A command of our own command line."""
+
+    command: str
+    answer: str
+
+
 class Sql(NamedTuple):
     statement: str
     answer: str
 
 
-Example = Module | Script | Curl | Sql
+Example = Module | Script | Curl | Command | Sql
 
 
 def sections(text: str) -> dict[str, str]:
@@ -117,10 +135,11 @@ def examples(text: str) -> Iterator[Example]:
 def commands(block: str) -> Iterator[Example]:
     """The curl commands and the statements of a block, each with what is shown as its answer."""
     for part in PROMPT.split(block):
-        if part.startswith("$ curl"):
+        if OURS.match(part) or part.startswith("$ curl"):
             lines = part.splitlines()
             last = next(place for place, line in enumerate(lines) if not line.endswith("\\"))
-            yield Curl("\n".join(lines[: last + 1]).removeprefix("$ "), "\n".join(lines[last + 1 :]).strip())
+            form = Curl if part.startswith("$ curl") else Command
+            yield form("\n".join(lines[: last + 1]).removeprefix("$ "), "\n".join(lines[last + 1 :]).strip("\n"))
         elif part.startswith("jobqueue=# "):
             statement, _, answer = part.removeprefix("jobqueue=# ").replace("\njobqueue-# ", "\n").partition(";")
             yield Sql(statement, answer.strip("\n"))
@@ -146,7 +165,7 @@ class Session:
         self._came: dict[str, str] = {}
         self._last = ""
 
-    def run(self, example: Script | Curl | Sql) -> None:
+    def run(self, example: Script | Curl | Command | Sql) -> None:
         if isinstance(example, Script):
             text = example.text.replace(DATABASE, self._database_url).replace(SERVICE, self._url)
             write([Module(example.name, text)], self._directory)
@@ -157,8 +176,9 @@ class Session:
             self._run_sql(example)
             return
         deadline = time.monotonic() + PATIENCE
-        while not self._answers(example):
-            only_asks = not re.search(r"\s(-d|--data\S*|--json|-X|--request|-T)\b", example.command)
+        answers = self._answers if isinstance(example, Curl) else self._prints
+        while not answers(example):
+            only_asks = not (CHANGES.search(example.command) if isinstance(example, Command) else SENDS.search(example.command))
             assert only_asks and time.monotonic() < deadline, f"not what is shown:\n{example.command}\n{self._last}"  # noqa: PT018
             time.sleep(0.1)
 
@@ -176,6 +196,28 @@ class Session:
         if not alike(shown, came):
             return False
         self._came.update(zip(UUID.findall(json.dumps(shown)), UUID.findall(json.dumps(only(came, shown))), strict=False))
+        return True
+
+    def _prints(self, example: Command) -> bool:
+        command = self._named(example.command).replace("jobqueue ", f"{sys.executable} -m jobqueue ")
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}"],
+            cwd=ROOT,
+            env={**os.environ, "JOBQUEUE_URL": self._url, "TZ": "UTC"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self._last = done.stdout
+        came = iter(done.stdout.splitlines())
+        for line in example.answer.splitlines():
+            found = next((other for other in came if looks_like(line, other)), None)
+            if found is None:
+                return False
+            self._came.update(zip(UUID.findall(line), UUID.findall(found), strict=False))
+        assert (done.returncode != 0) == bool(re.search("^Error: ", example.answer, re.MULTILINE)), f"{command}\n{done.stdout}"
         return True
 
     def _run_sql(self, example: Sql) -> None:
@@ -220,6 +262,14 @@ def alike(shown: Any, came: Any) -> bool:
     return type(shown) is type(came) or (isinstance(shown, numbers) and isinstance(came, numbers))
 
 
+def looks_like(shown: str, came: str) -> bool:
+    """Whether a printed line has the words that are shown: ids and numbers are what they are."""
+    words, others = (re.sub(r"\d[\d.,]*", "0", UUID.sub("ID", line)).split() for line in (shown, came))
+    if words and words[-1].endswith("..."):
+        return " ".join(others).startswith(" ".join(words).removesuffix("..."))
+    return words == others
+
+
 def only(came: Any, shown: Any) -> Any:
     """The part of an answer that is shown, in its order: so that ids stand in the same places."""
     if isinstance(shown, dict):
@@ -248,7 +298,7 @@ def run_python(directory: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 def test_the_readme_has_examples_of_every_form() -> None:
     forms = {type(example) for found in README.values() for example in found}
-    assert forms >= {Module, Curl, Sql}
+    assert forms >= {Module, Curl, Command, Sql}
     assert len(README["A tour of five minutes"]) >= 9
 
 
@@ -268,7 +318,8 @@ def test_the_modules_of_a_section_work(heading: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "heading", [heading for heading, found in README.items() if any(isinstance(one, Script | Curl | Sql) for one in found)]
+    "heading",
+    [heading for heading, found in README.items() if any(isinstance(one, Script | Curl | Command | Sql) for one in found)],
 )
 def test_the_commands_of_a_section_answer_as_shown(
     heading: str, tmp_path: Path, service: Callable[..., Service], database_url: str
@@ -299,6 +350,22 @@ def test_the_commands_of_a_section_answer_as_shown(
 )
 def test_an_answer_must_have_what_is_shown(shown: str, came: str, expected: bool) -> None:
     assert alike(loads(shown), loads(came)) is expected
+
+
+@pytest.mark.parametrize(
+    ("shown", "came", "expected"),
+    [
+        ("ID  STATE", "ID     STATE   ", True),
+        ("01a209ba-188d-7241-b752-38e62b10c811  dead", "02a209ba-188d-7241-b752-38e62b10c812   dead", True),
+        ("01a209ba-188d-7241-b752-38e62b10c811  dead", "02a209ba-188d-7241-b752-38e62b10c812   pending", False),
+        ("5,000 jobs in 0.3 s", "7 jobs in 12 s", True),
+        ("5,000 jobs", "7 jobs in 12 s", False),
+        ("attempt 1 ...", "attempt 2 failed", True),
+        ("attempt 1 ...", "a trial", False),
+    ],
+)
+def test_a_line_must_have_the_words_that_are_shown(shown: str, came: str, expected: bool) -> None:
+    assert looks_like(shown, came) is expected
 
 
 def test_forms_are_told_apart() -> None:
@@ -332,13 +399,21 @@ SELECT 4
 ```
 
     $ jobqueue serve myjobs
+    $ jobqueue jobs cancel \\
+        --all
+    0 jobs cancelled
+    $ echo | jobqueue submit --file -
     $ psql
     jobqueue=# SELECT 5,
     jobqueue-#   6;
      5
 """
     found = list(examples(text))
-    assert [type(example) for example in found] == [Module, Curl, Sql, Sql, Script, Script, Sql, Sql]
+    assert [type(example) for example in found] == [Module, Curl, Sql, Sql, Script, Script, Sql, Command, Command, Sql]
+    assert [one for one in found if isinstance(one, Command)] == [
+        Command("jobqueue jobs cancel \\\n    --all", "0 jobs cancelled"),
+        Command("echo | jobqueue submit --file -", ""),
+    ]
     assert found[1] == Curl("curl -s localhost:8080/health \\\n    -X GET", '{"status": "ok"}')
     assert [one.statement for one in found if isinstance(one, Sql)] == ["SELECT 1", "SELECT\n  2", "SELECT 4", "SELECT 5,\n  6"]
     assert found[-1] == Sql("SELECT 5,\n  6", " 5")

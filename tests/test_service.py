@@ -314,7 +314,7 @@ def test_a_dead_nodes_jobs_are_taken_over_by_a_running_one_after_the_visibility_
     start: Start, client: httpx.Client, database: Database, effects: Effects
 ) -> None:
     doomed = start("--visibility-timeout", "4", "--queue", "default=5")
-    submit(client, doomed, [{"kind": "sleep", "payload": {"seconds": 1.5}}] * 5)
+    submit(client, doomed, [{"kind": "sleep", "payload": {"seconds": 60, "again": 0.01}}] * 5)
     wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
     survivor = start("--visibility-timeout", "4", "--queue", "default=5")
     doomed.kill()
@@ -327,7 +327,8 @@ def test_a_node_that_slept_past_its_lease_drops_what_it_ran_and_joins_again(
     start: Start, client: httpx.Client, database: Database, effects: Effects
 ) -> None:
     sleeper = start("--visibility-timeout", "4", "--queue", "default=5")
-    submit(client, sleeper, [{"kind": kind, "payload": {"seconds": 3}} for kind in ("sleep", "thread", "sleep", "thread", "cpu")])
+    payload = {"seconds": 30, "again": 0.01}  # longer than a slow machine takes to begin the last of them
+    submit(client, sleeper, [{"kind": kind, "payload": payload} for kind in ("sleep", "thread", "sleep", "thread", "cpu")])
     wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
     sleeper.process.send_signal(signal.SIGSTOP)
     old_node = database.value("SELECT id FROM jobqueue.nodes")

@@ -1,4 +1,4 @@
-"""Submit jobs over HTTP, wait for their results, and operate the service. It needs the extra ``client``.
+"""Submit jobs over HTTP, wait for their results, and operate the service.
 
 On Trio and asyncio alike::
 
@@ -15,12 +15,6 @@ On Trio and asyncio alike::
 
 What fails on its way is sent again for a while, if that can do no harm; so that it can do none, jobs are submitted with keys.
 """
-
-try:
-    import anyio as _anyio  # noqa: F401 - looked for, so that who has it not is told what to do
-    import httpx as _httpx  # noqa: F401
-except ImportError as missing:
-    raise ImportError(f"the client needs {missing.name}: pip install 'jobqueue[client]'", name=missing.name) from None
 
 from jobqueue.client.chunks import Chunk
 from jobqueue.client.clients import Client, SyncClient

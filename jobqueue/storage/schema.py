@@ -30,6 +30,25 @@ def installed_version(connection: Connection) -> int | None:
     return row[0] if row is not None and isinstance(row[0], int) else None
 
 
+def require(connection: Connection) -> None:
+    """Refuse a database whose schema is not `SCHEMA_VERSION`.
+
+    Raises:
+        SchemaVersionError: there is none, or it is older or newer.
+    """
+    version = installed_version(connection)
+    if version is None:
+        raise SchemaVersionError(
+            f'the database "{connection.info.dbname}" has no schema of jobqueue: is it the right one? `jobqueue migrate` makes it'
+        )
+    if version < SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the database has jobqueue schema version {version}, this jobqueue needs version {SCHEMA_VERSION}:"
+            " `jobqueue migrate` upgrades it"
+        )
+    _refuse_newer(version)
+
+
 def migrate(connection: Connection) -> bool:
     """Bring a database to `SCHEMA_VERSION`; return whether anything was done.
 
@@ -41,11 +60,8 @@ def migrate(connection: Connection) -> bool:
     version = installed_version(connection)
     if version == SCHEMA_VERSION:
         return False
-    if version is not None and version > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"the database has jobqueue schema version {version}, this jobqueue knows version {SCHEMA_VERSION}:"
-            " upgrade it, or point it at another database"
-        )
+    if version is not None:
+        _refuse_newer(version)
     try:
         connection.execute(schema_sql().encode())
     except psycopg.errors.InsufficientPrivilege as error:
@@ -54,3 +70,11 @@ def migrate(connection: Connection) -> bool:
         ) from error
     log.info("schema applied", version=SCHEMA_VERSION, before=version)
     return True
+
+
+def _refuse_newer(version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the database has jobqueue schema version {version}, this jobqueue knows version {SCHEMA_VERSION}:"
+            " upgrade it, or point it at another database"
+        )

@@ -1,4 +1,4 @@
-"""The command line: ``jobqueue serve`` and ``jobqueue migrate``."""
+"""``jobqueue serve``: a node, or several on one port."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from typing import Any, TypeVar
 
 import click
 import psycopg
-import structlog
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobqueue import __version__, logs
+from jobqueue.cli.options import first, log_level_option
 from jobqueue.engine.handlers import App
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
 from jobqueue.service import Serving, serve
 from jobqueue.settings import Settings
-from jobqueue.storage import schema
-from jobqueue.storage.database import connect
 from jobqueue.supervised import Parent, Word
 from jobqueue.supervisor import supervise
-from jobqueue.token_command import token_command
 
 DEFAULTS = Settings()
 
@@ -37,9 +34,6 @@ database_url = click.option(
     show_envvar=True,
     help="PostgreSQL to use (14 or newer), as a libpq URL. Without it, one of its own is started.",
 )
-log_level = click.option(
-    "--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, envvar="JOBQUEUE_LOG_LEVEL", show_envvar=True
-)
 
 
 def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command], Command]:  # noqa: A002 - click's word
@@ -47,13 +41,7 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
     return click.option(name, envvar=f"JOBQUEUE_{env}", show_envvar=True, help=help, **{"show_default": True, **kwargs})
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="jobqueue")
-def cli() -> None:
-    """A durable job queue on PostgreSQL and Trio."""
-
-
-@cli.command("serve")
+@click.command("serve")
 @click.argument("module", required=False, metavar="MODULE[:APP]")
 @database_url
 @setting(
@@ -133,9 +121,9 @@ def cli() -> None:
     type=float,
     default=DEFAULTS.idempotency_ttl,
 )
-@log_level
+@log_level_option
 @click.option("--supervised", type=int, hidden=True)  # the number of this process: see jobqueue/supervised.py
-def serve_command(
+def command(
     module: str | None,
     *,
     queue: tuple[str, ...],
@@ -172,7 +160,7 @@ def serve_command(
             command = [sys.executable, "-m", "jobqueue", "serve", *names, "--log-level", log_level, "--supervised"]
             trio.run(supervise, command, settings, on_serving)
     except* JobQueueError as group:
-        failure = _first(group)
+        failure = first(group)
     if isinstance(failure, NodeFailed):
         click.echo(f"Error: {failure}", err=True)
         sys.exit(failure.exit_code)
@@ -181,7 +169,7 @@ def serve_command(
 
 
 def _serve_supervised(module: str | None, number: int) -> None:
-    structlog.contextvars.bind_contextvars(process=number)
+    logs.bind(process=number)
     failure: BaseException | None = None
     try:
         parent = Parent()
@@ -190,27 +178,10 @@ def _serve_supervised(module: str | None, number: int) -> None:
     try:
         trio.run(partial(serve, _app(module), parent.settings, lambda _: parent.tell(Word()), supervised=True))
     except* JobQueueError as group:
-        failure = _first(group)
+        failure = first(group)
     if failure is not None:
         parent.tell(Word(str(failure), passing=isinstance(failure, DatabaseUnavailable | UnusableFile)))
         sys.exit(1)
-
-
-@cli.command()
-@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="PostgreSQL to use, as a libpq URL.")
-@log_level
-def migrate(database_url: str, log_level: str) -> None:
-    """Create or upgrade the schema "jobqueue" in a database; the same as running schema.sql there."""
-    logs.configure(log_level)
-    try:
-        with connect(database_url, "migrate") as connection:
-            applied = schema.migrate(connection)
-    except JobQueueError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if applied else 'already there'}")
-
-
-cli.add_command(token_command)
 
 
 def load_app(name: str) -> App:
@@ -271,15 +242,3 @@ def _without_password(url: str) -> str:
         return make_conninfo("", **{**conninfo_to_dict(url), "password": None})
     except psycopg.Error:
         return "(an unreadable database URL)"
-
-
-def _first(group: BaseExceptionGroup[JobQueueError]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def main() -> None:
-    """Run the command line."""
-    cli(prog_name="jobqueue")

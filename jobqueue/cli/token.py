@@ -1,4 +1,4 @@
-"""The command ``jobqueue token``: tokens are made here, and only their SHA-256 is kept."""
+"""``jobqueue token``: tokens are made here, and only their SHA-256 is kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jobqueue.tokens import Role
 
 
 @click.group("token")
-def token_command() -> None:
+def command() -> None:
     """Make tokens for those who may ask a service."""
 
 
-@token_command.command("create")
+@command.command("create")
 @click.option(
     "--role",
     type=click.Choice(tokens.ROLES),

@@ -1,0 +1,48 @@
+"""The command line: ``jobqueue COMMAND``.
+
+A command is ``command`` in the module of its name in here, which is imported when the command is asked for: so ``jobqueue serve``
+loads nothing that only the others need. What talks to a queue is made by `connection.remote`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from jobqueue import __version__
+from jobqueue.cli.exits import Exit
+
+COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "token")
+"""Every command, in the order in which the help lists them."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f"jobqueue.cli.{cmd_name}").command
+        return found
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="jobqueue")
+def cli() -> None:
+    """A durable job queue on PostgreSQL and Trio."""
+
+
+def main() -> None:
+    """Run the command line, and exit with a code of `Exit`."""
+    try:
+        code = cli.main(prog_name="jobqueue", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:  # what click makes of Ctrl-C
+        click.echo("Interrupted.", err=True)
+        code = Exit.INTERRUPTED
+    sys.exit(code)

@@ -1,0 +1,25 @@
+"""``jobqueue migrate``: make or upgrade the schema."""
+
+from __future__ import annotations
+
+import click
+
+from jobqueue import logs
+from jobqueue.cli.options import log_level_option
+from jobqueue.errors import JobQueueError
+from jobqueue.storage import schema
+from jobqueue.storage.database import connect
+
+
+@click.command("migrate")
+@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="PostgreSQL to use, as a libpq URL.")
+@log_level_option
+def command(database_url: str, log_level: str) -> None:
+    """Create or upgrade the schema "jobqueue" in a database; the same as running schema.sql there."""
+    logs.configure(log_level)
+    try:
+        with connect(database_url, "migrate") as connection:
+            applied = schema.migrate(connection)
+    except JobQueueError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if applied else 'already there'}")

@@ -1,0 +1,136 @@
+"""``jobqueue schedules``: jobs by the clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jobqueue.cli import values
+from jobqueue.cli.connection import remote
+from jobqueue.cli.filters import each, wanted
+from jobqueue.cli.options import Listing
+from jobqueue.cli.output import Output, compact, facts, local, seconds, table
+from jobqueue.client import Client
+
+_names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+
+
+@click.group("schedules", cls=Listing)
+def command() -> None:
+    """Look at cron schedules, make, change, pause and delete them."""
+
+
+@command.command("list")
+@remote
+async def list_schedules(client: Client, output: Output) -> None:
+    """List the schedules, with their last and next tick."""
+    schedules = await client.schedules()
+    output.show(
+        schedules,
+        lambda: table(
+            ["NAME", "CRON", *(["ZONE", "KIND", "QUEUE", "LAST"] if output.wide else []), "NEXT"],
+            (
+                [
+                    schedule["name"],
+                    schedule["cron"],
+                    *(
+                        [schedule["timezone"], schedule["kind"], schedule["queue"], local(schedule["last_at"])]
+                        if output.wide
+                        else []
+                    ),
+                    _next(schedule),
+                ]
+                for schedule in schedules
+            ),
+            cut=["NAME", "CRON"],
+        ),
+    )
+
+
+@command.command("show")
+@_names
+@remote
+async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
+    """Show all that is known of schedules."""
+    await each(names, client.schedule, output, _whole)
+
+
+@command.command("put")
+@click.argument("name")
+@click.argument("cron")
+@click.argument("payload", type=values.json, required=False, metavar="[JSON]")
+@click.option("--kind", help="The kind of its jobs.  [default: NAME]")
+@click.option("--timezone", help="Whose local time CRON means.  [default: UTC]")
+@click.option("--missed", type=click.Choice(["one", "skip", "all"]), help="What becomes of ticks that nobody submitted in time.")
+@click.option("--queue", help="The queue of its jobs.")
+@click.option("--priority", type=int, help="The priority of its jobs.")
+@click.option("--max-retries", type=int, help="How often its jobs are tried again.")
+@click.option("--timeout", type=values.duration, help="Seconds for one attempt of its jobs (90, 10m).")
+@remote
+async def put(client: Client, output: Output, name: str, cron: str, **fields: Any) -> None:
+    """Make a schedule, or replace the one of that name: CRON is such as "*/5 * * * *", JSON the payload of its jobs."""
+    schedule = await client.put_schedule(name, cron, **wanted(fields))
+    output.show(schedule, lambda: _whole(schedule))
+
+
+@command.command("delete")
+@_names
+@remote
+async def delete(client: Client, output: Output, names: tuple[str, ...]) -> None:
+    """Delete schedules. Jobs that they have submitted stay."""
+    await each(names, client.unschedule, output, lambda schedule: f"{schedule['name']}  deleted")
+
+
+@command.command("pause")
+@_names
+@remote
+async def pause(client: Client, output: Output, names: tuple[str, ...]) -> None:
+    """Submit no more jobs by these schedules until they are resumed. The ticks of that time are dropped."""
+    await each(names, client.pause_schedule, output, lambda schedule: f"{schedule['name']}  paused")
+
+
+@command.command("resume")
+@_names
+@remote
+async def resume(client: Client, output: Output, names: tuple[str, ...]) -> None:
+    """Go on with schedules that are paused."""
+    await each(names, client.resume_schedule, output, lambda schedule: f"{schedule['name']}  {_next(schedule)}")
+
+
+@command.command("trigger")
+@_names
+@remote
+async def trigger(client: Client, output: Output, names: tuple[str, ...]) -> None:
+    """Submit the job of these schedules now, and print its id."""
+
+    async def act(name: str) -> dict[str, Any]:
+        return {"id": await client.trigger_schedule(name)}
+
+    await each(names, act, output, lambda job: str(job["id"]))
+
+
+def _next(schedule: dict[str, Any]) -> str:
+    if schedule["paused"]:
+        return "paused"
+    return local(schedule["next_at"]) or schedule["error"] or "soon known"  # a node computes it
+
+
+def _whole(schedule: dict[str, Any]) -> Any:
+    return facts(
+        {
+            "schedule": schedule["name"],
+            "cron": f"{schedule['cron']} ({schedule['timezone']})",
+            "next": _next(schedule),
+            "last": local(schedule["last_at"]) or "never",
+            "missed": schedule["missed"],
+            "kind": schedule["kind"],
+            "queue": schedule["queue"],
+            "priority": schedule["priority"],
+            "max retries": schedule["max_retries"],
+            "timeout": seconds(schedule["timeout"]) or None,
+            "payload": compact(schedule["payload"]),
+            "module": schedule["source"],
+            "error": schedule["error"],
+        }.items()
+    )

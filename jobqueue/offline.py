@@ -1,0 +1,49 @@
+"""The HTTP API without a port, straight on a database: for a command line, or a program, that has no service to ask.
+
+::
+
+    async with open_api("postgresql://...") as api:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as http:
+            answer = await http.get("/queues")
+
+It is no node: it has no lease and no row in ``nodes``, and it claims nothing. What it submits, the nodes hear of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from quart_trio import QuartTrio
+
+from jobqueue.engine.handlers import App
+from jobqueue.http import api
+from jobqueue.http.auth import Guard
+from jobqueue.service import open_engine, operations
+from jobqueue.settings import Settings
+from jobqueue.storage import schema
+from jobqueue.storage.database import connect
+from jobqueue.storage.store import Store
+
+
+@asynccontextmanager
+async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
+    """Open the app of a node that runs no jobs, on a database that has the schema already.
+
+    Raises:
+        DatabaseUnavailable: there is no such database, or it cannot be reached.
+        SchemaVersionError: it has no schema of ours, or one that this version does not know.
+    """
+    settings = Settings(database_url=database_url, queues={})
+    await trio.to_thread.run_sync(_require_schema, database_url)
+    async with open_engine(App(), settings, Store(database_url)) as engine, trio.open_nursery() as nursery:
+        await nursery.start(engine.submissions.run)
+        await nursery.start(engine.watcher.run)
+        yield api.build(operations(engine, settings, stopping=lambda: False), Guard())
+        nursery.cancel_scope.cancel()
+
+
+def _require_schema(database_url: str) -> None:
+    with connect(database_url, "inspect") as connection:
+        schema.require(connection)

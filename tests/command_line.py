@@ -1,0 +1,67 @@
+"""What the tests of the command line stand on: the real command as a process, on a real service or straight on its database."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+from tests.conftest import ROOT
+
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+Done = subprocess.CompletedProcess[str]
+
+
+def environment(env: dict[str, str]) -> dict[str, str]:
+    """The environment of a command: nothing in it says where the queue is, but what the test says."""
+    ours = {"JOBQUEUE_URL", "JOBQUEUE_TOKEN", "DATABASE_URL"}
+    return {name: value for name, value in os.environ.items() if name not in ours} | env
+
+
+def call(*arguments: str, code: int = 0, stdin: str = "", env: dict[str, str] | None = None) -> Done:
+    """Run ``jobqueue`` to its end, and expect an exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobqueue", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=environment(env or {}),
+        check=False,
+    )
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+class CommandLine:
+    """Commands that all reach the same queue in the same way.
+
+    Args:
+        way: the options that say where the queue is.
+    """
+
+    def __init__(self, *way: str) -> None:
+        self.way = way
+
+    def __call__(self, *arguments: str, code: int = 0, stdin: str = "") -> Done:
+        return call(*arguments, *self.way, code=code, stdin=stdin)
+
+    def text(self, *arguments: str, stdin: str = "") -> str:
+        """Run a command that must succeed and have nothing to say besides its result."""
+        done = self(*arguments, stdin=stdin)
+        assert done.stderr == ""
+        return done.stdout
+
+    def json(self, *arguments: str, code: int = 0, stdin: str = "") -> Any:
+        """Run a command with --json, whose output must be one document."""
+        return json.loads(self(*arguments, "--json", code=code, stdin=stdin).stdout)
+
+    def lines(self, *arguments: str, code: int = 0, stdin: str = "") -> list[Any]:
+        """Run a command with --json, whose output must be a document a line."""
+        return [json.loads(line) for line in self(*arguments, "--json", code=code, stdin=stdin).stdout.splitlines()]
