@@ -16,7 +16,7 @@ import click
 from jobqueue import __version__
 from jobqueue.cli.exits import Exit
 
-COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "doctor")
+COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "top", "doctor")
 """Every command, in the order in which the help lists them."""
 
 
