@@ -27,6 +27,7 @@ from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import NewJob
+from jobqueue.storage import checkup, schema
 from jobqueue.storage import database as connections
 from jobqueue.storage import store as stores
 from jobqueue.storage.cluster import PORT, ROLE
@@ -508,3 +509,21 @@ async def test_what_a_pooler_that_hangs_did_not_begin_is_no_doubt(
         await driver.store.submit([new_document()], wake=False)  # by now what was on its way has arrived
         await trio.sleep(0.5)
         assert database.states() == {"pending": 2}, "nothing was written, as its submitter was told"
+
+
+def test_the_doctor_sees_the_pooler_and_looks_through_it(pooled_url: str, database: Database) -> None:
+    with connect(pooled_url, "migrate") as connection:
+        schema.migrate(connection)
+    findings = checkup.examine(pooled_url)
+    [finding] = [finding for finding in findings if finding.check == "pooler"]
+    assert finding.verdict == "warning"
+    assert "found by polling" in finding.finding
+    assert "unknown" not in {each.verdict for each in findings}
+    # What it set for itself stayed in its transactions: none of the pool's sessions has a limit.
+    with connect(pooled_url, "look") as connection:
+        timeouts = {connection.execute("SHOW statement_timeout").fetchone() for _ in range(3 * POOL_SIZE)}
+    assert timeouts == {("0",)}
+    assert (
+        database.value("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()")
+        == 0
+    )

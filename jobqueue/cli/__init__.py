@@ -14,7 +14,7 @@ import click
 from jobqueue import __version__
 from jobqueue.cli.exits import Exit
 
-COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "token")
+COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "top", "doctor", "token")
 """Every command, in the order in which the help lists them."""
 
 

@@ -35,6 +35,15 @@ LOG_TAIL_LINES = 12
 log = structlog.get_logger()
 
 
+def address(data_dir: Path, database: str = DATABASE) -> str:
+    """Return where the server of a data directory listens while it runs, for libpq."""
+    return f"postgresql://{ROLE}@/{database}?host={quote(os.fsencode(_run_dir(data_dir)))}&port={PORT}"
+
+
+def _run_dir(data_dir: Path) -> Path:
+    return data_dir.resolve() / "run"
+
+
 class Cluster:
     """One data directory and its server: `prepare`, `start`, wait until `ready` and `create_database` say so, at last `stop`.
 
@@ -50,7 +59,7 @@ class Cluster:
     def __init__(self, data_dir: Path, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir.resolve()
         self.log_path = self.data_dir / "postgresql.log"
-        self._run_dir = self.data_dir / "run"
+        self._run_dir = _run_dir(self.data_dir)
         socket = os.fsencode(self._run_dir / f".s.PGSQL.{PORT}")
         if len(socket) > SOCKET_PATH_BYTES or b"," in socket:  # libpq takes a comma for the start of the next host
             raise EmbeddedPostgresError(
@@ -66,7 +75,7 @@ class Cluster:
     @property
     def url(self) -> str:
         """The address of our database, for libpq."""
-        return self._address(DATABASE)
+        return address(self.data_dir)
 
     def prepare(self) -> None:
         """Make the directories, take the lock, end a server that outlived its service, and initialise the data on first use.
@@ -119,7 +128,7 @@ class Cluster:
     def create_database(self) -> bool:
         """Create our database unless it is there; False when the server accepts no connection yet."""
         try:
-            with psycopg.connect(self._address("postgres"), autocommit=True, connect_timeout=5) as connection:
+            with psycopg.connect(address(self.data_dir, "postgres"), autocommit=True, connect_timeout=5) as connection:
                 if connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone() is None:
                     connection.execute(f"create database {DATABASE}")
         except psycopg.OperationalError:
@@ -157,9 +166,6 @@ class Cluster:
             file.seek(max(0, self.log_path.stat().st_size - 8192))
             return "\n".join([f"{self.log_path} ends with:", *file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]])
         return f"{self.log_path} was not written"
-
-    def _address(self, database: str) -> str:
-        return f"postgresql://{ROLE}@/{database}?host={quote(os.fsencode(self._run_dir))}&port={PORT}"
 
     def _make_directory(self, path: Path) -> None:
         """Make a directory and its parents for the server's user alone. One that is there stays as it is."""

@@ -17,7 +17,16 @@ from psycopg import errors as pg
 from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
 
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, KeyInUse, KeyReused, NotReplicated, RefusedData, RefusedKey
+from jobqueue.errors import (
+    ConnectionLost,
+    DatabaseUnavailable,
+    KeyInUse,
+    KeyReused,
+    NotReplicated,
+    RefusedData,
+    RefusedKey,
+    SettingsError,
+)
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -117,6 +126,7 @@ def connect(url: str, purpose: str) -> Connection:
 
     Raises:
         DatabaseUnavailable: PostgreSQL cannot be reached, or refuses.
+        SettingsError: the URL cannot be read.
     """
     try:
         return Connection.connect(
@@ -131,6 +141,9 @@ def connect(url: str, purpose: str) -> Connection:
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
+    except psycopg.ProgrammingError:
+        # What libpq says of it may hold the password.
+        raise SettingsError("the database URL cannot be read: one looks like postgresql://user@host:5432/database") from None
 
 
 class Lane:

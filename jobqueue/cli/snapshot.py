@@ -1,0 +1,192 @@
+"""What ``jobqueue top`` knows at one moment, as a document and as a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from jobqueue.cli.output import printable, seconds, table
+from jobqueue.cli.rates import COUNTERS, Change, Histogram, Scrape
+
+QUEUES, KINDS, NODES = 15, 8, 10
+"""How many are shown; of queues the deepest, of kinds the slowest, of nodes the first."""
+
+STATES = ("pending", "inflight", "scheduled", "blocked", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a service said.
+
+    Attributes:
+        url: of the service.
+        at: when.
+        scrape: of the node that answered.
+        change: what happened on it in the last seconds; None until it was asked twice.
+        queues: as ``GET /queues`` has them, over all nodes.
+        nodes: as ``GET /nodes`` has them.
+    """
+
+    url: str
+    at: datetime
+    scrape: Scrape
+    change: Change | None
+    queues: list[dict[str, Any]]
+    nodes: list[dict[str, Any]]
+
+    def document(self) -> dict[str, Any]:
+        """Make a JSON document of it. Rates and latencies are of the node that is named, all else is of all nodes."""
+        change = self.change
+        return {
+            "url": self.url,
+            "at": self.at.isoformat(),
+            "node": self.scrape.node or None,
+            "seconds": change and round(change.seconds, 3),
+            "rates": change and {name: round(rate, 3) for name, rate in change.rates.items()},
+            "latencies": change and {"wait": _quantiles(change.wait), "run": _quantiles(change.run)},
+            "kinds": [
+                {
+                    "queue": kind.queue,
+                    "kind": kind.kind,
+                    "completed": round(kind.completed, 3),
+                    "failed": round(kind.failed, 3),
+                    "run": _quantiles(kind.run),
+                }
+                for kind in (change.kinds if change else ())
+            ],
+            "queues": self.queues,
+            "nodes": self.nodes,
+        }
+
+    def screen(self, trouble: str | None = None, *, wide: bool = True) -> RenderableType:
+        """Make a screen of it.
+
+        Args:
+            trouble: why it is not of now; None when it is.
+            wide: whether there is room for all columns; figures are left out rather than cut.
+        """
+        parts = [self._head(), *_trouble(trouble), Text(), *self._rates()]
+        parts += _section(self._queues(wide), len(self.queues) - QUEUES)
+        if self.change is not None and self.change.kinds:
+            parts += _section(self._kinds(), len(self.change.kinds) - KINDS)
+        parts += _section(self._nodes(wide), len(self.nodes) - NODES)
+        return Group(*parts)
+
+    def _head(self) -> Text:
+        return Text(f"jobqueue top  {self.url}  {self.at.astimezone():%H:%M:%S}  {_many(len(self.nodes), 'node')}", "bold")
+
+    def _rates(self) -> Iterator[RenderableType]:
+        everywhere = [queue["throughput"] for queue in self.queues if queue.get("throughput")]
+        if everywhere:
+            done, failed = (sum(each.get(name) or 0.0 for each in everywhere) for name in ("completed", "failed"))
+            yield Text(f"all nodes, last minute: completed {_rate(done)}, failed {_rate(failed)}")
+        if not self.scrape.node:
+            yield Text("rates and latencies are a node's: give the --url of one")
+            return
+        here = f"node {self.scrape.node} on {printable(self.scrape.host)}"
+        if self.change is None:
+            yield Text(f"{here}: measuring ...")
+            return
+        yield Text(f"{here}, last {self.change.seconds:.0f} s:")
+        yield Text("  " + ", ".join(f"{name} {_rate(self.change.rates[name])}" for name in COUNTERS.values()))
+        yield Text("  " + ", ".join(f"{name} {_latencies(getattr(self.change, name))}" for name in ("wait", "run")))
+
+    def _queues(self, wide: bool) -> RenderableType:
+        states = STATES if wide else ("pending", "inflight", "dead")
+        throughput = {"completed": ">DONE/S", "failed": ">FAILED/S"} if wide else {"completed": ">DONE/S"}
+        deepest = sorted(self.queues, key=lambda queue: -sum((queue.get("depth") or {}).get(state, 0) for state in STATES[:2]))
+        return table(
+            ["QUEUE", *(f">{state.upper()}" for state in states), ">OLDEST", *throughput.values(), ""],
+            (
+                [
+                    queue["name"],
+                    *(f"{(queue.get('depth') or {}).get(state, 0):,}" for state in states),
+                    seconds((queue.get("oldest") or {}).get("pending")),
+                    *(_number((queue.get("throughput") or {}).get(name)) for name in throughput),
+                    "paused" if queue.get("paused") else None,
+                ]
+                for queue in deepest[:QUEUES]
+            ),
+            cut=["QUEUE"],
+        )
+
+    def _kinds(self) -> RenderableType:
+        return table(
+            ["SLOWEST KIND", "QUEUE", ">DONE/S", ">FAILED/S", ">RUN P50", ">P95"],
+            (
+                [
+                    kind.kind,
+                    kind.queue,
+                    _number(kind.completed),
+                    _number(kind.failed),
+                    *(_latency(kind.run.quantile(share)) for share in (0.5, 0.95)),
+                ]
+                for kind in (self.change.kinds[:KINDS] if self.change else ())
+            ),
+            cut=["SLOWEST KIND", "QUEUE"],
+        )
+
+    def _nodes(self, wide: bool) -> RenderableType:
+        return table(
+            ["NODE", "HOST", ">PID", ">WORKERS", "RUNNING"],
+            (
+                [
+                    node["id"] if wide else node["id"][:8],
+                    node["host"],
+                    node["pid"],
+                    sum((node.get("queues") or {}).values()),
+                    _running(node.get("running") or ()),
+                ]
+                for node in self.nodes[:NODES]
+            ),
+            cut=["HOST", "RUNNING"],
+        )
+
+
+def waiting(url: str, trouble: str) -> RenderableType:
+    """Make the screen of a service that has not answered yet."""
+    return Group(Text(f"jobqueue top  {url}", "bold"), *_trouble(trouble))
+
+
+def _trouble(trouble: str | None) -> list[RenderableType]:
+    return [Text(printable(trouble), "bold red")] if trouble is not None else []
+
+
+def _section(content: RenderableType, more: int) -> list[RenderableType]:
+    return [Text(), content, *([Text(f"and {more:,} more")] if more > 0 else [])]
+
+
+def _running(shares: Iterable[dict[str, Any]]) -> str:
+    longest = sorted(shares, key=lambda share: -(share.get("oldest") or 0.0))
+    return ", ".join(f"{share['kind']} {share['jobs']} ({seconds(share.get('oldest'))})" for share in longest)
+
+
+def _quantiles(histogram: Histogram) -> dict[str, float | None]:
+    return {"p50": histogram.quantile(0.5), "p95": histogram.quantile(0.95), "jobs": histogram.total}
+
+
+def _latencies(histogram: Histogram) -> str:
+    if not histogram.total:
+        return "-"
+    return f"p50 {_latency(histogram.quantile(0.5))} p95 {_latency(histogram.quantile(0.95))}"
+
+
+def _latency(value: float | None) -> str:
+    return f"{value * 1000:.3g} ms" if value is not None and value < 1 else seconds(value)
+
+
+def _rate(value: float) -> str:
+    return f"{_number(value)}/s"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 10 or not value else f"{value:.2g}"  # noqa: PLR2004 - two digits
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

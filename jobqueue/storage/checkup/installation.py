@@ -1,0 +1,185 @@
+"""Our schema in the database: its version, whether all of it is there, and what this role may do with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+
+import psycopg
+
+from jobqueue.storage import schema
+from jobqueue.storage.checkup.finding import Finding, count, names, query, unknown
+from jobqueue.storage.database import Connection
+
+FEW = 10_000
+"""Rows are counted up to here."""
+
+SYSTEM_FUNCTIONS = [
+    "pg_notify(text,text)",
+    "pg_terminate_backend(int,bigint)",
+    "pg_advisory_xact_lock(bigint)",
+    "pg_try_advisory_xact_lock(bigint)",
+]
+"""What a node calls of PostgreSQL's own that may have been revoked."""
+
+_FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION jobqueue\.(\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
+_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS jobqueue\.(\w+)")
+_INDEX = re.compile(r"CREATE INDEX IF NOT EXISTS (\w+)")
+
+APPLY = "run schema.sql again as the owner of the schema: psql -f schema.sql; it changes what differs, and keeps all rows"
+
+
+def is_there(connection: Connection) -> bool:
+    """Tell whether the database has the schema, whatever its version, and whether or not the role may look into it."""
+    [row] = query(
+        connection,
+        """
+        SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                        WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version') AS there
+        """,
+    )
+    return bool(row.there)
+
+
+def version(connection: Connection) -> list[Finding]:
+    """Compare the schema's version with ours."""
+    if not is_there(connection):
+        found = "this database has no schema of jobqueue"
+        return [Finding("schema", "problem", found, "jobqueue migrate creates it, or the first jobqueue serve")]
+    try:
+        return [judge_version(schema.installed_version(connection))]
+    except psycopg.errors.InsufficientPrivilege as error:
+        return [unknown("schema", error.diag.message_primary or "the role may not look", "see privileges")]
+
+
+def judge_version(found: int | None) -> Finding:
+    """Judge a schema version; None is a schema without one."""
+    ours = schema.SCHEMA_VERSION
+    if found is None:
+        return Finding("schema", "problem", "the schema has no version: somebody emptied jobqueue.schema_version", APPLY)
+    if found < ours:
+        return Finding("schema", "problem", f"version {found}; this jobqueue needs {ours}", "jobqueue migrate")
+    if found > ours:
+        text = f"version {found} is newer than this jobqueue, which knows {ours}"
+        return Finding("schema", "problem", text, "upgrade jobqueue, or point it at another database")
+    return Finding("schema", "ok", f"version {found}")
+
+
+def objects(connection: Connection) -> list[Finding]:
+    """Compare tables, indexes, functions and the trigger with schema.sql, as far as the catalog tells."""
+    text = schema.schema_sql()
+    findings = [*_missing(connection, text), *_functions(connection, text)]
+    return findings or [Finding("objects", "ok", "tables, indexes and functions are those of this version")]
+
+
+def _missing(connection: Connection, text: str) -> Iterator[Finding]:
+    [row] = query(
+        connection,
+        """
+        SELECT array_agg(c.relname::text) AS names, array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid,
+               EXISTS (SELECT FROM pg_trigger AS t JOIN pg_class AS p ON p.oid = t.tgrelid
+                        WHERE p.relnamespace = min(c.relnamespace::int)::oid AND p.relname = 'pending_jobs' AND t.tgname = 'block'
+                          AND t.tgenabled IN ('O', 'A')) AS blocks
+          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+         WHERE n.nspname = 'jobqueue'
+        """,
+    )
+    for kind, pattern in (("tables", _TABLE), ("indexes", _INDEX)):
+        if missing := sorted({*pattern.findall(text)} - set(row.names)):
+            yield Finding("objects", "problem", f"{kind} are missing: {names(missing)}", APPLY)
+    if row.invalid:
+        advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue.{name}" for name in row.invalid)
+        yield Finding("objects", "problem", f"indexes are invalid, and of no use: {names(row.invalid)}", advice)
+    if not row.blocks:
+        yield Finding(
+            "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not kept", APPLY
+        )
+
+
+def _functions(connection: Connection, text: str) -> Iterator[Finding]:
+    rows = query(
+        connection,
+        "SELECT p.proname AS name, p.prosrc AS body FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace"
+        " WHERE n.nspname = 'jobqueue'",
+    )
+    there = {(row.name, row.body) for row in rows}
+    wanted = {(name, body) for name, _, body in _FUNCTION.findall(text)}
+    absent = {name for name, _ in wanted - there}
+    known = {row.name for row in rows}
+    if missing := sorted(absent - known):
+        yield Finding("objects", "problem", f"functions are missing: {names(missing)}", APPLY)
+    if differing := sorted(absent & known):
+        yield Finding("objects", "warning", f"functions differ from this version's schema.sql: {names(differing)}", APPLY)
+
+
+def privileges(connection: Connection) -> list[Finding]:
+    """Tell what a node needs and this role may not do."""
+    findings = list(_lacking(connection))
+    return findings or [Finding("privileges", "ok", "the role may do all that a node does")]
+
+
+def _lacking(connection: Connection) -> Iterator[Finding]:
+    [row] = query(
+        connection,
+        """
+        SELECT quote_ident(current_user) AS role,
+               has_schema_privilege(n.oid, 'USAGE') AS usage, has_schema_privilege(n.oid, 'CREATE') AS creates,
+               ARRAY(SELECT c.relname::text FROM pg_class AS c
+                      WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v') AND c.relname <> 'schema_version'
+                        AND NOT (has_table_privilege(c.oid, 'SELECT') AND (c.relkind = 'v' OR has_table_privilege(c.oid, 'INSERT')
+                                 AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')))
+                      ORDER BY c.relispartition, c.relname) AS tables,
+               ARRAY(SELECT DISTINCT p.proname::text FROM pg_proc AS p
+                      WHERE p.pronamespace = n.oid AND NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY 1) AS functions,
+               ARRAY(SELECT s.name FROM unnest(%s::text[]) AS s (name)
+                      WHERE NOT has_function_privilege(s.name, 'EXECUTE')) AS system_functions,
+               ARRAY(SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relkind = 'p' AND c.relispartition
+                        AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1) AS foreign_parents
+          FROM pg_namespace AS n WHERE n.nspname = 'jobqueue'
+        """,
+        SYSTEM_FUNCTIONS,
+    )
+    if not row.usage:
+        grant = f"GRANT USAGE ON SCHEMA jobqueue TO {row.role}"
+        yield Finding("privileges", "problem", f"role {row.role} may not use the schema jobqueue", grant)
+    if row.tables:
+        found = f"role {row.role} may not read and write {count(len(row.tables), 'table')}: {names(row.tables)}"
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {row.role}"
+        yield Finding("privileges", "problem", found, grant)
+    if row.functions:
+        found = f"role {row.role} may not call {count(len(row.functions), 'function')}: {names(row.functions)}"
+        yield Finding("privileges", "problem", found, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA jobqueue TO {row.role}")
+    if row.system_functions:
+        found = f"role {row.role} may not call {names(row.system_functions)}, which a node does"
+        grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.role}" for name in row.system_functions)
+        yield Finding("privileges", "problem", found, grants)
+    if row.foreign_parents or not row.creates:
+        found = f"role {row.role} cannot make and drop the partitions of finished jobs: a node that works as this role stops for it"
+        advice = f"GRANT CREATE ON SCHEMA jobqueue TO {row.role}, and make it a member of the role that owns the tables"
+        yield Finding("privileges", "problem", found, advice)
+
+
+def partitions(connection: Connection) -> list[Finding]:
+    """Tell days without a partition, and rows that are therefore where retention deletes them one by one."""
+    [row] = query(connection, "SELECT (now() AT TIME ZONE 'UTC')::date AS today")
+    findings = []
+    for parent in ("succeeded_jobs", "cancelled_jobs"):
+        wanted = {f"{parent}_{row.today + timedelta(days=ahead):%Y%m%d}": ahead for ahead in (0, 1)}
+        there = query(
+            connection,
+            "SELECT c.relname AS name FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid"
+            " WHERE i.inhparent = %s::regclass",
+            f"jobqueue.{parent}",
+        )
+        if missing := sorted(wanted.keys() - {each.name for each in there}):
+            days = " and ".join(("today", "tomorrow")[wanted[name]] for name in missing)
+            found = f"{parent} has no partition for {days}: what ends then is deleted row by row, not dropped"
+            advice = "a node makes them when it starts, and every hour: its log says what keeps it (pruning failed)"
+            findings.append(Finding("partitions", "warning", found, advice))
+        [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a name of ours
+        if stray.jobs:
+            many = count(stray.jobs, "job") if stray.jobs < FEW else f"{FEW:,} jobs or more"
+            found = f"{many} in {parent}_default, which ended on a day that had no partition yet"
+            findings.append(Finding("partitions", "warning", found, "nothing: they go when their time to be kept is over"))
+    return findings or [Finding("partitions", "ok", "today's and tomorrow's are there, and no job is outside of them")]

@@ -1,0 +1,212 @@
+"""Dead rows: who keeps them from being removed, how many there are, and who waits for whose lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from psycopg import sql
+
+from jobqueue.storage.checkup.finding import Finding, Verdict, count, duration, names, query, size
+from jobqueue.storage.database import Connection
+
+OPEN_WARNING, OPEN_PROBLEM = 60.0, 600.0
+"""Seconds for which a transaction may hold the horizon."""
+
+AGE_WARNING, AGE_PROBLEM = 100_000, 10_000_000
+"""Transactions for which it may, where nobody says since when."""
+
+DEAD_WARNING, DEAD_PROBLEM = 50_000, 2_000_000
+"""Dead rows of a table, if they are more than its live ones: autovacuum comes at 5,000."""
+
+BLOAT_WARNING = 256 << 20
+"""Bytes of a table and its indexes that its rows do not need."""
+
+ROW_BYTES = 3_000
+"""What a row takes at the most, with its entries in indexes: PostgreSQL stores a larger one apart."""
+
+FREEZE_WARNING, FREEZE_PROBLEM = 500_000_000, 1_500_000_000
+"""Transactions since the oldest that is not frozen; at 2,100,000,000 PostgreSQL takes no more."""
+
+PREPARED = 0
+"""The pid of those that hold locks without a process."""
+
+LOCK_WARNING, LOCK_PROBLEM = 1.0, 30.0
+"""Seconds that somebody may wait for a lock."""
+
+
+def horizon(connection: Connection) -> list[Finding]:
+    """Find what keeps dead rows of this database from being removed: transactions, prepared ones, replication slots, standbys."""
+    findings = [*_transactions(connection), *_prepared(connection), *_slots(connection)]
+    return findings or [Finding("horizon", "ok", f"no transaction has held it for {duration(OPEN_WARNING)} or more")]
+
+
+def _transactions(connection: Connection) -> Iterator[Finding]:
+    # A standby that reports its own horizon (hot_standby_feedback) does so through its walsender, which is in no database.
+    rows = query(
+        connection,
+        """
+        SELECT a.pid, a.usename AS who, a.application_name AS program, a.state, a.datname IS NULL AS walsender,
+               extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds,
+               greatest(age(a.backend_xmin), age(a.backend_xid)) AS transactions
+          FROM pg_stat_activity AS a
+         WHERE a.pid <> pg_backend_pid() AND num_nonnulls(a.backend_xmin, a.backend_xid) > 0
+           AND a.usename IS NOT NULL   -- autovacuum, which holds up nobody, is nobody
+           AND (a.datname = current_database() OR a.datname IS NULL)
+         ORDER BY a.xact_start NULLS LAST, transactions DESC LIMIT 20
+        """,
+    )
+    yield from filter(None, map(judge_session, rows))
+
+
+def judge_session(row: Any) -> Finding | None:
+    """Judge a session that holds the horizon: its `pid`, `who`, `program`, `state`, for `seconds` and `transactions`."""
+    verdict = judge_hold(row.seconds, row.transactions)
+    if verdict is None:
+        return None
+    since = "since a time that members of pg_read_all_stats can see" if row.seconds is None else f"for {duration(row.seconds)}"
+    who = ", ".join(filter(None, (row.who, row.program, row.state)))
+    held = f"pid {row.pid} ({who}) has held it {since}, {count(row.transactions, 'transaction')}"
+    if row.walsender:
+        return Finding("horizon", verdict, f"{held}: a standby with hot_standby_feedback", "see to long queries on the standby")
+    return Finding("horizon", verdict, f"{held}: claims wade through dead rows", f"SELECT pg_terminate_backend({row.pid})")
+
+
+def judge_hold(seconds: float | None, transactions: int) -> Verdict | None:
+    """Judge who holds the horizon, by time where that is known; None is nothing to speak of."""
+    held, warning, problem = (
+        (seconds, OPEN_WARNING, OPEN_PROBLEM) if seconds is not None else (transactions, AGE_WARNING, AGE_PROBLEM)
+    )
+    return "problem" if held >= problem else "warning" if held >= warning else None
+
+
+def _prepared(connection: Connection) -> Iterator[Finding]:
+    rows = query(
+        connection,
+        """
+        SELECT gid, owner, extract(epoch FROM clock_timestamp() - prepared)::float8 AS seconds, age(transaction) AS transactions
+          FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared LIMIT 20
+        """,
+    )
+    for row in rows:
+        if verdict := judge_hold(row.seconds, row.transactions):
+            name = sql.Literal(row.gid).as_string(connection)
+            found = f"the prepared transaction {name} of {row.owner} has held it for {duration(row.seconds)}, over restarts too"
+            advice = f"whoever coordinates it must end it: COMMIT PREPARED {name}, or ROLLBACK PREPARED {name}"
+            yield Finding("horizon", verdict, found, advice)
+
+
+def _slots(connection: Connection) -> Iterator[Finding]:
+    rows = query(
+        connection,
+        "SELECT slot_name AS name, active, age(xmin) AS transactions FROM pg_replication_slots"
+        " WHERE xmin IS NOT NULL ORDER BY transactions DESC",
+    )
+    yield from filter(None, map(judge_slot, rows))
+
+
+def judge_slot(row: Any) -> Finding | None:
+    """Judge a replication slot that holds the horizon: its `name`, whether it is `active`, for how many `transactions`."""
+    verdict = judge_hold(None, row.transactions)
+    if verdict is None and row.active:
+        return None
+    use = "in use" if row.active else "nobody reads it"
+    found = f"replication slot {row.name} ({use}) has held it for {count(row.transactions, 'transaction')}"
+    advice = f"see to its standby, or, when nobody needs it, SELECT pg_drop_replication_slot('{row.name}')"
+    return Finding("horizon", verdict or "warning", found, advice)
+
+
+def tables(connection: Connection) -> list[Finding]:
+    """Look at the dead rows and the size of each of our tables."""
+    rows = query(
+        connection,
+        """
+        SELECT c.relname AS name, s.n_live_tup AS live, s.n_dead_tup AS dead,
+               coalesce(pg_relation_size(c.oid) + pg_indexes_size(c.oid), 0) AS bytes,
+               extract(epoch FROM now() - greatest(s.last_autovacuum, s.last_vacuum))::float8 AS vacuumed,
+               EXISTS (SELECT FROM pg_options_to_table(c.reloptions) AS o
+                        WHERE o.option_name = 'autovacuum_enabled' AND NOT o.option_value::boolean) AS disabled
+          FROM pg_stat_user_tables AS s JOIN pg_class AS c ON c.oid = s.relid
+         WHERE s.schemaname = 'jobqueue' ORDER BY s.n_dead_tup DESC
+        """,
+    )
+    findings = []
+    if disabled := [row.name for row in rows if row.disabled]:
+        advice = "; ".join(f"ALTER TABLE jobqueue.{name} RESET (autovacuum_enabled)" for name in disabled)
+        found = f"autovacuum is turned off for {names(disabled)}: dead rows pile up, and claims wade through them"
+        findings.append(Finding("vacuum", "problem", found, advice))
+    for row in rows:
+        findings += judge_table(row)
+    if findings:
+        return findings
+    dead, live = sum(row.dead for row in rows), sum(row.live for row in rows)
+    busiest = next((row for row in rows if row.vacuumed is not None), None)
+    last = f"; {busiest.name} was vacuumed {duration(busiest.vacuumed)} ago" if busiest else ""
+    return [Finding("vacuum", "ok", f"{count(dead, 'dead row')} beside {count(live, 'live one')} in our tables{last}")]
+
+
+def judge_table(row: Any) -> Iterator[Finding]:
+    """Judge one table: `live`, `dead`, `bytes`, and seconds since it was `vacuumed`."""
+    vacuumed = "never been vacuumed" if row.vacuumed is None else f"last been vacuumed {duration(row.vacuumed)} ago"
+    if row.dead >= DEAD_WARNING and row.dead > row.live:
+        found = f"{row.name} has {count(row.dead, 'dead row')} beside {row.live:,} live ones, and has {vacuumed}"
+        advice = f"see what holds the horizon, if anything does; then VACUUM jobqueue.{row.name}"
+        yield Finding("vacuum", "problem" if row.dead >= DEAD_PROBLEM else "warning", found, advice)
+    unneeded = row.bytes - ROW_BYTES * (row.live + row.dead)
+    if unneeded >= BLOAT_WARNING:
+        found = f"{row.name} takes {size(row.bytes)} for {count(row.live, 'row')}: {size(unneeded)} or more are empty"
+        advice = (
+            f"when it is quiet: VACUUM FULL jobqueue.{row.name} (it locks the table), or REINDEX TABLE CONCURRENTLY for the indexes"
+        )
+        yield Finding("vacuum", "warning", found, advice)
+
+
+def wraparound(connection: Connection) -> list[Finding]:
+    """Tell how far the database is from the end of its transaction numbers."""
+    [row] = query(
+        connection,
+        """
+        SELECT age(datfrozenxid) AS transactions, mxid_age(datminmxid) AS groups FROM pg_database WHERE datname = current_database()
+        """,
+    )
+    return [judge_wraparound(row.transactions, row.groups)]
+
+
+def judge_wraparound(transactions: int, groups: int) -> Finding:
+    """Judge the ages of the oldest transaction, and group of transactions, that are not frozen."""
+    found = f"the oldest transaction that is not frozen is {transactions:,} ago, the oldest group {groups:,}"
+    oldest = max(transactions, groups)
+    if oldest < FREEZE_WARNING:
+        return Finding("wraparound", "ok", found)
+    verdict: Verdict = "problem" if oldest >= FREEZE_PROBLEM else "warning"
+    return Finding(
+        "wraparound", verdict, f"{found}; at 2,100,000,000 all writes end", "see what holds the horizon; then VACUUM (FREEZE)"
+    )
+
+
+def locks(connection: Connection) -> list[Finding]:
+    """Find who waits now for a lock on our tables, or as one of our sessions for any lock, and for whom."""
+    rows = query(
+        connection,
+        """
+        SELECT l.pid, a.application_name AS program, pg_blocking_pids(l.pid) AS blockers,
+               coalesce(c.relname, l.locktype) AS what, extract(epoch FROM clock_timestamp() - l.waitstart)::float8 AS seconds
+          FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid LEFT JOIN pg_class AS c ON c.oid = l.relation
+         WHERE NOT l.granted AND a.datname = current_database()
+           AND (starts_with(a.application_name, 'jobqueue ')
+                OR c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'jobqueue'))
+         ORDER BY l.waitstart LIMIT 20
+        """,
+    )
+    findings = []
+    for row in rows:
+        if (row.seconds or 0) < LOCK_WARNING or not row.blockers:
+            continue
+        pids = names([str(pid) for pid in row.blockers])
+        found = f"pid {row.pid} ({row.program}) has waited {duration(row.seconds)} for a lock ({row.what}) that pid {pids} has"
+        advice = "; ".join(f"SELECT pg_terminate_backend({pid})" for pid in row.blockers if pid)
+        if PREPARED in row.blockers:
+            found += " (0 is a prepared transaction)"
+            advice = "see pg_prepared_xacts: whoever coordinates it must end it with COMMIT PREPARED or ROLLBACK PREPARED"
+        findings.append(Finding("locks", "problem" if row.seconds >= LOCK_PROBLEM else "warning", found, advice))
+    return findings or [Finding("locks", "ok", f"nobody has waited for {duration(LOCK_WARNING)}")]

@@ -1,0 +1,759 @@
+"""Every verdict of ``jobqueue doctor`` that can be provoked, on a real PostgreSQL; and the judgements of figures that cannot."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import psycopg
+import pytest
+
+from jobqueue import __version__
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.storage import checkup, schema
+from jobqueue.storage.checkup import Finding, capacity, installation, server, vacuum, work
+from jobqueue.storage.cluster import Cluster
+from jobqueue.storage.database import connect
+from tests import postgres
+from tests.conftest import ROOT, Database, run_module
+
+CONNECTIONS = 30
+
+SETTINGS = {"max_connections": str(CONNECTIONS), "max_prepared_transactions": "4", "wal_level": "logical"}
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[str]:
+    """A server as a user has it, fsync on, and with everything that can hold a horizon."""
+    with postgres.directory() as directory:
+        cluster = Cluster(directory / "data", settings=SETTINGS)
+        try:
+            cluster.prepare()
+            cluster.start()
+            postgres.wait_until_ready(cluster)
+            yield cluster.url
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture
+def bare(own_server: str) -> Iterator[Database]:
+    """An empty database."""
+    with postgres.database(own_server) as url:
+        database = Database(url)
+        yield database
+        database.close()
+
+
+@pytest.fixture
+def healthy(bare: Database) -> Database:
+    """A database with the schema."""
+    bare.rows((ROOT / "schema.sql").read_text())
+    return bare
+
+
+@pytest.fixture
+def role(bare: Database) -> Iterator[str]:
+    """A role that may only log in."""
+    name = f"app_{time.monotonic_ns()}"
+    bare.rows(f"CREATE ROLE {name} LOGIN")
+    yield name
+    bare.rows(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+@pytest.fixture
+def other(bare: Database) -> Iterator[psycopg.Connection[Any]]:
+    """Somebody else's session."""
+    with psycopg.connect(bare.url, autocommit=True, application_name="somebody") as connection:
+        yield connection
+
+
+def as_role(database: Database, role: str) -> str:
+    parts = urlsplit(database.url)
+    return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def found(url: str, check: str) -> list[Finding]:
+    """What the doctor says of one thing."""
+    return [finding for finding in checkup.examine(url) if finding.check == check]
+
+
+def the_only(url: str, check: str) -> Finding:
+    [finding] = found(url, check)
+    return finding
+
+
+def add_node(database: Database, *, lease: str = "1 hour", version: str = __version__, **queues: int) -> None:
+    database.rows(
+        "INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until)"
+        " VALUES (gen_random_uuid(), 'host', 7, gen_random_uuid()::text, %s, %s, now() + %s::interval)",
+        version,
+        json.dumps(queues),
+        lease,
+    )
+
+
+def submit(database: Database, jobs: int = 1, *, queue: str = "default", waited: str = "0 s") -> None:
+    database.rows("SELECT jobqueue.submit('greet', queue => %s) FROM generate_series(1, %s)", queue, jobs)
+    database.rows("UPDATE jobqueue.pending_jobs SET available_since = available_since - %s::interval", waited)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- healthy
+
+
+def test_a_database_with_a_node_is_healthy(healthy: Database) -> None:
+    add_node(healthy, default=16)
+    submit(healthy, 3)
+    findings = checkup.examine(healthy.url)
+    assert {finding.verdict for finding in findings} == {"ok"}, findings
+    assert [finding.check for finding in findings] == [*checkup.SERVER_CHECKS, *checkup.SCHEMA_CHECKS]
+    assert all(finding.advice is None for finding in findings)
+
+
+def test_the_checkup_leaves_nothing_behind(healthy: Database) -> None:
+    # Every statement runs in a transaction that reads only; PostgreSQL itself would refuse another.
+    with connect(healthy.url, "doctor") as connection:
+        refused = checkup.look(connection, "mine", lambda c: [Finding("mine", "ok", str(c.execute("CREATE TABLE t ()")))])
+        assert [finding.verdict for finding in refused] == ["unknown"]
+        assert "read-only" in refused[0].finding
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def test_a_check_that_takes_long_is_cut_off(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "BEGIN", checkup.BEGIN.replace("'5s'", "'50ms'"))
+    with connect(bare.url, "doctor") as connection:
+        [finding] = checkup.look(connection, "slow", lambda c: [Finding("slow", "ok", str(c.execute("SELECT pg_sleep(60)")))])
+        assert finding.verdict == "unknown"
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_connection_that_ends_in_the_middle_is_no_finding(bare: Database) -> None:
+    def end(connection: psycopg.Connection[Any]) -> list[Finding]:
+        connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return []
+
+    with connect(bare.url, "doctor") as connection, pytest.raises(DatabaseUnavailable):
+        checkup.look(connection, "ended", end)
+
+
+def test_every_version_of_postgresql_can_tell(sql: Database) -> None:
+    sql.rows((ROOT / "schema.sql").read_text())
+    assert "unknown" not in {finding.verdict for finding in checkup.examine(sql.url)}
+
+
+# ------------------------------------------------------------------------------------------------------------------------ server
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "verdict"),
+    [
+        (130_012, "13.12", "problem"),
+        (140_003, "14.3", "problem"),
+        (140_004, "14.4", "ok"),
+        (180_002, "18.2", "warning"),
+        (180_006, "18.6", "ok"),
+        (190_001, "19.1", "warning"),
+    ],
+)
+def test_versions(number: int, name: str, verdict: str) -> None:
+    finding = server.judge_version(number, name, date(2026, 1, 1))
+    assert finding.verdict == verdict
+    assert name in finding.finding
+
+
+def test_a_version_without_support() -> None:
+    assert server.judge_version(140_020, "14.20", date(2026, 11, 12)).verdict == "ok"
+    assert server.judge_version(140_020, "14.20", date(2026, 11, 13)).verdict == "warning"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("synchronous_commit", "off", "warning"),
+        ("default_transaction_read_only", "on", "problem"),
+        ("default_transaction_isolation", "repeatable read", "problem"),
+        ("statement_timeout", "2s", "warning"),
+        ("transaction_timeout", "2s", "warning"),
+        ("lock_timeout", "100ms", "warning"),
+        ("idle_in_transaction_session_timeout", "1s", "warning"),
+        ("idle_session_timeout", "1min", "warning"),
+        ("session_replication_role", "replica", "problem"),
+    ],
+)
+def test_a_setting_of_the_role_that_breaks_us_and_how_to_mend_it(
+    healthy: Database, role: str, name: str, value: str, verdict: str
+) -> None:
+    healthy.rows(f"ALTER ROLE {role} SET {name} = '{value}'")
+    finding = the_only(as_role(healthy, role), "settings")
+    assert finding.verdict == verdict
+    assert finding.finding.startswith(f"{name} is ")
+    assert finding.advice is not None
+    assert finding.advice.startswith(f'ALTER ROLE "{role}" SET {name} = ')
+    healthy.rows(finding.advice)
+    assert the_only(as_role(healthy, role), "settings").verdict == "ok"
+
+
+def test_the_advice_says_where_a_setting_was_made(healthy: Database, role: str) -> None:
+    name = urlsplit(healthy.url).path[1:]
+    healthy.rows(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    assert (the_only(healthy.url, "settings").advice or "").startswith(f'ALTER DATABASE "{name}" SET')
+    healthy.rows(f"ALTER ROLE {role} IN DATABASE {name} SET synchronous_commit = off")
+    advice = the_only(as_role(healthy, role), "settings").advice or ""
+    assert advice.startswith(f'ALTER ROLE "{role}" IN DATABASE "{name}" SET')
+
+
+def test_a_server_that_does_not_write_safely(servers: Any) -> None:
+    with postgres.database(servers.url("embedded")) as url:  # the tests' own: fsync off
+        findings = found(url, "settings")
+    assert {(finding.verdict, finding.finding.split()[0]) for finding in findings} == {
+        ("problem", "fsync"),
+        ("problem", "full_page_writes"),
+    }
+    assert findings[0].advice == "ALTER SYSTEM SET fsync = 'on'; SELECT pg_reload_conf()"
+
+
+def test_autovacuum_and_its_counters_turned_off(healthy: Database) -> None:
+    healthy.rows("ALTER SYSTEM SET autovacuum = off")
+    healthy.rows("ALTER SYSTEM SET track_counts = off")
+    try:
+        healthy.rows("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + 10
+        while len(found(healthy.url, "settings")) < 2 and time.monotonic() < deadline:
+            pass
+        assert {finding.finding.split()[0] for finding in found(healthy.url, "settings")} == {"autovacuum", "track_counts"}
+    finally:
+        healthy.rows("ALTER SYSTEM RESET ALL")
+        healthy.rows("SELECT pg_reload_conf()")
+
+
+def test_a_database_that_cannot_hold_every_text(own_server: str) -> None:
+    with psycopg.connect(own_server, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
+        try:
+            finding = the_only(urlsplit(own_server)._replace(path="/latin").geturl(), "encoding")
+        finally:
+            connection.execute("DROP DATABASE latin WITH (FORCE)")
+    assert (finding.verdict, "LATIN1" in finding.finding) == ("problem", True)
+
+
+def test_a_standby_is_a_problem() -> None:
+    with postgres.directory() as directory:
+        cluster = Cluster(directory / "data")
+        cluster.prepare()
+        (cluster.pgdata / "standby.signal").touch()
+        url = urlsplit(cluster.url)._replace(path="/postgres").geturl()
+        try:
+            cluster.start()
+            deadline = time.monotonic() + 60
+            while True:
+                with suppress(psycopg.OperationalError):
+                    psycopg.connect(url).close()
+                    break
+                assert time.monotonic() < deadline, cluster.log_tail()
+            findings = {finding.check: finding for finding in checkup.examine(url)}
+        finally:
+            cluster.stop()
+    assert findings["primary"].verdict == "problem"
+    assert {finding.verdict for finding in findings.values()} <= {"problem", "ok", "unknown"}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "error", "verdict", "said"),
+    [
+        (0.2, 0.01, "ok", "+200.0 ms ± 10.0 ms"),
+        (-5.0, 4.5, "ok", "-5000.0 ms"),
+        (-5.0, 0.1, "warning", "5.0 s behind"),
+        (7200.0, 0.1, "warning", "2 h ahead of"),
+    ],
+)
+def test_clocks(ahead: float, error: float, verdict: str, said: str) -> None:
+    finding = server.judge_clock(ahead, error)
+    assert finding.verdict == verdict
+    assert said in finding.finding
+
+
+def test_a_clock_that_is_wrong_here(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = time.time
+    monkeypatch.setattr(server.time, "time", lambda: right() - 90)  # type: ignore[attr-defined]
+    finding = the_only(bare.url, "clock")
+    assert finding.verdict == "warning"
+    assert "90 s behind" in finding.finding
+
+
+# ------------------------------------------------------------------------------------------------------------------------ schema
+
+
+def test_a_database_without_the_schema(bare: Database) -> None:
+    findings = checkup.examine(bare.url)
+    assert (findings[0].check, findings[0].verdict) == ("schema", "problem")
+    assert "jobqueue migrate" in (findings[0].advice or "")
+    assert {finding.verdict for finding in findings[1:]} == {"ok"}
+
+
+@pytest.mark.parametrize("version", [schema.SCHEMA_VERSION - 1, schema.SCHEMA_VERSION + 1])
+def test_a_schema_of_another_version(healthy: Database, version: int) -> None:
+    healthy.rows("UPDATE jobqueue.schema_version SET version = %s", version)
+    finding = the_only(healthy.url, "schema")
+    assert finding.verdict == "problem"
+    assert f"version {version}" in finding.finding
+    assert found(healthy.url, "objects") == []
+
+
+def test_a_schema_that_lost_its_version(healthy: Database) -> None:
+    healthy.rows("DELETE FROM jobqueue.schema_version")
+    assert the_only(healthy.url, "schema").verdict == "problem"
+
+
+@pytest.mark.parametrize(
+    ("damage", "verdict", "said"),
+    [
+        ("DROP FUNCTION jobqueue.wake_keys()", "problem", "functions are missing: wake_keys"),
+        (
+            "CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'",
+            "warning",
+            "differ from this version's schema.sql: wake_keys",
+        ),
+        ("DROP INDEX jobqueue.pending_jobs_turn", "problem", "indexes are missing: pending_jobs_turn"),
+        ("DROP TABLE jobqueue.cancel_requests", "problem", "tables are missing: cancel_requests"),
+        ("ALTER TABLE jobqueue.pending_jobs DISABLE TRIGGER block", "problem", "the trigger block"),
+        ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'jobqueue.keys_expires_at'::regclass", "problem", "invalid"),
+    ],
+)
+def test_a_schema_that_somebody_changed(healthy: Database, damage: str, verdict: str, said: str) -> None:
+    healthy.rows(damage)
+    finding = the_only(healthy.url, "objects")
+    assert finding.verdict == verdict
+    assert said in finding.finding
+
+
+def test_a_role_without_privileges_is_told_each_of_them(healthy: Database, role: str) -> None:
+    url = as_role(healthy, role)
+    findings = found(url, "privileges")
+    assert [finding.verdict for finding in findings] == ["problem"] * 3
+    assert findings[0].finding == f"role {role} may not use the schema jobqueue"
+    # What it may not look at cannot be told, and the rest can.
+    verdicts = {finding.check: finding.verdict for finding in checkup.examine(url)}
+    assert {check for check, verdict in verdicts.items() if verdict == "unknown"} == {
+        "schema", "partitions", "nodes", "queues", "overdue", "schedules", "dead letters",
+    }  # fmt: skip
+    for finding in findings[:2]:
+        healthy.rows(finding.advice or "")
+    # Partitions are made by whoever owns the tables.
+    owner = healthy.value("SELECT current_user")
+    assert len(found(url, "privileges")) == 1
+    healthy.rows(f"GRANT CREATE ON SCHEMA jobqueue TO {role}")
+    healthy.rows(f"GRANT {owner} TO {role}")
+    assert the_only(url, "privileges").verdict == "ok"
+
+
+def test_functions_that_were_revoked(healthy: Database, role: str) -> None:
+    healthy.rows(f"GRANT USAGE, CREATE ON SCHEMA jobqueue TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA jobqueue TO {role}")
+    healthy.rows("REVOKE EXECUTE ON FUNCTION jobqueue.claim, pg_notify(text, text) FROM PUBLIC")
+    said = [finding.finding for finding in found(as_role(healthy, role), "privileges")]
+    assert [text for text in said if "1 function: claim" in text]
+    assert [text for text in said if "pg_notify" in text]
+
+
+def test_missing_partitions_and_jobs_outside_of_them(healthy: Database) -> None:
+    submit(healthy)
+    healthy.rows(
+        "WITH job AS (DELETE FROM jobqueue.pending_jobs RETURNING *) INSERT INTO jobqueue.finished_jobs"
+        " (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since, finished_at, errors)"
+        " SELECT id, queue, kind, priority, 'succeeded', payload, 1, 1, created_at, available_since,"
+        " now() + interval '40 days', '[]' FROM job"
+    )
+    finding = the_only(healthy.url, "partitions")
+    assert (finding.verdict, finding.finding.split(" in ")[0]) == ("warning", "1 job")
+    tomorrow = healthy.value("SELECT to_char((now() AT TIME ZONE 'UTC')::date + 1, 'YYYYMMDD')")
+    healthy.rows(f"DROP TABLE jobqueue.cancelled_jobs_{tomorrow}")
+    said = [finding.finding for finding in found(healthy.url, "partitions")]
+    assert any(text.startswith("cancelled_jobs has no partition for tomorrow") for text in said)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- horizon
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [("OPEN_WARNING", "warning"), ("OPEN_PROBLEM", "problem")])
+def test_an_open_transaction_is_named_and_can_be_ended_as_told(
+    healthy: Database, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, seconds: str, verdict: str
+) -> None:
+    monkeypatch.setattr(vacuum, seconds, 0.0)
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    finding = the_only(healthy.url, "horizon")
+    assert finding.verdict == verdict
+    assert f"pid {other.info.backend_pid} " in finding.finding
+    assert "somebody, idle in transaction" in finding.finding
+    healthy.rows(finding.advice or "")
+    with pytest.raises(psycopg.OperationalError):
+        other.execute("SELECT 1")
+    wait_until(lambda: the_only(healthy.url, "horizon").verdict == "ok")
+
+
+def test_a_young_transaction_is_nothing_to_speak_of(healthy: Database, other: psycopg.Connection[Any]) -> None:
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    assert the_only(healthy.url, "horizon").verdict == "ok"
+
+
+def test_who_may_not_see_since_when_judges_by_transactions(
+    healthy: Database, role: str, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vacuum, "AGE_WARNING", 0)
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    finding = the_only(as_role(healthy, role), "horizon")
+    assert finding.verdict == "warning"
+    assert "members of pg_read_all_stats" in finding.finding
+
+
+def test_a_prepared_transaction(healthy: Database, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vacuum, "OPEN_PROBLEM", 0.0)
+    other.execute("BEGIN; CREATE TABLE t (); PREPARE TRANSACTION 'it''s forgotten'")
+    finding = the_only(healthy.url, "horizon")
+    assert finding.verdict == "problem"
+    assert "'it''s forgotten'" in finding.finding
+    healthy.rows((finding.advice or "").rpartition(", or ")[2])  # ROLLBACK PREPARED
+    assert the_only(healthy.url, "horizon").verdict == "ok"
+
+
+def test_a_replication_slot_that_nobody_reads(healthy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "WAL_WARNING", 0)
+    healthy.rows("SELECT pg_create_physical_replication_slot('forgotten', true)")
+    try:
+        finding = the_only(healthy.url, "WAL")
+    finally:
+        healthy.rows("SELECT pg_drop_replication_slot('forgotten')")
+    assert finding.verdict == "warning"
+    assert "slot forgotten (nobody reads it" in finding.finding
+    assert (finding.advice or "").endswith("SELECT pg_drop_replication_slot('forgotten')")
+    assert the_only(healthy.url, "WAL").verdict == "ok"
+
+
+def test_ages_of_holders() -> None:
+    assert vacuum.judge_hold(59, 10**9) is None
+    assert vacuum.judge_hold(60, 1) == "warning"
+    assert vacuum.judge_hold(600, 1) == "problem"
+    assert vacuum.judge_hold(None, 1) is None
+    assert vacuum.judge_hold(None, 10**7) == "problem"
+
+
+def test_standbys_and_their_slots() -> None:
+    session = {"pid": 7, "who": "replica", "program": "walreceiver", "state": None, "seconds": None, "walsender": True}
+    found = vacuum.judge_session(SimpleNamespace(**session, transactions=200_000))
+    assert found is not None
+    assert found.verdict == "warning"
+    assert "pg_terminate_backend" not in (found.advice or "")
+    assert vacuum.judge_session(SimpleNamespace(**session, transactions=1)) is None
+
+    def judge(**figures: Any) -> str | None:
+        judged = vacuum.judge_slot(SimpleNamespace(name="standby", **figures))
+        return judged and judged.verdict
+
+    assert judge(active=True, transactions=1_000) is None
+    assert judge(active=False, transactions=1_000) == "warning"
+    assert judge(active=True, transactions=20_000_000) == "problem"
+
+
+def test_autovacuum_turned_off_for_a_table(healthy: Database) -> None:
+    healthy.rows("ALTER TABLE jobqueue.pending_jobs SET (autovacuum_enabled = off)")
+    finding = the_only(healthy.url, "vacuum")
+    assert finding.verdict == "problem"
+    assert "pending_jobs" in finding.finding
+    healthy.rows(finding.advice or "")
+    assert the_only(healthy.url, "vacuum").verdict == "ok"
+
+
+def test_dead_rows_that_pile_up(healthy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vacuum, "DEAD_WARNING", 100)
+    submit(healthy, 200)
+    healthy.rows("DELETE FROM jobqueue.pending_jobs; SELECT pg_stat_force_next_flush()")
+    wait_until(lambda: the_only(healthy.url, "vacuum").verdict == "warning")
+    finding = the_only(healthy.url, "vacuum")
+    assert finding.finding.startswith("pending_jobs has ")
+    assert "never been vacuumed" in finding.finding
+
+
+def test_bloat_dead_rows_and_wraparound() -> None:
+    def judge(**figures: Any) -> list[str]:
+        row = {"name": "pending_jobs", "live": 0, "dead": 0, "bytes": 0, "vacuumed": None, **figures}
+        return [finding.verdict for finding in vacuum.judge_table(SimpleNamespace(**row))]
+
+    assert judge(dead=50_000, live=60_000) == []
+    assert judge(dead=50_000, live=40_000) == ["warning"]
+    assert judge(dead=3_000_000) == ["problem"]
+    assert judge(bytes=1 << 30, live=1_000_000) == []
+    assert judge(bytes=1 << 30, live=1_000) == ["warning"]
+    assert vacuum.judge_wraparound(199_000_000, 0).verdict == "ok"
+    assert vacuum.judge_wraparound(500_000_000, 0).verdict == "warning"
+    assert vacuum.judge_wraparound(0, 1_500_000_000).verdict == "problem"
+
+
+def test_who_waits_for_whose_lock(healthy: Database, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vacuum, "LOCK_WARNING", 0.0)
+    other.execute("BEGIN; LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+    with psycopg.connect(healthy.url, autocommit=True, application_name="jobqueue submit") as waiting:
+        thread = threading.Thread(target=lambda: waiting.execute("SELECT jobqueue.submit('greet')"))
+        thread.start()
+        wait_until(lambda: the_only(healthy.url, "locks").verdict == "warning")
+        finding = the_only(healthy.url, "locks")
+        assert f"pid {waiting.info.backend_pid} (jobqueue submit)" in finding.finding
+        assert finding.advice == f"SELECT pg_terminate_backend({other.info.backend_pid})"
+        other.execute("COMMIT")
+        thread.join()
+
+
+def test_a_prepared_transaction_has_no_process_to_end(
+    healthy: Database, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vacuum, "LOCK_WARNING", 0.0)
+    other.execute("BEGIN; LOCK TABLE jobqueue.pending_jobs IN SHARE MODE; PREPARE TRANSACTION 'locked'")
+    with psycopg.connect(healthy.url, autocommit=True, application_name="jobqueue submit") as waiting:
+        thread = threading.Thread(target=lambda: waiting.execute("SELECT jobqueue.submit('greet')"))
+        thread.start()
+        wait_until(lambda: the_only(healthy.url, "locks").verdict == "warning")
+        advice = the_only(healthy.url, "locks").advice or ""
+        other.execute("ROLLBACK PREPARED 'locked'")
+        thread.join()
+    assert "pg_prepared_xacts" in advice
+    assert "pg_terminate_backend" not in advice
+
+
+# ---------------------------------------------------------------------------------------------------------------------- capacity
+
+
+def test_a_filled_server(healthy: Database) -> None:
+    add_node(healthy, default=16)
+    with idle_connections(healthy.url):
+        # Superusers may use what is kept back for them.
+        finding = the_only(healthy.url, "connections")
+    assert finding.verdict == "problem"
+    assert f"allows {CONNECTIONS - 3}:" in finding.finding
+    assert ", 0 are free" in finding.finding
+    assert the_only(healthy.url, "connections").verdict == "ok"
+
+
+@contextmanager
+def idle_connections(url: str) -> Iterator[None]:
+    opened: list[psycopg.Connection[Any]] = []
+    try:
+        with suppress(psycopg.OperationalError):
+            while len(opened) < CONNECTIONS - 4:
+                opened.append(psycopg.connect(url))
+        yield
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+@pytest.mark.parametrize("limited", ["ROLE", "DATABASE"])
+def test_the_tightest_limit_counts(healthy: Database, role: str, limited: str) -> None:
+    name = role if limited == "ROLE" else urlsplit(healthy.url).path[1:]
+    healthy.rows(f"ALTER {limited} {name} CONNECTION LIMIT 4")
+    finding = the_only(as_role(healthy, role), "connections")
+    assert finding.verdict == "warning"
+    assert "CONNECTION LIMIT" in finding.finding
+    assert "allows 4:" in finding.finding
+
+
+def test_budgets() -> None:
+    def judge(limit: int, used: int, **figures: Any) -> str:
+        return capacity.judge_connections("max_connections", limit, used, **{"ours": 0, "nodes": None, **figures}).verdict
+
+    assert judge(97, 1) == "ok"
+    assert judge(97, 98) == "problem"
+    assert judge(97, 94) == "warning"  # 4 are free, a node needs 7
+    assert judge(97, 76, ours=21, nodes=3) == "warning"  # 22 are free, and 48 transactions could want one
+    assert judge(97, 30, ours=21, nodes=3) == "ok"
+
+
+def test_disks_and_notifications() -> None:
+    gigabyte = 1 << 30
+    assert capacity.judge_disk("", "/data", 50 * gigabyte, 100 * gigabyte).verdict == "ok"
+    assert capacity.judge_disk("", "/data", gigabyte, 100 * gigabyte).verdict == "warning"
+    assert capacity.judge_disk("", "/data", 1000, 100 * gigabyte).verdict == "problem"
+    assert [capacity.judge_notifications(usage).verdict for usage in (0.0, 0.2, 0.6)] == ["ok", "warning", "problem"]
+
+
+def test_free_space_is_told_to_those_who_may_see_where_it_is(healthy: Database, role: str) -> None:
+    assert " are free in " in the_only(healthy.url, "disk").finding
+    assert "pg_read_all_settings" in the_only(as_role(healthy, role), "disk").finding
+
+
+# -------------------------------------------------------------------------------------------------------------------------- work
+
+
+def test_nobody_runs(healthy: Database) -> None:
+    assert the_only(healthy.url, "nodes").verdict == "warning"
+
+
+def test_a_node_whose_lease_ran_out_and_nobody_takes_its_jobs(healthy: Database) -> None:
+    add_node(healthy, lease="-2 min", default=16)
+    lost, nobody = found(healthy.url, "nodes")
+    assert (lost.verdict, lost.advice) == ("warning", "start a node: it takes them back")
+    assert nobody.verdict == "warning"
+    add_node(healthy, default=16)
+    finding = the_only(healthy.url, "nodes")
+    assert finding.verdict == "problem"
+    assert "lost its lease 2 min ago, and 0 jobs" in finding.finding
+
+
+def test_versions_that_differ(healthy: Database) -> None:
+    add_node(healthy, version="0.0.1", default=16)
+    add_node(healthy, default=16)
+    finding = the_only(healthy.url, "nodes")
+    assert finding.verdict == "warning"
+    assert f"nodes run 0.0.1, {__version__}" in finding.finding
+
+
+def test_a_paused_queue_with_a_backlog(healthy: Database) -> None:
+    add_node(healthy, default=16)
+    submit(healthy, 3, waited="3 h")
+    healthy.rows("SELECT jobqueue.pause('default')")
+    finding = the_only(healthy.url, "queues")
+    assert finding.verdict == "warning"
+    assert finding.finding == "3 jobs wait in queue default, the oldest for 3 h: it is paused"
+
+
+def test_a_queue_that_nobody_works(healthy: Database) -> None:
+    add_node(healthy, default=16)
+    submit(healthy, 1)
+    submit(healthy, 2, queue="mail")
+    finding = the_only(healthy.url, "queues")
+    assert finding.verdict == "problem"
+    assert finding.finding.startswith("2 jobs wait in queue mail, ")
+    assert finding.finding.endswith("no node works it")
+
+
+def test_jobs_that_wait_while_workers_are_free(healthy: Database) -> None:
+    add_node(healthy, default=16)
+    submit(healthy, 1, waited="5 min")
+    finding = the_only(healthy.url, "queues")
+    assert finding.verdict == "problem"
+    assert "16 of its 16 workers are free: nobody claims" in finding.finding
+    # Where a limit holds them back, or all workers are busy, they wait with good reason.
+    healthy.rows("SELECT jobqueue.configure('default', max_running => 1)")
+    assert the_only(healthy.url, "queues").verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("delay", "said"),
+    [
+        (
+            "UPDATE jobqueue.scheduled_jobs SET run_at = now() - interval '5 min'",
+            "2 scheduled jobs are overdue, the first by 5 min",
+        ),
+        ("INSERT INTO jobqueue.key_checks VALUES ('default', 'k', now() - interval '5 min')", "1 checks of concurrency keys"),
+        ("UPDATE jobqueue.schedules SET next_at = now() - interval '5 min'", "1 schedules are overdue"),
+    ],
+)
+def test_what_is_overdue(healthy: Database, delay: str, said: str) -> None:
+    healthy.rows("SELECT jobqueue.submit('greet', run_at => now() + interval '1 hour') FROM generate_series(1, 2)")
+    healthy.rows("SELECT jobqueue.schedule('hourly', '0 * * * *', 'greet')")
+    assert the_only(healthy.url, "overdue").verdict == "ok"
+    healthy.rows(delay)
+    finding = the_only(healthy.url, "overdue")
+    assert finding.verdict == "problem"
+    assert said in finding.finding
+
+
+def test_a_schedule_with_an_error(healthy: Database) -> None:
+    healthy.rows("SELECT jobqueue.schedule('hourly', '0 * * * *', 'greet')")
+    assert the_only(healthy.url, "schedules").verdict == "ok"
+    healthy.rows("UPDATE jobqueue.schedules SET error = 'no such time zone'")
+    finding = the_only(healthy.url, "schedules")
+    assert (finding.verdict, finding.finding) == ("problem", "hourly submits no jobs: no such time zone")
+
+
+def test_dead_letters_of_the_last_hour(healthy: Database) -> None:
+    submit(healthy, 3)
+    healthy.rows(
+        "WITH job AS (DELETE FROM jobqueue.pending_jobs RETURNING *) INSERT INTO jobqueue.dead_jobs"
+        " (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors)"
+        " SELECT id, queue, kind, priority, 'retries exhausted', payload, 1, 1, created_at, available_since, now(), '[]' FROM job"
+    )
+    finding = the_only(healthy.url, "dead letters")
+    assert finding.verdict == "warning"
+    assert finding.finding == "3 jobs died in the last hour, 3 of them of kind greet (retries exhausted)"
+    healthy.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours'")
+    assert the_only(healthy.url, "dead letters").verdict == "ok"
+
+
+# ------------------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_sorts_the_worst_first_and_ends_with_1(healthy: Database) -> None:
+    submit(healthy, 1)
+    ended = run_module("jobqueue", "doctor", "--database-url", healthy.url)
+    assert ended.returncode == 1, ended.stderr
+    verdicts = [line.split()[0] for line in ended.stdout.splitlines() if line[:1].isalpha()]
+    assert verdicts[0] == "problem"
+    assert verdicts.index("warning") < verdicts.index("ok")
+    assert "→ jobqueue serve ... --queue default=16" in ended.stdout
+    assert ended.stdout.splitlines()[-1].startswith("1 problem, 1 warning, ")
+
+
+def test_the_command_as_json_with_warnings_ends_with_0(healthy: Database) -> None:
+    ended = run_module("jobqueue", "doctor", "--json", env={"DATABASE_URL": healthy.url})
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert document["verdict"] == "warning"
+    assert document["findings"][0] == {
+        "check": "nodes",
+        "verdict": "warning",
+        "finding": "no node is running: jobs are taken from SQL alone, and none is run",
+        "advice": "jobqueue serve",
+    }
+
+
+def test_a_database_that_cannot_be_reached_is_a_finding(tmp_path: Path) -> None:
+    ended = run_module("jobqueue", "doctor", "--json", "--database-url", f"postgresql://u@/d?host={quote(str(tmp_path))}")
+    assert ended.returncode == 4
+    [finding] = json.loads(ended.stdout)["findings"]
+    assert (finding["verdict"], "cannot connect" in finding["finding"]) == ("problem", True)
+
+
+def test_a_url_that_cannot_be_read_is_wrong_usage_and_is_not_shown() -> None:
+    ended = run_module("jobqueue", "doctor", "--database-url", "secret@host")
+    assert ended.returncode == 2
+    assert "cannot be read" in ended.stderr
+    assert "secret" not in ended.stderr + ended.stdout
+
+
+def test_an_embedded_server_is_found_by_its_directory(own_server: str) -> None:
+    data_dir = Path(parse_qs(urlsplit(own_server).query)["host"][0]).parent
+    ended = run_module("jobqueue", "doctor", "--json", "--data-dir", str(data_dir))
+    assert ended.returncode == 1, ended.stderr  # it is new, and has no schema
+    assert json.loads(ended.stdout)["findings"][0]["check"] == "schema"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_every_name_of_a_check_is_that_of_its_findings(healthy: Database) -> None:
+    for name, check in {**checkup.SERVER_CHECKS, **checkup.SCHEMA_CHECKS}.items():
+        with connect(healthy.url, "doctor") as connection:
+            assert {finding.check for finding in checkup.look(connection, name, check)} == {name}
+
+
+def test_what_schema_sql_creates_is_read_out_of_it() -> None:
+    text = schema.schema_sql()
+    assert len(installation._FUNCTION.findall(text)) == text.count("CREATE OR REPLACE FUNCTION jobqueue.")
+    assert len(installation._TABLE.findall(text)) == text.count("CREATE TABLE IF NOT EXISTS")
+    assert len(installation._INDEX.findall(text)) == text.count("CREATE INDEX IF NOT EXISTS")
+
+
+def test_a_busy_queue_is_as_it_should_be() -> None:
+    row = {"name": "q", "paused": False, "limited": False, "workers": 4, "jobs": 10_000, "oldest": 900.0, "running": 4}
+    assert work.judge_queue(SimpleNamespace(**row)) is None
+    assert work.judge_queue(SimpleNamespace(**{**row, "running": 3})) is not None
