@@ -28,7 +28,7 @@ from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import first
 from jobqueue.cli.output import Failure, Output
 from jobqueue.client import Client, RequestRefused, Unreachable
-from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError
+from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError, SettingsError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Where `jobqueue serve` listens, unless it is told otherwise."""
@@ -148,11 +148,18 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure(_said(error), Exit.UNREACHABLE if error.status in NOT_NOW else Exit.REFUSED)
     if isinstance(error, Unreachable):
         return Failure(f"{error}. Start a service with `jobqueue serve`, or say with --url where it is", Exit.UNREACHABLE)
-    if isinstance(error, DatabaseUnavailable | SchemaVersionError):
-        return Failure(str(error), Exit.UNREACHABLE)
-    if isinstance(error, TimeoutError):
-        return Failure(str(error), Exit.TIMEOUT)
-    return Failure(str(error), Exit.REFUSED) if isinstance(error, JobQueueError) else None
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    return None if code is None else Failure(str(error), code)
+
+
+_CODES: list[tuple[type[BaseException], Exit]] = [
+    (DatabaseUnavailable, Exit.UNREACHABLE),
+    (SchemaVersionError, Exit.UNREACHABLE),
+    (SettingsError, Exit.USAGE),
+    (TimeoutError, Exit.TIMEOUT),
+    (JobQueueError, Exit.REFUSED),
+]
+"""How a command ends, by the first of these that its error is one of."""
 
 
 def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Connection:
