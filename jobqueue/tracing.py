@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 if TYPE_CHECKING:
     from jobqueue.spans import HandlerSpans
 
@@ -25,8 +23,6 @@ _IDS = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-.*)?")
 _TRACEPARENT_LENGTH = 55
 _TRACESTATE = re.compile(r"[ -~]{1,512}")
-
-log = structlog.get_logger()
 
 
 def read(traceparent: str | None, tracestate: str | None = None) -> dict[str, str]:
@@ -74,8 +70,10 @@ def contained() -> Iterator[None]:
     """Log what an SDK raises, or a part that a user has added to it: a job does not fail for it, nor the node."""
     try:
         yield
-    except Exception:
-        log.exception("a span was lost")
+    except Exception:  # noqa: BLE001 - it is logged
+        import structlog  # noqa: PLC0415 - who only submits has no logs of ours, and `jobqueue.logs` is to load it first
+
+        structlog.get_logger().exception("a span was lost")
 
 
 def error_type(error: BaseException) -> str:

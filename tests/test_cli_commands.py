@@ -29,7 +29,9 @@ def database(servers: ServerPool) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def node(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     effects = tmp_path_factory.mktemp("node") / "effects"
-    service = Service([HANDLERS, "--port", "0", "--database-url", database.url, "--token", TOKEN], {"EFFECTS": str(effects)})
+    service = Service(
+        [HANDLERS, "--port", "0", "--database-url", database.url, "--token", f"admin:{TOKEN}"], {"EFFECTS": str(effects)}
+    )
     yield service
     service.kill()
 
