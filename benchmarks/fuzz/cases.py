@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple, cast
 from urllib.parse import quote
 
@@ -187,11 +188,9 @@ def requests(draw: st.DrawFn, live_ids: tuple[str, ...]) -> bytes:
     """A request to a route, whose parts are each good or not."""
     route = draw(st.sampled_from(ROUTES) | st.sampled_from([route for route in ROUTES if route.path == "/submit"]))
     job_ids = ids | st.sampled_from(live_ids)
-    path = route.path
-    for part in ("name", "job_id", "id"):
-        if f"{{{part}}}" in path:
-            value = draw(names if part == "name" else job_ids)
-            path = path.replace(f"{{{part}}}", quote(value, safe=draw(st.sampled_from(["", "/"])), errors="surrogatepass"))
+    slashes = draw(st.sampled_from(["", "/"]))
+    parts = {part: draw(names if part == "name" else job_ids) for part in re.findall(r"{(\w+)}", route.path)}
+    path = re.sub(r"{(\w+)}", lambda part: quote(parts[part[1]], safe=slashes, errors="surrogatepass"), route.path)
     path += draw(st.sampled_from([""] * 12 + ["/", "//", "/x", "%00", "%2f", ".json", "é"]))
     target = (path + draw(queries(route))).encode()
     method = route.method if draw(st.integers(0, 9)) else draw(methods)
@@ -206,6 +205,15 @@ def requests(draw: st.DrawFn, live_ids: tuple[str, ...]) -> bytes:
         lines.append(b"Content-Length: %d" % len(body))
     lines += draw(st.lists(odd_headers, max_size=2)) if draw(st.booleans()) else []
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _usual(route: Route, job_id: str) -> bytes:
+    """A request to a route with nothing odd about it, but that an empty object may not be what it takes."""
+    path = re.sub(r"{(\w+)}", lambda part: "default" if part[1] == "name" else job_id, route.path)
+    head = f"{route.method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    if route.method in {"POST", "PUT", "PATCH"}:
+        return f"{head}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    return f"{head}\r\n".encode()
 
 
 @st.composite
@@ -258,8 +266,9 @@ def cases(draw: st.DrawFn, live_ids: tuple[str, ...]) -> Case:
 
 
 def draw_cases(number: int, start: int, live_ids: tuple[str, ...]) -> list[Case]:
-    """Take all that is broken, as it is, and draw the others of so many cases: the same ones for the same `start` and ids."""
+    """Take all that is broken, and each route once, and draw the others of so many cases: the same for the same start and ids."""
     drawn = [Case(kind, [content]) for kind, contents in BROKEN.items() for content in contents.values()]
+    drawn += [Case("requests", [_usual(route, live_ids[0])]) for route in ROUTES]
 
     @seed(start)
     @settings(
