@@ -19,6 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from jobqueue import documents, tracing
 from jobqueue.errors import InvalidJob, PayloadTooLarge, UnprocessableJob
+from jobqueue.fields import in_utc
 from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, Priority, Retries, Submission, Timeout
 
 
@@ -235,10 +236,7 @@ def new_job(submission: Submission) -> NewJob:
     Raises:
         InvalidJob, PayloadTooLarge, UnprocessableJob: see `admit`.
     """
-    if submission.run_at is not None and submission.delay is not None:
-        raise InvalidJob("run_at and delay exclude each other: give one of them", field="delay")
-    if submission.expires_at is not None and submission.expires_in is not None:
-        raise InvalidJob("expires_at and expires_in exclude each other: give one of them", field="expires_in")
+    refuse_both(submission, submission.EXCLUSIVE)
     if not (_storable_name(submission.kind) and _storable_name(submission.queue)):
         _gate(submission.kind, "kind")
         _gate(submission.queue, "queue")
@@ -251,11 +249,22 @@ def new_job(submission: Submission) -> NewJob:
         queue=submission.queue,
         priority=submission.priority,
         max_retries=submission.max_retries,
-        run_at=submission.run_at,
+        run_at=None if submission.run_at is None else in_utc(submission.run_at),
         delay=submission.delay,
         timeout=submission.timeout,
         options=_options(submission),
     )
+
+
+def refuse_both(given: msgspec.Struct, pairs: Iterable[tuple[str, str]]) -> None:
+    """Make sure that of each pair of fields not both have a value.
+
+    Raises:
+        InvalidJob: both have.
+    """
+    for one, other in pairs:
+        if getattr(given, one) is not None and getattr(given, other) is not None:
+            raise InvalidJob(f"{one} and {other} exclude each other: give one of them", field=other)
 
 
 def _options(submission: Submission) -> Options | None:

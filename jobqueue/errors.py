@@ -47,6 +47,14 @@ class InvalidQuery(InvalidJob):
     """A parameter of a request's query is unknown, or has a value that cannot be."""
 
 
+class InvalidPath(InvalidJob):
+    """A part of a request's path is not of the form that it has there."""
+
+
+class Missing(InvalidJob):
+    """What a request's path names is not there."""
+
+
 class ConflictingJob(InvalidJob):
     """A submission, or a redrive, is at odds with another one; when that has ended, it may be sent again."""
 
@@ -61,6 +69,10 @@ class PayloadTooLarge(InvalidJob):
 
 class InvalidSchedule(InvalidJob):
     """A schedule is not of the form that schedules have; most of its fields are those of its jobs."""
+
+
+class UnprocessableSchedule(InvalidSchedule):
+    """A schedule has the right form, but means nothing, or holds what cannot be stored."""
 
 
 class InvalidQueueSetting(InvalidJob):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -64,7 +64,12 @@ JobState = Literal[UnfinishedState, "succeeded", "cancelled", "dead"]
 # A description says what a value must be: in the error for one that is not, and in the API's own description.
 Name = Annotated[
     str,
-    msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH, description=f"a string of 1 to {MAX_NAME_LENGTH} characters"),
+    msgspec.Meta(
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        description=f"a string of 1 to {MAX_NAME_LENGTH} characters",
+        extra_json_schema={"pattern": r"^[^\u0000]*$"},  # told, and held by `documents.encode`: here each name would be searched
+    ),
 ]
 Part = Annotated[Name, msgspec.Meta(description=f"a part of the reason, a string of 1 to {MAX_NAME_LENGTH} characters")]
 Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")]
@@ -75,7 +80,12 @@ Timeout = Annotated[
 ]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY, description=f"a number of seconds from 0 to {MAX_DELAY:.0f}")]
 Instant = Annotated[
-    datetime, msgspec.Meta(tz=True, description="a date and time with its UTC offset, such as 2030-01-31T08:00:00Z")
+    datetime,
+    msgspec.Meta(
+        tz=True,
+        description="a date and time with its UTC offset, such as 2030-01-31T08:00:00Z",
+        examples=["2030-01-31T08:00:00Z"],
+    ),
 ]
 TraceHeader = Annotated[str, msgspec.Meta(description="a string, as W3C Trace Context has it; a malformed one is ignored")]
 Flag = Annotated[bool, msgspec.Meta(description="true or false")]
@@ -92,7 +102,31 @@ Rate = Annotated[
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What a submitter may say about a job. Every field has a default: ``{}`` is a job."""
+    """What a submitter may say about a job. Every field has a default: ``{}`` is a job.
+
+    Attributes:
+        kind: names the handler.
+        payload: what the handler is given; null is ``{}``.
+        queue: where it waits.
+        priority: higher runs first.
+        max_retries: how often it is run again after a failed attempt; null for the handler's number, or 3.
+        run_at: when it is due; now unless told.
+        delay: how long until it is due.
+        timeout: how long an attempt may take; null for the handler's, or no bound.
+        expires_at: when it is no use to start it any more; not before it is submitted.
+        expires_in: the same, from the submission on.
+        group: whose share of the workers it takes.
+        weight: the group's share; 1 unless told.
+        concurrency_key: what its queue's limits for keys count it by.
+        unique: whether to keep it from coming while another with its kind and payload is not finished.
+        unique_key: the same, for another with this key.
+        idempotency_key: makes a submission that is sent again the same job.
+        traceparent: the span of the submitter, whose child the handler's is.
+        tracestate: what goes along with it.
+    """
+
+    EXCLUSIVE: ClassVar = (("run_at", "delay"), ("expires_at", "expires_in"))
+    """Pairs of fields of which only one may have a value."""
 
     kind: Name = "default"
     payload: Any = msgspec.field(default_factory=dict)
@@ -391,12 +425,15 @@ class JobFilter(JobConditions):
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What is to be another about a job that waits; None leaves it as it is.
+    """What is to be another about a job that waits; null leaves it as it is.
 
     Attributes:
+        priority: higher runs first.
         run_at: when it may run; what is past is now.
         delay: the same, in seconds from now.
     """
+
+    EXCLUSIVE: ClassVar = (("run_at", "delay"),)
 
     priority: Priority | None = None
     run_at: Instant | None = None
@@ -420,7 +457,7 @@ class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class QueueSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
-    """What is to hold for a queue on all nodes. A field that is not given stays as it is; None takes it back to what it is without.
+    """What is to hold for a queue on all nodes. A field that is not given stays as it is; null takes it back to what it is without.
 
     Attributes:
         aging_interval: seconds that a job waits to be worth one point of priority more; for jobs that come from now on.

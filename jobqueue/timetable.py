@@ -16,7 +16,7 @@ import msgspec
 from cronsim import CronSim, CronSimError
 
 from jobqueue import documents, fields
-from jobqueue.errors import InvalidSchedule
+from jobqueue.errors import InvalidSchedule, UnprocessableSchedule
 from jobqueue.job import (
     MAX_NAME_LENGTH,
     MAX_PAYLOAD_BYTES,
@@ -38,7 +38,7 @@ _SOME_TIME = 946_684_800
 """The year 2000: whether an expression ever matches can be told from any time on."""
 
 
-class CronSchedule(msgspec.Struct, frozen=True, kw_only=True):
+class CronSchedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Which job is submitted when.
 
     Attributes:
@@ -56,6 +56,7 @@ class CronSchedule(msgspec.Struct, frozen=True, kw_only=True):
             min_length=1,
             max_length=MAX_CRON_LENGTH,
             description=f'a string of 1 to {MAX_CRON_LENGTH} characters, such as "*/5 * * * *" for every five minutes',
+            examples=["*/5 * * * *"],
         ),
     ]
     timezone: Annotated[
@@ -63,7 +64,9 @@ class CronSchedule(msgspec.Struct, frozen=True, kw_only=True):
     ] = "UTC"
     missed: Annotated[Missed, msgspec.Meta(description='one of "one", "skip" and "all"')] = "one"
     kind: Name
-    payload: Annotated[msgspec.Raw, msgspec.Meta(description="any JSON")] = msgspec.Raw(b"{}")
+    payload: Annotated[msgspec.Raw, msgspec.Meta(description="any JSON")] = msgspec.field(
+        default_factory=lambda: msgspec.Raw(b"{}")
+    )
     queue: Name = "default"
     priority: Priority = 0
     max_retries: Retries | None = None
@@ -74,13 +77,14 @@ def schedule_of(given: Mapping[str, Any]) -> CronSchedule:
     """Make a schedule of what somebody said about it; its kind is its name unless said otherwise.
 
     Raises:
-        InvalidSchedule: a field is missing, unknown, of the wrong type or out of its range, or its text means nothing.
+        InvalidSchedule: a field is missing, unknown, of the wrong type or out of its range.
+        UnprocessableSchedule: the text of a field means nothing, or its payload cannot be stored.
     """
     payload = given.get("payload")
     try:
         document = documents.encode({} if payload is None else payload, limit=MAX_PAYLOAD_BYTES)
     except documents.RefusedDocument as error:
-        raise InvalidSchedule(f"payload cannot be stored: {error}", field="payload") from None
+        raise UnprocessableSchedule(f"payload cannot be stored: {error}", field="payload") from None
     said = {**given, "payload": msgspec.Raw(document)}
     if "name" in given:
         said.setdefault("kind", given["name"])
@@ -96,7 +100,7 @@ class Timetable:
     once after an hour that is left out, and once in an hour that comes twice; all others go by the clock on the wall.
 
     Raises:
-        InvalidSchedule: there is no such time zone, or the expression cannot be read.
+        UnprocessableSchedule: there is no such time zone, or the expression cannot be read.
     """
 
     def __init__(self, cron: str, timezone: str) -> None:
@@ -105,7 +109,7 @@ class Timetable:
         try:
             CronSim(cron, self._local(_SOME_TIME))
         except CronSimError as error:
-            raise InvalidSchedule(
+            raise UnprocessableSchedule(
                 f"cron {cron!r} cannot be read: {error}. It takes five fields (minute, hour, day of the month, month, day of the"
                 " week), or six with the second first",
                 field="cron",
@@ -115,7 +119,7 @@ class Timetable:
         """Return the first tick after a time.
 
         Raises:
-            InvalidSchedule: there is none in fifty years.
+            UnprocessableSchedule: there is none in fifty years.
         """
         return next(self.all_after(instant))
 
@@ -123,13 +127,13 @@ class Timetable:
         """Yield the ticks after a time, one after the other.
 
         Raises:
-            InvalidSchedule: there is none in the next fifty years.
+            UnprocessableSchedule: there is none in the next fifty years.
         """
         for tick in CronSim(self._cron, self._local(instant)):
             # In an hour that comes twice, five fields may tick before the time that they were asked about.
             if (seconds := tick.timestamp()) > instant:
                 yield seconds
-        raise InvalidSchedule(f"cron {self._cron!r} means no time in the next fifty years", field="cron")
+        raise UnprocessableSchedule(f"cron {self._cron!r} means no time in the next fifty years", field="cron")
 
     def latest(self, since: float, until: float) -> float:
         """Return the last tick up to a time; `since` is one, and not after it."""
@@ -169,7 +173,7 @@ def due(timetable: Timetable, missed: Missed, next_at: float | None, now: float,
         limit: the most ticks; the others are left for another time.
 
     Raises:
-        InvalidSchedule: it has no next tick.
+        UnprocessableSchedule: it has no next tick.
     """
     if next_at is None:
         return Due([], timetable.after(now))
@@ -191,4 +195,4 @@ def _zone(name: str) -> tzinfo:
     try:
         return cast("tzinfo", ZoneInfo(name))
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidSchedule(f"timezone {name!r} is not known: give one like Europe/Berlin", field="timezone") from None
+        raise UnprocessableSchedule(f"timezone {name!r} is not known: give one like Europe/Berlin", field="timezone") from None

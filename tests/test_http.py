@@ -411,8 +411,11 @@ async def test_change_a_job_that_waits() -> None:
 
 async def test_settings_of_queues_of_any_name() -> None:
     async with serving() as served:
-        answer = await served.http.put("/queues/a%2Fb/pause", json={"rate": 2, "max_running": None})
+        answer = await served.http.put("/queues/a%2Fb%2Fpause", json={"rate": 2, "max_running": None})
         assert (answer.status_code, answer.json()) == (200, {"name": "a/b/pause", "rate": 2.0, "max_running": None})
+        # A slash in a name is encoded: with one that is not, this would set limits for a queue that nobody has.
+        assert problem(await served.http.put("/queues/a%2Fb/pause", json={"rate": 2}), 405)
+        problem(await served.http.put("/queues/a/b", json={"rate": 2}), 404)
         problem(await served.http.put("/queues/%00", json={}), 400)
         problem(await served.http.put("/queues/q", content=b"rate=1", headers={"Content-Type": "text/plain"}), 415)
 

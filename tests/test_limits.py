@@ -715,12 +715,12 @@ def test_settings_over_http_in_code_and_in_sql(service: Start, database: Databas
         ("[]", None),
         ("{", None),
         ('{"rate": 1e999}', "rate"),
-        ('{"rate": 1, "x": "' + "x" * 5000 + '"}', None),
     ]:
         answer = httpx.put(url, content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/problem+json"), body
         assert answer.json()["type"] == "urn:jobqueue:invalid-setting"
         assert answer.json().get("field") == field
+    assert httpx.put(url, json={"rate": 1, "x": "x" * 5000}).status_code == 413
     assert httpx.put(url, content="{}", headers={"Content-Type": "application/x-ndjson"}).status_code == 415
     assert httpx.put(f"{node.url}/queues/{'x' * 201}", json={}).status_code == 400
     # Code wins at each start.

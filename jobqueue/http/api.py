@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from typing import Protocol, cast
+from http import HTTPStatus
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
 from quart import Response, after_this_request, request
+from quart.globals import request_ctx
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadRequest, HTTPException, RequestHeaderFieldsTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, RequestHeaderFieldsTooLarge
 
-from jobqueue.http import cors, dead_letters, door, job_lists, jobs, limits, problems, queries, queues, schedules, service, submit
+from jobqueue.http import (
+    conditional,
+    cors,
+    dead_letters,
+    door,
+    job_lists,
+    jobs,
+    limits,
+    negotiation,
+    openapi,
+    problems,
+    queries,
+    queues,
+    schedules,
+    service,
+    submit,
+)
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, respond
-from jobqueue.http.auth import Guard
+from jobqueue.http.auth import HEALTH, Guard
 from jobqueue.http.connection import PROLONG
-from jobqueue.http.routes import Access, Route
+from jobqueue.http.routes import Access, Route, path_value, routed
 
 
 class Backend(
@@ -33,10 +51,11 @@ class Backend(
     """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
 
 
-def table(backend: Backend) -> list[Route]:
-    """Make all routes of a node, in the order of the description."""
+def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
+    """Make all routes of a node, in the order of the description; `opened` is what needs no token."""
     topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service)
-    return [route for topic in topics for route in topic.routes(backend)]
+    routes = [route for topic in topics for route in topic.routes(backend)]
+    return [*routes, openapi.route(routes, opened)]
 
 
 def build(backend: Backend, guard: Guard) -> QuartTrio:
@@ -51,37 +70,76 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # A redirect would show through the guard which paths exist.
     app.url_map.merge_slashes = False
-    needs: dict[str | None, Access] = {}
-    for route in table(backend):
-        endpoint = f"{route.method} {route.path}"
-        app.add_url_rule(route.rule, endpoint, _view(route), methods=[route.method])
-        needs[endpoint] = route.needs
+    routes = table(backend, guard.opened)
+    for route in routes:
+        app.add_url_rule(route.rule, _endpoint(route), _view(route), methods=[route.method])
+    front = _Front(routes, guard)
+    app.before_request(front.let_in)
+    app.after_request(front.finish)
+    app.register_error_handler(Exception, front.problem)
+    return app
 
-    async def refuse_at_the_door() -> Response | None:
+
+class _Front:
+    """What holds for all routes, before them and after."""
+
+    def __init__(self, routes: Sequence[Route], guard: Guard) -> None:
+        self._guard = guard
+        self._routes = {_endpoint(route): route for route in routes}
+
+    async def let_in(self) -> Response | None:
+        """Refuse a request, or answer it in place of its route; None lets it in."""
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
         if _head_bytes(cast(HTTPScope, request.scope)) > limits.MAX_HEADER_BYTES:
             raise RequestHeaderFieldsTooLarge(f"A request line with its headers may have {limits.MAX_HEADER_BYTES} bytes.")
-        if preflight := cors.preflight(guard, request.method, request.headers):
+        if preflight := cors.preflight(self._guard, request.method, request.headers):
             return _response(preflight)
         # A path or a method that there is not needs a token too, of any role.
-        needed = None if request.method == "OPTIONS" else needs.get(request.endpoint)
-        check = partial(door.check, guard, request.method, needed, request.headers)
+        route = self._asked()
+        check = partial(door.check, self._guard, request.method, None if route is None else route.needs, request.headers)
         check()
+        if request.method == "OPTIONS" and request.url_rule is not None:
+            return Response("", HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self._allowed())})
+        if route is not None:
+            if request.method not in self._allowed():
+                raise MethodNotAllowed
+            _negotiate(route)
         state = request.scope.get("state", {})  # a client in this process has no connection
         if PROLONG in state:
             state[PROLONG] = partial(_go_on, check, state[PROLONG])
         return None
 
-    async def secure(response: Response) -> Response:
-        response.headers.update(SECURITY_HEADERS)
-        response.headers.update(cors.answer_headers(guard, request.headers))
+    async def problem(self, error: Exception) -> Response:
+        if isinstance(error, MethodNotAllowed):
+            error.valid_methods = self._allowed()
+        route = self._asked()
+        return _response(negotiation.advertised(problems.answer(error), request.method, route.takes if route else ()))
+
+    async def finish(self, response: Response) -> Response:
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers.update(cors.answer_headers(self._guard, request.headers))
+        if response.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+            for name in ("Content-Type", "Content-Length"):  # of what is not there
+                response.headers.pop(name, None)
         return response
 
-    app.before_request(refuse_at_the_door)
-    app.after_request(secure)
-    app.register_error_handler(Exception, _problem)
-    return app
+    def _asked(self) -> Route | None:
+        """Return the route that is asked for; None where there is none, or only what its path takes is asked."""
+        return None if request.method == "OPTIONS" else self._routes.get(request.endpoint or "")
+
+    def _allowed(self) -> list[str]:
+        """Return the methods of the path that is asked for: of ``/jobs/cancel`` as it stands, and not as a job of that name."""
+        literal = {route.method for route in self._routes.values() if route.path == request.path}
+        if literal:
+            return sorted(literal | {"OPTIONS"} | ({"HEAD"} if "GET" in literal else set()))
+        adapter = request_ctx.url_adapter
+        return [] if adapter is None else sorted(adapter.allowed_methods())
+
+
+def _endpoint(route: Route) -> str:
+    return f"{route.method} {route.path}"
 
 
 class _App(QuartTrio):
@@ -94,6 +152,8 @@ class _App(QuartTrio):
         elif scope["type"] == "http" and not all(_is_host(value) for name, value in scope["headers"] if name == b"host"):
             await respond(send, problems.answer(BadRequest("The Host header is no host.")))
         else:
+            if scope["type"] == "http":
+                scope["path"] = routed(scope["raw_path"])
             await super().asgi_app(scope, receive, send)
 
 
@@ -125,14 +185,17 @@ def _head_bytes(scope: HTTPScope) -> int:
 def _view(route: Route) -> Callable[..., Awaitable[Response]]:
     """Make what Quart calls for a route."""
 
-    async def view(**given: object) -> Response:
+    async def view(**given: Any) -> Response:
+        given = {name: path_value(name, value) for name, value in given.items()}
         if route.query is not None:
             given["query"] = queries.read(request.args, route.query)
         if route.body is not None:
             content = await request.get_data(cache=False, as_text=False, parse_form_data=False)
             given["body"] = route.body.read(request.headers.get("Content-Type"), content)
         answer = await route.view(**given)
-        return _response(answer) if isinstance(answer, Answer) else answer
+        if not isinstance(answer, Answer):
+            return answer
+        return _response(conditional.tagged(answer, request.if_none_match) if route.tagged else answer)
 
     return view
 
@@ -141,8 +204,11 @@ def _response(answer: Answer) -> Response:
     return Response(answer.body, answer.status, answer.headers)
 
 
-async def _problem(error: Exception) -> Response:
-    return _response(problems.answer(error))
+def _negotiate(route: Route) -> None:
+    headers = request.headers
+    negotiation.check_accept(", ".join(headers.getlist("Accept")) or None, route.media_type)
+    if route.takes:
+        negotiation.require_length(request.http_version, headers.get("Content-Length"), headers.get("Transfer-Encoding"))
 
 
 def _go_on(check: Callable[[], None], prolong: Callable[[], None]) -> bool:

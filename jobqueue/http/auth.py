@@ -34,7 +34,7 @@ class Guard:
 
     Attributes:
         tokens: the known tokens; another tuple from each `admit` on.
-        origins: as given.
+        opened: as given, as are the `origins`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Guard:
     ) -> None:
         self.origins = frozenset(origins)
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in hosts}
-        self._opened = opened
+        self.opened = opened
         self.admit(tokens or ())
 
     def admit(self, tokens: Iterable[Token]) -> None:
@@ -67,7 +67,7 @@ class Guard:
             Forbidden: its token is for other things, a page of another site sent it, or it came for a host name that is not ours
                 (DNS rebinding).
         """
-        is_open = needs in self._opened
+        is_open = needs in self.opened
         if is_open and needs == "health":
             return  # load balancers come by any name
         # A browser tells the origin with every request that a foreign page could misuse, and pages cannot change it.

@@ -17,7 +17,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.http import parse_options_header
 
 from jobqueue.admission import Admitted, Encoded, Faults, admit, may_hold_large_integer, plain
-from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge
+from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.fields import MAX_SHOWN_NAME, must_be
 from jobqueue.http import strict
 from jobqueue.http.answers import JSON
@@ -40,6 +40,9 @@ MAX_IGNORED_NAMES = 20
 """How many names of ignored fields are given back."""
 
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+
+MEDIA_TYPES = (JSON, *sorted(NDJSON, reverse=True))
+"""What may hold jobs; the usual ones first."""
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -73,7 +76,7 @@ def require_json(content_type: str | None) -> str:
 @lru_cache(maxsize=64)  # a client says the same with every request
 def _media_type(content_type: str | None) -> str | None:
     media_type, options = parse_options_header(content_type)
-    known = media_type.lower() in {JSON, *NDJSON} and options.get("charset", "utf-8").lower() in {"utf-8", "utf8"}
+    known = media_type.lower() in MEDIA_TYPES and options.get("charset", "utf-8").lower() in {"utf-8", "utf8"}
     return media_type.lower() if known else None
 
 
@@ -119,8 +122,10 @@ def parse(
     return Submitted(jobs, many=True, ignored=sorted(ignored), faults=faults)
 
 
-_structured_string = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
-_bare_key = re.compile(r"[!#-+\--:<-\[\]-~]+")
+KEY_PATTERN = rf"""^("([ !#-\[\]-~]|\\["\\]){{1,{MAX_NAME_LENGTH}}}"|[!#-+\--:<-\[\]-~]{{1,{MAX_NAME_LENGTH}}})$"""
+"""The form of an ``Idempotency-Key``, in quotes or without."""
+
+_well_formed_key = re.compile(KEY_PATTERN)
 
 
 def _key(header: str) -> str:
@@ -128,25 +133,23 @@ def _key(header: str) -> str:
 
     The header is that of draft-ietf-httpapi-idempotency-key-header.
     """
-    quoted = _structured_string.fullmatch(header)
-    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
-    if not (quoted or _bare_key.fullmatch(header)) or len(key) > MAX_NAME_LENGTH:
+    if not _well_formed_key.fullmatch(header):
         rule = f'be one string of 1 to {MAX_NAME_LENGTH} characters of ASCII, in quotes or without, such as "8e03978e-40d5"'
         raise InvalidJob(f"the Idempotency-Key header must {rule}", field="idempotency_key")
-    return key
+    return re.sub(r"\\(.)", r"\1", header[1:-1]) if header.startswith('"') else header
 
 
 def _with_key(header: str, media_type: str, body: bytes, ignored: set[str]) -> Submission:
     """Read the one job in a body that came with a key."""
     key = _key(header)
     if media_type in NDJSON or body.lstrip()[:1] == b"[":
-        raise InvalidJob(
+        raise UnprocessableJob(
             "the Idempotency-Key header is for a request with one job: give each job of a batch an idempotency_key of its own",
             field="idempotency_key",
         )
     submission = _submission(body, ignored)
     if submission.idempotency_key not in {None, key}:
-        raise InvalidJob("the Idempotency-Key header and the job's idempotency_key differ", field="idempotency_key")
+        raise UnprocessableJob("the Idempotency-Key header and the job's idempotency_key differ", field="idempotency_key")
     submission.idempotency_key = key
     return submission
 
@@ -276,7 +279,7 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
     if memoryview(payload).nbytes > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(f"the payload is sent with more than {MAX_PAYLOAD_BYTES} bytes of JSON", field="payload")
     try:
-        submission = _whole.decode(text)
+        submission = _decoded(text, members)
     except (ValueError, RecursionError):
         raise _fault(members) from None
     if payload and not _is_unambiguous(bytes(payload), submission.payload):
@@ -303,6 +306,25 @@ def _check(name: str, text: bytes | msgspec.Raw) -> None:
         strict.read(bytes(text))
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"{_shown(name)} cannot be read: {_malformed(text, error)}", field=_shown(name)) from None
+
+
+def _decoded(text: bytes, members: dict[str, msgspec.Raw]) -> Submission:
+    try:
+        return _whole.decode(text)
+    except ValueError:
+        whole = {name: value if name == "payload" else _integral(value) for name, value in members.items()}
+        return _whole.decode(msgspec.json.encode(whole))
+
+
+_float = re.compile(rb"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
+
+
+def _integral(value: msgspec.Raw) -> msgspec.Raw:
+    """Write a number without a fraction as an integer: to JSON, 5.0 and 5 are the same."""
+    text = bytes(value)
+    if _float.fullmatch(text) and (number := float(text)).is_integer():
+        return msgspec.Raw(b"%d" % number)
+    return value
 
 
 def _repeats(text: bytes, members: dict[str, msgspec.Raw]) -> bool:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Annotated, Any, Protocol
 
 import msgspec
 
-from jobqueue.errors import InvalidFilter, InvalidQuery
-from jobqueue.http import filters, limits
+from jobqueue.errors import InvalidFilter
+from jobqueue.http import filters, limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
 from jobqueue.job import DeadConditions, DeadFilter
 
-Cursor = Annotated[str, msgspec.Meta(description=filters.CURSOR)]
+Cursor = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9]{1,17}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description=filters.CURSOR)
+]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CURSOR = re.compile(r"(\d{1,18})-([0-9a-f-]{36})", re.ASCII)
 
 Place = tuple[datetime, str]
 """Where a page ends: the time of death and the id of its last job."""
 
 
 class DeadQuery(DeadConditions):
-    """Which page of which dead letters is asked for."""
+    """Which page of which dead letters is asked for.
+
+    Attributes:
+        limit: how many are on a page.
+        after: where the page begins.
+    """
 
     limit: filters.PageSize = filters.DEFAULT_PAGE
     after: Cursor | None = None
@@ -49,7 +54,7 @@ class Buried(Protocol):
         ...
 
 
-BODY = Body(DeadFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES)
+BODY = Body(DeadFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES, {"queue": "mail"}, may_be_empty=False)
 
 
 def routes(node: Buried) -> list[Route]:
@@ -63,6 +68,7 @@ def routes(node: Buried) -> list[Route]:
             summary="List dead letters",
             view=views.dead,
             query=DeadQuery,
+            answers={HTTPStatus.OK: shapes.DeadLetters},
         ),
         Route(
             method="POST",
@@ -72,6 +78,7 @@ def routes(node: Buried) -> list[Route]:
             view=views.retry,
             query=filters.DryRunQuery,
             body=BODY,
+            answers={HTTPStatus.OK: shapes.Moved},
         ),
         Route(
             method="POST",
@@ -81,6 +88,7 @@ def routes(node: Buried) -> list[Route]:
             view=views.discard,
             query=filters.DryRunQuery,
             body=BODY,
+            answers={HTTPStatus.OK: shapes.Moved},
         ),
     ]
 
@@ -101,20 +109,11 @@ class _Views:
 
 
 def place(cursor: str | None) -> Place | None:
-    """Read where a page begins.
-
-    Raises:
-        InvalidQuery: it is no cursor.
-    """
+    """Read where a page begins: what a `Cursor` says."""
     if cursor is None:
         return None
-    found = _CURSOR.fullmatch(cursor)
-    try:
-        if found is None:
-            raise ValueError(cursor)  # noqa: TRY301 - all that is no cursor is refused alike
-        return _EPOCH + timedelta(microseconds=int(found[1])), str(uuid.UUID(found[2]))
-    except (ValueError, OverflowError):
-        raise InvalidQuery(f"after must be {filters.CURSOR}", field="after") from None
+    microseconds, _, job_id = cursor.partition("-")
+    return _EPOCH + timedelta(microseconds=int(microseconds)), job_id
 
 
 def _cursor(job: Mapping[str, Any]) -> str:

@@ -18,14 +18,14 @@ from werkzeug.exceptions import HTTPException
 
 from jobqueue import tracing
 from jobqueue.admission import Receipt
-from jobqueue.http import bodies, door, limits, plain, problems
-from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http import bodies, door, limits, negotiation, plain, problems
+from jobqueue.http.answers import JSON, Answer, json_answer
 from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES, contained, linger, send_all
 from jobqueue.http.plain import Request
 from jobqueue.http.reactor import Reactor
 from jobqueue.http.routes import Access
-from jobqueue.http.submit import Submitting, committed, submit
+from jobqueue.http.submit import CONTENT, Submitting, committed, submit
 from jobqueue.tokens import Token
 
 BODY_PATIENCE = 1.0
@@ -82,7 +82,11 @@ class Lane:
             key, trace = headers.get("idempotency-key"), _trace(headers)
             return await submit(self._node, headers.get("content-type"), body, key, trace)
         except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
-            return problems.answer(error)
+            return _problem(request, error)
+
+    def _check(self, request: Request) -> None:
+        door.check(self.guard, request.method, NEEDS[request.path], request.headers)
+        negotiation.check_accept(request.headers.get("accept"), JSON)
 
     def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
         """Take a submission that was let in, in no time; call ``answered`` once, now or later."""
@@ -92,14 +96,15 @@ class Lane:
 
             def told(receipt: Receipt | None, error: Exception | None) -> None:
                 # Soon: the next batch is to be on its way before the answers are.
-                self.reactor.soon(lambda: answered(committed(submitted, receipt) if error is None else problems.answer(error)))
+                self.reactor.soon(lambda: answered(committed(submitted, receipt) if error is None else _problem(request, error)))
 
             self._node.begin(submitted.jobs, told)
         except Exception as error:  # noqa: BLE001 - as above
-            answered(problems.answer(error))
+            answered(_problem(request, error))
 
-    def _check(self, request: Request) -> None:
-        door.check(self.guard, request.method, NEEDS[request.path], request.headers)
+
+def _problem(request: Request, error: Exception) -> Answer:
+    return negotiation.advertised(problems.answer(error), request.method, CONTENT if request.path == "/submit" else ())
 
 
 def _trace(headers: Mapping[str, str]) -> Mapping[str, str] | None:

@@ -23,7 +23,11 @@ Filter = TypeVar("Filter", bound=msgspec.Struct)
 
 
 class DryRunQuery(msgspec.Struct, frozen=True):
-    """Whether the jobs are only to be counted."""
+    """Whether the jobs are only to be counted.
+
+    Attributes:
+        dry_run: whether to count them, and change nothing.
+    """
 
     dry_run: Flag = False
 

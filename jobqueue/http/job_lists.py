@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Annotated, Any, Protocol, get_args
 from uuid import UUID
 
 import msgspec
 
 from jobqueue.errors import InvalidFilter
-from jobqueue.http import filters, limits
+from jobqueue.http import filters, limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
@@ -26,7 +27,13 @@ Cursor = Annotated[UUID, msgspec.Meta(description=filters.CURSOR)]
 
 
 class JobsQuery(JobConditions):
-    """Which page of which jobs is asked for."""
+    """Which page of which jobs is asked for.
+
+    Attributes:
+        state: any of these.
+        limit: how many are on a page, at most.
+        after: where the page begins.
+    """
 
     state: States | None = None
     limit: filters.PageSize = filters.DEFAULT_PAGE
@@ -52,14 +59,22 @@ class Listing(Protocol):
         ...
 
 
-BODY = Body(CancelFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES)
+BODY = Body(CancelFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES, {"queue": "mail"}, may_be_empty=False)
 
 
 def routes(node: Listing) -> list[Route]:
     """Make the routes of a node."""
     views = _Views(node)
     return [
-        Route(method="GET", path="/jobs", needs="read", summary="List jobs", view=views.listed, query=JobsQuery),
+        Route(
+            method="GET",
+            path="/jobs",
+            needs="read",
+            summary="List jobs",
+            view=views.listed,
+            query=JobsQuery,
+            answers={HTTPStatus.OK: shapes.Jobs},
+        ),
         Route(
             method="POST",
             path="/jobs/cancel",
@@ -68,6 +83,7 @@ def routes(node: Listing) -> list[Route]:
             view=views.cancel,
             query=filters.DryRunQuery,
             body=BODY,
+            answers={HTTPStatus.OK: shapes.Moved},
         ),
     ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from jobqueue.errors import InvalidJob
 from jobqueue.http import bodies, strict
@@ -20,24 +21,29 @@ class Body(NamedTuple):
         what: what it is, for an error: ``"a schedule"``.
         refuse: the error for one that is no such object.
         limit: the most bytes.
+        example: one of them.
+        may_be_empty: whether an object without any value means something.
     """
 
     kind: type[msgspec.Struct]
     what: str
     refuse: type[InvalidJob]
     limit: int
+    example: Mapping[str, Any] | None = None
+    may_be_empty: bool = True
 
     def read(self, content_type: str | None, content: bytes) -> dict[str, Any]:
         """Read the object, of which there is one reading: see `strict.read`.
 
         Raises:
             UnsupportedMediaType: the content type is not that of one JSON document.
-            InvalidJob: `refuse`: it is no object, or too large.
+            RequestEntityTooLarge: it is.
+            InvalidJob: `refuse`: it is no object.
         """
         if bodies.require_json(content_type) != JSON:
             raise UnsupportedMediaType(f"send one JSON object: -H 'Content-Type: {JSON}'")
         if len(content) > self.limit:
-            raise self.refuse(f"{self.what} may have {self.limit} bytes of JSON")
+            raise RequestEntityTooLarge(f"{self.what} may have {self.limit} bytes of JSON")
         try:
             given = strict.read(content)
         except strict.Repeated as error:

@@ -18,9 +18,11 @@ from jobqueue.errors import (
     DatabaseUnavailable,
     InvalidFilter,
     InvalidJob,
+    InvalidPath,
     InvalidQuery,
     InvalidQueueSetting,
     InvalidSchedule,
+    Missing,
     Overloaded,
     PayloadTooLarge,
     ShuttingDown,
@@ -28,6 +30,7 @@ from jobqueue.errors import (
     TooManyWatchers,
     Unavailable,
     UnprocessableJob,
+    UnprocessableSchedule,
 )
 from jobqueue.http.answers import Answer
 
@@ -43,9 +46,9 @@ class Problem(msgspec.Struct, kw_only=True, rename={"kind": "type"}):
         kind: a URN for programs, one per way to fail; ``about:blank`` where the status says it all.
         title: what every problem of this kind has in common.
         detail: what was wrong this time, and what to do.
-        field: the field of the job at fault.
-        index: its position in the batch, from 0.
-        ids: where some jobs of a batch are committed, the id of each; None for the others.
+        field: the field at fault: of the job, the body, the query or the path.
+        index: the job's position in the batch, from 0.
+        ids: where some jobs of a batch are committed, the id of each; null for the others.
         errors: what is wrong with single jobs of a batch, see `faults`.
         refused: how many jobs that holds for.
     """
@@ -76,6 +79,7 @@ class _Absence(NamedTuple):
 
 # The most special class of an error decides.
 _REFUSALS: dict[type[BaseException], _Refusal] = {
+    InvalidPath: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-path", "The path is not valid"),
     InvalidQuery: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-query", "The query is not valid"),
     InvalidFilter: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-filter", "The filter is not valid"),
     InvalidJob: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-job", "The job is not valid"),
@@ -84,7 +88,9 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
     PayloadTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The payload is too large"),
     BatchTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "batch-too-large", "The batch is too large"),
     ConflictingJob: _Refusal(HTTPStatus.CONFLICT, "conflicting-job", "The job conflicts with another one"),
+    Missing: _Refusal(HTTPStatus.NOT_FOUND, "missing", "There is no such thing"),
     UnprocessableJob: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-job", "The job cannot be taken"),
+    UnprocessableSchedule: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-schedule", "The schedule cannot be taken"),
 }
 
 # All of them are 503. What PostgreSQL said stays in the log: it names hosts and users. Retry-After is in seconds.
@@ -106,6 +112,13 @@ _ABSENCES: dict[type[BaseException], _Absence] = {
 }
 
 
+def kinds(status: int) -> dict[str, str]:
+    """Tell of the problems with a status that have a type of their own: their titles, by their types."""
+    absences = _ABSENCES.values() if status == HTTPStatus.SERVICE_UNAVAILABLE else ()
+    known = [*(refusal for refusal in _REFUSALS.values() if refusal.status == status), *absences]
+    return {_urn(each.kind): each.title for each in known}
+
+
 def answer(error: Exception) -> Answer:
     """Turn an error into the answer that its client gets; log it when it is a fault of ours."""
     if isinstance(error, InvalidJob):
@@ -117,6 +130,10 @@ def answer(error: Exception) -> Answer:
         return _http(error, error.code)
     log.error("a request failed", exc_info=error)
     return _http(HTTPException("The error was logged."), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _urn(kind: str) -> str:
+    return f"urn:jobqueue:{kind}"
 
 
 def faults(found: Faults) -> list[Problem]:
@@ -152,7 +169,7 @@ def broken_off(error: Unavailable, ids: list[str | None], found: Faults) -> Answ
 def _refused(error: InvalidJob) -> Problem:
     refusal = next(_REFUSALS[ancestor] for ancestor in type(error).__mro__ if ancestor in _REFUSALS)
     return Problem(
-        kind=f"urn:jobqueue:{refusal.kind}",
+        kind=_urn(refusal.kind),
         title=refusal.title,
         status=refusal.status,
         detail=error.reason,
@@ -166,7 +183,7 @@ def _absence(error: Unavailable) -> _Absence:
 
 
 def _absent(absence: _Absence) -> Problem:
-    kind = f"urn:jobqueue:{absence.kind}"
+    kind = _urn(absence.kind)
     return Problem(kind=kind, title=absence.title, status=HTTPStatus.SERVICE_UNAVAILABLE, detail=absence.detail)
 
 

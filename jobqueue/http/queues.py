@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Protocol
 
-from werkzeug.exceptions import BadRequest, NotFound
-
-from jobqueue.errors import InvalidQueueSetting
-from jobqueue.http import limits
+from jobqueue.errors import InvalidQueueSetting, Missing
+from jobqueue.http import limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
-from jobqueue.job import MAX_NAME_LENGTH, QueueSettings, queue_settings
+from jobqueue.job import QueueSettings, queue_settings
 
 
 class Queueing(Protocol):
@@ -34,7 +33,9 @@ class Queueing(Protocol):
         ...
 
 
-BODY = Body(QueueSettings, "the settings of a queue", InvalidQueueSetting, limits.MAX_SETTINGS_BYTES)
+BODY = Body(
+    QueueSettings, "the settings of a queue", InvalidQueueSetting, limits.MAX_SETTINGS_BYTES, {"rate": 5, "max_running": None}
+)
 
 
 def routes(node: Queueing) -> list[Route]:
@@ -42,11 +43,47 @@ def routes(node: Queueing) -> list[Route]:
     views = _Views(node)
     path = "/queues/{name}"
     return [
-        Route(method="GET", path="/queues", needs="read", summary="List the queues", view=views.listed),
-        Route(method="GET", path=path, needs="read", summary="Show a queue", view=views.one),
-        Route(method="PUT", path=path, needs="admin", summary="Set a queue's limits and aging", view=views.configure, body=BODY),
-        Route(method="POST", path=f"{path}/pause", needs="admin", summary="Pause a queue on all nodes", view=views.pause),
-        Route(method="POST", path=f"{path}/resume", needs="admin", summary="Resume a queue on all nodes", view=views.resume),
+        Route(
+            method="GET",
+            path="/queues",
+            needs="read",
+            summary="List the queues",
+            view=views.listed,
+            answers={HTTPStatus.OK: list[shapes.QueueState]},
+        ),
+        Route(
+            method="GET",
+            path=path,
+            needs="read",
+            summary="Show a queue",
+            view=views.one,
+            answers={HTTPStatus.OK: shapes.QueueState},
+        ),
+        Route(
+            method="PUT",
+            path=path,
+            needs="admin",
+            summary="Set a queue's limits and aging",
+            view=views.configure,
+            body=BODY,
+            answers={HTTPStatus.OK: shapes.QueueState},
+        ),
+        Route(
+            method="POST",
+            path=f"{path}/pause",
+            needs="admin",
+            summary="Pause a queue on all nodes",
+            view=views.pause,
+            answers={HTTPStatus.OK: shapes.PausedQueue},
+        ),
+        Route(
+            method="POST",
+            path=f"{path}/resume",
+            needs="admin",
+            summary="Resume a queue on all nodes",
+            view=views.resume,
+            answers={HTTPStatus.OK: shapes.PausedQueue},
+        ),
     ]
 
 
@@ -58,14 +95,12 @@ class _Views:
         return json_answer(await self._node.queues())
 
     async def one(self, name: str) -> Answer:
-        _check(name)
         queue = await self._node.queue(name)
         if queue is None:
-            raise NotFound(f"There is no queue {name!r}: nobody works or has configured it, and no job is in it.")
+            raise Missing(f"there is no queue {name!r}: nobody works or has configured it, and no job is in it", field="name")
         return json_answer(queue)
 
     async def configure(self, name: str, body: Mapping[str, Any]) -> Answer:
-        _check(name)
         return json_answer(await self._node.configure(name, queue_settings(body)))
 
     async def pause(self, name: str) -> Answer:
@@ -75,11 +110,5 @@ class _Views:
         return await self._set_paused(name, paused=False)
 
     async def _set_paused(self, name: str, *, paused: bool) -> Answer:
-        _check(name)
         await self._node.pause(name, paused)
         return json_answer({"queue": name, "paused": paused})
-
-
-def _check(name: str) -> None:
-    if len(name) > MAX_NAME_LENGTH or "\0" in name:
-        raise BadRequest(f"A queue's name has at most {MAX_NAME_LENGTH} characters, none of them U+0000.")

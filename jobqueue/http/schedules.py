@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Protocol
 
-from werkzeug.exceptions import NotFound
+from msgspec import UNSET, UnsetType
 
-from jobqueue.errors import InvalidSchedule
-from jobqueue.http import limits
+from jobqueue.errors import InvalidSchedule, Missing, UnprocessableSchedule
+from jobqueue.http import limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
-from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.job import Name
 from jobqueue.timetable import CronSchedule, schedule_of
 
 
@@ -40,21 +41,58 @@ class Scheduling(Protocol):
         ...
 
 
-BODY = Body(CronSchedule, "a schedule", InvalidSchedule, limits.MAX_SCHEDULE_BYTES)
+class ScheduleSettings(CronSchedule, frozen=True, kw_only=True):
+    """A schedule whose name is in the path.
+
+    Attributes:
+        name: the one in the path, if any.
+        kind: of its jobs; the schedule's name unless told.
+    """
+
+    name: Name | UnsetType = UNSET  # type: ignore[assignment]
+    kind: Name | UnsetType = UNSET  # type: ignore[assignment]
+
+
+EXAMPLE = {"cron": "0 3 * * *", "timezone": "Europe/Berlin", "kind": "report"}
+BODY = Body(ScheduleSettings, "a schedule", InvalidSchedule, limits.MAX_SCHEDULE_BYTES, EXAMPLE)
 
 
 def routes(node: Scheduling) -> list[Route]:
     """Make the routes of a node."""
     views = _Views(node)
     path = "/schedules/{name}"
+    shown: dict[int, Any] = {HTTPStatus.OK: shapes.ScheduleState}
     return [
-        Route(method="GET", path="/schedules", needs="read", summary="List the schedules", view=views.listed),
-        Route(method="GET", path=path, needs="read", summary="Show a schedule", view=views.one),
-        Route(method="PUT", path=path, needs="admin", summary="Make a schedule or change it", view=views.put, body=BODY),
-        Route(method="DELETE", path=path, needs="admin", summary="Delete a schedule", view=views.delete),
-        Route(method="POST", path=f"{path}/pause", needs="admin", summary="Pause a schedule", view=views.pause),
-        Route(method="POST", path=f"{path}/resume", needs="admin", summary="Resume a schedule", view=views.resume),
-        Route(method="POST", path=f"{path}/trigger", needs="admin", summary="Submit a schedule's job now", view=views.trigger),
+        Route(
+            method="GET",
+            path="/schedules",
+            needs="read",
+            summary="List the schedules",
+            view=views.listed,
+            answers={HTTPStatus.OK: list[shapes.ScheduleState]},
+        ),
+        Route(method="GET", path=path, needs="read", summary="Show a schedule", view=views.one, answers=shown, tagged=True),
+        Route(
+            method="PUT",
+            path=path,
+            needs="admin",
+            summary="Make a schedule or change it",
+            view=views.put,
+            body=BODY,
+            answers={HTTPStatus.CREATED: shapes.ScheduleState, **shown},
+            refuses=frozenset({HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE}),
+        ),
+        Route(method="DELETE", path=path, needs="admin", summary="Delete a schedule", view=views.delete, answers=shown),
+        Route(method="POST", path=f"{path}/pause", needs="admin", summary="Pause a schedule", view=views.pause, answers=shown),
+        Route(method="POST", path=f"{path}/resume", needs="admin", summary="Resume a schedule", view=views.resume, answers=shown),
+        Route(
+            method="POST",
+            path=f"{path}/trigger",
+            needs="admin",
+            summary="Submit a schedule's job now",
+            view=views.trigger,
+            answers={HTTPStatus.CREATED: shapes.MadeJob},
+        ),
     ]
 
 
@@ -63,8 +101,7 @@ class _Views:
         self._node = node
 
     async def _found(self, name: str) -> dict[str, Any]:
-        # No such name can be asked for in PostgreSQL, or have been given.
-        rows = [] if len(name) > MAX_NAME_LENGTH or "\0" in name else await self._node.schedules(name)
+        rows = await self._node.schedules(name)
         if not rows:
             raise _no_schedule(name)
         return rows[0]
@@ -107,12 +144,13 @@ def schedule_named(name: str, given: Mapping[str, Any]) -> CronSchedule:
     """Make the schedule of a name of what a body says.
 
     Raises:
-        InvalidSchedule: it is none, or says another name.
+        InvalidSchedule: it is none.
+        UnprocessableSchedule: it says another name, or see `schedule_of`.
     """
     if given.get("name", name) != name:
-        raise InvalidSchedule("name must be the one in the URL", field="name")
+        raise UnprocessableSchedule("name must be the one in the URL", field="name")
     return schedule_of({**given, "name": name})
 
 
-def _no_schedule(name: str) -> NotFound:
-    return NotFound(f"There is no schedule {name[:MAX_NAME_LENGTH]!r}.")
+def _no_schedule(name: str) -> Missing:
+    return Missing(f"there is no schedule {name!r}", field="name")

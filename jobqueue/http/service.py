@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, Protocol
 
+from jobqueue.http import shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.routes import Route
 
@@ -43,8 +45,39 @@ def routes(node: Observed) -> list[Route]:
         return json_answer(await node.nodes())
 
     return [
-        Route(method="GET", path="/health", needs="health", summary="Whether the service is alive", view=health),
-        Route(method="GET", path="/health/ready", needs="health", summary="Whether the service is able to work", view=ready),
-        Route(method="GET", path="/metrics", needs="metrics", summary="Metrics in Prometheus' text format", view=metrics),
-        Route(method="GET", path="/nodes", needs="read", summary="List the running nodes", view=nodes),
+        Route(
+            method="GET",
+            path="/health",
+            needs="health",
+            summary="Whether the service is alive",
+            view=health,
+            answers={HTTPStatus.OK: shapes.Health},
+            refuses=frozenset(),
+        ),
+        Route(
+            method="GET",
+            path="/health/ready",
+            needs="health",
+            summary="Whether the service is able to work",
+            view=ready,
+            answers={HTTPStatus.OK: shapes.Health, HTTPStatus.SERVICE_UNAVAILABLE: shapes.Trouble},
+            refuses=frozenset(),
+        ),
+        Route(
+            method="GET",
+            path="/metrics",
+            needs="metrics",
+            summary="Metrics in Prometheus' text format",
+            view=metrics,
+            answers={HTTPStatus.OK: str},
+            media_type="text/plain",
+        ),
+        Route(
+            method="GET",
+            path="/nodes",
+            needs="read",
+            summary="List the running nodes",
+            view=nodes,
+            answers={HTTPStatus.OK: list[shapes.NodeState]},
+        ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Annotated, Protocol
 
 import msgspec
@@ -13,13 +14,32 @@ from quart import request
 from jobqueue import tracing
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
-from jobqueue.http import bodies
+from jobqueue.http import bodies, shapes
 from jobqueue.http import partial as partially
-from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.answers import JSON, Answer, json_answer
 from jobqueue.http.routes import Route
+from jobqueue.job import MAX_BATCH_JOBS, Submission, TraceHeader
 
 PARSE_IN_THREAD_BYTES = 256 << 10
 """From this size on a body is parsed in a thread: it takes milliseconds in which the loop would serve nobody else."""
+
+
+class NewJob(Submission, forbid_unknown_fields=False, kw_only=True):
+    """A job to be submitted: ``{}`` is one.
+
+    Names in camelCase are understood too. Fields that jobs do not have are ignored, and named in the answer's ``ignored``.
+    """
+
+
+NewJobs = Annotated[list[NewJob], msgspec.Meta(min_length=1, max_length=MAX_BATCH_JOBS, description="all of them, or none")]
+Key = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=bodies.KEY_PATTERN, description="the same as the field idempotency_key of one job; it may stand in quotes"
+    ),
+]
+CONTENT = {JSON: NewJob | NewJobs} | {media_type: NewJobs for media_type in bodies.MEDIA_TYPES if media_type != JSON}
+REFUSES = frozenset({HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE})
 
 # One at a time: what a large body decodes to is many times its size.
 _parsing = trio.CapacityLimiter(1)
@@ -62,8 +82,21 @@ def routes(node: Submitting) -> list[Route]:
         content_type, key = request.headers.get("Content-Type"), _header("Idempotency-Key")
         return await submit(node, content_type, body, key, trace, partial=query.partial)
 
-    summary = "Submit a job, or many"
-    return [Route(method="POST", path="/submit", needs="submit", summary=summary, view=view, query=SubmitQuery)]
+    submitted = shapes.SubmittedJob | shapes.SubmittedJobs | shapes.PartialBatch
+    return [
+        Route(
+            method="POST",
+            path="/submit",
+            needs="submit",
+            summary="Submit a job, or many",
+            view=view,
+            query=SubmitQuery,
+            content=CONTENT,
+            headers={"Idempotency-Key": Key, "traceparent": TraceHeader, "tracestate": TraceHeader},
+            answers={HTTPStatus.CREATED: submitted, HTTPStatus.OK: submitted},
+            refuses=REFUSES,
+        )
+    ]
 
 
 def _header(name: str) -> str | None:

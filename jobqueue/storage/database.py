@@ -237,7 +237,8 @@ class Lane:
         try:
             yield
         except (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded) as error:
-            raise RefusedData(one_line(error), field=_refused_by_us(error)) from error
+            # Where in our SQL it was is nothing to the submitter.
+            raise RefusedData(error.diag.message_primary or one_line(error), field=_refused_by_us(error)) from error
         except pg.ReadOnlySqlTransaction as error:
             self._close()  # the server became a standby: the next connection may find the new primary
             raise DatabaseUnavailable(one_line(error)) from error

@@ -1,0 +1,40 @@
+"""What schemathesis has to be told: how jobs are written one a line, and what the parts of a request have to do with each other.
+
+OpenAPI has no words for the latter. Without them most requests that are valid part by part would be refused for that, and nothing
+else would be seen.
+"""
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+import schemathesis
+from schemathesis.core.parameters import ParameterLocation
+
+
+@schemathesis.serializer("application/x-ndjson", "application/ndjson", "application/jsonl")
+def lines(_: Any, value: Any) -> bytes:
+    # What is no list has no lines: it is made one that holds no job.
+    return "\n".join(json.dumps(job) for job in (value if isinstance(value, list) else [[value]])).encode()
+
+
+@schemathesis.hook
+def before_call(_: Any, case: Any, __: Any) -> None:
+    body = case.body
+    if case.path == "/submit" and valid(case, ParameterLocation.HEADER) and case.headers:
+        one = isinstance(body, dict) and case.media_type == "application/json"
+        if not one or "idempotency_key" in body:
+            case.headers.pop("Idempotency-Key", None)
+    if (
+        case.operation.label == "PUT /schedules/{name}"
+        and valid(case, ParameterLocation.BODY)
+        and isinstance(body, dict)
+        and "name" in body
+    ):
+        body["name"] = unquote(str(case.path_parameters["name"]))
+
+
+def valid(case: Any, location: ParameterLocation) -> bool:
+    """Whether this part of a request is meant to be valid."""
+    part = case.meta.components.get(location)
+    return part is None or not part.mode.is_negative
