@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import structlog
+from hypothesis import settings
 
 from jobqueue.testing.process import ServiceProcess
 from tests import postgres
@@ -27,6 +28,10 @@ for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split
 SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
 """Whether the tests with thousands of clients have all of them, and the limits of the real service; otherwise some, and shorter."""
 
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("jobqueue", deadline=None)
+settings.load_profile("jobqueue")
 
 # What a test logs in its own process is shown where it fails; with the values of all variables it would take seconds to write.
 structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])

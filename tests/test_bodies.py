@@ -91,7 +91,7 @@ scalars = (
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.recursive(scalars, lambda children: st.lists(children) | st.dictionaries(storable_text, children), max_leaves=10))
 def test_a_payload_arrives_as_it_was_sent(payload: Any) -> None:
     assert one(json.dumps({"payload": payload}))["payload"] == payload
@@ -309,7 +309,7 @@ job_texts = (
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     texts=st.lists(job_texts, min_size=1, max_size=5),
     form=st.sampled_from([("", "", ""), ("[", ",", "]"), (" [\n", " ,\r\n", "\n]\n"), ("", "\n", ""), ("\n ", "\r\n\t\n ", "\n")]),

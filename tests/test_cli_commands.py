@@ -128,9 +128,9 @@ def test_what_goes_wrong_has_an_exit_code_and_says_why(jobqueue: CommandLine, qu
         (2, "which jobs?", ["jobs", "cancel"]),
         (2, "not both", ["jobs", "cancel", waiting, "--queue", queue]),
         (2, "what is to change?", ["jobs", "change", waiting]),
-        (3, "There is no job", ["jobs", "show", NOBODY]),
-        (3, "There is no job", ["jobs", "wait", NOBODY]),
-        (3, "There is no schedule", ["schedules", "show", "nothing"]),
+        (3, "there is no job", ["jobs", "show", NOBODY]),
+        (3, "there is no job", ["jobs", "wait", NOBODY]),
+        (3, "there is no schedule", ["schedules", "show", "nothing"]),
         (5, "has not ended within 0.1 s", ["jobs", "wait", waiting, "--timeout", "100ms"]),
     ):
         failed = jobqueue(*arguments, code=code)

@@ -207,7 +207,7 @@ def test_what_is_refused_says_why(client: Any, opened: Open, node: Node) -> None
         client.result(NOBODY, timeout=5)
     with pytest.raises(JobNotFound):
         list(client.events(NOBODY))
-    with pytest.raises(NotFound, match="There is no schedule") as missing:
+    with pytest.raises(NotFound, match="there is no schedule") as missing:
         client.schedule("no such schedule")
     assert not isinstance(missing.value, JobNotFound)
     with pytest.raises(RequestRefused, match="401"):

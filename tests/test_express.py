@@ -268,7 +268,7 @@ async def test_requests_that_follow_each_other_are_answered_in_order_also_where_
 
 
 @given(cuts=st.lists(st.integers(0, len(PLAIN["one"])), max_size=6), follow=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_it_does_not_matter_in_which_pieces_a_request_comes(cuts: list[int], follow: bool) -> None:
     sent = PLAIN["one"] + (PLAIN["lines"] if follow else b"")
     edges = [0, *sorted(cuts), len(sent)]

@@ -246,7 +246,7 @@ def send_garbage(process: Process, pool: ThreadPoolExecutor) -> dict[int, bytes]
     """Send thousands of malformed requests; return the statuses that came, with a request for each."""
     by_status: dict[int, bytes] = {}
 
-    @settings(max_examples=MALFORMED // 20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=MALFORMED // 20, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(mutated(), min_size=20, max_size=20))
     def send(requests: list[bytes]) -> None:
         answers = pool.map(lambda request: exchange(process, request, patience=0.1), requests)

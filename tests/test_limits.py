@@ -714,7 +714,7 @@ def test_settings_over_http_in_code_and_in_sql(service: Start, database: Databas
         ('{"rate": 1, "rate": 2}', "rate"),
         ("[]", None),
         ("{", None),
-        ('{"rate": 1e999}', "rate"),
+        ('{"rate": 1e999}', None),
     ]:
         answer = httpx.put(url, content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/problem+json"), body

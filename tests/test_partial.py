@@ -218,7 +218,7 @@ async def test_what_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch
         assert served.node.submitted == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["a", "bad", "busy", "out of range"]), min_size=1, max_size=40),
     part_in_thread=st.sampled_from([2, 1000]),

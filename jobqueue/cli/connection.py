@@ -186,4 +186,5 @@ def _client(url: str, token: str | None, patience: float) -> Client:
 
 def _said(error: RequestRefused) -> str:
     said = str(error.problem.get("detail") or error.problem.get("title") or f"the service answered {error.status}")
-    return f"{error.field}: {said}" if error.field and error.field not in said else said
+    of_a_field = error.field and error.field not in said and error.status != HTTPStatus.NOT_FOUND
+    return f"{error.field}: {said}" if of_a_field else said
