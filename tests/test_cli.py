@@ -70,9 +70,10 @@ def test_there_is_no_service() -> None:
 def test_there_is_no_database_or_no_schema_in_it(database_url: str, database: Database) -> None:
     failed = call("nodes", "--database-url", "postgresql://127.0.0.1:1/x", code=4)
     assert "cannot connect to PostgreSQL" in failed.stderr
-    unreadable = call("nodes", "--database-url", "postgresql//user:secret@host", code=2)
-    assert "the database URL cannot be read" in unreadable.stderr
-    assert "secret" not in unreadable.stderr
+    for unreadable in ("postgresql//user:secret@host", "postgresql://user:secret@.../name"):
+        failed = call("nodes", "--database-url", unreadable, code=2)
+        assert "the database URL cannot be read" in failed.stderr
+        assert "secret" not in failed.stderr
     assert (
         "has no schema of jobqueue: is it the right one? `jobqueue migrate` makes it"
         in call("nodes", "--database-url", database_url, code=4).stderr

@@ -11,16 +11,16 @@ The convention, for who writes it (blocks are indented by four spaces, or fenced
   handlers of the section's last module that has an ``app`` (else those of ``examples.quickstart``). An answer in JSON must have at
   least the fields that are shown, of the same types, and the same ``state``, ``status``, ``field``; a line ``...`` says that there
   is more. A GET is asked again until it does. Without an answer shown, it must not be a problem.
-- A line that begins with ``$ jobqueue``, or has it behind a pipe, is a command too (but for ``serve``, ``migrate``,
-  ``token``, ``doctor`` and ``top``, which ask no service or keep the terminal), for the
-  same service. Each line that is shown must come, in that order: its words, with any numbers and ids for those that are shown; a
-  line that ends in ``...`` only has to begin like that. It must succeed, unless ``Error:`` is shown.
+- A line that begins with ``$ jobqueue``, or has it behind a pipe, is a command too, for the same service. Each line that is shown
+  must come, in that order: its words, with any numbers and ids for those that are shown; a line that ends in ``...`` only has to
+  begin like that. It must succeed, unless ``Error:`` is shown. (``serve``, ``migrate``, ``token``, ``top`` and ``doctor`` are for
+  people: they ask no service, or never end.)
 - ``jobqueue=#`` begins a statement in SQL (``jobqueue-#`` continues it), on one connection to the same database; a block, or a
   paragraph of one, that begins with ``SELECT`` is of statements too. They must work; a table that is shown below must have its
   columns, an id must be one. The table ``orders (id int)`` exists.
 - The ids that are shown stand for those that came: a later command or statement may name them.
 
-Other commands (``$ jobqueue serve``, ``$ psql``) are for people.
+Other commands (``$ psql``) are for people.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ PROMPT = re.compile(r"^(?=\$ |jobqueue=# )|(?<=\n\n)(?=SELECT\b)", re.MULTILINE)
 """Where the next command, or the next statements begin."""
 
 
-OURS = re.compile(r"\$ (.* \| )?jobqueue (?!serve|migrate|token|doctor|top)")
+OURS = re.compile(r"\$ (.* \| )?jobqueue (?!serve|migrate|token|top|doctor)")
 CHANGES = re.compile(r"\b(submit|cancel|retry|discard|change|pause|resume|configure|put|delete|trigger)\b")
 """Commands that are not to be run a second time, to see whether the answer has become what is shown."""
 

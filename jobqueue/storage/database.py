@@ -141,7 +141,7 @@ def connect(url: str, purpose: str) -> Connection:
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeError):  # of a host's name that can be none
         # What libpq says of it may hold the password.
         raise SettingsError("the database URL cannot be read: one looks like postgresql://user@host:5432/database") from None
 
