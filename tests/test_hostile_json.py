@@ -11,9 +11,9 @@ import pytest
 
 from jobqueue.http import api, strict
 from jobqueue.http.routes import Route
-from jobqueue.job import DeadFilter
+from jobqueue.job import Change, DeadFilter, JobFilter
 from jobqueue.timetable import CronSchedule
-from tests.test_http import Node, both_lanes, lane, problem, serving
+from tests.test_http import JOB_ID, Node, both_lanes, lane, problem, serving
 
 __all__ = ["lane"]  # the fixture of both lanes
 
@@ -125,11 +125,19 @@ class Steered(Node):
         super().__init__()
         self.told: list[Any] = []
 
-    async def retry_dead(self, wanted: DeadFilter) -> int:
-        self.told.append(wanted)
+    async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
+        self.told.append((wanted, dry_run))
         return 1
 
     discard_dead = retry_dead
+
+    async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
+        self.told.append((wanted, dry_run))
+        return 1
+
+    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
+        self.told.append((id, change))
+        return True
 
     async def configure(self, queue: str, settings: Any) -> dict[str, Any]:
         self.told.append(settings)
@@ -146,6 +154,8 @@ class Steered(Node):
 OBJECTS = {
     ("PUT", "/queues/{name}"): (b'{"max_running": %b}', b"1"),
     ("PUT", "/schedules/{name}"): (b'{"cron": "* * * * *", "payload": %b}', b'{"a": 1}'),
+    ("PATCH", "/jobs/{job_id}"): (b'{"priority": %b}', b"1"),
+    ("POST", "/jobs/cancel"): (b'{"queue": %b}', b'"a"'),
     ("POST", "/dead/retry"): (b'{"queue": %b}', b'"a"'),
     ("POST", "/dead/discard"): (b'{"kind": %b}', b'"a"'),
 }
@@ -161,7 +171,7 @@ async def test_no_other_body_holds_it(route: Route) -> None:
     async with serving(node) as served:
 
         async def send(body: bytes) -> httpx.Response:
-            path = route.path.replace("{name}", "a/b")
+            path = route.path.replace("{name}", "a%2Fb").replace("{job_id}", JOB_ID)
             return await served.http.request(route.method, path, content=body, headers={"Content-Type": "application/json"})
 
         for value, reason in HOSTILE.values():
