@@ -13,7 +13,7 @@ from jobqueue.http import api, strict
 from jobqueue.http.routes import Route
 from jobqueue.job import Change, DeadFilter, JobFilter
 from jobqueue.timetable import CronSchedule
-from tests.test_http import UNKNOWN_ID, Node, both_lanes, lane, problem, serving
+from tests.test_http import JOB_ID, Node, both_lanes, lane, problem, serving
 
 __all__ = ["lane"]  # the fixture of both lanes
 
@@ -125,14 +125,18 @@ class Steered(Node):
         super().__init__()
         self.told: list[Any] = []
 
-    async def retry_dead(self, wanted: DeadFilter | JobFilter, dry_run: bool) -> int:  # noqa: ARG002 - what it is called with
-        self.told.append(wanted)
+    async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
+        self.told.append((wanted, dry_run))
         return 1
 
-    discard_dead = cancel_jobs = retry_dead
+    discard_dead = retry_dead
 
-    async def change(self, id: str, change: Change) -> bool:  # noqa: A002, ARG002 - what it is called with
-        self.told.append(change)
+    async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
+        self.told.append((wanted, dry_run))
+        return 1
+
+    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
+        self.told.append((id, change))
         return True
 
     async def configure(self, queue: str, settings: Any) -> dict[str, Any]:
@@ -167,7 +171,7 @@ async def test_no_other_body_holds_it(route: Route) -> None:
     async with serving(node) as served:
 
         async def send(body: bytes) -> httpx.Response:
-            path = route.path.replace("{name}", "a/b").replace("{job_id}", UNKNOWN_ID)
+            path = route.path.replace("{name}", "a%2Fb").replace("{job_id}", JOB_ID)
             return await served.http.request(route.method, path, content=body, headers={"Content-Type": "application/json"})
 
         for value, reason in HOSTILE.values():

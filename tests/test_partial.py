@@ -180,7 +180,7 @@ async def test_one_job_is_taken_or_not() -> None:
         assert "errors" not in problem(await served.post("/submit?partial=true", '{"kind": "bad"}'), 422)
         assert problem(await served.post("/submit?partial=maybe", "{}"), 400)["field"] == "partial"
         assert (
-            problem(await served.post("/submit?partial=true", "[{}]", **{"Idempotency-Key": "a"}), 400)["field"]
+            problem(await served.post("/submit?partial=true", "[{}]", **{"Idempotency-Key": "a"}), 422)["field"]
             == "idempotency_key"
         )
 

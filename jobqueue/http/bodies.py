@@ -304,6 +304,8 @@ def _check(name: str, text: bytes | msgspec.Raw) -> None:
     """Read a field's value the strict way."""
     try:
         strict.read(bytes(text))
+    except strict.TooLarge as error:
+        raise UnprocessableJob(f"{_shown(name)} cannot be taken: {error}", field=_shown(name)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"{_shown(name)} cannot be read: {_malformed(text, error)}", field=_shown(name)) from None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
 
 from jobqueue.errors import InvalidJob
 from jobqueue.http import bodies, strict
@@ -38,6 +38,7 @@ class Body(NamedTuple):
         Raises:
             UnsupportedMediaType: the content type is not that of one JSON document.
             RequestEntityTooLarge: it is.
+            UnprocessableEntity: an integer in it is beyond 64 bits.
             InvalidJob: `refuse`: it is no object.
         """
         if bodies.require_json(content_type) != JSON:
@@ -48,6 +49,8 @@ class Body(NamedTuple):
             given = strict.read(content)
         except strict.Repeated as error:
             raise self.refuse(f"{error.name} is given more than once", field=error.name) from None
+        except strict.TooLarge as error:
+            raise UnprocessableEntity(f"{self.what} cannot be taken: {error}") from None
         except RecursionError:
             raise self.refuse(f"{self.what} cannot be read: it is nested too deeply") from None
         except ValueError as error:

@@ -27,10 +27,15 @@ class Repeated(ValueError):
         super().__init__(f"the name {json.dumps(self.name)} is given more than once in one object")
 
 
+class TooLarge(ValueError):
+    """An integer is one to JSON, but not to every reader."""
+
+
 def read(text: bytes) -> Any:
     """Read one JSON document.
 
     Raises:
+        TooLarge: an integer in it does not fit into 64 bits.
         ValueError: it is none, or there is more than one way to read it; the message says why.
         RecursionError: it is nested too deeply.
     """
@@ -55,7 +60,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     if len(digits) > len(str(MAX_INTEGER)) or not MIN_INTEGER <= int(digits) <= MAX_INTEGER:
-        raise ValueError(f"the integer {digits[:MAX_SHOWN_DIGITS]} does not fit into 64 bits: send it as a string")
+        raise TooLarge(f"the integer {digits[:MAX_SHOWN_DIGITS]} does not fit into 64 bits: send it as a string")
     return int(digits)
 
 
