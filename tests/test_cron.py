@@ -800,6 +800,7 @@ def test_schedules_over_http(start: Start, database: Database) -> None:
         ({"cron": "* * * * *", "timezoen": "UTC"}, "timezoen"),
         ('{"cron": "* * * * *", "cron": "* * * * *"}', "cron"),
         ('{"cron": "* * * * *", "payload": NaN}', None),
+        ('{"cron": "* * * * *", "payload": 1e999}', None),
         ("[1]", None),
         ("x", None),
         ("[" * 100_000, None),
@@ -819,7 +820,6 @@ def test_a_body_that_is_no_schedule_is_refused_with_the_field_at_fault(body: Any
         ({"cron": "* * * * *", "name": "another"}, "name"),
         ({"cron": "* * * * *", "payload": ["\0"]}, "payload"),
         ({"cron": "* * * * *", "payload": "x" * (1 << 20)}, "payload"),
-        ('{"cron": "* * * * *", "payload": 1e999}', "payload"),
     ],
 )
 def test_a_schedule_of_the_right_form_that_cannot_be_is_unprocessable(body: Any, field: str) -> None:
