@@ -230,10 +230,9 @@ def test_a_long_poll_is_answered_with_the_state_of_now_when_its_time_is_up(bench
     assert httpx.get(f"{node.url}/jobs/{job_id}?wait=0.5", timeout=40).json()["state"] == "inflight"
     assert 0.5 <= time.monotonic() - began < 5
     assert httpx.get(f"{node.url}/jobs/{UNKNOWN}?wait=5", timeout=20).status_code == 404
-    for wrong in ("61", "-1", "soon", "nan", "inf"):
+    for wrong in ("61", "-1", "soon", "nan", "inf", ""):
         refused = httpx.get(f"{node.url}/jobs/{job_id}", params={"wait": wrong}, timeout=20)
         assert (refused.status_code, refused.json()["detail"]) == (400, "wait must be a number of seconds from 0 to 60")
-    assert httpx.get(f"{node.url}/jobs/{job_id}?wait=", timeout=20).status_code == 200
 
 
 # -------------------------------------------------------------------------------------------------------------------- the watcher
