@@ -68,4 +68,5 @@ async def fail_slowly(job: jobqueue.Job) -> None:
 @app.handler("kill")
 async def kill(job: jobqueue.Job) -> None:
     effect(job, "ran")
+    await trio.sleep(1)  # let the process say that it serves
     os._exit(9)

@@ -24,6 +24,9 @@ AT_ONCE = jobqueue.Backoff(base=0.01, cap=0.01)
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
+SERVING = 1.0
+"""Seconds for a process to say that it serves, before a job ends it."""
+
 MEMORY_LIMIT = 1 << 30
 """Bytes of address space for a process that is to run out of them."""
 
@@ -54,12 +57,14 @@ def good_cpu(job: jobqueue.Job) -> str:
 @app.handler("exit", backoff=AT_ONCE)
 async def exit_(job: jobqueue.Job) -> None:
     effect(job, "ran")
+    await trio.sleep(SERVING)
     os._exit(9)
 
 
 @app.handler("exit-thread", backoff=AT_ONCE)
 def exit_thread(job: jobqueue.Job) -> None:
     effect(job, "ran")
+    time.sleep(SERVING)
     os._exit(9)
 
 
@@ -72,12 +77,14 @@ def exit_cpu(job: jobqueue.Job) -> None:
 @app.handler("segfault", backoff=AT_ONCE)
 async def segfault(job: jobqueue.Job) -> None:
     effect(job, "ran")
+    await trio.sleep(SERVING)
     ctypes.string_at(0)
 
 
 @app.handler("segfault-thread", backoff=AT_ONCE)
 def segfault_thread(job: jobqueue.Job) -> None:
     effect(job, "ran")
+    time.sleep(SERVING)
     ctypes.string_at(0)
 
 

@@ -76,7 +76,8 @@ def test_every_way_in_any_node_and_due_within_a_quarter_of_a_second(
     with capsys.disabled():
         figures = ", ".join(f"p{share}: {late[(len(late) - 1) * share // 100] * 1000:.0f} ms" for share in (50, 90, 99, 100))
         print(f"\n  from due to claimed, {len(late)} jobs: {figures}")  # noqa: T201 - figures are to be seen
-    assert late[0] >= 0, "none before its time"
+    # claimed_at is when the claim began; while it waited, what it found may have become due.
+    assert late[0] >= -0.1, "none before its time"
     assert late[len(late) // 2] < PROMOTED_WITHIN, "a node that only polls would need a second on average"
     assert database.value("SELECT count(DISTINCT node_id) FROM jobqueue.finished_jobs") == 2
 

@@ -278,7 +278,7 @@ def test_nobody_there_ends_with_4() -> None:
 
 
 def test_a_token_that_is_missing_ends_with_1(service: Callable[..., Service]) -> None:
-    guarded = service("--no-workers", "--token", "a-secret-of-some-length")
+    guarded = service("--no-workers", "--token", "read:a-secret-of-some-length")
     ended = run_module("jobqueue", "top", "--once", "--url", guarded.url)
     assert ended.returncode == 1, ended.stderr
     ended = run_module("jobqueue", "top", "--once", "--url", guarded.url, "--token", "a-secret-of-some-length", "--interval", "0.1")
