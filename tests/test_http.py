@@ -592,6 +592,33 @@ async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {h2.events.ResponseReceived, h2.events.StreamEnded} <= {type(event) for event in events}
 
 
+async def test_a_body_that_comes_after_its_answer_does_not_end_a_connection_of_http_2() -> None:
+    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        request = [(":method", "POST"), (":path", "/submit"), (":scheme", "http"), (":authority", "localhost")]
+        client.send_headers(1, [*request, ("content-type", "application/json")])
+        await stream.send_all(client.data_to_send())
+        statuses = []
+
+        async def answered(stream_id: int) -> None:
+            while True:
+                for event in client.receive_data(bytes(await stream.receive_some())):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        statuses.append(dict(event.headers)[b":status"])
+                    if isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id:
+                        return
+
+        with trio.fail_after(5):
+            await answered(1)
+            client.send_data(1, b"{}", end_stream=True)
+            client.send_headers(3, [*request, ("content-type", "application/json"), ("authorization", f"Bearer {TOKEN}")])
+            client.send_data(3, b"{}", end_stream=True)
+            await stream.send_all(client.data_to_send())
+            await answered(3)
+        assert statuses == [b"401", b"201"]
+
+
 @both_lanes
 @pytest.mark.parametrize(
     ("request_", "status"),

@@ -98,8 +98,7 @@ class Written(MemoryStore):
 
 
 @pytest.fixture
-async def driver(autojump_clock: MockClock) -> Driver:
-    assert autojump_clock is not None
+async def driver() -> Driver:
     return await joined(Written())
 
 
@@ -112,7 +111,11 @@ async def noting(driver: Driver, nursery: trio.Nursery, jobs: int = 1) -> tuple[
     return store, [notes.handle(run, driver.node) for run in await driver.claim()]
 
 
-async def test_the_latest_of_each_job_is_written_once_a_second_in_one_statement(driver: Driver, nursery: trio.Nursery) -> None:
+async def test_the_latest_of_each_job_is_written_once_a_second_in_one_statement(
+    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    driver: Driver,
+    nursery: trio.Nursery,
+) -> None:
     store, handles = await noting(driver, nursery, jobs=3)
     began = trio.current_time()
     while trio.current_time() < began + 3.05 * NOTE_INTERVAL:
@@ -128,7 +131,11 @@ async def test_the_latest_of_each_job_is_written_once_a_second_in_one_statement(
     nursery.cancel_scope.cancel()
 
 
-async def test_what_is_not_written_is_kept_for_the_outcome(driver: Driver, nursery: trio.Nursery) -> None:
+async def test_what_is_not_written_is_kept_for_the_outcome(
+    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    driver: Driver,
+    nursery: trio.Nursery,
+) -> None:
     store, [handle] = await noting(driver, nursery)
     handle.note("checkpoint", b"1")
     await trio.sleep(0.1)
@@ -140,7 +147,11 @@ async def test_what_is_not_written_is_kept_for_the_outcome(driver: Driver, nurse
     nursery.cancel_scope.cancel()
 
 
-async def test_what_is_written_needs_not_go_along(driver: Driver, nursery: trio.Nursery) -> None:
+async def test_what_is_written_needs_not_go_along(
+    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    driver: Driver,
+    nursery: trio.Nursery,
+) -> None:
     _, [handle] = await noting(driver, nursery)
     handle.note("checkpoint", b"1")
     await trio.sleep(0.1)
@@ -148,7 +159,11 @@ async def test_what_is_written_needs_not_go_along(driver: Driver, nursery: trio.
     nursery.cancel_scope.cancel()
 
 
-async def test_notes_wait_for_a_database_that_is_away(driver: Driver, nursery: trio.Nursery) -> None:
+async def test_notes_wait_for_a_database_that_is_away(
+    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    driver: Driver,
+    nursery: trio.Nursery,
+) -> None:
     store, [handle] = await noting(driver, nursery)
     store.away = True
     handle.note("checkpoint", b"1")
@@ -271,7 +286,11 @@ def test_a_cpu_handler_is_told_that_it_cannot_note(bench: Bench) -> None:
     assert "job.progress does not work in another process" in bench.job(job_id)["reason"]
 
 
-async def test_the_message_is_cut_at_its_bound(driver: Driver, nursery: trio.Nursery) -> None:
+async def test_the_message_is_cut_at_its_bound(
+    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    driver: Driver,
+    nursery: trio.Nursery,
+) -> None:
     _, [handle] = await noting(driver, nursery)
     job = a_job(_run=handle)
     job.progress(0.5, "x" * MAX_PROGRESS_MESSAGE + "y")

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import messaging_attributes as messaging
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import jobqueue
 from jobqueue import App, documents, testing, tracing
@@ -422,8 +422,11 @@ async def test_the_last_failure_and_a_payload_that_does_not_fit_are_dead(traced:
     assert (unfit["jobqueue.outcome"], unfit["error.type"]) == ("dead", "jobqueue.engine.handlers.PayloadMismatch")
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_timeout_is_an_error(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_a_timeout_is_an_error(
+    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    traced: Node,
+    spans: InMemorySpanExporter,
+) -> None:
     await traced.run(sleep, timeout=3)
     span = only(spans)
     assert (span.status.status_code, span.status.description) == (ERROR, "timed out after 3 s")

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import h2.events
+import hypercorn.protocol
 import structlog
 import trio
 from hypercorn import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.logging import Logger
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
@@ -58,6 +61,25 @@ class _Log(Logger):
 
     async def exception(self, message: str, *_: object, **__: object) -> None:
         _log_contained(message, sys.exception())
+
+
+class _H2(H2Protocol):
+    """hypercorn's HTTP/2, which lets go of a connection when a body comes for a request that was answered without it."""
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        pending: list[h2.events.Event] = []
+        for event in events:
+            if isinstance(event, h2.events.DataReceived):
+                await super()._handle_events(pending)  # the stream may begin, or end, in there
+                pending = []
+                if event.stream_id not in self.streams:
+                    self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    continue
+            pending.append(event)
+        await super()._handle_events(pending)
+
+
+hypercorn.protocol.H2Protocol = _H2  # type: ignore[attr-defined]  # where ProtocolWrapper looks it up
 
 
 class Connection:
