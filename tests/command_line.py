@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tests.conftest import ROOT
@@ -40,17 +42,17 @@ def call(*arguments: str, code: int = 0, stdin: str = "", env: dict[str, str] | 
 
 
 class CommandLine:
-    """Commands that all reach the same queue in the same way.
+    """Commands that all reach the same queue.
 
     Args:
-        way: the options that say where the queue is.
+        ways: options that say where the queue is; where there are several, each command takes the next.
     """
 
-    def __init__(self, *way: str) -> None:
-        self.way = way
+    def __init__(self, *ways: Sequence[str]) -> None:
+        self._ways = itertools.cycle(ways)
 
     def __call__(self, *arguments: str, code: int = 0, stdin: str = "") -> Done:
-        return call(*arguments, *self.way, code=code, stdin=stdin)
+        return call(*arguments, *next(self._ways), code=code, stdin=stdin)
 
     def text(self, *arguments: str, stdin: str = "") -> str:
         """Run a command that must succeed and have nothing to say besides its result."""

@@ -36,11 +36,10 @@ def node(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     service.kill()
 
 
-@pytest.fixture(params=["service", "database"])
-def jobqueue(request: pytest.FixtureRequest, node: Service, database: Database) -> CommandLine:
-    if request.param == "service":
-        return CommandLine("--url", node.url, "--token", TOKEN)
-    return CommandLine("--database-url", database.url)
+@pytest.fixture
+def jobqueue(node: Service, database: Database) -> CommandLine:
+    """Commands that take the one way and the other in turn, from one queue to the same."""
+    return CommandLine(["--url", node.url, "--token", TOKEN], ["--database-url", database.url])
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_every_field_of_a_job_has_an_option(jobqueue: CommandLine, queue: str) -
         "--concurrency-key",
         "c",
     ]
-    keys = ["--unique", "--unique-key", "u", "--idempotency-key", f"{queue}-{jobqueue.way[0]}", "--delay", "2h"]
+    keys = ["--unique", "--unique-key", "u", "--idempotency-key", f"{queue}-1", "--delay", "2h"]
     job = jobqueue.json("jobs", "show", jobqueue.text("submit", "steps", "--queue", queue, *options, *keys).strip())
     assert (job["max_retries"], job["timeout"], job["state"]) == (7, 120, "scheduled")
     assert job["options"].items() >= {"group": "g", "weight": 2, "concurrency_key": "c", "unique_key": "u"}.items()
