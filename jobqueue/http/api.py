@@ -86,6 +86,12 @@ class _Front:
     def __init__(self, routes: Sequence[Route], guard: Guard) -> None:
         self._guard = guard
         self._routes = {_endpoint(route): route for route in routes}
+        # Of paths without parameters: ``/jobs/cancel`` is what it says, and not a job of that name.
+        self._methods: dict[str, set[str]] = {}
+        for route in routes:
+            if not route.path_parameters:
+                implied = {"OPTIONS", "HEAD"} if route.method == "GET" else {"OPTIONS"}
+                self._methods.setdefault(route.path, set()).update({route.method}, implied)
 
     async def let_in(self) -> Response | None:
         """Refuse a request, or answer it in place of its route; None lets it in."""
@@ -102,7 +108,7 @@ class _Front:
         if request.method == "OPTIONS" and request.url_rule is not None:
             return Response("", HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self._allowed())})
         if route is not None:
-            if request.method not in self._allowed():
+            if request.method not in self._methods.get(request.path, {request.method}):
                 raise MethodNotAllowed
             _negotiate(route)
         state = request.scope.get("state", {})  # a client in this process has no connection
@@ -130,10 +136,9 @@ class _Front:
         return None if request.method == "OPTIONS" else self._routes.get(request.endpoint or "")
 
     def _allowed(self) -> list[str]:
-        """Return the methods of the path that is asked for: of ``/jobs/cancel`` as it stands, and not as a job of that name."""
-        literal = {route.method for route in self._routes.values() if route.path == request.path}
-        if literal:
-            return sorted(literal | {"OPTIONS"} | ({"HEAD"} if "GET" in literal else set()))
+        """Return the methods of the path that is asked for. It asks werkzeug to match the path again: for errors and OPTIONS."""
+        if request.path in self._methods:
+            return sorted(self._methods[request.path])
         adapter = request_ctx.url_adapter
         return [] if adapter is None else sorted(adapter.allowed_methods())
 
