@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import trio
 
+from benchmarks.harness.processes import children_of
 from jobqueue import supervisor
 from jobqueue.engine.leases import process_identity
 from jobqueue.errors import NodeFailed, SettingsError
@@ -230,8 +231,7 @@ def test_nothing_outlives_a_parent_that_is_killed(effects: Effects) -> None:
             answer = httpx.post(f"{service.url}/submit", json=[sleep(60)] * 2, timeout=30)
             assert answer.status_code == 201
             wait_for(lambda: len(effects.ids("began")) == 2, "they run")
-            tasks = Path(f"/proc/{service.process.pid}/task").glob("*/children")
-            children = {int(pid) for path in tasks for pid in path.read_text().split()}
+            children = children_of(service.process.pid)
             assert len(children) == 3, "two nodes and PostgreSQL"
         finally:
             service.kill()

@@ -19,6 +19,7 @@ import httpx
 import psycopg
 import pytest
 
+from benchmarks.harness.processes import children_of
 from benchmarks.proxy import proxy_in_thread
 from jobqueue.service import SHUTDOWN_MARGIN
 from jobqueue.storage.cluster import PORT, ROLE
@@ -73,8 +74,7 @@ class Node:
 
     def children(self) -> list[int]:
         """The processes that run handlers, and those around them."""
-        found = [path.read_text().split() for path in Path(f"/proc/{self.process.pid}/task").glob("*/children")]
-        return [int(pid) for pids in found for pid in pids]
+        return children_of(self.process.pid)
 
     def stop(self, *, twice: bool) -> int:
         """Send SIGTERM, or two; return the exit code, which came in time."""
