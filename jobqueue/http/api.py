@@ -18,6 +18,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, Req
 from jobqueue.http import (
     conditional,
     cors,
+    dashboard,
     dead_letters,
     door,
     job_lists,
@@ -55,7 +56,7 @@ def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
     """Make all routes of a node, in the order of the description; `opened` is what needs no token."""
     topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service)
     routes = [route for topic in topics for route in topic.routes(backend)]
-    return [*routes, openapi.route(routes, opened)]
+    return [*routes, openapi.route(routes, opened), *dashboard.routes()]
 
 
 def build(backend: Backend, guard: Guard) -> QuartTrio:

@@ -67,7 +67,7 @@ class Guard:
             Forbidden: its token is for other things, a page of another site sent it, or it came for a host name that is not ours
                 (DNS rebinding).
         """
-        is_open = needs in self.opened
+        is_open = needs == "page" or needs in self.opened
         if is_open and needs == "health":
             return  # load balancers come by any name
         # A browser tells the origin with every request that a foreign page could misuse, and pages cannot change it.
@@ -98,7 +98,7 @@ class Guard:
 
 def permits(held: Role, method: str, needs: Access | None) -> bool:
     """Tell whether a role is enough for a request: admin is for all, read also for what submitters may look at."""
-    if needs is None or needs == "health" or held == "admin":
+    if needs is None or needs in {"page", "health"} or held == "admin":
         return True
     return held == needs or (held == "read" and (needs == "metrics" or (needs == "submit" and method in READS)))
 

@@ -34,8 +34,9 @@ PATH_PARAMETERS: Mapping[str, Any] = {
 SLASH = "\udc2f"
 """A slash that was encoded: a surrogate, which no decoded text holds."""
 
-Access = Literal["health", "metrics", "submit", "read", "admin"]
-"""What a request must be allowed: to see the service's health or its metrics, to submit, to look at anything, to do anything."""
+Access = Literal["page", "health", "metrics", "submit", "read", "admin"]
+"""What a request must be allowed: to get the dashboard's page, which tells nothing; to see the service's health or its metrics; to
+submit; to look at anything; to do anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,105 @@
+// What is asked of the reader before something is done: one dialog at a time, modal, closed by Escape.
+
+import { html, nothing } from "./vendor/lit-html/lit-html.js";
+import { KEYS, enabled, setEnabled } from "./keyboard.js";
+
+export class Dialogs {
+  #update;
+  #asked = null; // {template, resolve}
+
+  constructor(update) {
+    this.#update = update;
+  }
+
+  get open() {
+    return this.#asked !== null;
+  }
+
+  /**
+   * Ask whether something is to be done; resolves to true or false.
+   *
+   * question: {title, text, action: the button's label, danger: whether it cannot be undone}; text may be a template.
+   */
+  confirm({ title, text, action, danger = false }) {
+    return this.#ask(
+      html`
+        <h2 id="asked">${title}</h2>
+        <div>${text}</div>
+        <div class="buttons">
+          <button type="button" autofocus @click=${() => this.#answer(false)}>Keep as it is</button>
+          <button type="button" class=${danger ? "danger" : "primary"} @click=${() => this.#answer(true)}>${action}</button>
+        </div>
+      `,
+      false,
+    );
+  }
+
+  /** Ask for a token; resolves to null when there is none. `wrong`: the last one was not taken. */
+  askToken(wrong) {
+    const give = (event) => {
+      event.preventDefault();
+      this.#answer(event.target.elements.token.value.trim());
+    };
+    return this.#ask(
+      html`
+        <form @submit=${give}>
+          <h2 id="asked">This service asks for a token</h2>
+          ${wrong ? html`<p class="bad">It does not know the last one.</p>` : nothing}
+          <p>A token of the role <b>read</b> sees everything, one of the role <b>admin</b> may act too. It is kept until this tab is closed.</p>
+          <label>Token <input name="token" type="password" autocomplete="off" required autofocus /></label>
+          <div class="buttons">
+            <button type="button" @click=${() => this.#answer(null)}>Not now</button>
+            <button class="primary">Use it</button>
+          </div>
+        </form>
+      `,
+      null,
+    );
+  }
+
+  showKeys() {
+    return this.#ask(
+      html`
+        <h2 id="asked">Keyboard shortcuts</h2>
+        <dl class="keys">${KEYS.map(({ keys, does }) => html`<dt>${keys.map((key) => html`<kbd>${key}</kbd> `)}</dt><dd>${does}</dd>`)}</dl>
+        <label><input type="checkbox" .checked=${enabled()} @change=${(event) => setEnabled(event.target.checked)} /> Shortcuts are on</label>
+        <div class="buttons"><button type="button" autofocus @click=${() => this.#answer(null)}>Close</button></div>
+      `,
+      null,
+    );
+  }
+
+  /** Take back what is asked, as if it was declined. */
+  close() {
+    if (this.#asked) this.#answer(this.#asked.declined);
+  }
+
+  render() {
+    if (!this.#asked) return nothing;
+    return html`<dialog aria-labelledby="asked" @cancel=${() => this.close()}>${this.#asked.template}</dialog>`;
+  }
+
+  /** Bring what was rendered to the front. */
+  show() {
+    const dialog = document.querySelector("dialog");
+    if (dialog && !dialog.open) dialog.showModal();
+  }
+
+  #ask(template, declined) {
+    this.close();
+    const before = document.activeElement;
+    return new Promise((resolve) => {
+      this.#asked = { template, declined, resolve, before };
+      this.#update();
+    });
+  }
+
+  #answer(value) {
+    const { resolve, before } = this.#asked;
+    this.#asked = null;
+    document.querySelector("dialog")?.close();
+    before?.focus?.();
+    this.#update();
+    resolve(value);
+  }
+}

@@ -1,0 +1,55 @@
+// Numbers with their units, and times in the reader's zone, which is shown.
+
+const COUNT = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const TIME = new Intl.DateTimeFormat("en-CA", {
+  year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23", timeZoneName: "short",
+});
+
+/** 1,307; 1.31M from a hundred thousand on. */
+export const count = (n) => (n < 100_000 ? COUNT : SHORT).format(n);
+
+/** Jobs with their noun: 1 job, 12 jobs. */
+export const jobs = (n) => `${COUNT.format(n)} ${n === 1 ? "job" : "jobs"}`;
+
+/** A rate with its unit: 3.6/s; 1.2/min below one in ten seconds. */
+export function rate(perSecond) {
+  if (perSecond === 0) return "0/s";
+  if (perSecond < 0.1) return `${significant(perSecond * 60)}/min`;
+  return `${significant(perSecond)}/s`;
+}
+
+/** A time span with its unit: 850 µs, 2.1 ms, 1.9 s, 3 min 20 s, 2 h 5 min, 3 d 4 h. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 0) return `-${duration(-seconds)}`;
+  if (seconds === 0) return "0 s";
+  if (seconds < 0.001) return `${significant(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${significant(seconds * 1000)} ms`;
+  if (seconds < 60) return `${significant(seconds)} s`;
+  const whole = Math.round(seconds);
+  for (const [unit, size, smaller, part] of [["d", 86_400, "h", 3_600], ["h", 3_600, "min", 60], ["min", 60, "s", 1]]) {
+    if (whole >= size) {
+      const rest = Math.floor((whole % size) / part);
+      return `${Math.floor(whole / size)} ${unit}${rest ? ` ${rest} ${smaller}` : ""}`;
+    }
+  }
+  return `${whole} s`;
+}
+
+/** A time as 2026-11-25 14:03:07 GMT+1, in the zone of the reader. */
+export function time(iso) {
+  const part = Object.fromEntries(TIME.formatToParts(new Date(iso)).map(({ type, value }) => [type, value]));
+  return `${part.year}-${part.month}-${part.day} ${part.hour}:${part.minute}:${part.second} ${part.timeZoneName}`;
+}
+
+/** How long ago something was: 3 min 20 s ago; in 2 h for what is to come. */
+export function ago(iso, now = Date.now()) {
+  const seconds = Math.round((now - Date.parse(iso)) / 1000);
+  if (seconds === 0) return "now";
+  return seconds > 0 ? `${duration(seconds)} ago` : `in ${duration(-seconds)}`;
+}
+
+function significant(n) {
+  return n >= 1000 ? SHORT.format(n) : String(Number(n.toPrecision(n >= 100 ? 3 : 2)));
+}

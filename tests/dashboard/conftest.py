@@ -1,0 +1,139 @@
+"""A real browser, Debian's chromium, driven by Playwright; and a service for it to look at.
+
+These tests are there where JOBQUEUE_TEST_CHROMIUM names its binary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests import postgres
+from tests.conftest import Database, ServerPool, Service
+
+collect_ignore_glob = [] if "JOBQUEUE_TEST_CHROMIUM" in os.environ else ["test_*.py"]
+
+if "JOBQUEUE_TEST_CHROMIUM" in os.environ:
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+PATIENCE_MS = 20_000
+"""How long a test waits for something to appear: a busy machine may need seconds."""
+
+
+@pytest.fixture(scope="module")
+def board(servers: ServerPool) -> Iterator[Board]:
+    """A service with the handlers of the dashboard's tests, on a database of its own, for all tests of a module."""
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.database(servers.url("embedded")))
+        board = Board(url)
+        stack.callback(board.close)
+        yield board
+
+
+class Board:
+    """A service that can be stopped and started again on the same port, and plain SQL on its database."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._port = 0
+        self.start()
+        self.database = Database(database_url)
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        given = ["tests.dashboard.handlers", "--port", str(self._port), "--database-url", self._database_url, *arguments]
+        self.service = Service(given, env or {})
+        self._port = urlsplit(self.service.url).port or 0
+
+    @property
+    def url(self) -> str:
+        return self.service.url
+
+    def close(self) -> None:
+        self.database.close()
+        self.service.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for all tests of a module. (Not longer: while it runs, no other test could run asyncio.)"""
+    with sync_playwright() as playwright:
+        # The sandbox needs a user that is not root; what is visited here is our own service.
+        browser = playwright.chromium.launch(executable_path=os.environ["JOBQUEUE_TEST_CHROMIUM"], args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Complaints:
+    """What went wrong in a page: nothing may be fetched from elsewhere, no policy broken, no exception left to the console.
+
+    Attributes:
+        expected: parts of messages that a test has provoked.
+    """
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.expected: list[str] = []
+        self._said: list[str] = []
+        self._origin = origin
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self._said.append(f"exception: {error}"))
+        page.on("dialog", lambda dialog: self._said.append(f"dialog: {dialog.message}"))
+        page.on("request", self._request)
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self._said.append(f"{message.type}: {message.text}")
+
+    def _request(self, request: Request) -> None:
+        if not request.url.startswith((self._origin, "data:")):
+            self._said.append(f"fetched from elsewhere: {request.url}")
+
+    @property
+    def unexpected(self) -> list[str]:
+        return [said for said in self._said if not any(part in said for part in self.expected)]
+
+
+Scheme = Literal["light", "dark"]
+Visit = Callable[..., "Page"]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Open a page: ``visit(board.url, "#/jobs", width=360, scheme="dark")``. At the end no page may have complained.
+
+    The page has an attribute `complaints`.
+    """
+    with ExitStack() as stack:
+        opened: list[Complaints] = []
+
+        def visit(
+            url: str, address: str = "", *, width: int = 1280, height: int = 900, scheme: Scheme = "light", **options: Any
+        ) -> Page:
+            context = browser.new_context(
+                viewport={"width": width, "height": height},
+                color_scheme=scheme,
+                locale="en-GB",
+                timezone_id="Europe/Berlin",
+                **options,
+            )
+            stack.callback(context.close)
+            context.set_default_timeout(PATIENCE_MS)
+            page = context.new_page()
+            complaints = Complaints(page, url)
+            opened.append(complaints)
+            page.complaints = complaints  # type: ignore[attr-defined]
+            page.goto(f"{url}/{address}")
+            return page
+
+        yield visit
+        for complaints in opened:
+            assert complaints.unexpected == []
+
+
+SHOTS = Path(os.environ["JOBQUEUE_TEST_SHOTS"]) if "JOBQUEUE_TEST_SHOTS" in os.environ else None
+"""Where pictures for the README are put, if anywhere."""
