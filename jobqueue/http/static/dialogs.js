@@ -34,6 +34,39 @@ export class Dialogs {
     );
   }
 
+  /**
+   * Ask for values; resolves to an object of texts by name, or to null.
+   *
+   * question: {title, text, action: the button's label, fields: [{name, label, value, hint, ...}], where what else a field has is of its input};
+   * numbers are asked for, and a field may stay empty.
+   */
+  form({ title, text, action, fields }) {
+    const give = (event) => {
+      event.preventDefault();
+      this.#answer(Object.fromEntries(new FormData(event.target)));
+    };
+    return this.#ask(
+      html`
+        <form class="fields" @submit=${give}>
+          <h2 id="asked">${title}</h2>
+          <div>${text}</div>
+          ${fields.map(
+            ({ name, label, value, hint, min, step }, place) => html`
+              <label for=${`asked-${name}`}>${label}</label>
+              <input id=${`asked-${name}`} name=${name} type="number" min=${min} step=${step} .value=${value ?? ""} aria-describedby=${`hint-${name}`} ?autofocus=${place === 0} />
+              <span class="quiet" id=${`hint-${name}`}>${hint}</span>
+            `,
+          )}
+          <div class="buttons">
+            <button type="button" @click=${() => this.#answer(null)}>Keep as it is</button>
+            <button class="primary">${action}</button>
+          </div>
+        </form>
+      `,
+      null,
+    );
+  }
+
   /** Ask for a token; resolves to null when there is none. `wrong`: the last one was not taken. */
   askToken(wrong) {
     const give = (event) => {

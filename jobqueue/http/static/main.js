@@ -72,6 +72,7 @@ function pageFor(signal) {
       update();
     }),
     confirm: (question) => dialogs.confirm(question),
+    form: (question) => dialogs.form(question),
     /** Do what changes something, say how it went, and tell whether it went well. */
     async act(method, path, options, done) {
       try {
