@@ -5,6 +5,7 @@ const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignific
 const TIME = new Intl.DateTimeFormat("en-CA", {
   year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23", timeZoneName: "short",
 });
+const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
 /** 1,307; 1.31M from a hundred thousand on. */
 export const count = (n) => (n < 100_000 ? COUNT : SHORT).format(n);
@@ -37,11 +38,17 @@ export function duration(seconds) {
   return `${whole} s`;
 }
 
-/** A time as 2026-11-25 14:03:07 GMT+1, in the zone of the reader. */
-export function time(iso) {
-  const part = Object.fromEntries(TIME.formatToParts(new Date(iso)).map(({ type, value }) => [type, value]));
+/** A time (ISO 8601, or ms) as 2026-11-25 14:03:07 GMT+1, in the zone of the reader. */
+export function time(when) {
+  const part = Object.fromEntries(TIME.formatToParts(new Date(when)).map(({ type, value }) => [type, value]));
   return `${part.year}-${part.month}-${part.day} ${part.hour}:${part.minute}:${part.second} ${part.timeZoneName}`;
 }
+
+/** A time of day, where the zone is shown elsewhere: 14:03. */
+export const clock = (when) => CLOCK.format(new Date(when));
+
+/** The zone of the reader: Europe/Berlin. */
+export const zone = () => CLOCK.resolvedOptions().timeZone;
 
 /** How long ago something was: 3 min 20 s ago; in 2 h for what is to come. */
 export function ago(iso, now = Date.now()) {

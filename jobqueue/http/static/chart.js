@@ -1,0 +1,249 @@
+// A chart over time: lines on a canvas (uPlot), and the same in words and as a table. Each line has a dash pattern of its own, so that
+// none is told by its colour alone; colours are those of style.css, by the system's setting.
+
+import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
+import { clock, time } from "./format.js";
+
+const SYNCHRONISED = "charts"; // the cursor is at the same time in all charts of the page
+const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [16, 4]];
+const ROWS = 30; // of the table
+
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+
+/**
+ * Scales: of numbers from zero, of numbers from zero whose sizes differ much (nearly logarithmic, zero included), and of durations.
+ * Each gives its range and, where uPlot's own would not do, what its axis is labelled at.
+ */
+const SCALES = {
+  linear: { scale: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
+  wide: {
+    scale: { distr: 4, asinh: 1, range: (_, __, max) => [0, Math.max(10, max * 1.5)] },
+    splits: (_, __, ___, max) => [0, ...powers(1, max)],
+  },
+  durations: {
+    scale: { distr: 3, range: (_, min, max) => (max > 0 ? [floorPower(min), Math.max(ceilPower(max), floorPower(min) * 10)] : [0.001, 1]) },
+    splits: (_, __, min, max) => powers(min, max),
+  },
+};
+
+export class Chart {
+  /** Where it is shown: put it into a template. */
+  element = document.createElement("figure");
+
+  #plot = document.createElement("div");
+  #title;
+  #unit;
+  #lines;
+  #format;
+  #tick;
+  #uplot;
+  #slots = [];
+  #cursor = null; // the slot that the pointer is at
+  #tabled = false;
+  #colours = new Map();
+
+  /**
+   * title, unit: what is shown, in words. scale: one of SCALES. format(number), tick(number): a value, and what its axis is labelled
+   * with, with their unit.
+   * lines: [{label, colour: a token of style.css, value(point): a number, or null or undefined for a gap}], at most as many as DASHES.
+   * signal: at its abortion the chart is taken down.
+   */
+  constructor({ title, unit, scale, format, tick = format, lines, signal }) {
+    this.#title = title;
+    this.#unit = unit;
+    this.#lines = lines;
+    this.#format = format;
+    this.#tick = tick;
+    this.element.className = "chart panel";
+    this.#plot.className = "plot";
+    this.#plot.setAttribute("role", "img");
+    const sized = new ResizeObserver(() => this.#fit(scale));
+    sized.observe(this.#plot);
+    DARK.addEventListener("change", () => this.#recolour(), { signal });
+    signal.addEventListener("abort", () => (sized.disconnect(), this.#uplot?.destroy()), { once: true });
+    this.#describe();
+  }
+
+  /** Show the slots of a History; `missing`: what to say where there are none. */
+  show(slots, missing) {
+    this.#slots = slots;
+    this.#cursor = null;
+    this.#uplot?.setData(this.#data());
+    this.#describe(missing);
+  }
+
+  /** How many points it holds. */
+  get length() {
+    return this.#uplot?.data[0].length ?? 0;
+  }
+
+  /** The plot is made when it is first known how large it is, and only once. */
+  #fit(scale) {
+    const size = { width: this.#plot.clientWidth, height: this.#plot.clientHeight };
+    if (size.width === 0) return;
+    if (this.#uplot) this.#uplot.setSize(size);
+    else this.#uplot = new uPlot(this.#options(size, scale), this.#data(), this.#plot);
+  }
+
+  #options(size, scale) {
+    const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const axis = {
+      stroke: () => this.#colour("--quiet"),
+      font: `${Math.round(rem * 0.8)}px system-ui, sans-serif`,
+      grid: { stroke: () => this.#colour("--line"), width: 1 },
+      ticks: { stroke: () => this.#colour("--line"), width: 1, size: 4 },
+    };
+    return {
+      ...size,
+      padding: [rem * 0.5, rem * 0.5, 0, 0],
+      legend: { show: false },
+      cursor: { drag: { x: false, y: false }, y: false, sync: { key: SYNCHRONISED } },
+      scales: { x: { time: true }, y: SCALES[scale].scale },
+      axes: [
+        { ...axis, size: rem * 1.8, space: rem * 5, values: (_, splits) => splits.map((at) => clock(at * 1000)) },
+        {
+          ...axis,
+          size: rem * 4.2,
+          space: rem * 2,
+          splits: SCALES[scale].splits,
+          filter: (_, splits) => splits,
+          values: (_, splits) => splits.map((value) => this.#tick(value)),
+        },
+      ],
+      series: [
+        {},
+        ...this.#lines.map(({ label, colour }, place) => ({
+          label,
+          stroke: () => this.#colour(colour),
+          width: 1.75,
+          dash: DASHES[place],
+          points: { show: false, size: 5, filter: alone },
+        })),
+      ],
+      hooks: {
+        setCursor: [
+          ({ cursor: { idx } }) => {
+            const slot = this.#slots[idx] ?? null;
+            if (slot === this.#cursor) return;
+            this.#cursor = slot;
+            this.#describe();
+          },
+        ],
+      },
+    };
+  }
+
+  #data() {
+    return [this.#slots.map(({ at }) => at), ...this.#lines.map(({ value }) => this.#slots.map(({ point }) => (point && value(point)) ?? null))];
+  }
+
+  #recolour() {
+    this.#colours.clear();
+    this.#uplot?.redraw(false);
+  }
+
+  /** What a token stands for now. */
+  #colour(token) {
+    if (!this.#colours.has(token)) {
+      this.#plot.style.color = `var(${token})`;
+      this.#colours.set(token, getComputedStyle(this.#plot).color);
+      this.#plot.style.color = "";
+    }
+    return this.#colours.get(token);
+  }
+
+  #told(slot, { value }) {
+    const number = slot?.point && value(slot.point);
+    return typeof number === "number" ? this.#format(number) : "–";
+  }
+
+  #describe(missing) {
+    const latest = this.#slots.findLast(({ point }) => point) ?? null;
+    const slot = this.#cursor ?? latest;
+    this.#plot.setAttribute(
+      "aria-label",
+      latest
+        ? `${this.#title}, ${this.#unit}, from ${time(this.#slots[0].at * 1000)} to ${time(this.#slots.at(-1).at * 1000)}. ` +
+            `Latest: ${this.#lines.map((line) => `${line.label} ${this.#told(latest, line)}`).join(", ")}.`
+        : `${this.#title}: ${missing ?? "nothing yet."}`,
+    );
+    render(
+      html`
+        <figcaption>
+          <div class="row spread">
+            <h2>${this.#title} <span class="quiet">${this.#unit}</span></h2>
+            <span class="quiet number">${slot ? `${this.#cursor ? "At" : "Latest:"} ${time(slot.at * 1000)}` : nothing}</span>
+          </div>
+          <ul class="legend">
+            ${this.#lines.map(
+              (line, place) => html`
+                <li>
+                  <svg class="dash" data-colour=${line.colour} viewBox="0 0 30 4" aria-hidden="true">
+                    <line x1="0" y1="2" x2="30" y2="2" stroke-dasharray=${DASHES[place].join(" ") || nothing}></line>
+                  </svg>
+                  ${line.label} <b class="number value">${this.#told(slot, line)}</b>
+                </li>
+              `,
+            )}
+          </ul>
+        </figcaption>
+        <div class="drawn">${this.#plot} ${latest ? nothing : html`<p class="missing quiet">${missing}</p>`}</div>
+        <details @toggle=${(event) => this.#table(event.target.open)}>
+          <summary>Show as table</summary>
+          ${this.#tabled ? this.#rows() : nothing}
+        </details>
+      `,
+      this.element,
+    );
+  }
+
+  #table(open) {
+    this.#tabled = open;
+    this.#describe();
+  }
+
+  #rows() {
+    return html`
+      <div class="scroll" tabindex="0" role="region" aria-label=${`${this.#title} as a table`}>
+        <table>
+          <caption class="hidden">${this.#title}, ${this.#unit}: the last ${ROWS} points, the latest first</caption>
+          <thead>
+            <tr><th scope="col">Time</th>${this.#lines.map(({ label }) => html`<th scope="col" class="number">${label}</th>`)}</tr>
+          </thead>
+          <tbody>
+            ${this.#slots
+              .slice(-ROWS)
+              .reverse()
+              .map(
+                (slot) => html`
+                  <tr>
+                    <th scope="row" class="number">${time(slot.at * 1000)}</th>
+                    ${this.#lines.map((line) => html`<td class="number">${this.#told(slot, line)}</td>`)}
+                  </tr>
+                `,
+              )}
+          </tbody>
+        </table>
+      </div>
+    `;
+  }
+}
+
+/** The points that have no neighbour, which a line would not show. */
+function alone(uplot, series) {
+  const values = uplot.data[series];
+  const found = [];
+  values.forEach((value, place) => {
+    if (value !== null && (values[place - 1] ?? null) === null && (values[place + 1] ?? null) === null) found.push(place);
+  });
+  return found.length ? found : null;
+}
+
+function powers(min, max) {
+  const found = [];
+  for (let exponent = Math.ceil(Math.log10(min) - 1e-9); 10 ** exponent <= max; exponent += 1) found.push(10 ** exponent);
+  return found;
+}
+
+const floorPower = (number) => 10 ** Math.floor(Math.log10(number));
+const ceilPower = (number) => 10 ** Math.ceil(Math.log10(number));
