@@ -8,8 +8,8 @@ from collections.abc import Sequence
 _PREFERRED = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 BOUNDS = tuple(sorted({float(f"{number}e{decade}") for decade in range(-4, 5) for number in _PREFERRED} | {1_800.0, 100_000.0}))
-"""The upper bounds of the buckets in seconds, from 0.1 ms to 28 h: ten to a decade, the preferred numbers R"10 of ISO 3, and half an
-hour. What is longer has a bucket of its own."""
+"""The upper bounds of the buckets in seconds, from 0.1 ms to 28 h: ten to a decade, the preferred numbers R"10 of ISO 3, and half
+an hour. What is longer has a bucket of its own."""
 
 LARGEST_RATIO = 4 / 3
 """Of a bucket's upper bound to its lower one, at the most: so far may a percentile be from the duration that it stands for."""

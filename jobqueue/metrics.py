@@ -28,7 +28,7 @@ _COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.12
 
 
 _PLACES = [*(BOUNDS.index(seconds) for seconds in _SECONDS), len(BOUNDS)]
-"""Where these bounds, which are what Prometheus is told of, are among the finer ones that `Durations` count in; the last is infinity."""
+"""Where these bounds, which Prometheus is told of, are among the finer ones that `Durations` count in; the last is infinity."""
 
 
 class Totals(NamedTuple):
