@@ -355,6 +355,28 @@ CREATE TABLE IF NOT EXISTS jobqueue.keys (
 
 CREATE INDEX IF NOT EXISTS keys_expires_at ON jobqueue.keys (expires_at);
 
+-- What all nodes did, by slots of 10, 60 and 300 seconds of the database's clock, which are kept for an hour, six and a day: some thousand
+-- rows. Pages keep room, so that a node's figures are a HOT update.
+CREATE TABLE IF NOT EXISTS jobqueue.history (
+    step       integer     NOT NULL,               -- seconds
+    at         timestamptz NOT NULL,               -- when the slot began
+    submitted  bigint      NOT NULL,
+    completed  bigint      NOT NULL,
+    failed     bigint      NOT NULL,               -- attempts
+    dead       bigint      NOT NULL,
+    waits      integer[]   NOT NULL,               -- first attempts, by how long their jobs had waited: jobqueue.durations has the bounds
+    runs       integer[]   NOT NULL,               -- attempts, by how long they took
+    depth      jsonb,                              -- {"state": jobs} as counted last; NULL: they were not
+    counted_in double precision,                   -- the seconds that took
+    PRIMARY KEY (step, at)
+) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+-- Jobs that were submitted in SQL and are not in the history yet, which no node knows of. Rows are only ever inserted, but for
+-- jobqueue.record, which takes them: an open transaction holds up nobody.
+CREATE TABLE IF NOT EXISTS jobqueue.sql_submissions (
+    jobs integer NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
 -- ------------------------------------------------------------------------------------------------------------- looking things up
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
@@ -984,9 +1006,10 @@ END $$;
 -- node, wants, defaults: claim for this node in the same transaction, as jobqueue.claim does; of the new jobs also those below the floor.
 --        Returns what was claimed; NULL where nothing was asked for, or the claim failed.
 -- key_ttl: for how many seconds an idempotency key is known.
+-- uncounted: no node counts these jobs for the history: they are noted here.
 CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true,
                                                  node uuid DEFAULT NULL, wants jsonb DEFAULT NULL, defaults jsonb DEFAULT '{}',
-                                                 key_ttl double precision DEFAULT 86400)
+                                                 key_ttl double precision DEFAULT 86400, uncounted boolean DEFAULT false)
 RETURNS TABLE (ids uuid[], best jsonb, claimed text)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -1061,6 +1084,9 @@ BEGIN
            (SELECT min(scheduled.run_at) FROM scheduled)
       INTO ids, best, earliest;
 
+    IF uncounted AND jsonb_array_length(jobs) > 0 THEN
+        INSERT INTO jobqueue.sql_submissions (jobs) VALUES (jsonb_array_length(jobs));
+    END IF;
     IF wake THEN
         PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
     END IF;
@@ -1087,7 +1113,9 @@ END $$;
 -- a key says that a job is there already, the id of that one.
 -- Call it in your own transaction: commit and the jobs exist, roll back and they never did.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
-LANGUAGE sql AS $$ SELECT ids FROM jobqueue.submit_batch(jobqueue.with_options(jobs), again => jobs @? '$[*].id') $$;
+LANGUAGE sql AS $$
+    SELECT ids FROM jobqueue.submit_batch(jobqueue.with_options(jobs), again => jobs @? '$[*].id', uncounted => true)
+$$;
 
 -- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
 -- Where a key says that the job is there already, get the id of that one, and nothing is submitted.
@@ -2552,9 +2580,10 @@ $$;
 --     error      why there is none, to be shown until somebody changes the schedule
 --
 -- Another node's moves, and a change that somebody has not committed yet, are not waited for. Returns the names of the schedules that
--- were moved, the best rank of each queue that got jobs, and the seconds until the next tick of all but those that were left alone.
+-- were moved, the best rank of each queue that got jobs, the seconds until the next tick of all but those that were left alone, and how many
+-- jobs were submitted, as [[queue, kind, jobs], ...].
 CREATE OR REPLACE FUNCTION jobqueue.move_schedules(moves jsonb)
-RETURNS TABLE (moved text[], best jsonb, next_in double precision)
+RETURNS TABLE (moved text[], best jsonb, next_in double precision, submitted jsonb)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -2579,9 +2608,87 @@ BEGIN
     IF jobs IS NOT NULL THEN
         best := (SELECT b.best FROM jobqueue.submit_batch(jobs) AS b);
     END IF;
+    submitted := (SELECT coalesce(jsonb_agg(jsonb_build_array(c.queue, c.kind, c.jobs)), '[]')
+                    FROM (SELECT j ->> 'queue' AS queue, j ->> 'kind' AS kind, count(*) AS jobs FROM jsonb_array_elements(jobs) AS j
+                           GROUP BY 1, 2) AS c);
     next_in := (SELECT extract(epoch FROM min(s.next_at) - clock_timestamp()) FROM jobqueue.schedules AS s
                  WHERE NOT s.paused AND s.error IS NULL
                    AND (s.name = ANY (moved) OR s.name NOT IN (SELECT m ->> 'name' FROM jsonb_array_elements(moves) AS m)));
+    RETURN NEXT;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- history
+
+-- Two histograms as one; either may lack buckets at its end.
+CREATE OR REPLACE FUNCTION jobqueue.merged(one integer[], other integer[]) RETURNS integer[]
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(array_agg(coalesce(b.one, 0) + coalesce(b.other, 0) ORDER BY b.place), '{}')
+      FROM unnest(one, other) WITH ORDINALITY AS b (one, other, place)
+$$;
+
+-- The slot that a moment is in, by its beginning.
+CREATE OR REPLACE FUNCTION jobqueue.slot(step integer, moment timestamptz) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE AS $$ SELECT date_bin(step * interval '1 second', moment, to_timestamp(0)) $$;
+
+-- How many jobs there are in each state that waits or runs, and dead ones, as {"state": jobs}.
+CREATE OR REPLACE FUNCTION jobqueue.depth() RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_build_object('pending', (SELECT count(*) FROM jobqueue.pending_jobs), 'scheduled', (SELECT count(*) FROM jobqueue.scheduled_jobs),
+                              'blocked', (SELECT count(*) FROM jobqueue.blocked_jobs), 'inflight', (SELECT count(*) FROM jobqueue.inflight_jobs),
+                              'dead', (SELECT count(*) FROM jobqueue.dead_jobs))
+$$;
+
+-- Add what a node has counted since it was asked last to the slots of the ten seconds that are just over, by this server's clock. Who is the
+-- first of a slot takes along what was submitted in SQL, lets old slots go, and is asked to count the depths the next time.
+--
+-- sample: count the depths now, before any row is locked. It is asked for so seldom that all counting takes 1 % of the time at the most.
+--
+-- Returns the seconds until the slot of now is over, which is when to call again, and whether with sample.
+CREATE OR REPLACE FUNCTION jobqueue.record(submitted bigint, completed bigint, failed bigint, dead bigint, waits integer[], runs integer[],
+                                           sample boolean DEFAULT false)
+RETURNS TABLE (next_in double precision, next_sample boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    slot constant timestamptz := jobqueue.slot(10, clock_timestamp() - interval '10 seconds');
+    began constant timestamptz := clock_timestamp();
+    depth jsonb;
+    counted_in double precision;
+BEGIN
+    IF sample THEN
+        depth := jobqueue.depth();
+        counted_in := extract(epoch FROM clock_timestamp() - began);
+    END IF;
+    WITH written AS (
+        -- In this order, whoever does it: nobody waits in a circle.
+        INSERT INTO jobqueue.history AS h (step, at, submitted, completed, failed, dead, waits, runs, depth, counted_in)
+        SELECT s.step, jobqueue.slot(s.step, slot), record.submitted, record.completed, record.failed, record.dead, record.waits, record.runs,
+               depth, counted_in
+          FROM unnest('{10,60,300}'::integer[]) AS s (step)
+            ON CONFLICT (step, at) DO UPDATE
+           SET submitted = h.submitted + excluded.submitted, completed = h.completed + excluded.completed,
+               failed = h.failed + excluded.failed, dead = h.dead + excluded.dead, waits = jobqueue.merged(h.waits, excluded.waits),
+               runs = jobqueue.merged(h.runs, excluded.runs), depth = coalesce(excluded.depth, h.depth),
+               counted_in = coalesce(excluded.counted_in, h.counted_in)
+        RETURNING h.step, h.xmax = 0 AS made
+    )
+    SELECT written.made INTO next_sample FROM written WHERE written.step = 10;
+    IF next_sample THEN
+        WITH gone AS (
+            DELETE FROM jobqueue.sql_submissions RETURNING jobs
+        ), noted AS (
+            SELECT sum(gone.jobs) AS jobs FROM gone
+        )
+        UPDATE jobqueue.history AS h SET submitted = h.submitted + noted.jobs
+          FROM noted, unnest('{10,60,300}'::integer[]) AS s (step)
+         WHERE noted.jobs > 0 AND h.step = s.step AND h.at = jobqueue.slot(s.step, slot);
+        DELETE FROM jobqueue.history AS h
+         WHERE h.at < slot - CASE h.step WHEN 10 THEN interval '1 hour' WHEN 60 THEN interval '6 hours' ELSE interval '1 day' END;
+        next_sample := NOT EXISTS (
+            SELECT FROM jobqueue.history AS h
+             WHERE h.step = 10 AND h.at + interval '10 seconds' + h.counted_in * interval '100 seconds' > slot + interval '20 seconds');
+    END IF;
+    next_in := extract(epoch FROM slot + interval '20 seconds' - clock_timestamp());
     RETURN NEXT;
 END $$;
 

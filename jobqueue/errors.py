@@ -92,7 +92,7 @@ class TooManyRequests(Unavailable):
 
 
 class TooManyWatchers(Unavailable):
-    """More requests wait for jobs than the bound allows."""
+    """More requests wait for what becomes of jobs, or of all of them, than the bound allows."""
 
 
 class ShuttingDown(Unavailable):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from operator import add
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -12,6 +13,7 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
+from jobqueue.durations import BOUNDS, Durations
 from jobqueue.job import Verdict
 
 MAX_LABEL_PAIRS = 200
@@ -25,19 +27,19 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 5, 10)
 
 
-class Durations:
-    """A histogram for what happens to every job: counted on the loop's thread alone, so without a lock."""
+_PLACES = [*(BOUNDS.index(seconds) for seconds in _SECONDS), len(BOUNDS)]
+"""Where these bounds, which Prometheus is told of, are among the finer ones that `Durations` count in; the last is infinity."""
 
-    __slots__ = ("counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_SECONDS) + 1)
-        self.total = 0.0
+class Totals(NamedTuple):
+    """What a node has counted since it started, over all queues and kinds; the durations by the buckets of `durations.BOUNDS`."""
 
-    def observe(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(_SECONDS, seconds)] += 1
-        self.total += seconds
+    submitted: int
+    completed: int
+    failed: int
+    dead: int
+    waits: Sequence[int] = ()
+    runs: Sequence[int] = ()
 
 
 class KindMetrics:
@@ -133,9 +135,26 @@ class Metrics:
             family = HistogramMetricFamily(f"jobqueue_{name}", text, labels=("queue", "kind"))
             for labels, bound in self._bound.items():
                 counted: Durations = getattr(bound, durations)
-                buckets = zip((*map(floatToGoString, _SECONDS), "+Inf"), accumulate(counted.counts), strict=True)
+                up_to = list(accumulate(counted.counts))
+                buckets = zip((*map(floatToGoString, _SECONDS), "+Inf"), (up_to[place] for place in _PLACES), strict=True)
                 family.add_metric(labels, list(buckets), counted.total)
             yield family
+
+    def totals(self) -> Totals:
+        """Add up the series of all queues and kinds."""
+        waits, runs = ([0] * (len(BOUNDS) + 1) for _ in range(2))
+        for bound in self._bound.values():
+            waits = list(map(add, waits, bound.wait.counts))
+            runs = list(map(add, runs, bound.run.counts))
+        families = self._families
+        return Totals(
+            submitted=_total(families.submitted),
+            completed=_total(families.completed),
+            failed=_total(families.failed),
+            dead=_total(families.dead),
+            waits=waits,
+            runs=runs,
+        )
 
     def name_node(self, node: str, host: str, version: str) -> None:
         """Say which node this is: a new id after a lost lease replaces the old one."""
@@ -161,3 +180,7 @@ class Metrics:
     def render(self) -> bytes:
         """Return everything in the text format."""
         return generate_latest(self._registry)
+
+
+def _total(counter: Counter) -> int:
+    return round(sum(sample.value for family in counter.collect() for sample in family.samples))

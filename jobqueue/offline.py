@@ -37,10 +37,11 @@ async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
     """
     settings = Settings(database_url=database_url, queues={})
     await trio.to_thread.run_sync(_require_schema, database_url)
-    async with open_engine(App(), settings, Store(database_url)) as engine, trio.open_nursery() as nursery:
-        await nursery.start(engine.submissions.run)
-        await nursery.start(engine.watcher.run)
+    async with open_engine(App(), settings, Store(database_url), lives=False) as engine, trio.open_nursery() as nursery:
+        for part in (engine.submissions, engine.watcher, engine.overview, engine.history):
+            await nursery.start(part.run)
         yield api.build(operations(engine, settings, stopping=lambda: False), Guard())
+        await engine.history.flush()
         nursery.cancel_scope.cancel()
 
 

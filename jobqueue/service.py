@@ -24,16 +24,19 @@ import trio_parallel
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance, watchdog
 from jobqueue.engine.cron import Cron
+from jobqueue.engine.depths import Depths
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.gate import Gate
 from jobqueue.engine.handlers import App
+from jobqueue.engine.history import History
 from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.notes import Notes
 from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.overview import Overview
 from jobqueue.engine.schedule import Schedule
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.watching import Watcher
@@ -102,6 +105,9 @@ class Engine:
     queues: dict[str, LocalQueue]
     metrics: Metrics
     hooks: Hooks
+    history: History
+    depths: Depths
+    overview: Overview
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
@@ -152,8 +158,15 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 
 
 @asynccontextmanager
-async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterator[Engine]:
-    """Build the parts of a node around a store, which is closed at the end."""
+async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool = True) -> AsyncIterator[Engine]:
+    """Build the parts of a node around a store, which is closed at the end.
+
+    Args:
+        app: the handlers.
+        settings: everything else.
+        store: the database.
+        lives: whether it is to be a node, or only what may be asked of one.
+    """
     metrics = Metrics()
     metrics.schema_version.set(SCHEMA_VERSION)
     queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
@@ -192,6 +205,8 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         on_unwanted=cancel,
     )
     watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
+    depths = Depths(store)
+    overview = Overview(store, depths, lease)
     hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
     outcomes = Outcomes(
         store,
@@ -221,7 +236,7 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
         on_expired=hooks.expired,
         on_check=gate.due_in,
     )
-    cron = Cron(store, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
+    cron = Cron(store, metrics, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
     submissions = Submissions(
         store,
         metrics,
@@ -262,6 +277,9 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
                 queues=queues,
                 metrics=metrics,
                 hooks=hooks,
+                history=History(store, metrics, steady=lives),
+                depths=depths,
+                overview=overview,
             )
         finally:
             transactions.close()
@@ -304,6 +322,8 @@ async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: 
     await stages.start("outcomes", engine.outcomes.run)
     await stages.start("notes", engine.notes.run)
     await stages.start("watcher", engine.watcher.run)
+    await stages.start("overview", engine.overview.run)
+    await stages.start("history", engine.history.run)
     await stages.start("workers", engine.workers.run)
 
     def on_connect() -> None:
@@ -354,6 +374,8 @@ def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], boo
         engine.metrics,
         dispatcher=engine.dispatcher,
         watcher=engine.watcher,
+        depths=engine.depths,
+        overview=engine.overview,
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stopping,
@@ -387,10 +409,12 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     log.info("shutting down", grace_period=settings.grace_period)
     grace_ends = trio.current_time() + settings.grace_period
     engine.watcher.close()  # whoever waits for a job gets an answer now
+    engine.overview.close()
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
     await stages.stop("entrance", within=0.2)
 
     await stages.stop("watcher", within=0.2)
+    await stages.stop("overview", within=0.2)
     await stages.stop("dispatcher", within=1)
     await stages.stop("schedule", within=1)
     await stages.stop("gate", within=1)
@@ -417,6 +441,11 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     await stages.stop("recovery", within=0.2)
     await stages.stop("pruning", within=0.2)
     await stages.stop("hooks", within=HOOKS_DRAIN, gently=engine.hooks.close)
+    # All that there is to count is counted.
+    await stages.stop("history", within=0.2)
+    if engine.store.trouble is None:  # a database that is away would only be waited for
+        with trio.move_on_after(1):
+            await engine.history.flush()
 
     # Only now: while outcomes were being written, a lease that ran out would have given the jobs away.
     await stages.stop("heartbeat", within=0.2)

@@ -29,6 +29,7 @@ from jobqueue.engine.cron import LOOK_INTERVAL, RETRY_INTERVAL, TICKS_PER_TRANSA
 from jobqueue.engine.periodic import MAX_SCHEDULES
 from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
 from jobqueue.job import MAX_NAME_LENGTH, ClaimedJob, Job
+from jobqueue.metrics import Metrics
 from jobqueue.storage.store import DueSchedules, Move, Moved, Store
 from jobqueue.testing.memory_store import SECOND, MemoryStore
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
@@ -319,7 +320,7 @@ class Clocked(MemoryStore):
 
 
 def cron_of(store: Store, source: str | None = None, *schedules: CronSchedule) -> Cron:
-    return Cron(store, source=source, declared=schedules, on_submitted=lambda _: None)
+    return Cron(store, Metrics(), source=source, declared=schedules, on_submitted=lambda _: None)
 
 
 async def test_every_tick_has_its_job_on_time(autojump_clock: MockClock, nursery: trio.Nursery) -> None:

@@ -27,6 +27,7 @@ LAYERS = [
         "job",
         "retry",
         "documents",
+        "durations",
         "admission",
         "timetable",
         "settings",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from jobqueue.durations import percentile
 from jobqueue.metrics import CONTENT_TYPE, MAX_LABEL_PAIRS, KindMetrics, Metrics
 
 AWKWARD = 'a "quoted"\n\\line, ünïcode {=}'
@@ -88,6 +89,21 @@ def test_depths_of_too_many_queues_are_summed_up(metrics: Metrics) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------------ rendering
+
+
+def test_totals_are_over_all_series(used: Metrics) -> None:
+    totals = used.totals()
+    assert (totals.submitted, totals.completed, totals.failed, totals.dead) == (2, 2, 2, 2)
+    assert (percentile(totals.waits, 1), percentile(totals.runs, 1)) == (pytest.approx(0.2), pytest.approx(20))
+    assert (sum(totals.waits), sum(totals.runs)) == (2, 2)
+
+
+def test_durations_are_rendered_with_the_bounds_that_are_documented(used: Metrics) -> None:
+    bounds = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 30.0 60.0 300.0 1800.0 +Inf"
+    rendered = [line for line in used.render().decode().splitlines() if line.startswith("jobqueue_job_run_seconds_bucket")]
+    greeting = [line for line in rendered if 'kind="greet"' in line]
+    assert [line.split('le="')[1].split('"')[0] for line in greeting] == bounds.split()
+    assert [float(line.split()[-1]) for line in greeting] == [0] * 13 + [1] * 5
 
 
 def test_every_value_is_read_back(used: Metrics) -> None:

@@ -15,6 +15,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
+from jobqueue.metrics import Metrics
 from jobqueue.storage.store import SCHEDULE_BATCH, DueSchedule, Move, Moved, Ranks, Store
 from jobqueue.timetable import CronSchedule, Timetable, due
 
@@ -43,9 +44,16 @@ class Cron:
     """
 
     def __init__(
-        self, store: Store, *, source: str | None, declared: Sequence[CronSchedule], on_submitted: Callable[[Ranks], None]
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        source: str | None,
+        declared: Sequence[CronSchedule],
+        on_submitted: Callable[[Ranks], None],
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._source = source
         self._declared = declared
         self._on_submitted = on_submitted
@@ -114,6 +122,8 @@ class Cron:
         for move in moves:
             if move.error is not None and move.name in moved.names:
                 log.error("a schedule has no next tick", schedule=move.name, error=move.error)
+        for (queue, kind), jobs in moved.submitted.items():
+            self._metrics.of(queue, kind).submitted.inc(jobs)
         if moved.best:
             self._on_submitted(moved.best)
         return moved

@@ -8,30 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import trio
 
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told, until_told
+from jobqueue.engine.depths import Depths
 from jobqueue.engine.dispatcher import Dispatcher
+from jobqueue.engine.history import look_back
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.overview import Overview, Page
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
 from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings
 from jobqueue.metrics import CONTENT_TYPE, Metrics
-from jobqueue.storage.store import Depth, Store
+from jobqueue.storage.store import Store
 from jobqueue.timetable import CronSchedule
-
-DEPTH_INTERVAL = 1.0
-"""Seconds for which counted depths are shown again, at the least."""
-
-DEPTH_SHARE = 20
-"""Depths are shown again for this many times as long as counting them took: with a million jobs it stays cheap."""
-
-_UNSET = dict.fromkeys(QueueSettings.__struct_fields__) | {"aging_interval": 1.0}
-"""The settings of a queue that nobody has set."""
 
 
 class Operations:
@@ -47,6 +40,8 @@ class Operations:
         *,
         dispatcher: Dispatcher,
         watcher: Watcher,
+        depths: Depths,
+        overview: Overview,
         queues: Iterable[LocalQueue],
         keep_cancelled: bool,
         stopping: Callable[[], bool],
@@ -58,12 +53,11 @@ class Operations:
         self._outcomes = outcomes
         self._dispatcher = dispatcher
         self._watcher = watcher
+        self._depths = depths
+        self._overview = overview
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
-        self._counting = trio.Lock()
-        self._count_again_at = -1.0
-        self._counted: list[Depth] = []
 
     async def submit(self, jobs: Admitted) -> Receipt | None:
         """Commit jobs; see `Submissions.submit`."""
@@ -91,7 +85,7 @@ class Operations:
         # The node's own counters are worth a scrape without the depths, and now more than ever.
         if not self.troubles():
             with suppress(DatabaseUnavailable):
-                depths = await self._depths()
+                depths = await self._depths.counted()
                 self._metrics.set_depths((depth.queue, depth.state, depth.jobs, depth.oldest) for depth in depths)
         for queue in self._queues:
             self._metrics.workers.labels(queue.name).set(queue.concurrency)
@@ -177,24 +171,7 @@ class Operations:
 
     async def queues(self) -> list[dict[str, Any]]:
         """Every queue that is known, with its depth and the age of the oldest job by state, and what all nodes did of late."""
-        depths: dict[str, dict[str, int]] = {}
-        oldest: dict[str, dict[str, float]] = {}
-        for depth in await self._depths():
-            depths.setdefault(depth.queue, {})[depth.state] = depth.jobs
-            oldest.setdefault(depth.queue, {})[depth.state] = depth.oldest
-        rates = await self._store.throughput()
-        known = {row["name"]: row for row in await self._store.queues()}
-        for name in depths.keys() - known.keys():
-            known[name] = {"name": name, "paused": False, "created_at": None} | _UNSET
-        return [
-            {
-                **known[name],
-                "depth": depths.get(name, {}),
-                "oldest": oldest.get(name, {}),
-                "throughput": dict(zip(("completed", "failed"), rates.get(name, (0.0, 0.0)), strict=True)),
-            }
-            for name in sorted(known)
-        ]
+        return await self._depths.queues()
 
     async def queue(self, name: str) -> dict[str, Any] | None:
         """One of these; None when it is not known."""
@@ -208,6 +185,14 @@ class Operations:
         await self._store.configure(queue, settings)
         [row] = [row for row in await self._store.queues() if row["name"] == queue]
         return row
+
+    async def history(self, seconds: int) -> dict[str, Any]:
+        """What all nodes did in so many seconds; see `look_back`."""
+        return await look_back(self._store, seconds)
+
+    def watch_overview(self, seconds: int) -> AbstractContextManager[Page]:
+        """Watch everything at once; see `Overview.watch`."""
+        return self._overview.watch(seconds)
 
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()
@@ -226,16 +211,6 @@ class Operations:
 
     async def trigger_schedule(self, name: str) -> str | None:
         return await self._store.trigger_schedule(name)
-
-    async def _depths(self) -> list[Depth]:
-        """Count the depths, or give the last count again while it is young."""
-        async with self._counting:
-            started = trio.current_time()
-            if started >= self._count_again_at:
-                self._counted = await self._store.depths()
-                took = trio.current_time() - started
-                self._count_again_at = started + max(DEPTH_INTERVAL, took * DEPTH_SHARE)
-            return self._counted
 
 
 def _asked(options: Any) -> Any:

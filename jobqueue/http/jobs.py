@@ -150,10 +150,9 @@ class _Views:
             return Response("", HTTPStatus.NO_CONTENT)  # an EventSource connects again until it is told so
         with self._node.watch(job_id):  # refused here, where there still is an answer for it
             job = await self._found(job_id)
-        headers = {"Content-Type": watch.CONTENT_TYPE, "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
-            return Response("", headers=headers)
-        response = Response(watch.events(self._node, job["id"], request.scope["state"][PROLONG]), headers=headers)
+            return Response("", headers=watch.HEADERS)
+        response = Response(watch.events(self._node, job["id"], request.scope["state"][PROLONG]), headers=watch.HEADERS)
         response.timeout = None
         return response
 

@@ -101,7 +101,7 @@ _ABSENCES: dict[type[BaseException], _Absence] = {
         "too-many-requests", "Too many requests are in flight", "Send the request again later, or to another node.", 1
     ),
     TooManyWatchers: _Absence(
-        "too-many-watchers", "Too many requests wait for jobs", "Ask again later, without waiting, or ask another node.", 5
+        "too-many-watchers", "Too many requests watch this node", "Ask again later, without waiting, or ask another node.", 5
     ),
     ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 5),
     DatabaseUnavailable: _Absence(

@@ -419,3 +419,89 @@ class Event(msgspec.Struct, kw_only=True):
     event: Literal["state", "progress", "checkpoint", "end"]
     id: str
     data: str
+
+
+class Percentiles(msgspec.Struct, kw_only=True):
+    """How long something took, in seconds, known to a third of itself at the worst."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class DepthByState(msgspec.Struct, kw_only=True):
+    """How many jobs there were in each state that waits or runs, and dead ones."""
+
+    pending: Count
+    scheduled: Count
+    blocked: Count
+    inflight: Count
+    dead: Count
+
+
+class HistoryPoint(msgspec.Struct, kw_only=True):
+    """What all nodes did in one slot of the history.
+
+    Attributes:
+        at: when the slot began, by the database's clock.
+        submitted: jobs that were submitted, a second.
+        completed: jobs that succeeded, a second.
+        failed: attempts that failed, a second.
+        dead: jobs that died, a second.
+        wait: how long jobs had waited that were claimed for the first time; null where none was.
+        run: how long attempts took; null where none ended.
+        depth: as counted last in the slot; null where nobody counted.
+    """
+
+    at: Time
+    submitted: float
+    completed: float
+    failed: float
+    dead: float
+    wait: Percentiles | None
+    run: Percentiles | None
+    depth: DepthByState | None
+
+
+class History(msgspec.Struct, kw_only=True):
+    """What all nodes did of late.
+
+    Attributes:
+        step: the length of a slot in seconds.
+        points: the slots that are over, the oldest first; one in which no node ran is left out.
+    """
+
+    step: Literal[10, 60, 300]
+    points: list[HistoryPoint]
+
+
+class Overview(msgspec.Struct, kw_only=True):
+    """The queues and nodes as they are now.
+
+    Attributes:
+        now: by the database's clock.
+        node: the node that answers.
+    """
+
+    now: Time
+    node: UUID
+    queues: list[QueueState]
+    nodes: list[NodeState]
+
+
+class Troubles(msgspec.Struct, kw_only=True):
+    """Why what was told before is old."""
+
+    reasons: list[str]
+
+
+class OverviewEvent(msgspec.Struct, kw_only=True):
+    """One server-sent event.
+
+    Attributes:
+        event: what it tells of.
+        data: JSON: an `Overview`, a `History` with the points that are new or have changed, or `Troubles`.
+    """
+
+    event: Literal["overview", "history", "trouble"]
+    data: str

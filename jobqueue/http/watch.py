@@ -18,7 +18,12 @@ MAX_WAIT = 60.0
 KEEP_ALIVE = 15.0
 """Seconds without an event after which a comment is sent: proxies close what is silent."""
 
+COMMENT = b": still here\n\n"
+
 CONTENT_TYPE = "text/event-stream"
+
+HEADERS = {"Content-Type": CONTENT_TYPE, "X-Accel-Buffering": "no"}
+"""Of an answer that holds events; nginx would gather them."""
 
 LAST_ID = "end"
 """The id of the last event. A browser that connects again with it is told to stop."""
@@ -120,7 +125,7 @@ async def events(node: Watchable, job_id: str, go_on: Callable[[], bool]) -> Asy
             if not await watch.wait(KEEP_ALIVE):
                 if not go_on():
                     return
-                yield b": still here\n\n"
+                yield COMMENT
 
 
 def _news(seen: View | None, view: View) -> Iterator[tuple[str, Any]]:

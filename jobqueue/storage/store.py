@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from msgspec import UNSET
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import Change, ClaimedJob, DeadFilter, JobFilter, Note, Outcome, QueueSettings
+from jobqueue.metrics import Totals
 from jobqueue.storage import schema
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
@@ -52,6 +53,12 @@ DEAD_BATCH = 1_000
 CANCEL_BATCH = 1_000
 PRUNE_BATCH = 1_000
 """Jobs in one transaction of each kind."""
+
+HISTORY = {10: 3_600, 60: 21_600, 300: 86_400}
+"""The seconds of each slot of the history, and for how many seconds such slots are kept."""
+
+HISTORY_SETTLE = 2
+"""Seconds after its end from which on a slot is shown: by then every node has written what it did in it."""
 
 WALK_ROWS = 10_000
 """Jobs that are looked at for one page of a list, whatever the filter."""
@@ -220,12 +227,40 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moved(NamedTuple):
-    """What `Store.move_schedules` did: the names of what it moved, the best rank of each queue that got jobs, and seconds until
-    the next tick of all but those that it left alone (None: never)."""
+    """What `Store.move_schedules` did.
+
+    Attributes:
+        names: of what it moved.
+        best: the best rank of each queue that got jobs.
+        next_in: seconds until the next tick of all but those that it left alone; None: never.
+        submitted: how many jobs, by queue and kind.
+    """
 
     names: set[str]
     best: Ranks
     next_in: float | None
+    submitted: Mapping[tuple[str, str], int]
+
+
+class Recorded(NamedTuple):
+    """When to call `Store.record` again, in seconds, and whether it is to sample the depths then."""
+
+    next_in: float
+    sample: bool
+
+
+class Slot(NamedTuple):
+    """What all nodes did in one slot of the history.
+
+    Attributes:
+        at: when it began.
+        counts: what was counted in it.
+        depth: how many jobs there were in each state; None where nobody has counted them.
+    """
+
+    at: datetime
+    counts: Totals
+    depth: Mapping[str, int] | None
 
 
 class Glance(NamedTuple):
@@ -487,7 +522,8 @@ class Store:
             RefusedData: PostgreSQL refused one of the jobs.
         """
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.move_schedules(%s::jsonb)", _text(moves)))
-        return Moved(set(row["moved"]), row["best"], row["next_in"])
+        submitted = {(queue, kind): jobs for queue, kind, jobs in row["submitted"]}
+        return Moved(set(row["moved"]), row["best"], row["next_in"], submitted)
 
     async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
         """Make the schedules of a source these, unless a name is taken; return the names that are, and by which source."""
@@ -507,6 +543,35 @@ class Store:
     async def prune_keys(self) -> int:
         """Delete keys that nobody needs any more; return how many were looked at, at most `PRUNE_BATCH`."""
         return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.prune_keys(%s)", PRUNE_BATCH)))
+
+    async def record(self, counts: Totals, *, sample: bool = False) -> Recorded:
+        """Add what a node has counted to the history's slots that are just over; old slots are let go along with that.
+
+        Args:
+            counts: what was counted since the last call; the histograms may end with the last bucket that has something.
+            sample: whether to count the depths too, which one call of all nodes' is asked to do for each slot.
+        """
+        sql = "SELECT * FROM jobqueue.record(%s, %s, %s, %s, %s::integer[], %s::integer[], %s)"
+        *jobs, waits, runs = counts
+        [row] = await self._inspect.run(_rows(sql, *jobs, list(waits), list(runs), sample))
+        return Recorded(row["next_in"], row["next_sample"])
+
+    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+        """What all nodes did of late: the slots of so many seconds (`HISTORY`) that are over, the oldest first.
+
+        A slot in which no node ran is left out.
+
+        Args:
+            step: the slots' length in seconds.
+            seconds: how far to look back.
+        """
+        sql = """
+            SELECT at, submitted, completed, failed, dead, waits, runs, depth FROM jobqueue.history
+             WHERE step = %s AND at >= now() - %s::float8 * interval '1 second' AND at <= now() - %s * interval '1 second'
+             ORDER BY at
+        """
+        rows = await self._inspect.run(_rows(sql, step, seconds, step + HISTORY_SETTLE))
+        return [Slot(row["at"].astimezone(UTC), Totals(*(row[name] for name in Totals._fields)), row["depth"]) for row in rows]
 
     async def depths(self) -> list[Depth]:
         """Count the jobs that wait or run, and the dead ones, by queue."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from itertools import zip_longest
 from typing import Any, get_args
 
 import msgspec
@@ -37,10 +39,13 @@ from jobqueue.job import (
     Outcome,
     QueueSettings,
 )
+from jobqueue.metrics import Totals
 from jobqueue.storage.store import (
     ADMIT_BATCH,
     CANCEL_BATCH,
     DEAD_BATCH,
+    HISTORY,
+    HISTORY_SETTLE,
     PROMOTE_BATCH,
     PRUNE_BATCH,
     RECOVER_BATCH,
@@ -62,8 +67,10 @@ from jobqueue.storage.store import (
     Page,
     Promotion,
     Ranks,
+    Recorded,
     Recovered,
     RunId,
+    Slot,
     Store,
     Submitted,
     Want,
@@ -77,6 +84,7 @@ SECOND = 1_000_000
 DAY = 86_400 * SECOND
 KEPT_ERRORS = 10
 _STATES = frozenset(get_args(JobState))
+_COUNTED: tuple[JobState, ...] = ("pending", "scheduled", "blocked", "inflight", "dead")
 _LIMITS = ("max_running", "rate", "burst", "key_max_running", "key_rate", "key_burst")
 FAIR_STEP = Fraction(1, 1000)
 
@@ -122,6 +130,12 @@ class _Key:
     job_id: str
     fingerprint: object
     expires_at: Instant
+
+
+@dataclass(slots=True)
+class _Slot:
+    counts: Totals
+    depth: dict[str, int] | None = None
 
 
 @dataclass(slots=True)
@@ -184,6 +198,8 @@ class MemoryStore(Store):
         self._schedules: dict[str, _Schedule] = {}
         self._keys: dict[tuple[str, str], _Key] = {}
         self._key_checks: list[tuple[str, str]] = []
+        self._history: dict[tuple[int, Instant], _Slot] = {}
+        self._uncounted = 0  # jobs that no node has submitted
 
     @property
     def trouble(self) -> str | None:
@@ -526,7 +542,8 @@ class MemoryStore(Store):
             for schedule in self._schedules.values()
             if not schedule.paused and schedule.error is None and (schedule.name in moved or schedule.name not in given)
         ]
-        return Moved(moved, best, _next_in(counted, now))
+        submitted = Counter([(job["queue"], job["kind"]) for _, _, job in jobs])
+        return Moved(moved, best, _next_in(counted, now), submitted)
 
     async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
         await trio.lowlevel.checkpoint()
@@ -579,6 +596,32 @@ class MemoryStore(Store):
             else:
                 del self._keys[scope, key]
         return len(old)
+
+    async def record(self, counts: Totals, *, sample: bool = False) -> Recorded:
+        await trio.lowlevel.checkpoint()
+        now = self._now()
+        over = now // (10 * SECOND) * 10 * SECOND - 10 * SECOND
+        first = (10, over) not in self._history
+        if first:
+            counts = counts._replace(submitted=counts.submitted + self._uncounted)
+            self._uncounted = 0
+            kept = {step: over - seconds * SECOND for step, seconds in HISTORY.items()}
+            self._history = {place: slot for place, slot in self._history.items() if place[1] >= kept[place[0]]}
+        for step in HISTORY:
+            slot = self._history.setdefault((step, over // (step * SECOND) * step * SECOND), _Slot(Totals(0, 0, 0, 0)))
+            slot.counts = _merged(slot.counts, counts)
+            if sample:
+                slot.depth = {state: len(self._in(state)) for state in _COUNTED}
+        return Recorded((over + 20 * SECOND - now) / SECOND, first)
+
+    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+        await trio.lowlevel.checkpoint()
+        now = self._now()
+        return [
+            Slot(_EPOCH + timedelta(microseconds=at), slot.counts, slot.depth)
+            for (length, at), slot in sorted(self._history.items())
+            if length == step and now - round(seconds * SECOND) <= at <= now - (step + HISTORY_SETTLE) * SECOND
+        ]
 
     async def depths(self) -> list[Depth]:
         await trio.lowlevel.checkpoint()
@@ -809,6 +852,7 @@ class MemoryStore(Store):
             return None
         job_id = str(uuid_utils.uuid7())
         self._submit_batch([msgspec.json.encode({"id": job_id, **schedule.job(None)})], again=False, key_ttl=None)
+        self._uncounted += 1
         return job_id
 
     def _put(self, schedule: CronSchedule, source: str | None) -> None:
@@ -984,6 +1028,17 @@ class MemoryStore(Store):
 
 
 # ------------------------------------------------------------------------------------------------------------ how a row moves
+
+
+def _merged(one: Totals, other: Totals) -> Totals:
+    return Totals(
+        submitted=one.submitted + other.submitted,
+        completed=one.completed + other.completed,
+        failed=one.failed + other.failed,
+        dead=one.dead + other.dead,
+        waits=[a + b for a, b in zip_longest(one.waits, other.waits, fillvalue=0)],
+        runs=[a + b for a, b in zip_longest(one.runs, other.runs, fillvalue=0)],
+    )
 
 
 def _prepared(options: dict[str, Any] | None, now: Instant, *, again: bool) -> dict[str, Any] | None:

@@ -1,0 +1,217 @@
+"""Watch everything at once, for those who have the overview open: one look for all of them, each thing that is told encoded once.
+
+A watcher keeps nothing but how far it has read: one that reads slowly is told what is new by then, all in one piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from jobqueue.engine.depths import Depths
+from jobqueue.engine.history import point, step_of
+from jobqueue.engine.leases import Lease
+from jobqueue.errors import DatabaseUnavailable, TooManyWatchers
+from jobqueue.storage.store import HISTORY_SETTLE, Store
+
+LOOK_INTERVAL = 2.0
+"""Seconds between two looks, while somebody watches."""
+
+SHORTEST_INTERVAL = 0.5
+"""Seconds between two looks where there is reason to look sooner."""
+
+MAX_PAGES = 200
+"""The most pages that watch everything on a node."""
+
+LATE_SLOTS = 3
+"""How many of the latest slots are read again: a node may have been late to write what it did in them."""
+
+log = structlog.get_logger()
+
+
+class News(NamedTuple):
+    """One thing to tell: its name, and what there is to say as JSON."""
+
+    name: str
+    data: bytes
+
+
+class _Range:
+    """The history of so many seconds, as far as it was read.
+
+    Attributes:
+        pages: how many watch it.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        self.pages = 0
+        self._seconds = seconds
+        self._step = step_of(seconds)
+        self._points: dict[datetime, tuple[int, bytes]] = {}  # with the look that found each to be so
+        self._told: dict[int, bytes] = {}
+        self._over: float | None = None
+        self._read_at = 0.0
+
+    async def read(self, store: Store, now: datetime, look: int) -> None:
+        """Read what is new, if a slot is over since the last time."""
+        over = (now.timestamp() - HISTORY_SETTLE) // self._step
+        if over == self._over:
+            return
+        began = trio.current_time()
+        since = self._seconds
+        if self._over is not None:
+            since = min(since, math.ceil(began - self._read_at) + LATE_SLOTS * self._step)
+        slots = await store.history(self._step, seconds=since)
+        oldest = now - timedelta(seconds=self._seconds)
+        points = {at: known for at, known in self._points.items() if at >= oldest}
+        for slot in slots:
+            encoded = msgspec.json.encode(point(self._step, slot))
+            if slot.at not in points or points[slot.at][1] != encoded:
+                points[slot.at] = look, encoded
+        self._points = dict(sorted(points.items()))
+        self._over, self._read_at = over, began
+        self._told = {}
+
+    def since(self, look: int) -> bytes | None:
+        """What was found after a look, as JSON; None where that is nothing. All pages that ask for the same get the same."""
+        if look in self._told:
+            return self._told[look]
+        new = [encoded for found, encoded in self._points.values() if found > look]
+        if self._over is None or (look and not new):
+            return None
+        self._told[look] = b'{"step":%d,"points":[%s]}' % (self._step, b",".join(new))
+        return self._told[look]
+
+
+class Page:
+    """What one page has been told."""
+
+    def __init__(self, overview: Overview, watched: _Range, seen: int) -> None:
+        self._overview = overview
+        self._range = watched
+        self._seen = seen
+        self._history_seen = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the node stops: nothing more will be seen."""
+        return self._overview.closed
+
+    def news(self) -> list[News]:
+        """What is new since the last time. Where the database was away, that is that what was told before is old."""
+        overview = self._overview
+        if self._seen == overview.look:
+            return []
+        self._seen = overview.look
+        if overview.trouble is not None:
+            return [News("trouble", overview.trouble)]
+        told = [News("overview", overview.state)]
+        history = self._range.since(self._history_seen)
+        if history is not None:
+            self._history_seen = overview.look
+            told.append(News("history", history))
+        return told
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until there are news, or the node stops; False when neither comes in time."""
+        with trio.move_on_after(seconds):
+            while self._seen == self._overview.look and not self.closed:
+                await self._overview.changed.park()
+            return True
+        return False
+
+
+class Overview:
+    """Everybody who has the overview open on this node.
+
+    Attributes:
+        closed: see `close`.
+        look: the number of the look that found what there is to tell; 0 before the first.
+        state: the queues and nodes, as JSON.
+        trouble: why the state is old, as JSON; None while it is not.
+        changed: where to wait for the next look.
+    """
+
+    def __init__(self, store: Store, depths: Depths, lease: Lease) -> None:
+        self._store = store
+        self._depths = depths
+        self._lease = lease
+        self._ranges: dict[int, _Range] = {}
+        self._hurry = trio.Event()
+        self._old = 0  # nobody watched for a while after this look
+        self.closed = False
+        self.look = 0
+        self.state = b""
+        self.trouble: bytes | None = None
+        self.changed = trio.lowlevel.ParkingLot()
+
+    @contextmanager
+    def watch(self, seconds: int) -> Iterator[Page]:
+        """Watch everything, with the history of so many seconds, for as long as the context is open.
+
+        Raises:
+            TooManyWatchers: so many do already.
+        """
+        pages = sum(watched.pages for watched in self._ranges.values())
+        if pages >= MAX_PAGES:
+            raise TooManyWatchers(f"{pages} pages watch this node")
+        if not self._ranges:
+            self._old, self.trouble = self.look, None
+        if seconds not in self._ranges:
+            self._ranges[seconds] = _Range(seconds)
+            self._hurry.set()
+        watched = self._ranges[seconds]
+        watched.pages += 1
+        try:
+            yield Page(self, watched, self._old)
+        finally:
+            watched.pages -= 1
+            if not watched.pages:
+                del self._ranges[seconds]
+
+    def close(self) -> None:
+        """Let every page go: the node stops."""
+        self.closed = True
+        self.changed.unpark_all()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look until cancelled, while somebody watches."""
+        task_status.started()
+        look_at = math.inf
+        while True:
+            with trio.move_on_at(look_at):
+                await self._hurry.wait()
+            self._hurry = trio.Event()
+            if not self._ranges:
+                look_at = math.inf
+                continue
+            looked_at = trio.current_time()
+            await self._look()
+            look_at = looked_at + LOOK_INTERVAL
+            await trio.sleep_until(looked_at + SHORTEST_INTERVAL)
+
+    async def _look(self) -> None:
+        try:
+            now = (await self._store.now()).astimezone(UTC)
+            queues = await self._depths.queues()
+            nodes = await self._store.nodes()
+            for watched in list(self._ranges.values()):
+                await watched.read(self._store, now, self.look + 1)
+        except DatabaseUnavailable as error:
+            log.debug("the overview waits for the database", error=str(error))
+            trouble = msgspec.json.encode({"reasons": [f"the database cannot be used: {error}"]})
+            if trouble == self.trouble:
+                return
+            self.trouble = trouble
+        else:
+            self.trouble = None
+            self.state = msgspec.json.encode({"now": now, "node": self._lease.node.id, "queues": queues, "nodes": nodes})
+        self.look += 1
+        self.changed.unpark_all()
