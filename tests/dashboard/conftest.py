@@ -20,7 +20,7 @@ from tests.conftest import Database, ServerPool, Service
 collect_ignore_glob = [] if "JOBQUEUE_TEST_CHROMIUM" in os.environ else ["test_*.py"]
 
 if "JOBQUEUE_TEST_CHROMIUM" in os.environ:
-    from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 PATIENCE_MS = 20_000
 """How long a test waits for something to appear: a busy machine may need seconds."""
@@ -62,6 +62,7 @@ class Board:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser for all tests of a module. (Not longer: while it runs, no other test could run asyncio.)"""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         # The sandbox needs a user that is not root; what is visited here is our own service.
         browser = playwright.chromium.launch(executable_path=os.environ["JOBQUEUE_TEST_CHROMIUM"], args=["--no-sandbox"])
