@@ -47,3 +47,9 @@ async def report(job: jobqueue.Job, fraction: float = 0.4, message: str = "page 
         job.checkpoint(checkpoint)
     job.nursery.start_soon(trio.sleep_forever, name="a child of the report")
     await trio.sleep_forever()
+
+
+@app.handler('<img src=x onerror="window.owned=1">')
+async def hostile() -> None:
+    """Run until it is cancelled, under a name that nobody should choose."""
+    await trio.sleep_forever()

@@ -1,0 +1,147 @@
+"""Rows for the dashboard to show that would take hours to come about, and names that nobody should choose."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from jobqueue.durations import BOUNDS
+from tests.conftest import Database
+
+HOSTILE = (
+    '<img src=x onerror="window.owned=1">',
+    '"><script>window.owned=1</script>',
+    "javascript:window.owned=1",
+    "\u202egnp.eman",
+    "W" * 200,
+)
+"""Names that would run a script, lead to one, turn the text around, or take more room than there is."""
+
+SLOTS = {10: 3_600, 60: 21_600, 300: 86_400}
+"""How long slots of so many seconds are kept."""
+
+
+def slot(step: int, ago: float) -> datetime:
+    """When the slot began that was so many seconds ago."""
+    at = datetime.now(UTC).timestamp() - ago
+    return datetime.fromtimestamp(at // step * step, UTC)
+
+
+def history(database: Database, *, gap: tuple[float, float] = (1500, 1620)) -> None:
+    """Write a day of ups and downs, and ten minutes that are to come: a service that runs meanwhile adds to them.
+
+    Args:
+        gap: nothing is written from so many seconds ago to so many.
+    """
+    now = datetime.now(UTC).timestamp()
+    chance = random.Random(7)
+    for step, kept in SLOTS.items():
+        latest = slot(step, -600)
+        for number in range((kept + 600) // step):
+            at = latest - timedelta(seconds=number * step)
+            if not gap[0] < now - at.timestamp() < gap[1]:
+                point(database, step, at, **_lively(at, step, chance))
+
+
+def _lively(at: datetime, step: int, chance: random.Random) -> dict[str, Any]:
+    hours = at.timestamp() / 3600
+    tide = 1.2 + 0.5 * math.sin(hours * 0.7) + 0.3 * math.sin(hours * 9)
+    burst = max(0.0, math.sin(hours * 14 + 1) - 0.75) * 4
+    submitted = step * 30 * (tide + burst) * chance.uniform(0.93, 1.07)
+    failed = step * 0.8 * tide * chance.uniform(0.5, 1.5)
+    return {
+        "submitted": submitted,
+        "completed": submitted * chance.uniform(0.94, 1.02) - failed / 3,
+        "failed": failed,
+        "dead": failed / 12 if chance.random() < 0.5 else 0,
+        "waits": Counter(chance.lognormvariate(math.log(0.006 * (1 + 20 * burst)), 1.1) for _ in range(300)),
+        "runs": Counter(chance.lognormvariate(math.log(0.08 * tide), 1.2) for _ in range(300)),
+        "depth": {
+            "pending": int(chance.uniform(8, 14) * tide + 600 * burst),
+            "scheduled": 60 + int(10 * tide),
+            "blocked": int(4 * tide),
+            "inflight": int(chance.uniform(9, 15)),
+            "dead": 2,
+        },
+    }
+
+
+def point(
+    database: Database,
+    step: int,
+    at: datetime,
+    *,
+    waits: Mapping[float, int],
+    runs: Mapping[float, int],
+    depth: dict[str, int] | None,
+    **counts: float,
+) -> None:
+    """Write one slot: how many of what, and how many attempts waited or ran for about so many seconds."""
+    database.rows(
+        """
+        INSERT INTO jobqueue.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+            ON CONFLICT (step, at) DO UPDATE
+           SET submitted = excluded.submitted, completed = excluded.completed, failed = excluded.failed, dead = excluded.dead,
+               waits = excluded.waits, runs = excluded.runs, depth = excluded.depth
+        """,
+        *(step, at, *(round(counts[name]) for name in ("submitted", "completed", "failed", "dead"))),
+        *(_buckets(waits), _buckets(runs), depth and Jsonb(depth)),
+    )
+
+
+def _buckets(counts: Mapping[float, int]) -> list[int]:
+    buckets = [0] * (len(BOUNDS) + 1)
+    for seconds, count in counts.items():
+        buckets[bisect_left(BOUNDS, seconds)] += count
+    return buckets
+
+
+def node(
+    database: Database,
+    host: str,
+    queues: dict[str, int],
+    *,
+    heartbeat_ago: float = -600,
+    activity: dict[str, tuple[float, float]] | None = None,
+) -> UUID:
+    """Write a node whose lease is good for an hour, which so many seconds ago was heard of last.
+
+    Args:
+        database: where.
+        host: what its machine is called.
+        queues: how many jobs of each it runs at once.
+        heartbeat_ago: seconds; below zero, it is not late for as long.
+        activity: of each queue what it completed and failed a second.
+    """
+    made = uuid4()
+    database.rows(
+        """
+        INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, started_at, heartbeat_at, lease_until, activity)
+        VALUES (%s, %s, 4711, 'made up', '0.1.0', %s, now() - interval '26 hours', now() - %s * interval '1 second',
+                now() + interval '1 hour', %s)
+        """,
+        *(made, host, Jsonb(queues), heartbeat_ago, activity and Jsonb(activity)),
+    )
+    return made
+
+
+def running(database: Database, node_id: UUID, queue: str, kinds: Iterable[str]) -> None:
+    """Write jobs that a node holds, one of each kind."""
+    for kind in kinds:
+        database.rows(
+            """
+            INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, attempt,
+                                                claims, created_at, available_since, errors)
+            VALUES (%s, %s, %s, 0, %s, now() - interval '3 seconds', '{}', 3, 1, 1, now(), now(), '[]')
+            """,
+            *(uuid4(), queue, kind, node_id),
+        )

@@ -1,0 +1,395 @@
+"""The overview in a browser: that it shows what the database holds, what can be done from it, and that it lasts."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.dashboard import seeds
+from tests.dashboard.axe import accessible, fits
+from tests.dashboard.conftest import SHOTS, Board, Scheme, Visit
+
+
+@pytest.fixture(scope="module")
+def lively(board: Board) -> Board:
+    """A service with a day of history, jobs in each state, and a second node."""
+    seeds.history(board.database)
+    node = seeds.node(
+        board.database,
+        "worker-2.example",
+        {"mail": 8, "thumbnails": 8},
+        activity={"mail": (14, 0.5), "thumbnails": (9, 0), "default": (19, 0.2)},
+    )
+    seeds.running(board.database, node, "mail", ["welcome", "invoice"])
+    seeds.running(board.database, node, "thumbnails", ["thumbnail"])
+    httpx.put(f"{board.url}/queues/thumbnails", json={"max_running": 8, "rate": 10, "burst": 20}).raise_for_status()
+    batch = [
+        *({"kind": "welcome", "queue": "later"} for _ in range(20)),
+        *({"kind": "welcome", "queue": "later", "delay": 3600} for _ in range(4)),
+        *({"kind": "report", "timeout": 3600} for _ in range(3)),
+    ]
+    httpx.post(f"{board.url}/submit", json=batch).raise_for_status()
+    for _ in range(2):
+        answer = httpx.post(f"{board.url}/submit", json={"kind": "fail"}).raise_for_status()
+        httpx.get(f"{board.url}/jobs/{answer.json()['id']}", params={"wait": 60}, timeout=70).raise_for_status()
+    return board
+
+
+@pytest.fixture(scope="module")
+def hostile(lively: Board) -> Board:
+    """The same with queues, kinds and hosts of hostile names, and a node that is late."""
+    node = seeds.node(lively.database, seeds.HOSTILE[0], dict.fromkeys(seeds.HOSTILE, 1), heartbeat_ago=30)
+    seeds.running(lively.database, node, seeds.HOSTILE[1], seeds.HOSTILE)
+    batch = [{"kind": name, "queue": name} for name in seeds.HOSTILE]
+    httpx.post(f"{lively.url}/submit", json=batch).raise_for_status()
+    return lively
+
+
+def figure(page: Page, name: str) -> Locator:
+    return page.locator(".figures > div").filter(has=page.locator("dt", has_text=re.compile(f"^{name}$"))).locator("dd").first
+
+
+def queue(page: Page, name: str) -> Locator:
+    return page.get_by_role("region", name="Queues").get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
+
+
+def chart(page: Page, title: str) -> Locator:
+    return page.locator("figure").filter(has=page.get_by_role("heading", name=re.compile(title)))
+
+
+def local(at: datetime) -> str:
+    """A time as the page has it."""
+    there = at.astimezone(ZoneInfo("Europe/Berlin"))
+    return f"{there:%Y-%m-%d %H:%M:%S} GMT+{there:%z}".replace("GMT++0", "GMT+")[:-2]
+
+
+def test_the_figures_are_what_the_database_says(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview")
+    for name, table in {
+        "Pending": "pending_jobs",
+        "Running": "inflight_jobs",
+        "Dead letters": "dead_jobs",
+        "Nodes": "nodes",
+    }.items():
+        expect(figure(page, name)).to_have_text(str(lively.database.value(f"SELECT count(*) FROM jobqueue.{table}")))
+    expect(figure(page, "Dead letters").get_by_role("link")).to_have_attribute("href", "#/dead")
+    counts = lively.database.rows("SELECT queue, state, count(*) FROM jobqueue.jobs WHERE state <> 'succeeded' GROUP BY 1, 2")
+    for name in {name for name, _, _ in counts}:
+        depth = {state: str(count) for at, state, count in counts if at == name}
+        cells = queue(page, name).get_by_role("cell")
+        for place, state in enumerate(("pending", "inflight", "scheduled", "blocked", "dead")):
+            expect(cells.nth(place)).to_have_text(depth.get(state, "0"))
+    rates = queue(page, "mail").get_by_role("cell")
+    expect(rates.nth(6)).to_have_text("14/s")
+    expect(rates.nth(7)).to_have_text("0.5/s")
+    expect(queue(page, "later").get_by_role("link")).to_have_attribute("href", "#/jobs?queue=later")
+    if SHOTS is not None:
+        page = visit(lively.url, "#/overview?range=3600")
+        expect(page.get_by_text("Latest:")).to_have_count(4)
+        page.screenshot(path=SHOTS / "overview.png")
+
+
+def test_the_nodes_are_there_with_their_load_and_what_they_run(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview")
+    rows = page.get_by_role("region", name="Nodes").get_by_role("row")
+    [[host, pid]] = lively.database.rows("SELECT host, pid FROM jobqueue.nodes WHERE process <> 'made up'")
+    mine = rows.filter(has_text=f"{host}:{pid}")
+    expect(mine).to_contain_text("answers this page")
+    expect(mine).to_contain_text("3 of 16 workers")
+    expect(mine).to_contain_text(re.compile("default / report: 3 jobs, oldest"))
+    other = rows.filter(has_text="worker-2.example:4711")
+    expect(other).to_contain_text("3 of 16 workers")
+    expect(other.get_by_role("meter")).to_have_attribute("max", "16")
+    attention = page.get_by_role("region", name="Needs attention")
+    expect(attention).to_have_text(re.compile(r"No node works queue later, and 20 jobs wait in it\."))
+
+
+def test_a_chart_is_a_table_too_and_the_history_is_in_it(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview?range=3600")
+    at = lively.database.value(
+        "SELECT at FROM jobqueue.history WHERE step = 10 AND submitted = 120 AND dead = 1 ORDER BY at LIMIT 1"
+    )
+    [point] = [
+        point
+        for point in httpx.get(f"{lively.url}/history", params={"seconds": 3600}).json()["points"]
+        if datetime.fromisoformat(point["at"]) == at
+    ]
+    waits = [float(f"{point['wait'][share]:.2g}") for share in ("p50", "p95", "p99")]
+    told = {
+        "Throughput": ["12/s", "11/s", "0.5/s", "0.1/s"],
+        "Depth": ["7", *["\N{EN DASH}"] * 4],
+        "Wait": [f"{seconds:g} s" for seconds in waits],
+    }
+    for title, values in told.items():
+        one = chart(page, title)
+        expect(one.get_by_role("table")).to_have_count(0)
+        one.get_by_text("Show as table").click()
+        row = one.get_by_role("row").filter(has=page.get_by_role("rowheader", name=local(at)))
+        expect(row.get_by_role("cell")).to_have_text(values)
+        one.get_by_text("Show as table").click()
+        expect(one.get_by_role("table")).to_have_count(0)
+    expect(page.get_by_role("img", name=re.compile("^Throughput, .* Latest: submitted "))).to_be_visible()
+
+
+def test_the_pointer_is_at_the_same_time_in_all_charts(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview?range=21600")
+    canvas = chart(page, "Throughput").locator("canvas")
+    expect(page.get_by_text("Latest:")).to_have_count(4)
+    canvas.scroll_into_view_if_needed()
+    canvas.hover(position={"x": 300, "y": 50}, force=True)
+    told = page.locator("figcaption .spread .number", has_text="At ")
+    expect(told).to_have_count(4)
+    assert len(set(told.all_inner_texts())) == 1
+    page.mouse.move(5, 5)
+    expect(page.get_by_text("Latest:")).to_have_count(4)
+
+
+def test_the_range_is_in_the_address_and_the_keyboard_is_enough(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url)
+    expect(page.get_by_role("link", name="15 min")).to_have_attribute("aria-current", "true")
+    for name, seconds in {"1 h": 3600, "6 h": 21600, "24 h": 86400}.items():
+        with page.expect_request(f"{lively.url}/overview/events?seconds={seconds}"):
+            page.get_by_role("link", name=name).focus()
+            page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{lively.url}/#/overview?range={seconds}")
+        expect(page.get_by_role("link", name=name)).to_have_attribute("aria-current", "true")
+        expect(page.get_by_role("link", name=name)).to_be_focused()
+        expect(page.get_by_text("Latest:")).to_have_count(4)
+    page.keyboard.press("j")
+    expect(page.get_by_role("region", name="Queues").get_by_role("link").first).to_be_focused()
+
+
+def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview")
+    row = queue(page, "default")
+    row.get_by_role("button", name="Pause default").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Jobs that run go on; no further ones start on any node")
+    accessible(page)
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is False
+    row.get_by_role("button", name="Pause default").click()
+    dialog.get_by_role("button", name="Pause").click()
+    expect(row.get_by_text("Paused", exact=True)).to_be_visible()
+    expect(page.get_by_text("Queue default is paused.")).to_be_visible()
+    assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is True
+    job = httpx.post(f"{lively.url}/submit", json={"kind": "greet"}).json()["id"]
+    expect(page.get_by_role("region", name="Needs attention")).to_contain_text("Queue default is paused, and 1 job waits in it.")
+    resumed_at = lively.database.value("SELECT clock_timestamp()")
+    row.get_by_role("button", name="Resume default").click()
+    expect(dialog).to_contain_text("1 job wait")
+    dialog.get_by_role("button", name="Resume").click()
+    expect(row.get_by_text("Paused", exact=True)).to_have_count(0)
+    assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is False
+    done = httpx.get(f"{lively.url}/jobs/{job}", params={"wait": 60}, timeout=70).json()
+    assert done["state"] == "succeeded"
+    assert datetime.fromisoformat(done["claimed_at"]) > resumed_at, "it started while its queue was paused"
+
+
+def test_limits_are_set_and_taken_back(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview")
+    row = queue(page, "later")
+    set_to = "SELECT max_running, rate, burst FROM jobqueue.queues WHERE name = 'later'"
+
+    def fill(**values: str) -> None:
+        row.get_by_role("button", name="Limits of later").click()
+        for label, value in values.items():
+            page.get_by_role("dialog").get_by_label(label.replace("_", " ")).fill(value)
+        accessible(page)
+        page.get_by_role("button", name="Set the limits").click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+
+    fill(Running_at_once="3", Started_a_second="0.5", Started_at_once="2")
+    expect(row).to_contain_text("At most 3 running at once; 0.5/s started, 2 at once")
+    assert lively.database.rows(set_to) == [(3, 0.5, 2)]
+    fill(Running_at_once="", Started_at_once="")
+    expect(row).to_contain_text("At most 0.5/s started")
+    fill(Started_a_second="")
+    expect(row).to_contain_text("None")
+    assert lively.database.rows(set_to) == [(None, None, None)]
+
+
+def test_hostile_names_run_nothing(hostile: Board, visit: Visit) -> None:
+    page = visit(hostile.url, "#/overview")
+    late = page.get_by_role("region", name="Nodes").get_by_role("row").filter(has_text=seeds.HOSTILE[0]).filter(has_text="Late:")
+    expect(late).to_have_count(1)
+    expect(page.get_by_role("region", name="Needs attention")).to_contain_text("is late: its last heartbeat was")
+    for name in seeds.HOSTILE:
+        expect(page.get_by_role("region", name="Queues").get_by_text(name, exact=True)).to_be_visible()
+        expect(page.get_by_role("region", name="Nodes").get_by_text(name, exact=True).first).to_be_visible()
+    assert page.locator("main img, main script").count() == 0
+    for link in page.locator("main a").all():
+        assert (link.get_attribute("href") or "").startswith("#/")
+    page.get_by_role("button", name=f"Pause {seeds.HOSTILE[1]}").click()
+    expect(page.get_by_role("heading", name=seeds.HOSTILE[1])).to_be_visible()
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_text(f"Queue {seeds.HOSTILE[1]} is paused.")).to_be_visible()
+    assert hostile.database.value("SELECT paused FROM jobqueue.queues WHERE name = %s", seeds.HOSTILE[1]) is True
+    page.get_by_role("link", name=seeds.HOSTILE[0]).click()
+    expect(page).to_have_url(re.compile("#/jobs"))
+    assert page.evaluate("window.owned === undefined")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "dark"), (3840, "light")])
+def test_it_is_readable_at_any_width_and_by_everybody(hostile: Board, visit: Visit, width: int, scheme: Scheme) -> None:
+    page = visit(hostile.url, "#/overview", width=width, scheme=scheme)
+    expect(page.get_by_role("region", name="Nodes")).to_be_visible()
+    expect(page.get_by_text("Latest:")).to_have_count(4)
+    chart(page, "Throughput").get_by_text("Show as table").click()
+    accessible(page)
+    fits(page)
+    for plot in page.locator(".plot").all():
+        assert plot.evaluate("plot => plot.querySelector('.uplot').offsetWidth === plot.clientWidth")
+
+
+def test_charts_follow_the_colour_scheme_and_the_width(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview")
+    expect(page.get_by_text("Latest:")).to_have_count(4)
+    canvas = chart(page, "Throughput").locator("canvas")
+    made = canvas.element_handle()
+    light = canvas.evaluate("canvas => canvas.toDataURL()")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("([canvas, light]) => canvas.toDataURL() !== light", arg=[made, light])
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.wait_for_function("canvas => canvas.offsetWidth < 680 && canvas.isConnected", arg=made)
+    fits(page)
+
+
+def test_a_lost_connection_says_so_and_comes_back(lively: Board, visit: Visit) -> None:
+    page = visit(lively.url, "#/overview?range=3600")
+    page.complaints.expected += [
+        "ERR_CONNECTION_REFUSED",
+        "ERR_INCOMPLETE_CHUNKED_ENCODING",
+        "ERR_CONNECTION_RESET",
+        "ERR_EMPTY_RESPONSE",
+    ]  # type: ignore[attr-defined]
+    connection = page.locator("header [role=status]")
+    expect(connection).to_have_text("Live")
+    expect(page.get_by_text("Latest:")).to_have_count(4)
+    known = httpx.get(f"{lively.url}/history", params={"seconds": 3600}).json()["points"][-20]["at"]
+    lively.service.kill()
+    expect(connection).to_have_text("Connection lost, trying again")
+    expect(page.get_by_text("The connection to the service is lost")).to_be_visible()
+    expect(page.locator("main")).to_contain_text(re.compile(r"What is shown is of \d{4}-.* GMT\+\d, .* ago\."))
+    expect(queue(page, "later")).to_be_visible()
+    accessible(page)
+    lively.start()
+    expect(connection).to_have_text("Live")
+    expect(page.get_by_text("The connection to the service is lost")).to_have_count(0)
+    chart(page, "Throughput").get_by_text("Show as table").click()
+    expect(chart(page, "Throughput").get_by_role("rowheader", name=local(datetime.fromisoformat(known)))).to_be_visible()
+
+
+def test_who_may_only_read_is_told_so(lively: Board, visit: Visit) -> None:
+    lively.service.kill()
+    lively.start(env={"JOBQUEUE_TOKENS": "read:just-looking"})
+    try:
+        page = visit(lively.url, "#/overview")
+        page.complaints.expected += ["status of 401", "status of 403"]  # type: ignore[attr-defined]
+        page.get_by_role("textbox", name="Token").fill("just-looking")
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name="Pause later").click()
+        page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+        expect(page.get_by_text("This needs a token of the role admin: yours has the role read.")).to_be_visible()
+        assert lively.database.rows("SELECT paused FROM jobqueue.queues WHERE name = 'later' AND paused") == []
+    finally:
+        lively.service.kill()
+        lively.start()
+
+
+FEED = """() => {
+    const ask = fetch;
+    const text = new TextEncoder();
+    window.fetch = (url, options) => {
+        if (!url.startsWith('/overview/events')) return ask(url, options);
+        return Promise.resolve(new Response(new ReadableStream({
+            start(stream) {
+                window.tell = (name, data) => stream.enqueue(text.encode(`event: ${name}\\ndata: ${JSON.stringify(data)}\\n\\n`));
+            },
+        })));
+    };
+    location.hash = '#/overview?range=3600';
+}"""
+"""Have the page told what a test makes up, with `tell(event, data)`: what the service never says for long, or would say all day."""
+
+
+def fed(page: Page) -> None:
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    page.evaluate(FEED)
+    page.wait_for_function("'tell' in window")
+
+
+def tell(page: Page, name: str, data: dict[str, Any]) -> None:
+    page.evaluate("([name, data]) => tell(name, data)", [name, data])
+
+
+def test_what_is_empty_says_what_to_do(board: Board, visit: Visit) -> None:
+    page = visit(board.url, "#/schedules")
+    fed(page)
+    tell(page, "overview", {"now": "2026-11-26T12:00:00Z", "node": None, "queues": [], "nodes": []})
+    tell(page, "history", {"step": 10, "points": []})
+    expect(page.get_by_text("The first points come after ten seconds.")).to_have_count(4)
+    expect(page.get_by_text("No job was submitted in the last 1 h, and none waits.")).to_be_visible()
+    expect(page.get_by_text(f"curl {board.url}/submit")).to_be_visible()
+    expect(page.get_by_text("jobqueue serve")).to_be_visible()
+    expect(page.get_by_text("No queue yet")).to_be_visible()
+    accessible(page)
+    tell(page, "trouble", {"reasons": ["the database cannot be used: it is away"]})
+    expect(page.locator("header [role=status]")).to_have_text("The database cannot be reached")
+    expect(page.get_by_text("The service cannot tell what goes on").locator("..")).to_contain_text("it is away")
+
+
+DAY = """async ([slots, first]) => {
+    const time = (seconds) => new Date(seconds * 1000).toISOString();
+    for (let slot = first; slot < first + slots; slot += 1) {
+        const at = 1_700_000_000 + slot * 10;
+        const node = {id: `node ${slot % 50}`, host: 'host', pid: slot, version: '1', queues: {all: 4}, started_at: time(at),
+                      heartbeat_at: time(at), lease_until: time(at + 10), throughput: {completed: 1, failed: 0},
+                      running: [{queue: 'all', kind: `kind ${slot}`, jobs: 1, oldest: 2}]};
+        const queues = ['all', `queue ${slot}`].map((name) => ({name, paused: false, depth: {pending: slot}, oldest: {pending: 3},
+                                                               throughput: {completed: slot, failed: 1}}));
+        tell('overview', {now: time(at + 10), node: node.id, queues, nodes: [node]});
+        const shares = {p50: 0.1, p95: 0.2, p99: 0.3 + slot % 7};
+        const counts = {submitted: slot % 9, completed: 2, failed: 1, dead: 0};
+        tell('history', {step: 10, points: [{at: time(at), ...counts, wait: shares, run: shares, depth: {pending: slot}}]});
+        if (slot % 60 === 0) await new Promise(requestAnimationFrame);
+    }
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+}"""
+
+
+def test_a_page_that_is_open_for_a_day_does_not_grow(board: Board, visit: Visit) -> None:
+    page = visit(board.url, "#/schedules")
+    fed(page)
+    browser = page.context.new_cdp_session(page)
+    browser.send("Performance.enable")
+
+    def held() -> dict[str, float]:
+        browser.send("HeapProfiler.collectGarbage")
+        return {metric["name"]: metric["value"] for metric in browser.send("Performance.getMetrics")["metrics"]}
+
+    page.evaluate(DAY, [720, 0])
+    expect(queue(page, "queue 719")).to_be_visible()
+    before = held()
+    page.evaluate(DAY, [8640, 720])
+    expect(queue(page, "queue 9359")).to_be_visible()
+    after = held()
+    assert after["Nodes"] <= before["Nodes"] + 50
+    assert after["JSEventListeners"] <= before["JSEventListeners"] + 20
+    assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 1e6
+    kept = page.evaluate(
+        """async () => {
+            const {History} = await import(document.querySelector('link[href$="/history.js"]').href);
+            const history = new History(3600);
+            for (let at = 0; at < 86400; at += 10) history.add({step: 10, points: [{at: new Date(at * 1000).toISOString()}]});
+            return [history.length, history.slots().length];
+        }"""
+    )
+    assert kept == [360, 360]
