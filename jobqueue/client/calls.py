@@ -268,6 +268,10 @@ class Calls:
         """Return every node that is running."""
         return await self._list("/nodes")
 
+    async def tasks(self) -> dict[str, Any]:
+        """Return the live Trio tasks of the node that answers, as a tree from its ``root`` on."""
+        return await self._object("GET", "/tasks")
+
     async def schedules(self) -> list[dict[str, Any]]:
         """Return every cron schedule."""
         return await self._list("/schedules")

@@ -114,6 +114,7 @@ class SyncClient:
     pause = _blocking(Calls.pause)
     resume = _blocking(Calls.resume)
     nodes = _blocking(Calls.nodes)
+    tasks = _blocking(Calls.tasks)
     schedules = _blocking(Calls.schedules)
     schedule = _blocking(Calls.schedule)
     put_schedule = _blocking(Calls.put_schedule)

@@ -364,6 +364,57 @@ class NodeState(msgspec.Struct, kw_only=True):
     throughput: Throughput
 
 
+class TaskJob(msgspec.Struct, kw_only=True):
+    """The job that a task runs."""
+
+    id: UUID
+    kind: str
+    queue: str
+
+
+class TaskNursery(msgspec.Struct, kw_only=True):
+    """The tasks of one nursery."""
+
+    tasks: list[Task]
+
+
+class Task(msgspec.Struct, kw_only=True):
+    """A live Trio task. What is shown are names of functions and places in the code, never values.
+
+    Attributes:
+        waits_on: the call that it is suspended in: `function (file:line)`, or `running` for the task that answers.
+        stack: the functions that it is in, the outermost first.
+        since: seconds for which it has waited, at the least; null while that is not known.
+        job: what it runs, if it is a worker.
+        nurseries: its children, the outer nursery first.
+        more: children that are left out.
+    """
+
+    name: str
+    waits_on: str
+    stack: list[str]
+    since: float | None
+    job: TaskJob | None
+    nurseries: list[TaskNursery]
+    more: Count
+
+
+class Tasks(msgspec.Struct, kw_only=True):
+    """The live tasks of the node that answers.
+
+    Attributes:
+        node: its id.
+        at: when this was, by the node's own clock.
+        tasks: how many there are, those that are left out among them.
+        root: the first task, below which all others are.
+    """
+
+    node: UUID
+    at: Time
+    tasks: Count
+    root: Task
+
+
 class ScheduleState(msgspec.Struct, kw_only=True):
     """A cron schedule, and where it stands.
 
