@@ -34,6 +34,7 @@ _OF_JOBS: list[Option[Any]] = [
 ]
 _OF_DEAD: list[Option[Any]] = [
     *_OF_ALL,
+    click.option("--cause", help="Only jobs that died of this, as `jobqueue dead causes` has it."),
     click.option("--reason", help="Only jobs with this in their reason."),
     click.option("--died-after", type=values.time_or_age, help="Only jobs that died later: a time, or how long ago (2h)."),
     click.option("--died-before", type=values.time_or_age, help="Only jobs that died earlier: a time, or how long ago (2h)."),

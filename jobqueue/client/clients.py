@@ -106,6 +106,7 @@ class SyncClient:
     result = _blocking(Calls.result)
     events = _iterating(Calls.events)
     dead = _iterating(Calls.dead)
+    dead_causes = _blocking(Calls.dead_causes)
     retry_dead = _blocking(Calls.retry_dead)
     discard_dead = _blocking(Calls.discard_dead)
     queues = _blocking(Calls.queues)

@@ -157,6 +157,10 @@ class Operations:
         rows = await self._store.dead(wanted, limit=limit, after=after)
         return [{**row, "options": _asked(row["options"])} for row in rows]
 
+    async def dead_causes(self, wanted: DeadFilter, limit: int) -> dict[str, Any]:
+        causes = await self._store.dead_causes(wanted, limit=limit)
+        return {"causes": causes.causes, "more": causes.more}
+
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
         """Run all that are wanted again, in transactions of a thousand; or count them."""
         if dry_run:
