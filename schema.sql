@@ -2059,9 +2059,30 @@ BEGIN
     RETURN states;
 END $$;
 
+-- The first and the last of the ids that a text is, or is the beginning of; NULL where it is neither. A beginning has at least eight hexadecimal
+-- digits, with dashes where ids have them or with none, and begins with 0, as ids of version 7 do until the year 2527. A whole id may be any.
+CREATE OR REPLACE FUNCTION jobqueue.ids_like(text text) RETURNS uuid[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    digits text := lower(replace(text, '-', ''));
+    first uuid;
+BEGIN
+    IF digits !~ '^(0[0-9a-f]{7,30}|[0-9a-f]{32})$' THEN
+        RETURN NULL;
+    END IF;
+    first := rpad(digits, 32, '0');
+    IF lower(text) NOT IN (digits, left(first::text, length(text))) THEN
+        RETURN NULL;
+    END IF;
+    RETURN ARRAY[first, rpad(digits, 32, 'f')::uuid];
+END $$;
+
 -- A query for the jobs that a filter means, the latest id first, up to so many; before: an id, above which all have been looked at. A filter is
--- an object with any of "state" (one, or an array), "queue", "kind", "group", "concurrency_key", "created_after" and "created_before"
+-- an object with any of "state" (one, or an array), "queue", "kind", "group", "concurrency_key", "text", "created_after" and "created_before"
 -- (times), all of which have to hold, or {"all": true}.
+--
+-- A text is looked for in the reason and the message of the last error, whatever its case. But one that is a whole id, or the beginning of
+-- an id of version 7, see jobqueue.ids_like, means the jobs of these ids.
 --
 -- It looks at no more than max_rows jobs, whatever the filter, along the indexes of ids: no other index is needed, which every job would
 -- pay for. The last one that it may look at is in the result, wanted or not, as is_last: there it was cut short, and its id is the "before"
@@ -2077,32 +2098,45 @@ DECLARE
     asked record;
     ids text[] := '{true}';
     parts text[] := '{}';
+    like_these uuid[];
+    -- Which row a job is, for max_rows. To look for a text is to read the job's history from where it is stored: each 512 bytes of that are a row too.
+    weight text := '1';
+    place text := 'row_number() OVER (ORDER BY j.id DESC)';
 BEGIN
     IF before IS NOT NULL THEN
         ids := ids || format('j.id < %L', before);
     END IF;
-    FOR asked IN SELECT * FROM jobqueue.conditions(filter, 'jobs', '{state,queue,kind,group,concurrency_key,created_after,created_before,all}') LOOP
+    FOR asked IN SELECT * FROM jobqueue.conditions(filter, 'jobs', '{state,queue,kind,group,concurrency_key,text,created_after,created_before,all}') LOOP
         parts := parts || CASE asked.name
             WHEN 'state' THEN 'true'
             WHEN 'queue' THEN format('w.queue = %L', asked.text)
             WHEN 'kind' THEN format('w.kind = %L', asked.text)
             WHEN 'group' THEN format('w.options ->> ''group'' = %L', asked.text)
             WHEN 'concurrency_key' THEN format('w.options ->> ''concurrency_key'' = %L', asked.text)
+            WHEN 'text' THEN format('(strpos(lower(w.reason), lower(%1$L)) > 0 OR strpos(lower(w.errors -> -1 ->> ''error''), lower(%1$L)) > 0)', asked.text)
             WHEN 'created_after' THEN format('w.created_at > %L::timestamptz', asked.text::timestamptz)
             WHEN 'created_before' THEN format('w.created_at < %L::timestamptz', asked.text::timestamptz)
             ELSE asked.text END;
-        IF asked.name = 'created_after' THEN
+        IF asked.name = 'text' AND jobqueue.ids_like(asked.text) IS NOT NULL THEN
+            like_these := jobqueue.ids_like(asked.text);
+            parts[cardinality(parts)] := 'true';
+            ids := ids || format('j.id BETWEEN %L AND %L', like_these[1], like_these[2]);
+        ELSIF asked.name = 'text' THEN
+            weight := '1 + coalesce(pg_column_size(j.errors), 0) / 512';
+            place := format('sum(%s) OVER (ORDER BY j.id DESC ROWS UNBOUNDED PRECEDING)', weight);
+        ELSIF asked.name = 'created_after' THEN
             ids := ids || format('j.id >= %L', jobqueue.uuid7_from(asked.text::timestamptz - interval '1 minute'));
         ELSIF asked.name = 'created_before' THEN
             ids := ids || format('j.id < %L', jobqueue.uuid7_from(asked.text::timestamptz + interval '1 minute'));
         END IF;
     END LOOP;
     RETURN format(
-        'SELECT q.* FROM (SELECT w.*, coalesce(%1$s, false) AS wanted FROM ('
+        'SELECT q.* FROM (SELECT w.*, w.place - w.weight < %2$L AND coalesce(%1$s, false) AS wanted, w.place >= %2$L AND w.place - w.weight < %2$L AS is_last FROM ('
         'SELECT j.id, j.state, j.queue, j.kind, j.priority, j.attempt, j.max_retries, j.created_at, j.run_at, j.claimed_at, j.ended_at, j.node_id,'
-        ' j.reason, j.options, j.saved, j.cancel_requested_at, row_number() OVER (ORDER BY j.id DESC) = %2$L AS is_last'
+        ' j.reason, j.errors, j.options, j.saved, j.cancel_requested_at,'
+        ' %6$s AS weight, %7$s AS place'
         ' FROM jobqueue.jobs AS j WHERE j.state = ANY (%3$L) AND %4$s ORDER BY j.id DESC LIMIT %2$L) AS w) AS q WHERE q.wanted OR q.is_last LIMIT %5$L',
-        array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs);
+        array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs, weight, place);
 END $$;
 
 -- Show jobs that match a filter, see jobqueue.walk, the latest id first, up to so many, without their payloads, results and errors. Returns

@@ -412,6 +412,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     """What may be asked of jobs in any state; all conditions hold.
 
     Attributes:
+        text: a whole id, or what one begins with, or a part of the last error's message or of the reason, in any case.
         created_after: by the database's clock, and about that by the time in the id; so is `created_before`. Both are exclusive.
     """
 
@@ -419,6 +420,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     kind: Name | None = None
     group: Name | None = None
     concurrency_key: Name | None = None
+    text: Text | None = None
     created_after: Instant | None = None
     created_before: Instant | None = None
 

@@ -122,8 +122,8 @@ class Calls:
         Args:
             limit: jobs on a page, at the most; a page may have fewer, or none, and not be the last.
             after: the ``next`` of an earlier page, to go on from there.
-            wanted: any of ``state`` (one, or a list), ``queue``, ``kind``, ``group``, ``concurrency_key``, ``created_after``,
-                ``created_before``.
+            wanted: any of ``state`` (one, or a list), ``queue``, ``kind``, ``group``, ``concurrency_key``, ``text``,
+                ``created_after``, ``created_before``.
         """
         return self._pages("/jobs", limit, after, wanted)
 

@@ -7,12 +7,14 @@ suite against it and PostgreSQL, and checks that no verb is inherited by mistake
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any, get_args
+from uuid import UUID
 
 import msgspec
 import trio
@@ -1155,6 +1157,7 @@ def _meant(row: _Row, wanted: JobFilter) -> bool:
         and wanted.kind in (None, row.kind)
         and wanted.group in (None, options.get("group"))
         and wanted.concurrency_key in (None, options.get("concurrency_key"))
+        and (wanted.text is None or _says(row, wanted.text.lower()))
         and (wanted.created_after is None or row.created_at > _instant(wanted.created_after))
         and (wanted.created_before is None or row.created_at < _instant(wanted.created_before))
     )
