@@ -39,6 +39,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.overview import Overview
 from jobqueue.engine.schedule import Schedule
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.task_tree import TaskTree
 from jobqueue.engine.watching import Watcher
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
@@ -108,6 +109,7 @@ class Engine:
     history: History
     depths: Depths
     overview: Overview
+    tasks: TaskTree
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
@@ -143,6 +145,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await start_engine(engine, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
+            await stages.start("tasks", engine.tasks.run)
             await stages.start("entrance", entrance.run)
             await stages.start("http", partial(_serve_http, entrance=entrance), engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # what is there now stays until the end: there is no use in looking at it
@@ -280,6 +283,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
                 history=History(store, metrics, steady=lives),
                 depths=depths,
                 overview=overview,
+                tasks=TaskTree(),
             )
         finally:
             transactions.close()
@@ -376,6 +380,7 @@ def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], boo
         watcher=engine.watcher,
         depths=engine.depths,
         overview=engine.overview,
+        tasks=engine.tasks,
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stopping,

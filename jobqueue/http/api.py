@@ -33,6 +33,7 @@ from jobqueue.http import (
     schedules,
     service,
     submit,
+    tasks,
 )
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, respond
 from jobqueue.http.auth import HEALTH, Guard
@@ -49,6 +50,7 @@ class Backend(
     schedules.Scheduling,
     service.Observed,
     overview.Overseen,
+    tasks.Introspected,
     Protocol,
 ):
     """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
@@ -56,7 +58,7 @@ class Backend(
 
 def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
     """Make all routes of a node, in the order of the description; `opened` is what needs no token."""
-    topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service, overview)
+    topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service, overview, tasks)
     routes = [route for topic in topics for route in topic.routes(backend)]
     return [*routes, openapi.route(routes, opened), *dashboard.routes()]
 

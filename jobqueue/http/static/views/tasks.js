@@ -9,6 +9,7 @@ import { count, duration, time } from "../format.js";
 import { Tree } from "../tree.js";
 
 const INTERVAL = 2_000; // ms between two looks
+const RUNNING = "running"; // what a task waits on that runs: the one that looks
 const LONG = [10, 60, 600, 3_600]; // s
 
 export function open(page) {
@@ -92,7 +93,7 @@ export function open(page) {
         <div class="task">
           <b class="mono"><bdi>${name}</bdi></b>
           ${job ? html`<a data-row href=${to(["jobs", job.id])}>job <bdi>${job.kind}</bdi></a> <span class="quiet">in <bdi>${job.queue}</bdi></span>` : nothing}
-          <span class="waits">${waitsOn ? html`waits on <span class="mono">${waitsOn}</span>` : "runs"}</span>
+          <span class="waits">${waitsOn === RUNNING ? "runs" : waitsOn ? html`waits on <span class="mono">${waitsOn}</span>` : "ends"}</span>
           ${since === null ? nothing : html`<span class="number">${duration(since)}</span>`} ${isLong ? html`<span class="badge warn">long</span>` : nothing}
           ${stack.length
             ? html`
