@@ -65,10 +65,10 @@ def _lively(at: datetime, step: int, chance: random.Random) -> dict[str, Any]:
         "waits": Counter(chance.lognormvariate(math.log(0.006 * (1 + 20 * burst)), 1.1) for _ in range(300)),
         "runs": Counter(chance.lognormvariate(math.log(0.08 * tide), 1.2) for _ in range(300)),
         "depth": {
-            "pending": int(chance.uniform(8, 14) * tide + 600 * burst),
-            "scheduled": 60 + int(10 * tide),
-            "blocked": int(4 * tide),
-            "inflight": int(chance.uniform(9, 15)),
+            "pending": int(chance.uniform(12, 20) * tide + 600 * burst),
+            "scheduled": 60,
+            "blocked": 0,
+            "inflight": int(chance.uniform(4, 9)),
             "dead": 2,
         },
     }

@@ -10,13 +10,14 @@ import { Tree } from "../tree.js";
 
 const INTERVAL = 2_000; // ms between two looks
 const RUNNING = "running"; // what a task waits on that runs: the one that looks
-const LONG = [10, 60, 600, 3_600]; // s
+const LONG = [1, 10, 60, 600, 3_600]; // s
 
 export function open(page) {
   const tree = new Tree();
   let seen = null;
   let wanted = "";
-  let long = LONG[1];
+  let long = 60;
+  let lost = null; // why there is no answer
   let paused = false;
   let timer;
 
@@ -25,11 +26,14 @@ export function open(page) {
     try {
       seen = await get("/tasks", {}, { signal: page.signal });
       tree.take(seen.root);
+      lost = null;
       page.connection("open");
     } catch (problem) {
       if (page.signal.aborted) return;
-      if (problem.status === 0 || problem.status >= 500) page.connection("lost");
-      else {
+      if (problem.status === 0 || problem.status >= 500) {
+        lost = problem.message;
+        page.connection("lost");
+      } else {
         paused = true;
         page.fail(problem);
       }
@@ -54,7 +58,8 @@ export function open(page) {
     const found = seen && tree.found(({ name }) => name.toLowerCase().includes(text), long);
     return html`
       <h1>Task tree</h1>
-      <p>Every Trio task of one node as it is now, within the nursery that waits for it: what it waits on, and for how long it has.</p>
+      <p>Every Trio task of one node as it is now, within the nursery that waits for it: what it waits on, and for how long it has at least.</p>
+      ${lost ? html`<p class="notice lost"><b>${lost}</b> What is shown is old; it is tried again until there is an answer.</p>` : nothing}
       <form class="panel row" @submit=${(event) => event.preventDefault()}>
         <label>Name <input type="search" .value=${live(wanted)} @input=${(event) => ((wanted = event.target.value), page.update())} /></label>
         <label>
@@ -64,14 +69,7 @@ export function open(page) {
           </select>
         </label>
         <button type="button" @click=${pause}>${paused ? "Go on" : "Hold still"}</button>
-        ${found
-          ? html`
-              <span role="status" class="quiet">
-                ${text ? `${count(found.tasks)} of ${tasks(seen.tasks)} match` : tasks(seen.tasks)}, ${count(found.long)} of them
-                ${found.long === 1 ? "has" : "have"} waited for ${duration(long)} or longer
-              </span>
-            `
-          : nothing}
+        ${found ? html`<span class="tally quiet" role=${text ? "status" : nothing}>${tally(found, text !== "")}</span>` : nothing}
       </form>
       ${found
         ? html`
@@ -85,6 +83,12 @@ export function open(page) {
           `
         : html`<p class="quiet">Loading …</p>`}
     `;
+  }
+
+  /** It is read out where something is looked for, and not every two seconds. */
+  function tally(found, some) {
+    const those = some ? `${count(found.tasks)} of ${tasks(seen.tasks)} match` : tasks(seen.tasks);
+    return `${those}; ${found.long === 1 ? "1 has" : `${count(found.long)} have`} waited for ${duration(long)} or longer`;
   }
 
   function task({ key, task: { name, waits_on: waitsOn, since, stack, job, more }, nurseries, isLong }, all) {
