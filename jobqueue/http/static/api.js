@@ -27,6 +27,11 @@ export async function get(path, query = {}, { signal } = {}) {
   return (await ask("GET", address(path, query), { signal })).json();
 }
 
+/** The same as text, for what parsing would change: numbers beyond 2^53 are rounded, and of two members of one name the first is lost. */
+export async function getText(path, query = {}, { signal } = {}) {
+  return (await ask("GET", address(path, query), { signal })).text();
+}
+
 /** Have something done. A failure in between may mean that it was done: the answer says so. */
 export async function act(method, path, { query = {}, body } = {}) {
   return (await ask(method, address(path, query), { body })).json();
@@ -40,7 +45,7 @@ export function path(...parts) {
 /**
  * Follow server-sent events until `signal` is aborted, through lost connections.
  *
- * onEvent(name, data): may return true to say that it was the last one.
+ * onEvent(name, data, text): may return true to say that it was the last one; text is what data was parsed from.
  * onState("open" | "lost", problem): the connection is there, or lost and will be tried again; 4xx is told as "refused", and is the end.
  */
 export async function follow(path, query, { signal, onEvent, onState }) {
@@ -49,9 +54,9 @@ export async function follow(path, query, { signal, onEvent, onState }) {
     try {
       const answer = await ask("GET", address(path, query), { signal, accept: "text/event-stream" });
       onState("open");
-      for await (const { name, data } of events(answer.body, signal)) {
+      for await (const { name, text } of events(answer.body, signal)) {
         pause = FIRST_PAUSE;
-        if (onEvent(name, data)) return;
+        if (onEvent(name, JSON.parse(text), text)) return;
       }
       onState("lost");
     } catch (error) {
@@ -99,12 +104,12 @@ async function* events(body, signal) {
       const blocks = text.split("\n\n");
       text = blocks.pop();
       for (const block of blocks) {
-        const event = { name: "message", data: null };
+        const event = { name: "message", text: null };
         for (const line of block.split("\n")) {
           if (line.startsWith("event: ")) event.name = line.slice(7);
-          else if (line.startsWith("data: ")) event.data = JSON.parse(line.slice(6));
+          else if (line.startsWith("data: ")) event.text = line.slice(6);
         }
-        if (event.data !== null) yield event;
+        if (event.text !== null) yield event;
       }
     }
   } finally {

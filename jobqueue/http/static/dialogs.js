@@ -38,7 +38,7 @@ export class Dialogs {
    * Ask for values; resolves to an object of texts by name, or to null.
    *
    * question: {title, text, action: the button's label, fields: [{name, label, value, hint, ...}], where what else a field has is of its input};
-   * numbers are asked for, and a field may stay empty.
+   * numbers are asked for unless it has another type, and a field may stay empty.
    */
   form({ title, text, action, fields }) {
     const give = (event) => {
@@ -51,9 +51,9 @@ export class Dialogs {
           <h2 id="asked">${title}</h2>
           <div>${text}</div>
           ${fields.map(
-            ({ name, label, value, hint, min, step }, place) => html`
+            ({ name, label, value, hint, type = "number", min, max, step }, place) => html`
               <label for=${`asked-${name}`}>${label}</label>
-              <input id=${`asked-${name}`} name=${name} type="number" min=${min} step=${step} .value=${value ?? ""} aria-describedby=${`hint-${name}`} ?autofocus=${place === 0} />
+              <input id=${`asked-${name}`} name=${name} type=${type} min=${min ?? nothing} max=${max ?? nothing} step=${step ?? nothing} .value=${value ?? ""} aria-describedby=${`hint-${name}`} ?autofocus=${place === 0} />
               <span class="quiet" id=${`hint-${name}`}>${hint}</span>
             `,
           )}

@@ -57,6 +57,9 @@ export function ago(iso, now = Date.now()) {
   return seconds > 0 ? `${duration(seconds)} ago` : `in ${duration(-seconds)}`;
 }
 
+/** The beginning of a text that may be long. */
+export const cut = (text, length) => (text.length > length ? `${text.slice(0, length)} …` : text);
+
 function significant(n) {
   return n >= 1000 ? SHORT.format(n) : String(Number(n.toPrecision(n >= 100 ? 3 : 2)));
 }
