@@ -25,6 +25,9 @@ HOSTILE = (
 )
 """Names that would run a script, lead to one, turn the text around, or take more room than there is."""
 
+SHOWN = tuple(name.replace("\u202e", "\\u202e") for name in HOSTILE)
+"""How a page shows them."""
+
 SLOTS = {10: 3_600, 60: 21_600, 300: 86_400}
 """How long slots of so many seconds are kept."""
 

@@ -95,7 +95,7 @@ export class Chart {
     };
     return {
       ...size,
-      padding: [rem * 0.5, rem * 0.5, 0, 0],
+      padding: [rem * 0.5, rem * 1.4, 0, 0],
       legend: { show: false },
       cursor: { drag: { x: false, y: false }, y: false, sync: { key: SYNCHRONISED } },
       scales: { x: { time: true }, y: SCALES[scale].scale },

@@ -60,6 +60,9 @@ export function ago(iso, now = Date.now()) {
 /** The beginning of a text that may be long. */
 export const cut = (text, length) => (text.length > length ? `${text.slice(0, length)} …` : text);
 
+/** A name that somebody chose, with what would not be seen of it, or turn the text around, as an escape: \u202e. */
+export const named = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (sign) => `\\u${sign.codePointAt(0).toString(16).padStart(4, "0")}`);
+
 function significant(n) {
   return n >= 1000 ? SHORT.format(n) : String(Number(n.toPrecision(n >= 100 ? 3 : 2)));
 }

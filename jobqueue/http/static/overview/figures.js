@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { to } from "../address.js";
-import { count, duration, jobs, rate } from "../format.js";
+import { count, duration, jobs, named, rate } from "../format.js";
 
 export const LATE = 6; // s without a heartbeat: three renewals of a lease
 
@@ -58,14 +58,14 @@ function troubles({ now, queues, nodes }) {
   const worked = new Set(nodes.flatMap((node) => Object.keys(node.queues)));
   for (const node of nodes) {
     const { age, over } = heartbeat(node, now);
-    if (over > 0) found.push(html`Node <bdi>${node.host}:${node.pid}</bdi> is not heard of for ${duration(age)}: its jobs go to other nodes.`);
-    else if (age > LATE) found.push(html`Node <bdi>${node.host}:${node.pid}</bdi> is late: its last heartbeat was ${duration(age)} ago.`);
+    if (over > 0) found.push(html`Node <bdi>${named(node.host)}:${node.pid}</bdi> is not heard of for ${duration(age)}: its jobs go to other nodes.`);
+    else if (age > LATE) found.push(html`Node <bdi>${named(node.host)}:${node.pid}</bdi> is late: its last heartbeat was ${duration(age)} ago.`);
   }
   for (const { name, paused, depth } of queues) {
     const waiting = depth?.pending ?? 0;
-    if (waiting && paused) found.push(html`Queue <bdi>${name}</bdi> is paused, and ${jobs(waiting)} wait${waiting === 1 ? "s" : ""} in it.`);
+    if (waiting && paused) found.push(html`Queue <bdi>${named(name)}</bdi> is paused, and ${jobs(waiting)} wait${waiting === 1 ? "s" : ""} in it.`);
     else if (waiting && nodes.length && !worked.has(name)) {
-      found.push(html`No node works queue <bdi>${name}</bdi>, and ${jobs(waiting)} wait${waiting === 1 ? "s" : ""} in it.`);
+      found.push(html`No node works queue <bdi>${named(name)}</bdi>, and ${jobs(waiting)} wait${waiting === 1 ? "s" : ""} in it.`);
     }
   }
   return found;

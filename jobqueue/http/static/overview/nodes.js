@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
-import { count, duration, jobs, rate, time } from "../format.js";
+import { count, duration, jobs, named, rate, time } from "../format.js";
 import { LATE, heartbeat } from "./figures.js";
 
 const SHOWN = 100; // nodes
@@ -51,12 +51,12 @@ function row(node, now, answering) {
   return html`
     <tr>
       <th scope="row" class="name">
-        <bdi>${node.host}:${node.pid}</bdi>
+        <bdi title=${named(node.host)}>${named(node.host)}:${node.pid}</bdi>
         ${node.id === answering ? html`<span class="badge">answers this page</span>` : nothing}
         <div class="quiet mono" title="The node's id">${node.id}</div>
       </th>
       <td class="load">
-        <meter min="0" max=${Math.max(room, 1)} .value=${Math.min(holds, room)} aria-label=${`Load of ${node.host}:${node.pid}`}></meter>
+        <meter min="0" max=${Math.max(room, 1)} .value=${Math.min(holds, room)} aria-label=${`Load of ${named(node.host)}:${node.pid}`}></meter>
         <span class="value">${count(holds)} of ${count(room)} workers</span>
       </td>
       <td class="words">
@@ -64,7 +64,7 @@ function row(node, now, answering) {
           ? html`
               <ul class="plain value">
                 ${node.running.slice(0, KINDS).map(
-                  ({ queue, kind, jobs: held, oldest }) => html`<li><bdi>${queue}</bdi> / <bdi>${kind}</bdi>: ${jobs(held)}, oldest ${duration(oldest)}</li>`,
+                  ({ queue, kind, jobs: held, oldest }) => html`<li><bdi title=${named(queue)}>${named(queue)}</bdi> / <bdi title=${named(kind)}>${named(kind)}</bdi>: ${jobs(held)}, oldest ${duration(oldest)}</li>`,
                 )}
                 ${node.running.length > KINDS ? html`<li class="quiet">and ${count(node.running.length - KINDS)} more kinds</li>` : nothing}
               </ul>

@@ -4,7 +4,7 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { to } from "../address.js";
 import { path } from "../api.js";
-import { count, duration, jobs, rate } from "../format.js";
+import { count, duration, jobs, named, rate } from "../format.js";
 
 const SHOWN = 50; // queues, until somebody looks for one by its name
 
@@ -60,7 +60,7 @@ function row(queue, act) {
   return html`
     <tr>
       <th scope="row" class="name">
-        <a data-row href=${to(["jobs"], { queue: name })}><bdi>${name}</bdi></a>
+        <a data-row href=${to(["jobs"], { queue: name })}><bdi title=${named(name)}>${named(name)}</bdi></a>
         ${paused ? html`<span class="badge warn">Paused</span>` : nothing}
       </th>
       ${STATES.map(([state]) => html`<td class="number value">${count(depth[state] ?? 0)}</td>`)}
@@ -69,8 +69,8 @@ function row(queue, act) {
       <td class="number value">${throughput ? rate(throughput.failed) : "–"}</td>
       <td class="words">${limits(queue)}</td>
       <td class="actions">
-        <button type="button" aria-label=${`Limits of ${name}`} @click=${() => act.limit(queue)}>Limits …</button>
-        <button type="button" aria-label=${`${paused ? "Resume" : "Pause"} ${name}`} @click=${() => act.pause(queue)}>
+        <button type="button" aria-label=${`Limits of ${named(name)}`} @click=${() => act.limit(queue)}>Limits …</button>
+        <button type="button" aria-label=${`${paused ? "Resume" : "Pause"} ${named(name)}`} @click=${() => act.pause(queue)}>
           ${paused ? "Resume" : "Pause"}
         </button>
       </td>
@@ -96,26 +96,26 @@ export function actions(page, changed) {
       const wanted = await page.confirm(
         paused
           ? {
-              title: html`Resume queue <bdi>${name}</bdi>?`,
+              title: html`Resume queue <bdi>${named(name)}</bdi>?`,
               text: html`<p>Its jobs start again, on every node and as its limits allow. ${jobs(depth.pending ?? 0)} wait in it now.</p>`,
               action: "Resume",
             }
           : {
-              title: html`Pause queue <bdi>${name}</bdi>?`,
+              title: html`Pause queue <bdi>${named(name)}</bdi>?`,
               text: html`<p>Jobs that run go on; no further ones start on any node until it is resumed. Jobs can still be submitted to it.</p>`,
               action: "Pause",
             },
       );
       if (!wanted) return;
       const does = paused ? "resume" : "pause";
-      const answer = await page.act("POST", path("queues", name, does), {}, `Queue ${name} is ${does}d.`);
+      const answer = await page.act("POST", path("queues", name, does), {}, `Queue ${named(name)} is ${does}d.`);
       if (answer) changed(name, { paused: answer.paused });
     },
 
     async limit(queue) {
       const { name } = queue;
       const given = await page.form({
-        title: html`Limits of queue <bdi>${name}</bdi>`,
+        title: html`Limits of queue <bdi>${named(name)}</bdi>`,
         text: html`<p>They hold for all nodes together, from the next job that starts on. An empty field is no limit.</p>`,
         action: "Set the limits",
         fields: [
@@ -126,7 +126,7 @@ export function actions(page, changed) {
       });
       if (!given) return;
       const body = Object.fromEntries(Object.entries(given).map(([field, text]) => [field, text === "" ? null : Number(text)]));
-      const answer = await page.act("PUT", path("queues", name), { body }, `The limits of queue ${name} are set.`);
+      const answer = await page.act("PUT", path("queues", name), { body }, `The limits of queue ${named(name)} are set.`);
       if (answer) changed(name, body);
     },
   };

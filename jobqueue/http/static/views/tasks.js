@@ -5,7 +5,7 @@ import { live } from "../vendor/lit-html/directives/live.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { to } from "../address.js";
 import { get } from "../api.js";
-import { count, duration, time } from "../format.js";
+import { count, duration, named, time } from "../format.js";
 import { Tree } from "../tree.js";
 
 const INTERVAL = 2_000; // ms between two looks
@@ -95,8 +95,8 @@ export function open(page) {
     return html`
       <li>
         <div class="task">
-          <b class="mono"><bdi>${name}</bdi></b>
-          ${job ? html`<a data-row href=${to(["jobs", job.id])}>job <bdi>${job.kind}</bdi></a> <span class="quiet">in <bdi>${job.queue}</bdi></span>` : nothing}
+          <b class="mono"><bdi>${named(name)}</bdi></b>
+          ${job ? html`<a data-row href=${to(["jobs", job.id])}>job <bdi>${named(job.kind)}</bdi></a> <span class="quiet">in <bdi>${named(job.queue)}</bdi></span>` : nothing}
           <span class="waits">${waitsOn === RUNNING ? "runs" : waitsOn ? html`waits on <span class="mono">${waitsOn}</span>` : "ends"}</span>
           ${since === null ? nothing : html`<span class="number">${duration(since)}</span>`} ${isLong ? html`<span class="badge warn">long</span>` : nothing}
           ${stack.length
