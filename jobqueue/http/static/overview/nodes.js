@@ -51,7 +51,7 @@ function row(node, now, answering) {
   return html`
     <tr>
       <th scope="row" class="name">
-        <bdi title=${named(node.host)}>${named(node.host)}:${node.pid}</bdi>
+        <bdi title=${named(node.host)}>${named(node.host)}</bdi>:${node.pid}
         ${node.id === answering ? html`<span class="badge">answers this page</span>` : nothing}
         <div class="quiet mono" title="The node's id">${node.id}</div>
       </th>
