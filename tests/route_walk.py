@@ -71,8 +71,11 @@ def walk(url: str) -> Iterator[Step]:
                     with suppress(HTTPException):
                         route = str(map_.match(target, method)[0])
                 body: dict[str, Any] = {"json": {}} if method in ("POST", "PUT", "PATCH", "DELETE") else {}
+                exactly = {"target": target.encode()}  # httpx would take //health for a host
                 answers = {
-                    who: client.request(method, target, headers={"Authorization": f"Bearer {secret}"} if secret else {}, **body)
+                    who: client.request(
+                        method, "/", headers={"Authorization": f"Bearer {secret}"} if secret else {}, extensions=exactly, **body
+                    )
                     for who, secret in SECRETS.items()
                 }
                 yield Step(method, path, route, answers)
