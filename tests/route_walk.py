@@ -24,7 +24,10 @@ ENTRIES = " ".join(f"{role}:{SECRETS[role]}" for role in ROLES)
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
 
-UNKNOWN_PATHS = ("/", "/nowhere", "/health/", "//health", "/submit/", "/jobs/1/2/3", "/%2e%2e/metrics", "/metrics%2f")
+PAGE = "/"
+"""The dashboard, which tells nothing by itself."""
+
+UNKNOWN_PATHS = ("/nowhere", "/health/", "//health", "/submit/", "/jobs/1/2/3", "/%2e%2e/metrics", "/metrics%2f")
 
 UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
 
@@ -46,7 +49,7 @@ def may(role: str, step: Step) -> bool:
     """Whether a role may ask for this, as the README has it."""
     looks = step.method in ("GET", "HEAD")
     method, _, path = (step.route or " ").partition(" ")
-    if role == "admin" or path in ("", "/health", "/health/ready"):
+    if role == "admin" or path in ("", PAGE, "/health", "/health/ready"):
         return True
     if role == "read":
         return looks
@@ -56,7 +59,7 @@ def may(role: str, step: Step) -> bool:
 def walk(url: str) -> Iterator[Step]:
     """Ask for everything of a service that has the tokens of `ENTRIES`, and no jobs."""
     node = cast("Any", None)
-    paths = sorted({route.path for route in api.table(node)})
+    paths = sorted({PAGE, *(route.path for route in api.table(node))})
     map_ = api.build(node, Guard()).url_map.bind("localhost")
     # Each on a connection of its own: one that a refused body is still coming in on is closed.
     with httpx.Client(base_url=url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as client:
@@ -68,8 +71,11 @@ def walk(url: str) -> Iterator[Step]:
                     with suppress(HTTPException):
                         route = str(map_.match(target, method)[0])
                 body: dict[str, Any] = {"json": {}} if method in ("POST", "PUT", "PATCH", "DELETE") else {}
+                exactly = {"target": target.encode()}  # httpx would take //health for a host
                 answers = {
-                    who: client.request(method, target, headers={"Authorization": f"Bearer {secret}"} if secret else {}, **body)
+                    who: client.request(
+                        method, "/", headers={"Authorization": f"Bearer {secret}"} if secret else {}, extensions=exactly, **body
+                    )
                     for who, secret in SECRETS.items()
                 }
                 yield Step(method, path, route, answers)

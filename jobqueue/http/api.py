@@ -57,10 +57,10 @@ class Backend(
 
 
 def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
-    """Make all routes of a node, in the order of the description; `opened` is what needs no token."""
+    """Make all routes of the API, in the order of the description; `opened` is what needs no token."""
     topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service, overview, tasks)
     routes = [route for topic in topics for route in topic.routes(backend)]
-    return [*routes, openapi.route(routes, opened), *dashboard.routes()]
+    return [*routes, openapi.route(routes, opened)]
 
 
 def build(backend: Backend, guard: Guard) -> QuartTrio:
@@ -75,7 +75,7 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # A redirect would show through the guard which paths exist.
     app.url_map.merge_slashes = False
-    routes = table(backend, guard.opened)
+    routes = [*table(backend, guard.opened), *dashboard.routes()]
     for route in routes:
         app.add_url_rule(route.rule, _endpoint(route), _view(route), methods=[route.method])
     front = _Front(routes, guard)

@@ -1,7 +1,7 @@
 """The dashboard: one page, and the files that it is made of. All that it shows it asks the API for, as anybody could.
 
-The page itself tells nothing, so it needs no token: it asks for one and sends it along with what it asks for. A browser adds nothing by itself
-to these requests, so no other site can have it act (and `Guard` refuses what another site's page sends).
+The page itself tells nothing, so it needs no token: it asks for one, and sends it along with its requests. A browser adds nothing
+to these by itself, so no other site can have it act (and `Guard` refuses what another site's page sends).
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ class Route:
 
 def routed(raw_path: bytes) -> str:
     """Decode a path for the routes. A slash of its own separates what it holds; one that is encoded is a part of it, `SLASH`."""
-    return "/".join(unquote(part).replace("/", SLASH) for part in raw_path.decode("latin-1").split("/"))
+    path = "/".join(unquote(part).replace("/", SLASH) for part in raw_path.decode("latin-1").split("/"))
+    # werkzeug drops all slashes at the beginning but one: a proxy that guards /metrics may not know that //metrics is the same.
+    return path.replace("//", f"/{SLASH}", 1) if path.startswith("//") else path
 
 
 def path_value(name: str, given: str) -> str:

@@ -10,7 +10,7 @@ const SHOWN = 50; // queues, until somebody looks for one by its name
 
 const STATES = [
   ["pending", "Pending"],
-  ["inflight", "Running"],
+  ["inflight", "Inflight"],
   ["scheduled", "Scheduled"],
   ["blocked", "Blocked"],
   ["dead", "Dead"],

@@ -25,12 +25,12 @@ const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignif
 const percentile = (of, name, colour) => ({ label: name, colour, value: (point) => point[of]?.[name] });
 const percentiles = (of) => [percentile(of, "p50", "--good"), percentile(of, "p95", "--accent"), percentile(of, "p99", "--bad")];
 const perSecond = (name, label, colour) => ({ label, colour, value: (point) => point[name] });
-const depth = (state, label) => ({ label, colour: `--${state}`, value: (point) => point.depth?.[state] });
+const depth = (state) => ({ label: state, colour: `--${state}`, value: (point) => point.depth?.[state] });
 
 const CHARTS = [
   {
-    title: "Throughput",
-    unit: "a second, on all nodes",
+    title: "Jobs per second",
+    unit: "on all nodes",
     scale: "linear",
     format: rate,
     tick: (value) => `${COMPACT.format(value)}/s`,
@@ -42,15 +42,15 @@ const CHARTS = [
     ],
   },
   {
-    title: "Depth",
-    unit: "jobs by state, logarithmic",
+    title: "Depth by state",
+    unit: "jobs, logarithmic",
     scale: "wide",
     format: count,
     tick: (value) => COMPACT.format(value),
-    lines: [depth("pending", "pending"), depth("inflight", "running"), depth("scheduled", "scheduled"), depth("blocked", "blocked"), depth("dead", "dead")],
+    lines: ["pending", "inflight", "scheduled", "blocked", "dead"].map(depth),
   },
-  { title: "Wait", unit: "until the first attempt, logarithmic", scale: "durations", format: duration, lines: percentiles("wait") },
-  { title: "Run time", unit: "of attempts, logarithmic", scale: "durations", format: duration, lines: percentiles("run") },
+  { title: "Wait", unit: "from available to claimed, logarithmic", scale: "durations", format: duration, lines: percentiles("wait") },
+  { title: "Run", unit: "from the start of an attempt to its end, logarithmic", scale: "durations", format: duration, lines: percentiles("run") },
 ];
 
 /** What the service has told, of which no more is kept than is shown. */
