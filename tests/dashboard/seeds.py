@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
+from jobqueue import documents
 from jobqueue.durations import BOUNDS
 from tests.conftest import Database
 
@@ -46,27 +47,29 @@ def history(database: Database, *, gap: tuple[float, float] = (1500, 1620)) -> N
     """
     now = datetime.now(UTC).timestamp()
     chance = random.Random(7)
+    points = []
     for step, kept in SLOTS.items():
         latest = slot(step, -600)
         for number in range((kept + 600) // step):
             at = latest - timedelta(seconds=number * step)
-            if not gap[0] < now - at.timestamp() < gap[1]:
-                point(database, step, at, **_lively(at, step, chance))
+            ago = now - at.timestamp()
+            if not gap[0] < ago < gap[1]:
+                points.append({"step": step, "at": at, **_lively(ago / 3600, step, chance)})
+    slots(database, points)
 
 
-def _lively(at: datetime, step: int, chance: random.Random) -> dict[str, Any]:
-    hours = at.timestamp() / 3600
+def _lively(hours: float, step: int, chance: random.Random) -> dict[str, Any]:
     tide = 1.2 + 0.5 * math.sin(hours * 0.7) + 0.3 * math.sin(hours * 9)
-    burst = max(0.0, math.sin(hours * 14 + 1) - 0.75) * 4
+    burst = max(0.0, math.sin(hours * 14 - 2) - 0.75) * 4
     submitted = step * 30 * (tide + burst) * chance.uniform(0.93, 1.07)
     failed = step * 0.8 * tide * chance.uniform(0.5, 1.5)
     return {
-        "submitted": submitted,
-        "completed": submitted * chance.uniform(0.94, 1.02) - failed / 3,
-        "failed": failed,
-        "dead": failed / 12 if chance.random() < 0.5 else 0,
-        "waits": Counter(chance.lognormvariate(math.log(0.006 * (1 + 20 * burst)), 1.1) for _ in range(300)),
-        "runs": Counter(chance.lognormvariate(math.log(0.08 * tide), 1.2) for _ in range(300)),
+        "submitted": round(submitted),
+        "completed": round(submitted * chance.uniform(0.94, 1.02) - failed / 3),
+        "failed": round(failed),
+        "dead": round(failed / 12) if chance.random() < 0.5 else 0,
+        "waits": Counter(chance.lognormvariate(math.log(0.006 * (1 + 20 * burst)), 1.1) for _ in range(200)),
+        "runs": Counter(chance.lognormvariate(math.log(0.08 * tide), 1.2) for _ in range(200)),
         "depth": {
             "pending": int(chance.uniform(12, 20) * tide + 600 * burst),
             "scheduled": 60,
@@ -77,27 +80,20 @@ def _lively(at: datetime, step: int, chance: random.Random) -> dict[str, Any]:
     }
 
 
-def point(
-    database: Database,
-    step: int,
-    at: datetime,
-    *,
-    waits: Mapping[float, int],
-    runs: Mapping[float, int],
-    depth: dict[str, int] | None,
-    **counts: float,
-) -> None:
-    """Write one slot: how many of what, and how many attempts waited or ran for about so many seconds."""
+def slots(database: Database, points: Iterable[Mapping[str, Any]]) -> None:
+    """Write slots, over what is there: in each how many of what, and how many attempts waited or ran for about so many seconds."""
+    rows = [{**point, "waits": _buckets(point["waits"]), "runs": _buckets(point["runs"])} for point in points]
     database.rows(
         """
         INSERT INTO jobqueue.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+        SELECT * FROM jsonb_to_recordset(%s)
+                   AS r (step integer, at timestamptz, submitted bigint, completed bigint, failed bigint, dead bigint, waits integer[],
+                         runs integer[], depth jsonb)
             ON CONFLICT (step, at) DO UPDATE
            SET submitted = excluded.submitted, completed = excluded.completed, failed = excluded.failed, dead = excluded.dead,
                waits = excluded.waits, runs = excluded.runs, depth = excluded.depth
         """,
-        *(step, at, *(round(counts[name]) for name in ("submitted", "completed", "failed", "dead"))),
-        *(_buckets(waits), _buckets(runs), depth and Jsonb(depth)),
+        documents.encode(rows).decode(),
     )
 
 

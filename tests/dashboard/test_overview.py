@@ -19,11 +19,10 @@ from tests.dashboard.conftest import SHOTS, Board, Visit
 @pytest.fixture(scope="module")
 def lively(board: Board) -> Board:
     """A service with a day of history, jobs in each state, and a second node."""
-    seeds.history(board.database)
     node = seeds.node(
         board.database,
         "worker-2.example",
-        {"mail": 8, "thumbnails": 8},
+        {"mail": 8, "thumbnails": 8, "later": 4},
         activity={"mail": (14, 0.5), "thumbnails": (9, 0), "default": (19, 0.2)},
     )
     seeds.running(board.database, node, "mail", ["welcome", "invoice"])
@@ -38,6 +37,7 @@ def lively(board: Board) -> Board:
     for _ in range(2):
         answer = httpx.post(f"{board.url}/submit", json={"kind": "fail"}).raise_for_status()
         httpx.get(f"{board.url}/jobs/{answer.json()['id']}", params={"wait": 60}, timeout=70).raise_for_status()
+    seeds.history(board.database)
     return board
 
 
@@ -46,7 +46,7 @@ def hostile(lively: Board) -> Board:
     """The same with queues, kinds and hosts of hostile names, and a node that is late."""
     node = seeds.node(lively.database, seeds.HOSTILE[0], dict.fromkeys(seeds.HOSTILE, 1), heartbeat_ago=30)
     seeds.running(lively.database, node, seeds.HOSTILE[1], seeds.HOSTILE)
-    batch = [{"kind": name, "queue": name} for name in seeds.HOSTILE]
+    batch = [{"kind": name, "queue": name} for name in (*seeds.HOSTILE, "unworked")]
     httpx.post(f"{lively.url}/submit", json=batch).raise_for_status()
     return lively
 
@@ -104,16 +104,15 @@ def test_the_nodes_are_there_with_their_load_and_what_they_run(lively: Board, vi
     expect(mine).to_contain_text("3 of 16 workers")
     expect(mine).to_contain_text(re.compile("default / report: 3 jobs, oldest"))
     other = rows.filter(has_text="worker-2.example:4711")
-    expect(other).to_contain_text("3 of 16 workers")
-    expect(other.get_by_role("meter")).to_have_attribute("max", "16")
-    attention = page.get_by_role("region", name="Needs attention")
-    expect(attention).to_have_text(re.compile(r"No node works queue later, and 20 jobs wait in it\."))
+    expect(other).to_contain_text("3 of 20 workers")
+    expect(other.get_by_role("meter")).to_have_attribute("max", "20")
+    expect(page.get_by_role("region", name="Needs attention")).to_have_count(0)
 
 
 def test_a_chart_is_a_table_too_and_the_history_is_in_it(lively: Board, visit: Visit) -> None:
     at = seeds.slot(60, 300)
-    counts = {"submitted": 12 * 60, "completed": 11 * 60, "failed": 30, "dead": 6}
-    seeds.point(lively.database, 60, at, **counts, waits={1.1: 10}, runs={0.02: 10}, depth={"pending": 7})
+    known = {"submitted": 12 * 60, "completed": 11 * 60, "failed": 30, "dead": 6, "waits": {1.1: 10}, "runs": {0.02: 10}}
+    seeds.slots(lively.database, [{"step": 60, "at": at, **known, "depth": {"pending": 7}}])
     page = visit(lively.url, "#/overview?range=21600")
     points = httpx.get(f"{lively.url}/history", params={"seconds": 21600}).json()["points"]
     [point] = [point for point in points if datetime.fromisoformat(point["at"]) == at]
@@ -217,7 +216,9 @@ def test_hostile_names_run_nothing(hostile: Board, visit: Visit) -> None:
     page = visit(hostile.url, "#/overview")
     late = page.get_by_role("region", name="Nodes").get_by_role("row").filter(has_text=seeds.HOSTILE[0]).filter(has_text="Late:")
     expect(late).to_have_count(1)
-    expect(page.get_by_role("region", name="Needs attention")).to_contain_text("is late: its last heartbeat was")
+    attention = page.get_by_role("region", name="Needs attention")
+    expect(attention).to_contain_text("is late: its last heartbeat was")
+    expect(attention).to_contain_text("No node works queue unworked, and 1 job waits in it.")
     for name in seeds.SHOWN:
         expect(page.get_by_role("region", name="Queues").get_by_text(name, exact=True)).to_be_visible()
         expect(page.get_by_role("region", name="Nodes").get_by_text(name, exact=True).first).to_be_visible()
@@ -377,11 +378,21 @@ def test_a_page_that_is_open_for_a_day_does_not_grow(board: Board, visit: Visit)
     assert kept == [360, 360]
 
 
-def test_many_queues_are_found_by_name(board: Board, visit: Visit) -> None:
+def test_of_many_queues_and_nodes_some_are_shown_and_queues_are_found_by_name(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/schedules")
     fed(page)
     queues = [{"name": f"queue {number}", "paused": False} for number in range(60)]
-    tell(page, "overview", {"now": "2026-11-26T12:00:00Z", "node": None, "queues": queues, "nodes": []})
+    kinds = [{"queue": "queue 1", "kind": f"kind {number}", "jobs": 1, "oldest": 1.0} for number in range(7)]
+    now = "2026-11-26T12:00:00Z"
+    node = {"host": "host", "version": "1", "queues": {"queue 1": 9}, "throughput": {"completed": 0, "failed": 0}}
+    node |= {"started_at": now, "heartbeat_at": now, "lease_until": "2026-11-26T12:00:10Z"}
+    nodes = [{**node, "id": str(pid), "pid": pid, "running": kinds[: 7 - pid]} for pid in range(101)]
+    tell(page, "overview", {"now": now, "node": None, "queues": queues, "nodes": nodes})
+    rows = page.get_by_role("region", name="Nodes").get_by_role("row")
+    expect(page.get_by_text("100 of 101 nodes are shown")).to_be_visible()
+    expect(rows.filter(has_text="host:0")).to_contain_text("and 1 more")
+    expect(rows.filter(has_text=re.compile("host:1[^0-9]")).get_by_role("listitem")).to_have_count(6)
+    expect(rows.filter(has_text=re.compile("host:1[^0-9]"))).not_to_contain_text("more")
     expect(page.get_by_text("50 of 60 queues are shown")).to_be_visible()
     page.keyboard.press("/")
     page.keyboard.type("QUEUE 59")

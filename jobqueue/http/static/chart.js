@@ -72,11 +72,6 @@ export class Chart {
     this.#describe(missing);
   }
 
-  /** How many points it holds. */
-  get length() {
-    return this.#uplot?.data[0].length ?? 0;
-  }
-
   /** The plot is made when it is first known how large it is, and only once. */
   #fit(scale) {
     const size = { width: this.#plot.clientWidth, height: this.#plot.clientHeight };

@@ -24,12 +24,12 @@ export function figures({ queues, nodes }) {
   const all = totals(queues);
   return html`
     <dl class="figures">
-      ${figure("Completed", rate(all.completed), "over the last minute")}
-      ${figure("Failed", rate(all.failed), "attempts, over the last minute", all.failed > 0 && "bad")}
-      ${figure("Pending", count(all.depth("pending")), "jobs that wait for a worker")}
-      ${figure("Running", count(all.depth("inflight")), "jobs that nodes hold")}
+      ${figure("Completed", rate(all.completed), "jobs, last minute")}
+      ${figure("Failed", rate(all.failed), "attempts, last minute", all.failed > 0 && "bad")}
+      ${figure("Pending", count(all.depth("pending")), "wait for a worker")}
+      ${figure("Running", count(all.depth("inflight")), "held by nodes")}
       ${figure("Oldest waiting", all.oldest === null ? "–" : duration(all.oldest), all.oldest === null ? "no job waits" : "since it could start")}
-      ${figure("Dead letters", html`<a href=${to(["dead"])}>${count(all.depth("dead"))}</a>`, "jobs that were given up")}
+      ${figure("Dead letters", html`<a href=${to(["dead"])}>${count(all.depth("dead"))}</a>`, "wait for you")}
       ${figure("Nodes", count(nodes.length), nodes.length === 1 ? "runs jobs" : "run jobs", nodes.length === 0 && "bad")}
     </dl>
   `;

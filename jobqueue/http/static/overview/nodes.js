@@ -66,7 +66,7 @@ function row(node, now, answering) {
                 ${node.running.slice(0, KINDS).map(
                   ({ queue, kind, jobs: held, oldest }) => html`<li><bdi title=${named(queue)}>${named(queue)}</bdi> / <bdi title=${named(kind)}>${named(kind)}</bdi>: ${jobs(held)}, oldest ${duration(oldest)}</li>`,
                 )}
-                ${node.running.length > KINDS ? html`<li class="quiet">and ${count(node.running.length - KINDS)} more kinds</li>` : nothing}
+                ${node.running.length > KINDS ? html`<li class="quiet">and ${count(node.running.length - KINDS)} more</li>` : nothing}
               </ul>
             `
           : html`<span class="quiet">Nothing</span>`}

@@ -17,6 +17,8 @@ const RANGES = [
   { seconds: 86_400, label: "24 h" },
 ];
 
+const DEPTHS = ["pending", "inflight", "scheduled", "blocked", "dead"]; // the states in which jobs wait for something, or for somebody
+
 const SILENCE = 10_000; // ms without a word after which what is shown is called old: the service speaks every 2 s
 const SECOND = 1_000;
 
@@ -47,10 +49,10 @@ const CHARTS = [
     scale: "wide",
     format: count,
     tick: (value) => COMPACT.format(value),
-    lines: ["pending", "inflight", "scheduled", "blocked", "dead"].map(depth),
+    lines: DEPTHS.map(depth),
   },
   { title: "Wait", unit: "from available to claimed, logarithmic", scale: "durations", format: duration, lines: percentiles("wait") },
-  { title: "Run", unit: "from the start of an attempt to its end, logarithmic", scale: "durations", format: duration, lines: percentiles("run") },
+  { title: "Run", unit: "of an attempt, logarithmic", scale: "durations", format: duration, lines: percentiles("run") },
 ];
 
 /** What the service has told, of which no more is kept than is shown. */
@@ -170,7 +172,7 @@ function old(lost, { heardAt, trouble }) {
 
 function nothingYet(state, label) {
   const all = totals(state.now.queues);
-  const some = ["pending", "inflight", "scheduled", "blocked", "dead"].some((name) => all.depth(name) > 0);
+  const some = DEPTHS.some((name) => all.depth(name) > 0);
   if (some || state.history.some(({ submitted, completed }) => submitted > 0 || completed > 0)) return nothing;
   const authorization = token.get() ? ` -H "Authorization: Bearer $TOKEN"` : "";
   return html`
