@@ -263,6 +263,62 @@ CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs PARTITION OF jobqueue.finishe
 CREATE TABLE IF NOT EXISTS jobqueue.succeeded_jobs_default PARTITION OF jobqueue.succeeded_jobs DEFAULT;
 CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs_default PARTITION OF jobqueue.cancelled_jobs DEFAULT;
 
+-- The cause of a failure: what it has in common with others, as a text to group by. It is the last error of a history, or else the reason, without
+-- what differs from one failure to the next: numbers, ids, addresses, tokens, times, quoted values and the ends of paths are "#". What tells causes
+-- apart stays: names that a message quotes (an attribute, a column), status codes and error numbers, the hosts of URLs.
+--
+-- It looks at the first 1,000 characters, and returns up to 200. Only ASCII is told apart, so that it does not depend on the database's locale. What
+-- it returns is stored with dead jobs: other rules would need the column to be made anew. jobqueue/testing/causes.py has the same in Python.
+CREATE OR REPLACE FUNCTION jobqueue.cause_of(errors jsonb, reason text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    message text := coalesce(nullif(errors -> -1 ->> 'error', ''), reason);
+    kept constant text := chr(1);   -- stands before what is to stay as it is: control characters are not in the text any more
+    cut constant text := chr(2);
+    cause text := regexp_replace(left(message, 1000), '[\u0001-\u0020\u007f]+', ' ', 'g') || CASE WHEN length(message) > 1000 THEN cut ELSE '' END;
+BEGIN
+    -- The way of a URL, not its host.
+    IF strpos(cause, '://') > 0 THEN
+        cause := regexp_replace(cause, '([a-z]://[^ /?#"''<>(){}\[\],;|]+)[/?#][^ "''<>(){}\[\],;|]*', '\1/#', 'g');
+    END IF;
+    IF cause ~ '[''"]' THEN
+        -- Quoted names of a program's parts, and what HTTP calls a status, stay; other quoted values do not. (The first look is for speed alone.)
+        IF cause ~ '[a-z:] [''"](?:[A-Za-z_][A-Za-z0-9_.]*[''"]|[1-5][0-9]{2} [A-Z])' THEN
+            cause := regexp_replace(cause,
+                '([Ff]ield|[Aa]ttribute|[Aa]rgument|[Pp]arameter|[Oo]ption|[Mm]odule|[Mm]odule named|import name|NameError: name|KeyError:|[Tt]ype|[Cc]lass'
+                '|[Mm]ethod|[Ff]unction|[Hh]andler|[Kk]ind|[Cc]olumn|[Rr]elation|[Tt]able|[Cc]onstraint|[Ii]ndex|[Ss]chema|[Rr]ole|[Dd]atabase|[Ee]ncoding'
+                '|[Ee]rror|[Rr]esponse) ([''"])((?:[A-Za-z_][A-Za-z0-9_.]*|[1-5][0-9]{2} [A-Z][A-Za-z -]*)[''"])', '\1 \2' || kept || '\3', 'g');
+        END IF;
+        cause := regexp_replace(cause, '([''"])([A-Za-z_][A-Za-z0-9_.]*[''"] object)', '\1' || kept || '\2', 'g');
+        cause := regexp_replace(cause,
+            '(?<![A-Za-z0-9_])[bru]?(?:''(?:[^''\u0001\u0002]|''[A-Za-z0-9])*[''\u0002]|"[^"\u0001\u0002]*["\u0002])', '''#''', 'g');
+    END IF;
+    -- The values in the details of PostgreSQL's errors: Key (email)=(...) already exists.
+    IF strpos(cause, '=(') > 0 THEN
+        cause := regexp_replace(cause, '=\([^()]*\)', '=(#)', 'g');
+    END IF;
+    IF strpos(cause, '@') > 0 THEN
+        cause := regexp_replace(cause, '[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+', '#', 'g');
+    END IF;
+    IF cause ~ '[0-9]' THEN
+        cause := regexp_replace(cause, '([Cc]ode|[Ss]tatus|[Ee]rrno|HTTP|[Ss]ignal|SQLSTATE)([ :=] ?-?)([0-9]{1,5})(?![0-9A-Za-z])', '\1\2' || kept || '\3', 'g');
+        cause := regexp_replace(cause,
+            '(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![0-9A-Za-z])', '#', 'g');
+        -- Long words with a digit in them, UUIDs among them; hexadecimal numbers.
+        cause := regexp_replace(cause, '(?<![A-Za-z0-9_\u0001-])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}', '#', 'g');
+        cause := regexp_replace(cause,
+            '(?<![A-Za-z0-9_\u0001])(?:0x[0-9A-Fa-f]+|(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6,})(?![A-Za-z0-9_])', '#', 'g');
+        -- Numbers; in a word (utf8, S3) only long ones.
+        cause := regexp_replace(cause, '(?<![0-9A-Za-z\u0001])-?[0-9]+(?:[.,:][0-9]+)*(?:[eE][-+]?[0-9]+)?|(?<=[A-Za-z])[0-9]{4,}', '#', 'g');
+    END IF;
+    IF strpos(cause, '/') > 0 THEN
+        cause := regexp_replace(cause, '(?<![A-Za-z0-9_.~#/])([.~]*/[A-Za-z0-9_.~#@%+=-]+)(?:/[A-Za-z0-9_.~#@%+=-]+)+/?', '\1/#', 'g');
+    END IF;
+    cause := regexp_replace(cause, '#(?:[,.:/_-] ?#)+', '#', 'g');
+    cause := rtrim(left(ltrim(translate(cause, kept || cut, '')), 200));
+    RETURN coalesce(nullif(cause, ''), 'unknown');
+END $$;
+
 CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
     queue           text             NOT NULL,
@@ -280,13 +336,24 @@ CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
     node_id         uuid,
     errors          jsonb            NOT NULL,
     options         jsonb,
-    saved           jsonb
+    saved           jsonb,
+    cause           text             GENERATED ALWAYS AS (jobqueue.cause_of(errors, reason)) STORED
 );
+
+-- Databases of before that have no causes. Only these: the table is written anew, and locked.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'jobqueue.dead_jobs'::regclass AND attname = 'cause' AND NOT attisdropped) THEN
+        ALTER TABLE jobqueue.dead_jobs ADD COLUMN cause text GENERATED ALWAYS AS (jobqueue.cause_of(errors, reason)) STORED;
+    END IF;
+END $$;
 
 -- Each is an order to page through, and the way to the few that a filter means among many.
 CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at, id);
 CREATE INDEX IF NOT EXISTS dead_jobs_queue ON jobqueue.dead_jobs (queue, died_at, id);
 CREATE INDEX IF NOT EXISTS dead_jobs_kind ON jobqueue.dead_jobs (kind, died_at, id);
+-- The same, and all that jobqueue.dead_causes has to read.
+CREATE INDEX IF NOT EXISTS dead_jobs_cause ON jobqueue.dead_jobs (cause, kind, queue, died_at, id);
 
 -- Fair groups, see jobqueue.take_turns. Where the two lines of a queue are served; NULL after they were found empty, which begins an
 -- epoch. Written by claims alone, so that no submitter's open transaction is ever waited for. Times in seconds since 1970.
@@ -1994,9 +2061,30 @@ BEGIN
     RETURN states;
 END $$;
 
+-- The first and the last of the ids that a text is, or is the beginning of; NULL where it is neither. A beginning has at least eight hexadecimal
+-- digits, with dashes where ids have them or with none, and begins with 0, as ids of version 7 do until the year 2527. A whole id may be any.
+CREATE OR REPLACE FUNCTION jobqueue.ids_like(text text) RETURNS uuid[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    digits text := lower(replace(text, '-', ''));
+    first uuid;
+BEGIN
+    IF digits !~ '^(0[0-9a-f]{7,30}|[0-9a-f]{32})$' THEN
+        RETURN NULL;
+    END IF;
+    first := rpad(digits, 32, '0');
+    IF lower(text) NOT IN (digits, left(first::text, length(text))) THEN
+        RETURN NULL;
+    END IF;
+    RETURN ARRAY[first, rpad(digits, 32, 'f')::uuid];
+END $$;
+
 -- A query for the jobs that a filter means, the latest id first, up to so many; before: an id, above which all have been looked at. A filter is
--- an object with any of "state" (one, or an array), "queue", "kind", "group", "concurrency_key", "created_after" and "created_before"
+-- an object with any of "state" (one, or an array), "queue", "kind", "group", "concurrency_key", "text", "created_after" and "created_before"
 -- (times), all of which have to hold, or {"all": true}.
+--
+-- A text is looked for in the reason and the message of the last error, whatever its case. But one that is a whole id, or the beginning of
+-- an id of version 7, see jobqueue.ids_like, means the jobs of these ids.
 --
 -- It looks at no more than max_rows jobs, whatever the filter, along the indexes of ids: no other index is needed, which every job would
 -- pay for. The last one that it may look at is in the result, wanted or not, as is_last: there it was cut short, and its id is the "before"
@@ -2012,32 +2100,45 @@ DECLARE
     asked record;
     ids text[] := '{true}';
     parts text[] := '{}';
+    like_these uuid[];
+    -- Which row a job is, for max_rows. To look for a text is to read the job's history from where it is stored: each 512 bytes of that are a row too.
+    weight text := '1';
+    place text := 'row_number() OVER (ORDER BY j.id DESC)';
 BEGIN
     IF before IS NOT NULL THEN
         ids := ids || format('j.id < %L', before);
     END IF;
-    FOR asked IN SELECT * FROM jobqueue.conditions(filter, 'jobs', '{state,queue,kind,group,concurrency_key,created_after,created_before,all}') LOOP
+    FOR asked IN SELECT * FROM jobqueue.conditions(filter, 'jobs', '{state,queue,kind,group,concurrency_key,text,created_after,created_before,all}') LOOP
         parts := parts || CASE asked.name
             WHEN 'state' THEN 'true'
             WHEN 'queue' THEN format('w.queue = %L', asked.text)
             WHEN 'kind' THEN format('w.kind = %L', asked.text)
             WHEN 'group' THEN format('w.options ->> ''group'' = %L', asked.text)
             WHEN 'concurrency_key' THEN format('w.options ->> ''concurrency_key'' = %L', asked.text)
+            WHEN 'text' THEN format('(strpos(lower(w.reason), lower(%1$L)) > 0 OR strpos(lower(w.errors -> -1 ->> ''error''), lower(%1$L)) > 0)', asked.text)
             WHEN 'created_after' THEN format('w.created_at > %L::timestamptz', asked.text::timestamptz)
             WHEN 'created_before' THEN format('w.created_at < %L::timestamptz', asked.text::timestamptz)
             ELSE asked.text END;
-        IF asked.name = 'created_after' THEN
+        IF asked.name = 'text' AND jobqueue.ids_like(asked.text) IS NOT NULL THEN
+            like_these := jobqueue.ids_like(asked.text);
+            parts[cardinality(parts)] := 'true';
+            ids := ids || format('j.id BETWEEN %L AND %L', like_these[1], like_these[2]);
+        ELSIF asked.name = 'text' THEN
+            weight := '1 + coalesce(pg_column_size(j.errors), 0) / 512';
+            place := format('sum(%s) OVER (ORDER BY j.id DESC ROWS UNBOUNDED PRECEDING)', weight);
+        ELSIF asked.name = 'created_after' THEN
             ids := ids || format('j.id >= %L', jobqueue.uuid7_from(asked.text::timestamptz - interval '1 minute'));
         ELSIF asked.name = 'created_before' THEN
             ids := ids || format('j.id < %L', jobqueue.uuid7_from(asked.text::timestamptz + interval '1 minute'));
         END IF;
     END LOOP;
     RETURN format(
-        'SELECT q.* FROM (SELECT w.*, coalesce(%1$s, false) AS wanted FROM ('
+        'SELECT q.* FROM (SELECT w.*, w.place - w.weight < %2$L AND coalesce(%1$s, false) AS wanted, w.place >= %2$L AND w.place - w.weight < %2$L AS is_last FROM ('
         'SELECT j.id, j.state, j.queue, j.kind, j.priority, j.attempt, j.max_retries, j.created_at, j.run_at, j.claimed_at, j.ended_at, j.node_id,'
-        ' j.reason, j.options, j.saved, j.cancel_requested_at, row_number() OVER (ORDER BY j.id DESC) = %2$L AS is_last'
+        ' j.reason, j.errors, j.options, j.saved, j.cancel_requested_at,'
+        ' %6$s AS weight, %7$s AS place'
         ' FROM jobqueue.jobs AS j WHERE j.state = ANY (%3$L) AND %4$s ORDER BY j.id DESC LIMIT %2$L) AS w) AS q WHERE q.wanted OR q.is_last LIMIT %5$L',
-        array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs);
+        array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs, weight, place);
 END $$;
 
 -- Show jobs that match a filter, see jobqueue.walk, the latest id first, up to so many, without their payloads, results and errors. Returns
@@ -2267,19 +2368,20 @@ LANGUAGE sql AS $$
     WITH gone AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING id) SELECT EXISTS (SELECT FROM gone)
 $$;
 
--- A filter of dead jobs as a condition on the rows of dead_jobs AS d. It is an object with any of "queue", "kind", "group", "reason" (a part of
--- it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}.
+-- A filter of dead jobs as a condition on the rows of dead_jobs AS d. It is an object with any of "queue", "kind", "group", "cause" (as
+-- jobqueue.dead_causes has it), "reason" (a part of it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}.
 CREATE OR REPLACE FUNCTION jobqueue.dead_condition(filter jsonb) RETURNS text
 LANGUAGE sql STABLE AS $$
     SELECT string_agg(CASE asked.name
                WHEN 'queue' THEN format('d.queue = %L', asked.text)
                WHEN 'kind' THEN format('d.kind = %L', asked.text)
                WHEN 'group' THEN format('d.options ->> ''group'' = %L', asked.text)
+               WHEN 'cause' THEN format('d.cause = %L', asked.text)
                WHEN 'reason' THEN format('strpos(d.reason, %L) > 0', asked.text)
                WHEN 'died_before' THEN format('d.died_at < %L::timestamptz', asked.text::timestamptz)
                WHEN 'died_after' THEN format('d.died_at > %L::timestamptz', asked.text::timestamptz)
                ELSE asked.text END, ' AND ')
-      FROM jobqueue.conditions(filter, 'dead jobs', '{queue,kind,group,reason,died_before,died_after,all}') AS asked
+      FROM jobqueue.conditions(filter, 'dead jobs', '{queue,kind,group,cause,reason,died_before,died_after,all}') AS asked
 $$;
 
 -- The dead jobs that a filter means, oldest first, up to so many; locked, and without those that somebody else has locked.
@@ -2345,11 +2447,44 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'SELECT jsonb_build_object(''id'', d.id, ''queue'', d.queue, ''kind'', d.kind, ''priority'', d.priority, ''reason'', d.reason,'
         ' ''attempt'', d.attempt, ''max_retries'', d.max_retries, ''created_at'', d.created_at, ''died_at'', d.died_at,'
-        ' ''node_id'', d.node_id, ''options'', d.options, ''error'', d.errors -> -1 -> ''error'')'
+        ' ''node_id'', d.node_id, ''options'', d.options, ''error'', d.errors -> -1 -> ''error'', ''cause'', d.cause)'
         ' FROM jobqueue.dead_jobs AS d WHERE %s AND %s ORDER BY d.died_at DESC, d.id DESC LIMIT %s',
         jobqueue.dead_condition(filter),
         CASE WHEN before IS NULL THEN 'true' ELSE format('(d.died_at, d.id) < (%L::timestamptz, %L::uuid)', before, before_id) END,
         max_jobs);
+END $$;
+
+-- Show dead jobs that match a filter in groups of one queue, kind and cause, the largest group first, up to so many. Returns
+-- {"causes": [{"queue", "kind", "cause", "jobs", "first_died_at", "last_died_at", "example": id of the latest}], "more": whether there are more groups}.
+--
+-- With no other conditions than of these and of times it reads the index dead_jobs_cause, and no rows. It counts along the index, and looks at the
+-- two ends of only those groups that it shows.
+CREATE OR REPLACE FUNCTION jobqueue.dead_causes(filter jsonb DEFAULT '{"all": true}', max_causes integer DEFAULT 100) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_indexscan = off   -- of one kind or queue too, all is read along the one index: it is less than the rows of many
+SET enable_hashagg = off
+SET enable_sort = off
+SET max_parallel_workers_per_gather = 0   -- workers would cost the service's jobs more than they save
+SET jit = off
+AS $$
+DECLARE
+    meant constant text := jobqueue.dead_condition(filter);
+    same constant text := 'd.cause = g.cause AND d.kind = g.kind AND d.queue = g.queue';
+    found jsonb;
+BEGIN
+    EXECUTE format(
+        'SELECT jsonb_build_object(''causes'', coalesce(jsonb_agg(jsonb_build_object('
+        '''queue'', g.queue, ''kind'', g.kind, ''cause'', g.cause, ''jobs'', g.jobs, ''first_died_at'', f.died_at, ''last_died_at'', l.died_at,'
+        ' ''example'', l.id) ORDER BY g.place) FILTER (WHERE g.place <= %1$s), ''[]''), ''more'', count(*) > %1$s)'
+        ' FROM (SELECT c.*, row_number() OVER (ORDER BY c.jobs DESC, c.cause, c.kind, c.queue) AS place'
+        ' FROM (SELECT d.cause, d.kind, d.queue, count(*) AS jobs FROM jobqueue.dead_jobs AS d WHERE %2$s GROUP BY d.cause, d.kind, d.queue'
+        ' ORDER BY jobs DESC, d.cause, d.kind, d.queue LIMIT %1$s + 1) AS c) AS g'
+        ' CROSS JOIN LATERAL (SELECT d.died_at FROM jobqueue.dead_jobs AS d WHERE %2$s AND %3$s ORDER BY d.died_at, d.id LIMIT 1) AS f'
+        ' CROSS JOIN LATERAL (SELECT d.died_at, d.id FROM jobqueue.dead_jobs AS d WHERE %2$s AND %3$s ORDER BY d.died_at DESC, d.id DESC LIMIT 1) AS l',
+        max_causes, meant, same) INTO found;
+    RETURN found;
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- queues

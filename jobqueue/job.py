@@ -71,6 +71,15 @@ Name = Annotated[
         extra_json_schema={"pattern": r"^[^\u0000]*$"},  # told, and held by `documents.encode`: here each name would be searched
     ),
 ]
+Text = Annotated[
+    Name,
+    msgspec.Meta(
+        description=f"the beginning of an id, or a part of the error or the reason, a string of 1 to {MAX_NAME_LENGTH} characters"
+    ),
+]
+Cause = Annotated[
+    Name, msgspec.Meta(description=f"a cause as GET /dead/causes has it, a string of 1 to {MAX_NAME_LENGTH} characters")
+]
 Part = Annotated[Name, msgspec.Meta(description=f"a part of the reason, a string of 1 to {MAX_NAME_LENGTH} characters")]
 Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY, description=f"an integer from 0 to {MAX_PRIORITY}")]
@@ -375,6 +384,7 @@ class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     """What may be asked of dead jobs; all conditions hold.
 
     Attributes:
+        cause: what the last error, or else the reason, has in common with others.
         reason: a part of the reason that a person reads.
         died_before: by the database's clock; so is `died_after`. Both are exclusive.
     """
@@ -382,6 +392,7 @@ class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     queue: Name | None = None
     kind: Name | None = None
     group: Name | None = None
+    cause: Cause | None = None
     reason: Part | None = None
     died_before: Instant | None = None
     died_after: Instant | None = None
@@ -401,6 +412,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     """What may be asked of jobs in any state; all conditions hold.
 
     Attributes:
+        text: a whole id, or what one begins with, or a part of the last error's message or of the reason, in any case.
         created_after: by the database's clock, and about that by the time in the id; so is `created_before`. Both are exclusive.
     """
 
@@ -408,6 +420,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     kind: Name | None = None
     group: Name | None = None
     concurrency_key: Name | None = None
+    text: Text | None = None
     created_after: Instant | None = None
     created_before: Instant | None = None
 

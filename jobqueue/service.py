@@ -36,6 +36,7 @@ from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.schedule import Schedule
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.task_tree import TaskTree
 from jobqueue.engine.watching import Watcher
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
@@ -102,6 +103,7 @@ class Engine:
     queues: dict[str, LocalQueue]
     metrics: Metrics
     hooks: Hooks
+    tasks: TaskTree
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
@@ -137,6 +139,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await start_engine(engine, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
+            await stages.start("tasks", engine.tasks.run)
             await stages.start("entrance", entrance.run)
             await stages.start("http", partial(_serve_http, entrance=entrance), engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # what is there now stays until the end: there is no use in looking at it
@@ -262,6 +265,7 @@ async def open_engine(app: App, settings: Settings, store: Store) -> AsyncIterat
                 queues=queues,
                 metrics=metrics,
                 hooks=hooks,
+                tasks=TaskTree(),
             )
         finally:
             transactions.close()
@@ -354,6 +358,7 @@ def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], boo
         engine.metrics,
         dispatcher=engine.dispatcher,
         watcher=engine.watcher,
+        tasks=engine.tasks,
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stopping,

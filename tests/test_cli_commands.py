@@ -192,6 +192,11 @@ def test_dead_letters_are_listed_run_again_and_deleted(jobqueue: CommandLine) ->
     table = jobqueue.text("dead", "list", "--group", group, "--reason", "3 errors")
     assert [row.split()[0] for row in table.splitlines()[1:]] == dead[::-1]
     assert jobqueue.json("dead", "--group", group, "--died-before", "1h")["jobs"] == []
+    assert [job["id"] for job in jobqueue.json("jobs", "list", "--group", group, "--text", "3 ERRORS")["jobs"]] == dead[::-1]
+    [only] = [cause for cause in jobqueue.json("dead", "causes", "--kind", "fan-out")["causes"] if cause["example"] == dead[-1]]
+    assert only["cause"] in jobqueue.text("dead", "causes", "--limit", "100")
+    assert jobqueue.json("dead", "--group", group, "--cause", "nothing")["jobs"] == []
+    assert jobqueue.json("dead", "discard", "--group", group, "--cause", only["cause"], "--dry-run") == {"jobs": 3}
 
     assert jobqueue.text("dead", "discard", dead[0]) == f"{dead[0]}  discarded\n"
     assert jobqueue.json("dead", "retry", "--group", group, "--dry-run") == {"jobs": 2}

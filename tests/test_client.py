@@ -267,6 +267,12 @@ def test_dead_letters_are_listed_run_again_and_deleted(client: Any, tag: str) ->
     rest = next(client.dead(limit=10, group=tag, after=pages[0]["next"]))
     assert [job["id"] for job in rest["jobs"]] == [job["id"] for page in pages[1:] for job in page["jobs"]]
 
+    [cause] = {job["cause"] for page in pages for job in page["jobs"]}
+    grouped = client.dead_causes(kind="fan-out", limit=1_000)
+    assert not grouped["more"]
+    assert next(group["jobs"] for group in grouped["causes"] if group["cause"] == cause) >= 5
+    assert client.retry_dead(dry_run=True, group=tag, cause=cause) == 5
+
     assert client.retry(ids[0])["id"] == ids[0]
     with pytest.raises(JobFailed):
         client.result(ids[0], timeout=20)

@@ -76,6 +76,35 @@ def test_dead_letters_are_listed_by_pages_and_filters(start: Start, client: http
     assert (inspected["payload"], inspected["errors"][0]["error"]) == ({"n": 3}, "RuntimeError: as asked")
 
 
+def test_dead_letters_are_grouped_by_cause_and_a_group_is_run_again_at_once(
+    start: Start, client: httpx.Client, database: Database
+) -> None:
+    node = start("--no-workers")
+    for kind, jobs in (("mail", 3), ("letter", 2)):
+        database.rows(BURY, "default", kind, jobs)
+    database.rows("UPDATE jobqueue.dead_jobs SET reason = 'order ' || attempt || ' of ''a b'' is late' WHERE kind = 'mail'")
+    found = client.get(f"{node.url}/dead/causes").json()
+    assert [(group["kind"], group["cause"], group["jobs"]) for group in found["causes"]] == [
+        ("mail", "order # of '#' is late", 3),
+        ("letter", "no luck", 2),
+    ]
+    assert not found["more"]
+    one = client.get(f"{node.url}/dead/causes", params={"limit": 1}).json()
+    assert one == {"causes": found["causes"][:1], "more": True}
+    assert (
+        client.get(f"{node.url}/dead/causes", params={"kind": "letter", "queue": "default"}).json()["causes"] == found["causes"][1:]
+    )
+    assert client.get(f"{node.url}/dead/causes", params={"queue": "other"}).json() == {"causes": [], "more": False}
+    group = {name: found["causes"][0][name] for name in ("queue", "kind", "cause")}
+    page = client.get(f"{node.url}/dead", params=group).json()["jobs"]
+    assert [job["cause"] for job in page] == [group["cause"]] * 3
+    assert page[0]["id"] == found["causes"][0]["example"]
+    assert client.post(f"{node.url}/dead/retry?dry_run=true", json=group).json() == {"jobs": 3}
+    assert client.post(f"{node.url}/dead/retry", json=group).json() == {"jobs": 3}
+    assert client.post(f"{node.url}/dead/discard", json={"cause": "no luck"}).json() == {"jobs": 2}
+    assert database.states() == {"pending": 3}
+
+
 def test_a_page_goes_on_where_the_last_one_ended_whatever_happens_in_between(
     start: Start, client: httpx.Client, database: Database
 ) -> None:

@@ -158,12 +158,13 @@ async def test_a_redrive_that_somebody_else_has_begun_is_theirs(driver: Driver, 
     assert sql.states() == {"pending": 2}
 
 
-@pytest.mark.parametrize("wanted", [{"queue": "rare"}, {"kind": "rare"}, {"all": True}])
+@pytest.mark.parametrize("wanted", [{"queue": "rare"}, {"kind": "rare"}, {"cause": "rare"}, {"all": True}])
 async def test_a_page_of_many_dead_letters_reads_little_more_than_it_shows(
     driver: Driver, sql: Database, wanted: dict[str, Any]
 ) -> None:
     for queue, kind, count in (("default", "mail", 20_000), ("rare", "mail", 50), ("default", "rare", 50)):
         sql.rows(BURY, queue, kind, count)
+    sql.rows("UPDATE jobqueue.dead_jobs SET reason = 'rare' WHERE kind = 'rare'")
     asked, shown = DeadFilter(**wanted), 0
     after = None
     async with open_driver(sql.url) as other:
@@ -179,6 +180,24 @@ async def test_a_page_of_many_dead_letters_reads_little_more_than_it_shows(
     assert shown == (60 if "all" in wanted else 50)
     assert scans <= 1, "the first look of all is the creation of its indexes"
     assert fetched < 500
+
+
+async def test_causes_are_counted_without_reading_the_dead_letters(any_database_url: str, sql: Database) -> None:
+    async with open_driver(any_database_url):
+        for kind in ("mail", "letter"):
+            sql.rows(BURY, "default", kind, 10_000)
+    sql.rows("VACUUM jobqueue.dead_jobs")
+    with psycopg.connect(any_database_url, autocommit=True) as looking:
+        for wanted in ('{"all": true}', '{"kind": "mail"}', '{"queue": "default"}'):
+            plan = looking.execute("SELECT jobqueue.dead_causes(%s::jsonb)", (wanted,)).fetchone()
+            assert plan is not None
+            assert [group["jobs"] for group in plan[0]["causes"]] == [10_000] * (1 if "mail" in wanted else 2)
+    await trio.sleep(0.6)
+    [(scans, fetched)] = sql.rows(
+        "SELECT seq_scan, coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'dead_jobs'"
+    )
+    assert scans <= 5, "those are the creation of its indexes"
+    assert fetched < 100
 
 
 # --------------------------------------------------------------------------------------------------------------------- upkeep

@@ -17,7 +17,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import RefusedData
-from jobqueue.job import Change, DeadFilter, JobFilter, JobState, NewJob, Options
+from jobqueue.job import AttemptError, Change, DeadFilter, JobFilter, JobState, NewJob, Options
 from jobqueue.storage.store import CANCEL_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import SERVERS, ServerPool
@@ -129,6 +129,75 @@ async def test_a_filter_means_the_jobs_for_which_all_of_it_holds(driver: Driver,
     assert await listed(driver, wanted) == meant
     assert await listed(driver, wanted, limit=1) == meant
     assert await listed(driver, wanted, rows=1) == meant
+
+
+async def failing(driver: Driver, error: str, *, reason: str | None = None) -> str:
+    """A job that failed so: it is tried again, or dead for a reason."""
+    job_id = await driver.submit()
+    job = await driver.claim_one()
+    entry = AttemptError(attempt=1, error=error, duration=0)
+    if reason is None:
+        assert await driver.finish(job, "retry", delay=3600.0, error=entry)
+    else:
+        assert await driver.finish(job, "dead", reason=reason, error=entry)
+    return job_id
+
+
+async def test_a_text_is_a_part_of_the_last_error_or_the_reason_in_any_case(driver: Driver) -> None:
+    ids = [
+        await failing(driver, "KeyError: 'Order'"),
+        await failing(driver, "ValueError: 100% of it_is \\ bad", reason="attempt 1 of 1 failed"),
+        await failing(driver, "late: 20260131", reason="discarded: an ORDER of yore"),
+        await driver.submit(kind="order"),
+    ]
+    again = ids[0]
+    for text, found in [
+        ("order", [2, 0]),
+        ("ORDER", [2, 0]),
+        ("r: 'o", [0]),
+        ("%", [1]),
+        ("t_i", [1]),
+        ("t i", []),
+        ("\\", [1]),
+        ("20260131", [2]),
+        ("'; SELECT", []),
+        ("%L %1$s \n", []),
+        ("x" * 200, []),
+        ("attempt 1 OF", [1]),
+    ]:
+        wanted = JobFilter(text=text)
+        assert await listed(driver, wanted) == [ids[place] for place in found], text
+        assert await listed(driver, wanted, limit=1) == await listed(driver, wanted, rows=1) == [ids[place] for place in found]
+    assert await listed(driver, JobFilter(text="order", state=["dead"])) == [ids[2]]
+    await driver.store.change(again, Change(run_at=datetime.now(UTC)))
+    assert await driver.finish(*await driver.claim(1), "retry", delay=1.0, error=AttemptError(attempt=2, error="other", duration=0))
+    assert await listed(driver, JobFilter(text="'order'")) == [], "it is the last error that counts"
+    assert await driver.store.cancel_jobs(JobFilter(text="OTHER")) == (1, None)
+    assert await driver.state(again) == "cancelled"
+
+
+async def test_a_text_that_an_id_begins_with_is_that_id_and_looks_at_no_other(driver: Driver) -> None:
+    ids = [await submit_as(driver, id_of(1_700_000_000 + hours * 3600)) for hours in range(3)]
+    foreign = await submit_as(driver, "7f3a8c00-12d0-4fff-bfff-ffffffffffff")
+    await failing(driver, f"order {ids[1]} is late, of 0123456789abcdef")
+    one = ids[1]
+    for text in (
+        one,
+        one.upper(),
+        one.replace("-", ""),
+        *(one[:length] for length in (8, 9, 12, 13, 14, 18, 23, 24, 35)),
+        one.replace("-", "")[:11],
+    ):
+        page = await driver.store.jobs(JobFilter(text=text), limit=5, rows=2)
+        assert ([job["id"] for job in page.jobs], page.next) == ([one], None), text
+    assert await listed(driver, JobFilter(text="0123456789abcdef")) == [], "where a text can be of an id it is no part of an error"
+    for text in ("0123456789abcdef.", one[:7], f" {one}", one[:8] + one[9:14], one[:9] + "-"):
+        assert one not in await listed(driver, JobFilter(text=text))
+    assert (
+        await listed(driver, JobFilter(text=foreign)) == await listed(driver, JobFilter(text=foreign.replace("-", ""))) == [foreign]
+    )
+    assert await listed(driver, JobFilter(text=foreign[:13])) == []
+    assert await driver.store.cancel_jobs(JobFilter(text=one)) == (1, None)
 
 
 async def test_a_page_is_cut_where_enough_has_been_looked_at_and_the_next_goes_on_there(driver: Driver) -> None:

@@ -66,6 +66,28 @@ async def test_a_page_of_tables_without_statistics_reads_what_it_shows_or_what_m
         assert 0 < fetched - fetched_before <= 2 * most
 
 
+async def test_a_page_for_a_text_is_short_where_histories_are_long(any_database_url: str, sql: Database) -> None:
+    async with open_driver(any_database_url) as driver:
+        sql.rows(
+            """
+            INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at,
+                                            available_since, died_at, errors)
+            SELECT jobqueue.uuid7(), 'default', 'mail', 0, 'no luck', '{}', 1, 1, now(), now(), now(),
+                   jsonb_build_array(jsonb_build_object('error', 'error ' || n, 'traceback', (
+                       SELECT string_agg(md5((n * m)::text), '') FROM generate_series(1, 1000) AS m)))
+              FROM generate_series(1, 500) AS n
+            """
+        )
+        plain = await driver.store.jobs(JobFilter(kind="nothing"), limit=100)
+        assert plain == ([], None)
+        pages, found, after = 0, 0, None
+        while pages == 0 or after is not None:
+            page = await driver.store.jobs(JobFilter(text="ERROR 4"), limit=100, after=after)
+            pages, found, after = pages + 1, found + len(page.jobs), page.next
+        assert found == 111
+        assert pages >= 3, "what is stored of 500 histories of 32 kB is more than 20,000 times 512 bytes"
+
+
 async def test_a_look_far_back_begins_there(any_database_url: str, sql: Database) -> None:
     async with open_driver(any_database_url) as driver:
         sql.rows(PENDING, MANY)

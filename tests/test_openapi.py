@@ -190,6 +190,8 @@ def test_answers_hold_what_is_described_and_no_more(node: tuple[httpx.Client, li
         ("PATCH", f"/jobs/{ids[4]}", {"priority": 5}),
         ("POST", "/jobs/cancel?dry_run=true", {"state": "scheduled"}),
         ("GET", "/dead", None),
+        ("GET", "/dead/causes", None),
+        ("GET", "/jobs?text=no%20handler", None),
         ("POST", f"/jobs/{ids[3]}/cancel", None),
         ("POST", f"/jobs/{ids[1]}/retry", None),
         ("DELETE", f"/jobs/{ids[2]}", None),
@@ -210,6 +212,7 @@ def test_answers_hold_what_is_described_and_no_more(node: tuple[httpx.Client, li
         ("GET", "/health", None),
         ("GET", "/health/ready", None),
         ("GET", "/nodes", None),
+        ("GET", "/tasks", None),
     ]
     seen = set()
     for method, path, body in steps:

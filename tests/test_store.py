@@ -641,9 +641,9 @@ async def test_dead_jobs_are_listed_the_latest_first_page_by_page(driver: Driver
     assert [row["id"] for row in seen] == ids[::-1]
     assert seen[0].keys() == {
         *("id", "queue", "kind", "priority", "reason", "attempt", "max_retries", "created_at", "died_at", "node_id", "options"),
-        "error",
+        *("error", "cause"),
     }
-    assert (seen[0]["reason"], seen[0]["error"]) == ("no luck", "of no luck")
+    assert (seen[0]["reason"], seen[0]["error"], seen[0]["cause"]) == ("no luck", "of no luck", "of no luck")
 
 
 @pytest.mark.parametrize("verb", ["dead", "retry_dead", "discard_dead"])
@@ -661,6 +661,9 @@ async def test_a_filter_means_the_dead_jobs_for_which_all_of_it_holds(driver: Dr
         (DeadFilter(queue="nothing"), []),
         (DeadFilter(reason="% of the time's"), [3]),
         (DeadFilter(group="o'neill %L"), [2]),
+        (DeadFilter(cause="of #% of the time's up"), [3]),
+        (DeadFilter(cause="of no luck", queue="mail"), [0, 1]),
+        (DeadFilter(cause="of %"), []),
         (DeadFilter(queue="mail", kind="letter"), [1]),
         (DeadFilter(died_before=second, all=True), [0]),
         (DeadFilter(died_after=second), [2, 3]),
@@ -672,6 +675,42 @@ async def test_a_filter_means_the_dead_jobs_for_which_all_of_it_holds(driver: Dr
     assert await getattr(driver.store, verb)(DeadFilter(queue="mail")) == 2
     assert [await driver.state(job_id) for job_id in ids] == [{"retry_dead": "pending"}.get(verb)] * 2 + ["dead"] * 2
     assert await getattr(driver.store, verb)(DeadFilter(queue="mail")) == 0
+
+
+async def test_dead_jobs_are_grouped_by_queue_kind_and_cause_the_largest_first(driver: Driver) -> None:
+    ids = await dead_ones(
+        driver,
+        *({"reason": f"order {n} is late"} for n in range(3)),
+        *({"queue": "mail", "kind": "letter", "reason": reason} for reason in ("no stamp", "order 3 is late", "no stamp")),
+        *({"queue": "mail", "reason": f"order {n} is late"} for n in range(4)),
+    )
+    died_at = {row["id"]: row["died_at"] for row in await driver.store.dead(DeadFilter(all=True), limit=100)}
+
+    def group(queue: str, kind: str, cause: str, *places: int) -> dict[str, Any]:
+        first, last = ids[places[0]], ids[places[-1]]
+        times = {"first_died_at": died_at[first], "last_died_at": died_at[last]}
+        return {"queue": queue, "kind": kind, "cause": cause, "jobs": len(places), **times, "example": last}
+
+    groups = [
+        group("mail", "default", "of order # is late", 6, 7, 8, 9),
+        group("default", "default", "of order # is late", 0, 1, 2),
+        group("mail", "letter", "of no stamp", 3, 5),
+        group("mail", "letter", "of order # is late", 4),
+    ]
+    for limit in (100, 4, 3, 1):
+        assert await driver.store.dead_causes(DeadFilter(all=True), limit=limit) == (groups[:limit], limit < 4)
+    second = datetime.fromisoformat(died_at[ids[1]])
+    for wanted, found in [
+        (DeadFilter(queue="mail"), [groups[0], *groups[2:]]),
+        (DeadFilter(queue="mail", kind="letter"), groups[2:]),
+        (DeadFilter(cause="of no stamp"), groups[2:3]),
+        (DeadFilter(queue="default", died_after=second), [group("default", "default", "of order # is late", 2)]),
+        (DeadFilter(queue="default", died_before=second), [group("default", "default", "of order # is late", 0)]),
+        (DeadFilter(reason="nothing"), []),
+    ]:
+        assert await driver.store.dead_causes(wanted, limit=100) == (found, False)
+    assert await driver.store.retry_dead(DeadFilter(queue="mail", kind="default", cause="of order # is late")) == 4
+    assert (await driver.store.dead_causes(DeadFilter(all=True), limit=100)).causes == groups[1:]
 
 
 @pytest.mark.parametrize("verb", ["retry_dead", "discard_dead"])

@@ -10,7 +10,7 @@ from jobqueue.cli.connection import remote
 from jobqueue.cli.filters import Verb, apply, by_filter, of_dead, wanted
 from jobqueue.cli.options import Listing
 from jobqueue.cli.output import Output, local, table
-from jobqueue.cli.pages import paged, show_pages
+from jobqueue.cli.pages import DEFAULT_LIMIT, MAX_PAGE, paged, show_pages
 from jobqueue.client import Client
 
 
@@ -50,6 +50,35 @@ async def list_dead(client: Client, output: Output, *, limit: int, everything: b
         everything=everything,
         after=after,
     )
+
+
+@command.command("causes")
+@click.option("--queue", help="Only jobs of this queue.")
+@click.option("--kind", help="Only jobs of this kind.")
+@click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=DEFAULT_LIMIT, show_default=True, help="How many to show.")
+@remote
+async def causes(client: Client, output: Output, *, limit: int, **given: Any) -> None:
+    """Group dead letters by what they died of, the largest group first: `#` stands for what differs."""
+    found = await client.dead_causes(limit=limit, **wanted(given))
+    output.show(
+        found,
+        lambda: table(
+            [">JOBS", "KIND", *(["QUEUE", "FIRST"] if output.wide else []), "LATEST", "CAUSE"],
+            (
+                [
+                    f"{cause['jobs']:,}",
+                    cause["kind"],
+                    *([cause["queue"], local(cause["first_died_at"], short=True)] if output.wide else []),
+                    local(cause["last_died_at"], short=True),
+                    cause["cause"],
+                ]
+                for cause in found["causes"]
+            ),
+            cut=["KIND", "QUEUE", "CAUSE"],
+        ),
+    )
+    if found["more"] and not output.as_json:
+        output.note(f"There are more: --limit {min(MAX_PAGE, limit * 10)}, or --kind")
 
 
 @command.command("retry")

@@ -28,12 +28,14 @@ _OF_ALL: list[Option[Any]] = [
 ]
 _OF_JOBS: list[Option[Any]] = [
     *_OF_ALL,
+    click.option("--text", help="Only jobs with this in their last error or reason, or whose id begins with it."),
     click.option("--concurrency-key", help="Only jobs with this concurrency key."),
     click.option("--created-after", type=values.time_or_age, help="Only jobs submitted later: a time, or how long ago (2h)."),
     click.option("--created-before", type=values.time_or_age, help="Only jobs submitted earlier: a time, or how long ago (2h)."),
 ]
 _OF_DEAD: list[Option[Any]] = [
     *_OF_ALL,
+    click.option("--cause", help="Only jobs that died of this, as `jobqueue dead causes` has it."),
     click.option("--reason", help="Only jobs with this in their reason."),
     click.option("--died-after", type=values.time_or_age, help="Only jobs that died later: a time, or how long ago (2h)."),
     click.option("--died-before", type=values.time_or_age, help="Only jobs that died earlier: a time, or how long ago (2h)."),

@@ -122,8 +122,8 @@ class Calls:
         Args:
             limit: jobs on a page, at the most; a page may have fewer, or none, and not be the last.
             after: the ``next`` of an earlier page, to go on from there.
-            wanted: any of ``state`` (one, or a list), ``queue``, ``kind``, ``group``, ``concurrency_key``, ``created_after``,
-                ``created_before``.
+            wanted: any of ``state`` (one, or a list), ``queue``, ``kind``, ``group``, ``concurrency_key``, ``text``,
+                ``created_after``, ``created_before``.
         """
         return self._pages("/jobs", limit, after, wanted)
 
@@ -213,9 +213,21 @@ class Calls:
         Args:
             limit: jobs on a page.
             after: the ``next`` of an earlier page, to go on from there.
-            wanted: any of ``queue``, ``kind``, ``group``, ``reason`` (a part of it), ``died_before``, ``died_after``.
+            wanted: any of ``queue``, ``kind``, ``group``, ``cause``, ``reason`` (a part of it), ``died_before``, ``died_after``.
         """
         return self._pages("/dead", limit, after, wanted)
+
+    async def dead_causes(self, *, queue: str | None = None, kind: str | None = None, limit: int = PAGE) -> dict[str, Any]:
+        """Return the dead letters in groups of one queue, kind and cause, the largest first: ``{"causes": [...], "more": False}``.
+
+        Args:
+            queue: only of this one.
+            kind: only of this one.
+            limit: the most groups.
+        """
+        params = {"queue": queue, "kind": kind, "limit": limit}
+        document: dict[str, Any] = await self.request("GET", "/dead/causes", params=params)
+        return document
 
     async def retry_dead(self, /, *, dry_run: bool = False, **wanted: Any) -> int:
         """Run all dead letters again that are wanted, and return how many.
@@ -267,6 +279,10 @@ class Calls:
     async def nodes(self) -> list[dict[str, Any]]:
         """Return every node that is running."""
         return await self._list("/nodes")
+
+    async def tasks(self) -> dict[str, Any]:
+        """Return the live Trio tasks of the node that answers, as a tree from its ``root`` on."""
+        return await self._object("GET", "/tasks")
 
     async def schedules(self) -> list[dict[str, Any]]:
         """Return every cron schedule."""

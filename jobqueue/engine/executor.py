@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import math
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -111,6 +112,13 @@ class Run:
     def seconds(self) -> float:
         """How long it has run."""
         return trio.current_time() - self.started
+
+
+def run_of(frames: Iterable[FrameType]) -> Run | None:
+    """Return the run that these frames of a task are at; None where they are at none."""
+    code = Executor._attempt.__code__  # noqa: SLF001 - where a run is on the stack
+    found = (frame.f_locals.get("run") for frame in frames if frame.f_code is code)
+    return next((run for run in found if isinstance(run, Run)), None)
 
 
 def is_late(job: ClaimedJob) -> bool:
@@ -247,7 +255,7 @@ class Executor:
         handle = self._hand_out(run, handler, arguments)
         if handler.mode == "async" and handle is not None:
             return await _call_in_nursery(handler, arguments, handle)
-        return await self._call_thread(run, _call_with, handler.function, arguments)
+        return await self._call_thread(run, functools.partial(handler.function, **arguments))
 
     def _hand_out(self, run: Run, handler: Handler, arguments: dict[str, Any]) -> Handle | None:
         """Let the handler's job, if it asked for it, reach its run."""
@@ -378,10 +386,6 @@ async def _call_in_nursery(handler: Handler, arguments: dict[str, Any], handle: 
             raise RuntimeError("trio.Cancelled ended the handler: its job.nursery was cancelled, or it raised one that it had kept")
         return result
     raise alone  # here, where the group is no part of its context: with one error there is nothing to tell apart
-
-
-def _call_with(function: Any, arguments: dict[str, Any]) -> Any:
-    return function(**arguments)
 
 
 def _work_with(handler: Handler, arguments: dict[str, Any], outcome: Outcome, connection: Any) -> bytes:

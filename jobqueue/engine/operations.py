@@ -17,6 +17,7 @@ from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.submission import Submissions
+from jobqueue.engine.task_tree import TaskState, TaskTree
 from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
 from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings
@@ -47,6 +48,7 @@ class Operations:
         *,
         dispatcher: Dispatcher,
         watcher: Watcher,
+        tasks: TaskTree,
         queues: Iterable[LocalQueue],
         keep_cancelled: bool,
         stopping: Callable[[], bool],
@@ -58,6 +60,7 @@ class Operations:
         self._outcomes = outcomes
         self._dispatcher = dispatcher
         self._watcher = watcher
+        self._tasks = tasks
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
@@ -154,6 +157,10 @@ class Operations:
         rows = await self._store.dead(wanted, limit=limit, after=after)
         return [{**row, "options": _asked(row["options"])} for row in rows]
 
+    async def dead_causes(self, wanted: DeadFilter, limit: int) -> dict[str, Any]:
+        causes = await self._store.dead_causes(wanted, limit=limit)
+        return {"causes": causes.causes, "more": causes.more}
+
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
         """Run all that are wanted again, in transactions of a thousand; or count them."""
         if dry_run:
@@ -212,6 +219,11 @@ class Operations:
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()
 
+    def tasks(self) -> dict[str, Any]:
+        """The live tasks of this process."""
+        tree = self._tasks.look()
+        return {"node": self._lease.node.id, "at": datetime.now(UTC).isoformat(), "tasks": tree.tasks, "root": _shown(tree.root)}
+
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
         return await self._store.schedules(name)
 
@@ -236,6 +248,19 @@ class Operations:
                 took = trio.current_time() - started
                 self._count_again_at = started + max(DEPTH_INTERVAL, took * DEPTH_SHARE)
             return self._counted
+
+
+def _shown(task: TaskState) -> dict[str, Any]:
+    job = None if task.run is None else task.run.job
+    return {
+        "name": task.name,
+        "waits_on": task.waits_on,
+        "stack": task.stack,
+        "since": task.since,
+        "job": None if job is None else {"id": job.id, "kind": job.kind, "queue": job.queue},
+        "nurseries": [{"tasks": [_shown(child) for child in nursery]} for nursery in task.nurseries],
+        "more": task.more,
+    }
 
 
 def _asked(options: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 import trio
 
-from jobqueue.engine.executor import Executor, Run
+from jobqueue.engine.executor import run_of
 
 STALL_SECONDS = 1.0
 """Seconds that the loop may be late before it counts as blocked."""
@@ -110,8 +110,8 @@ def _culprit(pulse: _Pulse) -> dict[str, Any]:
         # What is further out is Trio, and whoever called it.
         outermost = getattr(tasks[0].coro, "cr_frame", None)
         stack = stack[: stack.index(outermost) + 1] if outermost in stack else stack
-    runs = (frame.f_locals.get("run") for frame in frames if frame.f_code is Executor._attempt.__code__)  # noqa: SLF001 - where a run is on the stack
-    job = next((dict(run.job.log_context) for run in runs if isinstance(run, Run)), {})
+    run = run_of(frames)
+    job = {} if run is None else dict(run.job.log_context)
     theirs = [frame for frame in stack if tasks and not frame.f_code.co_filename.startswith(("<", *_LIBRARIES))]
     line = next(iter(theirs or stack), None)
     return job if line is None else {**job, "at": f"{line.f_code.co_filename}:{line.f_lineno} in {line.f_code.co_qualname}"}

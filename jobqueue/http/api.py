@@ -32,6 +32,7 @@ from jobqueue.http import (
     schedules,
     service,
     submit,
+    tasks,
 )
 from jobqueue.http.answers import SECURITY_HEADERS, Answer, respond
 from jobqueue.http.auth import HEALTH, Guard
@@ -47,6 +48,7 @@ class Backend(
     queues.Queueing,
     schedules.Scheduling,
     service.Observed,
+    tasks.Introspected,
     Protocol,
 ):
     """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
@@ -54,7 +56,7 @@ class Backend(
 
 def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
     """Make all routes of the API, in the order of the description; `opened` is what needs no token."""
-    topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service)
+    topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service, tasks)
     routes = [route for topic in topics for route in topic.routes(backend)]
     return [*routes, openapi.route(routes, opened)]
 

@@ -14,7 +14,7 @@ from jobqueue.http import filters, limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
-from jobqueue.job import DeadConditions, DeadFilter
+from jobqueue.job import DeadConditions, DeadFilter, Name
 
 Cursor = Annotated[
     str, msgspec.Meta(pattern=r"^[0-9]{1,17}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description=filters.CURSOR)
@@ -38,11 +38,27 @@ class DeadQuery(DeadConditions):
     after: Cursor | None = None
 
 
+class CausesQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which dead letters are grouped.
+
+    Attributes:
+        limit: how many groups are shown, the largest.
+    """
+
+    queue: Name | None = None
+    kind: Name | None = None
+    limit: filters.PageSize = filters.DEFAULT_PAGE
+
+
 class Buried(Protocol):
     """A node whose dead letters can be looked at and moved."""
 
     async def dead(self, wanted: DeadFilter, limit: int, after: Place | None) -> list[dict[str, Any]]:
         """Return the dead jobs that are wanted, the latest first, from a place on."""
+        ...
+
+    async def dead_causes(self, wanted: DeadFilter, limit: int) -> dict[str, Any]:
+        """Return the dead jobs that are wanted in groups of one queue, kind and cause, the largest first."""
         ...
 
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
@@ -69,6 +85,15 @@ def routes(node: Buried) -> list[Route]:
             view=views.dead,
             query=DeadQuery,
             answers={HTTPStatus.OK: shapes.DeadLetters},
+        ),
+        Route(
+            method="GET",
+            path="/dead/causes",
+            needs="read",
+            summary="Group dead letters by their cause",
+            view=views.causes,
+            query=CausesQuery,
+            answers={HTTPStatus.OK: shapes.DeadCauses},
         ),
         Route(
             method="POST",
@@ -100,6 +125,9 @@ class _Views:
     async def dead(self, query: DeadQuery) -> Answer:
         jobs = await self._node.dead(filters.of_query(query, DeadFilter), query.limit, place(query.after))
         return json_answer({"jobs": jobs, "next": _cursor(jobs[-1]) if len(jobs) == query.limit else None})
+
+    async def causes(self, query: CausesQuery) -> Answer:
+        return json_answer(await self._node.dead_causes(filters.of_query(query, DeadFilter), query.limit))
 
     async def retry(self, query: filters.DryRunQuery, body: Mapping[str, Any]) -> Answer:
         return json_answer({"jobs": await self._node.retry_dead(filters.of_body(body, DeadFilter), query.dry_run)})

@@ -242,6 +242,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     Attributes:
         reason: why it is dead.
         error: the last error of its history.
+        cause: what that, or else the reason, has in common with others.
         attempt: how many attempts it had.
         died_at: when it died, by the database's clock.
         node_id: the node that had it last.
@@ -258,6 +259,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     node_id: UUID | None
     reason: str
     error: str | None
+    cause: str
     options: JobOptions | None
 
 
@@ -271,6 +273,38 @@ class DeadLetters(msgspec.Struct, kw_only=True):
 
     jobs: list[DeadLetter]
     next: str | None
+
+
+class DeadCause(msgspec.Struct, kw_only=True):
+    """Dead letters of one queue and kind that have the same cause.
+
+    Attributes:
+        cause: the last error, or else the reason, without numbers, ids, addresses and quoted values: `#` stands for them.
+        jobs: how many.
+        first_died_at: when the first of them died, by the database's clock.
+        last_died_at: when the latest did.
+        example: the id of the latest.
+    """
+
+    queue: str
+    kind: str
+    cause: str
+    jobs: Count
+    first_died_at: Time
+    last_died_at: Time
+    example: UUID
+
+
+class DeadCauses(msgspec.Struct, kw_only=True):
+    """The causes of dead letters.
+
+    Attributes:
+        causes: the largest first.
+        more: whether there are more than were asked for.
+    """
+
+    causes: list[DeadCause]
+    more: bool
 
 
 class Moved(msgspec.Struct, kw_only=True):
@@ -362,6 +396,57 @@ class NodeState(msgspec.Struct, kw_only=True):
     lease_until: Time
     running: list[RunningJobs]
     throughput: Throughput
+
+
+class TaskJob(msgspec.Struct, kw_only=True):
+    """The job that a task runs."""
+
+    id: UUID
+    kind: str
+    queue: str
+
+
+class TaskNursery(msgspec.Struct, kw_only=True):
+    """The tasks of one nursery."""
+
+    tasks: list[Task]
+
+
+class Task(msgspec.Struct, kw_only=True):
+    """A live Trio task. What is shown are names of functions and places in the code, never values.
+
+    Attributes:
+        waits_on: the call that it is suspended in: `function (file:line)`, or `running` for the task that answers.
+        stack: the functions that it is in, the outermost first.
+        since: seconds for which it has waited, at the least; null while that is not known.
+        job: what it runs, if it is a worker.
+        nurseries: its children, the outer nursery first.
+        more: children that are left out.
+    """
+
+    name: str
+    waits_on: str
+    stack: list[str]
+    since: float | None
+    job: TaskJob | None
+    nurseries: list[TaskNursery]
+    more: Count
+
+
+class Tasks(msgspec.Struct, kw_only=True):
+    """The live tasks of the node that answers.
+
+    Attributes:
+        node: its id.
+        at: when this was, by the node's own clock.
+        tasks: how many there are, those that are left out among them.
+        root: the first task, below which all others are.
+    """
+
+    node: UUID
+    at: Time
+    tasks: Count
+    root: Task
 
 
 class ScheduleState(msgspec.Struct, kw_only=True):

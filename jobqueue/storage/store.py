@@ -244,6 +244,13 @@ class Page(NamedTuple):
     next: str | None
 
 
+class Causes(NamedTuple):
+    """Dead jobs in groups of one queue, kind and cause, and whether there are more groups."""
+
+    causes: list[dict[str, Any]]
+    more: bool
+
+
 class Cancelled(NamedTuple):
     """How many jobs one walk of `Store.cancel_jobs` has cancelled, and the id from which the next goes on; None: that was all."""
 
@@ -688,6 +695,18 @@ class Store:
         """
         sql = "SELECT row FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
         return await self._list(sql, _text(wanted), limit, *(after or (None, None)))
+
+    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
+        """The dead jobs that are wanted in groups of one queue, kind and cause, the largest first.
+
+        Args:
+            wanted: which.
+            limit: the most groups.
+        """
+        sql = "SELECT jobqueue.dead_causes(%s::jsonb, %s)"
+        found = await self._inspect.run(_scalar(sql, _text(wanted), limit))
+        assert isinstance(found, dict)  # noqa: S101 - jsonb, an object
+        return Causes(found["causes"], found["more"])
 
     async def retry_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
         """Run dead jobs again, the oldest first, at most `DEAD_BATCH`; return how many. A dry run counts all, and does nothing."""

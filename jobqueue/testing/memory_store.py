@@ -7,12 +7,14 @@ suite against it and PostgreSQL, and checks that no verb is inherited by mistake
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any, get_args
+from uuid import UUID
 
 import msgspec
 import trio
@@ -49,6 +51,7 @@ from jobqueue.storage.store import (
     Activity,
     Admission,
     Cancelled,
+    Causes,
     Claim,
     Claimed,
     Depth,
@@ -68,6 +71,7 @@ from jobqueue.storage.store import (
     Submitted,
     Want,
 )
+from jobqueue.testing.causes import cause_of
 from jobqueue.timetable import CronSchedule
 
 Instant = int
@@ -835,9 +839,29 @@ class MemoryStore(Store):
         shown = [(_shown(row), row) for row in rows[:limit]]
         return [
             {name: columns[name] for name in names}
-            | {"died_at": columns["ended_at"], "error": row.errors[-1]["error"] if row.errors else None}
+            | {"died_at": columns["ended_at"], "error": _last_error(row), "cause": _cause(row)}
             for columns, row in shown
         ]
+
+    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
+        await trio.lowlevel.checkpoint()
+        groups: dict[tuple[str, str, str], list[_Row]] = {}
+        for row in self._wanted(_said(wanted)):
+            groups.setdefault((_cause(row), row.kind, row.queue), []).append(row)
+        largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+        causes = [
+            {
+                "queue": queue,
+                "kind": kind,
+                "cause": cause,
+                "jobs": len(rows),
+                "first_died_at": _text(_ended(rows[0])),
+                "last_died_at": _text(_ended(rows[-1])),
+                "example": rows[-1].id,
+            }
+            for (cause, kind, queue), rows in largest[:limit]
+        ]
+        return Causes(causes, more=len(largest) > limit)
 
     async def retry_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
         await trio.lowlevel.checkpoint()
@@ -907,6 +931,7 @@ class MemoryStore(Store):
                 (wanted.queue is None or row.queue == wanted.queue)
                 and (wanted.kind is None or row.kind == wanted.kind)
                 and (wanted.group is None or (row.options or {}).get("group") == wanted.group)
+                and (wanted.cause is None or _cause(row) == wanted.cause)
                 and (wanted.reason is None or wanted.reason in str(row.reason))
                 and (wanted.died_before is None or _ended(row) < _instant(wanted.died_before))
                 and (wanted.died_after is None or _ended(row) > _instant(wanted.died_after))
@@ -1132,13 +1157,30 @@ def _meant(row: _Row, wanted: JobFilter) -> bool:
         and wanted.kind in (None, row.kind)
         and wanted.group in (None, options.get("group"))
         and wanted.concurrency_key in (None, options.get("concurrency_key"))
+        and (wanted.text is None or _says(row, wanted.text.lower()))
         and (wanted.created_after is None or row.created_at > _instant(wanted.created_after))
         and (wanted.created_before is None or row.created_at < _instant(wanted.created_before))
     )
 
 
+def _says(row: _Row, text: str) -> bool:
+    if _is_of_an_id(text):
+        return row.id.startswith(text) or row.id.replace("-", "").startswith(text)
+    return any(text in said.lower() for said in (row.reason, _last_error(row)) if said is not None)
+
+
+def _is_of_an_id(text: str) -> bool:
+    """Whether a text is an id, or what one of version 7 begins with; see ``jobqueue.ids_like``."""
+    digits = text.replace("-", "")
+    if re.fullmatch("0[0-9a-f]{7,30}|[0-9a-f]{32}", digits) is None:
+        return False
+    return text == digits or str(UUID(digits.ljust(32, "0"))).startswith(text)
+
+
 def _within(row: _Row, wanted: JobFilter) -> bool:
-    """Whether the time in a job's id is about that of the filter."""
+    """Whether a job's id is one that the filter can mean, by the time in it."""
+    if wanted.text is not None and _is_of_an_id(wanted.text.lower()) and not _says(row, wanted.text.lower()):
+        return False
     return (wanted.created_after is None or row.id >= _id_from(_instant(wanted.created_after) - 60 * SECOND)) and (
         wanted.created_before is None or row.id < _id_from(_instant(wanted.created_before) + 60 * SECOND)
     )
@@ -1153,6 +1195,14 @@ def _said(wanted: DeadFilter) -> DeadFilter:
     if wanted == DeadFilter():
         raise RefusedData("the filter is empty", field="all")
     return wanted
+
+
+def _last_error(row: _Row) -> str | None:
+    return row.errors[-1]["error"] if row.errors else None
+
+
+def _cause(row: _Row) -> str:
+    return cause_of(_last_error(row), str(row.reason))
 
 
 def _end(row: _Row, state: JobState, now: Instant) -> None:

@@ -1,0 +1,239 @@
+"""The tree of the live Trio tasks: what each waits on and for how long, and which job it runs.
+
+Trio tells which tasks there are, and where each is suspended. It does not tell since when, and an instrument that noted it would
+cost every step of every task. So a stage looks at all tasks every `NOTE_SECONDS`, and notes how often each has been suspended: what
+has the same number later has not run since.
+
+What is shown are names of functions and places in the code, never values of variables.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from types import FrameType
+from typing import NamedTuple
+
+import trio
+
+from jobqueue.documents import storable
+from jobqueue.engine.executor import Run, run_of
+
+NOTE_SECONDS = 15.0
+"""Seconds between two looks at which tasks have moved."""
+
+MAX_TASKS = 2_000
+MAX_DEPTH = 40
+"""Tasks that one tree shows, and how deep; the children that are left out are counted."""
+
+MAX_FRAMES = 30
+"""Frames of one task's stack that are shown: the outermost third and the innermost ones of a longer one."""
+
+MAX_NAME = 200
+"""Characters that are shown of the name of a task or a function."""
+
+RUNNING = "running"
+"""What a task waits on that runs: the one that looks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """One task as it is now.
+
+    Attributes:
+        waits_on: the call that it is suspended in, or `RUNNING`.
+        stack: its frames, the outermost first.
+        since: seconds for which it has waited at the least; None while that is not known.
+        run: of a worker: what it runs.
+        nurseries: the tasks in each of its nurseries, the outer ones first.
+        more: children that are not shown.
+    """
+
+    name: str
+    waits_on: str
+    stack: list[str]
+    since: float | None
+    run: Run | None
+    nurseries: list[list[TaskState]]
+    more: int
+
+
+class Tree(NamedTuple):
+    """All tasks of the loop, and how many there are."""
+
+    root: TaskState
+    tasks: int
+
+
+class TaskTree:
+    """Looks at the tasks of the loop that it is used in."""
+
+    def __init__(self) -> None:
+        self._noted: dict[trio.lowlevel.Task, _Note] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Note now and then which tasks have moved, until cancelled."""
+        task_status.started()
+        while True:
+            self._note(trio.current_time())
+            await trio.sleep(NOTE_SECONDS)
+
+    def look(self, *, most: int = MAX_TASKS, depth: int = MAX_DEPTH) -> Tree:
+        """Return the tree as it is now. What has moved since the last look, or the last note, has no `TaskState.since` yet.
+
+        Args:
+            most: tasks that are shown: those next to the root come first.
+            depth: levels that are shown below the root.
+        """
+        now = trio.current_time()
+        self._note(now)
+        shown = [_Node(_root(), 0)]
+        left = most - 1
+        for node in shown:  # it grows
+            for nursery in node.task.child_nurseries:
+                children = sorted(nursery.child_tasks, key=_order)
+                nodes = [_Node(child, node.level + 1) for child in (children[:left] if node.level < depth else ())]
+                node.nurseries.append(nodes)
+                node.more += len(children) - len(nodes)
+                left -= len(nodes)
+                shown += nodes
+        for node in reversed(shown):  # children before their parents
+            node.state = self._state(node, now)
+        assert shown[0].state is not None  # noqa: S101 - it was the last one
+        return Tree(shown[0].state, len(self._noted))
+
+    def _note(self, now: float) -> None:
+        noted: dict[trio.lowlevel.Task, _Note] = {}
+        for task in _all_tasks():
+            suspended = times_suspended(task)
+            before = self._noted.get(task)
+            noted[task] = before if before is not None and before.suspended == suspended else _Note(suspended, now)
+        self._noted = noted  # what ends meanwhile it holds until the next time
+
+    def _state(self, node: _Node, now: float) -> TaskState:
+        task, note = node.task, self._noted[node.task]
+        frames = [(frame, line, _module(frame)) for frame, line in task.iter_await_frames()]
+        runs = bool(getattr(task.coro, "cr_running", False))
+        waited = None if runs or note.suspended is None or note.at >= now else round(now - note.at, 3)
+        return TaskState(
+            name=_cut(task.name),
+            waits_on=RUNNING if runs else _waits_on(frames),
+            stack=_stack(frames),
+            since=waited,
+            run=run_of([frame for frame, _, _ in frames]),
+            nurseries=[[child.state for child in nursery if child.state is not None] for nursery in node.nurseries],
+            more=node.more,
+        )
+
+
+class _Note(NamedTuple):
+    """How often a task had been suspended when it was first seen so, and when that was."""
+
+    suspended: int | None
+    at: float
+
+
+@dataclass(slots=True)
+class _Node:
+    """A task on its way into the tree."""
+
+    task: trio.lowlevel.Task
+    level: int
+    nurseries: list[list[_Node]] = field(default_factory=list)
+    more: int = 0
+    state: TaskState | None = None
+
+
+def times_suspended(task: trio.lowlevel.Task) -> int | None:
+    """How often a task has been suspended; None where this Trio does not count it: then nothing but `TaskState.since` is lost.
+
+    Trio counts it for `trio.testing.assert_checkpoints`, and has no public name for it.
+    """
+    return getattr(task, "_schedule_points", None)
+
+
+def _root() -> trio.lowlevel.Task:
+    root = trio.lowlevel.current_root_task()
+    assert root is not None  # noqa: S101 - somebody asks, so the loop runs
+    return root
+
+
+def _all_tasks() -> Iterator[trio.lowlevel.Task]:
+    to_do = [_root()]
+    while to_do:
+        task = to_do.pop()
+        yield task
+        for nursery in task.child_nurseries:
+            to_do.extend(nursery.child_tasks)
+
+
+def _order(task: trio.lowlevel.Task) -> tuple[int, str]:
+    return len(task.name), task.name  # worker 9 before worker 10
+
+
+# ------------------------------------------------------------------------------------------------------------------- stacks
+
+Place = tuple[FrameType, int, str]
+"""A frame of a task, its line, and the name of its module."""
+
+_THREAD_CALL = inspect.unwrap(trio.to_thread.run_sync).__code__
+_TRAPS = "trio._core._traps"
+"""The module that every wait ends in."""
+
+
+def _waits_on(frames: Sequence[Place]) -> str:
+    """Say what the innermost code that is not Trio's has called; nothing for a task that has just ended."""
+    called = None
+    for frame in reversed(frames):
+        theirs = frame[2] == "trio" or frame[2].startswith("trio.")
+        if called is None or (theirs and frame[2] != _TRAPS) or called[2] == _TRAPS:
+            called = frame
+        if not theirs:
+            break
+    if called is None:
+        return ""
+    if called[0].f_code is _THREAD_CALL:
+        return _shown(called, of=f" of {_name(called[0].f_locals.get('sync_fn'))}")
+    return _shown(called)
+
+
+def _stack(frames: Sequence[Place]) -> list[str]:
+    stack = [_shown(frame) for frame in frames[: MAX_FRAMES // 3]]
+    inner = frames[MAX_FRAMES // 3 :]
+    kept = inner[-(MAX_FRAMES - MAX_FRAMES // 3) :]
+    if len(kept) < len(inner):
+        stack.append(f"... {len(inner) - len(kept)} frames left out ...")
+    return stack + [_shown(frame) for frame in kept]
+
+
+def _shown(place: Place, *, of: str = "") -> str:
+    frame, line, module = place
+    function, file = _told(frame.f_code.co_qualname, frame.f_code.co_filename, module)
+    return f"{function}{of} ({file}:{line})"
+
+
+def _module(frame: FrameType) -> str:
+    name = frame.f_globals.get("__name__")
+    return name if isinstance(name, str) else ""
+
+
+def _name(function: object) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None)
+    return _cut(name) if isinstance(name, str) else _cut(type(function).__qualname__)
+
+
+def _cut(name: str) -> str:
+    return storable(name[:MAX_NAME], MAX_NAME)
+
+
+@functools.lru_cache(maxsize=2_000)
+def _told(function: str, path: str, module: str) -> tuple[str, str]:
+    """Return a function as it is shown, and its file from the topmost package on."""
+    parts = PurePath(path).parts
+    levels = module.count(".") + (parts[-1:] == ("__init__.py",)) + 1
+    return _cut(function), _cut("/".join(parts[-levels:]))

@@ -1,0 +1,37 @@
+"""The route of a node's live Trio tasks."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from jobqueue.http import shapes
+from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.routes import Route
+
+
+class Introspected(Protocol):
+    """A node that can look at itself."""
+
+    def tasks(self) -> dict[str, Any]:
+        """Return the tree of its live tasks."""
+        ...
+
+
+def routes(node: Introspected) -> list[Route]:
+    """Make the routes of a node."""
+
+    async def tasks() -> Answer:
+        return json_answer(node.tasks())
+
+    return [
+        Route(
+            method="GET",
+            path="/tasks",
+            needs="read",
+            summary="Show the live Trio tasks of the node that answers",
+            view=tasks,
+            answers={HTTPStatus.OK: shapes.Tasks},
+            refuses=frozenset(),
+        )
+    ]
