@@ -212,6 +212,7 @@ def test_answers_hold_what_is_described_and_no_more(node: tuple[httpx.Client, li
         ("GET", "/health", None),
         ("GET", "/health/ready", None),
         ("GET", "/nodes", None),
+        ("GET", "/tasks", None),
     ]
     seen = set()
     for method, path, body in steps:

@@ -139,15 +139,15 @@ async def test_since_counts_from_the_look_at_which_a_task_was_first_where_it_is(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_the_stage_notes_what_waits_before_anybody_looks() -> None:
+async def test_the_stage_notes_what_waits_before_anybody_looks(autojump_clock: MockClock) -> None:
     tree = TaskTree()
+    began = autojump_clock.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.sleep_forever, name="still")
         await wait_all_tasks_blocked()
         await nursery.start(tree.run)
         await trio.sleep(task_tree.NOTE_SECONDS * 2.5)
-        assert named(tree.look(), "still").since == task_tree.NOTE_SECONDS * 2.5
+        assert named(tree.look(), "still").since == autojump_clock.current_time() - began == task_tree.NOTE_SECONDS * 2.5
         nursery.cancel_scope.cancel()
 
 

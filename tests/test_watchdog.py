@@ -179,12 +179,13 @@ async def test_the_thread_ends_with_the_watchdog() -> None:
 
 def test_an_idle_watchdog_costs_next_to_nothing() -> None:
     script = (
-        "import time, trio\nfrom jobqueue.engine import watchdog\n"
+        "import resource, trio\nfrom jobqueue.engine import watchdog\n"
+        "def pauses(): return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw\n"
         "async def main():\n"
         " async with trio.open_nursery() as nursery:\n"
-        "  await nursery.start(watchdog.run); before = time.process_time(); await trio.sleep(3)\n"
-        "  print(time.process_time() - before); nursery.cancel_scope.cancel()\n"
+        "  await nursery.start(watchdog.run); before = pauses(); await trio.sleep(3)\n"
+        "  print(pauses() - before); nursery.cancel_scope.cancel()\n"
         "trio.run(main)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(done.stdout) < 0.03, "a hundredth of a core"
+    assert int(done.stdout) < 15, "it wakes up some times a second, loop and thread together"

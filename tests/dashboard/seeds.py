@@ -87,8 +87,8 @@ def slots(database: Database, points: Iterable[Mapping[str, Any]]) -> None:
         """
         INSERT INTO jobqueue.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
         SELECT * FROM jsonb_to_recordset(%s)
-                   AS r (step integer, at timestamptz, submitted bigint, completed bigint, failed bigint, dead bigint, waits integer[],
-                         runs integer[], depth jsonb)
+                   AS r (step integer, at timestamptz, submitted bigint, completed bigint, failed bigint, dead bigint,
+                         waits integer[], runs integer[], depth jsonb)
             ON CONFLICT (step, at) DO UPDATE
            SET submitted = excluded.submitted, completed = excluded.completed, failed = excluded.failed, dead = excluded.dead,
                waits = excluded.waits, runs = excluded.runs, depth = excluded.depth

@@ -26,10 +26,10 @@ export function figures({ queues, nodes }) {
     <dl class="figures">
       ${figure("Completed", rate(all.completed), "jobs, last minute")}
       ${figure("Failed", rate(all.failed), "attempts, last minute", all.failed > 0 && "bad")}
-      ${figure("Pending", count(all.depth("pending")), "wait for a worker")}
-      ${figure("Running", count(all.depth("inflight")), "held by nodes")}
+      ${figure("Pending", count(all.depth("pending")), "jobs that wait")}
+      ${figure("Running", count(all.depth("inflight")), "jobs held by nodes")}
       ${figure("Oldest waiting", all.oldest === null ? "–" : duration(all.oldest), all.oldest === null ? "no job waits" : "since it could start")}
-      ${figure("Dead letters", html`<a href=${to(["dead"])}>${count(all.depth("dead"))}</a>`, "wait for you")}
+      ${figure("Dead letters", html`<a href=${to(["dead"])}>${count(all.depth("dead"))}</a>`, "jobs given up")}
       ${figure("Nodes", count(nodes.length), nodes.length === 1 ? "runs jobs" : "run jobs", nodes.length === 0 && "bad")}
     </dl>
   `;

@@ -65,6 +65,11 @@ export class State {
     this.history = new History(seconds);
   }
 
+  /** Whether there is nothing new, though the service can be reached. */
+  get isOld() {
+    return this.trouble !== null || (this.heardAt !== null && Date.now() - this.heardAt > SILENCE);
+  }
+
   /** Take in an event of GET /overview/events. */
   take(name, data) {
     if (name === "history") {
@@ -95,8 +100,7 @@ export function open(page, address) {
   let wanted = "";
 
   const tell = () => {
-    const silent = !lost && state.heardAt !== null && Date.now() - state.heardAt > SILENCE;
-    page.connection(lost ? "lost" : state.trouble || silent ? "stale" : "open");
+    page.connection(lost ? "lost" : state.isOld ? "stale" : "open");
     page.update();
   };
   follow("/overview/events", { seconds }, {
@@ -114,13 +118,13 @@ export function open(page, address) {
         return;
       }
       lost = connection === "open" ? null : (lost ?? { since: Date.now() });
-      if (lost) lost.why = problem?.message;
+      if (lost) lost.why = problem?.status ? problem.message : null; // what the service said, if anything
       tell();
     },
   });
   // While all is well there is an event every 2 s, and nothing to do between them.
   const timer = setInterval(() => {
-    if (lost || (state.heardAt !== null && Date.now() - state.heardAt > SILENCE)) tell();
+    if (lost || state.isOld) tell();
   }, SECOND);
   page.signal.addEventListener("abort", () => clearInterval(timer), { once: true });
 
@@ -148,8 +152,8 @@ export function open(page, address) {
           )}
         </nav>
       </div>
-      ${refused ? html`<p class="notice" role="alert">${refused.message}</p>` : old(lost, state)}
-      <div class=${lost || state.trouble ? "old" : ""}>
+      ${refused ? html`<p class="notice" role="alert">${refused.status === 401 ? "A token is needed to see this." : refused.message}</p>` : old(lost, state)}
+      <div class=${lost || state.isOld ? "old" : ""}>
         ${state.now ? html`${figures(state.now)} ${attention(state.now)} ${state.history.version ? nothingYet(state, label) : nothing}` : nothing}
         <div class="grid charts">${charts.map((chart) => chart.element)}</div>
         <p class="quiet">All times are in ${zone()}. A gap in a line is a time in which nothing was measured: no node was running, or no job started.</p>
@@ -161,10 +165,10 @@ export function open(page, address) {
   return { title: "Overview", render };
 }
 
-function old(lost, { heardAt, trouble }) {
-  if (!lost && !trouble && (heardAt === null || Date.now() - heardAt <= SILENCE)) return nothing;
+function old(lost, { isOld, heardAt, trouble }) {
+  if (!lost && !isOld) return nothing;
   const what = lost
-    ? html`<b>The connection to the service is lost</b> since ${time(lost.since)}. It is tried again until it is back.`
+    ? html`<b>The connection to the service is lost</b> since ${time(lost.since)}. ${lost.why ?? nothing} It is tried again until it is back.`
     : html`<b>The service cannot tell what goes on</b>: ${trouble ?? "it has fallen silent"}. It is asked again until it can.`;
   const shown = heardAt === null ? "Nothing could be shown yet." : `What is shown is of ${time(heardAt)}, ${duration(Math.round((Date.now() - heardAt) / 1000))} ago.`;
   return html`<p class="notice lost">${what} ${shown}</p>`;
