@@ -68,10 +68,12 @@ def walk(url: str) -> Iterator[Step]:
                     with suppress(HTTPException):
                         route = str(map_.match(target, method)[0])
                 body: dict[str, Any] = {"json": {}} if method in ("POST", "PUT", "PATCH", "DELETE") else {}
-                answers = {
-                    who: client.request(method, target, headers={"Authorization": f"Bearer {secret}"} if secret else {}, **body)
-                    for who, secret in SECRETS.items()
-                }
+                answers = {}
+                for who, secret in SECRETS.items():
+                    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+                    with client.stream(method, target, headers=headers, **body) as answers[who]:
+                        if answers[who].headers.get("content-type") != "text/event-stream":  # which may never end
+                            answers[who].read()
                 yield Step(method, path, route, answers)
 
 
