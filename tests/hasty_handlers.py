@@ -1,8 +1,8 @@
-"""The handlers of tests/running_handlers.py in a service that gives a request two seconds in all, and lets two watch jobs."""
+"""The handlers of tests/running_handlers.py in a service that gives a request two seconds in all, and has room for two watchers."""
 
 from __future__ import annotations
 
-from jobqueue.engine import watching
+from jobqueue.engine import overview, watching
 from jobqueue.http import limits
 from tests.running_handlers import app
 
@@ -10,3 +10,5 @@ __all__ = ["app"]
 
 limits.REQUEST_TIMEOUT = 2.0
 watching.MAX_WATCHERS = 2
+overview.MAX_PAGES = 2
+overview.LOOK_INTERVAL = 0.5

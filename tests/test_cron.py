@@ -319,8 +319,8 @@ class Clocked(MemoryStore):
         return [datetime.fromisoformat(row["created_at"]).timestamp() - row["options"]["scheduled_for"] for row in self.snapshot()]
 
 
-def cron_of(store: Store, source: str | None = None, *schedules: CronSchedule) -> Cron:
-    return Cron(store, Metrics(), source=source, declared=schedules, on_submitted=lambda _: None)
+def cron_of(store: Store, source: str | None = None, *schedules: CronSchedule, metrics: Metrics | None = None) -> Cron:
+    return Cron(store, metrics or Metrics(), source=source, declared=schedules, on_submitted=lambda _: None)
 
 
 async def test_every_tick_has_its_job_on_time(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
@@ -344,6 +344,9 @@ async def test_no_node_asks_its_own_clock(
     def asked(*_: object) -> NoReturn:
         raise AssertionError("a node's clock was asked")
 
+    metrics = Metrics()
+    metrics.of("default", "tick")  # a counter notes when it was made
+
     class Clock(datetime):
         now = utcnow = today = asked
 
@@ -351,9 +354,10 @@ async def test_no_node_asks_its_own_clock(
     for name in ("time", "time_ns", "localtime", "gmtime"):
         monkeypatch.setattr(time, name, asked)
     await store.put_schedule(schedule(cron="*/10 * * * * *", timezone=BERLIN))
-    await nursery.start(cron_of(store).run)
+    await nursery.start(cron_of(store, metrics=metrics).run)
     await trio.sleep(30.5)
     assert store.ticks() == [10, 20, 30]
+    assert metrics.totals().submitted == 3
     nursery.cancel_scope.cancel()
 
 

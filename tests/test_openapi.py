@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import jsonschema
+import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from quart import Response
@@ -213,6 +214,7 @@ def test_answers_hold_what_is_described_and_no_more(node: tuple[httpx.Client, li
         ("GET", "/health/ready", None),
         ("GET", "/nodes", None),
         ("GET", "/tasks", None),
+        ("GET", "/history?seconds=3600", None),
     ]
     seen = set()
     for method, path, body in steps:
@@ -224,7 +226,8 @@ def test_answers_hold_what_is_described_and_no_more(node: tuple[httpx.Client, li
         schema = closed(one["content"]["application/json"]["schema"])
         components = {"schemas": {name: closed(inner) for name, inner in document["components"]["schemas"].items()}}
         jsonschema.Draft202012Validator({**schema, "components": components}).validate(answer.json())
-    other_types = {("GET", "/metrics"), ("GET", "/jobs/{job_id}/events"), ("GET", "/openapi.json")}
+    events = {("GET", "/jobs/{job_id}/events"), ("GET", "/overview/events")}
+    other_types = {("GET", "/metrics"), ("GET", "/openapi.json")} | events
     assert seen == set(operations(document)) - other_types, "an answer is not looked at here"
 
 
@@ -248,6 +251,25 @@ def test_events_are_those_that_are_described(node: tuple[httpx.Client, list[str]
     assert told[-1]["event"] == "end"
 
 
+def test_events_of_the_overview_hold_what_is_described(node: tuple[httpx.Client, list[str]]) -> None:
+    client, _ = node
+    described = {"overview": shapes.Overview, "history": shapes.History, "trouble": shapes.Troubles}
+    schemas, components = msgspec.json.schema_components(described.values(), ref_template="#/components/schemas/{name}")
+    shaped = dict(zip(described, schemas, strict=True))
+    held = {"schemas": {name: closed(inner) for name, inner in components.items()}}
+    told: dict[str, Any] = {}
+    with client.stream("GET", "/overview/events?seconds=900") as answer:
+        lines = answer.iter_lines()
+        # The first slot is over within ten seconds, and shown a little later.
+        while not told.get("history", {}).get("points"):
+            name, data, end = (next(lines) for _ in range(3))
+            assert (name.partition(": ")[0], data.partition(": ")[0], end) == ("event", "data", "")
+            name, data = name.partition(": ")[2], json.loads(data.partition(": ")[2])
+            jsonschema.Draft202012Validator({**shaped[name], "components": held}).validate(data)
+            told[name] = data
+    assert told["overview"]["node"] == client.get("/nodes").json()[0]["id"]
+
+
 CONFIGURATION = """
 hooks = "tests.schemathesis_hooks"
 headers = {{ Authorization = "Bearer {token}" }}
@@ -266,6 +288,11 @@ names = {{ values = ["nightly", "a/b", "default"] }}
 [[operations]]
 include-operation-id = "get_jobs_job_id_events"
 max-stream-events = 1
+
+# Nor has the overview.
+[[operations]]
+include-operation-id = "get_overview_events"
+max-stream-events = 2
 
 # And it is waited for as long as one says.
 [[operations]]

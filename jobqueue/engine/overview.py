@@ -164,13 +164,16 @@ class Overview:
             raise TooManyWatchers(f"{pages} pages watch this node")
         if not self._ranges:
             self._old, self.trouble = self.look, None
+        seen = self._old
         if seconds not in self._ranges:
             self._ranges[seconds] = _Range(seconds)
             self._hurry.set()
+            if self.trouble is None:
+                seen = self.look  # its history comes with the next
         watched = self._ranges[seconds]
         watched.pages += 1
         try:
-            yield Page(self, watched, self._old)
+            yield Page(self, watched, seen)
         finally:
             watched.pages -= 1
             if not watched.pages:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Protocol
@@ -111,7 +111,7 @@ class _Views:
         return response
 
 
-async def events(node: Overseen, seconds: int, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def events(node: Overseen, seconds: int, go_on: Callable[[], bool]) -> AsyncGenerator[bytes]:
     """Tell everything, and then what is new, until the node stops.
 
     Args:

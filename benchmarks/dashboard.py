@@ -1,0 +1,123 @@
+"""What a page that follows the overview costs the service: its process and PostgreSQL, for each open stream.
+
+    python -m benchmarks.dashboard [--jobs 1000000] [--quick] [--out DIR]
+
+The same node is watched with no stream, with one, with ten, and with a hundred, on an empty database and with jobs in the tables:
+they are in a queue that no node works, so that the node itself has nothing to do. The streams are read by this program.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from benchmarks import harness
+from benchmarks.harness import Database, Node, Spread
+
+HANDLERS = "benchmarks.handlers"
+
+STREAMS = (0, 1, 10, 100)
+
+SETTLE = 5.0
+"""Seconds from opening the streams to watching: the first depths are counted, and the history is told."""
+
+
+@contextmanager
+def open_streams(url: str, streams: int) -> Iterator[list[int]]:
+    """Follow the overview so many times; the number of events that came is the sum of what is yielded."""
+    events = [0] * streams
+    opened = threading.Barrier(streams + 1)
+    ending = threading.Event()
+
+    def follow(number: int) -> None:
+        with httpx.stream("GET", f"{url}/overview/events?seconds=900", timeout=60) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    json.loads(line.removeprefix("data: "))
+                    events[number] += 1
+                    if events[number] == 1:
+                        opened.wait()
+                if ending.is_set():
+                    return
+
+    threads = [threading.Thread(target=follow, args=(number,), daemon=True) for number in range(streams)]
+    for thread in threads:
+        thread.start()
+    opened.wait()
+    try:
+        yield events
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+
+
+def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[str, float]:
+    """Let so many streams be open for a while; return what that takes, in % of one core."""
+    with open_streams(node.url, streams) as events:
+        time.sleep(SETTLE)
+        before, used, server = sum(events), node.usage(), database.usage()
+        began = time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - began
+        used, now = node.usage() - used, database.usage()
+        told = sum(events) - before
+    return {
+        "CPU %": used.cpu / took * 100,
+        "PostgreSQL CPU %": 0.0 if server is None or now is None else (now - server).cpu / took * 100,
+        "events/s": told / took,
+    }
+
+
+def measure(database: Database, jobs: int, seconds: float, repeats: int) -> dict[int, list[dict[str, float]]]:
+    """Watch a node with each number of streams, in turn."""
+    database.clear()
+    if jobs:
+        database.fill(jobs, queues={"elsewhere": "noop"})
+        database.settle()
+    with Node(database, HANDLERS) as node:
+        cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in STREAMS}
+        found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
+    return dict(zip(STREAMS, found.values(), strict=True))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--jobs", type=click.IntRange(min=1), help="How many are in the tables.  [default: 1000000; with --quick 10000]")
+@click.option("--seconds", type=click.FloatRange(min=1), help="How long to watch.  [default: 20; with --quick 2]")
+@harness.options
+def main(quick: bool, out: Path, jobs: int | None, seconds: float | None) -> None:
+    """Measure what open pages of the overview cost."""
+    jobs = jobs or (10_000 if quick else 1_000_000)
+    seconds = seconds or (2.0 if quick else 20.0)
+    with harness.database() as database:
+        report = harness.Report(
+            "dashboard",
+            "A node that does nothing but tell the overview to pages",
+            database.machine,
+            out,
+            notes=f"Watched for {seconds:g} s. CPU in % of one core; for each stream: what it takes more than without any.",
+            plotted=["CPU %", "CPU % a stream", "PostgreSQL CPU %"],
+        )
+        for count in (0, jobs):
+            found = measure(database, count, seconds, 1 if quick else 3)
+            for streams, samples in found.items():
+                row: dict[str, harness.Value] = {
+                    name: Spread.of([sample[name] for sample in samples]) for name in ("CPU %", "PostgreSQL CPU %", "events/s")
+                }
+                if streams:
+                    more = [(sample["CPU %"] - idle["CPU %"]) / streams for sample, idle in zip(samples, found[0], strict=True)]
+                    row["CPU % a stream"] = Spread.of(more)
+                report.add(f"{count:,} jobs, {streams} streams", row)
+        report.write()
+
+
+if __name__ == "__main__":
+    main()
