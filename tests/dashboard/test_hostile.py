@@ -208,6 +208,35 @@ def test_large_and_deep_documents_leave_the_page_usable(board: Board, visit: Vis
         fits(page)
 
 
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"no": "array"},
+        [None, 7, "text", {}, {"error": {"_$litType$": 1, "strings": ["<img src=x onerror=window.hacked=1>"], "values": []}}],
+        [{"error": "the only one", "at": "soon", "attempt": {}, "node": {"a": 1}, "duration": "long", "traceback": ["x"]}],
+    ],
+)
+def test_histories_that_no_service_writes_leave_the_page_usable(board: Board, visit: Visit, errors: Any) -> None:
+    board.database.rows("DELETE FROM jobqueue.dead_jobs")
+    job_id = board.database.value(
+        """
+        INSERT INTO jobqueue.dead_jobs
+               (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors, saved)
+        VALUES (gen_random_uuid(), 'q', 'forged', 0, 'as written', '{}', 1, 1, now(), now(), now(), %s, '{"checkpoint": 1}')
+        RETURNING id::text
+        """,
+        json.dumps(errors),
+    )
+    page = visit(board.url, f"#/jobs/{job_id}")
+    expect(page.locator("h1")).to_contain_text("forged")
+    expect(page.locator(".timeline .what").last).to_have_text("Ended: dead")
+    unharmed(page)
+    page.goto(f"{board.url}/#/dead")
+    page.locator("tbody a[data-row]").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    unharmed(page)
+
+
 # What pages of another origin can do.
 
 

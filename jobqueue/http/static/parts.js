@@ -4,7 +4,7 @@ import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { ago, time } from "./format.js";
 
 /** How long ago a time was, with the time itself for who points at it. */
-export const when = (iso) => (iso ? html`<time datetime=${iso} title=${time(iso)}>${ago(iso)}</time>` : "–");
+export const when = (iso) => (Number.isFinite(Date.parse(iso)) ? html`<time datetime=${iso} title=${time(iso)}>${ago(iso)}</time>` : "–");
 
 /** An id of version 7 begins with its time, and ends with what tells it from those of the same moment. */
 export const shortId = (id) => `${id.slice(0, 13)}…${id.slice(-4)}`;

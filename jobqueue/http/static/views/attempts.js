@@ -44,7 +44,7 @@ function name(step) {
 
 function more({ node, error }) {
   return html`
-    ${node ? html`<span class="more quiet">on <span class="mono" title=${node}>${shortId(node)}</span></span>` : nothing}
+    ${typeof node === "string" ? html`<span class="more quiet">on <span class="mono" title=${node}>${shortId(node)}</span></span>` : nothing}
     ${error ? html`<span class="more error">${format.cut(error, MESSAGE)}</span>` : nothing}
   `;
 }
@@ -70,14 +70,14 @@ export function failures(errors) {
   const latest = errors.length - 1;
   return errors
     .map((error, place) => {
-      const text = String(error.error ?? "");
+      const text = error.error;
       return html`
         <details class="failure" ?open=${place === latest}>
           <summary>
-            Attempt ${error.attempt} <span class="quiet">${when(error.at)}${Number.isFinite(error.duration) ? html`, after ${format.duration(error.duration)}` : nothing}</span>
+            Attempt ${String(error.attempt)} <span class="quiet">${when(error.at)}${Number.isFinite(error.duration) ? html`, after ${format.duration(error.duration)}` : nothing}</span>
             <span class="error">${format.cut(text, MESSAGE)}</span>
           </summary>
-          ${text.length > MESSAGE ? html`<pre>${text}</pre>` : nothing} ${error.traceback ? tree(parse(error.traceback)) : nothing}
+          ${text.length > MESSAGE ? html`<pre>${text}</pre>` : nothing} ${typeof error.traceback === "string" ? tree(parse(error.traceback)) : nothing}
         </details>
       `;
     })

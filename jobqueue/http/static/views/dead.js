@@ -163,7 +163,7 @@ export function open(page, { query }) {
             ${repeat(jobs.jobs, ({ id }) => id, (job) => html`
               <tr>
                 <td class="id"><a class="mono" data-row href=${addresses.to(["jobs", job.id])} title=${job.id}>${shortId(job.id)}</a>${copier(page, job.id)}</td>
-                <td class="cause">${format.cut(job.error ?? job.reason, ERROR)}</td>
+                <td class="cause">${format.cut(String(job.error ?? job.reason), ERROR)}</td>
                 <td class="number">${job.attempt}</td>
                 <td class="nowrap">${when(job.created_at)}</td>
                 <td class="nowrap">${when(job.died_at)}</td>

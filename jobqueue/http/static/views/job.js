@@ -38,6 +38,8 @@ export function open(page, { parts }) {
   function take(text) {
     const texts = members(text);
     job = JSON.parse(text);
+    // What is in the database may have been written by anything: only what is an error is shown as one.
+    job.errors = Array.isArray(job.errors) ? job.errors.filter((error) => typeof error?.error === "string") : [];
     documents = Object.fromEntries(DOCUMENTS.filter((name) => (texts.get(name) ?? "null") !== "null").map((name) => [name, pretty(texts.get(name))]));
     problem = null;
   }
@@ -207,7 +209,7 @@ export function open(page, { parts }) {
     return html`
       <div class="panel progress">
         ${fraction === null ? nothing : html`<progress max="1" .value=${fraction} aria-label="Progress"></progress><span class="number">${Math.floor(fraction * 100)} %</span>`}
-        <span>${message}</span>
+        <span>${String(message)}</span>
       </div>
     `;
   }
