@@ -115,6 +115,7 @@ async function fail(problem) {
 
 function draw() {
   const { tab, view } = opened;
+  const focused = document.activeElement;
   render(
     html`
       <a class="skip" href="#content" @click=${skip}>Skip to the content</a>
@@ -136,6 +137,7 @@ function draw() {
     root,
   );
   dialogs.show();
+  if (!focused.isConnected) document.getElementById("content").focus(); // what had the focus is gone: the keyboard goes on from here
 }
 
 function skip(event) {

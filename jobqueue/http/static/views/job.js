@@ -1,5 +1,270 @@
-import { html } from "../vendor/lit-html/lit-html.js";
+// One job: what it is at, live until its end, what it went through, and what can be done about it.
 
-export function open(page, address) {
-  return { title: "job", render: () => html`<h1>job</h1>` };
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import * as addresses from "../address.js";
+import { follow, get, getText, path } from "../api.js";
+import * as format from "../format.js";
+import { members, pretty } from "../json.js";
+import { copier, shortId, tick, trouble, when } from "../parts.js";
+import { isUnfinished, stateOf, waits } from "../state.js";
+import { timeline } from "../timeline.js";
+import { failures, steps } from "./attempts.js";
+
+const DOCUMENTS = ["payload", "result", "checkpoint", "options"];
+const SHOWN = 20_000; // characters of a document, until the rest is asked for
+const MAX_PRIORITY = 1_000_000;
+
+export function open(page, { parts }) {
+  const id = parts[1];
+  let job = null;
+  let documents = {}; // by name, laid out; those that hold something
+  const whole = new Set(); // the documents that are shown to their end
+  let problem = null;
+  let gone = null; // why it is not there any more
+  let watching = false;
+  let looks = 0;
+  let hosts = new Map();
+
+  tick(page, 1_000);
+  look();
+  get("/nodes", {}, { signal: page.signal }).then(
+    (nodes) => {
+      hosts = new Map(nodes.map((node) => [node.id, `${node.host}, process ${node.pid}`]));
+      page.update();
+    },
+    () => {}, // then nodes have no names
+  );
+
+  function take(text) {
+    const texts = members(text);
+    job = JSON.parse(text);
+    // What is in the database may have been written by anything: only what is an error is shown as one.
+    job.errors = Array.isArray(job.errors) ? job.errors.filter((error) => typeof error?.error === "string") : [];
+    documents = Object.fromEntries(DOCUMENTS.filter((name) => (texts.get(name) ?? "null") !== "null").map((name) => [name, pretty(texts.get(name))]));
+    problem = null;
+  }
+
+  async function look() {
+    const number = ++looks;
+    try {
+      const text = await getText(path("jobs", id), {}, { signal: page.signal });
+      if (number !== looks) return;
+      take(text);
+      gone = null;
+      if (isUnfinished(job.state)) watch();
+    } catch (error) {
+      if (page.signal.aborted || number !== looks) return;
+      if (error.status === 404 && job) gone ??= "It was deleted, or the time for which such jobs are kept is over.";
+      else problem = error;
+      if (error.status === 401) page.fail(error);
+    }
+    page.update();
+  }
+
+  /** Follow it to its end. What events do not hold, such as errors, is looked up when its state has changed. */
+  async function watch() {
+    if (watching) return;
+    watching = true;
+    await follow(path("jobs", id, "events"), {}, {
+      signal: page.signal,
+      onState(state, error) {
+        if (state !== "refused") page.connection(state);
+        else if (error.status === 404) look();
+        else page.fail(error);
+      },
+      onEvent(name, data, text) {
+        if (name === "progress") job.progress = data;
+        else if (name === "checkpoint") documents.checkpoint = pretty(text);
+        else if (name === "end" && data.kind === undefined) gone = data.state === "gone" ? "It was deleted while it was watched." : `It has ended (${data.state}), and such jobs are not kept.`;
+        else if (name === "end") take(text);
+        else if (data.state !== job.state || data.attempt !== job.attempt) {
+          Object.assign(job, data);
+          look();
+        }
+        if (name === "end") looks += 1; // an answer that is still on its way is older
+        page.update();
+        return name === "end";
+      },
+    });
+    watching = false;
+    page.connection("idle");
+  }
+
+  async function steer(question, method, way, body, done) {
+    if (!(await page.confirm(question))) return;
+    await page.act(method, path("jobs", id, ...way), { body }, done);
+    look();
+  }
+
+  const cancel = () => {
+    const runs = job.state === "inflight";
+    return steer(
+      {
+        title: "Cancel this job?",
+        text: runs
+          ? "It runs: its node is told to stop it, and its handler is cancelled. What it has done by then stays done."
+          : "It waits, and will not run. This cannot be undone.",
+        action: "Cancel the job",
+        danger: true,
+      },
+      "POST",
+      ["cancel"],
+      undefined,
+      ({ state }) => (state === "inflight" ? "Its node is told to stop it." : "It is cancelled."),
+    );
+  };
+
+  const retry = () =>
+    steer(
+      {
+        title: "Run this job again?",
+        text: "It is put in its queue as if it was new, with all its attempts. Its errors so far stay in its history.",
+        action: "Retry",
+      },
+      "POST",
+      ["retry"],
+      undefined,
+      "It is in its queue again.",
+    );
+
+  async function discard() {
+    const question = { title: "Discard this job?", text: "It is deleted for good, with its payload and its errors.", action: "Discard for good", danger: true };
+    if (!(await page.confirm(question))) return;
+    if (await page.act("DELETE", path("jobs", id), {}, "It is discarded.")) gone = "It was discarded.";
+    else look();
+    page.update();
+  }
+
+  const runNow = () =>
+    steer(
+      { title: "Run this job now?", text: html`It is due ${when(job.run_at)}. It is put in its queue at once.`, action: "Run now" },
+      "PATCH",
+      [],
+      { delay: 0 },
+      "It is due now.",
+    );
+
+  async function change() {
+    const given = await page.form({
+      title: "Change this job",
+      text: "It takes its new place in the queue at once.",
+      action: "Change",
+      fields: [
+        { name: "priority", label: "Priority", value: job.priority, hint: "Higher runs first.", min: 0, max: MAX_PRIORITY, step: 1 },
+        { name: "run_at", label: "Not before", hint: `In the zone ${format.zone()}; empty: as it is.`, type: "datetime-local", step: 1 },
+      ],
+    });
+    if (given === null) return;
+    const body = {
+      ...(given.priority === "" || Number(given.priority) === job.priority ? {} : { priority: Number(given.priority) }),
+      ...(given.run_at ? { run_at: new Date(given.run_at).toISOString() } : {}),
+    };
+    if (Object.keys(body).length === 0) {
+      page.say("There was nothing to change.");
+      return;
+    }
+    await page.act("PATCH", path("jobs", id), { body }, "It is changed.");
+    look();
+  }
+
+  function render() {
+    if (problem?.status === 404) return unknown();
+    if (job === null) return html`<h1>Job</h1>${problem ? trouble(problem) : html`<p class="quiet">Looking …</p>`}`;
+    return html`
+      <div class="row spread">
+        <h1 class="row"><bdi>${format.named(job.kind)}</bdi> ${gone ? html`<span class="state" data-state="cancelled">gone</span>` : stateOf(job.state)}</h1>
+        <div class="row">${gone ? nothing : actions()}</div>
+      </div>
+      <p class="row"><span class="mono">${job.id}</span>${copier(page, job.id)}</p>
+      ${gone ? html`<p class="notice" role="alert">This job is gone. ${gone} What is shown is what was known last.</p>` : trouble(problem)}
+      ${job.reason ? html`<p class="notice"><b>Dead:</b> ${job.reason}</p>` : nothing}
+      ${job.cancel_requested_at && job.state === "inflight" ? html`<p class="notice">It was asked to stop ${when(job.cancel_requested_at)}.</p>` : nothing}
+      ${progress()}
+      <div class="about">
+        <div>
+          <section class="panel" aria-labelledby="timeline"><h2 id="timeline">Timeline</h2>${steps(job, Date.now())}</section>
+          ${job.errors.length ? html`<section class="panel" aria-labelledby="errors"><h2 id="errors">Errors</h2>${failures(job.errors)}</section>` : nothing}
+        </div>
+        <div>
+          <section class="panel" aria-label="Facts">${facts()}</section>
+          ${DOCUMENTS.filter((name) => documents[name]).map(laidOut)}
+        </div>
+      </div>
+    `;
+  }
+
+  function actions() {
+    return html`
+      <button @click=${look} title="r">Look again</button>
+      ${job.state === "scheduled" ? html`<button @click=${runNow}>Run now …</button>` : nothing}
+      ${waits(job.state) ? html`<button @click=${change}>Change …</button>` : nothing}
+      ${isUnfinished(job.state) ? html`<button @click=${cancel}>Cancel …</button>` : nothing}
+      ${job.state === "dead" ? html`<button class="primary" @click=${retry}>Retry …</button><button @click=${discard}>Discard …</button>` : nothing}
+    `;
+  }
+
+  function progress() {
+    if (!job.progress) return nothing;
+    const { fraction, message } = job.progress;
+    return html`
+      <div class="panel progress">
+        ${fraction === null ? nothing : html`<progress max="1" .value=${fraction} aria-label="Progress"></progress><span class="number">${Math.floor(fraction * 100)} %</span>`}
+        <span>${String(message)}</span>
+      </div>
+    `;
+  }
+
+  function facts() {
+    const waited = timeline(job, Date.now()).steps.filter(({ what, to }) => what === "waited" && to <= Date.now()).reduce((sum, { seconds }) => sum + seconds, 0);
+    const row = (name, value) => html`<dt>${name}</dt><dd>${value}</dd>`;
+    const at = (iso) => html`${format.time(iso)} <span class="quiet">${format.ago(iso)}</span>`;
+    return html`
+      <dl class="facts">
+        ${row("Queue", html`<a href=${addresses.to(["jobs"], { queue: job.queue })}><bdi>${format.named(job.queue)}</bdi></a>`)} ${row("Priority", format.count(job.priority))}
+        ${row("Attempt", html`${job.attempt}${job.max_retries === null ? nothing : ` of ${job.max_retries + 1}`}${job.claims > job.attempt ? html` <span class="quiet">(taken ${job.claims} times)</span>` : nothing}`)}
+        ${row(waits(job.state) ? "Waits" : "Waited", format.duration(waited))}
+        ${row("Created", at(job.created_at))} ${job.run_at ? row("Due", at(job.run_at)) : nothing} ${job.claimed_at ? row("Started", at(job.claimed_at)) : nothing}
+        ${job.ended_at ? row("Ended", at(job.ended_at)) : nothing}
+        ${job.node_id ? row("Node", html`${hosts.get(job.node_id) ?? nothing} <span class="mono" title=${job.node_id}>${shortId(job.node_id)}</span>`) : nothing}
+        ${job.timeout === null ? nothing : row("Timeout", format.duration(job.timeout))}
+      </dl>
+    `;
+  }
+
+  function laidOut(name) {
+    const text = documents[name];
+    const cut = text.length > SHOWN && !whole.has(name);
+    const all = () => {
+      whole.add(name);
+      page.update();
+    };
+    return html`
+      <section class="panel" aria-labelledby=${name}>
+        <h2 id=${name}>${name[0].toUpperCase()}${name.slice(1)}</h2>
+        <pre tabindex="0" aria-labelledby=${name}>${cut ? text.slice(0, SHOWN) : text}</pre>
+        ${cut ? html`<p><button @click=${all}>Show all</button> <span class="quiet">${format.count(text.length)} characters; the first ${format.count(SHOWN)} are shown.</span></p>` : nothing}
+      </section>
+    `;
+  }
+
+  function unknown() {
+    return html`
+      <h1>No such job</h1>
+      <div class="empty panel">
+        <p>There is no job <bdi class="mono">${id}</bdi>.</p>
+        <p>It may have ended and been deleted when the time for which jobs are kept was over, been discarded, or be another service's. Or its id is not complete.</p>
+        <a href=${addresses.to(["jobs"])}>All jobs</a>
+      </div>
+    `;
+  }
+
+  return {
+    title: "Job",
+    render,
+    key(name) {
+      if (name !== "r") return false;
+      look();
+      return true;
+    },
+  };
 }
