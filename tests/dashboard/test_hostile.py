@@ -100,6 +100,7 @@ def test_filters_take_hostile_texts(board: Board, visit: Visit, hostile_jobs: li
     page = visit(board.url, "#/jobs")
     for text, job_id in hostile_jobs:
         page.goto(f"{board.url}/#/jobs?state=scheduled&kind={quote(text)}&group={quote(text)}&queue={quote(text)}")
+        expect(page.locator("tbody a")).to_have_count(1)
         expect(page.locator("tbody a")).to_have_attribute("title", job_id)
         expect(page.get_by_label("Group")).to_have_value(re.sub(r"[\r\n]", "", text))  # as browsers have it
         page.get_by_role("button", name="Cancel all that match …").click()
