@@ -1,9 +1,10 @@
-"""What a page that follows the overview costs the service: its process and PostgreSQL, for each open stream.
+"""What a page that follows the overview costs the service (its process and PostgreSQL), and how soon a page is there.
 
-    python -m benchmarks.dashboard [--jobs 1000000] [--quick] [--out DIR]
+    python -m benchmarks.dashboard [--jobs 1000000] [--chromium /usr/bin/chromium] [--quick] [--out DIR]
 
 The same node is watched with no stream, with one, with ten, and with a hundred, on an empty database and with jobs in the tables:
-they are in a queue that no node works, so that the node itself has nothing to do. The streams are read by this program.
+they are in a queue that no node works, so that the node itself has nothing to do. The streams are read by this program. Where there
+is a browser, each view is opened in it, with nothing in its cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from benchmarks.harness import Database, Node, Spread
 HANDLERS = "benchmarks.handlers"
 
 STREAMS = (0, 1, 10, 100)
+
+VIEWS = {"overview": ".figures", "jobs": "tbody tr, .empty", "dead": "tbody tr, .empty", "tasks": "details"}
+"""The views, and what is there once one has something to show."""
 
 SETTLE = 5.0
 """Seconds from opening the streams to watching: the first depths are counted, and the history is told."""
@@ -77,23 +81,39 @@ def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[
     }
 
 
-def measure(database: Database, jobs: int, seconds: float, repeats: int) -> dict[int, list[dict[str, float]]]:
+def measure(node: Node, database: Database, jobs: int, seconds: float, repeats: int) -> dict[int, list[dict[str, float]]]:
     """Watch a node with each number of streams, in turn."""
-    database.clear()
-    if jobs:
-        database.fill(jobs, queues={"elsewhere": "noop"})
-        database.settle()
-    with Node(database, HANDLERS) as node:
-        cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in STREAMS}
-        found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
+    cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in STREAMS}
+    found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
     return dict(zip(STREAMS, found.values(), strict=True))
+
+
+def paint(url: str, chromium: str, visits: int) -> Iterator[tuple[str, dict[str, harness.Value]]]:
+    """Open each view in a browser so many times; give the milliseconds to its first picture, and to what it has to show."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - there need not be a browser
+
+    with sync_playwright() as playwright:
+        # The sandbox needs a user that is not root; what is visited here is our own service.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for view, shown in VIEWS.items():
+            paints, ends = [], []
+            for _ in range(visits):
+                with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+                    page = context.new_page()
+                    page.goto(f"{url}/#/{view}")
+                    page.locator(shown).first.wait_for()
+                    ends.append(page.evaluate("performance.now()"))
+                    paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            yield view, {"first paint ms": Spread.of(paints), "shown ms": Spread.of(ends)}
+        browser.close()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--jobs", type=click.IntRange(min=1), help="How many are in the tables.  [default: 1000000; with --quick 10000]")
 @click.option("--seconds", type=click.FloatRange(min=1), help="How long to watch.  [default: 20; with --quick 2]")
+@click.option("--chromium", envvar="JOBQUEUE_TEST_CHROMIUM", help="A browser to open the views in.")
 @harness.options
-def main(quick: bool, out: Path, jobs: int | None, seconds: float | None) -> None:
+def main(quick: bool, out: Path, jobs: int | None, seconds: float | None, chromium: str | None) -> None:
     """Measure what open pages of the overview cost."""
     jobs = jobs or (10_000 if quick else 1_000_000)
     seconds = seconds or (2.0 if quick else 20.0)
@@ -107,7 +127,15 @@ def main(quick: bool, out: Path, jobs: int | None, seconds: float | None) -> Non
             plotted=["CPU %", "CPU % a stream", "PostgreSQL CPU %"],
         )
         for count in (0, jobs):
-            found = measure(database, count, seconds, 1 if quick else 3)
+            database.clear()
+            if count:
+                database.fill(count, queues={"elsewhere": "noop"})
+                database.settle()
+            with Node(database, HANDLERS) as node:
+                found = measure(node, database, count, seconds, 1 if quick else 3)
+                if chromium:
+                    for view, figures in paint(node.url, chromium, 3 if quick else 10):
+                        report.add(f"{count:,} jobs, {view} in a browser", figures)
             for streams, samples in found.items():
                 row: dict[str, harness.Value] = {
                     name: Spread.of([sample[name] for sample in samples]) for name in ("CPU %", "PostgreSQL CPU %", "events/s")
