@@ -26,12 +26,13 @@ from benchmarks.harness import Database, Node, Spread
 HANDLERS = "benchmarks.handlers"
 
 STREAMS = (0, 1, 10, 100)
+QUICK_STREAMS = (0, 10)
 
 VIEWS = {"overview": ".figures", "jobs": "tbody tr, .empty", "dead": "tbody tr, .empty", "tasks": "details"}
 """The views, and what is there once one has something to show."""
 
-SETTLE = 5.0
-"""Seconds from opening the streams to watching: the first depths are counted, and the history is told."""
+SETTLE_SHARE = 0.25
+"""What part of the time that is watched is waited before: the first depths are counted, and the history is told."""
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def open_streams(url: str, streams: int) -> Iterator[list[int]]:
 def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[str, float]:
     """Let so many streams be open for a while; return what that takes, in % of one core."""
     with open_streams(node.url, streams) as events:
-        time.sleep(SETTLE)
+        time.sleep(seconds * SETTLE_SHARE)
         before, used, server = sum(events), node.usage(), database.usage()
         began = time.monotonic()
         time.sleep(seconds)
@@ -81,11 +82,14 @@ def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[
     }
 
 
-def measure(node: Node, database: Database, jobs: int, seconds: float, repeats: int) -> dict[int, list[dict[str, float]]]:
+def measure(node: Node, database: Database, jobs: int, seconds: float, *, quick: bool) -> dict[int, list[dict[str, float]]]:
     """Watch a node with each number of streams, in turn."""
-    cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in STREAMS}
-    found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
-    return dict(zip(STREAMS, found.values(), strict=True))
+    numbers = QUICK_STREAMS if quick else STREAMS
+    cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in numbers}
+    found: Any = harness.interleave(
+        {f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, 1 if quick else 3
+    )
+    return dict(zip(numbers, found.values(), strict=True))
 
 
 def paint(url: str, chromium: str, visits: int) -> Iterator[tuple[str, dict[str, harness.Value]]]:
@@ -132,7 +136,7 @@ def main(quick: bool, out: Path, jobs: int | None, seconds: float | None, chromi
                 database.fill(count, queues={"elsewhere": "noop"})
                 database.settle()
             with Node(database, HANDLERS) as node:
-                found = measure(node, database, count, seconds, 1 if quick else 3)
+                found = measure(node, database, count, seconds, quick=quick)
                 if chromium:
                     for view, figures in paint(node.url, chromium, 3 if quick else 10):
                         report.add(f"{count:,} jobs, {view} in a browser", figures)

@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("idle", (), ["idle"]),
         ("soak", (), ["minute 3"]),
         ("groups", (), ["equal weights, groups"]),
-        ("dashboard", (), ["10,000 jobs, 100 streams"]),
+        ("dashboard", (), ["10,000 jobs, 10 streams"]),
         ("listing", ("--jobs", "20000"), ["deep page, a rare kind"]),
     ],
 )
