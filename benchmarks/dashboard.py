@@ -84,11 +84,9 @@ def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[
 
 def measure(node: Node, database: Database, jobs: int, seconds: float, *, quick: bool) -> dict[int, list[dict[str, float]]]:
     """Watch a node with each number of streams, in turn."""
-    numbers = QUICK_STREAMS if quick else STREAMS
+    numbers, repeats = (QUICK_STREAMS, 1) if quick else (STREAMS, 3)
     cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in numbers}
-    found: Any = harness.interleave(
-        {f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, 1 if quick else 3
-    )
+    found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
     return dict(zip(numbers, found.values(), strict=True))
 
 
