@@ -95,6 +95,7 @@ def test_dead_letters_are_grouped_by_cause_and_a_group_is_run_again_at_once(
         client.get(f"{node.url}/dead/causes", params={"kind": "letter", "queue": "default"}).json()["causes"] == found["causes"][1:]
     )
     assert client.get(f"{node.url}/dead/causes", params={"queue": "other"}).json() == {"causes": [], "more": False}
+    assert client.get(f"{node.url}/dead/causes", params={"cause": "no luck"}).json()["causes"] == found["causes"][1:]
     group = {name: found["causes"][0][name] for name in ("queue", "kind", "cause")}
     page = client.get(f"{node.url}/dead", params=group).json()["jobs"]
     assert [job["cause"] for job in page] == [group["cause"]] * 3

@@ -53,8 +53,7 @@ async def list_dead(client: Client, output: Output, *, limit: int, everything: b
 
 
 @command.command("causes")
-@click.option("--queue", help="Only jobs of this queue.")
-@click.option("--kind", help="Only jobs of this kind.")
+@of_dead
 @click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=DEFAULT_LIMIT, show_default=True, help="How many to show.")
 @remote
 async def causes(client: Client, output: Output, *, limit: int, **given: Any) -> None:

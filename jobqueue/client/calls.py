@@ -217,16 +217,14 @@ class Calls:
         """
         return self._pages("/dead", limit, after, wanted)
 
-    async def dead_causes(self, *, queue: str | None = None, kind: str | None = None, limit: int = PAGE) -> dict[str, Any]:
+    async def dead_causes(self, /, *, limit: int = PAGE, **wanted: Any) -> dict[str, Any]:
         """Return the dead letters in groups of one queue, kind and cause, the largest first: ``{"causes": [...], "more": False}``.
 
         Args:
-            queue: only of this one.
-            kind: only of this one.
             limit: the most groups.
+            wanted: what `dead` takes.
         """
-        params = {"queue": queue, "kind": kind, "limit": limit}
-        document: dict[str, Any] = await self.request("GET", "/dead/causes", params=params)
+        document: dict[str, Any] = await self.request("GET", "/dead/causes", params={**wanted, "limit": limit})
         return document
 
     async def retry_dead(self, /, *, dry_run: bool = False, **wanted: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import trio
@@ -25,28 +26,35 @@ class Depths:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._counting = trio.Lock()
-        self._count_again_at = -1.0
         self._counted: list[Depth] = []
+        self._counted_at = -math.inf
+        self._took = 0.0
 
-    async def counted(self) -> list[Depth]:
+    async def counted(self, *, share: int = DEPTH_SHARE) -> list[Depth]:
         """Count them, or give the last count again while it is young.
+
+        Args:
+            share: for how many times as long as it took the last count is young.
 
         Raises:
             DatabaseUnavailable: PostgreSQL is away.
         """
         async with self._counting:
-            started = trio.current_time()
-            if started >= self._count_again_at:
+            now = trio.current_time()
+            if now >= self._counted_at + max(DEPTH_INTERVAL, self._took * share):
                 self._counted = await self._store.depths()
-                took = trio.current_time() - started
-                self._count_again_at = started + max(DEPTH_INTERVAL, took * DEPTH_SHARE)
+                self._counted_at, self._took = now, trio.current_time() - now
             return self._counted
 
-    async def queues(self) -> list[dict[str, Any]]:
-        """Every queue that is known, with its depth and the age of the oldest job by state, and what all nodes did of late."""
+    async def queues(self, *, share: int = DEPTH_SHARE) -> list[dict[str, Any]]:
+        """Every queue that is known, with its depth and the age of the oldest job by state, and what all nodes did of late.
+
+        Args:
+            share: see `counted`.
+        """
         depths: dict[str, dict[str, int]] = {}
         oldest: dict[str, dict[str, float]] = {}
-        for depth in await self.counted():
+        for depth in await self.counted(share=share):
             depths.setdefault(depth.queue, {})[depth.state] = depth.jobs
             oldest.setdefault(depth.queue, {})[depth.state] = depth.oldest
         rates = await self._store.throughput()

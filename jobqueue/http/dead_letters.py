@@ -14,7 +14,7 @@ from jobqueue.http import filters, limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
-from jobqueue.job import DeadConditions, DeadFilter, Name
+from jobqueue.job import DeadConditions, DeadFilter
 
 Cursor = Annotated[
     str, msgspec.Meta(pattern=r"^[0-9]{1,17}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description=filters.CURSOR)
@@ -38,15 +38,13 @@ class DeadQuery(DeadConditions):
     after: Cursor | None = None
 
 
-class CausesQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class CausesQuery(DeadConditions):
     """Which dead letters are grouped.
 
     Attributes:
         limit: how many groups are shown, the largest.
     """
 
-    queue: Name | None = None
-    kind: Name | None = None
     limit: filters.PageSize = filters.DEFAULT_PAGE
 
 

@@ -98,7 +98,7 @@ async function* events(body, signal) {
   let text = "";
   try {
     while (true) {
-      const { value, done } = await within(SILENCE, reader.read(), signal);
+      const { value, done } = await within(SILENCE, reader.read());
       if (done) return;
       text += value;
       const blocks = text.split("\n\n");
@@ -117,7 +117,7 @@ async function* events(body, signal) {
   }
 }
 
-function within(ms, promise, signal) {
+function within(ms, promise) {
   let timer;
   const silence = new Promise((_, reject) => {
     timer = setTimeout(() => reject(new Problem(0, { detail: "The service has fallen silent." })), ms);
@@ -127,7 +127,12 @@ function within(ms, promise, signal) {
 
 function delay(ms, signal) {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end); // a connection may be lost for days
+      resolve();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
   });
 }

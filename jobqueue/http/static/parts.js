@@ -1,6 +1,7 @@
 // Small pieces that several views show.
 
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
+import { get } from "./api.js";
 import { ago, time } from "./format.js";
 
 /** How long ago a time was, with the time itself for who points at it. */
@@ -27,6 +28,17 @@ export function copier(page, id) {
 /** What an answer that is a problem leaves to show, in the place of what was asked for. */
 export const trouble = (problem) =>
   problem ? html`<p class="notice" role="alert">${problem.status === 401 ? "This service asks for a token: look again to give one." : problem.message}</p>` : nothing;
+
+/** Tell the names of the queues, for suggestions, once they are known; where they cannot be, there are none. */
+export function queueNames(page, tell) {
+  get("/queues", {}, { signal: page.signal }).then(
+    (queues) => tell(queues.map(({ name }) => name)),
+    () => {},
+  );
+}
+
+/** What a field with this list offers. */
+export const suggestions = (id, names) => html`<datalist id=${id}>${[...new Set(names)].sort().map((name) => html`<option value=${name}></option>`)}</datalist>`;
 
 /** Draw again every so many ms while the view is open: what is shown as "3 s ago" is not so for long. */
 export function tick(page, ms) {

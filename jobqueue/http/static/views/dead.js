@@ -5,7 +5,7 @@ import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import * as addresses from "../address.js";
 import { get } from "../api.js";
 import * as format from "../format.js";
-import { copier, shortId, tick, trouble, when } from "../parts.js";
+import { copier, queueNames, shortId, suggestions, tick, trouble, when } from "../parts.js";
 
 const GROUPS = 200; // shown, the largest first
 const ERROR = 300; // characters of an error in a row
@@ -20,21 +20,18 @@ export function open(page, { query }) {
 
   tick(page, 10_000);
   look();
-  get("/queues", {}, { signal: page.signal }).then(
-    (found) => {
-      queues = found.map(({ name }) => name);
-      page.update();
-    },
-    () => {}, // there is a list without suggestions
-  );
+  queueNames(page, (names) => {
+    queues = names;
+    page.update();
+  });
 
   async function look() {
     try {
       const [found, listed] = await Promise.all([
-        get("/dead/causes", { queue, kind, limit: cause ? 1_000 : GROUPS }, { signal: page.signal }),
+        get("/dead/causes", { queue, kind, cause, limit: GROUPS }, { signal: page.signal }),
         cause ? get("/dead", { queue, kind, cause, after }, { signal: page.signal }) : null,
       ]);
-      groups = cause ? found.causes.filter((group) => group.cause === cause) : found.causes;
+      groups = found.causes;
       more = found.more;
       jobs = listed;
       problem = null;
@@ -57,7 +54,7 @@ export function open(page, { query }) {
       return;
     }
     const what = html`
-      <dl class="facts">${Object.entries(body).map(([name, value]) => html`<dt>${name}</dt><dd>${format.named(value)}</dd>`)}</dl>
+      <dl class="facts">${Object.entries(body).filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt><dd>${format.named(value)}</dd>`)}</dl>
     `;
     const question =
       way === "retry"
@@ -68,8 +65,8 @@ export function open(page, { query }) {
     look();
   }
 
-  const buttons = (group) => {
-    const body = { queue: group.queue, kind: group.kind, cause: group.cause };
+  const buttons = ({ queue, kind, cause }) => {
+    const body = { queue, kind, cause };
     return html`
       <button @click=${() => act("retry", body)}>Retry all</button>
       <button @click=${() => act("discard", body)}>Discard all</button>
@@ -93,13 +90,11 @@ export function open(page, { query }) {
       const given = new FormData(event.currentTarget);
       addresses.go(["dead"], { queue: given.get("queue").trim(), kind: given.get("kind").trim() });
     };
-    const kinds = [...new Set((groups ?? []).map((group) => group.kind))].sort();
     return html`
       <form class="filter panel" role="search" aria-label="Filter of dead letters" @submit=${changed} @change=${changed}>
         <label>Queue <input name="queue" maxlength="200" autocomplete="off" spellcheck="false" list="queues" .value=${queue ?? ""} /></label>
         <label>Kind <input name="kind" maxlength="200" autocomplete="off" spellcheck="false" list="kinds" .value=${kind ?? ""} /></label>
-        <datalist id="queues">${queues.map((name) => html`<option value=${name}></option>`)}</datalist>
-        <datalist id="kinds">${kinds.map((name) => html`<option value=${name}></option>`)}</datalist>
+        ${suggestions("queues", queues)} ${suggestions("kinds", (groups ?? []).map((group) => group.kind))}
       </form>
     `;
   }
@@ -132,16 +127,18 @@ export function open(page, { query }) {
   }
 
   function opened() {
-    const group = groups[0];
-    const body = { queue, kind, cause };
+    // One group, unless the address leaves its queue or kind open.
+    const dead = groups.reduce((total, group) => total + group.jobs, 0);
+    const first = groups.map((group) => group.first_died_at).sort()[0];
+    const last = groups.map((group) => group.last_died_at).sort().at(-1);
     return html`
       <section class="panel" aria-labelledby="cause">
         <div class="row spread">
           <h2 id="cause"><bdi>${format.named(cause)}</bdi></h2>
-          <div class="row">${group ? buttons(body) : nothing}</div>
+          <div class="row">${dead ? buttons({ queue, kind, cause }) : nothing}</div>
         </div>
         <p class="quiet">
-          ${group ? format.jobs(group.jobs) : "No job"}${kind ? html`, kind <b><bdi>${format.named(kind)}</bdi></b>` : nothing}${queue ? html`, queue <b><bdi>${format.named(queue)}</bdi></b>` : nothing}${group ? html`; the first died ${when(group.first_died_at)}, the last ${when(group.last_died_at)}.` : "."}
+          ${dead ? format.jobs(dead) : "No job"}${kind ? html`, kind <b><bdi>${format.named(kind)}</bdi></b>` : nothing}${queue ? html`, queue <b><bdi>${format.named(queue)}</bdi></b>` : nothing}${dead ? html`; the first died ${when(first)}, the last ${when(last)}.` : "."}
         </p>
       </section>
       ${jobs.jobs.length ? listed() : html`<div class="empty panel"><p>No dead letter of this cause is left.</p></div>`}

@@ -7,7 +7,7 @@ import * as addresses from "../address.js";
 import { get } from "../api.js";
 import { example } from "../example.js";
 import * as format from "../format.js";
-import { copier, shortId, tick, trouble, when } from "../parts.js";
+import { copier, queueNames, shortId, suggestions, tick, trouble, when } from "../parts.js";
 import { STATES, UNFINISHED, stateOf } from "../state.js";
 
 const PAUSE = 300; // ms without a key after which what is typed is looked for
@@ -36,13 +36,10 @@ export function open(page, { query }) {
   page.signal.addEventListener("abort", () => clearTimeout(typing), { once: true });
   tick(page, 10_000);
   look();
-  get("/queues", {}, { signal: page.signal }).then(
-    (found) => {
-      queues = found.map(({ name }) => name);
-      page.update();
-    },
-    () => {}, // there is a list without suggestions
-  );
+  queueNames(page, (names) => {
+    queues = names;
+    page.update();
+  });
 
   async function look() {
     busy = true;
@@ -206,7 +203,6 @@ function told({ states, ...filter }) {
 
 function form(page, queues, listing) {
   const among = (name) => (listing?.jobs ?? []).map((job) => job[name]);
-  const suggested = (id, names) => html`<datalist id=${id}>${[...new Set(names)].sort().map((name) => html`<option value=${name}></option>`)}</datalist>`;
   const field = (name, label, { list, type = "text", wide = false } = {}) => html`
     <label class=${wide ? "wide" : ""}>${label}
       <input name=${name} type=${type} maxlength="200" autocomplete="off" spellcheck="false" list=${list ?? nothing} .value=${live(draft[name] ?? "")} />
@@ -216,7 +212,7 @@ function form(page, queues, listing) {
     <form class="filter panel" role="search" aria-label="Filter of jobs" @submit=${(event) => (event.preventDefault(), changed(event))} @input=${typed} @change=${changed}>
       ${field("text", "Id or error", { type: "search", wide: true })} ${field("queue", "Queue", { list: "queues" })}
       ${field("kind", "Kind", { list: "kinds" })} ${field("group", "Group")}
-      ${suggested("queues", [...queues, ...among("queue")])} ${suggested("kinds", among("kind"))}
+      ${suggestions("queues", [...queues, ...among("queue")])} ${suggestions("kinds", among("kind"))}
       <fieldset>
         <legend class="hidden">States</legend>
         ${STATES.map((state) => html`
