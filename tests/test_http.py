@@ -474,6 +474,69 @@ async def test_tokens() -> None:
         assert response.status_code == 200
 
 
+def request_head(length: int, *, token: str = "unknown") -> bytes:
+    """The head of a submission whose body comes later."""
+    return (
+        "POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+async def read_answer(stream: trio.abc.ReceiveStream) -> bytes:
+    """Read one answer to its end, or what there is before the connection ends."""
+    received = b""
+    while not (b"\r\n\r\n" in received and received.endswith(b"}")) and (more := await stream.receive_some()):
+        received += more
+    return received
+
+
+@both_lanes
+async def test_a_refused_body_that_comes_later_ends_no_connection() -> None:
+    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
+        with trio.fail_after(20):
+            for length in (2, limits.MAX_REFUSED_BODY_BYTES):
+                await stream.send_all(request_head(length))
+                answer = await read_answer(stream)
+                assert answer.startswith(b"HTTP/1.1 401")
+                assert b"connection: close" not in answer.lower()
+                half = length // 2
+                await stream.send_all(b" " * half)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                await stream.send_all(b" " * (length - half))
+                await stream.send_all(request_head(2, token=TOKEN) + b"{}")
+                assert (await read_answer(stream)).startswith(b"HTTP/1.1 201")
+            # The next request may come in one piece with the rest.
+            await stream.send_all(request_head(10))
+            assert (await read_answer(stream)).startswith(b"HTTP/1.1 401")
+            await stream.send_all(b" " * 10 + request_head(2, token=TOKEN) + b"{}")
+            assert (await read_answer(stream)).startswith(b"HTTP/1.1 201")
+
+
+@both_lanes
+@pytest.mark.parametrize(
+    "head",
+    [
+        request_head(limits.MAX_REFUSED_BODY_BYTES + 1),
+        request_head(2).replace(b"Content-Length: 2", b"Transfer-Encoding: chunked"),
+    ],
+    ids=["too long", "of unknown length"],
+)
+async def test_a_refused_body_that_may_be_long_or_never_come_ends_the_connection(head: bytes) -> None:
+    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served:
+        assert (await served.raw(head)).startswith(b"HTTP/1.1 401")
+
+
+@both_lanes
+async def test_a_refused_body_that_never_comes_does_not_hold_the_shutdown() -> None:
+    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
+        with trio.fail_after(5):
+            await stream.send_all(request_head(2))
+            assert (await read_answer(stream)).startswith(b"HTTP/1.1 401")
+            served.stopping.set()
+            await served.stopped.wait()
+            assert await stream.receive_some() == b""
+
+
 @both_lanes
 async def test_dns_rebinding_and_foreign_pages() -> None:
     async with serving(guard=Guard(None, ["my-host"])) as served:

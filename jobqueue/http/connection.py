@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import h2.events
+import h11
 import hypercorn.protocol
 import structlog
 import trio
@@ -19,6 +20,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.logging import Logger
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
@@ -63,6 +65,44 @@ class _Log(Logger):
         _log_contained(message, sys.exception())
 
 
+class _H11(H11Protocol):
+    """hypercorn's HTTP/1.1, which hangs up without a word where an answer is complete before the body that it refuses has come.
+
+    Clients send a body after its headers, and many send it whatever the answer: a short one is waited for, as the next request is,
+    and thrown away. RFC 9112, section 9.3: a server reads the whole body, or closes the connection.
+    """
+
+    _short = False
+    _discarding = False
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        length = dict(request.headers).get(b"content-length")
+        self._short = length is not None and int(length) <= limits.MAX_REFUSED_BODY_BYTES
+        await super()._create_stream(request)
+
+    async def _maybe_recycle(self) -> None:
+        await self._close_stream()  # first: more may have come when it is done
+        if self.connection.our_state is h11.DONE and self.connection.their_state is h11.SEND_BODY and self._short:
+            self._discarding = True
+            await self.send(Updated(idle=True))
+        else:
+            await super()._maybe_recycle()
+
+    async def _handle_events(self) -> None:
+        if not self._discarding:
+            await super()._handle_events()
+        if self._discarding:
+            await self._discard()
+
+    async def _discard(self) -> None:
+        while self.connection.their_state is h11.SEND_BODY:
+            if self.connection.next_event() is h11.NEED_DATA:
+                return
+        self._discarding = False
+        await super()._maybe_recycle()
+        await self._handle_events()
+
+
 class _H2(H2Protocol):
     """hypercorn's HTTP/2, which lets go of a connection when a body comes for a request that was answered without it."""
 
@@ -79,7 +119,9 @@ class _H2(H2Protocol):
         await super()._handle_events(pending)
 
 
-hypercorn.protocol.H2Protocol = _H2  # type: ignore[attr-defined]  # where ProtocolWrapper looks it up
+# Where ProtocolWrapper looks them up.
+hypercorn.protocol.H11Protocol = _H11  # type: ignore[attr-defined]
+hypercorn.protocol.H2Protocol = _H2  # type: ignore[attr-defined]
 
 
 class Connection:

@@ -19,6 +19,9 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_BODY_BYTES = 64 << 20
 """The largest body of a request."""
 
+MAX_REFUSED_BODY_BYTES = 64 << 10
+"""The longest body of a refused request that is waited for and thrown away, in HTTP/1.1. For a longer one its connection ends."""
+
 MAX_SCHEDULE_BYTES = (1 << 20) + (64 << 10)
 """The largest body that describes a schedule: the payload of its jobs, and room for the other fields."""
 
