@@ -190,6 +190,11 @@ class Unsteady(MemoryStore):
         return await super().record(counts, sample=sample)
 
 
+async def into_the_middle_of_a_slot(store: Store) -> None:
+    """Sleep until all nodes have written what was before, and none what is now."""
+    await trio.sleep((5 - (await store.now()).timestamp()) % 10)
+
+
 async def test_a_node_writes_shortly_after_each_slot_whatever_its_clock_says(
     autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +203,7 @@ async def test_a_node_writes_shortly_after_each_slot_whatever_its_clock_says(
     await store.now()
     monkeypatch.setattr(time, "time", lambda: -1e6)
     await nursery.start(History(store, metrics).run)
+    await into_the_middle_of_a_slot(store)
     for _ in range(60):
         metrics.of("q", "k").submitted.inc(3)
         metrics.of("q", "k").wait.observe(0.5)
@@ -221,7 +227,7 @@ async def test_nodes_write_what_each_of_them_has_counted(autojump_clock: MockClo
     for number, metrics in enumerate(nodes):
         await trio.sleep(number)
         await nursery.start(History(store, metrics).run)
-    await trio.sleep((5 - (await store.now()).timestamp()) % 10)  # all have written what is before, and none what is now
+    await into_the_middle_of_a_slot(store)
     for _ in range(30):
         for number, metrics in enumerate(nodes):
             kind = metrics.of("q", "k")
