@@ -402,6 +402,20 @@ def test_a_page_is_told_what_goes_on_at_once_and_then_again(bench: Bench) -> Non
     assert httpx.head(f"{node.url}/overview/events", timeout=20).status_code == 200
 
 
+def test_a_row_that_cannot_be_read_is_told_and_ends_no_node(bench: Bench) -> None:
+    node = bench.start()
+    bench.database.rows(
+        "INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until, activity) VALUES"
+        """ (jobqueue.uuid7(), 'forged', 1, 'forged', '0', '{}', now() + interval '1 hour', '{"default": ["many", 0]}')"""
+    )
+    with open_page(node) as events:
+        told = until(events, lambda name, _: name == "trouble")
+        assert "many" in told["reasons"][0]
+        bench.database.rows("DELETE FROM jobqueue.nodes WHERE host = 'forged'")
+        until(events, lambda name, _: name == "overview")
+    assert httpx.get(f"{node.url}/health/ready", timeout=20).status_code == 200
+
+
 def test_a_stop_ends_what_pages_are_told(bench: Bench) -> None:
     node = bench.start("--grace-period", "1")
     with open_page(node) as events:

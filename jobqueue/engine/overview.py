@@ -18,7 +18,7 @@ import trio
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import point, step_of
 from jobqueue.engine.leases import Lease
-from jobqueue.errors import DatabaseUnavailable, TooManyWatchers
+from jobqueue.errors import DatabaseUnavailable, RefusedData, TooManyWatchers
 from jobqueue.storage.store import HISTORY_SETTLE, Store
 
 LOOK_INTERVAL = 2.0
@@ -210,7 +210,8 @@ class Overview:
             nodes = await self._store.nodes()
             for watched in list(self._ranges.values()):
                 await watched.read(self._store, now, self.look + 1)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, RefusedData) as error:
+            # Refused: a row that nobody but SQL by hand can have written. The pages are told, and the node goes on.
             log.debug("the overview waits for the database", error=str(error))
             trouble = msgspec.json.encode({"reasons": [f"the database cannot be used: {error}"]})
             if trouble == self.trouble:
