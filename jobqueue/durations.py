@@ -37,14 +37,15 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
     it if they were evenly spread; of durations beyond the last bound that bound is told.
 
     Args:
-        counts: how many are in each bucket; those of the last buckets may be left out where there are none.
+        counts: how many are in each bucket; those of the last buckets may be left out where there are none. Buckets that another
+            version has beyond ours are beyond the last bound.
         share: over 0, at most 1.
     """
     rank = share * sum(counts)
     below = 0
     for place, count in enumerate(counts):
         if count and below + count >= rank:
-            if place == len(BOUNDS):
+            if place >= len(BOUNDS):
                 return BOUNDS[-1]
             within = max(0.0, (rank - below) / count)
             high = BOUNDS[place]

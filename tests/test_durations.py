@@ -86,3 +86,7 @@ def test_durations_that_fill_a_bucket_are_spread_over_it() -> None:
     counts = counted([1.1] * 100)
     assert percentile(counts, 0.5) == pytest.approx(math.sqrt(1.2))
     assert percentile(counts, 1) == pytest.approx(1.2)
+
+
+def test_buckets_of_a_version_that_has_more_are_beyond_the_last_bound() -> None:
+    assert percentile([0] * (len(BOUNDS) + 5) + [3], 0.5) == BOUNDS[-1]
