@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import outcome
+import structlog
 import trio
 
 from jobqueue.errors import Overloaded, ShuttingDown
@@ -31,7 +32,9 @@ Result = TypeVar("Result")
 
 Told = Callable[[Result | None, Exception | None], None]
 """Hears what became of an item: its result, or the error that kept it from being written. It runs in the writer's task, with the
-next batch behind it: it must be short, and must not raise."""
+next batch behind it, so it must be short. What it raises is logged, and keeps nobody else from hearing."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,9 @@ def _refuse(batch: list[_Entry[Item, Result]], error: Exception) -> None:
 
 def _tell(entry: _Entry[Item, Result], result: Result | None, error: Exception | None) -> None:
     """Tell the caller, if there is one, and never again."""
-    if entry.told is not None:
-        entry.told(result, error)
-        entry.told = None
+    told, entry.told = entry.told, None
+    if told is not None:
+        try:
+            told(result, error)
+        except Exception:
+            log.exception("a caller could not be told what became of its item")
