@@ -103,6 +103,13 @@ class DatabaseUnavailable(Unavailable):
     """PostgreSQL cannot be reached, or refused the connection. Nothing was written."""
 
 
+class StatementFailed(DatabaseUnavailable):
+    """A statement failed for a reason that no value explains: a missing privilege or function, or an error inside PostgreSQL.
+
+    It was rolled back.
+    """
+
+
 class ConnectionLost(DatabaseUnavailable):
     """The connection broke during a statement: nobody knows whether it was committed.
 
@@ -122,6 +129,10 @@ class NoConnection(DatabaseUnavailable):
 
 class CommitInDoubt(JobQueueError):
     """The connection broke during the commit of a handler's transaction; whether it took effect is for the database to say."""
+
+
+class UnreadableAnswer(ConnectionLost):
+    """PostgreSQL carried out the statement, as far as anybody knows, but its answer cannot be read."""
 
 
 class NotReplicated(ConnectionLost):

@@ -16,8 +16,8 @@ from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData
 from jobqueue.job import NewJob
 from jobqueue.storage import database as connections
-from jobqueue.storage import notifications
 from jobqueue.storage.database import Lane
+from jobqueue.storage.notifications import Notifications
 from tests.conftest import Database
 from tests.storage import new_id, open_driver
 
@@ -55,12 +55,12 @@ async def test_a_heartbeat_is_a_hot_update_whatever_it_tells(database_url: str, 
 
 async def test_a_commit_that_no_standby_confirmed_is_not_taken_for_durable(database_url: str, database: Database) -> None:
     lane = Lane(database_url, "submit")
-    await lane.run(lambda session: session.execute("CREATE TABLE effects (n integer)"))
+    await lane.run(lambda session: session.execute("CREATE TABLE public.effects (n integer)"))
     refused: list[NotReplicated] = []
 
     async def insert() -> None:
         try:
-            await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (1)"))
+            await lane.run(lambda session: session.execute("INSERT INTO public.effects VALUES (1)"))
         except NotReplicated as error:
             refused.append(error)
 
@@ -80,7 +80,7 @@ async def test_a_commit_that_no_standby_confirmed_is_not_taken_for_durable(datab
         database.rows("SELECT pg_reload_conf()")
     assert len(refused) == 1
     await trio.sleep(0.3)
-    await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (2)"))
+    await lane.run(lambda session: session.execute("INSERT INTO public.effects VALUES (2)"))
     await lane.aclose()
     assert database.rows("SELECT n FROM effects ORDER BY n") == [(1,), (2,)], "it was committed, and the lane goes on"
 
@@ -180,14 +180,14 @@ async def test_a_call_whose_reply_never_comes_gives_up(lane: Lane, in_loop: bool
 
 @pytest.mark.parametrize("in_loop", [True, False])
 async def test_calls_are_made_one_after_the_other_and_one_that_is_cancelled_is_made_all_the_same(lane: Lane, in_loop: bool) -> None:
-    await lane.run(lambda connection: connection.execute("CREATE TABLE effects (n integer)"))
-    sql = "INSERT INTO effects SELECT %s FROM pg_sleep(0.1) RETURNING n"
+    await lane.run(lambda connection: connection.execute("CREATE TABLE public.effects (n integer)"))
+    sql = "INSERT INTO public.effects SELECT %s FROM pg_sleep(0.1) RETURNING n"
     async with trio.open_nursery() as nursery:
         for number in range(3):
             nursery.start_soon(partial(lane.call, sql, number, in_loop=in_loop))
     with trio.move_on_after(0.02):
         await lane.call(sql, 3, in_loop=in_loop)
-    assert await lane.call("SELECT array_agg(n ORDER BY n) FROM effects", in_loop=in_loop) == ([0, 1, 2, 3],)
+    assert await lane.call("SELECT array_agg(n ORDER BY n) FROM public.effects", in_loop=in_loop) == ([0, 1, 2, 3],)
 
 
 async def test_a_lost_listener_comes_back_and_says_so(database_url: str, database: Database) -> None:
@@ -207,7 +207,7 @@ async def test_a_lost_listener_comes_back_and_says_so(database_url: str, databas
 
     end_it = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'jobqueue listen'"
     async with trio.open_nursery() as nursery:
-        await nursery.start(notifications.run, database_url, {"jobqueue": listener}, on_connect)
+        await nursery.start(Notifications(database_url, {"jobqueue": listener}, on_connect).run)
         while times < 3:
             with trio.fail_after(20):
                 if times:

@@ -26,11 +26,13 @@ from jobqueue.errors import (
     Overloaded,
     PayloadTooLarge,
     ShuttingDown,
+    StatementFailed,
     TooManyRequests,
     TooManyWatchers,
     Unavailable,
     UnprocessableJob,
     UnprocessableSchedule,
+    UnreadableAnswer,
 )
 from jobqueue.http.answers import Answer
 
@@ -107,8 +109,12 @@ _ABSENCES: dict[type[BaseException], _Absence] = {
     DatabaseUnavailable: _Absence(
         "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 5
     ),
+    StatementFailed: _Absence(
+        "database-failed", "The database cannot do this", "Nothing was written. The node's log has the reason.", 5
+    ),
     # No Retry-After: a client that repeats this by itself may submit its jobs twice.
     ConnectionLost: _Absence("in-doubt", "The database went away during the commit", "Whether it was written is unknown.", None),
+    UnreadableAnswer: _Absence("unreadable-answer", "The database's answer cannot be read", "The node's log has the reason.", None),
 }
 
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from jobqueue.errors import UnusableFile
-
 LOOK_EVERY = 1.0
 """Seconds between two looks at the files."""
 
@@ -55,7 +53,7 @@ class Reloaded:
             return
         try:
             self._load()
-        except UnusableFile as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the service goes on with what it has
             if str(error) != self._trouble:
                 log.error("what was read before stays in force", reason=str(error))  # noqa: TRY400 - the operator's mistake
             self._trouble = str(error)

@@ -6,7 +6,7 @@ import math
 import random
 import re
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,12 +20,15 @@ from psycopg.waiting import Ready, Wait
 from jobqueue.errors import (
     ConnectionLost,
     DatabaseUnavailable,
+    JobQueueError,
     KeyInUse,
     KeyReused,
     NotReplicated,
     RefusedData,
     RefusedKey,
     SettingsError,
+    StatementFailed,
+    UnreadableAnswer,
 )
 
 CONNECT_TIMEOUT = 5
@@ -39,6 +42,9 @@ DEAD_PEER_TIMEOUT = 10
 
 MINIMUM_SERVER_VERSION = 140_000
 
+TRANSACTION_TIMEOUT_SINCE = 170_000
+"""The server version that brought the setting transaction_timeout."""
+
 REPLY_TIMEOUT = STATEMENT_TIMEOUT + 5.0
 """Seconds after which a server that has not replied counts as gone, however alive its network looks."""
 
@@ -48,8 +54,49 @@ ABANDONED_AFTER = 5
 POOLED = "pooled"
 """In place of a backend's start time: what stands before it is no pid, but the advisory lock that the transaction holds."""
 
+SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "search_path": "pg_catalog",
+    "row_security": "off",  # a policy that would hide rows is an error, and not a queue that looks empty
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+    "plan_cache_mode": "auto",
+    "jit": "off",
+    **dict.fromkeys(
+        [
+            "enable_bitmapscan",
+            "enable_hashagg",
+            "enable_hashjoin",
+            "enable_indexonlyscan",
+            "enable_indexscan",
+            "enable_material",
+            "enable_mergejoin",
+            "enable_nestloop",
+            "enable_partition_pruning",
+            "enable_seqscan",
+            "enable_sort",
+            "enable_tidscan",
+        ],
+        "on",
+    ),
+}
+"""What a session of ours sets, whatever the server, the database, the role, or the URL says. The timeouts come on top of it."""
+
 KEY_ERRORS: dict[str | None, type[RefusedKey]] = {"JQ409": KeyInUse, "JQ422": KeyReused}
 """What schema.sql raises of its own, by SQLSTATE."""
+
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded, pg.StatementTooComplex)
+"""What PostgreSQL raises for a value that it cannot take."""
 
 T = TypeVar("T")
 
@@ -138,12 +185,15 @@ def connect(url: str, purpose: str) -> Connection:
             keepalives_interval=2,
             keepalives_count=3,
             tcp_user_timeout=DEAD_PEER_TIMEOUT * 1000,
+            client_encoding="UTF8",
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
     except (psycopg.ProgrammingError, UnicodeError):  # of a host's name that can be none
         # What libpq says of it may hold the password.
         raise SettingsError("the database URL cannot be read: one looks like postgresql://user@host:5432/database") from None
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
 
 
 class Lane:
@@ -168,15 +218,25 @@ class Lane:
         self._reply_timeout = reply_timeout
         self._session: _Session | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
+        self._begun: list[float] = []  # when each call began that is under way, or waits for the one that is
         self.trouble: str | None = None
         self.trouble_since = math.inf
+
+    @property
+    def waiting(self) -> float:
+        """Seconds for which the oldest call has been under way; 0 without one."""
+        return trio.current_time() - self._begun[0] if self._begun else 0.0
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Call ``work(connection)`` in a thread.
 
+        Whatever the driver raises becomes one of these:
+
         Raises:
             DatabaseUnavailable: there is no connection, or the statement was rolled back for a reason that passes.
+            StatementFailed: the statement was rolled back for another reason.
             ConnectionLost: the connection broke under the statement.
+            UnreadableAnswer: the statement was carried out, and its answer cannot be read.
             NotReplicated: the statement was committed, but not on a synchronous standby.
             RefusedData: PostgreSQL refused a value, or schema.sql a key (`RefusedKey`).
         """
@@ -191,7 +251,7 @@ class Lane:
                 which take half as long as a commit. What may block, as connecting does, is done in a thread even so.
 
         Raises:
-            DatabaseUnavailable, ConnectionLost, NotReplicated, RefusedData: see `run`.
+            JobQueueError: see `run`.
         """
         session = self._session
         free = in_loop and self._one_at_a_time.available_tokens > 0
@@ -213,14 +273,19 @@ class Lane:
 
     @contextmanager
     def _noting_trouble(self) -> Iterator[None]:
+        began = trio.current_time()
+        self._begun.append(began)
         try:
             yield
         except DatabaseUnavailable as error:
             self.trouble = str(error)
             self.trouble_since = min(self.trouble_since, trio.current_time())
             raise
-        self.trouble = None
-        self.trouble_since = math.inf
+        else:
+            self.trouble = None
+            self.trouble_since = math.inf
+        finally:
+            self._begun.remove(began)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         session = self._session
@@ -236,31 +301,31 @@ class Lane:
     def _mapping_errors(self, session: _Session) -> Iterator[None]:
         try:
             yield
-        except (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded) as error:
-            # Where in our SQL it was is nothing to the submitter.
-            raise RefusedData(error.diag.message_primary or one_line(error), field=_refused_by_us(error)) from error
-        except pg.ReadOnlySqlTransaction as error:
-            self._close()  # the server became a standby: the next connection may find the new primary
-            raise DatabaseUnavailable(one_line(error)) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
-            if not severed_by(session.connection, error):
-                if isinstance(error, psycopg.InternalError):
-                    raise
-                raise DatabaseUnavailable(one_line(error)) from error
-            self._close()
-            if not session.in_doubt:
-                raise DatabaseUnavailable(one_line(error)) from error
-            raise ConnectionLost(one_line(error), backend=session.backend) from error
-        except psycopg.DatabaseError as error:
-            if error.sqlstate not in KEY_ERRORS:
-                raise
-            index = re.search(r"\d+", error.diag.message_detail or "")
-            raise KEY_ERRORS[error.sqlstate](
-                error.diag.message_primary or "", field=error.diag.column_name or "", index=int(index[0]) if index else None
-            ) from error
+        except JobQueueError:
+            raise
+        except Exception as error:
+            raise self._mapped(session, error) from error
         if (warning := session.not_replicated) is not None:
             session.not_replicated = None
             raise NotReplicated(warning, backend=session.backend)
+
+    def _mapped(self, session: _Session, error: Exception) -> JobQueueError:
+        """Return the error of ours for one of the driver's. A connection that may be unusable is closed."""
+        if (refused := _refusal(error)) is not None:
+            return refused
+        if not isinstance(error, psycopg.Error):
+            self._close()
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            return UnreadableAnswer(reason, backend=session.backend) if session.in_doubt else StatementFailed(reason)
+        severed = severed_by(session.connection, error)
+        on_standby = isinstance(error, pg.ReadOnlySqlTransaction)
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not (severed or on_standby):
+            return DatabaseUnavailable(one_line(error))
+        # The next session may find the new primary of a server that became a standby, or functions that were replaced.
+        self._close()
+        if severed and session.in_doubt:
+            return ConnectionLost(one_line(error), backend=session.backend)
+        return (DatabaseUnavailable if severed or on_standby else StatementFailed)(one_line(error))
 
     def _close(self) -> None:
         if self._session is not None:
@@ -281,25 +346,34 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     statement_timeout = f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms"
     try:
         session = (_pooled_session if behind_pooler(connection) else _direct_session)(connection, statement_timeout)
-    except psycopg.Error as error:
+    except Exception as error:
         connection.close()
         raise DatabaseUnavailable(f"cannot prepare a connection: {one_line(error)}") from error
     connection.add_notice_handler(session.hear)
     return session
 
 
-# An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
+def setting_all(settings: Mapping[str, str], *, local: bool) -> str:
+    """Return the SQL that makes these settings, for a transaction or for the session; synchronous_commit is made at least "on".
+
+    An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
+    """
+    scope = str(local).lower()
+    calls = [f"set_config('{name}', '{value}', {scope})" for name, value in settings.items()]
+    durable = f"CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', {scope}) END"
+    return f"SELECT {', '.join([*calls, durable])}"
+
+
+def _settings(connection: Connection, **timeouts: str) -> dict[str, str]:
+    # A bound on whole transactions is no bound of ours; before PostgreSQL 17 there is none.
+    more = {"transaction_timeout": "0"} if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE else {}
+    return {**SETTINGS, **more, **timeouts}
 
 
 def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
-    row = connection.execute(
-        """
-        SELECT pid, backend_start::text, set_config('statement_timeout', %s, false),
-               CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
-          FROM pg_stat_activity WHERE pid = pg_backend_pid()
-        """,
-        (statement_timeout,),
-    ).fetchone()
+    settings = _settings(connection, statement_timeout=statement_timeout, idle_in_transaction_session_timeout="0")
+    connection.execute(setting_all(settings, local=False).encode())
+    row = connection.execute(b"SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
     pid, started = (row[0], row[1]) if row else (connection.info.backend_pid, "-infinity")
     assert isinstance(pid, int)  # noqa: S101 - PostgreSQL's own type
     assert isinstance(started, str)  # noqa: S101
@@ -309,12 +383,10 @@ def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
 def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
     connection.prepare_threshold = None  # also where a statement asks for it
     lock = random.getrandbits(63)
+    settings = _settings(connection, statement_timeout=statement_timeout, idle_in_transaction_session_timeout=f"{ABANDONED_AFTER}s")
     begin = f"""
-        BEGIN ISOLATION LEVEL READ COMMITTED;
-        SELECT set_config('statement_timeout', '{statement_timeout}', true),
-               set_config('idle_in_transaction_session_timeout', '{ABANDONED_AFTER}s', true),
-               CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END,
-               pg_advisory_xact_lock({lock})
+        BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE;
+        {setting_all(settings, local=True)}, pg_advisory_xact_lock({lock})
     """
     return _Session(connection, (lock, POOLED), begin.encode())
 
@@ -362,6 +434,21 @@ def ended_by_server(connection: Connection) -> bool:
 def severed_by(connection: Connection, error: psycopg.Error) -> bool:
     """Tell whether an error is the end of its connection: after FATAL the server ends the session, come that through or not."""
     return connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
+
+
+def _refusal(error: Exception) -> RefusedData | None:
+    """The error of ours for a value that the driver or PostgreSQL refused; None for any other error."""
+    if isinstance(error, UnicodeEncodeError):
+        return RefusedData(f"a text cannot be encoded in UTF-8: {one_line(error)}")  # nothing was sent
+    if isinstance(error, REFUSALS):
+        # Where in our SQL it was is nothing to the submitter.
+        return RefusedData(error.diag.message_primary or one_line(error), field=_refused_by_us(error))
+    if isinstance(error, psycopg.Error) and error.sqlstate in KEY_ERRORS:
+        index = re.search(r"\d+", error.diag.message_detail or "")
+        return KEY_ERRORS[error.sqlstate](
+            error.diag.message_primary or "", field=error.diag.column_name or "", index=int(index[0]) if index else None
+        )
+    return None
 
 
 def _refused_by_us(error: psycopg.Error) -> str | None:

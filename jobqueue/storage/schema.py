@@ -7,7 +7,7 @@ from importlib.resources import files
 import psycopg
 import structlog
 
-from jobqueue.errors import SchemaVersionError
+from jobqueue.errors import SchemaVersionError, SettingsError
 from jobqueue.storage.database import MINIMUM_SERVER_VERSION, Connection
 
 SCHEMA_VERSION = 1
@@ -35,7 +35,9 @@ def require(connection: Connection) -> None:
 
     Raises:
         SchemaVersionError: there is none, or it is older or newer.
+        SettingsError: the database does not hold UTF-8.
     """
+    _refuse_encoding(connection)
     version = installed_version(connection)
     if version is None:
         raise SchemaVersionError(
@@ -54,7 +56,9 @@ def migrate(connection: Connection) -> bool:
 
     Raises:
         SchemaVersionError: the server is too old, the schema is newer than we know, or the role may not create it.
+        SettingsError: the database does not hold UTF-8.
     """
+    _refuse_encoding(connection)
     if connection.info.server_version < MINIMUM_SERVER_VERSION:
         raise SchemaVersionError(f"PostgreSQL {connection.info.server_version // 10_000} is too old: jobqueue needs 14 or newer")
     version = installed_version(connection)
@@ -70,6 +74,16 @@ def migrate(connection: Connection) -> bool:
         ) from error
     log.info("schema applied", version=SCHEMA_VERSION, before=version)
     return True
+
+
+def _refuse_encoding(connection: Connection) -> None:
+    """Refuse a database that could not hold every text: JSON is Unicode."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise SettingsError(
+            f'the database "{connection.info.dbname}" has the encoding {encoding}, and jobqueue needs UTF8:'
+            " create one with ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def _refuse_newer(version: int) -> None:

@@ -5,10 +5,8 @@ Batches go in and come out as one JSON document. Times are seconds on the databa
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,10 +15,11 @@ import trio
 from msgspec import UNSET
 
 from jobqueue import documents
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import Change, ClaimedJob, DeadFilter, JobFilter, Note, Outcome, QueueSettings
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.job import Change, DeadFilter, JobFilter, Note, Outcome, QueueSettings
 from jobqueue.metrics import Totals
-from jobqueue.storage import schema
+from jobqueue.storage import claims, schema
+from jobqueue.storage.claims import Claimed
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
 
@@ -39,11 +38,17 @@ INSPECT_TIMEOUT = 10.0
 OUTAGE_AFTER = 1.0
 """Seconds without a success from which on a lane's trouble is an outage, and not a connection that broke."""
 
+SLOW_AFTER = 5.0
+"""Seconds from which on a submission, a claim or a write of outcomes that is under way makes the node not ready."""
+
 HEARTBEAT_TIMEOUT = 4.0
 """Seconds for one renewal of a lease, so that several fit into it."""
 
 SETTLE_TIMEOUT = 5.0
-"""Seconds for the session of a lost connection to end; whoever waits for that asks again."""
+"""Seconds for the session of a lost connection to end, for whoever has nothing else to do; then the question is asked again."""
+
+HELD_PATIENCE = 0.05
+"""The same for the dispatcher, which has other claims to make meanwhile, and asks again."""
 
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
@@ -64,17 +69,6 @@ WALK_ROWS = 10_000
 """Jobs that are looked at for one page of a list, whatever the filter."""
 
 T = TypeVar("T")
-
-
-class _Limited(msgspec.Struct):
-    """What ``jobqueue.claim`` returns where a limit left a queue short."""
-
-    jobs: list[ClaimedJob]
-    again: dict[str, float | None]
-
-
-_claimed = msgspec.json.Decoder(list[ClaimedJob])
-_limited = msgspec.json.Decoder(_Limited)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,18 +139,6 @@ class Admission(msgspec.Struct, frozen=True):
     checks: int
     best: Ranks
     next_check: float | None
-
-
-class Claimed(list[ClaimedJob]):
-    """The jobs of one claim.
-
-    Attributes:
-        again: the queues that a limit left short; in how many seconds to ask again, infinite: when jobs of the queue have ended.
-    """
-
-    def __init__(self, jobs: Iterable[ClaimedJob] = (), again: Mapping[str, float] | None = None) -> None:
-        super().__init__(jobs)
-        self.again = again or {}
 
 
 class Want(NamedTuple):
@@ -332,10 +314,13 @@ class Store:
         """Why no submission could be written for a while; None when one could, or when a connection has only just broken."""
         return self._submit.trouble if trio.current_time() - self._submit.trouble_since > OUTAGE_AFTER else None
 
-    @property
-    def trouble(self) -> str | None:
-        """Why the database cannot be used now; None when it can, as far as the calls tell that are made all the time."""
-        return self._heartbeat.trouble or self._housekeeping.trouble
+    def slow_calls(self) -> dict[str, float]:
+        """The calls without which no job moves, where one has been under way for over `SLOW_AFTER` seconds; and for how long.
+
+        A backend that does not answer looks alive until its reply times out.
+        """
+        lanes = {"submission": self._submit, "claim": self._claim, "write of outcomes": self._finish}
+        return {name: lane.waiting for name, lane in lanes.items() if lane.waiting > SLOW_AFTER}
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -374,10 +359,7 @@ class Store:
         else:
             sql = "SELECT best, claimed, ids::text[] FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb, %s)"
             best, claimed, ids = await self._submit.call(sql, batch, wake, *claim, key_ttl, in_loop=in_loop)
-        # Jobs that cannot be read are claimed all the same: the dispatcher's audit hands back what nobody here knows of.
-        with suppress(msgspec.DecodeError):
-            return Submitted(best, None if claimed is None else _read(claimed), ids)
-        return Submitted(best, ids=ids)
+        return Submitted(best, None if claimed is None else claims.read(claimed), ids)
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str], key_ttl: float | None = None) -> Submitted:
         """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
@@ -450,22 +432,21 @@ class Store:
         few = sum([want.jobs for want in wants.values()]) <= IN_LOOP_JOBS
         sql = "SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
         [text] = await self._claim.call(sql, node_id, _text(wants), defaults.decode(), in_loop=few)
-        try:
-            return _read(text)
-        except msgspec.DecodeError as error:
-            # Claimed all the same: the dispatcher's audit hands back what nobody here knows of.
-            raise RefusedData(f"a claimed job cannot be read: {error}") from error
+        return claims.read(text)
 
-    async def held(self, node_id: str, *, backend: tuple[int, str] | None = None) -> set[RunId]:
+    async def held(self, node_id: str, *, lost: Iterable[tuple[int, str]] = ()) -> set[RunId]:
         """The runs that the database says this node holds.
 
         Args:
-            backend: of the `ConnectionLost` that a claim raised, whose transaction has to be over first.
+            lost: the backends of claims whose answers were lost. Their transactions are ended first.
+
+        Raises:
+            DatabaseUnavailable: one of these transactions is not over yet, though it was told to end.
         """
 
         def work(connection: Connection) -> set[RunId]:
-            if backend is not None:
-                _settle(connection, backend)
+            for backend in lost:
+                _settle(connection, backend, patience=HELD_PATIENCE)
             rows = _rows("SELECT id, claims FROM jobqueue.inflight_jobs WHERE node_id = %s", node_id)(connection)
             return {(str(row["id"]), int(row["claims"])) for row in rows}
 
@@ -793,7 +774,7 @@ class Store:
         return [dict(row["row"]) for row in await self._inspect.run(_rows(sql, *params))]
 
 
-def _settle(connection: Connection, backend: tuple[int, str]) -> None:
+def _settle(connection: Connection, backend: tuple[int, str], *, patience: float = SETTLE_TIMEOUT) -> None:
     """Make sure that nothing more comes of a lost connection: its transaction is over, committed or rolled back, when this returns.
 
     Straight to PostgreSQL, a statement may still be on its way, and would take effect after we looked: its session is ended. A
@@ -810,7 +791,7 @@ def _settle(connection: Connection, backend: tuple[int, str]) -> None:
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE pid = %s AND backend_start = %s::timestamptz AND application_name LIKE 'jobqueue %%' AND pid <> pg_backend_pid()
     """
-    deadline = time.monotonic() + SETTLE_TIMEOUT
+    deadline = time.monotonic() + patience
     while connection.execute(sql, backend).fetchone():
         if time.monotonic() > deadline:
             raise DatabaseUnavailable("the session of a lost connection does not end")
@@ -836,13 +817,6 @@ def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     return work
-
-
-def _read(text: str) -> Claimed:
-    if text.startswith("["):
-        return Claimed(_claimed.decode(text))
-    limited = _limited.decode(text)
-    return Claimed(limited.jobs, {queue: math.inf if wait is None else wait for queue, wait in limited.again.items()})
 
 
 def _ranks(value: object) -> Ranks:

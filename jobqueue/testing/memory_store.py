@@ -42,6 +42,7 @@ from jobqueue.job import (
     QueueSettings,
 )
 from jobqueue.metrics import Totals
+from jobqueue.storage.claims import Claimed
 from jobqueue.storage.store import (
     ADMIT_BATCH,
     CANCEL_BATCH,
@@ -58,7 +59,6 @@ from jobqueue.storage.store import (
     Cancelled,
     Causes,
     Claim,
-    Claimed,
     Depth,
     DueSchedule,
     DueSchedules,
@@ -205,9 +205,8 @@ class MemoryStore(Store):
         self._history: dict[tuple[int, Instant], _Slot] = {}
         self._uncounted = 0  # jobs that no node has submitted
 
-    @property
-    def trouble(self) -> str | None:
-        return None
+    def slow_calls(self) -> dict[str, float]:
+        return {}
 
     @property
     def submit_trouble(self) -> str | None:
@@ -418,7 +417,7 @@ class MemoryStore(Store):
         self,
         node_id: str,
         *,
-        backend: tuple[int, str] | None = None,  # noqa: ARG002 - no backends here
+        lost: Iterable[tuple[int, str]] = (),  # noqa: ARG002 - no backends here
     ) -> set[RunId]:
         await trio.lowlevel.checkpoint()
         return {(row.id, row.claims) for row in self._in("inflight") if row.node_id == node_id}
