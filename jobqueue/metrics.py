@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from operator import add
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
@@ -87,7 +87,11 @@ class _PerKind:
 
 
 class Metrics:
-    """All series of a node, in a registry of their own."""
+    """All series of a node, in a registry of their own.
+
+    Attributes:
+        contained: called for the errors that each part of the node has contained, by its name.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -95,6 +99,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._families = _PerKind(registry)
         self._bound: dict[tuple[str, str], KindMetrics] = {}
+        self.contained: Callable[[], Mapping[str, int]] = dict
         registry.register(self)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -126,8 +131,12 @@ class Metrics:
             bound = self._bound[queue, kind] = KindMetrics(self._families, queue, kind)
         return bound
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Give the registry what `Durations` have counted."""
+    def collect(self) -> Iterator[Metric]:
+        """Give the registry what `Durations` and the parts of the node have counted."""
+        errors = CounterMetricFamily("jobqueue_contained_errors", "Errors that ended no part of this node.", labels=("part",))
+        for part, count in self.contained().items():
+            errors.add_metric((part,), count)
+        yield errors
         for name, text, durations in (
             ("job_wait_seconds", "From available to claimed, for first attempts.", "wait"),
             ("job_run_seconds", "From the start of an attempt to its end.", "run"),

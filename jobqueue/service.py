@@ -6,6 +6,7 @@ Reading `serve` from top to bottom is the startup order; `_shut_down` is the shu
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,9 @@ import structlog
 import trio
 import trio_parallel
 
+from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine import maintenance, watchdog
 from jobqueue.engine.cron import Cron
 from jobqueue.engine.depths import Depths
@@ -48,7 +51,8 @@ from jobqueue.http.entrance import Entrance
 from jobqueue.http.express import Lane
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
-from jobqueue.storage import embedded, notifications
+from jobqueue.storage import embedded
+from jobqueue.storage.notifications import Notifications
 from jobqueue.storage.schema import SCHEMA_VERSION
 from jobqueue.storage.store import RunId, Store
 from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
@@ -89,7 +93,11 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The parts of a node, without its ways in."""
+    """The parts of a node, without its ways in.
+
+    Attributes:
+        troubles: what each part that goes on whatever happens has to say of itself.
+    """
 
     app: App
     store: Store
@@ -110,6 +118,9 @@ class Engine:
     depths: Depths
     overview: Overview
     tasks: TaskTree
+    recovery: Routine
+    pruning: Routine
+    troubles: list[Trouble]
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
@@ -142,7 +153,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
         async with open_engine(app, settings, Store(url)) as engine:
-            await start_engine(engine, settings, stages, url)
+            await start_engine(engine, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("tasks", engine.tasks.run)
@@ -263,6 +274,35 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
             notes=notes,
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
+        history = History(store, metrics, steady=lives)
+        tasks = TaskTree()
+        recovery = maintenance.recovery(store, lease, hooks, settings.visibility_timeout / RENEWALS_PER_LEASE)
+        pruning = maintenance.pruning(
+            store,
+            keep_finished=settings.keep_finished,
+            keep_cancelled=settings.keep_cancelled,
+            keep_dead=settings.keep_dead,
+        )
+        troubles = [
+            lease.trouble,
+            submissions.trouble,
+            outcomes.trouble,
+            dispatcher.trouble,
+            schedule.trouble,
+            gate.trouble,
+            cron.trouble,
+            recovery.trouble,
+            pruning.trouble,
+            workers.trouble,
+            notes.trouble,
+            watcher.trouble,
+            hooks.trouble,
+            history.trouble,
+            overview.trouble,
+            tasks.trouble,
+            outcomes.telling,
+        ]
+        metrics.contained = lambda: {trouble.part: trouble.errors for trouble in troubles}
         try:
             yield Engine(
                 app=app,
@@ -280,10 +320,13 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
                 queues=queues,
                 metrics=metrics,
                 hooks=hooks,
-                history=History(store, metrics, steady=lives),
+                history=history,
                 depths=depths,
                 overview=overview,
-                tasks=TaskTree(),
+                tasks=tasks,
+                recovery=recovery,
+                pruning=pruning,
+                troubles=troubles,
             )
         finally:
             transactions.close()
@@ -302,7 +345,7 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
 
 
-async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: str | None) -> None:
+async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
     """Start the parts as stages.
 
     Args:
@@ -316,12 +359,9 @@ async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: 
     await engine.lease.join()
     if engine.hooks.any:
         await stages.start("hooks", engine.hooks.run)
-    await maintenance.recover(engine.store, engine.hooks, judge=None)
     await stages.start("heartbeat", engine.lease.run)
-    recovery_interval = settings.visibility_timeout / RENEWALS_PER_LEASE
-    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.lease, engine.hooks, recovery_interval)
-    keep = settings.keep_finished, settings.keep_cancelled, settings.keep_dead
-    await stages.start("pruning", maintenance.run_pruning, engine.store, *keep)
+    await stages.start("recovery", engine.recovery.run)
+    await stages.start("pruning", engine.pruning.run)
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)
     await stages.start("notes", engine.notes.run)
@@ -336,7 +376,9 @@ async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: 
         engine.cron.look()
 
     if url is not None:
-        await stages.start("notifications", notifications.run, url, _listeners(engine), on_connect)
+        notifications = Notifications(url, _listeners(engine), on_connect)
+        engine.troubles.extend([notifications.trouble, notifications.unreadable])
+        await stages.start("notifications", notifications.run)
     await stages.start("gate", engine.gate.run)
     await stages.start("schedule", engine.schedule.run)
     await stages.start("cron", engine.cron.run)
@@ -348,11 +390,13 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
 
     def wake(payload: str) -> None:
         rank, _, queue = payload.partition(" ")
-        engine.dispatcher.wake({queue: float(rank)})
+        if math.isnan(best := float(rank)):
+            raise ValueError("a rank that is not a number")
+        engine.dispatcher.wake({queue: best})
 
     def cancel(payload: str) -> None:
         job_id, _, claims = payload.partition(" ")
-        if claims.isdecimal():
+        if payload:
             engine.workers.cancel([(job_id, int(claims))])
         else:
             engine.lease.renew_soon()  # the next heartbeat of any node says which
@@ -376,7 +420,7 @@ def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], boo
         engine.submissions,
         engine.outcomes,
         engine.metrics,
-        dispatcher=engine.dispatcher,
+        troubles=engine.troubles,
         watcher=engine.watcher,
         depths=engine.depths,
         overview=engine.overview,
@@ -448,7 +492,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     await stages.stop("hooks", within=HOOKS_DRAIN, gently=engine.hooks.close)
     # All that there is to count is counted.
     await stages.stop("history", within=0.2)
-    if engine.store.trouble is None:  # a database that is away would only be waited for
+    if engine.lease.trouble.reason is None:  # a database that is away would only be waited for
         with trio.move_on_after(1):
             await engine.history.flush()
 

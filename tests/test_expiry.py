@@ -136,7 +136,7 @@ async def test_a_job_that_was_claimed_in_time_and_waits_for_a_worker_too_long_is
         open_stages() as stages,
         service.open_engine(app, settings, Store(database_url)) as engine,
     ):
-        await service.start_engine(engine, settings, stages, database_url)
+        await service.start_engine(engine, stages, database_url)
         queue = engine.queues["default"]
         await driver.submit(kind="hold", priority=9)
         late = await driver.submit(kind="note", payload={"name": "late"}, options=Options(expires_in=1.5))

@@ -28,7 +28,7 @@ from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import Submission
 from jobqueue.settings import Settings
-from jobqueue.storage import notifications
+from jobqueue.storage.notifications import Notifications
 from jobqueue.storage.store import Store
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database
@@ -176,7 +176,7 @@ async def running(app: jobqueue.App, url: str) -> AsyncIterator[tuple[Any, Stage
     async with AsyncExitStack() as stack:
         stages = await stack.enter_async_context(open_stages())
         engine = await stack.enter_async_context(service.open_engine(app, settings, service.Store(url)))
-        await service.start_engine(engine, settings, stages, url)
+        await service.start_engine(engine, stages, url)
         yield engine, stages
         await service._shut_down(engine, settings, stages, trio.Event())
 
@@ -268,13 +268,8 @@ def check(told: Told, rows: Sequence[Mapping[str, Any]]) -> None:
         assert told.runs[row["id"]] >= 1, "it ended and never ran"
 
 
-async def no_notifications(
-    url: str, listeners: object, on_connect: object, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def no_notifications(_: Notifications, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Stand in for the listener where there is nothing to listen to."""
-    assert url
-    assert listeners
-    assert callable(on_connect)
     task_status.started()
     await trio.sleep_forever()
 
@@ -288,7 +283,7 @@ async def no_processes(**options: object) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("ways", WAYS.values(), ids=WAYS)
 def test_any_call_may_fail_in_any_way(ways: Sequence[Fault], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifications, "run", no_notifications)
+    monkeypatch.setattr(Notifications, "run", no_notifications)
     monkeypatch.setattr(trio_parallel, "open_worker_context", no_processes)
     first = 0
     while True:

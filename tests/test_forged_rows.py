@@ -103,7 +103,7 @@ async def running(url: str) -> AsyncIterator[Stages]:
     """A node with all of its parts but HTTP: started, and shut down, as the service does it."""
     settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
     async with open_stages() as stages, service.open_engine(make_app(), settings, Store(url)) as engine:
-        await service.start_engine(engine, settings, stages, url)
+        await service.start_engine(engine, stages, url)
         yield stages
         await service._shut_down(engine, settings, stages, trio.Event())
 

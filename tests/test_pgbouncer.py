@@ -406,7 +406,7 @@ async def test_a_claim_in_doubt_is_found_out_about(which: str, proxy: ProxyThrea
             await trio.to_thread.run_sync(lose_next_commit, proxy, which)
             with pytest.raises(ConnectionLost) as lost:
                 await driver.claim()
-            held = await driver.store.held(driver.node, backend=lost.value.backend)
+            held = await driver.store.held(driver.node, lost=[lost.value.backend])
             assert held == ({(job_id, 1)} if which == "reply" else set())
             if which == "request":
                 [job] = await driver.claim()
@@ -428,7 +428,7 @@ async def test_a_commit_that_is_under_way_is_waited_for(proxy: ProxyThread, prox
                 doubts.append(lost)
 
         async def look() -> None:
-            held.append(await driver.store.held(driver.node, backend=doubts[0].backend))
+            held.append(await driver.store.held(driver.node, lost=[doubts[0].backend]))
 
         set_standbys(database, "nobody")
         try:
@@ -484,7 +484,7 @@ async def test_a_commit_that_comes_too_late_commits_nothing(pooled_url: str, mon
         assert late.begin is not None
         late.connection.execute(late.begin)
         late.connection.execute("SELECT jobqueue.claim(%s, %s)", [driver.node, '{"default": [1, null]}'])
-        assert await driver.store.held(driver.node, backend=late.backend) == set()
+        assert await driver.store.held(driver.node, lost=[late.backend]) == set()
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             late.connection.execute("COMMIT")
         late.connection.close()

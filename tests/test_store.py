@@ -491,7 +491,7 @@ async def test_processes_that_are_known_to_be_dead_lose_their_lease_at_once(driv
 async def test_the_runs_that_a_node_holds_can_be_asked_for(driver: Driver) -> None:
     run = await driver.in_state("inflight")
     assert isinstance(run, ClaimedJob)
-    assert await driver.store.held(driver.node, backend=(1, "2000-01-01")) == {(run.id, run.claims)}
+    assert await driver.store.held(driver.node, lost=[(1, "2000-01-01")]) == {(run.id, run.claims)}
 
 
 async def test_depths_count_each_state(driver: Driver) -> None:

@@ -6,7 +6,6 @@ that time, and none of its own; the database takes them from whoever comes first
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -14,7 +13,9 @@ import structlog
 import trio
 
 from jobqueue import documents
-from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
+from jobqueue.concurrency.routine import Routine
+from jobqueue.concurrency.trouble import Trouble
+from jobqueue.errors import HandlerError, InvalidSchedule, RefusedData
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import SCHEDULE_BATCH, DueSchedule, Move, Moved, Ranks, Store
 from jobqueue.timetable import CronSchedule, Timetable, due
@@ -23,7 +24,7 @@ LOOK_INTERVAL = 15.0
 """Seconds after which a node looks at the schedules without a reason: for a change that nobody told of, a clock that was set."""
 
 RETRY_INTERVAL = 1.0
-"""Seconds until a look that failed, or found others at the same schedules, is repeated."""
+"""Seconds until a look that found other nodes at the same schedules is repeated."""
 
 TICKS_PER_TRANSACTION = 500
 """The most ticks that get their jobs in one transaction; more follow at once in the next."""
@@ -57,7 +58,9 @@ class Cron:
         self._source = source
         self._declared = declared
         self._on_submitted = on_submitted
-        self._sleep = trio.CancelScope()
+        self.trouble = Trouble("cron", vital=True)
+        self._routine = Routine(self._tick, self.trouble)
+        self.run = self._routine.run
 
     async def reconcile(self) -> None:
         """Make the database's schedules of this source those that are declared.
@@ -75,34 +78,19 @@ class Cron:
 
     def look(self) -> None:
         """Say that schedules may have changed."""
-        self._sleep.deadline = -math.inf
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Submit what is due until cancelled."""
-        task_status.started()
-        while True:
-            # A new scope before the look: what is told of during it ends the sleep after it.
-            self._sleep = trio.CancelScope()
-            seconds = await self._tick()
-            self._sleep.deadline = min(self._sleep.deadline, trio.current_time() + seconds)
-            with self._sleep:
-                await trio.sleep_forever()
+        self._routine.due_in(0)
 
     async def _tick(self) -> float:
         """Submit what is due; return the seconds until there is reason to look again."""
-        try:
-            found = await self._store.due_schedules()
-            if not found.due:
-                return _at_least_now(found.next_in)
-            share = max(1, TICKS_PER_TRANSACTION // len(found.due))
-            moves = []
-            for schedule in found.due:
-                moves.append(_move(schedule, found.at, share))
-                await trio.lowlevel.checkpoint()  # each takes up to some milliseconds
-            moved = await self._move(moves)
-        except (DatabaseUnavailable, RefusedData) as error:
-            log.warning("schedules not looked at", error=str(error))
-            return RETRY_INTERVAL
+        found = await self._store.due_schedules()
+        if not found.due:
+            return _at_least_now(found.next_in)
+        share = max(1, TICKS_PER_TRANSACTION // len(found.due))
+        moves = []
+        for schedule in found.due:
+            moves.append(_move(schedule, found.at, share))
+            await trio.lowlevel.checkpoint()  # each takes up to some milliseconds
+        moved = await self._move(moves)
         if moved.names and len(found.due) == SCHEDULE_BATCH:
             return 0
         wait = _at_least_now(moved.next_in)
@@ -144,7 +132,7 @@ def _move(schedule: DueSchedule, now: float, limit: int) -> Move:
         ticks, next_at = due(Timetable(schedule.cron, schedule.timezone), schedule.missed, schedule.next_at, now, limit)
     except InvalidSchedule as invalid:
         error = documents.storable(str(invalid), MAX_ERROR)
-    except (ValueError, OverflowError, OSError) as wrong:  # somebody's SQL put a time there that no calendar has
+    except Exception as wrong:  # noqa: BLE001 - such as a time that no calendar has: the other schedules go on
         error = documents.storable(f"its next tick cannot be computed: {wrong}", MAX_ERROR)
     return Move(
         name=schedule.name,

@@ -7,7 +7,6 @@ notification, by a worker that runs low, and by the poll floor, which finds what
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,20 +16,25 @@ import structlog
 import trio
 
 from jobqueue import documents
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.handlers import Handler
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
-from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable
+from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claim, Claimed, Expired, Ranks, Store, Submitted, Want
-
-LONGEST_BACKOFF = 2.0
-"""Seconds between two claims while the database is away, at the most."""
+from jobqueue.storage.claims import Claimed, Unreadable
+from jobqueue.storage.store import Claim, Expired, Ranks, Store, Submitted, Want
 
 AUDIT_INTERVAL = 10.0
 """Seconds between two comparisons of what the database says that this node holds with what it knows of."""
+
+DOUBT_INTERVAL = 0.1
+"""The same at first, while the answer to a claim is lost and its transaction may not be over; then twice as long each time."""
+
+MAX_REASON = 500
+"""The longest reason of a job that this node cannot read, in characters."""
 
 LOOK_EVERYWHERE_SHARE = 200
 LONGEST_WITHOUT_LOOK = 30.0
@@ -67,9 +71,6 @@ class Dispatcher:
         handlers: by kind; their retry limits go with each claim.
         poll_interval: seconds after which every queue is looked at without a hint.
         on_expired: called with the jobs that are dead, because their time was over when they were claimed.
-
-    Attributes:
-        trouble: why PostgreSQL refused the last claim; None when it did not.
     """
 
     def __init__(
@@ -95,11 +96,14 @@ class Dispatcher:
         self._one_claim = trio.Lock()  # whoever claims, or asks for what was claimed, is the only one
         self._running = False
         self._audit_at = math.inf
+        self._lost: list[tuple[int, str]] = []  # the backends of claims whose answers were lost
+        self._doubt_interval = DOUBT_INTERVAL
         self._look_everywhere_at = -math.inf
         self._again_at: dict[str, float] = {}  # queues that a limit left short, and when to ask again
         self._paused_jobs: list[ClaimedJob] = []
+        self._unreadable: list[Unreadable] = []
         self._pausing: set[str] = set()  # queues of which nothing more is to start, until what is ready is handed back
-        self.trouble: str | None = None
+        self.trouble = Trouble("claims", vital=True)
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
 
@@ -143,7 +147,6 @@ class Dispatcher:
             self._running = False
 
     async def _run(self) -> None:
-        failures = 0
         poll_at = trio.current_time() + self._poll_interval
         self._audit_at = trio.current_time() + AUDIT_INTERVAL
         while True:
@@ -151,18 +154,13 @@ class Dispatcher:
             if trio.current_time() >= poll_at:
                 self._poll()
                 poll_at = trio.current_time() + self._poll_interval
-            try:
-                if await self._act():
-                    failures = 0
-                    self.trouble = None
-                    continue
-            except (DatabaseUnavailable, RefusedData) as error:
-                # A row that cannot be moved is no reason to end: the next node would meet it too, and so would every other.
-                self.trouble = str(error) if isinstance(error, RefusedData) else None
-                failures += 1
-                if failures == 1:
-                    log.warning("claim failed", error=str(error))
-                await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
+            acted = False
+            with self.trouble.contained():
+                acted = await self._act()
+            if pause := self.trouble.pause:
+                await trio.sleep(pause)
+                continue
+            if acted:
                 continue
             with trio.move_on_at(min(poll_at, self._audit_at, *self._again_at.values())):
                 await self._hint.wait()
@@ -183,10 +181,10 @@ class Dispatcher:
             self._pausing.clear()
             while self._paused_jobs:
                 await self._outcomes.release([self._paused_jobs.pop()])
+            while self._unreadable:
+                await self._bury(self._unreadable.pop())
             if trio.current_time() >= self._audit_at:
-                self._audit_at = trio.current_time() + AUDIT_INTERVAL
-                if self._lease.valid:
-                    await self._hand_back_forgotten(self._lease.node.id)
+                await self._audit()
             if wants := self._decide():
                 await self._claim(wants)
             return bool(wants)
@@ -195,12 +193,7 @@ class Dispatcher:
         """What to claim of each queue now; empty when there is nothing to do, or no lease to do it under."""
         if not self._lease.valid:
             return {}
-        wants = {name: want for name, queue in self._queues.items() if (want := queue.wanted())}
-        if wants and self.trouble is not None:
-            # One row makes PostgreSQL refuse the whole claim: by ones and in turn, the others still come through.
-            name = random.choice(list(wants))
-            return {name: wants[name]._replace(jobs=1)}
-        return wants
+        return {name: want for name, queue in self._queues.items() if (want := queue.wanted())}
 
     async def _claim(self, wants: Mapping[str, Want]) -> None:
         node_id = self._lease.node.id
@@ -209,8 +202,8 @@ class Dispatcher:
             try:
                 jobs = await self._store.claim(node_id, wants, self._default_retries)
             except ConnectionLost as lost:
-                await self._reconcile(node_id, lost)
-                return
+                self.audit(lost)
+                raise
             took = trio.current_time() - started
             self._metrics.claim_seconds.observe(took)
             if any(want.floor is None for want in wants.values()):
@@ -232,6 +225,10 @@ class Dispatcher:
                 if node_id != self._lease.node.id:
                     return  # the lease was lost meanwhile, and the jobs with it
                 self._outcomes.held.update([(job.id, job.claims) for job in jobs])
+                if claimed.unreadable:
+                    self._outcomes.held.update([(job.id, job.claims) for job, _ in claimed.unreadable])
+                    self._unreadable += claimed.unreadable
+                    self.wake(dict.fromkeys(wants, -math.inf))  # they took the place of others in this claim
                 for name in self._again_at.keys() & wants.keys() if self._again_at else ():
                     del self._again_at[name]
                 for name, seconds in claimed.again.items():
@@ -274,7 +271,7 @@ class Dispatcher:
         wants = {
             name: want for name, jobs in due.items() if name in self._queues and (want := self._queues[name].wanted_along(jobs))
         }
-        may_claim = self._running and self._lease.valid and self.trouble is None and not self._one_claim.locked()
+        may_claim = self._running and self._lease.valid and self.trouble.reason is None and not self._one_claim.locked()
         if not (wants and may_claim):
             yield None
             return
@@ -285,26 +282,46 @@ class Dispatcher:
         finally:
             self._one_claim.release()
 
-    def audit(self) -> None:
-        """Compare soon what the database says that this node holds with what it knows of: a claim of a submission is in doubt."""
+    def audit(self, lost: ConnectionLost) -> None:
+        """Compare soon what the database says that this node holds with what it knows of: the answer to a claim was lost.
+
+        Claims go on meanwhile. What the lost one brought is handed back once its transaction is over.
+        """
+        self._lost.append(lost.backend)
+        self._doubt_interval = DOUBT_INTERVAL / 2
         self._audit_at = -math.inf
         self._hint.set()
 
-    async def _reconcile(self, node_id: str, lost: ConnectionLost) -> None:
-        """The answer to a claim was lost: hand back what the database says this node holds and nobody here knows of."""
-        log.warning("claim in doubt", error=str(lost))
-        while node_id == self._lease.node.id:  # with the lease, the jobs are somebody else's
-            try:
-                await self._hand_back_forgotten(node_id, lost.backend)
-                break
-            except DatabaseUnavailable:
-                await trio.sleep(random.uniform(0.5, 1))
-        self.wake_all()
-
-    async def _hand_back_forgotten(self, node_id: str, lost_backend: tuple[int, str] | None = None) -> None:
+    async def _audit(self) -> None:
+        """Hand back what the database says this node holds and nobody here knows of."""
+        self._doubt_interval = min(AUDIT_INTERVAL, self._doubt_interval * 2)
+        self._audit_at = trio.current_time() + (self._doubt_interval if self._lost else AUDIT_INTERVAL)
+        if not self._lease.valid:
+            return
+        node_id = self._lease.node.id
+        lost = tuple(self._lost)
         known = frozenset(self._outcomes.held)  # before the question: what ends during it is not forgotten, and nothing is claimed
-        forgotten = await self._store.held(node_id, backend=lost_backend) - known
+        try:
+            forgotten = await self._store.held(node_id, lost=lost) - known
+        except DatabaseUnavailable as error:
+            if not lost:
+                raise
+            log.debug("a lost claim is not settled yet", error=str(error))
+            return
+        if lost:
+            del self._lost[: len(lost)]
+            self._audit_at = trio.current_time() + AUDIT_INTERVAL
         if forgotten:
             outcomes = [Outcome(id=job_id, claims=claims, outcome="released") for job_id, claims in sorted(forgotten)]
             await self._store.finish(node_id, outcomes)
             log.warning("forgotten claims handed back", jobs=len(forgotten))
+            self.wake_all()
+
+    async def _bury(self, unreadable: Unreadable) -> None:
+        """Let a job end that this node cannot read: no other node could, and it would be claimed again and again."""
+        job = unreadable.job
+        reason = documents.storable(f"the job cannot be read: {unreadable.reason}", MAX_REASON)
+        log.error("job died", **job.log_context, reason=reason)
+        error = AttemptError(attempt=job.attempt, error=reason, duration=0.0)
+        outcome = Outcome(id=job.id, claims=job.claims, outcome="dead", reason=reason, error=error)
+        await self._outcomes.put(job, outcome, self._lease.node.id)

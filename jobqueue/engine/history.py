@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from operator import sub
 from typing import Any
 
-import structlog
 import trio
 
+from jobqueue.concurrency.routine import Routine
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.durations import percentile
-from jobqueue.errors import DatabaseUnavailable, RefusedData
+from jobqueue.errors import RefusedData
 from jobqueue.metrics import Metrics, Totals
 from jobqueue.storage.store import HISTORY, Slot, Store
 
@@ -23,7 +24,7 @@ EARLIEST, LATEST = 0.1, 1.0
 """Seconds after the end of a slot between which a node writes: the nodes do not all come at once, nor after `HISTORY_SETTLE`."""
 
 RETRY_INTERVAL = 10.0
-"""Seconds until what could not be written is tried again."""
+"""The most seconds until what could not be written is tried again."""
 
 SAMPLE_SHARE = 100
 """A try to count the depths that failed is not repeated by this node for so many times as long as it took; of those that succeed
@@ -32,8 +33,6 @@ the database keeps account."""
 NOTHING = Totals(0, 0, 0, 0)
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-
-log = structlog.get_logger()
 
 
 class History:
@@ -50,18 +49,14 @@ class History:
         self._written = metrics.totals()
         self._sample = False
         self._sample_after = -math.inf
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write after each slot until cancelled."""
-        task_status.started()
-        while True:
-            wait = await self._write()
-            await trio.sleep(wait)
+        self.trouble = Trouble("history", longest_pause=RETRY_INTERVAL)
+        self.run = Routine(self._write, self.trouble).run
 
     async def flush(self) -> None:
         """Write what was counted since the last time, if anything was."""
         if self._since(self._metrics.totals()) != NOTHING:
-            await self._write()
+            with self.trouble.contained():
+                await self._write()
 
     async def _write(self) -> float:
         """Write; return the seconds until it is to be done again. What is not written goes along with the next time."""
@@ -72,16 +67,13 @@ class History:
         began = trio.current_time()
         try:
             recorded = await self._store.record(new, sample=self._sample and began >= self._sample_after)
-        except DatabaseUnavailable as error:
-            log.debug("the history waits for the database", error=str(error))
+        except RefusedData:
+            self._written = totals  # more than a column holds: the next slot is another one
+            raise
+        except Exception:
             if self._sample:  # counting may be what took too long
                 self._sample_after = began + SAMPLE_SHARE * (trio.current_time() - began)
-            return RETRY_INTERVAL
-        except RefusedData as error:
-            # More than a column holds: no reason for a node to end, and the next slot is another one.
-            log.error("the history refused by the database", error=str(error))  # noqa: TRY400 - one line says it all
-            self._written = totals
-            return RETRY_INTERVAL
+            raise
         self._written = totals
         self._sample = recorded.sample
         return max(0.0, recorded.next_in) + random.uniform(EARLIEST, LATEST)

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 import trio
 
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.handlers import Hook
-from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Expired, Recovered, Store
@@ -57,6 +57,7 @@ class Hooks:
         self._threads = trio.CapacityLimiter(math.inf)  # one that outlives its time is left behind
         self._send, self._receive = trio.open_memory_channel[_Call](MAX_WAITING)
         self._dropped = 0
+        self.trouble = Trouble("hooks")
 
     @property
     def any(self) -> bool:
@@ -109,20 +110,17 @@ class Hooks:
 
     async def _call_each(self) -> None:
         async for call in self._receive:
-            found = await self._found(call)
-            if found is not None:
-                for hook in self._hooks[call.event]:
-                    await self._call(hook, *found)
+            with self.trouble.contained():
+                found = await self._found(call)
+                if found is not None:
+                    for hook in self._hooks[call.event]:
+                        await self._call(hook, *found)
 
     async def _found(self, call: _Call) -> tuple[Job, AttemptError] | None:
         """The job, and its last error; None where it cannot be read any more."""
         if isinstance(call.job, ClaimedJob):
             return Job.from_claim(call.job), call.error or AttemptError(attempt=call.job.attempt, error="unknown", duration=0.0)
-        try:
-            row = await self._store.job(call.job)
-        except DatabaseUnavailable as error:
-            log.warning("a hook is not called: its job cannot be read", job_id=call.job, error=str(error))
-            return None
+        row = await self._store.job(call.job)
         return None if row is None or row["state"] != call.event else (_job(row), _error(row))
 
     async def _call(self, hook: Hook, job: Job, error: AttemptError) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import trio
 import uuid_utils
 
 from jobqueue import __version__
+from jobqueue.concurrency.routine import Routine
+from jobqueue.concurrency.trouble import LONGEST_PAUSE, Trouble
 from jobqueue.engine.activity import RecentActivity
-from jobqueue.errors import DatabaseUnavailable
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, RunId, Store
 
@@ -28,9 +30,6 @@ RENEWALS_PER_LEASE = 6
 
 LONGEST_INTERVAL = 2.0
 """Seconds between two renewals, at the most: they are also what tells that the database is away."""
-
-RETRY_INTERVAL = 1.0
-"""Seconds until a failed renewal is tried again."""
 
 STEADY_AFTER = 10.0
 """Seconds of undisturbed renewals before a node judges others: after an outage all leases have run out, and each needs a moment."""
@@ -73,7 +72,10 @@ class Lease:
         self._on_unwanted = on_unwanted
         self._undisturbed_since = math.inf
         self._valid_until = -1.0
-        self._hurry = trio.Event()
+        self._interval = min(LONGEST_INTERVAL, seconds / RENEWALS_PER_LEASE)
+        self.trouble = Trouble("heartbeat", vital=True, longest_pause=min(LONGEST_PAUSE, self._interval))
+        self._routine = Routine(self._renew, self.trouble)
+        self.run = self._routine.run
         self.activity = RecentActivity()
         self.node = self._new_node()
 
@@ -105,25 +107,9 @@ class Lease:
         self._metrics.name_node(self.node.id, self.node.host, self.node.version)
         log.info("node joined", node=self.node.id)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Renew the lease until cancelled; take a new one when it is lost."""
-        task_status.started()
-        regular = interval = min(LONGEST_INTERVAL, self._seconds / RENEWALS_PER_LEASE)
-        while True:
-            with trio.move_on_after(interval):
-                await self._hurry.wait()
-            self._hurry = trio.Event()
-            try:
-                await self._renew()
-                interval = regular
-            except DatabaseUnavailable as error:
-                self._undisturbed_since = math.inf
-                interval = min(RETRY_INTERVAL, regular)
-                log.warning("heartbeat failed", error=str(error), lease_remaining=round(self.remaining, 1))
-
     def renew_soon(self) -> None:
         """Say that there is something that only a renewal brings: a job that is to be cancelled."""
-        self._hurry.set()
+        self._routine.due_in(0)
 
     async def leave(self) -> None:
         """Hand back what is still held and remove the node."""
@@ -131,19 +117,25 @@ class Lease:
         released = await self._store.leave(self.node.id)
         log.info("node left", node=self.node.id, jobs_handed_back=released)
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> float:
+        """Renew the lease, or take a new one when it is lost; return the seconds until the next renewal."""
         before = trio.current_time()
-        unwanted = await self._store.heartbeat(self.node.id, lease=self._seconds, activity=self.activity.rates())
-        if unwanted is not None:
+        try:
+            unwanted = await self._store.heartbeat(self.node.id, lease=self._seconds, activity=self.activity.rates())
+        except Exception:
+            self._undisturbed_since = math.inf
+            raise
+        if unwanted is None:
+            log.error("lease lost: other nodes have this node's jobs", node=self.node.id)
+            self._valid_until = -1.0
+            self.node = self._new_node()
+            self._on_lost()
+            await self.join()
+        else:
             self._hold(before)
             if unwanted:
                 self._on_unwanted(unwanted)
-            return
-        log.error("lease lost: other nodes have this node's jobs", node=self.node.id)
-        self._valid_until = -1.0
-        self.node = self._new_node()
-        self._on_lost()
-        await self.join()
+        return self._interval
 
     def _hold(self, renewed_at: float) -> None:
         was_valid = self.valid
@@ -172,13 +164,16 @@ async def expire_dead_neighbours(store: Store) -> None:
     here = _namespace()
     if here is None:
         return
-    dead = [
-        process
-        for process in await store.processes()
-        if process.startswith(f"{here}:") and process != process_identity(int(process.split(":")[2]))
-    ]
+    dead = [process for process in await store.processes() if _certainly_ended(process, here)]
     if dead:
         log.info("dead nodes of this machine found", nodes=await store.expire(dead))
+
+
+def _certainly_ended(process: str, here: str) -> bool:
+    """Whether the process that has this identity ran in this namespace, and is gone. Other text in its place says nothing."""
+    pid = process.removeprefix(f"{here}:").partition(":")[0]
+    known = process.startswith(f"{here}:") and re.fullmatch("[0-9]{1,10}", pid) is not None
+    return known and process != process_identity(int(pid))
 
 
 def process_identity(pid: int) -> str:

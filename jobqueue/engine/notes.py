@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 import msgspec
-import structlog
 import trio
 
-from jobqueue.errors import DatabaseUnavailable, RefusedData
+from jobqueue.concurrency.trouble import Trouble
+from jobqueue.errors import RefusedData
 from jobqueue.job import ClaimedJob, Note
 from jobqueue.storage.store import Store
 
@@ -26,8 +26,6 @@ NOTE_INTERVAL = 1.0
 
 MAX_WRITE_BYTES = 4 << 20
 """About how many bytes of notes go in one statement."""
-
-log = structlog.get_logger()
 
 Documents = Mapping[str, bytes]
 """Encoded JSON by what it is: ``progress``, ``checkpoint``."""
@@ -106,6 +104,7 @@ class Notes:
         self._token = trio.lowlevel.current_trio_token()
         self._changed: set[Handle] = set()
         self._something = trio.Event()
+        self.trouble = Trouble("notes")
         self.lock = threading.Lock()
 
     def handle(self, job: ClaimedJob, node_id: str) -> Handle:
@@ -130,22 +129,21 @@ class Notes:
             await trio.sleep_until(next_at)
 
     def _collect(self, handle: Handle) -> None:
-        self._on_noted(handle.job, handle.latest())
         self._changed.add(handle)
         self._something.set()
+        with self.trouble.contained():  # an error in what the loop calls would end the loop
+            self._on_noted(handle.job, handle.latest())
 
     async def _write(self, node_id: str, batch: Mapping[Handle, Note]) -> None:
         written: set[str] = set()
-        try:
-            written = await self._store.note(node_id, list(batch.values()))
-        except DatabaseUnavailable as error:
-            log.debug("notes wait for the database", error=str(error))
-        except RefusedData as error:
-            log.error("notes refused by the database", error=str(error))  # noqa: TRY400 - they passed our gate: it is our fault
-            written = {note.id for note in batch.values()}  # there is no use in another try
-        finally:
-            # What was not written is written again; where the run has ended meanwhile, its outcome has it.
-            again = [handle for handle in batch if handle.end_write(written=handle.job.id in written)]
+        with self.trouble.contained():
+            try:
+                written = await self._store.note(node_id, list(batch.values()))
+            except RefusedData:
+                written = {note.id for note in batch.values()}  # there is no use in another try
+                raise
+        # What was not written is written again; where the run has ended meanwhile, its outcome has it.
+        again = [handle for handle in batch if handle.end_write(written=handle.job.id in written)]
         if again:
             self._changed.update(again)
             self._something.set()

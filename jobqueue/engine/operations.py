@@ -11,8 +11,8 @@ import msgspec
 
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told, until_told
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.depths import Depths
-from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.history import look_back
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
@@ -39,7 +39,7 @@ class Operations:
         outcomes: Outcomes,
         metrics: Metrics,
         *,
-        dispatcher: Dispatcher,
+        troubles: Iterable[Trouble],
         watcher: Watcher,
         depths: Depths,
         overview: Overview,
@@ -53,7 +53,7 @@ class Operations:
         self._lease = lease
         self._submissions = submissions
         self._outcomes = outcomes
-        self._dispatcher = dispatcher
+        self._troubles = troubles
         self._watcher = watcher
         self._depths = depths
         self._overview = overview
@@ -76,12 +76,14 @@ class Operations:
         """Why this node cannot work now; empty when it can."""
         if self._stopping():
             return ["shutting down"]
-        troubles = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
-        if self._store.trouble is not None:
-            troubles.append(f"the database cannot be used: {self._store.trouble}")
-        if self._dispatcher.trouble is not None:
-            troubles.append(f"PostgreSQL refuses to claim: {self._dispatcher.trouble}")
-        return troubles
+        reasons = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
+        failing: dict[str, list[str]] = {}
+        for trouble in self._troubles:
+            if trouble.vital and trouble.reason is not None:
+                failing.setdefault(trouble.reason, []).append(trouble.part)
+        reasons += [f"failing: {', '.join(parts)}: {reason}" for reason, parts in failing.items()]
+        reasons += [f"a {name} has been under way for {seconds:.0f} s" for name, seconds in self._store.slow_calls().items()]
+        return reasons
 
     async def metrics(self) -> tuple[bytes, str]:
         """Render the metrics: this node's counters, and the depths of all queues while the database answers."""

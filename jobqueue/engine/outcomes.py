@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,8 +13,9 @@ import trio
 
 from jobqueue import documents
 from jobqueue.concurrency.group_commit import GroupCommit
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.leases import Lease
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, StatementFailed
 from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store
@@ -26,8 +26,8 @@ MAX_BATCH = 2_000
 MAX_WAITING = 5_000
 """Outcomes that may wait for the database; beyond it workers wait before they take another job."""
 
-LONGEST_BACKOFF = 2.0
-"""Seconds between two tries to write a batch, at the most."""
+STRANGE_ERRORS = 3
+"""Errors that no absence of the database explains, after which a batch itself is suspected: if an empty one can be written."""
 
 log = structlog.get_logger()
 
@@ -82,6 +82,8 @@ class Outcomes:
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
+        self.trouble = Trouble("outcomes", vital=True)
+        self.telling = Trouble("telling of outcomes")
         self.held: set[tuple[str, int]] = set()
         self.run = self._group.run
         self.flush = self._group.flush
@@ -118,32 +120,59 @@ class Outcomes:
                 if len(batch) > 1:
                     raise
                 current = [_refused(current[0], error)]
-                stale += await self._commit(node_id, current)
+                stale += await self._commit_the_last_way(node_id, current)
         self.held.difference_update([(finished.job.id, finished.job.claims) for finished in batch])
-        self._count(current, stale)
+        with self.telling.contained():  # it is committed: nobody who hears of it can change that
+            self._count(current, stale)
         return [None] * len(batch)
 
     async def _commit(self, node_id: str, batch: Sequence[Finished]) -> list[Finished]:
-        """Write a batch, however long it takes; return the stale ones."""
+        """Write a batch, however long it takes; return the stale ones.
+
+        Raises:
+            RefusedData: an outcome holds what cannot be written, so that there is no use in trying again.
+        """
         outcomes = [finished.outcome for finished in batch]
-        failures = 0
+        failures = strange = 0
         in_doubt = False
         while True:
             started = trio.current_time()
             try:
                 stale = await self._store.finish(node_id, outcomes, keep=self._keep_finished)
-            except DatabaseUnavailable as error:
+            except RefusedData:
+                raise
+            except Exception as error:
+                self.trouble.failed(error)
                 failures += 1
                 in_doubt = in_doubt or isinstance(error, ConnectionLost)
-                if failures == 1:
-                    log.warning("outcomes wait for the database", outcomes=len(batch), error=str(error))
-                await trio.sleep(min(LONGEST_BACKOFF, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
+                strange += isinstance(error, StatementFailed) or not isinstance(error, DatabaseUnavailable)
+                if strange >= STRANGE_ERRORS and await self._can_finish(node_id):
+                    raise RefusedData(f"{type(error).__name__}: {error}") from error
+                await trio.sleep(self.trouble.pause)
                 continue
+            self.trouble.succeeded()
             self._metrics.finish_seconds.observe(trio.current_time() - started)
             if failures:
                 log.info("outcomes written", outcomes=len(batch), tries=failures + 1)
             # After a broken connection a missing row most likely means that the first try was committed: not a stale completion.
             return [] if in_doubt else [batch[place] for place in stale]
+
+    async def _can_finish(self, node_id: str) -> bool:
+        """Whether the database takes outcomes at all: then the one that just failed is at fault, and not the database."""
+        try:
+            await self._store.finish(node_id, [], keep=self._keep_finished)
+        except Exception as error:  # noqa: BLE001 - which of them it is says the log already
+            log.debug("no outcomes can be written", error=str(error))
+            return False
+        return True
+
+    async def _commit_the_last_way(self, node_id: str, batch: Sequence[Finished]) -> list[Finished]:
+        """Write an outcome that stands for one that was refused; where this is refused too, leave the run to the audit."""
+        try:
+            return await self._commit(node_id, batch)
+        except RefusedData as error:
+            self.trouble.failed(error)
+            return list(batch)
 
     def _count(self, batch: Sequence[Finished], stale: Sequence[Finished]) -> None:
         late = {id(finished) for finished in stale}

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
-import structlog
 import trio
 
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import point, step_of
 from jobqueue.engine.leases import Lease
-from jobqueue.errors import DatabaseUnavailable, RefusedData, TooManyWatchers
+from jobqueue.errors import TooManyWatchers
 from jobqueue.storage.store import HISTORY_SETTLE, Store
 
 LOOK_INTERVAL = 2.0
@@ -35,8 +35,6 @@ DEPTH_SHARE = 100
 
 LATE_SLOTS = 3
 """How many of the latest slots are read again: a node may have been late to write what it did in them."""
-
-log = structlog.get_logger()
 
 
 class News(NamedTuple):
@@ -113,8 +111,8 @@ class Page:
         if self._seen == overview.look:
             return []
         self._seen = overview.look
-        if overview.trouble is not None:
-            return [News("trouble", overview.trouble)]
+        if overview.stale is not None:
+            return [News("trouble", overview.stale)]
         told = [News("overview", overview.state)]
         history = self._range.since(self._history_seen)
         if history is not None:
@@ -138,7 +136,7 @@ class Overview:
         closed: see `close`.
         look: the number of the look that found what there is to tell; 0 before the first.
         state: the queues and nodes, as JSON.
-        trouble: why the state is old, as JSON; None while it is not.
+        stale: why the state is old, as JSON; None while it is not.
         changed: where to wait for the next look.
     """
 
@@ -152,7 +150,8 @@ class Overview:
         self.closed = False
         self.look = 0
         self.state = b""
-        self.trouble: bytes | None = None
+        self.stale: bytes | None = None
+        self.trouble = Trouble("overview")
         self.changed = trio.lowlevel.ParkingLot()
 
     @contextmanager
@@ -166,12 +165,12 @@ class Overview:
         if pages >= MAX_PAGES:
             raise TooManyWatchers(f"{pages} pages watch this node")
         if not self._ranges:
-            self._old, self.trouble = self.look, None
+            self._old, self.stale = self.look, None
         seen = self._old
         if seconds not in self._ranges:
             self._ranges[seconds] = _Range(seconds)
             self._hurry.set()
-            if self.trouble is None:
+            if self.stale is None:
                 seen = self.look  # its history comes with the next
         watched = self._ranges[seconds]
         watched.pages += 1
@@ -204,21 +203,18 @@ class Overview:
             await trio.sleep_until(looked_at + SHORTEST_INTERVAL)
 
     async def _look(self) -> None:
-        try:
+        with self.trouble.contained():
             now = (await self._store.now()).astimezone(UTC)
             queues = await self._depths.queues(share=DEPTH_SHARE)
             nodes = await self._store.nodes()
             for watched in list(self._ranges.values()):
                 await watched.read(self._store, now, self.look + 1)
-        except (DatabaseUnavailable, RefusedData) as error:
-            # Refused: a row that nobody but SQL by hand can have written. The pages are told, and the node goes on.
-            log.debug("the overview waits for the database", error=str(error))
-            trouble = msgspec.json.encode({"reasons": [f"the database cannot be used: {error}"]})
-            if trouble == self.trouble:
-                return
-            self.trouble = trouble
-        else:
-            self.trouble = None
             self.state = msgspec.json.encode({"now": now, "node": self._lease.node.id, "queues": queues, "nodes": nodes})
+        stale = None
+        if self.trouble.reason is not None:
+            stale = msgspec.json.encode({"reasons": [f"the database cannot be used: {self.trouble.reason}"]})
+            if stale == self.stale:
+                return
+        self.stale = stale
         self.look += 1
         self.changed.unpark_all()

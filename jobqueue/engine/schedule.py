@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import structlog
-import trio
-
-from jobqueue.errors import DatabaseUnavailable, RefusedData
+from jobqueue.concurrency.routine import Routine
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.storage.store import PROMOTE_BATCH, Expired, Ranks, Store
-
-RETRY_INTERVAL = 1.0
-"""Seconds until a promotion that failed is tried again."""
 
 LOCKED_INTERVAL = 0.1
 """What is due for so many seconds and could not be moved is held by somebody's transaction: the next look is as many later."""
-
-log = structlog.get_logger()
 
 
 class Schedule:
@@ -44,33 +37,14 @@ class Schedule:
         self._on_promoted = on_promoted
         self._on_expired = on_expired
         self._on_check = on_check
-        self._sleep = trio.CancelScope()
-
-    def due_in(self, seconds: float) -> None:
-        """Say that a job is due in so many seconds: the sleep ends by then."""
-        self._sleep.deadline = min(self._sleep.deadline, trio.current_time() + seconds)
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Promote until cancelled."""
-        task_status.started()
-        while True:
-            # A new scope before the look: what is told of during it shortens the sleep after it.
-            self._sleep = trio.CancelScope()
-            self.due_in(await self._promote())
-            with self._sleep:
-                await trio.sleep_forever()
+        self.trouble = Trouble("promotion", vital=True)
+        self._routine = Routine(self._promote, self.trouble)
+        self.run = self._routine.run
+        self.due_in = self._routine.due_in
 
     async def _promote(self) -> float:
         """Promote what is due; return the seconds until there is reason to look again."""
-        try:
-            promotion = await self._store.promote()
-        except DatabaseUnavailable as error:
-            log.warning("promotion failed", error=str(error))
-            return min(self._poll_interval, RETRY_INTERVAL)
-        except RefusedData as error:
-            # A row that the schema should not have let in. Every node would die of it in turn; so none does.
-            log.error("promotion refused by the database", error=str(error))  # noqa: TRY400 - one line says it all
-            return max(self._poll_interval, RETRY_INTERVAL)
+        promotion = await self._store.promote()
         if promotion.best:
             self._on_promoted(promotion.best)
         if promotion.next_check is not None:

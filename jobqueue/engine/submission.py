@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ import trio
 
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics, Told, until_told
+from jobqueue.concurrency.routine import Routine
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.errors import (
     ConflictingJob,
@@ -22,6 +25,7 @@ from jobqueue.errors import (
     NotReplicated,
     RefusedData,
     RefusedKey,
+    StatementFailed,
     UnprocessableJob,
 )
 from jobqueue.metrics import Metrics
@@ -74,9 +78,16 @@ class Submissions:
         self._group: GroupCommit[Admitted, Receipt | None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
-        self.run = self._group.run
+        self.trouble = Trouble("submissions", vital=True)
+        self._probing = Routine(self._probe, self.trouble)
         self.flush = self._group.flush
         self.close = self._group.close
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write what is submitted until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._probing.run)
+            await self._group.run(task_status=task_status)
 
     def statistics(self) -> GroupCommitStatistics:
         return self._group.statistics()
@@ -123,7 +134,34 @@ class Submissions:
 
         self._group.begin(jobs, settled, weight=jobs.weight)
 
+    async def _probe(self) -> float:
+        """While submissions fail, try an empty one: a node that is not ready gets none that could show that it is again."""
+        if self.trouble.reason is not None:
+            await self._store.submit([], wake=False)
+        return math.inf
+
     async def _write(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
+        try:
+            receipts = await self._commit(batch)
+        except RefusedData:
+            self.trouble.succeeded()
+            raise
+        except StatementFailed as error:
+            # Rolled back, and maybe because of one job: where an empty batch can be written, the halves are.
+            with self.trouble.contained():
+                await self._store.submit([], wake=False)
+            if self.trouble.reason is None:
+                raise RefusedData(str(error)) from error
+            self._probing.due_in(0)
+            raise
+        except Exception as error:
+            self.trouble.failed(error)
+            self._probing.due_in(0)
+            raise
+        self.trouble.succeeded()
+        return receipts
+
+    async def _commit(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
         encoded = [document for jobs in batch for document in jobs.documents]
         due: Counter[str] = Counter()
         counts: Counter[tuple[str, str]] = Counter()
@@ -139,8 +177,8 @@ class Submissions:
                 claim = None if along is None else along.claim
                 submitted = await self._store.submit(encoded, wake=self._others_needed(due), along=claim, key_ttl=key_ttl)
                 best = submitted.best if along is None else along.take(submitted)
-        except NotReplicated:
-            self._dispatcher.audit()  # for what was claimed along, and came to nobody
+        except NotReplicated as lost:
+            self._dispatcher.audit(lost)  # for what was claimed along, and came to nobody
             raise  # it is committed here: sending it again would find it, and prove nothing about the standby
         except ConnectionLost as lost:
             submitted = await self._settle(batch, lost, key_ttl)
@@ -175,7 +213,7 @@ class Submissions:
                 raise lost from error  # what it met the first time may have ended since: the rest of it may be there
             raise
         finally:
-            self._dispatcher.audit()
+            self._dispatcher.audit(lost)
 
     async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost, key_ttl: float | None) -> Submitted:
         """Find out what became of a commit, and commit what is missing."""

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import trio
 
+from jobqueue.concurrency.routine import Routine
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.documents import storable
 from jobqueue.engine.executor import Run, run_of
 
@@ -73,13 +75,13 @@ class TaskTree:
 
     def __init__(self) -> None:
         self._noted: dict[trio.lowlevel.Task, _Note] = {}
+        self.trouble = Trouble("task tree")
+        self.run = Routine(self._note_now, self.trouble).run
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Note now and then which tasks have moved, until cancelled."""
-        task_status.started()
-        while True:
-            self._note(trio.current_time())
-            await trio.sleep(NOTE_SECONDS)
+    async def _note_now(self) -> float:
+        """Note which tasks have moved; return the seconds until that is to be done again."""
+        self._note(trio.current_time())
+        return NOTE_SECONDS
 
     def look(self, *, most: int = MAX_TASKS, depth: int = MAX_DEPTH) -> Tree:
         """Return the tree as it is now. What has moved since the last look, or the last note, has no `TaskState.since` yet.

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
-import structlog
 import trio
 
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.notes import Documents
 from jobqueue.engine.outcomes import Finished
-from jobqueue.errors import DatabaseUnavailable, TooManyWatchers
+from jobqueue.errors import TooManyWatchers
 from jobqueue.job import UNFINISHED, ClaimedJob
 from jobqueue.storage.store import Glance, Store
 
@@ -33,8 +33,6 @@ MAX_WATCHERS = 1_000
 
 LOOKS_TO_BE_GONE = 2
 """A job that so many looks in a row do not find is gone. One is too few: its end may be on its way to us from this very node."""
-
-log = structlog.get_logger()
 
 
 class View(NamedTuple):
@@ -141,6 +139,7 @@ class Watcher:
         self._watched: dict[str, _Watched] = {}
         self._watchers = 0
         self._hurry = trio.Event()
+        self.trouble = Trouble("watcher")
         self.closed = False
 
     @contextmanager
@@ -213,13 +212,10 @@ class Watcher:
         watched = dict(self._watched)
         if not watched:
             return
-        try:
+        with self.trouble.contained():
             found = await self._store.look(list(watched))
-        except DatabaseUnavailable as error:
-            log.debug("watched jobs cannot be looked at", error=str(error))
-            return
-        for job_id, job in watched.items():
-            job.seen(found.get(job_id))
+            for job_id, job in watched.items():
+                job.seen(found.get(job_id))
 
 
 def _document(job: ClaimedJob, result: msgspec.Raw | None, last: View) -> dict[str, Any]:

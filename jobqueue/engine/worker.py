@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
+from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.executor import Executor, Run, is_late
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
@@ -53,6 +54,7 @@ class Workers:
         self._withdrawn: list[tuple[ClaimedJob, str]] = []
         self._ended = trio.lowlevel.ParkingLot()
         self._yielded_at = trio.current_time()
+        self.trouble = Trouble("workers")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled. Workers whose queue was closed end by themselves, see `drained`."""
@@ -64,8 +66,9 @@ class Workers:
             while self._working:
                 with trio.move_on_after(LOOK_FOR_STUBBORN):
                     await self._ended.park()
-                await self._give_up_stubborn_runs(nursery)
-                await self._record_withdrawn()
+                with self.trouble.contained():
+                    await self._give_up_stubborn_runs(nursery)
+                    await self._record_withdrawn()
             if not all(queue.ready.closed for queue in self._queues):
                 raise RuntimeError("the workers have ended by themselves: a handler reached into their nursery")
             self._all_done.set()
@@ -103,7 +106,7 @@ class Workers:
 
     def _start_worker(self, nursery: trio.Nursery, queue: LocalQueue, number: int) -> None:
         self._working += 1
-        nursery.start_soon(self._work, queue, name=f"worker {queue.name} {number}")
+        nursery.start_soon(self._work, nursery, queue, number, name=f"worker {queue.name} {number}")
 
     async def _give_up_stubborn_runs(self, nursery: trio.Nursery) -> None:
         """Tell the outcome of handlers that do not stop, and put a worker in the place of each that they hold."""
@@ -124,16 +127,17 @@ class Workers:
             job, node_id = self._withdrawn.pop()
             await self._outcomes.put(job, Outcome(id=job.id, claims=job.claims, outcome="cancelled"), node_id)
 
-    async def _work(self, queue: LocalQueue) -> None:
-        replaced = False
+    async def _work(self, nursery: trio.Nursery, queue: LocalQueue, number: int) -> None:
+        taken: Run | None = None
 
         async def take(scope: trio.CancelScope) -> Run:
             # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
+            nonlocal taken
             job = queue.ready.pop_nowait() if queue.ready else await queue.ready.pop()
             while job.options is not None and is_late(job):
                 await self._outcomes.release([job])
                 job = await queue.ready.pop()
-            run = Run(job, self._lease.node.id, scope)
+            taken = run = Run(job, self._lease.node.id, scope)
             queue.runs.add(run)
             return run
 
@@ -149,11 +153,21 @@ class Workers:
         except trio.EndOfChannel:
             pass
         except _Replaced:
-            replaced = True
-        finally:
-            if not replaced:
-                self._working -= 1
-                self._ended.unpark_all()
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is one job's: the queue has as many workers as before
+            self._lose(queue, taken, error)
+            await trio.sleep(self.trouble.pause)
+            self._start_worker(nursery, queue, number)
+        self._working -= 1
+        self._ended.unpark_all()
+
+    def _lose(self, queue: LocalQueue, run: Run | None, error: Exception) -> None:
+        """Forget a run whose outcome could not be recorded: the dispatcher's audit hands its job back."""
+        self.trouble.failed(error)
+        if run is not None:
+            log.error("the outcome of a run is lost: its job is handed back", **run.job.log_context)
+            queue.runs.discard(run)
+            self._outcomes.held.discard((run.job.id, run.job.claims))
 
     async def _record(self, queue: LocalQueue, run: Run, outcome: Outcome | None) -> None:
         now = trio.current_time()

@@ -103,7 +103,7 @@ class Queue:
     async def _run(self) -> AsyncIterator[None]:
         async with open_stages() as stages:
             async with open_engine(self._app, self._settings, self._store) as engine:
-                await start_engine(engine, self._settings, stages, None)
+                await start_engine(engine, stages, None)
                 await stages.start("time", self._keep_time, engine, stages)
                 yield
             self._clock.flow()
