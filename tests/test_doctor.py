@@ -129,7 +129,7 @@ def test_the_checkup_leaves_nothing_behind(healthy: Database) -> None:
 
 
 def test_a_check_that_takes_long_is_cut_off(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "BEGIN", checkup.BEGIN.replace("'5s'", "'50ms'"))
+    monkeypatch.setitem(checkup.TIMEOUTS, "statement_timeout", "50ms")
     with connect(bare.url, "doctor") as connection:
         [finding] = checkup.look(connection, "slow", lambda c: [Finding("slow", "ok", str(c.execute("SELECT pg_sleep(60)")))])
         assert finding.verdict == "unknown"

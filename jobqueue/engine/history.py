@@ -50,7 +50,8 @@ class History:
         self._sample = False
         self._sample_after = -math.inf
         self.trouble = Trouble("history", longest_pause=RETRY_INTERVAL)
-        self.run = Routine(self._write, self.trouble).run
+        self._routine = Routine(self._write, self.trouble)
+        self.run = self._routine.run
 
     async def flush(self) -> None:
         """Write what was counted since the last time, if anything was."""

@@ -6,7 +6,7 @@ import math
 import random
 import re
 import select
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -70,6 +70,10 @@ SETTINGS = {
     "default_transaction_deferrable": "off",
     "lock_timeout": "0",
     "idle_session_timeout": "0",
+    "exit_on_error": "off",
+    "client_min_messages": "warning",  # the only word about a standby that did not confirm a commit
+    "plpgsql.extra_errors": "none",
+    "plpgsql.extra_warnings": "none",
     "plan_cache_mode": "auto",
     "jit": "off",
     **dict.fromkeys(
@@ -353,26 +357,27 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     return session
 
 
-def setting_all(settings: Mapping[str, str], *, local: bool) -> str:
-    """Return the SQL that makes these settings, for a transaction or for the session; synchronous_commit is made at least "on".
+def pinning(connection: Connection, *, local: bool, **timeouts: str) -> str:
+    """Return the SQL that makes `SETTINGS`, and synchronous_commit at least "on", for the transaction or for the session.
 
     An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
+
+    Args:
+        connection: where it will run: not every server has every setting.
+        local: for the transaction alone.
+        **timeouts: further settings.
     """
+    # A bound on whole transactions is no bound of ours; before PostgreSQL 17 there is none.
+    more = {"transaction_timeout": "0"} if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE else {}
     scope = str(local).lower()
-    calls = [f"set_config('{name}', '{value}', {scope})" for name, value in settings.items()]
+    calls = [f"set_config('{name}', '{value}', {scope})" for name, value in {**SETTINGS, **more, **timeouts}.items()]
     durable = f"CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', {scope}) END"
     return f"SELECT {', '.join([*calls, durable])}"
 
 
-def _settings(connection: Connection, **timeouts: str) -> dict[str, str]:
-    # A bound on whole transactions is no bound of ours; before PostgreSQL 17 there is none.
-    more = {"transaction_timeout": "0"} if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE else {}
-    return {**SETTINGS, **more, **timeouts}
-
-
 def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
-    settings = _settings(connection, statement_timeout=statement_timeout, idle_in_transaction_session_timeout="0")
-    connection.execute(setting_all(settings, local=False).encode())
+    pinned = pinning(connection, local=False, statement_timeout=statement_timeout, idle_in_transaction_session_timeout="0")
+    connection.execute(pinned.encode())
     row = connection.execute(b"SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
     pid, started = (row[0], row[1]) if row else (connection.info.backend_pid, "-infinity")
     assert isinstance(pid, int)  # noqa: S101 - PostgreSQL's own type
@@ -383,10 +388,10 @@ def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
 def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
     connection.prepare_threshold = None  # also where a statement asks for it
     lock = random.getrandbits(63)
-    settings = _settings(connection, statement_timeout=statement_timeout, idle_in_transaction_session_timeout=f"{ABANDONED_AFTER}s")
+    timeouts = {"statement_timeout": statement_timeout, "idle_in_transaction_session_timeout": f"{ABANDONED_AFTER}s"}
     begin = f"""
         BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE;
-        {setting_all(settings, local=True)}, pg_advisory_xact_lock({lock})
+        {pinning(connection, local=True, **timeouts)}, pg_advisory_xact_lock({lock})
     """
     return _Session(connection, (lock, POOLED), begin.encode())
 

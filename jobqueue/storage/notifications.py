@@ -10,7 +10,7 @@ import trio
 
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect
+from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect, one_line, pinning
 
 CHECK_INTERVAL = 60.0
 """Seconds without a notification after which the connection is tried: one that is dead may look alive for hours."""
@@ -72,6 +72,8 @@ class Notifications:
                     self.trouble.succeeded()
                     self._on_connect()
                     await self._relay(connection)
+                except psycopg.Error as error:
+                    raise DatabaseUnavailable(one_line(error)) from error
                 finally:
                     if connection is not None:
                         connection.close()
@@ -100,7 +102,7 @@ def _listen(url: str, channels: Iterable[str]) -> Connection:
         _subscribe(connection, channels)
     except psycopg.Error as error:
         connection.close()
-        raise DatabaseUnavailable(f"cannot listen: {' '.join(str(error).split())}") from error
+        raise DatabaseUnavailable(f"cannot listen: {one_line(error)}") from error
     except BaseException:
         connection.close()
         raise
@@ -110,5 +112,6 @@ def _listen(url: str, channels: Iterable[str]) -> Connection:
 def _subscribe(connection: Connection, channels: Iterable[str]) -> None:
     if behind_pooler(connection):
         raise _BehindPooler("the database is reached through a connection pooler")
+    connection.execute(pinning(connection, local=False).encode())
     for channel in channels:
         connection.execute(f"LISTEN {channel}".encode())

@@ -17,7 +17,7 @@ import psycopg
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage.checkup import capacity, installation, server, vacuum, work
 from jobqueue.storage.checkup.finding import SEVERITY, Finding, unknown
-from jobqueue.storage.database import Connection, connect, one_line
+from jobqueue.storage.database import Connection, connect, one_line, pinning
 
 __all__ = ["Finding", "examine", "look"]
 
@@ -56,13 +56,11 @@ SCHEMA_CHECKS: dict[str, Check] = {
 
 STATEMENT_SECONDS = 5
 
-BEGIN = f"""
-    BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
-    SET LOCAL statement_timeout = '{STATEMENT_SECONDS}s';
-    SET LOCAL lock_timeout = '1s';
-    SET LOCAL idle_in_transaction_session_timeout = '60s';
-    SET LOCAL jit = off
-"""
+TIMEOUTS = {
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
+    "lock_timeout": "1s",
+    "idle_in_transaction_session_timeout": "60s",
+}
 
 
 def examine(url: str) -> list[Finding]:
@@ -94,7 +92,8 @@ def look(connection: Connection, name: str, check: Check) -> list[Finding]:
         DatabaseUnavailable: the connection is gone.
     """
     try:
-        connection.execute(BEGIN.encode())
+        begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {pinning(connection, local=True, **TIMEOUTS)}"
+        connection.execute(begin.encode())
         try:
             return check(connection)
         finally:

@@ -1,0 +1,247 @@
+"""The next call of a part fails in a way that nobody foresaw: the node lives, says so, and works again within seconds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+from psycopg import errors as pg
+
+import jobqueue
+from jobqueue import service
+from jobqueue.admission import admit
+from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.engine import maintenance
+from jobqueue.engine.operations import Operations
+from jobqueue.errors import JobQueueError
+from jobqueue.job import Submission
+from jobqueue.settings import Settings
+from jobqueue.storage.store import Store
+from tests.conftest import Database
+
+AGAIN = 5.0
+"""Seconds in which a part works again after its calls have stopped failing."""
+
+ERRORS: list[Callable[[], Exception]] = [
+    lambda: pg.UndefinedFunction("function jobqueue.claim(uuid) does not exist"),
+    lambda: pg.InsufficientPrivilege("permission denied for table pending_jobs"),
+    lambda: pg.FeatureNotSupported("cached plan must not change result type"),
+    lambda: pg.DiskFull("could not extend file: No space left on device"),
+    lambda: pg.InternalError_("cache lookup failed for relation 16385"),
+    lambda: pg.InvalidTextRepresentation("invalid input syntax for type json"),
+    lambda: pg.RaiseException("a trigger of somebody's"),
+    lambda: psycopg.NotSupportedError("the driver cannot do this"),
+    lambda: psycopg.InterfaceError("cursor is closed"),
+    lambda: NotImplementedError("cannot parse date with DateStyle 'SQL, DMY'"),
+    lambda: OSError(28, "No space left on device"),
+    lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    lambda: RecursionError("maximum recursion depth exceeded"),
+    MemoryError,
+    lambda: KeyError("queue"),
+    lambda: ValueError("could not convert string to float: 'x'"),
+]
+
+PARTS = {
+    "submissions": "submit",
+    "claims": "claim",
+    "outcomes": "finish",
+    "heartbeat": "heartbeat",
+    "promotion": "promote",
+    "admission": "admit",
+    "recovery": "recover",
+    "cron": "due_schedules",
+    "pruning": "maintain",
+    "notes": "note",
+    "history": "record",
+    "watcher": "look",
+    "overview": "nodes",
+}
+"""Each part of a node that asks the database, and a verb that it asks with."""
+
+VITAL = {"submissions", "claims", "outcomes", "heartbeat", "promotion", "admission", "recovery", "cron"}
+
+
+class Sabotaged(Store):
+    """A store whose verbs raise what is said, beyond all mapping of errors.
+
+    Attributes:
+        error: what a verb raises; None lets all of them through.
+        verb: which one.
+        failed: how often it did.
+    """
+
+    error: Callable[[], Exception] | None = None
+    verb = ""
+    failed = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in PARTS.values() and name == self.verb and self.error is not None:
+            return self._fail
+        return super().__getattribute__(name)
+
+    async def _fail(self, *_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        assert self.error is not None
+        self.failed += 1
+        raise self.error()
+
+
+def make_app() -> jobqueue.App:
+    app = jobqueue.App()
+
+    @app.handler("echo")
+    async def echo(job: jobqueue.Job, text: str = "") -> str:
+        if text:
+            job.progress(0.5, text)
+            await trio.sleep(1.3)
+        return text
+
+    app.periodic("* * * * * *", kind="echo", name="each second")
+    return app
+
+
+SETTINGS = Settings(queues={"default": 4}, poll_interval=0.2, visibility_timeout=10, grace_period=1)
+
+
+@asynccontextmanager
+async def running(store: Store) -> AsyncIterator[tuple[service.Engine, Operations, Stages]]:
+    app = make_app()
+    app.source = "tests"
+    async with open_stages() as stages, service.open_engine(app, SETTINGS, store) as engine:
+        await service.start_engine(engine, stages, store.url)
+        node = service.operations(engine, SETTINGS, stopping=stages.stopping.is_set)
+        yield engine, node, stages
+        await service._shut_down(engine, SETTINGS, stages, trio.Event())
+
+
+async def submit(node: Operations, **fields: Any) -> str:
+    jobs = admit([Submission(kind="echo", **fields)])
+    await node.submit(jobs)
+    return jobs.ids[0]
+
+
+async def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    with trio.move_on_after(seconds):
+        while not condition():  # noqa: ASYNC110 - what other tasks do
+            await trio.sleep(0.01)
+        return
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+async def ended(database: Database, job_id: str, seconds: float) -> None:
+    sql = "SELECT count(*) FROM jobqueue.jobs WHERE id = %s AND state = 'succeeded'"
+    await until(lambda: database.value(sql, job_id) == 1, seconds, "the job has succeeded")
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
+    part: str, database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "PRUNE_PAUSE", 1.0)
+    store = Sabotaged(database_url)
+    async with running(store) as (engine, node, stages), trio.open_nursery() as nursery:
+        names = stages.names()
+        [trouble] = [trouble for trouble in engine.troubles if trouble.part == part]
+        with node.watch_overview(900):
+            for error in ERRORS:
+                store.verb, store.error, store.failed = PARTS[part], error, 0
+                nursery.start_soon(provoke, engine, node)
+                await until(lambda: store.failed > 0 and trouble.reason is not None, 15, f"{part} fails")
+                assert stages.names() == names
+                if part in VITAL:
+                    await until(lambda: any(part in reason for reason in node.troubles()), AGAIN, "the node says so")
+                store.error = None
+                if part in VITAL:
+                    await until(lambda: not node.troubles(), AGAIN, "the node is ready")
+                    await ended(database, await submit(node), AGAIN)
+        assert stages.names() == names
+        assert f'jobqueue_contained_errors_total{{part="{part}"}}'.encode() in (await node.metrics())[0]
+        nursery.cancel_scope.cancel()
+    states = database.states()
+    assert states.keys() <= {"succeeded", "scheduled", "pending"}, states
+
+
+async def provoke(engine: service.Engine, node: Operations) -> None:
+    """Have every part do something: of its own accord, some would do so in an hour."""
+    engine.gate.due_in(0)
+    engine.cron.look()
+    engine.pruning.due_in(0)
+    engine.history._routine.due_in(0)
+    with suppress(JobQueueError, Exception):
+        job_id = await submit(node, payload={"text": "here"})
+        with node.watch(job_id):
+            await trio.sleep(1)
+
+
+CHANNELS = [
+    "jobqueue",
+    "jobqueue_scheduled",
+    "jobqueue_schedules",
+    "jobqueue_cancel",
+    "jobqueue_keys",
+    "jobqueue_freed",
+    "jobqueue_paused",
+]
+
+PAYLOADS = [
+    "x",
+    "nan default",
+    "inf default",
+    "-inf default",
+    "1e400 default",
+    "٣ default",
+    "1 2 3",
+    " ",
+    "",
+    "9" * 7_900,
+    "0193d9a0-0000-7000-8000-000000000000 " + "9" * 7_000,
+    "0193d9a0-0000-7000-8000-000000000000 ٣",
+    "0193d9a0-0000-7000-8000-000000000000 -1",
+    "no-uuid 1",
+    "😀\u2028 \x7f",
+    '{"queue": null}',
+]
+
+
+async def test_no_notification_ends_a_node(database_url: str, database: Database) -> None:
+    dice = random.Random(1)
+    store = Store(database_url)
+    async with running(store) as (engine, node, stages):
+        names = stages.names()
+        for channel in CHANNELS:
+            for payload in [*PAYLOADS, *("".join(chr(dice.randrange(1, 0xD7FF)) for _ in range(9)) for _ in range(20))]:
+                database.rows("SELECT pg_notify(%s, %s)", channel, payload)
+        await ended(database, await submit(node), AGAIN)
+        assert stages.names() == names
+        [unreadable] = [trouble for trouble in engine.troubles if trouble.part == "reading a notification"]
+        assert unreadable.errors > len(PAYLOADS)
+        assert node.troubles() == []
+
+
+async def test_a_forged_node_harms_no_start(database_url: str, database: Database) -> None:
+    async with running(Store(database_url)):
+        [[process]] = database.rows("SELECT process FROM jobqueue.nodes")
+    here = ":".join(process.split(":")[:2])
+    for forged in (
+        "",
+        "x",
+        here,
+        f"{here}:",
+        f"{here}:x:1",
+        f"{here}:-1:1",
+        f"{here}:{'9' * 5_000}:1",
+        f"{here}:٣:1",
+        f"{here}:0:1",
+    ):
+        database.rows(
+            "INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until) "
+            "VALUES (gen_random_uuid(), '', 0, %s, '', '[]', now() + interval '1 hour')",
+            forged,
+        )
+    async with running(Store(database_url)) as (_, node, _stages):
+        await ended(database, await submit(node), AGAIN)
