@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from jobqueue import documents
-from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData
+from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData, StatementFailed, UnreadableAnswer
 from jobqueue.job import NewJob
 from jobqueue.storage import database as connections
 from jobqueue.storage.database import Lane
@@ -230,3 +230,29 @@ async def test_another_thread_is_never_held_by_a_lane_that_waits(database_url: s
     await slow.aclose()
     await quick.aclose()
     assert threading.active_count() < 50
+
+
+async def test_a_server_that_became_a_standby_is_left_for_the_next_primary(lane: Lane) -> None:
+    [before] = await lane.call("SELECT pg_backend_pid()", in_loop=False)
+    with pytest.raises(DatabaseUnavailable, match="read-only transaction"):
+        await lane.run(lambda session: session.execute("BEGIN READ ONLY; CREATE TABLE public.effects (n integer)"))
+    [after] = await lane.call("SELECT pg_backend_pid()", in_loop=False)
+    assert after != before
+
+
+async def test_a_statement_that_fails_for_no_known_reason_is_rolled_back_and_said_so(lane: Lane) -> None:
+    for sql in ("SELECT nothing()", "SELECT * FROM nowhere", "DO $$ BEGIN RAISE 'no'; END $$"):
+        with pytest.raises(StatementFailed):
+            await lane.run(lambda session, sql=sql: session.execute(sql))
+    with pytest.raises(StatementFailed):
+        await lane.call("SELECT nothing()", in_loop=True)
+    assert await lane.call("SELECT 1", in_loop=True) == (1,)
+
+
+async def test_an_answer_that_cannot_be_read_leaves_its_statement_in_doubt(lane: Lane) -> None:
+    deep = "SELECT (repeat('[', 2000) || repeat(']', 2000))::jsonb"
+    for in_loop in (False, True):
+        with pytest.raises(UnreadableAnswer, match="RecursionError") as lost:
+            await lane.call(deep, in_loop=in_loop)
+        assert isinstance(lost.value, ConnectionLost)
+        assert await lane.call("SELECT 1", in_loop=in_loop) == (1,)

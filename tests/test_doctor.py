@@ -179,8 +179,8 @@ def test_a_version_without_support() -> None:
     ("name", "value", "verdict"),
     [
         ("synchronous_commit", "off", "warning"),
-        ("default_transaction_read_only", "on", "problem"),
-        ("default_transaction_isolation", "repeatable read", "problem"),
+        ("default_transaction_read_only", "on", "warning"),
+        ("default_transaction_isolation", "repeatable read", "warning"),
         ("statement_timeout", "2s", "warning"),
         ("transaction_timeout", "2s", "warning"),
         ("lock_timeout", "100ms", "warning"),

@@ -250,28 +250,6 @@ def out_of_connections(bench: Bench) -> Iterator[None]:
             connection.close()
 
 
-@contextmanager
-def read_only(bench: Bench) -> Iterator[None]:
-    """The server still answers and takes no write, as one that was demoted, or whose disk is full."""
-    with psycopg.connect(bench.cluster.url, autocommit=True) as administrator:
-        administrator.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        try:
-            administrator.execute("SELECT pg_reload_conf()")
-            # The first process tells those that there are, and then begins others: one that has heard of it comes after the news.
-            wait_for(lambda: refuses_writes(bench), "the server takes no write")
-            yield
-        finally:
-            administrator.execute("SET default_transaction_read_only = off")
-            administrator.execute("ALTER SYSTEM RESET default_transaction_read_only")
-            administrator.execute("SELECT pg_reload_conf()")
-            wait_for(lambda: not refuses_writes(bench), "the server takes writes")
-
-
-def refuses_writes(bench: Bench) -> bool:
-    with psycopg.connect(bench.cluster.url) as connection:
-        return connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
-
-
 Outage = Callable[[Bench], AbstractContextManager[None]]
 
 
@@ -284,7 +262,6 @@ Outage = Callable[[Bench], AbstractContextManager[None]]
         (frozen, "timeout|no reply"),
         (refusing, "cannot connect"),
         (out_of_connections, "too many clients|remaining connection slots"),
-        (read_only, "read-only transaction"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -138,12 +138,18 @@ RULES = (
     ),
     Rule("autovacuum", _off, "problem", "dead rows pile up, and every claim wades through them"),
     Rule("track_counts", _off, "problem", "autovacuum does nothing without it: dead rows pile up"),
-    Rule("default_transaction_read_only", lambda value: value == "on", "problem", "no job can be written", "off"),
+    Rule(
+        "default_transaction_read_only",
+        lambda value: value == "on",
+        "warning",
+        "nodes overrule it, but no job can be submitted from SQL",
+        "off",
+    ),
     Rule(
         "default_transaction_isolation",
         lambda value: value != "read committed",
-        "problem",
-        "claims fail when two nodes meet, and no job with a concurrency key is admitted",
+        "warning",
+        "nodes overrule it, but a submission from SQL that meets another one may end with a serialization failure",
         "read committed",
     ),
     Rule(
@@ -155,7 +161,7 @@ RULES = (
     ),
     Rule("statement_timeout", _below(5_000), "warning", "it cuts handlers' own transactions, and migrations, short", "0"),
     Rule("transaction_timeout", _below(60_000), "warning", "it cuts handlers' own transactions short", "0"),
-    Rule("lock_timeout", _below(1_000), "warning", "a submission that meets a lock for that long is answered with 503", "0"),
+    Rule("lock_timeout", _below(1_000), "warning", "it cuts handlers' own transactions, and submissions from SQL, short", "0"),
     Rule(
         "idle_in_transaction_session_timeout",
         _below(10_000),
@@ -188,7 +194,7 @@ def encoding(connection: Connection) -> list[Finding]:
     [row] = query(connection, "SELECT current_setting('server_encoding') AS name")
     if row.name == "UTF8":
         return [Finding("encoding", "ok", "UTF8")]
-    found = f"the database is in {row.name}: jobs with characters that it lacks are refused"
+    found = f"the database has the encoding {row.name}, and jobqueue works on UTF8 only"
     return [Finding("encoding", "problem", found, "create a database with ENCODING 'UTF8' TEMPLATE template0, and move there")]
 
 
