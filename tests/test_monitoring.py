@@ -90,6 +90,7 @@ def label_names() -> dict[str, set[str]]:
         gauge.labels("q")
     metrics.set_depths([("q", "pending", 1, 1.0)])
     metrics.name_node("n", "h", "v")
+    metrics.contained = lambda: {"claims": 1}
     return labels_in(metrics.render().decode())
 
 
