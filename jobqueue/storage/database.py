@@ -133,6 +133,7 @@ def connect(url: str, purpose: str) -> Connection:
             url,
             autocommit=True,
             application_name=f"jobqueue {purpose}",
+            client_encoding="UTF8",
             connect_timeout=CONNECT_TIMEOUT,
             keepalives_idle=DEAD_PEER_TIMEOUT,
             keepalives_interval=2,
