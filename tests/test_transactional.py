@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
+import msgspec
 import psycopg
 import pytest
 import trio
 import trio_parallel
 from psycopg import errors as pg
-from psycopg.adapt import Loader
+from psycopg import postgres
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg.types.string import StrDumper
@@ -627,6 +631,125 @@ async def test_what_breaks_the_promise_fails_the_attempt_and_says_what_to_do(mis
     assert reason in await bench.failure(handler)
     run, _ = await bench.run(look)
     assert run.transaction == "committed"
+
+
+INSERT = b"INSERT INTO effects VALUES ('0198c7a4-0000-7000-8000-000000000000', 9)"
+
+
+def into_copy(conn: Connection) -> Callable[[], object]:
+    copy = conn.cursor().copy(b"COPY effects FROM STDIN")
+    return lambda: copy.__enter__().write_row(("0198c7a4-0000-7000-8000-000000000000", 9))
+
+
+LATE: dict[str, Callable[[Connection], Callable[[], object]]] = {
+    "connection": lambda conn: lambda: conn.execute(INSERT),
+    "old cursor": lambda conn: functools.partial(conn.cursor().execute, INSERT),
+    "used cursor": lambda conn: functools.partial(conn.execute(b"SELECT 1").execute, INSERT),
+    "client-side cursor": lambda conn: functools.partial(psycopg.ClientCursor(conn).execute, INSERT),
+    "new cursor": lambda conn: lambda: psycopg.Cursor(conn).execute(INSERT),
+    "many": lambda conn: functools.partial(conn.cursor().executemany, INSERT, [(), ()]),
+    "COPY": into_copy,
+    "block": lambda conn: lambda: conn.transaction().__enter__(),
+    "open block": lambda conn: functools.partial((block := conn.transaction()).__exit__, *block.__enter__() and (None, None, None)),
+    "pipeline": lambda conn: lambda: conn.pipeline().__enter__(),
+    "submission": lambda conn: lambda: jobqueue.submit(conn, "late"),
+    "notifications": lambda conn: lambda: next(conn.notifies(timeout=0.1)),
+    "cancel": lambda conn: conn.cancel,
+    "cancel_safe": lambda conn: conn.cancel_safe,
+    "close": lambda conn: conn.close,
+    "with": lambda conn: lambda: conn.__exit__(None, None, None),
+    "autocommit": lambda conn: lambda: conn.set_autocommit(True),
+    "callbacks": lambda conn: lambda: conn.add_notice_handler(raises),
+    "adapters": lambda conn: lambda: change_every_attribute(conn),
+}
+"""What a thread that a handler left behind may do with the connection, prepared while that runs, and done later."""
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+async def test_what_a_handler_leaves_behind_cannot_reach_the_next_ones_transaction(
+    late: Callable[[Connection], Callable[[], object]], bench: Bench
+) -> None:
+    left: list[Callable[[], object]] = []
+    pids: list[int] = []
+
+    def leaves(conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+        left.append(late(conn))
+
+    def meets(job: Job, conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+        write(conn, job)
+        with ThreadPoolExecutor() as executor:
+            sleep = executor.submit(conn.execute, b"SELECT pg_sleep(0.3)")
+            error = executor.submit(left[0]).exception()
+            sleep.result()
+        assert error is None or isinstance(error, psycopg.OperationalError | psycopg.InterfaceError), error
+        look(conn)
+        write(conn, job)
+
+    run, _ = await bench.run(leaves)
+    assert run.transaction == "committed"
+    run, _ = await bench.run(meets)
+    assert run.transaction == "committed"
+    assert bench.effects() == [1, 1]
+    assert pids[0] == pids[1]
+    assert bench.database.rows("SELECT kind FROM jobqueue.pending_jobs") == []
+
+
+async def test_a_thread_that_uses_the_connection_until_the_handler_returns_is_part_of_it(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        thread = threading.Thread(target=write, args=(conn, job))
+        thread.start()
+        thread.join()
+
+    run, _ = await bench.run(handler)
+    assert run.transaction == "committed"
+    assert bench.effects() == [1]
+
+
+async def test_a_thread_that_keeps_writing_writes_nothing_after_its_job(bench: Bench) -> None:
+    ended: list[BaseException] = []
+    threads: list[threading.Thread] = []
+
+    def write_on(conn: Connection, job: Job) -> None:
+        try:
+            while True:
+                write(conn, job)
+        except psycopg.OperationalError as error:
+            ended.append(error)
+
+    def leaves(job: Job, conn: Connection) -> None:
+        threads.append(threading.Thread(target=write_on, args=(conn, job)))
+        threads[-1].start()
+        time.sleep(0.01)
+
+    for _ in range(10):
+        await bench.run(leaves)
+        run, _ = await bench.run(look)
+        assert run.transaction == "committed"
+    for thread in threads:
+        thread.join(5)
+    assert len(ended) == 10
+    # A thread is in a statement at nearly all times, so most of these attempts fail. One that succeeds has all that was written.
+    assert bench.database.value("SELECT count(DISTINCT job) FROM effects") <= bench.database.states()["succeeded"] - 10
+
+
+async def test_adapters_that_the_program_replaces_for_all_connections_do_not_reach_the_completion(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = AdaptersMap(psycopg.adapters)
+    adapters.register_dumper(str, Shouting)
+    for oid in (psycopg.adapters.types["text"].oid, psycopg.adapters.types["int8"].array_oid):
+        adapters.register_loader(oid, Unreadable)
+    monkeypatch.setattr(postgres, "adapters", adapters)
+
+    job_id = await bench.driver.submit(kind="test")
+    job = await bench.driver.claim_one()
+    outcome = msgspec.json.encode(Outcome(id=job_id, claims=job.claims, outcome="succeeded", result=msgspec.Raw(b'"quiet"')))
+    async with bench._pool.open() as transaction:
+        assert transaction.run(bench.driver.node, lambda _: outcome)
+    monkeypatch.undo()
+    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [("quiet",)]
 
 
 async def test_the_example_in_the_readme(bench: Bench) -> None:
