@@ -741,11 +741,10 @@ async def test_adapters_that_the_program_replaces_for_all_connections_do_not_rea
     adapters.register_dumper(str, Shouting)
     for oid in (psycopg.adapters.types["text"].oid, psycopg.adapters.types["int8"].array_oid):
         adapters.register_loader(oid, Unreadable)
-    monkeypatch.setattr(postgres, "adapters", adapters)
-
     job_id = await bench.driver.submit(kind="test")
     job = await bench.driver.claim_one()
     outcome = msgspec.json.encode(Outcome(id=job_id, claims=job.claims, outcome="succeeded", result=msgspec.Raw(b'"quiet"')))
+    monkeypatch.setattr(postgres, "adapters", adapters)
     async with bench._pool.open() as transaction:
         assert transaction.run(bench.driver.node, lambda _: outcome)
     monkeypatch.undo()
