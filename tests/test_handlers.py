@@ -459,7 +459,6 @@ class Pair:
         (functools.partial(decorator(Mailer().send), times=2), "thread"),
         (functools.lru_cache(Mailer().send), "thread"),
     ],
-    ids=lambda value: str(value)[:40],
 )
 async def test_whatever_can_be_called_with_a_payloads_fields_is_a_handler(function: Any, mode: str) -> None:
     handler = registered(function)
@@ -615,11 +614,11 @@ def closure() -> Callable[[], int]:
         (Mailer(), "at the top of a module"),
         (Mailer().send, "at the top of a module"),
         (Mailer.of_nobody, "at the top of a module"),
+        ([].copy, "at the top of a module"),
         (AsyncMailer(), "must be a plain def"),
         (functools.partial(over_async), "must be a plain def"),
         (decorator(lambda: None), "at the top of a module"),
     ],
-    ids=str,
 )
 def test_what_another_process_cannot_import_and_call_is_refused_there(function: Any, reason: str) -> None:
     assert reason in refusal(function, cpu=True)

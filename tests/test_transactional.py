@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import textwrap
 import threading
@@ -204,6 +205,18 @@ async def test_a_result_that_cannot_be_stored_takes_the_effects_with_it(result: 
         return result
 
     assert (await bench.failure(handler)).startswith("the result cannot be stored as JSON")
+
+
+async def test_a_coroutine_as_a_result_takes_the_effects_with_it(bench: Bench) -> None:
+    async def never() -> None:
+        raise AssertionError
+
+    def handler(job: Job, conn: Connection) -> object:
+        write(conn, job)
+        return never()
+
+    assert (await bench.failure(handler)).startswith("the handler returned something to await (coroutine)")
+    gc.collect()
 
 
 async def test_no_result_is_kept_as_none(bench: Bench) -> None:

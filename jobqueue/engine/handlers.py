@@ -344,7 +344,7 @@ def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
 
 
 def _importable(function: Callable[..., Any]) -> bool:
-    if not inspect.isfunction(function) or not function.__qualname__.isidentifier():
+    if not (inspect.isfunction(function) or inspect.isbuiltin(function)) or not function.__qualname__.isidentifier():
         return False
     return function.__module__ != "__main__" or Path(getattr(sys.modules["__main__"], "__file__", None) or "").is_file()
 
