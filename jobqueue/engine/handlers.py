@@ -140,10 +140,10 @@ class App:
     ) -> Callable[[Function], Function]:
         """Register the decorated function for a kind of job.
 
-        The payload object's fields become keyword arguments, converted to the annotated types (msgspec's rules); fields that the
-        function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. One annotated
-        `psycopg.Connection`, of a plain def, receives a connection in a transaction that is committed together with the job's
-        completion. What the function returns, as JSON, is the job's result.
+        The payload object's fields become keyword arguments, converted to the annotated types (msgspec's, pydantic models, and
+        paths); fields that the function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. One
+        annotated `psycopg.Connection`, of a plain def, receives a connection in a transaction that is committed together with the
+        job's completion. What the function returns, as JSON, is the job's result.
 
         Args:
             kind: the name that submitters use.
@@ -281,7 +281,7 @@ class App:
 def _hook(event: str, function: Callable[..., Any]) -> Hook:
     name = f"{event} {getattr(function, '__qualname__', function)!s}"
     if (reason := _not_a_function(function)) is not None:
-        raise HandlerError(f"{name}: {reason}: a hook is a function, def or async def: write @app.{event} without parentheses")
+        raise HandlerError(f"{name}: {reason}. A hook is a def or an async def, and @app.{event} has no parentheses")
     try:
         inspect.signature(function).bind(None, None)
     except (TypeError, ValueError) as error:
