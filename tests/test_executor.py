@@ -1,3 +1,6 @@
+import asyncio
+import functools
+import gc
 import math
 import os
 import sys
@@ -9,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sniffio
 import trio
 import trio_parallel
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -159,6 +163,188 @@ async def test_a_cpu_handler_runs_in_a_process(node: Node) -> None:
     assert outcome.outcome == "succeeded"
     assert outcome.result is not None
     assert msgspec.json.decode(outcome.result) != os.getpid()
+
+
+def in_a_plain_def(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function, as those who time or log calls do: an async def becomes a def that returns a coroutine."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+async def test_an_async_def_in_a_decorator_that_is_a_plain_def_runs_on_the_loop(node: Node) -> None:
+    @in_a_plain_def
+    @in_a_plain_def
+    async def add(a: int, seconds: float = 0) -> list[int]:
+        await trio.sleep(seconds)
+        return [a, threading.get_ident()]
+
+    outcome = await node.run(add, job={"payload": msgspec.Raw(b'{"a": 1}')})
+    assert outcome.result == msgspec.Raw(msgspec.json.encode([1, threading.get_ident()]))
+    outcome = await node.execute(claimed(payload=msgspec.Raw(b'{"a": 1, "seconds": 60}'), timeout=0.2))
+    assert outcome is not None
+    assert error_of(outcome).error == "timed out after 0.2 s"
+
+
+async def test_an_async_def_in_a_plain_def_has_its_jobs_nursery(node: Node) -> None:
+    ended: list[int] = []
+
+    async def note() -> None:
+        await trio.lowlevel.checkpoint()
+        ended.append(1)
+
+    @in_a_plain_def
+    async def start(job: Job) -> None:
+        job.nursery.start_soon(note)
+
+    assert (await node.run(start)).outcome == "succeeded"
+    assert ended == [1]
+
+
+async def test_a_decorator_that_runs_the_async_def_itself_is_a_plain_handler(node: Node) -> None:
+    async def of_asyncio(a: int) -> list[int]:
+        await asyncio.sleep(0)
+        return [a, threading.get_ident()]
+
+    @functools.wraps(of_asyncio)
+    def wrapper(**kwargs: Any) -> Any:
+        return asyncio.run(of_asyncio(**kwargs))
+
+    outcome = await node.run(wrapper, job={"payload": msgspec.Raw(b'{"a": 1}')})
+    assert outcome.result is not None
+    assert msgspec.json.decode(outcome.result)[1] != threading.get_ident()
+
+
+async def test_an_object_that_is_called_runs_where_its_call_does(node: Node) -> None:
+    class Here:
+        async def __call__(self, more: int = 0) -> int:
+            return threading.get_ident() + more
+
+    here = threading.get_ident()
+    for function, result in ((Here(), here), (functools.partial(Here(), more=1), here + 1), (Here().__call__, here)):
+        assert (await node.run(function)).result == msgspec.Raw(str(result).encode())
+        node.app._handlers.clear()
+
+
+class ToAwait:
+    def __await__(self) -> Any:
+        yield
+
+
+async def never() -> None:
+    raise AssertionError
+
+
+async def return_a_coroutine() -> Any:
+    return never()
+
+
+def return_something_to_await() -> Any:
+    return ToAwait()
+
+
+def return_a_coroutine_in_a_process() -> Any:
+    return never()
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [(return_a_coroutine, {}), (return_something_to_await, {}), (return_a_coroutine_in_a_process, {"cpu": True})],
+)
+async def test_a_result_that_somebody_should_have_awaited_fails_the_attempt(
+    function: Any, options: dict[str, Any], node: Node
+) -> None:
+    error = error_of(await node.run(function, **options)).error
+    gc.collect()  # a coroutine that was never awaited would be a warning, and warnings are errors here
+    assert error.startswith(
+        f"the handler returned something to await ({'ToAwait' if 'something' in function.__name__ else 'coroutine'})"
+    )
+    assert error.endswith("await it in an async def, or run it before the handler returns (trio.run, asyncio.run)")
+
+
+async def nowhere() -> None:
+    await asyncio.sleep(1)
+
+
+async def wait_for_a_future() -> None:
+    await asyncio.gather(nowhere())
+
+
+async def ask_for_the_loop() -> None:
+    asyncio.get_running_loop()
+
+
+async def take_from_a_queue() -> None:
+    await asyncio.Queue().get()
+
+
+async def yield_to_asyncio() -> None:
+    await asyncio.sleep(0)
+
+
+async def use_a_library() -> None:
+    """Fail as one does that says no more than its own error."""
+    try:
+        await ask_for_the_loop()
+    except RuntimeError as error:
+        raise ConnectionError("cannot connect") from error
+
+
+async def in_a_nursery() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_for_the_loop)
+        nursery.start_soon(nowhere)
+
+
+async def timeout_of_aiohttp() -> None:
+    raise RuntimeError("Timeout context manager should be used inside a task")
+
+
+def find_the_library() -> None:
+    sniffio.current_async_library()
+
+
+def create_a_task() -> None:
+    asyncio.get_running_loop().create_task(never())
+
+
+HINT = (
+    "jobqueue runs async def handlers on Trio, where asyncio libraries do not work: write a plain def that calls asyncio.run(...)"
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*never awaited", "ignore:There is no current event loop")
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (nowhere, "RuntimeError: no running event loop. "),
+        (ask_for_the_loop, "RuntimeError: no running event loop. "),
+        (take_from_a_queue, "'create_future'"),
+        (yield_to_asyncio, "TypeError: trio.run received unrecognized yield message None"),
+        (use_a_library, "ConnectionError: cannot connect. "),
+        (in_a_nursery, "2 errors: RuntimeError: no running event loop; "),
+        (timeout_of_aiohttp, "RuntimeError: Timeout context manager should be used inside a task. "),
+        (find_the_library, "AsyncLibraryNotFoundError: "),
+        (create_a_task, "RuntimeError: no running event loop. "),
+    ],
+)
+async def test_an_asyncio_library_fails_with_what_to_do(function: Any, text: str, node: Node) -> None:
+    error = error_of(await node.run(function))
+    assert text in error.error
+    assert HINT in error.error
+    assert error.traceback is not None
+    assert function.__name__ in error.traceback
+    assert HINT not in error.traceback
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a loop"), ValueError("no running event loop"), TypeError("trio"), KeyError("asyncio")]
+)
+async def test_other_errors_say_nothing_of_asyncio(error: Exception, node: Node) -> None:
+    assert "asyncio.run" not in error_of(await node.run(failing(error))).error
 
 
 async def test_no_result_is_kept_as_none(node: Node) -> None:

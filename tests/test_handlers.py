@@ -1,7 +1,10 @@
 import dataclasses
 import functools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -257,7 +260,7 @@ def job_only(job: Job) -> None: ...
 @pytest.mark.parametrize("function", [anything, job_only])
 @pytest.mark.parametrize(
     "value",
-    ["[" * 5_000 + "]" * 5_000, "1" + "0" * 5_000, "1" + "0" * 400 + ".5"],
+    ["[" * 100_000 + "]" * 100_000, "1" + "0" * 5_000, "1" + "0" * 400 + ".5"],
     ids=["too deep", "too many digits", "too large"],
 )
 def test_json_that_python_cannot_hold_is_a_mismatch(function: Callable[..., Any], value: str) -> None:
@@ -389,6 +392,98 @@ async def async_stream() -> Any:
     yield 1
 
 
+def bare_decorator(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(function)(bare_decorator(function))
+
+
+def by_position(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+class Mailer:
+    def send(self, to: str, times: "int" = 1) -> str:
+        return f"sent to {to}" * times
+
+    async def send_async(self, to: str, times: int = 1) -> str:
+        return self.send(to, times)
+
+    __call__ = send
+
+    @classmethod
+    def of_class(cls, to: str, times: int = 1) -> str:
+        return cls().send(to, times)
+
+    @staticmethod
+    def of_nobody(to: str, times: int = 1) -> str:
+        return Mailer.of_class(to, times)
+
+
+class AsyncMailer:
+    async def __call__(self, to: str, times: int = 1) -> str:
+        return Mailer.of_nobody(to, times)
+
+
+class Pair:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "mode"),
+    [
+        (Mailer().send, "thread"),
+        (Mailer().send_async, "async"),
+        (Mailer(), "thread"),
+        (AsyncMailer(), "async"),
+        (Mailer.of_class, "thread"),
+        (Mailer.of_nobody, "thread"),
+        (Mailer.__dict__["of_nobody"], "thread"),
+        (staticmethod(Mailer().send_async), "async"),
+        (functools.partial(Mailer().send), "thread"),
+        (functools.partial(Mailer.send, Mailer()), "thread"),
+        (functools.partial(Mailer().send_async, times=2), "async"),
+        (functools.partial(functools.partial(AsyncMailer()), times=2), "async"),
+        (decorator(Mailer().send), "thread"),
+        (decorator(decorator(Mailer().send)), "thread"),
+        (functools.partial(decorator(Mailer().send), times=2), "thread"),
+        (functools.lru_cache(Mailer().send), "thread"),
+    ],
+)
+async def test_whatever_can_be_called_with_a_payloads_fields_is_a_handler(function: Any, mode: str) -> None:
+    handler = registered(function)
+    assert handler.mode == mode
+    result = handler.function(**handler.arguments(claimed('{"to": "Ada", "times": 2, "self": 1}')))
+    assert (await result if mode == "async" else result) == "sent to Adasent to Ada"
+    with pytest.raises(PayloadMismatch, match=r"Expected `int`, got `str` - at `\$.times`"):
+        handler.arguments(claimed('{"to": "Ada", "times": "two"}'))
+
+
+def test_what_a_partial_has_given_is_not_asked_of_the_payload() -> None:
+    assert arguments(functools.partial(greet, "Ada"), '{"name": 5, "times": 2}') == {"times": 2}
+    assert arguments(functools.partial(greet, name="Ada"), '{"times": 2}') == {"times": 2}
+    assert arguments(functools.partial(greet, name="Ada"), '{"name": "Bob"}') == {"name": "Bob"}
+
+
+def test_a_method_is_scheduled_as_any_handler_is() -> None:
+    app, mailer = App(), Mailer()
+    app.handler("mail")(mailer.send)
+    app.periodic("0 3 * * *")(mailer.send)  # another object, which is equal
+    app.periodic("0 4 * * *", name="other")(mailer)
+    app.handler("call")(mailer)
+    assert [(schedule.name, schedule.kind) for schedule in app.schedules] == [("mail", "mail"), ("other", "call")]
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -399,11 +494,24 @@ async def async_stream() -> Any:
         (unsupported, "a payload cannot be converted to this signature"),
         (no_type, "a payload cannot be converted to this signature"),
         (two_jobs, "'second'"),
-        (stream, "a generator cannot be a handler"),
-        (async_stream, "a generator cannot be a handler"),
-        (functools.partial(greet, "Ada"), "annotations cannot be resolved"),
-        (dict, "signature"),
-        ("greet", "annotations cannot be resolved"),
+        (stream, "it is a generator"),
+        (async_stream, "it is a generator"),
+        (functools.partial(stream), "it is a generator"),
+        (dict, "dict is a class: register a function, or an instance with __call__"),
+        (Address, "Address is a class"),
+        ("greet", "a str cannot be called"),
+        (None, "a NoneType cannot be called"),
+        (classmethod(greet), "register it below the class, as Class.method"),
+        (functools.partial(variable, 1), "parameter 'names' must be one that can be given by name"),
+        (print, "parameter 'args' must be one that can be given by name"),
+        (len, "parameter 'obj' must be one that can be given by name"),
+        (min, "Python knows no parameters of it"),
+        (bare_decorator(greet), "The wrapper of a decorator needs @functools.wraps"),
+        (by_position(greet), "wrapper that a decorator put around the function cannot be called with its parameters by name"),
+        (Mailer.send, "parameter 'self' would be a field of the payload"),
+        (functools.partial(Mailer.send), "parameter 'self' would be a field of the payload"),
+        (Mailer.__dict__["of_class"].__func__, "parameter 'cls' would be a field of the payload"),
+        (Pair(), "it is a generator"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or "",
 )
@@ -503,11 +611,30 @@ def closure() -> Callable[[], int]:
         (lambda: None, "at the top of a module"),
         (closure(), "at the top of a module"),
         (functools.partial(greet, "Ada"), "at the top of a module"),
+        (Mailer(), "at the top of a module"),
+        (Mailer().send, "at the top of a module"),
+        (Mailer.of_nobody, "at the top of a module"),
+        ([].copy, "at the top of a module"),
+        (AsyncMailer(), "must be a plain def"),
+        (functools.partial(over_async), "must be a plain def"),
+        (decorator(lambda: None), "at the top of a module"),
     ],
-    ids=["async", "lambda", "closure", "partial"],
 )
 def test_what_another_process_cannot_import_and_call_is_refused_there(function: Any, reason: str) -> None:
     assert reason in refusal(function, cpu=True)
+
+
+@pytest.mark.parametrize("way", [["-c"], ["-"]], ids=["command", "standard input"])
+def test_a_function_of_an_interactive_session_is_refused_for_a_process(way: list[str]) -> None:
+    program = "import jobqueue\ndef f(): ...\njobqueue.App().handler('k', cpu=True)(f)"
+    command = [sys.executable, *way, *([program] if way == ["-c"] else [])]
+    ended = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
+    assert "HandlerError: k: cpu=True needs a function at the top of a module" in ended.stderr
+
+
+def test_a_function_of_a_program_is_not(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import jobqueue\n@jobqueue.App().handler('k', cpu=True)\ndef f(): ...\n")
+    subprocess.run([sys.executable, tmp_path / "program.py"], check=True)
 
 
 def test_a_refused_function_leaves_its_kind_free() -> None:

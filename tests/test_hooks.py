@@ -246,11 +246,59 @@ async def generates(job: Job, error: AttemptError) -> Any:
     yield job, error
 
 
-@pytest.mark.parametrize("function", [takes_one, takes_a_named_one, generates, "a text", None])
+@pytest.mark.parametrize(
+    "function", [takes_one, takes_a_named_one, generates, functools.partial(generates), "a text", None, dict, staticmethod]
+)
 @pytest.mark.parametrize("register", ["on_dead", "on_retry"])
 def test_what_cannot_be_called_with_a_job_and_an_error_is_no_hook(register: str, function: Any) -> None:
     with pytest.raises(HandlerError, match=register):
         getattr(App(), register)(function)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, job: Job, error: AttemptError) -> None:
+        self.calls.append(f"object: {job.kind} {error.error}")
+
+    async def method(self, job: Job, error: AttemptError) -> None:
+        self.calls.append(f"async: {job.kind} {error.error}")
+
+    def wrapped(self) -> Any:
+        @functools.wraps(self.method)
+        def wrapper(*arguments: Any) -> Any:
+            return self.method(*arguments)
+
+        return wrapper
+
+
+class AsyncRecorder(Recorder):
+    async def __call__(self, job: Job, error: AttemptError) -> None:  # type: ignore[override]
+        await self.method(job, error)
+
+
+async def test_methods_objects_partials_and_wrappers_are_hooks(nursery: trio.Nursery) -> None:
+    app, one, other = App(), Recorder(), AsyncRecorder()
+    all_called = trio.Event()
+    for function in (one, one.method, functools.partial(one.method), one.wrapped(), other, functools.partial(other)):
+        app.on_dead(function)
+
+    @app.on_dead
+    async def last(*_: object) -> None:
+        all_called.set()
+
+    assert [hook.is_async for hook in app.dead_hooks] == [False, True, True, False, True, True, True]
+    store = MemoryStore()
+    driver = await joined(store)
+    queue = queue_of(app, store)
+    await nursery.start(queue.run)
+    queue.ended(*await failed(driver))
+    with trio.fail_after(5):
+        await all_called.wait()
+    assert one.calls == ["object: default boom", *["async: default boom"] * 3]
+    assert other.calls == ["async: default boom"] * 2
+    nursery.cancel_scope.cancel()
 
 
 def test_a_hook_stays_the_function_that_it_is() -> None:

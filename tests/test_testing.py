@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -110,6 +111,24 @@ def test_the_sync_twin_does_the_same() -> None:
     assert testing.run_sync(app, "sleep", {"seconds": 0}) >= 0
     with pytest.raises(ConnectionError, match="nobody there"):
         testing.run_sync(app, "fail")
+
+
+def test_an_async_def_in_a_decorator_that_is_a_plain_def_raises_what_it_raised() -> None:
+    own = jobqueue.App()
+
+    async def handler(fails: bool) -> int:
+        if fails:
+            raise ValueError("as asked")
+        return 1
+
+    @functools.wraps(handler)
+    def wrapper(**values: Any) -> Any:
+        return handler(**values)
+
+    own.handler("wrapped")(wrapper)
+    assert testing.run_sync(own, "wrapped", {"fails": False}) == 1
+    with pytest.raises(ValueError, match="as asked"):
+        testing.run_sync(own, "wrapped", {"fails": True})
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
+import msgspec
 import psycopg
 import pytest
 import trio
 import trio_parallel
+from psycopg import errors as pg
+from psycopg import postgres
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
+from psycopg.types.string import StrDumper
 
 import jobqueue
 from benchmarks.proxy import ProxyThread, proxy_in_thread
@@ -198,6 +207,18 @@ async def test_a_result_that_cannot_be_stored_takes_the_effects_with_it(result: 
     assert (await bench.failure(handler)).startswith("the result cannot be stored as JSON")
 
 
+async def test_a_coroutine_as_a_result_takes_the_effects_with_it(bench: Bench) -> None:
+    async def never() -> None:
+        raise AssertionError
+
+    def handler(job: Job, conn: Connection) -> object:
+        write(conn, job)
+        return never()
+
+    assert (await bench.failure(handler)).startswith("the handler returned something to await (coroutine)")
+    gc.collect()
+
+
 async def test_no_result_is_kept_as_none(bench: Bench) -> None:
     def handler(conn: Connection) -> None:
         conn.execute("SELECT 1")
@@ -323,6 +344,424 @@ async def test_what_a_handler_sets_does_not_reach_the_next_one(bench: Bench) -> 
     assert pids[0] == pids[1]
     [(result,)] = bench.database.rows("SELECT result FROM jobqueue.finished_jobs ORDER BY finished_at DESC LIMIT 1")
     assert result == [True, '"$user", public', "0", 7, True]
+
+
+Step = Callable[[Connection], object]
+"""What a handler does with its connection; one that returns a text is to fail with it."""
+
+
+def sql(statement: str) -> Step:
+    return lambda conn: conn.execute(statement.encode())
+
+
+class Shouting(StrDumper):
+    def dump(self, obj: str) -> bytes:
+        return obj.upper().encode()
+
+
+class Unreadable(Loader):
+    def load(self, data: Any) -> Any:
+        raise ValueError(data)
+
+
+def raises(*_: object) -> None:
+    raise RuntimeError("a callback of an earlier handler")
+
+
+def change_every_attribute(conn: Connection) -> None:
+    conn.adapters.register_dumper(str, Shouting)
+    conn.adapters.register_loader("text", Unreadable)
+    conn.adapters.register_loader("int4", Unreadable)
+    set_json_loads(raises, conn)
+    set_json_dumps(raises, conn)
+    conn.row_factory = dict_row
+    conn.cursor_factory = psycopg.RawCursor
+    conn.server_cursor_factory = psycopg.RawServerCursor
+    conn.prepare_threshold = 0
+    conn.prepared_max = 0
+    conn.add_notice_handler(raises)
+    conn.add_notify_handler(raises)
+
+
+LOOK = """
+    SELECT to_regclass('mine') IS NULL, current_setting('search_path'), current_setting('statement_timeout'),
+           current_setting('client_encoding'), current_setting('transaction_isolation'), current_setting('transaction_read_only'),
+           session_user = current_user AND current_user <> 'other', current_setting('TimeZone') <> 'Asia/Tokyo',
+           (SELECT count(*) FROM pg_prepared_statements)::int, (SELECT count(*) FROM pg_cursors WHERE name <> '')::int,
+           (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())::int,
+           (SELECT count(*) FROM pg_listening_channels())::int, nullif(current_setting('jobqueue.mine', true), '') || %s
+"""
+CLEAN = [True, '"$user", public', "0", "UTF8", "read committed", "off", True, True, 0, 0, 0, 0, None]
+
+
+def look(conn: Connection) -> None:
+    """Check that nothing of an earlier handler is there."""
+    seen = conn.execute(LOOK, ("x",)).fetchone()
+    assert seen is not None
+    assert list(seen) == CLEAN
+    with pytest.raises(pg.ObjectNotInPrerequisiteState), conn.transaction():
+        conn.execute("SELECT lastval()")
+    assert conn.execute("SELECT %s::text, %s::jsonb, 7", ("quiet", Jsonb({"a": 1}))).fetchone() == ("quiet", {"a": 1}, 7)
+    assert (conn.autocommit, conn.isolation_level, conn.read_only, conn.deferrable) == (False, None, None, None)
+    assert (conn.prepare_threshold, conn.prepared_max) == (5, 100)
+    assert type(conn.cursor()) is psycopg.Cursor
+    with conn.cursor("named") as named:
+        assert type(named) is psycopg.ServerCursor
+    conn.execute("DO $$ BEGIN RAISE WARNING 'to nobody'; END $$")
+    assert list(conn.notifies(timeout=0)) == []
+
+
+CHANGES: dict[str, Step] = {
+    "attributes": change_every_attribute,
+    "settings": sql(
+        "SET search_path = nowhere; SET statement_timeout = '1h'; SET TimeZone = 'Asia/Tokyo'; SET jobqueue.mine = 'x'"
+    ),
+    "encoding": sql("SET client_encoding = 'LATIN1'"),
+    "defaults of transactions": sql("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY"),
+    "odd settings": sql("SET standard_conforming_strings = off; SET row_security = off; SET DateStyle = 'SQL, DMY'"),
+    "role": sql("SET ROLE other"),
+    "local role": sql("SET LOCAL ROLE other"),
+    "session": sql("SET SESSION AUTHORIZATION other"),
+    "role and session": sql("SET SESSION AUTHORIZATION other; SET ROLE other; SET search_path = nowhere"),
+    "locks": sql("SELECT pg_advisory_lock(42); SELECT pg_advisory_lock_shared(42); SELECT pg_advisory_xact_lock(43)"),
+    "temporary table": sql("CREATE TEMP TABLE mine (n serial); INSERT INTO mine DEFAULT VALUES"),
+    "temporary function": sql("CREATE FUNCTION pg_temp.now() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
+    "sequence": sql("CREATE SEQUENCE counter; SELECT nextval('counter')"),
+    "prepared by psycopg": lambda conn: [conn.execute("SELECT %s::int", (n,), prepare=True) for n in range(10)],
+    "prepared in SQL": sql("PREPARE mine AS SELECT 1; PREPARE _pg3_0 AS SELECT 2"),
+    "cursors": sql("DECLARE held CURSOR WITH HOLD FOR SELECT 1; DECLARE mine CURSOR FOR SELECT 2"),
+    "channels": sql("LISTEN mine; LISTEN jobqueue; NOTIFY mine, 'x'"),
+    "savepoints": sql("SAVEPOINT mine; SAVEPOINT mine; ROLLBACK TO mine"),
+    "deferred": sql("SET CONSTRAINTS ALL DEFERRED"),
+    "cancellation": lambda conn: conn.cancel_safe(),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_nothing_that_a_handler_changes_reaches_the_next_one(change: Step, fails: bool, bench: Bench) -> None:
+    pids: list[int] = []
+
+    def changes(job: Job, conn: Connection) -> str:
+        pids.append(conn.info.backend_pid)
+        write(conn, job)
+        change(conn)
+        if fails:
+            raise ValueError
+        return "é \N{SNOWMAN} \\ ' %s"
+
+    def looks(conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+        look(conn)
+
+    bench.database.rows("DROP ROLE IF EXISTS other")
+    bench.database.rows("CREATE ROLE other")
+    bench.database.rows("GRANT ALL ON effects TO other")
+    run, _ = await bench.run(changes)
+    assert run.transaction == (None if fails else "committed")
+    assert bench.effects() == ([] if fails else [1])
+    if not fails:
+        assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [("é \N{SNOWMAN} \\ ' %s",)]
+    run, _ = await bench.run(looks)
+    assert run.transaction == "committed"
+    assert pids[0] == pids[1], "the session is used again"
+    assert bench.database.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+def with_defaults(bench: Bench, *settings: str) -> None:
+    """Have sessions of handlers start with these settings, as a database or a role may give them."""
+    bench._pool._url += "&options=" + quote(" ".join(f"-c {setting}" for setting in settings))
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        "default_transaction_isolation=repeatable\\ read",
+        "default_transaction_isolation=serializable",
+        "default_transaction_read_only=on",
+        "default_transaction_deferrable=on",
+        "client_encoding=LATIN1",
+        "client_encoding=SJIS",
+        "standard_conforming_strings=off",
+    ],
+)
+async def test_defaults_do_not_change_a_handlers_transaction(default: str, bench: Bench) -> None:
+    with_defaults(bench, default)
+
+    def handler(job: Job, conn: Connection) -> str:
+        look(conn)
+        write(conn, job)
+        return "\\ \N{SNOWMAN}"
+
+    for _ in range(2):  # the second is after RESET ALL
+        run, _ = await bench.run(handler)
+        assert run.transaction == "committed"
+    assert bench.database.rows("SELECT DISTINCT result FROM jobqueue.finished_jobs") == [("\\ \N{SNOWMAN}",)]
+
+
+async def test_handlers_keep_the_defaults_of_their_role(bench: Bench) -> None:
+    bench.database.rows("DROP ROLE IF EXISTS other")
+    bench.database.rows("CREATE ROLE other")
+    bench.database.rows("GRANT ALL ON SCHEMA jobqueue TO other")
+    bench.database.rows("GRANT ALL ON ALL TABLES IN SCHEMA jobqueue TO other")
+    with_defaults(bench, "search_path=mine", "TimeZone=Asia/Tokyo", "role=other")
+    seen: list[Any] = []
+
+    def handler(conn: Connection) -> None:
+        seen.append(conn.execute("SELECT current_setting('search_path'), current_setting('TimeZone'), current_user").fetchone())
+        conn.execute("SET ROLE NONE; SET search_path = public; SET TimeZone = 'UTC'")
+
+    for _ in range(3):
+        run, _ = await bench.run(handler)
+        assert run.transaction == "committed"
+    assert seen == [("mine", "Asia/Tokyo", "other")] * 3
+
+
+def leave_pipeline_open(conn: Connection, *statements: str) -> None:
+    pipeline = conn.pipeline()
+    pipeline.__enter__()
+    held.append(pipeline)
+    for statement in statements:
+        conn.execute(statement.encode())
+
+
+held: list[Any] = []
+"""What handlers of these tests leave behind."""
+
+
+@pytest.fixture(autouse=True)
+def _let_go() -> Iterator[None]:
+    yield
+    for thing in held:
+        if isinstance(thing, threading.Thread):
+            thread_ended_in_time = thing.join(5) or not thing.is_alive()
+            assert thread_ended_in_time
+    held.clear()
+
+
+async def test_a_pipeline_that_is_left_open_is_waited_for_and_its_effects_count(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        leave_pipeline_open(conn, f"INSERT INTO effects VALUES ('{job.id}', 7)", f"INSERT INTO effects VALUES ('{job.id}', 8)")
+
+    run, _ = await bench.run(handler)
+    assert run.transaction == "committed"
+    assert bench.effects() == [7, 8]
+    assert bench.database.states() == {"succeeded": 1}
+    run, _ = await bench.run(look)
+    assert run.transaction == "committed"
+
+
+async def test_an_error_in_a_pipeline_that_is_left_open_fails_the_attempt(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        leave_pipeline_open(conn, f"INSERT INTO effects VALUES ('{job.id}', 7)", "SELECT 1 / 0")
+
+    assert "DivisionByZero: division by zero" in await bench.failure(handler)
+
+    def nested(job: Job, conn: Connection) -> None:
+        leave_pipeline_open(conn, f"INSERT INTO effects VALUES ('{job.id}', 7)")
+        leave_pipeline_open(conn, "INSERT INTO effects VALUES ('no uuid', 7)")
+
+    assert "InvalidTextRepresentation" in await bench.failure(nested)
+
+
+ENDS: dict[str, Step] = {
+    "COMMIT": sql("COMMIT"),
+    "COMMIT; BEGIN": sql("COMMIT; BEGIN"),
+    "END; a block like ours": sql("END; BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
+    "COMMIT AND CHAIN": sql("COMMIT AND CHAIN"),
+    "ROLLBACK AND CHAIN": sql("ROLLBACK AND CHAIN"),
+    "ROLLBACK; BEGIN": sql("ROLLBACK; BEGIN"),
+    "in three steps": lambda conn: [conn.execute(step) for step in (b"ABORT", b"BEGIN", b"SELECT 1")],
+    "implicitly begun": lambda conn: [conn.execute(step) for step in (b"COMMIT", b"SELECT 1")],
+    "hidden by RESET ALL": sql("RESET ALL; COMMIT; BEGIN"),
+    "in a pipeline": lambda conn: leave_pipeline_open(conn, "COMMIT", "BEGIN"),
+    "below psycopg": lambda conn: conn.pgconn.exec_(b"COMMIT; BEGIN"),
+    "into a block": lambda conn: conn.execute("COMMIT") and conn.transaction().__enter__(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+async def test_a_transaction_that_is_not_the_one_that_began_fails_the_attempt(end: Step, bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        end(conn)
+        write(conn, job)
+
+    assert "the handler ended the transaction that its job was to be completed in" in await bench.failure(handler)
+    run, _ = await bench.run(look)
+    assert run.transaction == "committed"
+
+
+async def test_a_transaction_that_the_handler_prepares_for_two_phases_fails_the_attempt(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        write(conn, job)
+        conn.execute("PREPARE TRANSACTION 'mine'")
+
+    assert "prepared transactions are disabled" in await bench.failure(handler)
+
+    def over_psycopg(conn: Connection) -> None:
+        conn.tpc_begin("mine")
+
+    assert "ProgrammingError" in await bench.failure(over_psycopg)
+
+
+def leave_thread(call: Callable[..., object], *arguments: object) -> None:
+    """Call something in a thread that is left behind, and wait until it has begun."""
+
+    def run() -> None:
+        with pytest.raises(psycopg.OperationalError):
+            call(*arguments)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    held.append(thread)
+    thread.join(0.2)
+
+
+def swallow(conn: Connection) -> None:
+    with suppress(psycopg.Error):
+        conn.execute("SELECT nowhere")
+
+
+MISUSES: dict[str, tuple[Step, str]] = {
+    "closes": (lambda conn: conn.close(), "the handler closed its connection"),
+    "with conn": (lambda conn: conn.__enter__().__exit__(None, None, None), "Explicit commit() forbidden"),
+    "read-only": (sql("SET TRANSACTION READ ONLY"), "leave out SET TRANSACTION READ ONLY"),
+    "swallows": (swallow, "with conn.transaction():"),
+    "COPY": (lambda conn: held.append(conn.pgconn.exec_(b"COPY effects FROM STDIN")), "its connection was in use"),
+    "stream": (lambda conn: held.append([stream := conn.cursor().stream(b"SELECT 1"), next(stream)]), "its connection was in use"),
+    "notifies": (lambda conn: leave_thread(conn.notifies().__next__), "its connection was in use"),
+    "statement": (lambda conn: leave_thread(conn.execute, b"SELECT pg_sleep(60)"), "its connection was in use"),
+    "autocommit": (lambda conn: conn.set_autocommit(True), "can't change 'autocommit' now"),
+    "isolation": (lambda conn: setattr(conn, "isolation_level", 4), "can't change 'isolation_level' now"),
+}
+
+
+@pytest.mark.parametrize(("misuse", "reason"), MISUSES.values(), ids=MISUSES)
+async def test_what_breaks_the_promise_fails_the_attempt_and_says_what_to_do(misuse: Step, reason: str, bench: Bench) -> None:
+    def handler(conn: Connection) -> None:
+        misuse(conn)
+
+    assert reason in await bench.failure(handler)
+    run, _ = await bench.run(look)
+    assert run.transaction == "committed"
+
+
+INSERT = b"INSERT INTO effects VALUES ('0198c7a4-0000-7000-8000-000000000000', 9)"
+
+
+def into_copy(conn: Connection) -> Callable[[], object]:
+    copy = conn.cursor().copy(b"COPY effects FROM STDIN")
+    return lambda: copy.__enter__().write_row(("0198c7a4-0000-7000-8000-000000000000", 9))
+
+
+LATE: dict[str, Callable[[Connection], Callable[[], object]]] = {
+    "connection": lambda conn: lambda: conn.execute(INSERT),
+    "old cursor": lambda conn: functools.partial(conn.cursor().execute, INSERT),
+    "used cursor": lambda conn: functools.partial(conn.execute(b"SELECT 1").execute, INSERT),
+    "client-side cursor": lambda conn: functools.partial(psycopg.ClientCursor(conn).execute, INSERT),
+    "new cursor": lambda conn: lambda: psycopg.Cursor(conn).execute(INSERT),
+    "many": lambda conn: functools.partial(conn.cursor().executemany, INSERT, [(), ()]),
+    "COPY": into_copy,
+    "block": lambda conn: lambda: conn.transaction().__enter__(),
+    "open block": lambda conn: functools.partial((block := conn.transaction()).__exit__, *block.__enter__() and (None, None, None)),
+    "pipeline": lambda conn: lambda: conn.pipeline().__enter__(),
+    "submission": lambda conn: lambda: jobqueue.submit(conn, "late"),
+    "notifications": lambda conn: lambda: next(conn.notifies(timeout=0.1)),
+    "cancel": lambda conn: conn.cancel,
+    "cancel_safe": lambda conn: conn.cancel_safe,
+    "close": lambda conn: conn.close,
+    "with": lambda conn: lambda: conn.__exit__(None, None, None),
+    "autocommit": lambda conn: lambda: conn.set_autocommit(True),
+    "callbacks": lambda conn: lambda: conn.add_notice_handler(raises),
+    "adapters": lambda conn: lambda: change_every_attribute(conn),
+}
+"""What a thread that a handler left behind may do with the connection, prepared while that runs, and done later."""
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+async def test_what_a_handler_leaves_behind_cannot_reach_the_next_ones_transaction(
+    late: Callable[[Connection], Callable[[], object]], bench: Bench
+) -> None:
+    left: list[Callable[[], object]] = []
+    pids: list[int] = []
+
+    def leaves(conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+        left.append(late(conn))
+
+    def meets(job: Job, conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+        write(conn, job)
+        with ThreadPoolExecutor() as executor:
+            sleep = executor.submit(conn.execute, b"SELECT pg_sleep(0.3)")
+            error = executor.submit(left[0]).exception()
+            sleep.result()
+        assert error is None or isinstance(error, psycopg.OperationalError | psycopg.InterfaceError), error
+        look(conn)
+        write(conn, job)
+
+    run, _ = await bench.run(leaves)
+    assert run.transaction == "committed"
+    run, _ = await bench.run(meets)
+    assert run.transaction == "committed"
+    assert bench.effects() == [1, 1]
+    assert pids[0] == pids[1]
+    assert bench.database.rows("SELECT kind FROM jobqueue.pending_jobs") == []
+
+
+async def test_a_thread_that_uses_the_connection_until_the_handler_returns_is_part_of_it(bench: Bench) -> None:
+    def handler(job: Job, conn: Connection) -> None:
+        thread = threading.Thread(target=write, args=(conn, job))
+        thread.start()
+        thread.join()
+
+    run, _ = await bench.run(handler)
+    assert run.transaction == "committed"
+    assert bench.effects() == [1]
+
+
+async def test_a_thread_that_keeps_writing_writes_nothing_after_its_job(bench: Bench) -> None:
+    ended: list[BaseException] = []
+    threads: list[threading.Thread] = []
+
+    def write_on(conn: Connection, job: Job) -> None:
+        try:
+            while True:
+                write(conn, job)
+        except psycopg.OperationalError as error:
+            ended.append(error)
+
+    def leaves(job: Job, conn: Connection) -> None:
+        threads.append(threading.Thread(target=write_on, args=(conn, job)))
+        threads[-1].start()
+        time.sleep(0.01)
+
+    for _ in range(10):
+        await bench.run(leaves)
+        run, _ = await bench.run(look)
+        assert run.transaction == "committed"
+    for thread in threads:
+        thread.join(5)
+    assert len(ended) == 10
+    # A thread is in a statement at nearly all times, so most of these attempts fail. One that succeeds has all that was written.
+    assert bench.database.value("SELECT count(DISTINCT job) FROM effects") <= bench.database.states()["succeeded"] - 10
+
+
+async def test_adapters_that_the_program_replaces_for_all_connections_do_not_reach_the_completion(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = AdaptersMap(psycopg.adapters)
+    adapters.register_dumper(str, Shouting)
+    for oid in (psycopg.adapters.types["text"].oid, psycopg.adapters.types["int8"].array_oid):
+        adapters.register_loader(oid, Unreadable)
+    job_id = await bench.driver.submit(kind="test")
+    job = await bench.driver.claim_one()
+    outcome = msgspec.json.encode(Outcome(id=job_id, claims=job.claims, outcome="succeeded", result=msgspec.Raw(b'"quiet"')))
+    monkeypatch.setattr(postgres, "adapters", adapters)
+    async with bench._pool.open() as transaction:
+        assert transaction.run(bench.driver.node, lambda _: outcome)
+    monkeypatch.undo()
+    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [("quiet",)]
 
 
 async def test_the_example_in_the_readme(bench: Bench) -> None:
@@ -757,7 +1196,7 @@ def test_a_commit_in_doubt_is_found_out_about(
 ) -> None:
     for number in range(1, 4):
         lost = proxy.lost
-        {"reply": proxy.lose_next_reply, "request": proxy.lose_next_request}[which](b"COMMIT")
+        {"reply": proxy.lose_next_reply, "request": proxy.lose_next_request}[which](b"COMMIT\0")
         job_id = submit(client, node, {"kind": "write"})
         wait_for(lambda lost=lost: proxy.lost > lost, f"the {which} of a COMMIT is lost")
         wait_for(lambda number=number: database.states() == {"succeeded": number}, "the job succeeds")
@@ -776,7 +1215,7 @@ def test_connections_that_are_cut_at_any_moment_double_nothing(
     for cut in range(20):
         ids += database.value("SELECT jobqueue.submit_many(%s::jsonb)::text[]", json.dumps([{"kind": "write"}] * 40))
         if cut % 2 == 0:
-            proxy.lose_next_reply([b"COMMIT", b"jobqueue.finish"][cut // 2 % 2])
+            proxy.lose_next_reply([b"COMMIT\0", b"jobqueue.finish"][cut // 2 % 2])
         # A node that is still away from the last cut has nothing to lose in this one.
         wait_for(lambda: "pending" not in database.states(), "all are claimed")
         time.sleep(0.01 * (cut % 5))

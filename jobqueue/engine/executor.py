@@ -6,6 +6,7 @@ payload -> arguments -> cancel scope with the timeout -> handler -> verdict
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ from msgspec.structs import force_setattr
 from jobqueue import documents, tracing
 from jobqueue.engine.handlers import Handler, PayloadMismatch
 from jobqueue.engine.notes import Handle, Notes
-from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, text_of
+from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, in_list, text_of, unstorable
 from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
@@ -253,9 +254,13 @@ class Executor:
         if timeout is not None:
             run.limit(timeout)
         handle = self._hand_out(run, handler, arguments)
-        if handler.mode == "async" and handle is not None:
-            return await _call_in_nursery(handler, arguments, handle)
-        return await self._call_thread(run, functools.partial(handler.function, **arguments))
+        if handler.mode == "async":
+            result = handler.function(**arguments)
+        else:
+            [result] = await self._call_thread(run, in_list, functools.partial(handler.function, **arguments))
+            if not inspect.iscoroutine(result):  # one is of an async def in a decorator that is a plain def: the loop runs it
+                return result
+        return await (result if handle is None else _await_in_nursery(result, handle))
 
     def _hand_out(self, run: Run, handler: Handler, arguments: dict[str, Any]) -> Handle | None:
         """Let the handler's job, if it asked for it, reach its run."""
@@ -369,14 +374,14 @@ _NO_LIMIT = trio.CapacityLimiter(math.inf)
 _CUT_OFF = object()
 
 
-async def _call_in_nursery(handler: Handler, arguments: dict[str, Any], handle: Handle) -> Any:
-    """Call a handler with a nursery for its own tasks, and wait for these too."""
+async def _await_in_nursery(coroutine: Awaitable[Any], handle: Handle) -> Any:
+    """Run a handler with a nursery for its own tasks, and wait for these too."""
     result = _CUT_OFF
     alone: BaseException
     try:
         async with trio.open_nursery() as nursery:
             handle.nursery = nursery
-            result = await handler.function(**arguments)
+            result = await coroutine
     except BaseExceptionGroup as group:
         if len(group.exceptions) != 1:
             raise
@@ -395,7 +400,7 @@ def _work_with(handler: Handler, arguments: dict[str, Any], outcome: Outcome, co
     try:
         outcome.result = _kept(result)
     except documents.RefusedDocument as error:
-        raise HandlerFailed(f"the result cannot be stored as JSON: {error}", None) from None
+        raise HandlerFailed(unstorable(result, error), None) from None
     return msgspec.json.encode(outcome)
 
 
@@ -427,7 +432,38 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
-            return _failed(run, handler, _Failure(error_line(cause), text, None, tracing.error_type(cause)))
+            hint = f". {_ON_TRIO}" if _is_of_asyncio(cause) else ""
+            return _failed(run, handler, _Failure(error_line(cause) + hint, text, None, tracing.error_type(cause)))
+
+
+_ON_TRIO = (
+    "jobqueue runs async def handlers on Trio, where asyncio libraries do not work: write a plain def that calls asyncio.run(...),"
+    " or use a library for Trio or anyio, such as httpx"
+)
+
+_ASYNCIO_MISSED = (
+    "no running event loop",
+    "no current event loop",
+    "should be used inside a task",
+    "different event loop",
+    "different loop",
+    "object has no attribute 'create_future'",
+    "trio.run received unrecognized yield message",
+    "unknown async library, or not in async context",
+    "Not currently running on any asynchronous event loop",
+)
+"""What asyncio, its libraries, sniffio, anyio and Trio say when code of asyncio runs without its loop."""
+
+
+def _is_of_asyncio(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that caused it, comes of code of asyncio that runs elsewhere."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_of_asyncio, error.exceptions))
+    while error is not None:
+        if isinstance(error, RuntimeError | TypeError | AttributeError) and any(mark in text_of(error) for mark in _ASYNCIO_MISSED):
+            return True
+        error = error.__cause__
+    return False
 
 
 _PROCESS_DIED = "the process that ran the handler died (killed, out of memory, or a crash in C)"
@@ -465,7 +501,7 @@ def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
     try:
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded", result=_kept(result))
     except documents.RefusedDocument as error:
-        return _failed(run, handler, _Failure(f"the result cannot be stored as JSON: {error}"))
+        return _failed(run, handler, _Failure(unstorable(result, error)))
 
 
 def _kept(result: Any) -> msgspec.Raw | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from jobqueue.engine.arguments import Decode, Field, Unconvertible, decoder
 from jobqueue.engine.periodic import Schedules
 from jobqueue.errors import HandlerError, InvalidQueueSetting
 from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, QueueSettings, queue_settings
@@ -136,10 +140,10 @@ class App:
     ) -> Callable[[Function], Function]:
         """Register the decorated function for a kind of job.
 
-        The payload object's fields become keyword arguments, converted to the annotated types (msgspec's rules); fields that the
-        function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. One annotated
-        `psycopg.Connection`, of a plain def, receives a connection in a transaction that is committed together with the job's
-        completion. What the function returns, as JSON, is the job's result.
+        The payload object's fields become keyword arguments, converted to the annotated types (msgspec's, pydantic models, and
+        paths); fields that the function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. One
+        annotated `psycopg.Connection`, of a plain def, receives a connection in a transaction that is committed together with the
+        job's completion. What the function returns, as JSON, is the job's result.
 
         Args:
             kind: the name that submitters use.
@@ -235,7 +239,7 @@ class App:
             return lambda function: function
 
         def register(function: Function) -> Function:
-            kinds = [kind for kind, handler in self._handlers.items() if handler.function is function]
+            kinds = [kind for kind, handler in self._handlers.items() if handler.function == function]
             self._schedules.declare_for(function, kinds, fields)
             return function
 
@@ -276,13 +280,44 @@ class App:
 
 def _hook(event: str, function: Callable[..., Any]) -> Hook:
     name = f"{event} {getattr(function, '__qualname__', function)!s}"
-    if not callable(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise HandlerError(f"{name}: a hook is a function, def or async def: write @app.{event} without parentheses")
+    if (reason := _not_a_function(function)) is not None:
+        raise HandlerError(f"{name}: {reason}. A hook is a def or an async def, and @app.{event} has no parentheses")
     try:
         inspect.signature(function).bind(None, None)
     except (TypeError, ValueError) as error:
         raise HandlerError(f"{name}: a hook is called with (job, error): {error}") from None
-    return Hook(name=name, function=function, is_async=inspect.iscoroutinefunction(function))
+    return Hook(name=name, function=function, is_async=_is_async(function))
+
+
+def _not_a_function(function: Any) -> str | None:
+    """Say why something is not a function that a node could call; None where it is one."""
+    if isinstance(function, classmethod):
+        return "a classmethod has no class yet in the class's body: register it below the class, as Class.method"
+    if not callable(function):
+        return f"a {type(function).__name__} cannot be called"
+    if inspect.isclass(function):
+        return f"{function.__name__} is a class: register a function, or an instance with __call__"
+    called = _called(function)
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
+        return "it is a generator, and nobody iterates over it: use def or async def with return"
+    return None
+
+
+def _called(function: Any) -> Any:
+    """Return the def that a call ends up in, behind partials, methods, and objects with ``__call__``."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, staticmethod) or inspect.ismethod(function):
+            function = function.__func__
+        elif inspect.isroutine(function):
+            return function
+        else:
+            function = type(function).__call__
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_called(function))
 
 
 _NO_CONNECTION: dict[Mode, str] = {
@@ -292,17 +327,26 @@ _NO_CONNECTION: dict[Mode, str] = {
 
 
 def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise HandlerError(f"{kind}: a generator cannot be a handler; use def or async def with return")
-    if inspect.iscoroutinefunction(function):
+    if (reason := _not_a_function(function)) is not None:
+        raise HandlerError(f"{kind}: {reason}")
+    if _is_async(function):
         if cpu:
             raise HandlerError(f"{kind}: cpu=True runs a function in a process, so it must be a plain def")
         return "async"
     if not cpu:
         return "thread"
-    if "<" in getattr(function, "__qualname__", "<"):
-        raise HandlerError(f"{kind}: cpu=True needs a function at the top of a module, where another process can import it")
+    if not _importable(function):
+        raise HandlerError(
+            f"{kind}: cpu=True needs a function at the top of a module, where another process can import it. It cannot be a lambda,"
+            " a method, a partial, an object, a function within a function, or one of an interactive session"
+        )
     return "process"
+
+
+def _importable(function: Callable[..., Any]) -> bool:
+    if not (inspect.isfunction(function) or inspect.isbuiltin(function)) or not function.__qualname__.isidentifier():
+        return False
+    return function.__module__ != "__main__" or Path(getattr(sys.modules["__main__"], "__file__", None) or "").is_file()
 
 
 def _compile(kind: str, signature: Signature, connection: str | None) -> Compiled:
@@ -312,7 +356,7 @@ def _compile(kind: str, signature: Signature, connection: str | None) -> Compile
     """
     hints, parameters = signature
     job_parameter: str | None = None
-    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    fields: list[Field] = []
     for name, parameter in parameters.items():
         if name == connection:
             continue
@@ -342,15 +386,63 @@ def _compile(kind: str, signature: Signature, connection: str | None) -> Compile
     return arguments, job_parameter
 
 
+def _decoder(kind: str, fields: list[Field]) -> Decode:
+    try:
+        return decoder(fields)
+    except Unconvertible as error:
+        raise HandlerError(f"{kind}: {error}") from error
+
+
 def _signature(kind: str, function: Callable[..., Any]) -> Signature:
     try:
-        hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
+    except ValueError as error:
+        raise HandlerError(f"{kind}: {error}: Python knows no parameters of it, so call it in a def of your own") from error
+    hints = _hints(kind, function)
+    for position, (name, parameter) in enumerate(parameters.items()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise HandlerError(
+                f"{kind}: parameter {name!r} must be one that can be given by name. Name each field, or take a job: jobqueue.Job"
+                " and read job.payload. The wrapper of a decorator needs @functools.wraps"
+            )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name: leave out the slash")
+        if position == 0 and name in ("self", "cls") and name not in hints:
+            raise HandlerError(
+                f"{kind}: parameter {name!r} would be a field of the payload: a method is registered on its object, as in"
+                f' app.handler("{kind}")(thing.{getattr(function, "__name__", "method")}), or made a staticmethod'
+            )
+    if (reason := _obstacle(function, parameters)) is not None:
+        raise HandlerError(
+            f"{kind}: the wrapper that a decorator put around the function cannot be called with its parameters by name: {reason}."
+            " Let it take *args and **kwargs"
+        )
+    return hints, parameters
+
+
+def _obstacle(function: Callable[..., Any], parameters: Iterable[str]) -> str | None:
+    """Say why what is called does not take the parameters of the function that it wraps; None where it does, as far as is known."""
+    try:
+        own = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None  # a wrapper in C, such as lru_cache
+    try:
+        own.bind(**dict.fromkeys(parameters))
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _hints(kind: str, function: Any) -> dict[str, Any]:
+    """Return the annotations of the function whose signature this one's is."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):
+        function = type(function).__call__
+    try:
+        return get_type_hints(function, include_extras=True)
     except Exception as error:
         raise HandlerError(f"{kind}: the annotations cannot be resolved: {error}") from error
-    for name, parameter in parameters.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name")
-    return hints, parameters
 
 
 def _is_job(annotation: Any) -> bool:
@@ -383,20 +475,3 @@ def _connection_class(annotation: Any) -> type | None:
     cls = get_origin(annotation) or annotation
     of_psycopg = {base.__name__ for base in getattr(cls, "__mro__", ()) if base.__module__ == "psycopg"}
     return cls if isinstance(cls, type) and not of_psycopg.isdisjoint({"Connection", "AsyncConnection"}) else None
-
-
-def _decoder(kind: str, fields: list[tuple[str, Any] | tuple[str, Any, Any]]) -> Callable[[msgspec.Raw], dict[str, Any]]:
-    if not fields:
-        return lambda payload: {}  # noqa: ARG005 - nothing is asked of the payload, so any will do
-    try:
-        struct = msgspec.defstruct("Payload", fields, kw_only=True)
-        decoder = msgspec.json.Decoder(struct)
-    except (TypeError, ValueError) as error:
-        raise HandlerError(f"{kind}: a payload cannot be converted to this signature: {error}") from error
-    names = struct.__struct_fields__
-
-    def decode(payload: msgspec.Raw) -> dict[str, Any]:
-        values = decoder.decode(payload)
-        return {name: value for name in names if (value := getattr(values, name)) is not msgspec.UNSET}
-
-    return decode

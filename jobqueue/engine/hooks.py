@@ -5,9 +5,11 @@ At most once: what waits here when the process dies is not told to anybody. The 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -16,6 +18,7 @@ import trio
 
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.handlers import Hook
+from jobqueue.engine.process_call import in_list
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Expired, Recovered, Store
@@ -129,7 +132,10 @@ class Hooks:
                 if hook.is_async:
                     await hook.function(job, error)
                 else:
-                    await trio.to_thread.run_sync(hook.function, job, error, abandon_on_cancel=True, limiter=self._threads)
+                    call = partial(hook.function, job, error)
+                    [result] = await trio.to_thread.run_sync(in_list, call, abandon_on_cancel=True, limiter=self._threads)
+                    if inspect.iscoroutine(result):
+                        await result  # of an async def in a decorator that is a plain def
             if scope.cancelled_caught:
                 log.error("a hook did not end in time", hook=hook.name, job_id=job.id, seconds=HOOK_TIMEOUT)
         except BaseException as failure:

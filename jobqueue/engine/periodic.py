@@ -69,7 +69,7 @@ class Schedules:
 
     def handled(self, function: Callable[..., Any], kind: str) -> None:
         """Say that a function has become the handler of a kind: schedules that waited for that have theirs."""
-        for waiting in [waiting for waiting in self._waiting if waiting[0] is function]:
+        for waiting in [waiting for waiting in self._waiting if waiting[0] == function]:
             self._waiting.remove(waiting)
             self.declare({**waiting[1], "kind": kind})
 

@@ -1,4 +1,4 @@
-"""The far side of a CPU-bound handler: what runs in the worker process around the user's function.
+"""The far side of a CPU-bound handler: what runs in the worker process around the user's function, and in part in threads.
 
 Only JSON and texts cross back. What the handler returns passes the gate where it was made: the service neither unpickles nor
 measures a result that is too large. What it raises becomes text there: an exception may not survive the way, and its class need not
@@ -7,6 +7,7 @@ exist here.
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -45,15 +46,33 @@ def call_handler(function: Callable[..., Any], arguments: dict[str, Any], trace:
         Retry, Snooze, Discard: the handler's verdict, as the plain class.
         HandlerFailed: anything else that it raised, or a result that cannot be stored.
     """
+    result: Any = None
     try:
         with tracing.continued(trace):
             result = function(**arguments)
         return documents.encode(result, limit=MAX_RESULT_BYTES)
     except documents.RefusedDocument as error:
-        failure: Exception = HandlerFailed(f"the result cannot be stored as JSON: {error}", None)
+        failure: Exception = HandlerFailed(unstorable(result, error), None)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must get back
         failure = _sendable(error)
     raise failure  # here, where it has no context: what it came from need not survive the way
+
+
+def in_list(function: Callable[[], Any]) -> list[Any]:
+    """Call a function in a thread. Trio refuses a coroutine that a thread returns, but not one in a list."""
+    return [function()]
+
+
+def unstorable(result: object, error: documents.RefusedDocument) -> str:
+    """Say why a result cannot be stored. A coroutine that nobody will await is closed, so that Python does not warn of it."""
+    if not inspect.isawaitable(result):
+        return f"the result cannot be stored as JSON: {error}"
+    if inspect.iscoroutine(result):
+        result.close()
+    return (
+        f"the handler returned something to await ({type(result).__name__}), which cannot be stored: await it in an async def,"
+        " or run it before the handler returns (trio.run, asyncio.run)"
+    )
 
 
 def text_of(value: object) -> str:

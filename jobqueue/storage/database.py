@@ -184,12 +184,12 @@ def connect(url: str, purpose: str) -> Connection:
             url,
             autocommit=True,
             application_name=f"jobqueue {purpose}",
+            client_encoding="UTF8",
             connect_timeout=CONNECT_TIMEOUT,
             keepalives_idle=DEAD_PEER_TIMEOUT,
             keepalives_interval=2,
             keepalives_count=3,
             tcp_user_timeout=DEAD_PEER_TIMEOUT * 1000,
-            client_encoding="UTF8",
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error

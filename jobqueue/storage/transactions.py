@@ -22,16 +22,16 @@ import os
 import random
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NoReturn
 
 import psycopg
 import trio
-from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg import errors as pg
+from psycopg.pq import Escaping, PGconn, PipelineStatus, TransactionStatus, abc
 
 from jobqueue.errors import CommitInDoubt, DatabaseUnavailable, NoConnection
 from jobqueue.storage.database import (
@@ -57,33 +57,148 @@ CONNECT_AGAIN = 0.5
 CANCEL_TIMEOUT = 2.0
 """Seconds for PostgreSQL to be told that a statement is not wanted any more."""
 
+STRAGGLER_PATIENCE = 1.0
+"""Seconds for a statement of a thread that the handler left behind to notice that its connection was cut."""
+
 Work = Callable[[Connection], bytes]
 """What a handler does with the connection. It returns the run's outcome, encoded."""
 
-_FINISH = b"SELECT jobqueue.finish(%s, %s::jsonb, %s), set_config('idle_in_transaction_session_timeout', %s, true)"
+# READ WRITE and READ COMMITTED overrule the defaults of the database and the role. The setting is local: it is gone as soon as this
+# transaction is over. It takes no snapshot, so the handler can still choose another isolation level.
+_BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL jobqueue.transaction = 'begun'"
+
+# The handler may have become another role, which may not complete jobs.
+_FINISH = b"""
+    RESET SESSION AUTHORIZATION; RESET ROLE;
+    SELECT pg_catalog.current_setting('jobqueue.transaction', true), jobqueue.finish(%b, %b, %b),
+           pg_catalog.set_config('idle_in_transaction_session_timeout', %b, true)
+"""
 
 _RESET = b"""
-    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD TEMP
+    SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; CLOSE ALL; RESET ALL; DEALLOCATE ALL; UNLISTEN *;
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; SET idle_session_timeout = 0
 """
-"""DISCARD ALL, but that what PostgreSQL has prepared and planned stays."""
+"""DISCARD ALL without DISCARD PLANS, so that the plans in jobqueue's functions stay. RESET ROLE goes back to the role's default.
+
+An idle session is for the next handler: no default of the database may end it."""
+
+_ENDED = (
+    "the handler ended the transaction that its job was to be completed in (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL,"
+    " which hides that): leave these out, and return to commit, or raise to roll back"
+)
+_CLOSED = "the handler closed its connection: leave it open, jobqueue completes the job on it"
+_ABORTED = (
+    "current transaction is aborted: the handler caught an error of PostgreSQL and returned. Let the error propagate, or run the"
+    " statement that may fail in a block of its own (with conn.transaction():)"
+)
+_IN_USE = (
+    "the handler returned while its connection was in use: wait for the threads that use it, and read or write all of a COPY, of"
+    " cursor.stream(), or of conn.notifies()"
+)
+_READ_ONLY = "the handler made its transaction read-only, so its job cannot be completed in it: leave out SET TRANSACTION READ ONLY"
+
+
+def _no_session() -> abc.PGconn:
+    """Return a closed connection of libpq."""
+    pgconn = PGconn.connect_start(b"nowhere")  # libpq cannot read this, so it contacts nobody
+    pgconn.finish()
+    return pgconn
+
+
+_NO_SESSION = _no_session()
+
+
+class HandlerConnection(Connection):
+    """The connection that one handler gets. It shares a session of PostgreSQL, but nothing else, with those before and after it.
+
+    Whatever the handler changes on it (adapters, factories, callbacks) ends with it. So does the use of it: once the handler has
+    returned, a thread or an object that still holds it meets a closed connection, and never the next handler's transaction.
+    """
+
+    def commit(self) -> NoReturn:
+        raise psycopg.ProgrammingError("Explicit commit() forbidden: jobqueue commits when the handler returns")
+
+    def rollback(self) -> NoReturn:
+        raise psycopg.ProgrammingError("Explicit rollback() forbidden: jobqueue rolls back when the handler raises")
+
+    def settle(self) -> None:
+        """Wait for what is under way in a pipeline that the handler left open, and check that its transaction is.
+
+        Raises:
+            psycopg.Error: a statement in the pipeline failed, or the job cannot be completed in this transaction.
+        """
+        if self.closed and not self.broken:
+            raise psycopg.ProgrammingError(_CLOSED)
+        if self.info.pipeline_status is not PipelineStatus.OFF:
+            with self.pipeline() as open_one:
+                open_one.sync()
+            self.pgconn.exit_pipeline_mode()
+        match self.info.transaction_status:
+            case TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError(_ENDED)
+            case TransactionStatus.INERROR:
+                raise pg.InFailedSqlTransaction(_ABORTED)
+            case TransactionStatus.ACTIVE:
+                raise psycopg.ProgrammingError(_IN_USE)
+
+    def end(self, *, patience: float = 0.0) -> bool:
+        """Cut it off from the session; return False, and leave it as it is, if it is in use for longer than `patience` seconds."""
+        if not self.lock.acquire(timeout=patience):
+            return False
+        self.pgconn.notice_handler = self.pgconn.notify_handler = None  # the handler's callbacks
+        self.pgconn = _NO_SESSION
+        self.lock.release()
+        return True
 
 
 @dataclass(slots=True)
 class _Line:
-    """A connection, and a second hold of its socket, which another thread can cut while the connection is in use.
+    """A session, and a second hold of its socket, which another thread can cut while the session is in use.
 
     Attributes:
+        connection: what jobqueue itself sends goes over; a handler never gets it.
         pooled: whether a pooler stands before PostgreSQL.
+        reusable: whether the next handler may have this session.
     """
 
     connection: Connection
     socket: socket.socket
     pooled: bool = False
+    reusable: bool = True
 
     def prepare(self) -> None:
-        """Make it what a handler expects of a connection."""
+        """Make it what a handler expects of a session."""
         self.pooled = behind_pooler(self.connection)
         self.reset()
+
+    @contextmanager
+    def lent(self) -> Iterator[HandlerConnection]:
+        """Lend the session, in a transaction, to a handler. By the end nobody else uses it, and the transaction can be committed.
+
+        Raises:
+            psycopg.Error: the handler left it so that its job cannot be completed.
+        """
+        lent = HandlerConnection(self.connection.pgconn)
+        if self.pooled:
+            lent.prepare_threshold = None
+        in_use = False
+        try:
+            yield lent
+            self.reusable = lent.info.pipeline_status is PipelineStatus.OFF  # its holder could close the next handler's pipeline
+            lent.settle()
+        finally:
+            if not lent.end():
+                in_use = True
+                self.cut()
+                lent.end(patience=STRAGGLER_PATIENCE)  # the memory that a thread is using cannot be freed
+        if in_use:
+            raise psycopg.ProgrammingError(_IN_USE)
+
+    def cut(self) -> None:
+        """Break the connection, whoever is using it."""
+        self.reusable = False
+        with suppress(OSError):  # it is over already
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.connection.close()
@@ -91,14 +206,10 @@ class _Line:
 
     def reset(self) -> None:
         """Undo what a handler may have changed, for the next one. A pooler's sessions are not ours to reset."""
-        connection = self.connection
-        connection.reply_timeout = REPLY_TIMEOUT
+        if self.connection.info.transaction_status is not TransactionStatus.IDLE:
+            self.connection.execute(b"ROLLBACK")
         if not self.pooled:
-            connection.execute(_RESET)
-        connection.reply_timeout = None
-        connection.row_factory = tuple_row
-        connection.cursor_factory = psycopg.Cursor
-        connection.prepare_threshold = None if self.pooled else 5  # psycopg's own; behind a pooler nothing stays prepared
+            self.connection.execute(_RESET)
 
 
 class Transactions:
@@ -165,8 +276,8 @@ class Transactions:
         self._keep(line)
 
     def _give_back(self, line: _Line, *, usable: bool) -> None:
-        if usable and line.connection.info.transaction_status is TransactionStatus.IDLE:
-            with suppress(psycopg.Error):
+        if usable and line.reusable:
+            with suppress(Exception):  # the job may be completed by now: whatever this is, it is no error of its handler's
                 line.reset()
                 self._keep(line)
                 return
@@ -233,33 +344,42 @@ class Transaction:
 
     def _run(self, node_id: str, work: Work) -> bool:
         connection = self._line.connection
-        stale = committing = False
+        connection.execute(_BEGIN)
         try:
-            # In psycopg's block the handler cannot commit or roll back by itself: psycopg refuses, with the reason.
-            with connection.transaction():
-                outcome = work(connection)
-                if connection.info.transaction_status is TransactionStatus.IDLE:
-                    raise psycopg.ProgrammingError("the handler ended the transaction that its job was to be completed in")
-                stale = self._finish(node_id, outcome)
-                if stale:
-                    raise psycopg.Rollback
-                committing = True
+            with self._line.lent() as lent:
+                outcome = work(lent)
+        except psycopg.Rollback:
+            raise psycopg.ProgrammingError("the handler rolled its transaction back by raising psycopg.Rollback") from None
+        if self._finish(node_id, outcome):
+            return False
+        try:
+            connection.execute(b"COMMIT")
         except psycopg.Error as error:
-            if committing and severed_by(connection, error):
+            if severed_by(connection, error):
                 raise CommitInDoubt(f"the connection broke during the commit: {one_line(error)}") from error
             raise
-        if not (stale or committing):
-            raise psycopg.ProgrammingError("the handler rolled its transaction back by raising psycopg.Rollback")
-        return committing
+        return True
 
     def _finish(self, node_id: str, outcome: bytes) -> bool:
         """Complete the job; return whether the run is stale."""
         connection = self._line.connection
-        connection.reply_timeout = REPLY_TIMEOUT  # for the COMMIT, too
-        cursor = psycopg.Cursor(connection, row_factory=tuple_row)  # the handler may have set the connection's to another
-        params = (node_id, f"[{outcome.decode()}]", self._keep_finished, f"{ABANDONED_AFTER}s")
-        row = cursor.execute(_FINISH, params).fetchone()
-        return row is None or bool(row[0])
+        if connection.info.parameter_status("client_encoding") != "UTF8":
+            connection.execute(b"SET client_encoding TO 'UTF8'")
+        # Literals, since no adapter converts them: a program may have replaced those of psycopg itself.
+        literal = Escaping(connection.pgconn).escape_literal
+        keep = b"true" if self._keep_finished else b"false"
+        params = (literal(node_id.encode()), literal(b"[" + outcome + b"]"), keep, literal(b"%ds" % ABANDONED_AFTER))
+        try:
+            cursor = connection.execute(_FINISH % params)
+        except pg.ReadOnlySqlTransaction as error:
+            if connection.info.parameter_status("in_hot_standby") == "on":
+                raise
+            raise psycopg.ProgrammingError(_READ_ONLY) from error
+        cursor.set_result(-1)
+        assert cursor.pgresult is not None  # noqa: S101 - it was a SELECT
+        if cursor.pgresult.get_value(0, 0) != b"begun":
+            raise psycopg.ProgrammingError(_ENDED)
+        return cursor.pgresult.get_value(0, 1) != b"{}"
 
     def _cut_off(self) -> None:
         # The thread that is left behind gets an error from its present statement or the next one. The cancellation is for what
@@ -268,5 +388,4 @@ class Transaction:
             with suppress(psycopg.Error):
                 self._line.connection.cancel_safe(timeout=CANCEL_TIMEOUT)
         finally:
-            with suppress(OSError):  # it is over already
-                self._line.socket.shutdown(socket.SHUT_RDWR)
+            self._line.cut()

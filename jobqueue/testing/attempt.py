@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -113,11 +114,15 @@ def _watched(handler: Handler, raised: list[BaseException]) -> Handler:
 
     def plain(**values: Any) -> Any:
         with _keeping(raised):
-            return handler.function(**values)
+            result = handler.function(**values)
+        return watched(result) if inspect.iscoroutine(result) else result
 
     async def awaited(**values: Any) -> Any:
+        return await watched(handler.function(**values))
+
+    async def watched(coroutine: Awaitable[Any]) -> Any:
         with _keeping(raised):
-            return await handler.function(**values)
+            return await coroutine
 
     function = awaited if handler.mode == "async" else plain
     return msgspec.structs.replace(handler, function=function, arguments=arguments)
