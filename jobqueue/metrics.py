@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
+from jobqueue import logs
 from jobqueue.durations import BOUNDS, Durations
 from jobqueue.job import Verdict
 
@@ -126,8 +127,9 @@ class Metrics:
             bound = self._bound[queue, kind] = KindMetrics(self._families, queue, kind)
         return bound
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Give the registry what `Durations` have counted."""
+    def collect(self) -> Iterator[Metric]:
+        """Give the registry what `Durations` and the log have counted."""
+        yield CounterMetricFamily("jobqueue_log_lines_dropped", "Log lines that this process could not write.", logs.dropped())
         for name, text, durations in (
             ("job_wait_seconds", "From available to claimed, for first attempts.", "wait"),
             ("job_run_seconds", "From the start of an attempt to its end.", "run"),

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 import trio
 
+from jobqueue import logs
 from jobqueue.engine.handlers import Hook
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job, Outcome
@@ -126,6 +127,7 @@ class Hooks:
         return None if row is None or row["state"] != call.event else (_job(row), _error(row))
 
     async def _call(self, hook: Hook, job: Job, error: AttemptError) -> None:
+        logs.running.set(job)
         try:
             with trio.move_on_after(HOOK_TIMEOUT) as scope:
                 if hook.is_async:
@@ -138,6 +140,8 @@ class Hooks:
             if trio.current_effective_deadline() == -math.inf:
                 raise  # the stage itself is being cancelled
             log.exception("a hook failed", hook=hook.name, job_id=job.id, exc_info=failure)
+        finally:
+            logs.running.set(None)
 
 
 def _job(row: dict[str, Any]) -> Job:
