@@ -172,15 +172,19 @@ class Writer:
             self._report()
 
     def _find_room(self) -> int:
-        """Return how many bytes to write at once. A pipe keeps more than PIPE_BUF bytes together only if it has room for them."""
+        """Return how many bytes to write at once.
+
+        A pipe that has no room for a write takes it in pieces, unless it is of PIPE_BUF bytes or less, and other processes may write
+        between the pieces. A write of more than half a page can take a whole one of the pipe.
+        """
         if not self._is_pipe:
             return BATCH
         try:
-            size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)  # Linux has it, other systems do not
+            size = int(fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ))  # Linux has it, other systems do not
             [unread] = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
         except (AttributeError, OSError):
             return select.PIPE_BUF
-        return min(BATCH, max(select.PIPE_BUF, int(size - unread) // 2))
+        return min(BATCH, max(select.PIPE_BUF, (size - 2 * unread) // 4))  # a fourth: others may find the same room
 
     def _write_batch(self) -> None:
         if not self._batch:

@@ -235,8 +235,13 @@ def _add_fields(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 
 
+_line_ends = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+"""JSON has them as they are, and many a reader takes them for the end of a line."""
+
+
 def _as_json(_: Any, __: str, event: dict[str, Any]) -> str:
-    return _encoder.encode(event).decode()
+    text = _encoder.encode(event).decode()
+    return text if text.isascii() else text.translate(_line_ends)
 
 
 def _render(level: str, event: dict[str, Any]) -> str:
@@ -274,7 +279,9 @@ def _contained(write: Callable[[], object], level: str, event: object, fields: C
 def _plain(event: object, fields: Mapping[str, Any]) -> dict[str, Any]:
     given = {**structlog.contextvars.get_contextvars(), **fields}
     info = given.pop("exc_info", None)
-    error = info[1] if isinstance(info, tuple) else info if isinstance(info, BaseException) else sys.exception() if info else None
+    if isinstance(info, tuple):
+        info = next((part for part in info if isinstance(part, BaseException)), None)
+    error = info if isinstance(info, BaseException) else None if info is None else sys.exception()
     plain = {_text(name): _text(value) for name, value in given.items()}
     if error is not None:
         plain["exception"] = _text("".join(traceback.format_exception(error)), MAX_TRACEBACK)
