@@ -174,17 +174,17 @@ class Writer:
     def _find_room(self) -> int:
         """Return how many bytes to write at once.
 
-        A pipe that has no room for a write takes it in pieces, unless it is of PIPE_BUF bytes or less, and other processes may write
-        between the pieces. A write of more than half a page can take a whole one of the pipe.
+        A pipe that has no room for a write of more than PIPE_BUF bytes takes it in pieces. Other processes may write between these.
+        A write of more than half a page can use up a whole page of the pipe.
         """
         if not self._is_pipe:
             return BATCH
         try:
-            size = int(fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ))  # Linux has it, other systems do not
+            size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)  # Linux has it, other systems do not
             [unread] = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
         except (AttributeError, OSError):
             return select.PIPE_BUF
-        return min(BATCH, max(select.PIPE_BUF, (size - 2 * unread) // 4))  # a fourth: others may find the same room
+        return min(BATCH, max(select.PIPE_BUF, int(size - 2 * unread) // 4))  # a fourth: others may find the same room
 
     def _write_batch(self) -> None:
         if not self._batch:

@@ -40,8 +40,8 @@ async def wait() -> None:
 @app.handler("print")
 async def printed(lines: int) -> None:
     for number in range(lines):
-        print("printed", number)
-        print("printed", number, file=sys.stderr)
+        print("printed", number)  # noqa: T201 - as users do
+        print("printed", number, file=sys.stderr)  # noqa: T201
 
 
 @app.handler("flood")

@@ -14,18 +14,16 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import structlog
-import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import jobqueue
 from jobqueue import logs
 from jobqueue.log_writer import MAX_OF_JOBS, MAX_OF_ONE_JOB, MAX_WAITING, PER_LINE, Writer, flush
 from tests.conftest import ROOT, Database, Service
@@ -98,7 +96,7 @@ def test_a_record_of_logging_looks_like_ours(log: Log) -> None:
     logger.info("order %d", 7, extra={"customer": "ä"})
     logger.debug("not from this level on")
     try:
-        raise ValueError("as asked")
+        raise ValueError("as asked")  # noqa: TRY301
     except ValueError:
         logger.exception("failed")
     first, second = log.records()
@@ -147,7 +145,7 @@ class Odd(str):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return 7  # type: ignore[return-value]
+        return 7  # type: ignore[return-value] # noqa: PLE0307
 
 
 def nested(depth: int) -> list[Any]:
@@ -187,15 +185,15 @@ values = st.recursive(
 @pytest.mark.parametrize("terminal", [False, True])
 @given(event=values, fields=st.dictionaries(st.text(), values, max_size=3), args=st.lists(values, max_size=2), name=st.text())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_value_makes_logging_raise_and_every_record_is_logged(
+def test_no_value_makes_logging_raise_and_every_record_is_logged(  # noqa: PLR0917
     event: Any, fields: dict[str, Any], args: list[Any], name: str, terminal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for log in logged_to(tmp_path, monkeypatch, terminal=terminal):
         logger = structlog.get_logger()
         logger.info(event, *args, **{field: value for field, value in fields.items() if field not in ("self", "event")})
-        logger.info("bound", **{"value": event, "exc_info": event})
+        logger.info("bound", value=event, exc_info=event)
         try:
-            raise HostileError
+            raise HostileError  # noqa: TRY301
         except HostileError:
             logger.exception("failed", value=event)
             logging_record = logging.LogRecord(name, logging.ERROR, "", 1, event, tuple(args), sys.exc_info())
@@ -435,7 +433,7 @@ def test_a_patient_writer_has_written_a_line_when_put_returns_and_is_patient_onc
         received += os.read(read_end, 65536)
 
 
-def test_a_forked_child_writes_its_own_lines_once(tmp_path: Path) -> None:
+def test_a_forked_child_writes_its_own_lines_once() -> None:
     code = (
         "import os, sys, warnings\n"
         "from jobqueue import logs\n"
@@ -450,3 +448,242 @@ def test_a_forked_child_writes_its_own_lines_once(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert sorted(lines) == sorted([*(f"parent {n}" for n in range(200)), *(f"child of {n}" for n in range(0, 200, 50))])
+
+
+# ----------------------------------------------------------------------------------------------------------- whose line a line is
+
+KINDS = ["async", "nursery", "thread", "transactional", "process", "fail"]
+
+
+def parsed(node: Service) -> list[dict[str, Any]]:
+    """All that a service has logged: every line is JSON."""
+    return [json.loads(line) for line in node.log_lines]
+
+
+def test_every_record_of_every_sort_of_handler_carries_its_job(service: Start, database: Database) -> None:
+    node = service("tests.log_handlers", "--queue", "default=4")
+    with httpx.Client() as client:
+        ids = dict(zip(KINDS, submit(client, node, [{"kind": kind} for kind in KINDS]), strict=True))
+        wait_for(lambda: database.states() == {"succeeded": 5, "dead": 1}, "all jobs have run")
+        wait_for(lambda: sum("warnings in on_dead" in line for line in node.log_lines) > 0, "the hooks have run")
+    assert node.stop() == 0
+    records = parsed(node)
+    wheres = {**{kind: (kind, 1) for kind in KINDS[:-1]}, "on_retry": ("fail", 1), "on_dead": ("fail", 2)}
+    for where, (kind, attempt) in wheres.items():
+        about = [record for record in records if record.get("where") == where or f"from warnings in {where}\n" in record["event"]]
+        assert [(record["event"].split(":")[0], record["level"]) for record in about if "warnings" not in record["event"]] == [
+            ("from structlog", "info"),
+            ("from logging", "info"),
+        ]
+        assert [record["logger"] for record in about if "logger" in record] == ["root", "py.warnings"]
+        for record in about:
+            fields = {name: record.get(name) for name in ("job_id", "kind", "queue", "attempt")}
+            assert fields == {"job_id": ids[kind], "kind": kind, "queue": "default", "attempt": attempt}, record
+    assert not any("not to be seen" in record["event"] for record in records)
+    assert not any(record.get("logger") in logs.QUIET for record in records)
+    ours = [record for record in records if record["event"] in ("shutting down", "stopped", "node joined")]
+    assert len(ours) == 3
+    assert not any("job_id" in record for record in ours)
+
+
+def test_lines_of_a_process_that_is_killed_are_there(service: Start, database: Database) -> None:
+    node = service("tests.log_handlers")
+    with httpx.Client() as client:
+        submit(client, node, {"kind": "dies in process"})
+        wait_for(lambda: database.states() == {"dead": 1}, "the process has died")
+    assert node.stop() == 0
+    [last] = [record for record in parsed(node) if record["event"] == "the last words"]
+    assert last["kind"] == "dies in process"
+
+
+def test_with_several_processes_each_line_says_which_also_those_of_threads_and_cpu_bound_handlers(
+    service: Start, database: Database
+) -> None:
+    node = service("tests.log_handlers", "--processes", "2")
+    with httpx.Client() as client:
+        submit(client, node, [{"kind": kind} for kind in ("thread", "process")])
+        wait_for(lambda: database.states() == {"succeeded": 2}, "all jobs have run")
+    assert node.stop() == 0
+    about_jobs = [record for record in parsed(node) if "job_id" in record]
+    assert len(about_jobs) == 6
+    assert all(record["process"] in (1, 2) for record in about_jobs)
+
+
+def test_100_000_lines_of_a_handler_drop_no_line_of_the_service(service: Start, database: Database) -> None:
+    node = service("tests.log_handlers")
+    with httpx.Client() as client:
+        [flood, fail] = submit(client, node, [{"kind": "flood", "payload": {"lines": 100_000}}, {"kind": "fail"}])
+        wait_for(lambda: database.states() == {"succeeded": 1, "dead": 1}, "both have run")
+    assert node.stop() == 0
+    records = parsed(node)
+    numbers = [record["number"] for record in records if record["event"] == "one of many"]
+    missing = sum(record["lines"] for record in records if record["event"] == GAP)
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) + missing == 100_000
+    assert [r["event"] for r in records if r.get("job_id") == fail and "logger" not in r and "where" not in r] == [
+        "attempt failed",
+        "job died",
+    ]
+    assert records[-1]["event"] == "stopped"
+    assert flood
+
+
+# ------------------------------------------------------------------------------------------------- a configuration of the user's
+
+
+def run_node(*lines: str) -> tuple[list[str], int]:
+    """Run the lines as a module that a node has imported, up to the line `---`, and what its handlers do after it."""
+    split = lines.index("---")
+    start = ["import logging, logging.config, structlog, sys, warnings", "from jobqueue import logs", "import jobqueue.cli.serve"]
+    code = [*start, "logs.take_over(logs.Setup('info', {}))", *lines[:split], "logs.adopt_root()", *lines[split + 1 :]]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], check=False, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    return done.stderr.splitlines(), done.returncode
+
+
+def test_logging_without_a_configuration_of_the_users() -> None:
+    lines, _ = run_node(
+        "logging.info('while it is imported')", "---", "logging.info('said')", "logging.debug('not')", "warnings.warn('w')"
+    )
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(record["event"].split("\n")[0], record["logger"]) for record in records] == [
+        ("said", "root"),
+        ("<string>:9: UserWarning: w", "py.warnings"),
+    ]
+
+
+DICT_CONFIG = {
+    "version": 1,
+    "formatters": {"f": {"format": "mine %(message)s"}},
+    "handlers": {"h": {"class": "logging.StreamHandler", "formatter": "f"}},
+    "root": {"handlers": ["h"], "level": "INFO"},
+}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected"),
+    [
+        ("logging.basicConfig(level='DEBUG')", ['"event":"detail"', '"event":"said"']),
+        ("logging.basicConfig(level='WARNING')", []),
+        ("logging.basicConfig(format='mine %(message)s', level='DEBUG')", ["mine detail", "mine said"]),
+        ("logging.basicConfig(stream=sys.stdout)", []),
+        ("logging.getLogger('orders').addHandler(logging.NullHandler())", ['"event":"said"']),
+        ("logging.getLogger('orders').setLevel('DEBUG')", ['"event":"detail"', '"event":"said"']),
+        (f"logging.config.dictConfig({DICT_CONFIG})", ["mine said"]),
+        ("logging.disable()", []),
+    ],
+)
+def test_the_users_configuration_of_logging_holds_and_nothing_is_doubled(configuration: str, expected: list[str]) -> None:
+    lines, code = run_node(
+        configuration,
+        "---",
+        "log = logging.getLogger('orders')",
+        "log.debug('detail'); log.info('said')",
+        "jobqueue.service.log.info('of the service')",
+    )
+    assert code == 0
+    *lines, last = lines
+    assert json.loads(last)["event"] == "of the service"
+    assert len(lines) == len(expected), lines
+    assert all(part in line for part, line in zip(expected, lines, strict=True))
+
+
+def test_the_users_configuration_of_structlog_is_for_the_users_lines() -> None:
+    lines, code = run_node(
+        "def broken(*_): raise ZeroDivisionError",
+        "structlog.configure(processors=[broken])",
+        "---",
+        "jobqueue.service.log.info('of the service')",
+        "factory = structlog.PrintLoggerFactory(sys.stderr)",
+        "structlog.configure(processors=[structlog.processors.KeyValueRenderer()], logger_factory=factory)",
+        "structlog.get_logger().info('mine')",
+    )
+    assert (code, json.loads(lines[0])["event"], lines[1:]) == (0, "of the service", ["event='mine'"])
+
+
+def test_a_configuration_of_the_users_can_ask_for_the_job() -> None:
+    lines, _ = run_node(
+        "structlog.configure(processors=[lambda _, __, event: {**logs.job_fields(), **event}, structlog.processors.JSONRenderer()],"
+        " logger_factory=structlog.PrintLoggerFactory(sys.stderr))",
+        "---",
+        "structlog.get_logger().info('idle')",
+        "logs.running.set(logs.JobFields('7', 'greet', 'default', 1))",
+        "structlog.get_logger().info('at work')",
+    )
+    assert [json.loads(line) for line in lines] == [
+        {"event": "idle"},
+        {"event": "at work", "job_id": "7", "kind": "greet", "queue": "default", "attempt": 1},
+    ]
+
+
+def test_libraries_are_as_quiet_as_before_below_a_warning() -> None:
+    lines, _ = run_node(
+        "---", "for name in logs.QUIET: logging.getLogger(name + '.x').info('chatter'); logging.getLogger(name).warning('!')"
+    )
+    assert [json.loads(line)["logger"] for line in lines] == list(logs.QUIET)
+
+
+def test_every_logger_of_the_service_is_out_of_the_users_reach() -> None:
+    code = (
+        "import jobqueue.cli.serve, sys\n"
+        "from jobqueue import logs\n"
+        "logs.take_over(logs.Setup('info', {}))\n"
+        "ours = [vars(module) for name, module in sys.modules.items() if name.startswith('jobqueue.')]\n"
+        "loggers = [names['log'] for names in ours if 'log' in names]\n"
+        "print(len(loggers), all('bind' in vars(logger) for logger in loggers))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    count, bound = done.stdout.split()
+    uses = [path for path in (ROOT / "jobqueue").rglob("*.py") if "structlog.get_logger()" in path.read_text()]
+    assert (int(count), bound) == (len(uses), "True")
+
+
+# ------------------------------------------------------------------------------------------------------------- how a process ends
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("pass", 0),
+        ("sys.exit(3)", 3),
+        ("logs.exit_now(4)", 4),
+        ("raise RuntimeError('the end')", 1),
+        ("sys.stderr.close(); sys.exit(5)", 5),
+    ],
+)
+def test_the_last_lines_are_there_however_the_process_ends(end: str, code: int) -> None:
+    lines, found = run_node(
+        "---", "for n in range(5_000): print(n, file=sys.stderr)", "print('no newline', end='', file=sys.stderr)", end
+    )
+    assert found == code
+    assert lines[4_999:5_001] == ["4999", "no newline" + ("Traceback (most recent call last):" if "raise" in end else "")]
+    assert ("RuntimeError: the end" in lines) == ("raise" in end)
+
+
+@pytest.mark.parametrize("end", ["pass", "logs.exit_now(0)", "sys.exit(0)"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("state", ["stuck", "abandoned"])
+def test_no_stream_keeps_the_process_or_changes_its_exit_code(end: str, stream: str, state: str) -> None:
+    code = (
+        "import sys\nfrom jobqueue import logs\nlogs.take_over(logs.Setup('info', {}))\n"
+        f"for _ in range(1000): print('x' * 1000, file=sys.{stream})\nimport time; began = time.monotonic()\n{end}\n"
+    )
+    read_end, write_end = os.pipe()
+    if state == "abandoned":
+        os.close(read_end)
+    other = "stderr" if stream == "stdout" else "stdout"
+    streams: dict[str, Any] = {stream: write_end, other: subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **streams)
+    os.close(write_end)
+    assert process.wait(20) == 0
+    if state == "stuck":
+        os.close(read_end)
+
+
+def test_an_error_at_the_start_is_told_and_has_its_exit_code(database_url: str) -> None:
+    command = [sys.executable, "-m", "jobqueue", "serve", "no.such.module", "--database-url", database_url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[-1][:27]) == (1, "Error: there is no module '")
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run(command, check=False, stdout=full, stderr=full, cwd=ROOT, timeout=60).returncode == 1

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -78,8 +79,6 @@ class Node:
 
 @pytest.fixture
 def port() -> int:
-    import socket
-
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         found: int = chosen.getsockname()[1]
@@ -118,7 +117,7 @@ class Pipe:
 
     def read_two_lines(self) -> None:
         """Be `head -2`: read two lines, then go away."""
-        with open(self.read_end, "rb", buffering=0) as file:
+        with open(self.read_end, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
             for _ in range(2):
                 while file.read(1) != b"\n":
                     pass
@@ -127,7 +126,7 @@ class Pipe:
         self.lines: list[bytes] = []
 
         def read() -> None:
-            with open(self.read_end, "rb") as file:
+            with open(self.read_end, "rb") as file:  # noqa: PTH123 - a descriptor
                 self.lines.extend(file)
 
         reader = threading.Thread(target=read)
@@ -224,7 +223,7 @@ def test_the_disk_of_the_log_is_full(start: Start, database: Database, processes
 def test_stderr_is_closed_from_the_start(start: Start, database: Database, processes: int) -> None:
     node = start("--processes", str(processes), stderr=None)
     goes_on(node, database, 500)
-    assert os.readlink(f"/proc/{node.process.pid}/fd/2") == "/dev/null", "no socket has its number"
+    assert Path(f"/proc/{node.process.pid}/fd/2").readlink() == Path(os.devnull), "no socket has its number"
     assert node.stop() == 0
 
 
@@ -275,7 +274,7 @@ def test_a_handler_that_destroys_the_log_destroys_its_own(start: Start, database
     node = start(stderr=pipe.write_end, stdout=pipe.write_end)
     pipe.handed_over()
     reader = pipe.read_on()
-    [vandal] = node.submit({"kind": "vandalize"})
+    node.submit({"kind": "vandalize"})
     wait_for(lambda: database.states() == {"succeeded": 1}, "the vandal has run")
     node.submit({"kind": "fail"}, {"kind": "async"}, {"kind": "process"})
     wait_for(lambda: database.states() == {"succeeded": 3, "dead": 1}, "others run")
