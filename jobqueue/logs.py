@@ -240,7 +240,7 @@ _line_ends = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u20
 
 
 def _as_json(_: Any, __: str, event: dict[str, Any]) -> str:
-    text = _encoder.encode(event).decode()
+    text = msgspec.json.format(_encoder.encode(event), indent=0).decode()
     return text if text.isascii() else text.translate(_line_ends)
 
 

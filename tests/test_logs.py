@@ -564,12 +564,12 @@ DICT_CONFIG = {
 @pytest.mark.parametrize(
     ("configuration", "expected"),
     [
-        ("logging.basicConfig(level='DEBUG')", ['"event":"detail"', '"event":"said"']),
+        ("logging.basicConfig(level='DEBUG')", ['"event": "detail"', '"event": "said"']),
         ("logging.basicConfig(level='WARNING')", []),
         ("logging.basicConfig(format='mine %(message)s', level='DEBUG')", ["mine detail", "mine said"]),
         ("logging.basicConfig(stream=sys.stdout)", []),
-        ("logging.getLogger('orders').addHandler(logging.NullHandler())", ['"event":"said"']),
-        ("logging.getLogger('orders').setLevel('DEBUG')", ['"event":"detail"', '"event":"said"']),
+        ("logging.getLogger('orders').addHandler(logging.NullHandler())", ['"event": "said"']),
+        ("logging.getLogger('orders').setLevel('DEBUG')", ['"event": "detail"', '"event": "said"']),
         (f"logging.config.dictConfig({DICT_CONFIG})", ["mine said"]),
         ("logging.disable()", []),
     ],
