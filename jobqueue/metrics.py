@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
+from jobqueue import logs
 from jobqueue.durations import BOUNDS, Durations
 from jobqueue.job import Verdict
 
@@ -132,11 +133,12 @@ class Metrics:
         return bound
 
     def collect(self) -> Iterator[Metric]:
-        """Give the registry what `Durations` and the parts of the node have counted."""
+        """Give the registry what `Durations`, the parts of the node, and the log have counted."""
         errors = CounterMetricFamily("jobqueue_contained_errors", "Errors that ended no part of this node.", labels=("part",))
         for part, count in self.contained().items():
             errors.add_metric((part,), count)
         yield errors
+        yield CounterMetricFamily("jobqueue_log_lines_dropped", "Log lines that this process could not write.", logs.dropped())
         for name, text, durations in (
             ("job_wait_seconds", "From available to claimed, for first attempts.", "wait"),
             ("job_run_seconds", "From the start of an attempt to its end.", "run"),

@@ -22,6 +22,7 @@ import structlog
 import trio
 import trio_parallel
 
+from jobqueue import logs
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.concurrency.trouble import Trouble
@@ -147,7 +148,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     async with open_stages() as stages:
         last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
         # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
-        await stages.start("signals", watch_signals, stages, last_resort, None if supervised else os._exit)
+        await stages.start("signals", watch_signals, stages, last_resort, None if supervised else logs.exit_now)
         await stages.start("watchdog", watchdog.run)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
@@ -338,7 +339,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
 async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
     """Open the pool for CPU-bound handlers. By its end no job is in it: a process that must be killed then is no failure."""
     try:
-        async with trio_parallel.open_worker_context(init=_prepare_process, grace_period=1.0) as processes:
+        async with trio_parallel.open_worker_context(init=partial(_prepare_process, logs.setup), grace_period=1.0) as processes:
             yield processes
     except* trio_parallel.BrokenWorkerError as group:
         # Only leaving the context raises it here: of a handler's process it is a verdict on its job (`executor._judge`).
@@ -544,7 +545,7 @@ def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:
 
     def give_up() -> None:
         log.error("the process does not end by itself: exiting", seconds=seconds, code=code)
-        os._exit(code)
+        logs.exit_now(code)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
@@ -552,10 +553,12 @@ def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:
     return timer
 
 
-def _prepare_process() -> None:
-    """In a worker process: leave a SIGTERM to the whole group to the service, and end when the service is gone."""
+def _prepare_process(setup: logs.Setup | None) -> None:
+    """In a worker process: leave a SIGTERM to the whole group to the service, log as it does, and end when it is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_service, daemon=True).start()
+    if setup is not None:
+        logs.take_over(setup, patient=True)  # the process is killed when its handler's time is over
 
 
 def _end_with_the_service() -> None:
@@ -563,4 +566,4 @@ def _end_with_the_service() -> None:
     service = multiprocessing.parent_process()
     if service is not None:
         service.join()
-        os._exit(1)
+        logs.exit_now(1)

@@ -17,6 +17,7 @@ import time
 
 import msgspec
 
+from jobqueue import logs
 from jobqueue.errors import SettingsError
 from jobqueue.service import SHUTDOWN_MARGIN
 from jobqueue.settings import Settings
@@ -67,4 +68,4 @@ class Parent:
             self._socket.recv(1)  # nothing more comes, but the end
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(self.settings.grace_period + SHUTDOWN_MARGIN + KILL_MARGIN)
-        os._exit(70)
+        logs.exit_now(70)

@@ -5,7 +5,6 @@ The parent keeps the port and the embedded PostgreSQL, and starts a process agai
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import msgspec
 import structlog
 import trio
 
+from jobqueue import logs
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.errors import NodeFailed
 from jobqueue.http import listening
@@ -58,7 +58,7 @@ async def supervise(command: Sequence[str], settings: Settings, on_serving: Call
     def exit_at_once(code: int) -> None:
         for node in nodes:
             node.kill()
-        os._exit(code)
+        logs.exit_now(code)
 
     with listening.reserved(settings.host, settings.port, settings.scheme) as (port, urls):
         async with open_stages() as stages:

@@ -71,9 +71,9 @@ def contained() -> Iterator[None]:
     try:
         yield
     except Exception:  # noqa: BLE001 - it is logged
-        import structlog  # noqa: PLC0415 - who only submits has no logs of ours, and `jobqueue.logs` is to load it first
+        from jobqueue import logs  # noqa: PLC0415 - a program that only submits jobs does without structlog
 
-        structlog.get_logger().exception("a span was lost")
+        logs.log.exception("a span was lost")
 
 
 def error_type(error: BaseException) -> str:

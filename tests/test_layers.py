@@ -33,6 +33,7 @@ LAYERS = [
         "settings",
         "tokens",
         "metrics",
+        "log_writer",
         "logs",
         "tracing",
         "spans",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import psycopg
@@ -16,6 +16,7 @@ import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobqueue import __version__, logs
+from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import first, log_level_option
 from jobqueue.engine.handlers import App
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
@@ -138,9 +139,9 @@ def command(
 
     MODULE is imported from the current directory or the Python path; APP is its jobqueue.App, named `app` unless said otherwise.
     """
-    logs.configure(log_level)
+    logs.take_over(logs.Setup(log_level, {} if supervised is None else {"process": supervised}))
     if supervised is not None:
-        _serve_supervised(module, supervised)
+        _serve_supervised(module)
         return
     failure: BaseException | None = None
     try:
@@ -151,7 +152,7 @@ def command(
         app = _app(module)
 
         def on_serving(serving: Serving) -> None:
-            click.echo(_banner(app, settings, serving))
+            click.echo(_banner(app, settings, serving), file=logs.stdout)
 
         if settings.processes == 1:
             trio.run(serve, app, settings, on_serving)
@@ -161,20 +162,21 @@ def command(
             trio.run(supervise, command, settings, on_serving)
     except* JobQueueError as group:
         failure = first(group)
-    if isinstance(failure, NodeFailed):
-        click.echo(f"Error: {failure}", err=True)
-        sys.exit(failure.exit_code)
     if failure is not None:
-        raise click.ClickException(str(failure))
+        _fail(failure, failure.exit_code if isinstance(failure, NodeFailed) else Exit.REFUSED)
 
 
-def _serve_supervised(module: str | None, number: int) -> None:
-    logs.bind(process=number)
+def _fail(failure: BaseException, code: int) -> NoReturn:
+    click.echo(f"Error: {failure}", file=logs.stderr)
+    sys.exit(code)
+
+
+def _serve_supervised(module: str | None) -> None:
     failure: BaseException | None = None
     try:
         parent = Parent()
     except SettingsError as error:
-        raise click.ClickException(str(error)) from None
+        _fail(error, Exit.REFUSED)
     try:
         trio.run(partial(serve, _app(module), parent.settings, lambda _: parent.tell(Word()), supervised=True))
     except* JobQueueError as group:
@@ -208,7 +210,9 @@ def load_app(name: str) -> App:
 
 
 def _app(module: str | None) -> App:
-    return load_app(module) if module is not None else App()
+    app = load_app(module) if module is not None else App()
+    logs.adopt_root()
+    return app
 
 
 def _parse_queues(texts: tuple[str, ...]) -> dict[str, int]:

@@ -19,7 +19,7 @@ import trio
 import trio_parallel
 from msgspec.structs import force_setattr
 
-from jobqueue import documents, tracing
+from jobqueue import documents, logs, tracing
 from jobqueue.engine.handlers import Handler, PayloadMismatch
 from jobqueue.engine.notes import Handle, Notes
 from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, in_list, text_of, unstorable
@@ -199,7 +199,9 @@ class Executor:
             with trio.CancelScope() as scope:
                 while True:
                     run = await take(scope)
+                    logs.running.set(run.job)
                     outcome = await self._attempt(run)
+                    logs.running.set(None)
                     if scope.cancel_called or _left_open(scope):
                         break
                     # No checkpoint since the handler's end: a cancellation could only mean this run.
@@ -212,6 +214,7 @@ class Executor:
         assert run is not None  # noqa: S101 - only with a run does the loop end
         if scope.cancelled_caught:
             outcome = _cut_short(run, self._handlers.get(run.job.kind))
+        logs.running.set(None)
         await record(run, outcome)
 
     async def _attempt(self, run: Run) -> Outcome | None:
@@ -332,7 +335,7 @@ class Executor:
             if timeout is not None:
                 run.limit(timeout)
             trace = None if run.span is None else run.span.trace
-            document = await in_process(call_handler, handler.function, arguments, trace)
+            document = await in_process(call_handler, handler.function, arguments, trace, logs.JobFields.of(run.job))
         return None if document == b"null" else msgspec.Raw(document)
 
 

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 import trio
 
+from jobqueue import logs
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.handlers import Hook
 from jobqueue.engine.process_call import in_list
@@ -127,6 +128,7 @@ class Hooks:
         return None if row is None or row["state"] != call.event else (_job(row), _error(row))
 
     async def _call(self, hook: Hook, job: Job, error: AttemptError) -> None:
+        logs.running.set(job)
         try:
             with trio.move_on_after(HOOK_TIMEOUT) as scope:
                 if hook.is_async:
@@ -142,6 +144,8 @@ class Hooks:
             if trio.current_effective_deadline() == -math.inf:
                 raise  # the stage itself is being cancelled
             log.exception("a hook failed", hook=hook.name, job_id=job.id, exc_info=failure)
+        finally:
+            logs.running.set(None)
 
 
 def _job(row: dict[str, Any]) -> Job:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jobqueue import documents, tracing
+from jobqueue import documents, logs, tracing
 from jobqueue.errors import Discard, Retry, Snooze
 from jobqueue.job import MAX_RESULT_BYTES
 
@@ -36,17 +36,22 @@ class HandlerFailed(Exception):
         self.error_type = error_type
 
 
-def call_handler(function: Callable[..., Any], arguments: dict[str, Any], trace: Mapping[str, str] | None) -> bytes:
+def call_handler(
+    function: Callable[..., Any], arguments: dict[str, Any], trace: Mapping[str, str] | None, job: logs.JobFields
+) -> bytes:
     """Call the handler and return its result as a JSON document.
 
     Args:
         trace: of its span, which is the service's; None without one.
+        job: what log lines tell of it.
 
     Raises:
         Retry, Snooze, Discard: the handler's verdict, as the plain class.
         HandlerFailed: anything else that it raised, or a result that cannot be stored.
     """
     result: Any = None
+    logs.adopt_root()  # the handler's module was imported to get the function
+    logs.running.set(job)
     try:
         with tracing.continued(trace):
             result = function(**arguments)

@@ -1,0 +1,261 @@
+"""Write lines to a file descriptor in a thread: the caller never waits for the file and never sees its errors.
+
+::
+
+    writer = Writer(os.dup(2), render_summary)
+    writer.put(line)
+    flush([writer], seconds=0.5)        # before the process ends
+
+A bounded queue connects the callers with one daemon thread. A line that does not fit, and a line that the file does not take, is
+dropped and counted. The writer reports the gap in one line once the file takes lines again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import stat
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+MAX_WAITING = 4 * 1024 * 1024
+"""Bytes of lines that may wait to be written, with `PER_LINE` for each of them."""
+
+MAX_OF_JOBS = MAX_WAITING // 4 * 3
+"""How much of it all running jobs together may fill, so that the service's own lines find room."""
+
+MAX_OF_ONE_JOB = MAX_WAITING // 8
+"""How much of it one job may fill, so that it drops no lines but its own."""
+
+PER_LINE = 128
+"""Bytes that Python needs for a waiting line beyond its text."""
+
+BATCH = 64 * 1024
+"""Bytes written at once, at most, where no other process could write into the middle of a line."""
+
+PATIENCE = 0.1
+"""Seconds that a caller waits for its line where the process may be killed right after it."""
+
+_TOO_SLOW = "the log is read too slowly, or not at all"
+_ONE_JOB = "one job logs faster than the log is read"
+
+
+class _Line(NamedTuple):
+    text: bytes
+    job_id: str | None
+
+
+@dataclass(slots=True)
+class _Gap:
+    """Lines that are missing in the log."""
+
+    lines: int
+    reason: str
+    since: float
+
+
+Summary = Callable[[int, str, float], bytes]
+"""Render the line that reports a gap, from the number of dropped lines, the reason, and the seconds."""
+
+
+class Writer:
+    """Lines on their way to one file descriptor.
+
+    Args:
+        descriptor: is the writer's from now on.
+        summary: renders the line that reports a gap.
+        patient: whether a caller waits up to `PATIENCE` for its line, as long as the file takes lines.
+
+    Attributes:
+        dropped: lines that were dropped so far.
+    """
+
+    def __init__(self, descriptor: int, summary: Summary, *, patient: bool = False) -> None:
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._summary = summary
+        self._patient = patient
+        self._is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        self._reason = ""
+        self._torn = False
+        self._start()
+
+    def _start(self) -> None:
+        # The garbage collector and a signal handler may log in the middle of `put`, in the same thread: lock and queue allow it.
+        self._lock = threading.RLock()
+        self._queue: SimpleQueue[_Line | threading.Event | None] = SimpleQueue()
+        self._gap: _Gap | None = None
+        self._owes_summary = False
+        self._stuck = False
+        self._waiting = self._of_jobs = 0
+        self._of_job: dict[str, int] = {}
+        self._batch: list[_Line] = []
+        self._room = 0
+        threading.Thread(target=self._run, name="log writer", daemon=True).start()
+
+    def restart_after_fork(self) -> None:
+        """Go on in a forked child, which has neither the thread nor a share in the lines that wait in its parent."""
+        self._patient = True  # such a child often ends without its exit handlers
+        self._start()
+
+    def put(self, text: bytes, job_id: str | None = None) -> None:
+        """Queue a line, newline included, or drop it.
+
+        Args:
+            text: the line.
+            job_id: the job that it comes from; None for the service itself.
+        """
+        size = len(text) + PER_LINE
+        with self._lock:
+            of_job = 0 if job_id is None else self._of_job.get(job_id, 0) + size
+            if of_job > MAX_OF_ONE_JOB:
+                self.drop(1, _ONE_JOB)
+                return
+            if (self._of_jobs + size > MAX_OF_JOBS and job_id is not None) or self._waiting + size > MAX_WAITING:
+                self.drop(1, _TOO_SLOW)
+                return
+            self._waiting += size
+            if job_id is not None:
+                self._of_jobs += size
+                self._of_job[job_id] = of_job
+            self._queue.put(_Line(text, job_id))
+        if self._patient and not self._stuck:
+            self._stuck = not flush([self], PATIENCE)
+
+    def drop(self, lines: int, reason: str) -> None:
+        """Count lines that will be missing, and report them where they are missing."""
+        with self._lock:
+            self.dropped += lines
+            if self._gap is None:
+                self._gap = _Gap(0, reason, time.monotonic())
+                self._queue.put(None)
+            self._gap.lines += lines
+
+    def mark(self) -> threading.Event:
+        """Return what is set once the lines that were queued before it are written or dropped."""
+        done = threading.Event()
+        self._queue.put(done)
+        return done
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            try:
+                self._take(item)
+            except Exception as error:  # noqa: BLE001 - out of memory: the thread must outlive it
+                self._end_batch(written=0, reason=type(error).__name__)
+            if isinstance(item, threading.Event):
+                item.set()
+
+    def _take(self, item: _Line | threading.Event | None) -> None:
+        """Collect lines, and write them when no more fit into one write, or none wait."""
+        if isinstance(item, _Line):
+            if not self._batch:
+                self._room = self._find_room()
+            elif len(item.text) > self._room:
+                self._write_batch()
+                self._room = self._find_room()
+            self._batch.append(item)
+            self._room -= len(item.text)
+            if not self._queue.empty():
+                return
+        self._write_batch()
+        if item is None:
+            self._report()
+
+    def _find_room(self) -> int:
+        """Return how many bytes to write at once.
+
+        A pipe that has no room for a write of more than PIPE_BUF bytes takes it in pieces. Other processes may write between these.
+        A write of more than half a page can use up a whole page of the pipe.
+        """
+        if not self._is_pipe:
+            return BATCH
+        try:
+            size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)  # Linux has it, other systems do not
+            [unread] = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
+        except (AttributeError, OSError):
+            return select.PIPE_BUF
+        return min(BATCH, max(select.PIPE_BUF, int(size - 2 * unread) // 4))  # a fourth: others may find the same room
+
+    def _write_batch(self) -> None:
+        if not self._batch:
+            return
+        if self._owes_summary and not self._report():
+            self._end_batch(written=0, reason=self._reason)
+            return
+        self._end_batch(self._write(b"".join([line.text for line in self._batch])), self._reason)
+
+    def _end_batch(self, written: int, reason: str) -> None:
+        """Make room in the queue, and count the lines beyond the first `written` bytes as dropped."""
+        lost = 0
+        with self._lock:
+            for line in self._batch:
+                written -= len(line.text)
+                lost += written < 0
+                size = len(line.text) + PER_LINE
+                self._waiting -= size
+                if line.job_id is not None:
+                    self._of_jobs -= size
+                    self._of_job[line.job_id] -= size
+                    if not self._of_job[line.job_id]:
+                        del self._of_job[line.job_id]
+            self._batch = []
+            if lost:
+                self._owes_summary = True
+                self.drop(lost, reason)
+            else:
+                self._stuck = False
+
+    def _report(self) -> bool:
+        """Write the line that reports the gap, if there is one; return whether the file took it."""
+        with self._lock:
+            gap, self._gap = self._gap, None
+        if gap is not None:
+            line = self._summary(gap.lines, gap.reason, time.monotonic() - gap.since)
+            if self._write(line) < len(line):
+                with self._lock:
+                    if self._gap is not None:
+                        gap.lines += self._gap.lines
+                    self._gap = gap
+                    self._owes_summary = True
+                return False
+        self._owes_summary = False
+        return True
+
+    def _write(self, data: bytes) -> int:
+        """Write all of it, however long that takes; return how much was written, which is less only after an error."""
+        written = 0
+        try:
+            if self._torn:
+                self._write_some(b"\n")
+                self._torn = False
+            with memoryview(data) as view:
+                while written < len(data):
+                    written += self._write_some(view[written:])
+        except OSError as error:
+            self._reason = error.strerror or type(error).__name__
+            self._torn = self._torn or (written > 0 and data[written - 1] != ord("\n"))
+        return written
+
+    def _write_some(self, data: bytes | memoryview) -> int:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return os.write(self._descriptor, data)
+            writable = select.poll()
+            writable.register(self._descriptor, select.POLLOUT)
+            writable.poll()
+
+
+def flush(writers: Iterable[Writer], seconds: float) -> bool:
+    """Wait until what the writers have is written, for so many seconds; return whether it is."""
+    until = time.monotonic() + seconds
+    return all([mark.wait(max(0.0, until - time.monotonic())) for mark in [writer.mark() for writer in writers]])  # noqa: C419 - each has its turn
