@@ -22,7 +22,7 @@ import trio
 import trio_parallel
 
 from jobqueue.concurrency.stages import Stages, open_stages
-from jobqueue.engine import maintenance, watchdog
+from jobqueue.engine import keeping, maintenance, watchdog
 from jobqueue.engine.cron import Cron
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.dispatcher import Dispatcher
@@ -46,6 +46,7 @@ from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import api, listening, server
 from jobqueue.http.entrance import Entrance
 from jobqueue.http.express import Lane
+from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded, notifications
@@ -104,6 +105,7 @@ class Engine:
     watcher: Watcher
     workers: Workers
     queues: dict[str, LocalQueue]
+    recovery: maintenance.Recovery
     metrics: Metrics
     hooks: Hooks
     history: History
@@ -137,11 +139,16 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
         # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
         await stages.start("signals", watch_signals, stages, last_resort, None if supervised else os._exit)
-        await stages.start("watchdog", watchdog.run)
+        width = sum(settings.worked_queues.values())
+        node_state = NodeState.create(2 * width + MAX_THREADS_LEFT_BEHIND)
+        await stages.start("watchdog", watchdog.run, node_state)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
-        async with open_engine(app, settings, Store(url)) as engine:
+        async with open_engine(app, settings, Store(url), node_state=node_state) as engine:
+            trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))
+            keep = settings.visibility_timeout, settings.stall_limit
+            await stages.start("keeper", keeping.run, node_state, url, os.getpid(), *keep)
             await start_engine(engine, settings, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
@@ -161,7 +168,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 
 
 @asynccontextmanager
-async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool = True) -> AsyncIterator[Engine]:
+async def open_engine(
+    app: App, settings: Settings, store: Store, *, lives: bool = True, node_state: NodeState | None = None
+) -> AsyncIterator[Engine]:
     """Build the parts of a node around a store, which is closed at the end.
 
     Args:
@@ -169,6 +178,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
         settings: everything else.
         store: the database.
         lives: whether it is to be a node, or only what may be asked of one.
+        node_state: what the node shares with its keeper; None without one.
     """
     metrics = Metrics()
     metrics.schema_version.set(SCHEMA_VERSION)
@@ -206,6 +216,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
         on_lost=lose_lease,
         on_held=wake_all,
         on_unwanted=cancel,
+        node_state=node_state,
     )
     watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
     depths = Depths(store)
@@ -261,8 +272,17 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
             transactions=transactions,
             notes=notes,
+            node_state=node_state,
         )
-        workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
+        workers = Workers(
+            executor,
+            outcomes,
+            lease,
+            metrics,
+            queues=queues.values(),
+            on_hungry=dispatcher.look_again,
+            node_state=node_state,
+        )
         try:
             yield Engine(
                 app=app,
@@ -278,6 +298,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
                 watcher=watcher,
                 workers=workers,
                 queues=queues,
+                recovery=maintenance.Recovery(store, lease, hooks, settings.visibility_timeout / RENEWALS_PER_LEASE),
                 metrics=metrics,
                 hooks=hooks,
                 history=History(store, metrics, steady=lives),
@@ -318,8 +339,7 @@ async def start_engine(engine: Engine, settings: Settings, stages: Stages, url: 
         await stages.start("hooks", engine.hooks.run)
     await maintenance.recover(engine.store, engine.hooks, judge=None)
     await stages.start("heartbeat", engine.lease.run)
-    recovery_interval = settings.visibility_timeout / RENEWALS_PER_LEASE
-    await stages.start("recovery", maintenance.run_recovery, engine.store, engine.lease, engine.hooks, recovery_interval)
+    await stages.start("recovery", engine.recovery.run)
     keep = settings.keep_finished, settings.keep_cancelled, settings.keep_dead
     await stages.start("pruning", maintenance.run_pruning, engine.store, *keep)
     await stages.start("submissions", engine.submissions.run)
@@ -363,6 +383,7 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
         "jobqueue_schedules": lambda _: engine.cron.look(),
         "jobqueue_cancel": cancel,
         "jobqueue_keys": lambda _: engine.gate.due_in(0),
+        "jobqueue_lost": lambda _: engine.recovery.soon(),
         "jobqueue_freed": lambda queue: engine.dispatcher.freed([queue]),
         "jobqueue_paused": engine.dispatcher.pause,
     }
@@ -454,6 +475,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
 
     # Only now: while outcomes were being written, a lease that ran out would have given the jobs away.
     await stages.stop("heartbeat", within=0.2)
+    await stages.stop("keeper", within=2 * keeping.END_SECONDS)
     try:
         with trio.move_on_after(1):
             await engine.lease.leave()

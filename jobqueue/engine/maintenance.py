@@ -42,17 +42,31 @@ async def recover(store: Store, hooks: Hooks, *, judge: str | None) -> int:
     return total
 
 
-async def run_recovery(
-    store: Store, lease: Lease, hooks: Hooks, interval: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Recover now and then, every so many seconds, until cancelled."""
-    task_status.started()
-    while True:
-        await trio.sleep(interval)
-        try:
-            await recover(store, hooks, judge=lease.node.id if lease.steady else None)
-        except DatabaseUnavailable as error:
-            log.warning("recovery failed", error=str(error))
+class Recovery:
+    """Recovers every so many seconds, and at once when a node is known to be lost."""
+
+    def __init__(self, store: Store, lease: Lease, hooks: Hooks, interval: float) -> None:
+        self._store = store
+        self._lease = lease
+        self._hooks = hooks
+        self._interval = interval
+        self._hurry = trio.Event()
+
+    def soon(self) -> None:
+        """Recover now: a node is lost."""
+        self._hurry.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover until cancelled."""
+        task_status.started()
+        while True:
+            with trio.move_on_after(self._interval):
+                await self._hurry.wait()
+            self._hurry = trio.Event()
+            try:
+                await recover(self._store, self._hooks, judge=self._lease.node.id if self._lease.steady else None)
+            except DatabaseUnavailable as error:
+                log.warning("recovery failed", error=str(error))
 
 
 async def run_pruning(
