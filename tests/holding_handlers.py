@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import time
 
@@ -15,6 +16,11 @@ app = jobqueue.App()
 
 LIBC = ctypes.PyDLL(None)
 """What is called through it keeps the interpreter's lock."""
+
+
+def due(job: jobqueue.Job, seconds: int, again: int | None) -> int:
+    """How long to hold up the node in this attempt."""
+    return seconds if job.attempt == 1 or again is None else again
 
 
 def backtrack(seconds: float) -> None:
@@ -35,17 +41,17 @@ def hold_asleep(job: jobqueue.Job, seconds: int) -> None:
 
 
 @app.handler("hold-computing")
-def hold_computing(job: jobqueue.Job, seconds: int) -> None:
+def hold_computing(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
     effect(job, "began")
-    backtrack(seconds)
+    backtrack(due(job, seconds, again))
     effect(job, "ended")
 
 
 @app.handler("hold-on-loop")
-async def hold_on_loop(job: jobqueue.Job, seconds: int) -> None:
+async def hold_on_loop(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
     effect(job, "began")
-    await trio.sleep(0.3)  # other jobs of the worker's kind come in between
-    LIBC.sleep(seconds)
+    await trio.sleep(0.3)  # the loop goes on with other jobs, and comes back
+    LIBC.sleep(due(job, seconds, again))
     effect(job, "ended")
 
 
@@ -63,10 +69,10 @@ async def hold(seconds: int) -> None:
 
 
 @app.handler("block-loop")
-async def block_loop(job: jobqueue.Job, seconds: int) -> None:
+async def block_loop(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
     effect(job, "began")
     await trio.sleep(0.3)
-    time.sleep(seconds)  # noqa: ASYNC251 - the fault
+    time.sleep(due(job, seconds, again))  # noqa: ASYNC251 - the fault
     effect(job, "ended")
 
 
@@ -91,3 +97,12 @@ def leave_behind(job: jobqueue.Job, after: float, seconds: int) -> None:
     time.sleep(after)
     LIBC.sleep(seconds)
     effect(job, "ended")
+
+
+@app.handler("fork")
+def fork(job: jobqueue.Job) -> None:
+    """Leave a child behind that has all of the node's files open."""
+    effect(job, "began")
+    if os.fork() == 0:
+        time.sleep(8)
+        os._exit(0)

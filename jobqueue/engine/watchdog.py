@@ -97,7 +97,7 @@ def _watch(pulse: _Pulse, node_state: NodeState | None) -> None:
         culprit = _culprit(pulse) if blocked else {}
         if overslept > STALL_SECONDS and "job_id" not in culprit:
             # Not the loop alone: SIGSTOP, a paused machine, or C code of a thread that kept the interpreter's lock.
-            log.warning("the process did not run", seconds=round(overslept, 1))
+            log.warning("no thread of the node ran", seconds=round(overslept, 1))
         elif blocked:
             log.warning("the loop is blocked", seconds=round(time.monotonic() - due, 1), **culprit)
             while pulse.due == due:

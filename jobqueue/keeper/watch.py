@@ -96,6 +96,7 @@ class Keeper:
         self._state = state
         self._late_after = min(3.0, config.lease / 3)
         self.interval = min(1.0, config.lease / 6)
+        self._lane: Lane | None = None
         self._sample: threads.Sample | None = None
         self._suspects: Suspects | None = None
         self._renew_at = 0.0
@@ -136,6 +137,9 @@ class Keeper:
         if self._state.reported:
             self._report_end()
         self._sample = self._suspects = None
+        if self._lane is not None:
+            self._lane.close_here()
+            self._lane = None
 
     # -- who it is
 
@@ -155,7 +159,7 @@ class Keeper:
         now = time.monotonic()
         if before is None:
             self._suspects = Suspects(marks, now - late)
-        elif marks and set(marks).issubset(before.marks):
+        elif marks and (not before.marks or set(marks).issubset(before.marks)):
             self._suspects = Suspects(marks, before.since)
         elif marks != before.marks:  # another handler took the lock before the loop could run
             self._suspects = Suspects(marks, now)
@@ -194,13 +198,11 @@ class Keeper:
             row = connection.execute(sql, params).fetchone()
             return None if row is None else row[0]
 
+        if self._lane is None:
+            from jobqueue.storage.database import Lane  # noqa: PLC0415 - takes 20 MiB that a keeper rarely needs
+
+            self._lane = Lane(self._config.database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
         return self._lane.run_here(work)
-
-    @functools.cached_property
-    def _lane(self) -> Lane:
-        from jobqueue.storage.database import Lane  # noqa: PLC0415 - takes 20 MiB that a keeper rarely needs
-
-        return Lane(self._config.database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
 
     def _try(self, act: Any, *args: object) -> bool:
         """Do something that may fail, and is tried again with one of the next looks. Return whether it was done."""

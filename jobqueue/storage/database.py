@@ -191,6 +191,10 @@ class Lane:
         """
         return self._run(work)
 
+    def close_here(self) -> None:
+        """Close the connection, if there is one, in the calling thread."""
+        self._close()
+
     async def call(self, sql: str, *params: object, in_loop: bool) -> tuple[Any, ...]:
         """Run one statement that returns one row, and return it.
 
