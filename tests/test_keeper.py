@@ -30,7 +30,7 @@ from tests import postgres
 from tests.conftest import Database, Service
 from tests.storage import Driver
 
-LEASE = ("--visibility-timeout", "2")
+LEASE = ("--visibility-timeout", "3")
 
 IN_C = ["hold-computing", "hold-asleep", "hold-on-loop", "hold-in-task"]
 """Handlers that hold the interpreter's lock."""
@@ -119,7 +119,7 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
     neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, 5, 9)]
     neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, 5)]
     wait_for(lambda: len(nodes.effects("began")) == 5, "the neighbors run")
-    time.sleep(2)  # the judge is steady: it would take the lease of a node that does not renew it
+    time.sleep(3)  # the judge is steady: it would take the lease of a node that does not renew it
     culprit = submit(node, kind, {"seconds": 8})
     if kind in IN_C:
         wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
@@ -141,8 +141,9 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
         assert {name: line[name] for name in job} == job
     assert lines(node, end)[-1]["seconds"] >= 6
     events = [json.loads(line)["event"] for line in node.log_lines]
-    allowed = {"schema applied", "node joined", begin, end, "no thread of the node ran"}  # the last of short holds
-    assert set(events) <= allowed, "nothing else is blamed"
+    assert not {"lease lost: other nodes have this node's jobs", "the handler does not stop: it is left behind"} & set(events)
+    blamed = {job_id for line in map(json.loads, node.log_lines) if (job_id := line.get("job_id")) is not None}
+    assert blamed == {culprit}, "nobody else"
     assert [node.stop(), judge.stop()] == [0, 0]
 
 
@@ -160,15 +161,15 @@ def test_one_of_two_jobs_is_held_back_by_the_other_and_is_not_named(nodes: Nodes
 @pytest.mark.parametrize("kind", ["hold-computing", "block-loop"])
 def test_the_time_for_which_the_loop_is_stuck_counts_towards_no_timeout(kind: str, nodes: Nodes) -> None:
     node = nodes.start()
-    hold = 6
-    in_time = [submit(node, neighbor, {"seconds": 2}, timeout=4) for neighbor in ("sleep", "sleep-in-thread")]
-    too_long = [submit(node, neighbor, {"seconds": 60}, timeout=4) for neighbor in ("sleep", "sleep-in-thread")]
+    hold = 8
+    in_time = [submit(node, neighbor, {"seconds": 3}, timeout=6) for neighbor in ("sleep", "sleep-in-thread")]
+    too_long = [submit(node, neighbor, {"seconds": 60}, timeout=6) for neighbor in ("sleep", "sleep-in-thread")]
     wait_for(lambda: len(nodes.effects("began")) == 4, "the neighbors run")
     culprit = submit(node, kind, {"seconds": hold}, timeout=hold / 2)
     wait_for(lambda: nodes.database.states() == {"succeeded": 3, "dead": 2}, "all have ended")
     assert {nodes.job(job_id)["state"] for job_id in (*in_time, culprit)} == {"succeeded"}
     for job_id in too_long:
-        assert nodes.job(job_id)["reason"] == "attempt 1 of 1 failed: timed out after 4.0 s", "it did not swallow its cancellation"
+        assert nodes.job(job_id)["reason"] == "attempt 1 of 1 failed: timed out after 6.0 s", "it did not swallow its cancellation"
     assert node.stop() == 0
 
 
@@ -310,7 +311,7 @@ def test_a_node_that_is_stopped_by_a_signal_loses_its_lease(nodes: Nodes) -> Non
     other = nodes.start(*LEASE, queue="other=1")
     job = submit(stopped, "sleep", {"seconds": 30}, max_retries=1)
     wait_for(lambda: nodes.effects("began"), "it runs")
-    time.sleep(2)
+    time.sleep(3)
     stopped.process.send_signal(signal.SIGSTOP)
     wait_for(lambda: nodes.job(job)["state"] == "pending", "its lease has run out")
     stopped.process.send_signal(signal.SIGCONT)

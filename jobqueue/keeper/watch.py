@@ -34,6 +34,9 @@ REPORT_INTERVAL = 30.0
 RENEWAL_INTERVAL = 2.0
 """Seconds between two renewals, at most."""
 
+SHORT_LEASE = 10.0
+"""Seconds of a lease below which the database's driver is loaded at the start: on a busy machine that takes a second or more."""
+
 REPLY_TIMEOUT = 4.0
 """Seconds that a statement may take in all."""
 
@@ -94,8 +97,8 @@ class Keeper:
     def __init__(self, config: Config, state: NodeState) -> None:
         self._config = config
         self._state = state
-        self._late_after = min(3.0, config.lease / 3)
-        self.interval = min(1.0, config.lease / 6)
+        self._late_after = min(3.0, config.lease / 4)
+        self.interval = min(1.0, config.lease / 12)
         self._lane: Lane | None = None
         self._sample: threads.Sample | None = None
         self._suspects: Suspects | None = None
@@ -104,6 +107,8 @@ class Keeper:
         self._reported_at = 0.0
         self._failure_reported_at = 0.0
         self._surrendered = ""
+        if config.lease < SHORT_LEASE:
+            _lane(config.database_url)
 
     def look(self) -> None:
         """Look at the node once, and do what is due."""
@@ -199,9 +204,7 @@ class Keeper:
             return None if row is None else row[0]
 
         if self._lane is None:
-            from jobqueue.storage.database import Lane  # noqa: PLC0415 - takes 20 MiB that a keeper rarely needs
-
-            self._lane = Lane(self._config.database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
+            self._lane = _lane(self._config.database_url)
         return self._lane.run_here(work)
 
     def _try(self, act: Any, *args: object) -> bool:
@@ -270,6 +273,12 @@ def _fields(marks: list[Mark]) -> dict[str, object]:
     if len(marks) == 1:
         return jobs[0]
     return {"one_of": jobs} if jobs else {}
+
+
+def _lane(database_url: str) -> Lane:
+    from jobqueue.storage.database import Lane  # noqa: PLC0415 - takes 20 MiB that a keeper rarely needs
+
+    return Lane(database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
 
 
 @functools.cache
