@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import time
@@ -24,13 +25,19 @@ def due(job: jobqueue.Job, seconds: int, again: int | None) -> int:
 
 
 def backtrack(seconds: float) -> None:
-    """Compute in C with the lock held, for at least so many seconds: each letter more doubles the time of the match."""
+    """Compute in C with the lock held, for about so many seconds: each letter more doubles the time of the match."""
     letters, took = 18, 0.0
-    while took < seconds:
+    while took < min(0.2, seconds):
         letters += 1
         began = time.monotonic()
-        re.match(r"(a+)+$", "a" * letters + "b")
+        match(letters)
         took = time.monotonic() - began
+    if seconds > took:
+        match(letters + math.ceil(math.log2(seconds / took)))
+
+
+def match(letters: int) -> None:
+    re.match(r"(a+)+$", "a" * letters + "b")
 
 
 @app.handler("hold-asleep")

@@ -30,7 +30,7 @@ from tests import postgres
 from tests.conftest import Database, Service
 from tests.storage import Driver
 
-LEASE = ("--visibility-timeout", "3")
+LEASE = ("--visibility-timeout", "4")
 
 IN_C = ["hold-computing", "hold-asleep", "hold-on-loop", "hold-in-task"]
 """Handlers that hold the interpreter's lock."""
@@ -116,11 +116,11 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
     node = nodes.start(*LEASE)
     judge = nodes.start(*LEASE, queue="other=1")
     before = nodes.ids()
-    neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, 5, 9)]
-    neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, 5)]
+    neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, 6, 10)]
+    neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, 6)]
     wait_for(lambda: len(nodes.effects("began")) == 5, "the neighbors run")
-    time.sleep(3)  # the judge is steady: it would take the lease of a node that does not renew it
-    culprit = submit(node, kind, {"seconds": 8})
+    time.sleep(4)  # the judge is steady: it would take the lease of a node that does not renew it
+    culprit = submit(node, kind, {"seconds": 9})
     if kind in IN_C:
         wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
         assert culprit not in nodes.effects("ended"), "while it lasts"
@@ -192,9 +192,9 @@ def test_a_thread_that_was_left_behind_is_named_with_its_own_job(nodes: Nodes) -
 def test_a_node_that_is_stuck_past_the_limit_gives_its_jobs_back_and_blames_the_culprit(
     kind: str, max_retries: int, nodes: Nodes
 ) -> None:
-    stuck = nodes.start(*LEASE, "--stall-limit", "5")
+    stuck = nodes.start("--stall-limit", "5")
     [old] = nodes.ids()
-    neighbors = [submit(stuck, name, {"seconds": 4}) for name in ("sleep", "sleep-in-thread", "sleep")]
+    neighbors = [submit(stuck, name, {"seconds": 6}) for name in ("sleep", "sleep-in-thread", "sleep")]
     wait_for(lambda: len(nodes.effects("began")) == 3, "the neighbors run")
     culprit = submit(stuck, kind, {"seconds": 14, "again": 0}, max_retries=max_retries)
     wait_for(lambda: culprit in nodes.effects("began"), "it holds up the node")
@@ -311,7 +311,7 @@ def test_a_node_that_is_stopped_by_a_signal_loses_its_lease(nodes: Nodes) -> Non
     other = nodes.start(*LEASE, queue="other=1")
     job = submit(stopped, "sleep", {"seconds": 30}, max_retries=1)
     wait_for(lambda: nodes.effects("began"), "it runs")
-    time.sleep(3)
+    time.sleep(4)
     stopped.process.send_signal(signal.SIGSTOP)
     wait_for(lambda: nodes.job(job)["state"] == "pending", "its lease has run out")
     stopped.process.send_signal(signal.SIGCONT)
