@@ -27,7 +27,7 @@ def due(job: jobqueue.Job, seconds: int, again: int | None) -> int:
 def backtrack(seconds: float) -> None:
     """Compute in C with the lock held, for about so many seconds: each letter more doubles the time of the match."""
     letters, took = 18, 0.0
-    while took < min(0.2, seconds):
+    while took < min(0.05, seconds):
         letters += 1
         began = time.monotonic()
         match(letters)

@@ -194,9 +194,9 @@ def test_a_node_that_is_stuck_past_the_limit_gives_its_jobs_back_and_blames_the_
 ) -> None:
     stuck = nodes.start("--stall-limit", "5")
     [old] = nodes.ids()
-    neighbors = [submit(stuck, name, {"seconds": 6}) for name in ("sleep", "sleep-in-thread", "sleep")]
+    neighbors = [submit(stuck, name, {"seconds": 9}) for name in ("sleep", "sleep-in-thread", "sleep")]
     wait_for(lambda: len(nodes.effects("began")) == 3, "the neighbors run")
-    culprit = submit(stuck, kind, {"seconds": 14, "again": 0}, max_retries=max_retries)
+    culprit = submit(stuck, kind, {"seconds": 16, "again": 0}, max_retries=max_retries)
     wait_for(lambda: culprit in nodes.effects("began"), "it holds up the node")
     helper = nodes.start("--poll-interval", "0.2")
     wait_for(lambda: all(nodes.job(job_id)["state"] == "succeeded" for job_id in neighbors), "the helper has done the others")
