@@ -215,8 +215,10 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     options         jsonb,
     saved           jsonb,
     cancel_requested_at timestamptz,     -- somebody asked for its end, see jobqueue.cancel: it does not go back from here
-    limited         boolean              -- it has a key, or was claimed under the queue's max_running; NULL: neither
+    limited         boolean,             -- it has a key, or was claimed under the queue's max_running; NULL: neither
+    blame           jsonb                -- {"error", "delay"} of a job that held up its node, see jobqueue.surrender; NULL: it did not
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE jobqueue.inflight_jobs ADD COLUMN IF NOT EXISTS blame jsonb;
 
 -- For each heartbeat: what of its own a node is to cancel. Almost always empty.
 CREATE INDEX IF NOT EXISTS inflight_jobs_cancel ON jobqueue.inflight_jobs (node_id) WHERE cancel_requested_at IS NOT NULL;
@@ -1246,7 +1248,7 @@ BEGIN
 END $$;
 
 -- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
--- Returns the jobs handed back.
+-- Jobs that held up the node are left to recover. Returns the jobs handed back.
 CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1254,7 +1256,7 @@ DECLARE
 BEGIN
     PERFORM jobqueue.cancel_requested();
     WITH held AS (
-        DELETE FROM jobqueue.inflight_jobs WHERE node_id = node RETURNING *
+        DELETE FROM jobqueue.inflight_jobs WHERE node_id = node AND blame IS NULL RETURNING *
     ), cancelled AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, errors, options, saved)
@@ -1286,8 +1288,38 @@ BEGIN
     RETURN released;
 END $$;
 
+-- Take a stuck node's jobs from it, on its behalf: as leave_node, but for the jobs that hold it up. blamed is an array of {id, claims,
+-- error, delay}. recover writes that these runs failed, with that error, since it calls the hooks as well. Runs that are over are left
+-- alone. Returns the number of jobs handed back; NULL: the lease is lost already.
+CREATE OR REPLACE FUNCTION jobqueue.surrender(node uuid, blamed jsonb) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    released integer;
+BEGIN
+    PERFORM FROM jobqueue.nodes AS n WHERE n.id = node FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    UPDATE jobqueue.inflight_jobs AS i SET blame = jsonb_build_object('error', b.error, 'delay', b.delay)
+      FROM jsonb_to_recordset(blamed) AS b (id uuid, claims integer, error text, delay double precision)
+     WHERE i.id = b.id AND i.claims = b.claims AND i.node_id = node;
+    released := jobqueue.leave_node(node);
+    PERFORM pg_notify('jobqueue_lost', node::text);
+    RETURN released;
+END $$;
+
+-- End the lease of a node whose process is known to have died, so that others recover its jobs at once.
+CREATE OR REPLACE FUNCTION jobqueue.lose_node(node uuid) RETURNS void
+LANGUAGE sql AS $$
+    WITH lost AS (
+        DELETE FROM jobqueue.nodes WHERE id = node RETURNING id
+    )
+    SELECT pg_notify('jobqueue_lost', id::text) FROM lost
+$$;
+
 -- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
--- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A node whose lease ran out loses its row first; from then on its heartbeat
+-- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A job
+-- that held up its node goes to scheduled, see surrender. A node whose lease ran out loses its row first; from then on its heartbeat
 -- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
 -- order, SKIP LOCKED: a completion that is being written at this moment wins.
 --
@@ -1314,12 +1346,15 @@ BEGIN
                lost.attempt <= lost.max_retries AND lost.cancel_requested_at IS NOT NULL AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
                    'duration', round(extract(epoch FROM now() - lost.claimed_at), 6),
-                   'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors
+                   'error', coalesce(lost.blame ->> 'error',
+                                     'lease lost: the node that ran this attempt stopped renewing its lease'))) AS all_errors
           FROM lost
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors, options, saved)
-        SELECT j.id, j.queue, j.kind, j.priority, 'lease lost ' || j.attempt || ' times: the job may be killing its process',
+        SELECT j.id, j.queue, j.kind, j.priority,
+               coalesce('attempt ' || j.attempt || ' of ' || j.max_retries + 1 || ' failed: ' || (j.blame ->> 'error'),
+                        'lease lost ' || j.attempt || ' times: the job may be killing its process'),
                j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
           FROM judged AS j WHERE j.spent
             ON CONFLICT (id) DO NOTHING
@@ -1329,13 +1364,20 @@ BEGIN
         SELECT j.id, j.queue, j.kind, j.priority, 'cancelled', j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at,
                j.available_since, j.claimed_at, now(), j.node_id, j.all_errors, j.options, j.saved
           FROM judged AS j WHERE j.unwanted
+    ), scheduled AS (
+        INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
+                                             available_since, errors, options, saved)
+        SELECT j.id, j.queue, j.kind, j.priority, now() + (j.blame -> 'delay')::double precision * interval '1 second', j.payload,
+               j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors, j.options, j.saved
+          FROM judged AS j WHERE j.blame IS NOT NULL AND NOT j.spent AND NOT j.unwanted
+            ON CONFLICT (id) DO NOTHING
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
         SELECT j.id, j.queue, j.kind, j.priority, jobqueue.rank_of(j.available_since, j.priority, q.aging_interval, j.options), j.payload,
                j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, j.all_errors, j.options, j.saved
           FROM judged AS j LEFT JOIN jobqueue.queues AS q ON q.name = j.queue
-         WHERE NOT j.spent AND NOT j.unwanted
+         WHERE NOT j.spent AND NOT j.unwanted AND j.blame IS NULL
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
@@ -1345,10 +1387,10 @@ BEGIN
     ), checks AS (
         INSERT INTO jobqueue.key_checks (queue, key)
         SELECT j.queue, j.options ->> 'concurrency_key' FROM judged AS j
-         WHERE (j.spent OR j.unwanted) AND j.options ->> 'concurrency_key' IS NOT NULL
+         WHERE (j.spent OR j.unwanted OR j.blame IS NOT NULL) AND j.options ->> 'concurrency_key' IS NOT NULL
     )
     SELECT j.id, j.queue, j.kind, j.attempt, j.node_id,
-           CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' ELSE 'pending' END
+           CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' WHEN j.blame IS NOT NULL THEN 'scheduled' ELSE 'pending' END
       FROM judged AS j CROSS JOIN told CROSS JOIN freed;
 END $$;
 

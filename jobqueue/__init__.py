@@ -13,28 +13,28 @@
 ``jobqueue serve MODULE`` runs it; README.md has the tour.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from jobqueue.engine.handlers import App
-from jobqueue.errors import (
-    Discard,
-    HandlerError,
-    InvalidJob,
-    JobQueueError,
-    PayloadTooLarge,
-    Retry,
-    Snooze,
-    UnprocessableJob,
-)
-from jobqueue.in_transaction import submit, submit_many
-from jobqueue.job import AttemptError, Job
-from jobqueue.retry import Backoff
-
 if TYPE_CHECKING:
     from jobqueue.client import Client as Client
     from jobqueue.client import SyncClient as SyncClient
+    from jobqueue.engine.handlers import App
+    from jobqueue.errors import (
+        Discard,
+        HandlerError,
+        InvalidJob,
+        JobQueueError,
+        PayloadTooLarge,
+        Retry,
+        Snooze,
+        UnprocessableJob,
+    )
+    from jobqueue.in_transaction import submit, submit_many
+    from jobqueue.job import AttemptError, Job
+    from jobqueue.retry import Backoff
 
 __all__ = [
     "App",
@@ -54,11 +54,26 @@ __all__ = [
     "submit_many",
 ]
 
+_HOMES = {
+    "App": "engine.handlers",
+    "AttemptError": "job",
+    "Backoff": "retry",
+    "Client": "client",
+    "Job": "job",
+    "SyncClient": "client",
+    "submit": "in_transaction",
+    "submit_many": "in_transaction",
+}
+"""The module of each public name; those of `errors` are not listed."""
+
 
 def __getattr__(name: str) -> Any:
-    """Load the clients when they are asked for: the service does without what they need."""
-    if name in ("Client", "SyncClient"):
-        from jobqueue import client  # noqa: PLC0415
+    """Import a public name when it is first used.
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    A program that uses one name does not load what the others need: the service needs no client, and a node's keeper needs neither.
+    """
+    if name not in _HOMES and name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value

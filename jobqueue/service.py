@@ -26,7 +26,7 @@ from jobqueue import logs
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.concurrency.trouble import Trouble
-from jobqueue.engine import maintenance, watchdog
+from jobqueue.engine import keeping, maintenance, watchdog
 from jobqueue.engine.cron import Cron
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.dispatcher import Dispatcher
@@ -50,6 +50,7 @@ from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import api, listening, server
 from jobqueue.http.entrance import Entrance
 from jobqueue.http.express import Lane
+from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
 from jobqueue.storage import embedded
@@ -149,11 +150,16 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
         # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
         await stages.start("signals", watch_signals, stages, last_resort, None if supervised else logs.exit_now)
-        await stages.start("watchdog", watchdog.run)
+        width = sum(settings.worked_queues.values())
+        node_state = NodeState.create(2 * width + MAX_THREADS_LEFT_BEHIND)
+        await stages.start("watchdog", watchdog.run, node_state)
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
         )
-        async with open_engine(app, settings, Store(url)) as engine:
+        async with open_engine(app, settings, Store(url), node_state=node_state) as engine:
+            trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))
+            keep = settings.visibility_timeout, settings.stall_limit
+            await stages.start("keeper", keeping.run, node_state, url, os.getpid(), *keep)
             await start_engine(engine, stages, url)
             listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
@@ -173,7 +179,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 
 
 @asynccontextmanager
-async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool = True) -> AsyncIterator[Engine]:
+async def open_engine(
+    app: App, settings: Settings, store: Store, *, lives: bool = True, node_state: NodeState | None = None
+) -> AsyncIterator[Engine]:
     """Build the parts of a node around a store, which is closed at the end.
 
     Args:
@@ -181,6 +189,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
         settings: everything else.
         store: the database.
         lives: whether it is to be a node, or only what may be asked of one.
+        node_state: what the node shares with its keeper; None without one.
     """
     metrics = Metrics()
     metrics.schema_version.set(SCHEMA_VERSION)
@@ -218,6 +227,7 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
         on_lost=lose_lease,
         on_held=wake_all,
         on_unwanted=cancel,
+        node_state=node_state,
     )
     watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
     depths = Depths(store)
@@ -273,8 +283,17 @@ async def open_engine(app: App, settings: Settings, store: Store, *, lives: bool
             process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
             transactions=transactions,
             notes=notes,
+            node_state=node_state,
         )
-        workers = Workers(executor, outcomes, lease, metrics, queues=queues.values(), on_hungry=dispatcher.look_again)
+        workers = Workers(
+            executor,
+            outcomes,
+            lease,
+            metrics,
+            queues=queues.values(),
+            on_hungry=dispatcher.look_again,
+            node_state=node_state,
+        )
         history = History(store, metrics, steady=lives)
         tasks = TaskTree()
         recovery = maintenance.recovery(store, lease, hooks, settings.visibility_timeout / RENEWALS_PER_LEASE)
@@ -408,6 +427,7 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
         "jobqueue_schedules": lambda _: engine.cron.look(),
         "jobqueue_cancel": cancel,
         "jobqueue_keys": lambda _: engine.gate.due_in(0),
+        "jobqueue_lost": lambda _: engine.recovery.due_in(0),
         "jobqueue_freed": lambda queue: engine.dispatcher.freed([queue]),
         "jobqueue_paused": engine.dispatcher.pause,
     }
@@ -499,6 +519,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
 
     # Only now: while outcomes were being written, a lease that ran out would have given the jobs away.
     await stages.stop("heartbeat", within=0.2)
+    await stages.stop("keeper", within=2 * keeping.END_SECONDS)
     try:
         with trio.move_on_after(1):
             await engine.lease.leave()

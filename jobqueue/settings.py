@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         keyfile: its private key, in PEM.
         poll_interval: how often to look for work that no notification told of.
         visibility_timeout: how long a node may be silent before its jobs are given to others.
+        stall_limit: how long a handler may hold up the node before the node's jobs are given to others.
         grace_period: how long running jobs may go on after SIGTERM.
         keep_finished: how long jobs that succeeded are kept, by whole days.
         keep_cancelled: how long cancelled jobs are kept, by whole days.
@@ -73,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keyfile: str | None = None
     poll_interval: float = 2.0
     visibility_timeout: float = 30.0
+    stall_limit: float = 600.0
     grace_period: float = 20.0
     keep_finished: float = 86_400.0
     keep_cancelled: float = 30 * 86_400.0
@@ -85,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("number of processes", self.processes, 1, MAX_PROCESSES),
             ("poll interval", self.poll_interval, 0.05, 60),
             ("visibility timeout", self.visibility_timeout, 2, 86_400),
+            ("stall limit", self.stall_limit, 5, 86_400),
             ("grace period", self.grace_period, 0, 86_400),
             ("time to keep finished jobs", self.keep_finished, 0, 10 * 365 * 86_400),
             ("time to keep cancelled jobs", self.keep_cancelled, 0, 10 * 365 * 86_400),

@@ -17,6 +17,7 @@ LAYERS = [
     ["service", "offline"],
     ["http"],
     ["engine"],
+    ["keeper"],
     ["storage"],
     ["concurrency"],
     ["client"],

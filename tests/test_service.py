@@ -310,13 +310,13 @@ def test_sigkill_in_the_middle_then_restart_and_all_are_done(
     assert database.value("SELECT max(attempt) FROM jobqueue.jobs") == 2
 
 
-def test_a_dead_nodes_jobs_are_taken_over_by_a_running_one_after_the_visibility_timeout(
+def test_a_dead_nodes_jobs_are_taken_over_by_a_running_one_at_once(
     start: Start, client: httpx.Client, database: Database, effects: Effects
 ) -> None:
-    doomed = start("--visibility-timeout", "4", "--queue", "default=5")
+    doomed = start("--visibility-timeout", "60", "--queue", "default=5")
     submit(client, doomed, [{"kind": "sleep", "payload": {"seconds": 60, "again": 0.01}}] * 5)
     wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
-    survivor = start("--visibility-timeout", "4", "--queue", "default=5")
+    survivor = start("--visibility-timeout", "60", "--queue", "default=5")
     doomed.kill()
     wait_for(lambda: database.states() == {"succeeded": 5}, "the other node does them")
     assert 'jobqueue_jobs_recovered_total{kind="sleep",queue="default"} 5.0' in client.get(f"{survivor.url}/metrics").text
@@ -437,6 +437,7 @@ def test_version_and_help_with_every_option_its_variable_and_its_default() -> No
         ("--queue", "JOBQUEUE_QUEUES", "default=16"),
         ("--grace-period", "JOBQUEUE_GRACE_PERIOD", "20.0"),
         ("--visibility-timeout", "JOBQUEUE_VISIBILITY_TIMEOUT", "30.0"),
+        ("--stall-limit", "JOBQUEUE_STALL_LIMIT", "600.0"),
     ):
         assert option in text
         assert variable in text

@@ -14,6 +14,7 @@ BOUNDS = [
     ("processes", "number of processes", 1, MAX_PROCESSES, 1),
     ("poll_interval", "poll interval", 0.05, 60, 0.001),
     ("visibility_timeout", "visibility timeout", 2, 86_400, 0.001),
+    ("stall_limit", "stall limit", 5, 86_400, 0.001),
     ("grace_period", "grace period", 0, 86_400, 0.001),
     ("keep_finished", "time to keep finished jobs", 0, TEN_YEARS, 0.001),
     ("keep_cancelled", "time to keep cancelled jobs", 0, TEN_YEARS, 0.001),

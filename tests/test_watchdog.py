@@ -154,7 +154,7 @@ def block() -> None:
 async def test_a_process_that_was_stopped_does_not_blame_a_job(logs: list[Any]) -> None:
     again = subprocess.Popen(["sh", "-c", f"sleep {BLOCKED_SECONDS}; kill -CONT {os.getpid()}"])  # noqa: ASYNC220 - outlives our sleep
     os.kill(os.getpid(), signal.SIGSTOP)
-    assert await told(logs, 1) == ["the process did not run"]
+    assert await told(logs, 1) == ["no thread of the node ran"]
     again.wait()
 
 

@@ -111,6 +111,13 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
     type=float,
     default=DEFAULTS.visibility_timeout,
 )
+@setting(
+    "--stall-limit",
+    "STALL_LIMIT",
+    "Seconds for which a handler may hold up its node. Then the node's jobs are given to others.",
+    type=float,
+    default=DEFAULTS.stall_limit,
+)
 @setting("--grace-period", "GRACE_PERIOD", "Seconds that jobs may go on after SIGTERM.", type=float, default=DEFAULTS.grace_period)
 @setting("--keep-finished", "KEEP_FINISHED", "Seconds to keep jobs that succeeded.", type=float, default=DEFAULTS.keep_finished)
 @setting("--keep-cancelled", "KEEP_CANCELLED", "Seconds to keep cancelled jobs.", type=float, default=DEFAULTS.keep_cancelled)

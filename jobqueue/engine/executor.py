@@ -25,6 +25,7 @@ from jobqueue.engine.notes import Handle, Notes
 from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, in_list, text_of, unstorable
 from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
+from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.retry import DEFAULT_BACKOFF
 from jobqueue.storage.transactions import Transactions
@@ -95,6 +96,12 @@ class Run:
         self.scope.deadline = self.started + timeout
         self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
 
+    def excuse(self, seconds: float) -> None:
+        """Add to the handler's time, and to its time to stop, what the loop was stuck for."""
+        self.cancelled_at += seconds
+        if self.timeout is not None:
+            self.scope.deadline += seconds
+
     def cancel(self, cause: Cause) -> None:
         """Cancel the handler; its outcome will say why. The first cause stays, but for a lost lease: then nobody may tell any."""
         if self.cause is None or cause == "lease lost":
@@ -157,6 +164,7 @@ class Executor:
         process_limiter: bounds the processes.
         transactions: for handlers that complete their jobs in a transaction of their own.
         notes: takes what handlers note of their jobs.
+        node_state: where jobs in threads are marked, for the node's keeper; None without one.
     """
 
     def __init__(
@@ -169,6 +177,7 @@ class Executor:
         process_limiter: trio.CapacityLimiter,
         transactions: Transactions,
         notes: Notes,
+        node_state: NodeState | None = None,
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
@@ -177,6 +186,7 @@ class Executor:
         self._process_limiter = process_limiter
         self._transactions = transactions
         self._notes = notes
+        self._node_state = node_state
         self._spans = tracing.handler_spans()
 
     async def run_each(self, take: Take, record: Record) -> None:
@@ -294,9 +304,12 @@ class Executor:
         return outcome
 
     async def _call_thread(self, run: Run, function: Callable[..., T], *arguments: Any) -> T:
+        call = functools.partial(function, *arguments)
+        if self._node_state is not None:
+            call = functools.partial(self._node_state.call_in_thread, run.job, call)
         # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
         try:
-            return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=self._threads)
+            return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         except trio.Cancelled:
             if run.handle is not None:
                 run.handle.cancelled = True  # it can stop itself
@@ -496,7 +509,9 @@ def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> 
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="cancelled")
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
-    more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stubborn else ""
+    # A thread is given up when its time is over: only what runs on the loop can hold its worker.
+    stays = stubborn and handler is not None and handler.mode == "async"
+    more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stays else ""
     return _failed(run, handler, _Failure(f"timed out after {run.timeout} s{more}", error_type="timeout"))
 
 

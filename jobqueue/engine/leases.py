@@ -22,6 +22,7 @@ from jobqueue import __version__
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import LONGEST_PAUSE, Trouble
 from jobqueue.engine.activity import RecentActivity
+from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, RunId, Store
 
@@ -46,6 +47,7 @@ class Lease:
         on_lost: called, synchronously, when the lease is lost and before a new one is taken.
         on_held: called when the lease is valid again: nothing was claimed meanwhile.
         on_unwanted: called with runs of this node that somebody wants cancelled; again with each renewal until they have ended.
+        node_state: where the node's id is written for its keeper; None without one.
 
     Attributes:
         node: this process as the others see it; replaced when the lease is lost.
@@ -62,6 +64,7 @@ class Lease:
         on_lost: Callable[[], None],
         on_held: Callable[[], None],
         on_unwanted: Callable[[Iterable[RunId]], None],
+        node_state: NodeState | None = None,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -70,6 +73,7 @@ class Lease:
         self._on_lost = on_lost
         self._on_held = on_held
         self._on_unwanted = on_unwanted
+        self._node_state = node_state
         self._undisturbed_since = math.inf
         self._valid_until = -1.0
         self._interval = min(LONGEST_INTERVAL, seconds / RENEWALS_PER_LEASE)
@@ -145,8 +149,11 @@ class Lease:
             self._on_held()
 
     def _new_node(self) -> Node:
+        node_id = str(uuid_utils.uuid4())
+        if self._node_state is not None:
+            self._node_state.name_node(node_id)
         return Node(
-            id=str(uuid_utils.uuid4()),
+            id=node_id,
             host=platform.node(),
             pid=os.getpid(),
             process=process_identity(os.getpid()),

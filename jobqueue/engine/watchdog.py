@@ -5,6 +5,9 @@ visibility timeout, this node's hold on all of its jobs. The loop cannot tell of
 loop's stack from outside.
 
 State: *running* (the loop beats once a second) -> *blocked* (a beat is overdue; said once) -> *running* (said, with the total).
+
+While a handler holds the interpreter's lock, in C, the thread cannot run either. Then the node's keeper reports the job, and the
+thread leaves it at that (`NodeState.reported`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import structlog
 import trio
 
 from jobqueue.engine.executor import run_of
+from jobqueue.keeper.node_state import NodeState
 
 STALL_SECONDS = 1.0
 """Seconds that the loop may be late before it counts as blocked."""
@@ -61,13 +65,16 @@ class _Pulse:
         self.due = time.monotonic() + BEAT_SECONDS
 
 
-async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(node_state: NodeState | None = None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Watch the loop that this is called on, until cancelled.
 
     The thread ends soon after; nothing waits for it.
+
+    Args:
+        node_state: what the node shares with its keeper; None without one.
     """
     pulse = _Pulse()
-    threading.Thread(target=_watch, args=(pulse,), name="jobqueue watchdog", daemon=True).start()
+    threading.Thread(target=_watch, args=(pulse, node_state), name="jobqueue watchdog", daemon=True).start()
     task_status.started()
     try:
         while True:
@@ -77,24 +84,34 @@ async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) 
         pulse.stopped.set()
 
 
-def _watch(pulse: _Pulse) -> None:
+def _watch(pulse: _Pulse, node_state: NodeState | None) -> None:
     while True:
         look_at = max(pulse.due + STALL_SECONDS, time.monotonic() + LOOK_AGAIN_SECONDS)
-        if pulse.stopped.wait(look_at - time.monotonic()):
+        if _wait(pulse, node_state, look_at - time.monotonic()):
             return
+        if node_state is not None and node_state.reported:
+            continue
         due = pulse.due
         overslept = time.monotonic() - look_at
         blocked = time.monotonic() - due >= STALL_SECONDS
         culprit = _culprit(pulse) if blocked else {}
         if overslept > STALL_SECONDS and "job_id" not in culprit:
             # Not the loop alone: SIGSTOP, a paused machine, or C code of a thread that kept the interpreter's lock.
-            log.warning("the process did not run", seconds=round(overslept, 1))
+            log.warning("no thread of the node ran", seconds=round(overslept, 1))
         elif blocked:
             log.warning("the loop is blocked", seconds=round(time.monotonic() - due, 1), **culprit)
             while pulse.due == due:
-                if pulse.stopped.wait(LOOK_AGAIN_SECONDS):
+                if _wait(pulse, node_state, LOOK_AGAIN_SECONDS):
                     return
             log.warning("the loop runs again", seconds=round(pulse.due - BEAT_SECONDS - due, 1), **culprit)
+
+
+def _wait(pulse: _Pulse, node_state: NodeState | None, seconds: float) -> bool:
+    """Wait, and return whether it is time to end."""
+    stopped = pulse.stopped.wait(seconds)
+    if node_state is not None:
+        node_state.beat_of_thread()
+    return stopped
 
 
 def _culprit(pulse: _Pulse) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import trio
 
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.executor import Executor, Run, is_late
+from jobqueue.engine.keeping import slot_of_task
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.job import ClaimedJob, Outcome
+from jobqueue.keeper.node_state import NO_SLOT, NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import RunId
 
@@ -31,6 +33,7 @@ class Workers:
     Args:
         queues: the queues that they work.
         on_hungry: called when it is time to claim more.
+        node_state: where the jobs that run are marked, for the node's keeper; None without one.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Workers:
         *,
         queues: Iterable[LocalQueue],
         on_hungry: Callable[[], None],
+        node_state: NodeState | None = None,
     ) -> None:
         self._executor = executor
         self._outcomes = outcomes
@@ -49,6 +53,7 @@ class Workers:
         self._metrics = metrics
         self._queues = list(queues)
         self._on_hungry = on_hungry
+        self._node_state = node_state
         self._all_done = trio.Event()
         self._working = 0
         self._withdrawn: list[tuple[ClaimedJob, str]] = []
@@ -96,6 +101,12 @@ class Workers:
         if self._withdrawn:
             self._ended.unpark_all()
 
+    def excuse(self, seconds: float) -> None:
+        """Give all running jobs the time back for which the loop was stuck: their handlers could neither end nor stop."""
+        for queue in self._queues:
+            for run in queue.runs:
+                run.excuse(seconds)
+
     def lose_lease(self) -> None:
         """Drop everything that is held: it is another node's now."""
         for queue in self._queues:
@@ -129,6 +140,8 @@ class Workers:
 
     async def _work(self, nursery: trio.Nursery, queue: LocalQueue, number: int) -> None:
         taken: Run | None = None
+        slot = NO_SLOT if self._node_state is None else self._node_state.take_slot(queue.name)
+        slot_of_task.set(slot.number)
 
         async def take(scope: trio.CancelScope) -> Run:
             # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
@@ -139,9 +152,11 @@ class Workers:
                 job = await queue.ready.pop()
             taken = run = Run(job, self._lease.node.id, scope)
             queue.runs.add(run)
+            slot.enter(job)
             return run
 
         async def record(run: Run, outcome: Outcome | None) -> None:
+            slot.leave()
             if run.given_up:
                 log.info("a handler that was left behind has ended", **run.job.log_context)
                 raise _Replaced
@@ -158,6 +173,8 @@ class Workers:
             self._lose(queue, taken, error)
             await trio.sleep(self.trouble.pause)
             self._start_worker(nursery, queue, number)
+        finally:
+            slot.free()
         self._working -= 1
         self._ended.unpark_all()
 

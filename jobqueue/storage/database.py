@@ -247,6 +247,18 @@ class Lane:
         with self._noting_trouble():
             return await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
 
+    def run_here(self, work: Callable[[Connection], T]) -> T:
+        """Call ``work(connection)`` in the calling thread, for a program without a Trio loop.
+
+        Raises:
+            DatabaseUnavailable, ConnectionLost, NotReplicated, RefusedData: see `run`.
+        """
+        return self._run(work)
+
+    def close_here(self) -> None:
+        """Close the connection, if there is one, in the calling thread."""
+        self._close()
+
     async def call(self, sql: str, *params: object, in_loop: bool) -> tuple[Any, ...]:
         """Run one statement that returns one row, and return it.
 

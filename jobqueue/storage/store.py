@@ -89,7 +89,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A job taken back from a lost node; `outcome` is the state that it is in now: pending, dead, or cancelled."""
+    """A job taken back from a lost node; `outcome` is the state that it is in now: pending, scheduled, dead, or cancelled."""
 
     id: str
     queue: str

@@ -1,0 +1,291 @@
+"""Look after a node's lease from outside: what the keeper does once a second.
+
+States:
+
+- *idle*: the node's loop runs. The keeper only looks.
+- *late*: the loop does not run. The keeper renews the lease on the node's behalf, and finds the job that holds up the node.
+- *surrendered*: that lasted too long. The keeper has handed the node's jobs back, and renews the lease no more.
+
+The node that runs again is *idle*, after a surrender under a new id.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jobqueue.keeper import threads
+
+if TYPE_CHECKING:
+    from jobqueue.keeper.node_state import Mark, NodeState
+    from jobqueue.storage.database import Lane
+
+REPORT_AFTER = 3.0
+"""Seconds for which the interpreter is held before that is reported."""
+
+LOOK_CLOSELY_AFTER = 1.5
+"""Seconds without a beat of the loop from which on its process's threads are looked at."""
+
+REPORT_INTERVAL = 30.0
+"""Seconds between two reports of the same trouble."""
+
+RENEWAL_INTERVAL = 2.0
+"""Seconds between two renewals, at most."""
+
+SHORT_LEASE = 10.0
+"""Seconds of a lease below which the database's driver is loaded at the start: on a busy machine that takes a second or more."""
+
+REPLY_TIMEOUT = 4.0
+"""Seconds that a statement may take in all."""
+
+MAX_NAMED = 10
+"""Jobs that a line of the log names, at most."""
+
+CRASH_TRIES = 10
+"""Tries, a second apart, to end the lease of a node that has died. Then its lease runs out by itself."""
+
+END = b"end\n"
+"""What a node writes to its keeper to end it."""
+
+RENEW = "UPDATE jobqueue.nodes SET lease_until = now() + %s * interval '1 second' WHERE id = %s RETURNING id"
+"""Not `heartbeat_at` and not `activity`, which are the node's own: so its late heartbeat can be seen."""
+
+
+class Config(NamedTuple):
+    """What a node tells its keeper at the start.
+
+    Attributes:
+        database_url: where the lease is. It may hold a password.
+        pid: of the node's process.
+        file: the inherited descriptor of the `NodeState`.
+        slots: of the `NodeState`.
+        lease: seconds that a renewal lasts.
+        stall_limit: seconds for which the loop may be late before the node's jobs are handed back.
+        log_level: of the node.
+        log_fields: that each line of the node's log has.
+    """
+
+    database_url: str
+    pid: int
+    file: int
+    slots: int
+    lease: float
+    stall_limit: float
+    log_level: str
+    log_fields: dict[str, Any]
+
+
+class Suspects(NamedTuple):
+    """The jobs of which one holds up the node, usually one job, and since when on the monotonic clock.
+
+    There are none when no job can be it: then the service's own code holds up the node, or a thread that no handler runs in.
+    """
+
+    marks: list[Mark]
+    since: float
+
+
+class Keeper:
+    """Looks after one node.
+
+    Attributes:
+        interval: seconds between two looks.
+    """
+
+    def __init__(self, config: Config, state: NodeState) -> None:
+        self._config = config
+        self._state = state
+        self._late_after = min(3.0, config.lease / 4)
+        self.interval = min(1.0, config.lease / 12)
+        self._lane: Lane | None = None
+        self._sample: threads.Sample | None = None
+        self._suspects: Suspects | None = None
+        self._renew_at = 0.0
+        self._reported: list[Mark] = []
+        self._reported_at = 0.0
+        self._failure_reported_at = 0.0
+        self._surrendered = ""
+        if config.lease < SHORT_LEASE:
+            _lane(config.database_url)
+
+    def look(self) -> None:
+        """Look at the node once, and do what is due."""
+        self._try(self._look)
+
+    def _look(self) -> None:
+        late = self._state.since_beat
+        if late < min(LOOK_CLOSELY_AFTER, self._late_after):
+            self._rest()
+            return
+        if threads.stopped(self._config.pid):
+            # A process that was stopped runs no handler: its lease runs out as that of a dead one.
+            self._sample = self._suspects = None
+            return
+        self._find_suspects(late)
+        if late >= self._late_after and self._state.node != self._surrendered:
+            if late >= self._config.stall_limit:
+                self._try(self._surrender, late)
+            elif time.monotonic() >= self._renew_at:
+                self._try(self._renew)
+        self._report(late)
+
+    def end_lease(self) -> None:
+        """End the lease of the node, whose process has died, so that others take its jobs at once."""
+        for _ in range(CRASH_TRIES):
+            if not self._state.node or self._try(self._ask, "SELECT jobqueue.lose_node(%s)", self._state.node):
+                return
+            time.sleep(1.0)
+
+    def _rest(self) -> None:
+        if self._state.reported:
+            self._report_end()
+        self._sample = self._suspects = None
+        if self._lane is not None:
+            self._lane.close_here()
+            self._lane = None
+
+    # -- who it is
+
+    def _find_suspects(self, late: float) -> None:
+        sample = threads.sample(self._config.pid)
+        activity = None
+        if sample is not None:
+            if self._sample is None:
+                self._sample = sample
+                return
+            activity = threads.Activity(self._sample, sample)
+            if not activity.known:
+                return
+            self._sample = sample
+        marks = _suspects(self._state, activity)
+        before = self._suspects
+        now = time.monotonic()
+        if before is None:
+            self._suspects = Suspects(marks, now - late)
+        elif marks and (not before.marks or set(marks).issubset(before.marks)):
+            self._suspects = Suspects(marks, before.since)
+        elif marks != before.marks:  # another handler took the lock before the loop could run
+            self._suspects = Suspects(marks, now)
+
+    # -- the lease
+
+    def _renew(self) -> None:
+        self._renew_at = time.monotonic() + min(RENEWAL_INTERVAL, self._config.lease / 6)
+        self._ask(RENEW, self._config.lease, self._state.node)
+
+    def _surrender(self, late: float) -> None:
+        from jobqueue.retry import DEFAULT_BACKOFF  # noqa: PLC0415 - rarely needed
+
+        node, (marks, since) = self._state.node, self._suspects or Suspects([], time.monotonic() - late)
+        blamed = [
+            {
+                "id": mark.job_id,
+                "claims": mark.claims,
+                "error": _reason(mark, time.monotonic() - since, self._config.stall_limit, others=len(marks) - 1),
+                "delay": DEFAULT_BACKOFF.delay(mark.attempt),
+            }
+            for mark in marks
+        ]
+        handed_back = self._ask("SELECT jobqueue.surrender(%s, %s::jsonb)", node, json.dumps(blamed))
+        self._surrendered = node
+        self._log().error(
+            "the node is stuck: its jobs are handed back",
+            **_fields(marks),
+            node=node,
+            seconds=round(late, 1),
+            jobs_handed_back=handed_back,
+        )
+
+    def _ask(self, sql: str, *params: object) -> object:
+        def work(connection: Any) -> object:
+            row = connection.execute(sql, params).fetchone()
+            return None if row is None else row[0]
+
+        if self._lane is None:
+            self._lane = _lane(self._config.database_url)
+        return self._lane.run_here(work)
+
+    def _try(self, act: Any, *args: object) -> bool:
+        """Do something that may fail, and is tried again with one of the next looks. Return whether it was done."""
+        try:
+            act(*args)
+        except Exception as error:  # noqa: BLE001 - nobody could start another keeper now: the node is stuck
+            if time.monotonic() - self._failure_reported_at >= REPORT_INTERVAL:
+                self._failure_reported_at = time.monotonic()
+                self._log().warning("the keeper cannot look after the lease", error=str(error), node=self._state.node)
+            return False
+        return True
+
+    # -- what is said of it
+
+    def _report(self, late: float) -> None:
+        """Report that the interpreter is held. A loop that is blocked while other threads run is for the node's own watchdog."""
+        held = min(late, self._state.since_thread)
+        if held < REPORT_AFTER:
+            if self._state.reported:
+                self._report_end()
+            return
+        if self._suspects is None:
+            return
+        marks, since = self._suspects
+        now = time.monotonic()
+        if self._state.reported and marks == self._reported and now - self._reported_at < REPORT_INTERVAL:
+            return
+        self._state.reported = True
+        self._reported, self._reported_at = marks, now
+        event = "a handler holds the interpreter" if marks else "the interpreter is held"
+        self._log().warning(event, **_fields(marks), node=self._state.node, seconds=round(now - since, 1))
+
+    def _report_end(self) -> None:
+        self._state.reported = False
+        marks, since = self._suspects or Suspects([], time.monotonic())
+        self._log().warning(
+            "the interpreter is free again", **_fields(marks), node=self._state.node, seconds=round(time.monotonic() - since, 1)
+        )
+
+    def _log(self) -> Any:
+        return _logger(self._config.log_level, tuple(self._config.log_fields.items()))
+
+
+def _suspects(state: NodeState, activity: threads.Activity | None) -> list[Mark]:
+    """Name the jobs of which one holds up the node: usually one."""
+    if activity is None:
+        return state.on_loop + state.in_threads
+    if not activity.waits(state.loop_thread):
+        return state.on_loop  # it is the loop itself that computes, or sleeps
+    running = [mark for mark in state.in_threads if not activity.waits(mark.thread)]
+    # A thread that holds the lock may sleep as well, but rarely does.
+    return [mark for mark in running if activity.busy(mark.thread)] or running
+
+
+def _reason(mark: Mark, seconds: float, limit: float, *, others: int) -> str:
+    which = f", or one of {others} other jobs did" if others else ""
+    return f"its handler ({mark.kind}) held up the node for {seconds:.0f} s{which}: longer than --stall-limit ({limit:g} s) allows"
+
+
+def _fields(marks: list[Mark]) -> dict[str, object]:
+    """Name the job in a line of the log, or the first of several that may be it."""
+    jobs: list[dict[str, object]] = [
+        {"job_id": mark.job_id, "kind": mark.kind, "queue": mark.queue, "attempt": mark.attempt} for mark in marks[:MAX_NAMED]
+    ]
+    if len(marks) == 1:
+        return jobs[0]
+    return {"one_of": jobs} if jobs else {}
+
+
+def _lane(database_url: str) -> Lane:
+    from jobqueue.storage.database import Lane  # noqa: PLC0415 - takes 20 MiB that a keeper rarely needs
+
+    return Lane(database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
+
+
+@functools.cache
+def _logger(level: str, fields: tuple[tuple[str, Any], ...]) -> Any:
+    import structlog  # noqa: PLC0415 - takes 18 MiB that a keeper rarely needs
+
+    from jobqueue import logs  # noqa: PLC0415
+
+    logs.take_over(logs.Setup(level, dict(fields)))
+    return structlog.get_logger()

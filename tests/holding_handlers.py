@@ -1,0 +1,115 @@
+"""Handlers that hold up their node, in C with the interpreter's lock or on the loop. Each writes to the file that EFFECTS names."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import time
+
+import trio
+
+import jobqueue
+from tests.handlers import effect
+
+app = jobqueue.App()
+
+LIBC = ctypes.PyDLL(None)
+"""What is called through it keeps the interpreter's lock."""
+
+
+def due(job: jobqueue.Job, seconds: int, again: int | None) -> int:
+    """How long to hold up the node in this attempt."""
+    return seconds if job.attempt == 1 or again is None else again
+
+
+def backtrack(seconds: float) -> None:
+    """Compute in C with the lock held, for about so many seconds: each letter more doubles the time of the match."""
+    letters, took = 18, 0.0
+    while took < min(0.05, seconds):
+        letters += 1
+        began = time.monotonic()
+        match(letters)
+        took = time.monotonic() - began
+    if seconds > took:
+        match(letters + math.ceil(math.log2(seconds / took)))
+
+
+def match(letters: int) -> None:
+    re.match(r"(a+)+$", "a" * letters + "b")
+
+
+@app.handler("hold-asleep")
+def hold_asleep(job: jobqueue.Job, seconds: int) -> None:
+    effect(job, "began")
+    LIBC.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("hold-computing")
+def hold_computing(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
+    effect(job, "began")
+    backtrack(due(job, seconds, again))
+    effect(job, "ended")
+
+
+@app.handler("hold-on-loop")
+async def hold_on_loop(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
+    effect(job, "began")
+    await trio.sleep(0.3)  # the loop goes on with other jobs, and comes back
+    LIBC.sleep(due(job, seconds, again))
+    effect(job, "ended")
+
+
+@app.handler("hold-in-task")
+async def hold_in_task(job: jobqueue.Job, seconds: int) -> None:
+    effect(job, "began")
+    job.nursery.start_soon(hold, seconds)
+    await trio.sleep(0.5)
+    effect(job, "ended")
+
+
+async def hold(seconds: int) -> None:
+    await trio.sleep(0.3)
+    LIBC.sleep(seconds)
+
+
+@app.handler("block-loop")
+async def block_loop(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
+    effect(job, "began")
+    await trio.sleep(0.3)
+    time.sleep(due(job, seconds, again))  # noqa: ASYNC251 - the fault
+    effect(job, "ended")
+
+
+@app.handler("sleep")
+async def sleep(job: jobqueue.Job, seconds: float) -> None:
+    effect(job, "began")
+    await trio.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("sleep-in-thread")
+def sleep_in_thread(job: jobqueue.Job, seconds: float) -> None:
+    effect(job, "began")
+    time.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("leave-behind")
+def leave_behind(job: jobqueue.Job, after: float, seconds: int) -> None:
+    """Hold the interpreter after the timeout of the job, in the thread that was left behind."""
+    effect(job, "began")
+    time.sleep(after)
+    LIBC.sleep(seconds)
+    effect(job, "ended")
+
+
+@app.handler("fork")
+def fork(job: jobqueue.Job) -> None:
+    """Leave a child behind that has all of the node's files open."""
+    effect(job, "began")
+    if os.fork() == 0:
+        time.sleep(8)
+        os._exit(0)
