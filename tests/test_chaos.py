@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import msgspec
+import psycopg
 import pytest
+import trio
 
-from benchmarks.chaos import plan, recovery
-from benchmarks.chaos.checker import Evidence, Row, check, count
+from benchmarks.chaos import garbage, handlers, plan, poison, recovery
+from benchmarks.chaos.__main__ import SHORT, SHORT_KINDS
+from benchmarks.chaos.checker import STARVED_AFTER, Evidence, Row, check, count
+from benchmarks.chaos.database import connect
 from benchmarks.chaos.effects import Effect, Written
-from benchmarks.chaos.faults import Inflicted
-from benchmarks.chaos.load import Load, Submit
-from benchmarks.chaos.machines import Exit
+from benchmarks.chaos.faults import SETTINGS, Inflicted, Saboteur
+from benchmarks.chaos.load import Load, Look, Submit
+from benchmarks.chaos.machines import Clock, Exit, Node, Postgres
 from benchmarks.chaos.plan import Fault, Kind
+from benchmarks.proxy import Proxy
+from jobqueue import service
+from jobqueue.storage import database, schema
 
 
 def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None:
@@ -22,6 +40,19 @@ def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None
         shortest, longest = plan.DURATIONS[fault.kind]
         assert shortest <= fault.seconds <= longest
         assert (fault.node is not None) == (fault.kind in plan.OF_A_NODE)
+
+
+def test_the_short_form_has_every_kind_but_the_slow_ones() -> None:
+    assert set(SHORT_KINDS) | plan.SLOW == set(Kind)
+    drawn = plan.make(7, SHORT["faults"], gap=SHORT["gap"], only=SHORT_KINDS)
+    assert {fault.kind for fault in drawn} == set(SHORT_KINDS)
+    assert max(fault.over_at for fault in drawn) < 60
+
+
+def test_what_else_is_drawn_about_a_fault_is_of_the_seed_too() -> None:
+    first, second = ([fault.dice.random() for fault in plan.make(seed, 5, gap=4)] for seed in (7, 8))
+    assert first == [fault.dice.random() for fault in plan.make(7, 5, gap=4)]
+    assert not set(first) & set(second)
 
 
 def test_the_same_seed_gives_the_same_jobs() -> None:
@@ -41,7 +72,7 @@ def submit(*numbers: int, fate: Any = "acknowledged", kind: str = "async", why: 
 
 
 def row(number: int, **changes: Any) -> Row:
-    succeeded = Row(f"job-{number}", "succeeded", "async", number, 1, 3, 1, f"run-{number}", 10.5, 20.0)
+    succeeded = Row(f"job-{number}", "succeeded", "async", number, 1, 3, 1, f"run-{number}", None, False, ())
     return succeeded._replace(**changes)
 
 
@@ -54,6 +85,10 @@ def evidence(**changes: Any) -> Evidence:
     """What three jobs leave behind that were submitted and done as they should be."""
     submits, rows = [submit(1), submit(2, 3)], [row(1), row(2), row(3)]
     return Evidence(submits, rows, [*ran(1), *ran(2), *ran(3)], [Exit(0, 30.0, 0, "SIGTERM", True, 1.0)], 0)._replace(**changes)
+
+
+def inflicted(kind: Kind, began: float, ended: float, node: int | None = None) -> Inflicted:
+    return Inflicted(Fault(0, kind, 1.0, ended - began, node), began, ended)
 
 
 def broken(given: Evidence) -> set[str]:
@@ -71,9 +106,93 @@ def test_the_checker_passes_a_transaction_with_one_effect() -> None:
     assert broken(evidence(rows=rows, written=[Written("job-2", 1)])) == set()
 
 
+LOST = "attempts lost, though nothing took a node or the database away"
+STARVED = f"waited for over {STARVED_AFTER:.0f} s, though nothing took a node or the database away"
+STILLBORN = "nodes that could not start, though nothing took the database away"
+UNTRUE = "every node ready, though the work of one was held up"
+SURVIVING = "poisoned, and not dead with a reason"
+
+poisoned_row = row(0)._replace(id="poisoned", number=None, kind="poisoned", state="dead", run=None, reason="cannot be read")
+twice_run = {
+    "rows": [row(1), row(2), row(3, attempt=2, run="second", leases_lost=(1,))],
+    "effects": [*ran(1), *ran(2), ran(3, at=12.0)[0], *ran(3, run="second", attempt=2, at=17.0)],
+}
+
+waiting: dict[str, Any] = {"effects": [*ran(1), *ran(2), *ran(3, at=15.0 + STARVED_AFTER)]}
+waiting_first = {
+    "submits": [submit(1), submit(2, -3)],
+    "rows": [row(1), row(2), row(-3)],
+    "effects": [*ran(1), *ran(2), *ran(-3, at=15.0 + STARVED_AFTER)],
+}
+
+frozen: dict[str, Any] = {
+    "inflicted": [Inflicted(Fault(0, Kind.FREEZE_BACKEND, 1.0, 11.0, None), 20.0, 31.0, "claim")],
+    "looks": [Look(node, 20.5 + second, 200) for node in range(3) for second in range(10)],
+}
+
+
+def after_poison(**changes: Any) -> dict[str, Any]:
+    return {"rows": [*evidence().rows, poisoned_row._replace(**changes)], "poisoned": {"poisoned": "a deep payload"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        after_poison(),
+        after_poison(state="cancelled", reason=None),
+        after_poison(attempt=2_147_483_647, kind="", number=1),
+        {"poisoned": {"refused": "a deep payload"}},
+        {"rows": [row(1), row(2), row(3, state="cancelled", run=None)], "cancelled": {"job-3"}},
+        {"rows": [row(1), row(2), row(3)], "cancelled": {"job-3"}},
+        {**twice_run, "inflicted": [inflicted(Kind.KILL_NODE, 13.0, 13.5, 0)]},
+        {**twice_run, "inflicted": [inflicted(Kind.BLACKHOLE_NODE, 4.0, 5.0, 0)]},
+        {"effects": [*ran(1), *ran(2), *ran(3, at=10.0 + STARVED_AFTER)]},
+        {**waiting, "inflicted": [inflicted(Kind.KILL_POSTGRES, 12.0, 13.0)]},
+        {**waiting, "inflicted": [inflicted(Kind.STEP_CLOCK, 10.0, 40.0)]},
+        {**waiting, "rows": [row(1), row(2), row(3, delayed=True)]},
+        {"effects": [*ran(1), *ran(2, at=30.0), *ran(3, at=10.0 + 2 * STARVED_AFTER)]},
+        {**frozen, "looks": [*frozen["looks"], Look(1, 29.0, 503)]},
+        {**frozen, "looks": []},
+        {**frozen, "inflicted": [*frozen["inflicted"], inflicted(Kind.KILL_POSTGRES, 25.0, 26.0)]},
+        {**frozen, "inflicted": [msgspec.structs.replace(frozen["inflicted"][0], frozen="housekeeping")]},
+        {"exits": [Exit(0, 30.0, 1, None, False, 0.0)], "inflicted": [inflicted(Kind.RESTART_POSTGRES, 27.0, 28.0)]},
+    ],
+)
+def test_the_checker_passes_what_a_fault_explains(changes: dict[str, Any]) -> None:
+    assert broken(evidence(**changes)) == set()
+
+
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [
+        (SURVIVING, after_poison(state="pending", reason=None)),
+        (SURVIVING, after_poison(state="succeeded", reason=None)),
+        (SURVIVING, after_poison(reason=None)),
+        (SURVIVING, after_poison(reason="")),
+        ("more than one row for a job", {**after_poison(), "rows": [*evidence().rows, poisoned_row, poisoned_row]}),
+        ("nobody submitted it", {**after_poison(), "poisoned": {}}),
+        ("not ended", {"rows": [row(1), row(2), row(3, state="cancelled")]}),
+        ("innocent, and dead", {"rows": [row(1), row(2), row(3, state="dead", attempt=4, run=None)]}),
+        (LOST, twice_run),
+        (LOST, {**twice_run, "inflicted": [inflicted(kind, 13.0, 13.5) for kind in plan.HARMLESS]}),
+        (LOST, {**twice_run, "inflicted": [inflicted(Kind.KILL_NODE, 18.0, 19.0, 0)]}),
+        (LOST, {**twice_run, "inflicted": [inflicted(Kind.KILL_NODE, 2.0, 3.0, 0)]}),
+        (STARVED, waiting),
+        (STARVED, {**waiting, "inflicted": [inflicted(Kind.CLOSE_LOG, 10.0, 40.0)]}),
+        (STARVED, {**waiting, "inflicted": [inflicted(Kind.KILL_POSTGRES, 1.0, 1.5)]}),
+        (STARVED, {**waiting_first, "inflicted": [inflicted(Kind.STEP_CLOCK, 10.0, 50.0)]}),
+        (
+            STARVED,
+            {
+                "effects": [*ran(1), *ran(2), *ran(3, at=10.0 + 45.0)],
+                "inflicted": [inflicted(Kind.KILL_POSTGRES, 12.0, 13.0), inflicted(Kind.KILL_POSTGRES, 12.5, 14.0)],
+            },
+        ),
+        (UNTRUE, frozen),
+        (UNTRUE, {**frozen, "looks": [*frozen["looks"], Look(1, 22.0, 503), Look(1, 32.0, 503)]}),
+        (STILLBORN, {"exits": [Exit(0, 30.0, 1, None, False, 0.0)]}),
+        (STILLBORN, {"exits": [Exit(0, 30.0, 1, None, False, 0.0)], "inflicted": [inflicted(Kind.POISON_ROWS, 27.0, 28.0)]}),
+        (STILLBORN, {"exits": [Exit(0, 30.0, 1, None, False, 0.0)], "inflicted": [inflicted(Kind.KILL_POSTGRES, 31.0, 32.0)]}),
         ("acknowledged and lost", {"rows": [row(1), row(2)]}),
         (
             "acknowledged as another job",
@@ -140,4 +259,152 @@ def test_recovery_is_measured_from_a_faults_end_to_the_last_node() -> None:
     assert measured(first, earlier)[1] == (False, 0.1, 3.0, 2.5), "from when the other one is over, too"
 
 
-# ------------------------------------------------------------------------------------------------------------------ the real thing
+# ------------------------------------------------------------------------------------------------------------------- the faults
+
+
+def test_every_channel_that_nodes_listen_to_gets_garbage() -> None:
+    assert set(garbage.CHANNELS) >= set(service._listeners(mock.MagicMock()))
+
+
+def test_garbage_is_what_notify_takes() -> None:
+    dice = random.Random(1)
+    payloads = [garbage.payload(dice) for _ in range(2_000)]
+    assert max(len(payload.encode()) for payload in payloads) in range(7_900, 8_000)
+    assert not any("\0" in payload for payload in payloads)
+    assert {"x", "nan default", "inf default", "-inf default"} <= set(payloads)
+
+
+@pytest.fixture
+def schema_url(database_url: str) -> str:
+    with database.connect(database_url, "migrate") as connection:
+        schema.migrate(connection)
+    return database_url
+
+
+def test_poison_is_refused_for_what_it_is_and_never_for_its_sql(schema_url: str) -> None:
+    made: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    doses = poison.doses(random.Random(1))
+    kinds = len(poison.TABLES) * len(poison.COLUMNS) + sum(len(values) for values in poison.FIELDS.values())
+    with connect(schema_url) as connection:
+        for dose in (next(doses) for _ in range(2 * kinds)):
+            why = poison.administer(connection, dose)
+            (refused if why else made)[dose.what.split(" in ")[-1].partition(",")[0]] += 1
+            assert not why.startswith(("Syntax", "Undefined", "Ambiguous", "Indeterminate", "DatatypeMismatch")), f"{dose}: {why}"
+    assert set(made) >= set(poison.TABLES), "not everything may be refused"
+
+
+@pytest.mark.parametrize("table", poison.TABLES)
+def test_a_row_that_nothing_is_wrong_with_is_taken(schema_url: str, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poison, "COLUMNS", {"nothing": {"priority": "0"}})
+    dose = poison._row(table, "nothing", random.Random(1))
+    with connect(schema_url) as connection:
+        assert poison.administer(connection, dose) == ""
+        row = connection.execute(f"SELECT id::text FROM jobqueue.{table}").fetchall()
+    assert row == [(dose.job_id,)]
+
+
+def test_the_same_dice_give_the_same_poison() -> None:
+    first, second = poison.doses(random.Random(5)), poison.doses(random.Random(5))
+    assert [next(first) for _ in range(50)] == [next(second) for _ in range(50)]
+
+
+def test_settings_of_the_database_do_not_reach_the_benchmark(database_url: str) -> None:
+    with connect(database_url) as connection:
+        before = {name: connection.execute(f"SHOW {name}").fetchone() for name in SETTINGS}
+        for name, value in SETTINGS.items():
+            connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {name} = '{value}'")
+    with psycopg.connect(database_url) as theirs, connect(database_url) as ours:
+        for name in SETTINGS:
+            assert ours.execute(f"SHOW {name}").fetchone() == before[name]
+            assert theirs.execute(f"SHOW {name}").fetchone() != before[name]
+
+
+def test_the_handler_that_holds_the_gil_stops_every_other_thread() -> None:
+    held = threading.Thread(target=handlers._libc.usleep, args=(300_000,))
+    moments = [time.monotonic()]
+    held.start()
+    while held.is_alive():
+        time.sleep(0.001)
+        moments.append(time.monotonic())
+    assert max(after - before for before, after in pairwise(moments)) >= 0.25
+
+
+def test_a_clock_is_stepped_by_a_file(tmp_path: Path) -> None:
+    clock = Clock("library.so", tmp_path / "clock")
+    assert clock.environment["FAKETIME_TIMESTAMP_FILE"] == str(tmp_path / "clock")
+    assert float((tmp_path / "clock").read_text()) == 0
+    clock.set(-90.5)
+    assert (tmp_path / "clock").read_text() == "-90.500\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["clock"]
+
+
+async def test_a_clock_that_cannot_be_stepped_is_skipped_and_listed(tmp_path: Path) -> None:
+    saboteur = Saboteur(Postgres(tmp_path), [])
+    fault = Fault(0, Kind.STEP_CLOCK, 0.0, 0.01, None)
+    await saboteur.run([fault])
+    assert (saboteur.skipped, saboteur.inflicted) == ([fault], [])
+
+
+TALKER = """
+import sys, time
+print("\\n  serving", flush=True)
+for number in range(10**6):
+    try:
+        sys.stderr.write(f"line {number}\\n")
+        sys.stderr.flush()
+        progress = number
+    except BrokenPipeError:
+        progress = "broken"
+    with open(sys.argv[1], "w") as file:
+        file.write(f"{progress}\\n")
+    time.sleep(0.001)
+"""
+
+
+class Talker(Node):
+    """A process that logs all the time, and writes how far it has come to a file."""
+
+    progress_path: Path
+
+    def _command(self, _proxy_port: int) -> list[str]:
+        return [sys.executable, "-c", TALKER, str(self.progress_path)]
+
+    def progress(self) -> str:
+        return self.progress_path.read_text().strip() if self.progress_path.exists() else ""
+
+
+@asynccontextmanager
+async def talker(directory: Path) -> AsyncIterator[Talker]:
+    node = Talker(0, Proxy("127.0.0.1", 1), directory / "log", {})
+    node.progress_path = directory / "progress"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        yield node
+        await node.retire()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - another process's state
+            await trio.sleep(0.01)
+
+
+async def test_a_log_that_nobody_reads_stops_who_writes_it_until_it_is_read_again(tmp_path: Path) -> None:
+    async with talker(tmp_path) as node:
+        await until(lambda: node.progress() > "")
+        read_on = await node.jam_log()
+        await trio.sleep(0.2)
+        stuck_at = node.progress()
+        await trio.sleep(0.3)
+        assert node.progress() == stuck_at
+        read_on()
+        await until(lambda: node.progress() not in {stuck_at, ""})
+    assert f"line {stuck_at}\n" in (tmp_path / "log").read_text()
+
+
+async def test_a_log_that_is_closed_fails_who_writes_it(tmp_path: Path) -> None:
+    async with talker(tmp_path) as node:
+        await until(lambda: node.progress() > "")
+        await node.close_log()
+        await until(lambda: node.progress() == "broken")

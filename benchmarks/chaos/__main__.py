@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -16,16 +17,19 @@ from rich.console import Console
 
 from benchmarks.chaos import effects, plan
 from benchmarks.chaos.checker import Evidence, read_rows
+from benchmarks.chaos.database import connect
 from benchmarks.chaos.faults import Saboteur
 from benchmarks.chaos.load import Load
-from benchmarks.chaos.machines import Node, Postgres, start_nodes
+from benchmarks.chaos.machines import Clock, Node, Postgres, start_nodes
 from benchmarks.chaos.report import Report
 from jobqueue import logs
 
 GAP = 5.0
 """Seconds from one fault to the next; in the short form it is less, and they overlap more."""
 
-SHORT = {"faults": 12, "jobs": 3_000, "gap": 3.0}
+SHORT_KINDS = [kind for kind in plan.Kind if kind not in plan.SLOW]
+
+SHORT = {"faults": len(SHORT_KINDS), "jobs": 3_000, "gap": 2.2}
 
 KINDS = {kind.name.lower().replace("_", "-"): kind for kind in plan.Kind}
 
@@ -53,7 +57,7 @@ class Run:
         self._seconds = max((fault.over_at for fault in self._plan), default=0.0) + AFTERMATH / 2
         self._drain_timeout = ALLOWANCE + jobs / SLOWEST_DRAIN
         self._directory = directory
-        self._postgres = Postgres(directory / "data")
+        self._postgres = Postgres(directory / "data", clock=self._clock())
 
     async def run(self) -> Report:
         """Do it all, and leave no process behind."""
@@ -64,7 +68,14 @@ class Run:
                 evidence, saboteur = await self._disturb()
         finally:
             self._postgres.stop()
-        return Report.of(self._seed, time.monotonic() - began, evidence, saboteur.inflicted, saboteur.replies_lost)
+        return Report.of(self._seed, time.monotonic() - began, evidence, saboteur)
+
+    def _clock(self) -> Clock | None:
+        """Make a clock for the server when the plan steps it, and this machine has the means."""
+        if not any(fault.kind is plan.Kind.STEP_CLOCK for fault in self._plan):
+            return None
+        library = Clock.find_library()
+        return None if library is None else Clock(library, self._directory / "clock")
 
     async def _disturb(self) -> tuple[Evidence, Saboteur]:
         async with trio.open_nursery() as nursery:
@@ -82,25 +93,29 @@ class Run:
             async with trio.open_nursery() as stopping:
                 for node in nodes:
                     stopping.start_soon(node.retire)
-        with psycopg.connect(self._postgres.url) as connection:
-            evidence = self._collect(connection, load, nodes)
+        with connect(self._postgres.url) as connection:
+            evidence = self._collect(connection, load, nodes, saboteur)
         return evidence, saboteur
 
     async def _drain(self) -> None:
         """Wait until every job has ended, or for as long as that may take."""
         with trio.move_on_after(self._drain_timeout):
-            while await trio.to_thread.run_sync(_unended, self._postgres.url):  # noqa: ASYNC110 - another process's state
+            while not await trio.to_thread.run_sync(_all_ended, self._postgres.url):  # noqa: ASYNC110 - another process's state
                 await trio.sleep(0.5)
 
-    def _collect(self, connection: psycopg.Connection, load: Load, nodes: Sequence[Node]) -> Evidence:
+    def _collect(self, connection: psycopg.Connection, load: Load, nodes: Sequence[Node], saboteur: Saboteur) -> Evidence:
         row = connection.execute("SELECT count(*) FROM jobqueue.nodes").fetchone()
         return Evidence(
-            submits=load.submits,
+            submits=[*load.submits, *saboteur.submits],
             rows=read_rows(connection),
             effects=effects.read(connection),
             exits=[one for node in nodes for one in node.exits],
             nodes_left=row[0] if row else 0,
             written=effects.read_written(connection),
+            poisoned=saboteur.poisoned,
+            cancelled=saboteur.cancelled,
+            inflicted=saboteur.inflicted,
+            looks=load.looks,
         )
 
 
@@ -115,15 +130,17 @@ async def _break_and_load(saboteur: Saboteur, load: Load, faults: Sequence[plan.
         load.end_probes()
 
 
-def _unended(url: str) -> int:
+def _all_ended(url: str) -> bool:
+    """Return whether no job is left to run; False also when PostgreSQL does not answer."""
     sql = """
-        SELECT (SELECT count(*) FROM jobqueue.pending_jobs) + (SELECT count(*) FROM jobqueue.scheduled_jobs)
-             + (SELECT count(*) FROM jobqueue.inflight_jobs)
+        SELECT NOT EXISTS (SELECT FROM jobqueue.pending_jobs) AND NOT EXISTS (SELECT FROM jobqueue.scheduled_jobs)
+           AND NOT EXISTS (SELECT FROM jobqueue.inflight_jobs) AND NOT EXISTS (SELECT FROM jobqueue.blocked_jobs)
     """
-    with psycopg.connect(url, autocommit=True, application_name="chaos") as connection:
+    with suppress(psycopg.OperationalError), connect(url) as connection:
         row = connection.execute(sql).fetchone()
-    assert row is not None
-    return int(row[0])
+        assert row is not None
+        return bool(row[0])
+    return False
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -146,7 +163,8 @@ def main(*, seed: int, faults: int, jobs: int, only: tuple[str, ...], short: boo
     gap = GAP
     if short:
         faults, jobs, gap = int(SHORT["faults"]), int(SHORT["jobs"]), SHORT["gap"]
-    drawn = plan.make(seed, faults, gap=gap, only=[KINDS[name] for name in only])
+    kinds = [KINDS[name] for name in only] or (SHORT_KINDS if short else [])
+    drawn = plan.make(seed, faults, gap=gap, only=kinds)
     directory = Path(tempfile.mkdtemp(prefix="jobqueue-chaos-"))
     directory.chmod(0o711)
     kept = True

@@ -5,8 +5,11 @@ It trusts nothing that the service says about itself: not its logs, and not its 
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,13 +17,15 @@ import msgspec
 import psycopg
 
 from benchmarks.chaos.effects import Effect, Written
-from benchmarks.chaos.load import Submit
+from benchmarks.chaos.faults import Inflicted
+from benchmarks.chaos.load import Look, Submit
 from benchmarks.chaos.machines import Exit
+from benchmarks.chaos.plan import HARMLESS, LEASE, Kind
 
 ENDED = frozenset({"succeeded", "dead"})
 
 MUST_DIE = frozenset({"doomed", "rollback", "discard"})
-"""Kinds that cannot succeed. All others must, unless faults use up their attempts."""
+"""Kinds that cannot succeed. All others must: no fault lasts long enough to use up their attempts."""
 
 TRANSACTIONAL = frozenset({"transaction", "rollback"})
 """Kinds that write a line in the transaction that completes their jobs."""
@@ -28,12 +33,35 @@ TRANSACTIONAL = frozenset({"transaction", "rollback"})
 SHOWN = 20
 """Cases of a broken rule that are written out."""
 
+RECOVERY = 2 * LEASE
+"""Seconds after the end of a fault in which its consequences count as its own."""
+
+UNUSUAL = 4
+"""How many times as long as the median one a job of the load may wait, where all have to."""
+
+MUST_NOT_STARVE = HARMLESS | {Kind.STEP_CLOCK}
+"""Faults during which a job that goes before all others is started soon. Behind a backlog the clock's step changes who is next."""
+
+VITAL = frozenset({"claim", "submit", "finish"})
+"""What connections are for that a node is not ready without."""
+
+HELD_UP_AFTER = 7.0
+"""Seconds after which a node says that it is held up: the 5 s that it waits, and some to notice."""
+
+START = 15.0
+"""Seconds that a node may need to find out that it cannot start."""
+
+STARVED_AFTER = 30.0
+"""Seconds that a job may wait for its first run, besides those in which a node or the database was away."""
+
 
 class Row(NamedTuple):
-    """A job as the database has it; `run` is what the accepted run returned, times are in seconds since 1970.
+    """A job as the database has it; `run` is what the accepted run returned.
 
     Attributes:
-        available_at: when it could first run.
+        reason: why it died.
+        delayed: whether it was not to run at once.
+        leases_lost: its attempts that ended because a lease was lost, as far as the history of its errors goes.
     """
 
     id: str
@@ -44,8 +72,9 @@ class Row(NamedTuple):
     max_retries: int | None
     claims: int
     run: str | None
-    available_at: float
-    ended_at: float | None
+    reason: str | None
+    delayed: bool
+    leases_lost: Sequence[int]
 
     def __str__(self) -> str:
         return (
@@ -62,6 +91,10 @@ class Evidence(NamedTuple):
         effects: in the order of time.
         nodes_left: rows in the table of nodes after all of them have left.
         written: what was committed with the completion of jobs.
+        poisoned: what is wrong with jobs that no node can run, by id. Not all of them were taken.
+        cancelled: ids of submitted jobs that somebody cancelled.
+        inflicted: the faults.
+        looks: what the nodes said of their readiness.
     """
 
     submits: Sequence[Submit]
@@ -70,6 +103,15 @@ class Evidence(NamedTuple):
     exits: Sequence[Exit]
     nodes_left: int
     written: Sequence[Written] = ()
+    poisoned: Mapping[str, str] = {}
+    cancelled: AbstractSet[str] = frozenset()
+    inflicted: Sequence[Inflicted] = ()
+    looks: Sequence[Look] = ()
+
+    @property
+    def innocent(self) -> list[Row]:
+        """The rows of jobs that nothing is wrong with."""
+        return [row for row in self.rows if row.id not in self.poisoned]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -88,8 +130,11 @@ class Rule(msgspec.Struct, frozen=True):
 def read_rows(connection: psycopg.Connection) -> list[Row]:
     """Read every job in every state."""
     sql = """
-        SELECT id::text, state, kind, (payload ->> 'number')::bigint, attempt, max_retries, claims, result ->> 'run',
-               extract(epoch FROM available_since)::float8, extract(epoch FROM ended_at)::float8
+        SELECT id::text, state, kind,
+               CASE WHEN jsonb_typeof(payload -> 'number') = 'number' THEN (payload ->> 'number')::bigint END,
+               attempt, max_retries, claims, result ->> 'run', reason, available_since > created_at + interval '1 ms',
+               ARRAY(SELECT (entry ->> 'attempt')::integer
+                       FROM jsonb_path_query(errors, '$[*] ? (@.error starts with "lease lost")') AS entry)
           FROM jobqueue.jobs
     """
     return [Row(*row) for row in connection.execute(sql)]
@@ -97,12 +142,16 @@ def read_rows(connection: psycopg.Connection) -> list[Row]:
 
 def check(evidence: Evidence) -> list[Rule]:
     """Apply every rule."""
-    rows = evidence.rows
+    rows = evidence.innocent
     return [
         Rule.of("acknowledged and lost", _lost(evidence)),
         Rule.of("acknowledged as another job", _mistaken(evidence)),
-        Rule.of("not ended", (str(row) for row in rows if row.state not in ENDED)),
-        Rule.of("more than one row for a job", _repeated("id", Counter(row.id for row in rows))),
+        Rule.of("not ended", (str(row) for row in rows if row.state not in ENDED and not _is_cancelled(row, evidence))),
+        Rule.of("poisoned, and not dead with a reason", _surviving(evidence)),
+        Rule.of("innocent, and dead", (str(row) for row in rows if row.state == "dead" and row.kind not in MUST_DIE)),
+        Rule.of("attempts lost, though nothing took a node or the database away", _robbed(evidence)),
+        Rule.of(f"waited for over {STARVED_AFTER:.0f} s, though nothing took a node or the database away", _starved(evidence)),
+        Rule.of("more than one row for a job", _repeated("id", Counter(row.id for row in evidence.rows))),
         Rule.of("one submit, several jobs", _repeated("number", Counter(row.number for row in rows))),
         Rule.of("nobody submitted it", _unknown(evidence)),
         Rule.of("refused, and there all the same", _refused(evidence)),
@@ -115,6 +164,8 @@ def check(evidence: Evidence) -> list[Rule]:
         Rule.of("succeeded, though it cannot", (str(row) for row in rows if row.state == "succeeded" and row.kind in MUST_DIE)),
         Rule.of("answers that are a fault of the service", _faulty(evidence.submits)),
         Rule.of("nodes that ended by themselves", (str(one) for one in evidence.exits if one.served and one.wanted is None)),
+        Rule.of("nodes that could not start, though nothing took the database away", _stillborn(evidence)),
+        Rule.of("every node ready, though the work of one was held up", _untrue(evidence)),
         Rule.of("nodes that did not end cleanly on SIGTERM", (str(one) for one in evidence.exits if _unclean(one))),
         Rule.of("nodes still registered after all have left", [f"{evidence.nodes_left} rows"] if evidence.nodes_left else []),
     ]
@@ -141,18 +192,103 @@ def _mistaken(evidence: Evidence) -> Iterable[str]:
                 yield f"number {number} was acknowledged as job {job_id}, which is number {numbers[job_id]}"
 
 
+def _is_cancelled(row: Row, evidence: Evidence) -> bool:
+    return row.state == "cancelled" and row.id in evidence.cancelled
+
+
+def _surviving(evidence: Evidence) -> Iterable[str]:
+    for row in evidence.rows:
+        if row.id in evidence.poisoned and row.state != "cancelled" and not (row.state == "dead" and row.reason):
+            yield f"{row}, reason {row.reason!r}; {evidence.poisoned[row.id]}"
+
+
+def _robbed(evidence: Evidence) -> Iterable[str]:
+    """Yield lost attempts that no fault can explain which was on while they ran, or shortly before they were lost."""
+    sent = {number: submit.sent for submit in evidence.submits for number in submit.kinds}
+    began: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for effect in evidence.effects:
+        if effect.what == "began":
+            began[effect.job_id].setdefault(effect.attempt, effect.at)
+    for row in evidence.innocent:
+        for attempt in row.leases_lost:
+            runs = began[row.id]
+            until = min((at for later, at in runs.items() if later > attempt), default=math.inf)
+            # A node that was frozen may write that a run began after another node has begun the next one.
+            since = min(until, runs.get(attempt, sent.get(row.number or 0, 0.0)))
+            if not _taken_away(evidence, since, until, HARMLESS):
+                yield f"{row}; attempt {attempt}, which began at {since:.3f}; the next one at {until:.3f}"
+
+
+def _starved(evidence: Evidence) -> Iterable[str]:
+    """Yield jobs that were to run at once, and did not for long.
+
+    On a machine that cannot keep up all jobs wait, so the load's have to have waited far longer than most. The saboteur's go before
+    all others.
+    """
+    began: dict[str, float] = {}
+    for effect in evidence.effects:
+        if effect.what == "began":
+            began.setdefault(effect.job_id, effect.at)
+    sent = {job_id: submit.sent for submit in evidence.submits for job_id in submit.ids}
+    rows = [row for row in evidence.innocent if row.id in began and row.id in sent and not row.delayed]
+    if not rows:
+        return
+    usual = statistics.median(began[row.id] - sent[row.id] for row in rows)
+    for row in rows:
+        first = row.number is not None and row.number < 0
+        harmless, limit = (MUST_NOT_STARVE, STARVED_AFTER) if first else (HARMLESS, max(STARVED_AFTER, UNUSUAL * usual))
+        if began[row.id] - sent[row.id] - _seconds_away(evidence, sent[row.id], began[row.id], harmless) > limit:
+            yield f"{row}; submitted at {sent[row.id]:.3f}, first run at {began[row.id]:.3f}"
+
+
+def _seconds_away(evidence: Evidence, since: float, until: float, harmless: AbstractSet[Kind]) -> float:
+    """Return for how many seconds of a time a node or the database was away, or recovering from that."""
+    seconds, covered = 0.0, since
+    for one in sorted(evidence.inflicted, key=lambda each: each.began):
+        if one.fault.kind not in harmless:
+            first, last = max(covered, one.began), min(until, one.ended + RECOVERY)
+            seconds += max(0.0, last - first)
+            covered = max(covered, last)
+    return seconds
+
+
+def _taken_away(evidence: Evidence, since: float, until: float, harmless: AbstractSet[Kind]) -> bool:
+    return any(
+        one.fault.kind not in harmless and one.began <= until and one.ended + RECOVERY >= since for one in evidence.inflicted
+    )
+
+
+def _stillborn(evidence: Evidence) -> Iterable[str]:
+    for one in evidence.exits:
+        if not one.served and one.wanted is None and not _taken_away(evidence, one.at - START, one.at, HARMLESS):
+            yield str(one)
+
+
+def _untrue(evidence: Evidence) -> Iterable[str]:
+    """Yield frozen backends that a node waited for, and none of them said so. What other faults break is left out."""
+    for one in evidence.inflicted:
+        since, until = one.began + HELD_UP_AFTER, one.ended
+        overlapped = any(
+            other.fault.kind not in HARMLESS | {Kind.FREEZE_BACKEND} and other.began < until and other.ended + RECOVERY > one.began
+            for other in evidence.inflicted
+        )
+        looks = [look for look in evidence.looks if since <= look.at <= until]
+        if one.frozen in VITAL and looks and not overlapped and all(look.status == 200 for look in looks):
+            yield f"the backend of a connection for {one.frozen} was frozen from {one.began:.3f} to {until:.3f}; {len(looks)} looks"
+
+
 def _repeated(what: str, counts: Counter[str] | Counter[int | None]) -> Iterable[str]:
     return (f"{what} {value}: {count} rows" for value, count in counts.items() if count > 1)
 
 
 def _unknown(evidence: Evidence) -> Iterable[str]:
     submitted = {number for submit in evidence.submits for number in submit.kinds}
-    return (str(row) for row in evidence.rows if row.number not in submitted)
+    return (str(row) for row in evidence.innocent if row.number not in submitted)
 
 
 def _refused(evidence: Evidence) -> Iterable[str]:
     """Yield jobs whose submitter was told that nothing was written, and who will therefore send them again."""
-    rows = {row.number: row for row in evidence.rows}
+    rows = {row.number: row for row in evidence.innocent}
     for submit in evidence.submits:
         if submit.fate == "refused":
             for number in submit.kinds:
@@ -161,7 +297,7 @@ def _refused(evidence: Evidence) -> Iterable[str]:
 
 
 def _torn(evidence: Evidence) -> Iterable[str]:
-    there = {row.number for row in evidence.rows}
+    there = {row.number for row in evidence.innocent}
     for submit in evidence.submits:
         found = sum(number in there for number in submit.kinds)
         if 0 < found < len(submit.kinds) and submit.fate != "acknowledged":
@@ -171,7 +307,7 @@ def _torn(evidence: Evidence) -> Iterable[str]:
 def _unproven(evidence: Evidence) -> Iterable[str]:
     """Yield jobs whose accepted run did not complete as far as the record knows, or not as the attempt that was accepted."""
     completed = {effect.run: effect for effect in evidence.effects if effect.what == "ended"}
-    for row in evidence.rows:
+    for row in evidence.innocent:
         if row.state == "succeeded" and row.kind not in MUST_DIE:
             effect = completed.get(row.run or "")
             if effect is None or (effect.job_id, effect.attempt) != (row.id, row.attempt):
@@ -223,12 +359,13 @@ class Shown(msgspec.Struct, frozen=True):
         double_runs: jobs that ran to their end more than once, one of the runs being accepted.
         overlapping: pairs of runs of one job that ran at the same time on two nodes; the completion of one of them was refused.
         overlapping_same_attempt: of those, the ones of the same attempt.
-        late_runs: runs that began after the job had ended elsewhere: claimed before, by a node that slept.
+        late_runs: runs that began after the one that was accepted: claimed before, by a node that slept.
         runs: all of them.
         transactions: jobs that succeeded in a transaction of their handler's.
         transactions_run_again: of those, the ones that had more than one run, each of which wrote its line.
-        recovered_dead: jobs that died although their kind must succeed: faults used up all of their attempts.
-        slowest: the longest time, in seconds, from a job's first chance to run to its end, whatever broke meanwhile.
+        poisoned: poisoned jobs in the database.
+        leases_lost: attempts that ended because a lease was lost.
+        slowest: the longest time, in seconds, from a job's submit to the end of its accepted run, whatever broke meanwhile.
     """
 
     runs: int
@@ -238,7 +375,8 @@ class Shown(msgspec.Struct, frozen=True):
     overlapping: int
     overlapping_same_attempt: int
     late_runs: int
-    recovered_dead: int
+    poisoned: int
+    leases_lost: int
     slowest: float
 
 
@@ -247,7 +385,8 @@ def count(evidence: Evidence) -> Shown:
     began = {effect.run: effect for effect in evidence.effects if effect.what == "began"}
     over = {effect.run: effect for effect in evidence.effects if effect.what != "began"}
     completions = Counter(effect.job_id for effect in over.values() if effect.what == "ended")
-    ended_at = {row.id: row.ended_at for row in evidence.rows if row.ended_at is not None}
+    accepted = {row.id: over[row.run].at for row in evidence.innocent if row.run in over}
+    sent = {job_id: submit.sent for submit in evidence.submits for job_id in submit.ids}
     overlaps = list(_overlaps(began, over))
     transactions = [row for row in evidence.rows if row.state == "succeeded" and row.kind in TRANSACTIONAL]
     runs = Counter(effect.job_id for effect in began.values())
@@ -258,9 +397,10 @@ def count(evidence: Evidence) -> Shown:
         double_runs=sum(times > 1 for times in completions.values()),
         overlapping=len(overlaps),
         overlapping_same_attempt=sum(first.attempt == second.attempt for first, second in overlaps),
-        late_runs=sum(run.at > ended_at.get(run.job_id, run.at) for run in began.values()),
-        recovered_dead=sum(row.state == "dead" and row.kind not in MUST_DIE for row in evidence.rows),
-        slowest=round(max((row.ended_at - row.available_at for row in evidence.rows if row.ended_at is not None), default=0.0), 1),
+        late_runs=sum(run.at > accepted.get(run.job_id, run.at) for run in began.values()),
+        poisoned=len(evidence.rows) - len(evidence.innocent),
+        leases_lost=sum(len(row.leases_lost) for row in evidence.innocent),
+        slowest=round(max((at - sent.get(job_id, at) for job_id, at in accepted.items()), default=0.0), 1),
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from typing import Literal, NamedTuple
 
 import psycopg
 
 import jobqueue
+from benchmarks.chaos.database import connect
 
 URL_VARIABLE = "CHAOS_DATABASE_URL"
 NODE_VARIABLE = "CHAOS_NODE"
@@ -26,7 +28,7 @@ SCHEMA = """
         node    integer     NOT NULL,
         pid     integer     NOT NULL,
         what    text        NOT NULL,
-        at      timestamptz NOT NULL DEFAULT clock_timestamp()
+        at      float8      NOT NULL   -- by the machine's clock: a fault may step the database's
     );
     -- What handlers write in the transactions that complete their jobs. No constraint: it is the transactions that must do.
     CREATE TABLE chaos.written (
@@ -39,7 +41,7 @@ What = Literal["began", "ended", "failed", "snoozed", "discarded"]
 
 
 class Effect(NamedTuple):
-    """One line of the record; `run` is new for each run of a job, `at` is in seconds since 1970 on the database's clock."""
+    """One line of the record; `run` is new for each run of a job, `at` is in seconds since 1970 on the machine's clock."""
 
     run: str
     job_id: str
@@ -69,13 +71,13 @@ class Recorder:
         Raises:
             psycopg.Error: it may or may not be there.
         """
-        sql = "INSERT INTO chaos.effects (run, job_id, attempt, node, pid, what) VALUES (%s, %s, %s, %s, %s, %s)"
+        sql = "INSERT INTO chaos.effects (run, job_id, attempt, node, pid, what, at) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        at = time.time()
         with self._lock:
             try:
                 if self._connection is None:
-                    url = os.environ[URL_VARIABLE]
-                    self._connection = psycopg.connect(url, autocommit=True, application_name="effects", connect_timeout=5)
-                self._connection.execute(sql, (run, job.id, job.attempt, os.environ[NODE_VARIABLE], os.getpid(), what))
+                    self._connection = connect(os.environ[URL_VARIABLE], "effects")
+                self._connection.execute(sql, (run, job.id, job.attempt, os.environ[NODE_VARIABLE], os.getpid(), what, at))
             except psycopg.Error:
                 if self._connection is not None:
                     self._connection.close()
@@ -90,7 +92,7 @@ def new_run() -> str:
 
 def read(connection: psycopg.Connection) -> list[Effect]:
     """Read the whole record in the order of time."""
-    sql = "SELECT run::text, job_id::text, attempt, node, what, extract(epoch FROM at)::float8 FROM chaos.effects ORDER BY at"
+    sql = "SELECT run::text, job_id::text, attempt, node, what, at FROM chaos.effects ORDER BY at"
     return [Effect(*row) for row in connection.execute(sql)]
 
 

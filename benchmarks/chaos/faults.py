@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
+from typing import Any
 
 import msgspec
 import psycopg
 import trio
+from psycopg import sql
 
-from benchmarks.chaos.machines import Node, Postgres
+from benchmarks.chaos import garbage, poison
+from benchmarks.chaos.database import connect
+from benchmarks.chaos.load import LIMITED, PATIENCE, Batch, Submit, submit_from_sql
+from benchmarks.chaos.machines import RATE, Node, Postgres
 from benchmarks.chaos.plan import LOST_REPLIES, Fault, Kind
+from jobqueue.job import MAX_PRIORITY
+from jobqueue.storage.cluster import DATABASE
 
 OFTEN = 0.2
 """Seconds between two blows of a fault that strikes again and again."""
+
+BETWEEN_CANARIES = 2.0
+"""Seconds between two jobs that have to start soon, whatever is broken."""
+
+BETWEEN_DOSES = 0.05
+"""Seconds between two poisoned jobs."""
+
+BETWEEN_NOTIFICATIONS = 0.003
+"""Seconds between two notifications that mean nothing."""
 
 AT_ONCE = 0.002
 """Seconds between two looks whether a reply was lost."""
@@ -24,28 +43,69 @@ REACH_TIMEOUT = 15.0
 """Seconds for which a fault in the database waits for a database that another fault took away."""
 
 
+STEPS_BACK = (60.0, 120.0)
+"""Seconds by which the database's clock is stepped back, at the least and at the most."""
+
+CLOCK_ERROR = 5.0
+"""Seconds by which a clock that was stepped may differ from what it was stepped to, on a busy machine."""
+
+PURPOSES = ("claim", "submit", "finish", "heartbeat", "housekeeping")
+"""What the connections of a node are for, one of which may be frozen."""
+
+SETTINGS = {
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "datestyle": "SQL, DMY",
+    "default_transaction_isolation": "serializable",
+    "extra_float_digits": "-15",
+    "intervalstyle": "sql_standard",
+    "search_path": "pg_catalog",
+    "standard_conforming_strings": "off",
+    "timezone": "Asia/Tokyo",
+}
+"""Settings of the database that may change, and odd values for them."""
+
+
 class Inflicted(msgspec.Struct, frozen=True):
-    """A fault, and when it really was, in seconds since 1970."""
+    """A fault, and when it really was, in seconds since 1970.
+
+    Attributes:
+        frozen: what the connection was for whose backend was frozen.
+    """
 
     fault: Fault
     began: float
     ended: float
+    frozen: str = ""
 
 
 class Saboteur:
     """Carries out a plan.
 
-    Faults overlap as the plan has it, but for those that are done to the same node: the second waits for the end of the first.
+    Faults overlap as the plan has it, but for those that are done to the same node or to the clock: the second waits for the end of
+    the first.
 
     Attributes:
         inflicted: what was done so far.
+        skipped: what this machine has no means for.
+        submits: jobs that were submitted to break something, and have to succeed like all others.
+        cancelled: ids of those that were cancelled while they ran. They may also succeed.
+        poisoned: what is wrong with jobs that have to die, by id. PostgreSQL may have refused them.
+        refused: how many of these it did refuse.
     """
 
     def __init__(self, postgres: Postgres, nodes: Sequence[Node]) -> None:
         self._postgres = postgres
         self._nodes = nodes
         self._one_at_a_time = [trio.Lock() for _ in nodes]
+        self._stepping = trio.Lock()
+        self._numbers = count(-1, -1)  # the load's are positive
         self.inflicted: list[Inflicted] = []
+        self.skipped: list[Fault] = []
+        self.submits: list[Submit] = []
+        self.cancelled: set[str] = set()
+        self.poisoned: dict[str, str] = {}
+        self.refused = 0
 
     @property
     def replies_lost(self) -> int:
@@ -55,21 +115,45 @@ class Saboteur:
     async def run(self, plan: Sequence[Fault]) -> None:
         """Inflict all faults of the plan; return when the last one is over and everything is healed."""
         began = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            for fault in plan:
-                await trio.sleep_until(began + fault.at)
-                nursery.start_soon(self._inflict, fault)
+        async with trio.open_nursery() as submitting:
+            submitting.start_soon(self._submit_canaries)
+            async with trio.open_nursery() as nursery:
+                for fault in plan:
+                    await trio.sleep_until(began + fault.at)
+                    nursery.start_soon(self._inflict, fault)
+            submitting.cancel_scope.cancel()
+
+    async def _submit_canaries(self) -> None:
+        """Submit jobs that no backlog holds up: one that waits is starved."""
+        while True:
+            await trio.sleep(BETWEEN_CANARIES)
+            await trio.to_thread.run_sync(self._submit, {"kind": "async"})
 
     async def _inflict(self, fault: Fault) -> None:
-        if fault.node is None:
-            began = time.time()
-            await self._to_the_database(fault)
-        else:
+        if fault.kind is Kind.STEP_CLOCK and self._postgres.clock is None:
+            self.skipped.append(fault)
+            return
+        async with self._turn(fault):
+            began, frozen = time.time(), ""
+            if fault.kind is Kind.FREEZE_BACKEND:
+                frozen = await trio.to_thread.run_sync(_freeze_backend, self._postgres.url, fault)
+            elif fault.node is None:
+                await self._to_the_database(fault)
+            else:
+                await _to_a_node(fault, self._nodes[fault.node])
+        self.inflicted.append(Inflicted(fault, began, time.time(), frozen))
+
+    @asynccontextmanager
+    async def _turn(self, fault: Fault) -> AsyncIterator[None]:
+        if fault.node is not None:
             async with self._one_at_a_time[fault.node]:
                 await self._nodes[fault.node].served()
-                began = time.time()
-                await _to_a_node(fault, self._nodes[fault.node])
-        self.inflicted.append(Inflicted(fault, began, time.time()))
+                yield
+        elif fault.kind is Kind.STEP_CLOCK:
+            async with self._stepping:
+                yield
+        else:
+            yield
 
     async def _to_the_database(self, fault: Fault) -> None:
         match fault.kind:
@@ -77,14 +161,104 @@ class Saboteur:
                 await self._postgres.kill(fault.seconds)
             case Kind.RESTART_POSTGRES:
                 await self._postgres.restart(fault.seconds)
+            case Kind.STEP_CLOCK:
+                await self._step_clock(fault)
+            case _:
+                await trio.to_thread.run_sync(self._in_the_database, fault)
+
+    def _in_the_database(self, fault: Fault) -> None:
+        url, dice = self._postgres.url, fault.dice
+        match fault.kind:
             case Kind.TERMINATE_BACKENDS:
-                await _in_thread(_terminate_backends, self._postgres.url, fault.seconds)
+                _terminate_backends(url, fault.seconds)
             case Kind.HOLD_TRANSACTION:
-                await _in_thread(_hold_transaction, self._postgres.url, fault.seconds)
+                _hold_transaction(url, fault.seconds)
             case Kind.EXHAUST_CONNECTIONS:
-                await _in_thread(_exhaust_connections, self._postgres.url, fault.seconds)
+                _exhaust_connections(url, fault.seconds)
+            case Kind.POISON_ROWS:
+                self._poison_rows(dice, fault.seconds)
+            case Kind.GARBLE_NOTIFICATIONS:
+                _garble_notifications(url, dice, fault.seconds)
+            case Kind.HOLD_GIL:
+                self._submit({"kind": dice.choice(["gil", "gil on the loop"]), "payload": {"seconds": fault.seconds}})
+                time.sleep(fault.seconds)
+            case Kind.PUBLISH_TABLES:
+                self._publish_tables(fault)
+            case Kind.CHANGE_SETTINGS:
+                _change_settings(url, dice, fault.seconds)
             case _:
                 raise NotImplementedError(fault.kind)
+
+    async def _step_clock(self, fault: Fault) -> None:
+        """Step the database's clock back, while limits have nothing left to give, and forward again later."""
+        clock = self._postgres.clock
+        assert clock is not None
+        await trio.to_thread.run_sync(self._use_up_limits)
+        offset = -fault.dice.uniform(*STEPS_BACK)
+        try:
+            clock.set(offset)
+            await trio.to_thread.run_sync(_require_clock, self._postgres.url, offset)
+            await trio.sleep(fault.seconds)
+        finally:
+            clock.set(0)
+
+    def _use_up_limits(self) -> None:
+        """Submit more jobs than a queue and a key have tokens for."""
+        jobs = [{"kind": "async", "queue": LIMITED}] * round(2 * RATE)
+        self._submit(*jobs, *({**job, "concurrency_key": "used up"} for job in jobs))
+        time.sleep(2 * OFTEN)
+
+    def _poison_rows(self, dice: random.Random, seconds: float) -> None:
+        """Put poison into the tables and into jobqueue.submit_many."""
+        over_at = time.monotonic() + REACH_TIMEOUT + seconds
+        doses = poison.doses(dice)
+        while time.monotonic() < over_at:
+            with suppress(psycopg.Error), _reach(self._postgres.url) as connection:
+                over_at = min(over_at, time.monotonic() + seconds)
+                while time.monotonic() < over_at:
+                    dose = next(doses)
+                    self.poisoned[dose.job_id] = dose.what
+                    if poison.administer(connection, dose):
+                        self.refused += 1
+                    time.sleep(BETWEEN_DOSES)
+
+    def _submit(self, *jobs: dict[str, Any]) -> tuple[str, ...]:
+        """Submit jobs in SQL that go before all others. Return their ids, or none when nothing was acknowledged for a while."""
+        give_up_at = time.monotonic() + REACH_TIMEOUT
+        while time.monotonic() < give_up_at:
+            numbered = [
+                {**job, "priority": MAX_PRIORITY, "payload": {**job.get("payload", {}), "number": next(self._numbers)}}
+                for job in jobs
+            ]
+            self.submits.append(submit_from_sql(self._postgres.url, Batch("sql", numbered)))
+            if self.submits[-1].ids:
+                return self.submits[-1].ids
+            time.sleep(OFTEN)
+        return ()
+
+    def _publish_tables(self, fault: Fault) -> None:
+        """Publish every table, as a neighbor does who replicates the database, and cancel a running job meanwhile."""
+        name = sql.Identifier(f"chaos_{fault.number}")
+        try:
+            with suppress(psycopg.Error), _reach(self._postgres.url) as connection:
+                connection.execute(sql.SQL("CREATE PUBLICATION {} FOR ALL TABLES").format(name))
+                over_at = time.monotonic() + fault.seconds
+                self._submit(*[{"kind": "async", "concurrency_key": "published"}] * 3)
+                self._cancel_one(connection, PATIENCE)
+                time.sleep(max(0.0, over_at - time.monotonic()))
+        finally:
+            _insist(self._postgres.url, sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
+
+    def _cancel_one(self, connection: psycopg.Connection, seconds: float) -> None:
+        """Submit a job, and cancel it once it runs, or never when it does not begin to run in time."""
+        ids = self._submit({"kind": "async", "payload": {"seconds": seconds}})
+        give_up_at = time.monotonic() + seconds
+        while ids and time.monotonic() < give_up_at:
+            if connection.execute("SELECT FROM jobqueue.inflight_jobs WHERE id = %s", ids).fetchone() is not None:
+                self.cancelled.update(ids)
+                connection.execute("SELECT jobqueue.cancel(%s)", ids)
+                return
+            time.sleep(OFTEN)
 
 
 async def _to_a_node(fault: Fault, node: Node) -> None:
@@ -93,28 +267,38 @@ async def _to_a_node(fault: Fault, node: Node) -> None:
             await node.kill(fault.seconds)
         case Kind.TERMINATE_NODE:
             await node.terminate(fault.seconds)
-        case Kind.STOP_NODE:
-            go_on = node.freeze()
-            await trio.sleep(fault.seconds)
-            go_on()
         case Kind.LOSE_REPLIES:
             await _lose_replies(fault, node)
+        case _:
+            heal = await _begin(fault, node)
+            await trio.sleep(fault.seconds)
+            heal()
+    node.proxy.heal()
+
+
+async def _begin(fault: Fault, node: Node) -> Callable[[], object]:
+    """Begin a fault that lasts; return what ends it."""
+    match fault.kind:
+        case Kind.STOP_NODE:
+            return node.freeze()
         case Kind.CUT_NODE:
             node.proxy.refuse()
         case Kind.BLACKHOLE_NODE:
             node.proxy.blackhole()
         case Kind.SLOW_NODE:
-            node.proxy.delay(random.Random(fault.number).uniform(0.02, 0.15))
+            node.proxy.delay(fault.dice.uniform(0.02, 0.15))
+        case Kind.JAM_LOG:
+            return await node.jam_log()
+        case Kind.CLOSE_LOG:
+            await node.close_log()
         case _:
             raise NotImplementedError(fault.kind)
-    if fault.kind in {Kind.CUT_NODE, Kind.BLACKHOLE_NODE, Kind.SLOW_NODE}:
-        await trio.sleep(fault.seconds)
-    node.proxy.heal()
+    return node.proxy.heal
 
 
 async def _lose_replies(fault: Fault, node: Node) -> None:
     """Lose replies one after the other; after every second one the node's other connections go, too, while it finds out."""
-    dice = random.Random(fault.number)
+    dice = fault.dice
     over_at = trio.current_time() + fault.seconds
     while trio.current_time() < over_at:
         lost = node.proxy.lost
@@ -127,20 +311,30 @@ async def _lose_replies(fault: Fault, node: Node) -> None:
             await trio.sleep_forever()
 
 
-async def _in_thread(work: Callable[[str, float], None], url: str, seconds: float) -> None:
-    await trio.to_thread.run_sync(work, url, seconds)
-
-
 def _reach(url: str) -> psycopg.Connection:
     """Connect, also when another fault has taken the database away for a while."""
     give_up_at = time.monotonic() + REACH_TIMEOUT
     while True:
         try:
-            return psycopg.connect(url, autocommit=True, application_name="chaos", connect_timeout=2)
+            return connect(url)
         except psycopg.OperationalError:
             if time.monotonic() > give_up_at:
                 raise
             time.sleep(OFTEN)
+
+
+def _insist(url: str, *statements: sql.Composed) -> None:
+    """Run all statements, over again when another fault breaks the connection meanwhile."""
+    give_up_at = time.monotonic() + 2 * REACH_TIMEOUT
+    while True:
+        try:
+            with _reach(url) as connection:
+                for statement in statements:
+                    connection.execute(statement)
+                return
+        except psycopg.OperationalError:
+            if time.monotonic() > give_up_at:
+                raise
 
 
 def _terminate_backends(url: str, seconds: float) -> None:
@@ -185,4 +379,66 @@ def _exhaust_connections(url: str, seconds: float) -> None:
 def _take_all(url: str, held: list[psycopg.Connection]) -> None:
     with suppress(psycopg.OperationalError):
         while True:
-            held.append(psycopg.connect(url, autocommit=True, application_name="chaos", connect_timeout=2))
+            held.append(connect(url))
+
+
+def _require_clock(url: str, offset: float) -> None:
+    with suppress(psycopg.OperationalError), _reach(url) as connection:
+        row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+        assert row is not None
+        behind = row[0] - time.time()
+        if abs(behind - offset) > CLOCK_ERROR:
+            raise RuntimeError(
+                f"PostgreSQL's clock is {behind:.0f} s from the machine's, not {offset:.0f} s: libfaketime does not work"
+            )
+
+
+def _garble_notifications(url: str, dice: random.Random, seconds: float) -> None:
+    over_at = time.monotonic() + REACH_TIMEOUT + seconds
+    while time.monotonic() < over_at:
+        with suppress(psycopg.OperationalError), _reach(url) as connection:
+            over_at = min(over_at, time.monotonic() + seconds)
+            while time.monotonic() < over_at:
+                connection.execute("SELECT pg_notify(%s, %s)", (dice.choice(garbage.CHANNELS), garbage.payload(dice)))
+                time.sleep(BETWEEN_NOTIFICATIONS)
+
+
+def _freeze_backend(url: str, fault: Fault) -> str:
+    """SIGSTOP a backend of one node: its connection lives, and nothing is answered on it. Return what it was for."""
+    dice = fault.dice
+    purpose = dice.choice(PURPOSES)
+    with suppress(psycopg.OperationalError, ProcessLookupError), _reach(url) as connection:
+        statement = "SELECT pid FROM pg_stat_activity WHERE application_name = %s ORDER BY pid"
+        pids = [pid for (pid,) in connection.execute(statement, (f"jobqueue {purpose}",))]
+        if pids:
+            with _frozen(dice.choice(pids)):
+                time.sleep(fault.seconds)
+            return purpose
+    return ""
+
+
+@contextmanager
+def _frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _change_settings(url: str, dice: random.Random, seconds: float) -> None:
+    """Change settings of the database and end all sessions, so that new ones begin with them."""
+    chosen = dice.sample(sorted(SETTINGS), 3)
+    database = sql.Identifier(DATABASE)
+    try:
+        with suppress(psycopg.OperationalError), _reach(url) as connection:
+            for name in chosen:
+                statement = sql.SQL("ALTER DATABASE {} SET {} = {}")
+                connection.execute(statement.format(database, sql.Identifier(name), sql.Literal(SETTINGS[name])))
+            _terminate_all(connection)
+            time.sleep(seconds)
+    finally:
+        reset = sql.SQL("ALTER DATABASE {} RESET {}")
+        _insist(url, *(reset.format(database, sql.Identifier(name)) for name in chosen))
+        with suppress(psycopg.OperationalError), _reach(url) as connection:
+            _terminate_all(connection)

@@ -6,6 +6,7 @@ runs the database accepted.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from functools import partial
 
@@ -19,6 +20,9 @@ PERSISTENT = 40
 """Retries of the kinds that must succeed in the end, however often a fault ends their runs."""
 
 QUICK = jobqueue.Backoff(base=0.1, cap=1.0)
+
+_libc = ctypes.PyDLL(None)
+"""Its functions run without letting go of the GIL, unlike those of a `ctypes.CDLL`."""
 
 app = jobqueue.App()
 recorder = Recorder()
@@ -118,3 +122,27 @@ async def discard(job: jobqueue.Job) -> None:
     await record(run, job, "began")
     await record(run, job, "discarded")
     raise jobqueue.Discard("as asked")
+
+
+@app.handler("gil", max_retries=PERSISTENT, backoff=QUICK)
+def gil(job: jobqueue.Job, seconds: float) -> dict[str, str]:
+    """Stop every other thread of the node for a while, as a regular expression that backtracks does."""
+    run = new_run()
+    recorder.write(run, job, "began")
+    _libc.usleep(round(seconds * 1e6))
+    recorder.write(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("gil on the loop", max_retries=PERSISTENT, backoff=QUICK)
+async def gil_on_the_loop(job: jobqueue.Job, seconds: float) -> dict[str, str]:
+    run = new_run()
+    await record(run, job, "began")
+    _libc.usleep(round(seconds * 1e6))
+    await record(run, job, "ended")
+    return {"run": run}
+
+
+@app.handler("poisoned", max_retries=PERSISTENT, backoff=QUICK)
+async def poisoned() -> None:
+    raise jobqueue.Discard("a poisoned job that could be read")

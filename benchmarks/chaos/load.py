@@ -9,12 +9,13 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import psycopg
 import trio
 
+from benchmarks.chaos.database import connect
 from benchmarks.chaos.handlers import PERSISTENT
 from benchmarks.client import Answer, Client, Unanswered, described
 
@@ -23,8 +24,14 @@ CLIENTS_PER_NODE = 4
 PATIENCE = 8.0
 """Seconds that a client waits for an answer: longer than a node is frozen, shorter than a blackholed node needs to notice."""
 
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks whether a node is ready."""
+
 PROBE_INTERVAL = 0.25
 """Seconds between two small submits to each node, which show when it takes work again."""
+
+LIMITED = "limited"
+"""The queue with limits."""
 
 Form = Literal["one", "array", "ndjson", "sql", "invalid"]
 Fate = Literal["acknowledged", "refused", "unknown"]
@@ -68,6 +75,14 @@ class Submit(msgspec.Struct, frozen=True):
     why: str
     sent: float
     answered: float
+
+
+class Look(NamedTuple):
+    """What a node answered to GET /health/ready; `status` is 0 when there was no answer, `at` is in seconds since 1970."""
+
+    node: int
+    at: float
+    status: int
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -128,6 +143,7 @@ class Load:
 
     Attributes:
         submits: what was sent and answered so far.
+        looks: what the nodes said of their readiness.
     """
 
     def __init__(self, seed: int, *, jobs: int, seconds: float, urls: Sequence[str], database_url: str) -> None:
@@ -140,6 +156,7 @@ class Load:
         self._drawn = 0
         self._probed = trio.Event()
         self.submits: list[Submit] = []
+        self.looks: list[Look] = []
 
     async def run(self) -> None:
         """Submit everything, spread over the time; what a slow service holds up is sent as soon as it can be."""
@@ -153,10 +170,22 @@ class Load:
     async def probe(self) -> None:
         """Submit a small job to each node again and again, whatever becomes of the ones before, until `end_probes`."""
         async with trio.open_nursery() as nursery:
+            for node in range(len(self._urls)):
+                nursery.start_soon(self._look, node)
             while not self._probed.is_set():
                 for node in range(len(self._urls)):
                     nursery.start_soon(self._submit_alone, node, Batch("one", [self._small_job()]))
                 await trio.sleep(PROBE_INTERVAL)
+
+    async def _look(self, node: int) -> None:
+        """Ask a node again and again whether it is ready."""
+        while not self._probed.is_set():
+            at, status = time.time(), 0
+            async with aclosing(Impatient(self._urls[node], None)) as client:
+                with trio.move_on_after(LOOK_INTERVAL), suppress(Unanswered):
+                    status = (await client.request("GET", "/health/ready")).status
+            self.looks.append(Look(node, at, status))
+            await trio.sleep(LOOK_INTERVAL)
 
     def end_probes(self) -> None:
         """Send no more probes; those that are on their way get their answers."""
@@ -184,7 +213,21 @@ class Load:
             job["delay"] = round(dice.uniform(0.1, 5), 2)
         if dice.random() < 0.1:
             job["max_retries"] = 2 if kind in {"doomed", "rollback"} else PERSISTENT + 1
+        if kind == "async":
+            self._limit(job)
+        if dice.random() < 0.05:
+            job["payload"]["text"] = "\N{PARTY POPPER} Grüße"
         return job
+
+    def _limit(self, job: dict[str, Any]) -> None:
+        """Give some jobs a key, a group, or a queue with limits."""
+        dice = self._dice
+        if dice.random() < 0.08:
+            job["concurrency_key"] = f"key {dice.randint(1, 20)}"
+        if dice.random() < 0.08:
+            job["group"] = f"group {dice.randint(1, 5)}"
+        if dice.random() < 0.08:
+            job["queue"] = LIMITED
 
     def _small_job(self, kind: str = "async") -> dict[str, Any]:
         self._number += 1
@@ -204,12 +247,10 @@ class Load:
     async def _submit(self, client: Impatient, node: int, batch: Batch) -> None:
         sent = time.time()
         if batch.form == "sql":
-            fate, ids, why = await trio.to_thread.run_sync(_submit_from_sql, self._database_url, batch)
-            place = None
-        else:
-            fate, ids, why = await _submit_over_http(client, batch)
-            place = node
-        self.submits.append(Submit(batch.kinds, place, fate, ids, why, sent, time.time()))
+            self.submits.append(await trio.to_thread.run_sync(submit_from_sql, self._database_url, batch))
+            return
+        fate, ids, why = await _submit_over_http(client, batch)
+        self.submits.append(Submit(batch.kinds, node, fate, ids, why, sent, time.time()))
 
 
 async def _submit_over_http(client: Impatient, batch: Batch) -> tuple[Fate, tuple[str, ...], str]:
@@ -224,13 +265,22 @@ async def _submit_over_http(client: Impatient, batch: Batch) -> tuple[Fate, tupl
     return "refused" if promised and not in_doubt else "unknown", (), described(answer)
 
 
-def _submit_from_sql(url: str, batch: Batch) -> tuple[Fate, tuple[str, ...], str]:
+def submit_from_sql(url: str, batch: Batch) -> Submit:
+    """Submit a batch with jobqueue.submit_many."""
+    sent = time.time()
+    fate, ids, why = _call_submit_many(url, batch)
+    return Submit(batch.kinds, None, fate, ids, why, sent, time.time())
+
+
+def _call_submit_many(url: str, batch: Batch) -> tuple[Fate, tuple[str, ...], str]:
     try:
-        connection = psycopg.connect(url, autocommit=True, application_name="submitter", connect_timeout=5)
+        connection = connect(url, "submitter")
     except psycopg.OperationalError as error:
         return "refused", (), f"SQL: {' '.join(str(error).split())}"
-    with suppress(psycopg.OperationalError), connection:
-        row = connection.execute("SELECT jobqueue.submit_many(%s::jsonb)::text[]", (batch.body.decode(),)).fetchone()
-        assert row is not None
-        return "acknowledged", tuple(row[0]), ""
-    return "unknown", (), "SQL: the connection broke"
+    try:
+        with connection:
+            row = connection.execute("SELECT jobqueue.submit_many(%s::jsonb)::text[]", (batch.body.decode(),)).fetchone()
+    except psycopg.Error as error:
+        return "unknown", (), f"SQL: {type(error).__name__}"
+    assert row is not None
+    return "acknowledged", tuple(row[0]), ""

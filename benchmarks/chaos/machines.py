@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import psycopg
 import trio
 
 from benchmarks.chaos import effects
+from benchmarks.chaos.database import connect
+from benchmarks.chaos.load import LIMITED
 from benchmarks.chaos.plan import LEASE
 from benchmarks.proxy import Proxy
 from jobqueue.storage.cluster import POLL_SECONDS, PORT, ROLE, Cluster
@@ -38,11 +39,80 @@ RESTART_PAUSE = 0.5
 """Seconds until a node that ended by itself is started again."""
 
 
-class Postgres:
-    """A server with fsync on, reached through a Unix socket."""
+SERVES_WITHIN = 20.0
+"""Seconds that a fault waits for its node to serve. A node that cannot start must not hold up the plan."""
 
-    def __init__(self, directory: Path) -> None:
-        self._cluster = Cluster(directory, settings={"max_connections": str(MAX_CONNECTIONS), "log_checkpoints": "off"})
+FILLER = b"somebody else's line\n" * 100
+"""What fills a log's pipe: less than the PIPE_BUF bytes that a pipe takes whole or not at all."""
+
+LAST_WORDS = 0.5
+"""Seconds to read the rest of a log when its node has ended. Processes that outlive the node hold the pipe open."""
+
+RATE, BURST = 20.0, 2
+"""Starts a second, and at once, in the queue with limits and for each of its keys. The load has fewer jobs a second for it."""
+
+
+class Clock:
+    """The clock that PostgreSQL sees, and nothing else on the machine: the real one, or one that is some seconds behind.
+
+    Debian has the library in its package libfaketime.
+
+    Args:
+        file: where the library reads the offset. PostgreSQL's user must be able to reach it.
+    """
+
+    LIBRARIES = ("lib/*/faketime", "lib64/faketime", "lib/faketime", "local/lib/faketime")
+
+    def __init__(self, library: str, file: Path) -> None:
+        self._library = library
+        self._file = file
+        self.set(0)
+
+    @classmethod
+    def find_library(cls) -> str | None:
+        """Return the path of libfaketime; None when it is not installed."""
+        # Not the variant for threads: its mutex and PostgreSQL's signal handlers, which read the clock, would deadlock.
+        found = (path for directory in cls.LIBRARIES for path in Path("/usr").glob(f"{directory}/libfaketime.so.1"))
+        return next((str(path) for path in found), None)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to see this clock."""
+        return {
+            "LD_PRELOAD": self._library,
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",  # else each process would notice a step in a second of its own
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
+        }
+
+    def set(self, offset: float) -> None:
+        """Step the clock to so many seconds from the real time."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{offset:+.3f}\n")
+        new.chmod(0o644)
+        new.rename(self._file)
+
+    def forget(self, pid: int) -> None:
+        """Remove what the library leaves in shared memory of a process that was killed."""
+        for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
+            Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+class Postgres:
+    """A server with fsync on, reached through a Unix socket.
+
+    Attributes:
+        clock: that the server sees; None for the machine's.
+    """
+
+    def __init__(self, directory: Path, *, clock: Clock | None = None) -> None:
+        self.clock = clock
+        self._cluster = Cluster(
+            directory,
+            settings={"max_connections": str(MAX_CONNECTIONS), "log_checkpoints": "off"},
+            environment=clock.environment if clock else None,
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._restarting = trio.Lock()
 
@@ -60,7 +130,7 @@ class Postgres:
         """Initialise and start the server, with the record's table in it."""
         await trio.to_thread.run_sync(self._cluster.prepare)
         await self._bring_up()
-        with psycopg.connect(self.url) as connection:
+        with connect(self.url) as connection:
             connection.execute(effects.SCHEMA.encode())
 
     async def kill(self, pause: float) -> None:
@@ -74,6 +144,7 @@ class Postgres:
     def stop(self) -> None:
         """End the server for good."""
         self._cluster.stop()
+        self._tidy_up()
 
     async def _again(self, number: signal.Signals, pause: float) -> None:
         async with self._restarting:
@@ -83,8 +154,13 @@ class Postgres:
             await trio.sleep(pause)
             await self._bring_up()
 
+    def _tidy_up(self) -> None:
+        if self.clock is not None and self._process is not None:
+            self.clock.forget(self._process.pid)
+
     async def _bring_up(self) -> None:
         await trio.to_thread.run_sync(self._cluster.end_server)
+        self._tidy_up()
         self._process = self._cluster.start()  # not in a thread: the kernel stops the server when the one that started it ends
         with trio.fail_after(START_TIMEOUT):
             while not (self._cluster.ready() and await trio.to_thread.run_sync(self._cluster.create_database)):  # noqa: ASYNC110 - another process's state
@@ -121,6 +197,7 @@ class Node:
         self._ended = trio.Event()
         self._wanted: Literal["SIGKILL", "SIGTERM"] | None = None
         self._signalled_at = 0.0
+        self._log_flows = trio.Event()
         self._pause = RESTART_PAUSE
         self._retired = False
         self._groups: list[int] = []
@@ -145,9 +222,10 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def served(self) -> None:
-        """Wait until the present process serves, or the one after it if it does not come so far."""
-        while not self._served.is_set():  # noqa: ASYNC110 - each process has an event of its own
-            await trio.sleep(POLL_SECONDS)
+        """Wait until the present process serves, or the one after it if it does not come so far. Give up after a while."""
+        with trio.move_on_after(SERVES_WITHIN):
+            while not self._served.is_set():  # noqa: ASYNC110 - each process has an event of its own
+                await trio.sleep(POLL_SECONDS)
 
     async def kill(self, pause: float) -> None:
         """End the process by SIGKILL, and return when the next one is started."""
@@ -158,12 +236,28 @@ class Node:
         await self._end("SIGTERM", pause)
 
     def freeze(self) -> Callable[[], None]:
-        """SIGSTOP the process; return what lets it go on, harmless when it has ended meanwhile."""
+        """SIGSTOP the process and all that it started, as a paused machine does. Return what lets them go on."""
         process = self._process
         if process is None:
             return lambda: None
-        _signal(process, signal.SIGSTOP)
-        return lambda: _signal(process, signal.SIGCONT)
+        _signal_group(process.pid, signal.SIGSTOP)
+        return lambda: _signal_group(process.pid, signal.SIGCONT)
+
+    async def jam_log(self) -> Callable[[], None]:
+        """Fill the pipe that the process logs to and read no more of it; return what reads on."""
+        process = self._process
+        if process is None:
+            return lambda: None
+        self._log_flows = flows = trio.Event()
+        for _ in range(2):  # the reader takes what the first one wrote
+            _fill(process)
+            await trio.sleep(POLL_SECONDS)
+        return flows.set
+
+    async def close_log(self) -> None:
+        """Close the pipe that the process logs to: whatever it writes from now on fails."""
+        if self._process is not None and self._process.stderr is not None:
+            await self._process.stderr.aclose()
 
     async def retire(self) -> None:
         """End the process by SIGTERM, for good."""
@@ -187,27 +281,30 @@ class Node:
     async def _live(self, proxy_port: int, announce: Callable[[], None] | None) -> None:
         """Run one process from its start to its end."""
         self._served, self._ended, self._wanted, self._pause = trio.Event(), trio.Event(), None, RESTART_PAUSE
-        with self._log_path.open("ab") as log:
-            process = await trio.lowlevel.open_process(
-                self._command(proxy_port),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._environment,
-                cwd=ROOT,
-                start_new_session=True,
-            )
+        self._log_flows.set()
+        process = await trio.lowlevel.open_process(
+            self._command(proxy_port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
         self._process = process
         self._groups.append(process.pid)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_banner, process, announce)
+                nursery.start_soon(self._copy_log, process)
                 code = await process.wait()
-                nursery.cancel_scope.cancel()
+                self._process = None
+                seconds = time.monotonic() - self._signalled_at if self._wanted else 0.0
+                self.exits.append(Exit(self.number, time.time(), code, self._wanted, self._served.is_set(), round(seconds, 3)))
+                self._ended.set()
+                self._log_flows.set()
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
         finally:
             self._process = None
-        seconds = time.monotonic() - self._signalled_at if self._wanted else 0.0
-        self.exits.append(Exit(self.number, time.time(), code, self._wanted, self._served.is_set(), round(seconds, 3)))
-        self._ended.set()
 
     async def _watch_banner(self, process: trio.Process, announce: Callable[[], None] | None) -> None:
         assert process.stdout is not None
@@ -219,11 +316,17 @@ class Node:
                 if announce is not None:
                     announce()
 
+    async def _copy_log(self, process: trio.Process) -> None:
+        assert process.stderr is not None
+        with self._log_path.open("ab", buffering=0) as log, suppress(trio.ClosedResourceError):
+            while chunk := await process.stderr.receive_some():
+                log.write(chunk)
+                await self._log_flows.wait()
+
     def _sweep(self) -> None:
         """End what is left of all its processes, those of CPU-bound handlers included: they outlive a node that is killed."""
         for group in self._groups:
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+            _signal_group(group, signal.SIGKILL)
 
     def _command(self, proxy_port: int) -> list[str]:
         options = {
@@ -234,7 +337,8 @@ class Node:
             "--grace-period": GRACE_PERIOD,
             "--queue": "default=16",
         }
-        arguments = [str(part) for option in options.items() for part in option]
+        arguments = ["--queue", f"{LIMITED}=4"]
+        arguments += [str(part) for option in options.items() for part in option]
         return [sys.executable, "-m", "jobqueue", "serve", "benchmarks.chaos.handlers", *arguments]
 
 
@@ -244,9 +348,27 @@ def _free_port() -> int:
         return port
 
 
+def _fill(process: trio.Process) -> None:
+    """Write to the pipe that a process logs to until it is full."""
+    with suppress(OSError):  # the process has ended, or nobody reads the pipe
+        pipe = os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            for piece in (FILLER, b"\n"):
+                with suppress(BlockingIOError):
+                    while True:
+                        os.write(pipe, piece)
+        finally:
+            os.close(pipe)
+
+
 def _signal(process: trio.Process, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         process.send_signal(number)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 async def start_nodes(nursery: trio.Nursery, postgres: Postgres, log_directory: Path, count: int) -> list[Node]:
@@ -256,4 +378,7 @@ async def start_nodes(nursery: trio.Nursery, postgres: Postgres, log_directory: 
     with trio.fail_after(START_TIMEOUT):
         for node in nodes:
             await nursery.start(node.run)
+    with connect(postgres.url) as connection:
+        limits = "rate => %s, burst => %s, key_rate => %s, key_burst => %s"
+        connection.execute(f"SELECT jobqueue.configure(%s, {limits})".encode(), (LIMITED, RATE, BURST, RATE, BURST))
     return nodes

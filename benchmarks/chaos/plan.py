@@ -38,6 +38,15 @@ class Kind(StrEnum):
     LOSE_REPLIES = "lose replies to commits"
     HOLD_TRANSACTION = "hold a transaction open"
     EXHAUST_CONNECTIONS = "exhaust connections"
+    POISON_ROWS = "poison rows"
+    GARBLE_NOTIFICATIONS = "send garbage notifications"
+    JAM_LOG = "stop reading a node's log"
+    CLOSE_LOG = "close a node's log"
+    HOLD_GIL = "hold a node's GIL past its lease"
+    STEP_CLOCK = "step the database's clock back"
+    PUBLISH_TABLES = "publish all tables"
+    FREEZE_BACKEND = "freeze one backend"
+    CHANGE_SETTINGS = "change the database's settings"
 
 
 DURATIONS: dict[Kind, tuple[float, float]] = {
@@ -53,6 +62,15 @@ DURATIONS: dict[Kind, tuple[float, float]] = {
     Kind.LOSE_REPLIES: (1.0, 4.0),
     Kind.HOLD_TRANSACTION: (4.0, 10.0),
     Kind.EXHAUST_CONNECTIONS: (1.5, 5.0),
+    Kind.POISON_ROWS: (1.0, 4.0),
+    Kind.GARBLE_NOTIFICATIONS: (1.0, 4.0),
+    Kind.JAM_LOG: (1.2 * LEASE, 2 * LEASE),
+    Kind.CLOSE_LOG: (1.0, 4.0),
+    Kind.HOLD_GIL: (1.5 * LEASE, 2.5 * LEASE),
+    Kind.STEP_CLOCK: (32.0, 40.0),
+    Kind.PUBLISH_TABLES: (32.0, 40.0),
+    Kind.FREEZE_BACKEND: (9.0, 14.0),
+    Kind.CHANGE_SETTINGS: (3.0, 8.0),
 }
 """Seconds for which each lasts, at the least and at the most; for what is killed or stopped, until it is started again."""
 
@@ -65,8 +83,26 @@ OF_A_NODE = frozenset(
         Kind.BLACKHOLE_NODE,
         Kind.SLOW_NODE,
         Kind.LOSE_REPLIES,
+        Kind.JAM_LOG,
+        Kind.CLOSE_LOG,
     }
 )
+
+HARMLESS = frozenset(
+    {
+        Kind.HOLD_TRANSACTION,
+        Kind.POISON_ROWS,
+        Kind.GARBLE_NOTIFICATIONS,
+        Kind.JAM_LOG,
+        Kind.CLOSE_LOG,
+        Kind.HOLD_GIL,
+        Kind.PUBLISH_TABLES,
+    }
+)
+"""Faults that take away neither a node nor the database: no attempt is lost to them, no node stays down, and no job waits long."""
+
+SLOW = frozenset({Kind.HOLD_GIL, Kind.STEP_CLOCK, Kind.PUBLISH_TABLES, Kind.FREEZE_BACKEND})
+"""Faults that the short form leaves out."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -88,6 +124,11 @@ class Fault(msgspec.Struct, frozen=True):
     def over_at(self) -> float:
         """When it should be over, in seconds after the load began."""
         return self.at + self.seconds
+
+    @property
+    def dice(self) -> random.Random:
+        """What else there is to draw about it."""
+        return random.Random(f"fault {self.number} at {self.at}")
 
 
 def make(seed: int, faults: int, *, gap: float, only: Sequence[Kind] = ()) -> list[Fault]:

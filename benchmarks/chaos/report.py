@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chaos.checker import Evidence, Rule, Shown, check, count
-from benchmarks.chaos.faults import Inflicted
+from benchmarks.chaos.faults import Saboteur
 from benchmarks.chaos.machines import Exit
 from benchmarks.chaos.plan import Kind
 from benchmarks.chaos.recovery import Recovery, measure
@@ -56,6 +56,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is told; the JSON file holds it under these names.
 
     Attributes:
+        skipped: faults that this machine has no means for, by kind.
         lines: of the faults that no other overlapped, by kind; in the last one those that another did.
         submits: requests and SQL calls by what became of them, and why.
         jobs: submitted jobs by what became of their submit.
@@ -66,6 +67,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     seconds: float
     faults: int
+    skipped: dict[str, int]
     lines: list[Line]
     submits: dict[str, int]
     refusals: dict[str, int]
@@ -74,19 +76,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     restarts: dict[str, int]
     slowest_exit: float
     replies_lost: int
+    poison_refused: int
     shown: Shown
     rules: list[Rule]
     recoveries: list[Recovery]
     exits: list[Exit]
 
     @classmethod
-    def of(cls, seed: int, seconds: float, evidence: Evidence, inflicted: Sequence[Inflicted], replies_lost: int) -> Report:
-        recoveries = measure(evidence, inflicted)
+    def of(cls, seed: int, seconds: float, evidence: Evidence, saboteur: Saboteur) -> Report:
+        recoveries = measure(evidence, evidence.inflicted)
         terminated = [one.seconds for one in evidence.exits if one.served and one.wanted == "SIGTERM"]
         return cls(
             seed=seed,
             seconds=round(seconds, 1),
-            faults=len(inflicted),
+            faults=len(evidence.inflicted),
+            skipped=dict(Counter(fault.kind.value for fault in saboteur.skipped)),
             lines=list(_lines(recoveries)),
             submits=dict(Counter(submit.fate for submit in evidence.submits)),
             refusals=dict(Counter(f"{submit.fate}: {submit.why}" for submit in evidence.submits if submit.why).most_common(20)),
@@ -94,7 +98,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             states=dict(Counter(row.state for row in evidence.rows)),
             restarts=dict(Counter(_ending(one) for one in evidence.exits)),
             slowest_exit=max(terminated, default=0.0),
-            replies_lost=replies_lost,
+            replies_lost=saboteur.replies_lost,
+            poison_refused=saboteur.refused,
             shown=count(evidence),
             rules=check(evidence),
             recoveries=recoveries,
@@ -113,6 +118,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             console.print(f"{'BROKEN' if rule.broken else 'ok':>6}  {rule.name}: {rule.broken:,}", highlight=False)
             for case in rule.cases:
                 console.print(f"          {case}", highlight=False, markup=False, soft_wrap=True)
+        for kind, faults in self.skipped.items():
+            console.print(f'\nSKIPPED: {faults} of "{kind}": libfaketime is not installed', highlight=False)
         console.print(f"\n{'passed' if self.passed else 'FAILED'}: seed {self.seed}, {self.faults} faults in {self.seconds:.0f} s")
 
     def _table_of_faults(self) -> Table:
@@ -146,9 +153,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         table.add_row(
             "runs on two nodes at a time", f"{self.shown.overlapping:,} ({self.shown.overlapping_same_attempt} of one attempt)"
         )
-        table.add_row("runs that began after the job's end", f"{self.shown.late_runs:,}")
+        table.add_row("runs that began after the accepted one", f"{self.shown.late_runs:,}")
         table.add_row("slowest job", f"{self.shown.slowest:.1f} s")
-        table.add_row("dead by lost attempts alone", f"{self.shown.recovered_dead:,}")
+        table.add_row("attempts lost with a lease", f"{self.shown.leases_lost:,}")
+        table.add_row("poisoned jobs, and those that PostgreSQL refused", f"{self.shown.poisoned:,}, {self.poison_refused:,}")
         table.add_section()
         for ending, processes in sorted(self.restarts.items()):
             table.add_row(ending, f"{processes:,}")

