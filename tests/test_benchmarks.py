@@ -18,6 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("limit", (), ["claim 2,000", "finish 2,000", "drain"]),
         ("drain", ("--only", "async"), ["async"]),
         ("idle", (), ["idle"]),
+        ("kills", (), ["50 kills a second"]),
         ("soak", (), ["minute 3"]),
         ("groups", (), ["equal weights, groups"]),
         ("dashboard", (), ["10,000 jobs, 10 streams"]),
