@@ -12,10 +12,11 @@ CHANNELS = (
     "jobqueue_schedules",
     "jobqueue_cancel",
     "jobqueue_keys",
+    "jobqueue_lost",
     "jobqueue_freed",
     "jobqueue_paused",
 )
-"""What nodes listen to."""
+"""All that nodes listen to, of this version or a later one."""
 
 LONGEST = 7_900
 """Bytes, just below what NOTIFY takes."""

@@ -16,7 +16,7 @@ LEASE = 4.0
 FIRST_FAULT = 4.0
 """Seconds of undisturbed work before the first fault."""
 
-LOST_REPLIES = ("jobqueue.submit_batch", "jobqueue.claim", "jobqueue.finish", "jobqueue.heartbeat", "COMMIT\0")
+LOST_REPLIES = ("jobqueue.submit_batch", "jobqueue.claim", "jobqueue.finish", "jobqueue.heartbeat", "COMMIT")
 """Statements whose answers may be lost; each is committed then, and the node cannot know.
 
 COMMIT ends a handler's transaction. A finish may be a statement of one, and is rolled back then.
