@@ -168,6 +168,7 @@ class _Line:
 
     def prepare(self) -> None:
         """Make it what a handler expects of a session."""
+        self.connection.prepare_threshold = None  # behind a pooler nothing may stay prepared, and elsewhere `reset` deallocates all
         self.pooled = behind_pooler(self.connection)
         self.reset()
 
