@@ -105,7 +105,7 @@ class PlainJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     id: Annotated[str, msgspec.Meta(pattern="(?!)")] = ""  # no text matches: ids are ours to give
     kind: Name | UnsetType = UNSET
     payload: Any = UNSET
-    queue: Name | UnsetType = UNSET
+    queue: Name | UnsetType = UNSET  # a `PathName`, see `plain`
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType | None = UNSET
     run_at: UnsetType | None = UNSET  # a date may be encoded with more colons than it was given with
@@ -119,7 +119,7 @@ Encoded = tuple[Sequence[PlainJob | NewJob], Sequence[bytes]]
 _decode = msgspec.json.Decoder(PlainJob).decode
 _encode = msgspec.json.Encoder().encode
 _new_job = msgspec.json.Decoder(NewJob)
-_nul_or_colon = re.compile(rb"\\u00(?:00|3[aA])")
+_nul_colon_or_dot = re.compile(rb"\\u00(?:00|3[aA]|2[eE])")
 _digits_to_zeros = bytes.maketrans(b"-123456789", b"0" * 10)
 _TWENTY = b"0" * 20
 
@@ -131,8 +131,10 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
         texts: the JSON of each job. Each step is taken for all of them before the next is: that is twice as fast.
     """
     text = b"\n".join(texts)
-    if len(text) > MAX_PAYLOAD_BYTES or (b"\\" in text and _nul_or_colon.search(text)):
+    if len(text) > MAX_PAYLOAD_BYTES or (b"\\" in text and _nul_colon_or_dot.search(text)):
         return None
+    if b'"."' in text or b'".."' in text:
+        return None  # no queue has such a name
     if may_hold_large_integer(text) or (_may_be_deep(text) and any(map(_may_be_deep, texts))):
         return None
     colons = text.count(b":") + len(texts)

@@ -150,7 +150,7 @@ def _invalid(reason: str) -> InvalidJob:
 
 # Text in and text out: no driver has an opinion on that, whatever its types are mapped to. The ids are the database's: for those of
 # ours it would look first, under locks that last until the end of the caller's transaction.
-_SQL = "SELECT array_to_json(jobqueue.submit_many(CAST(CAST({} AS text) AS jsonb)))::text"
+_SQL = "SELECT array_to_json(ids)::text FROM jobqueue.submit_batch(CAST(CAST({} AS text) AS jsonb), uncounted => true)"
 
 _ids = msgspec.json.Decoder(list[str]).decode
 _Execute = Callable[[Any, str, Callable[[list[str]], Any]], Any]
@@ -167,7 +167,7 @@ def _psycopg(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
 
     # A plain cursor, whatever the connection's own would make of the statement and of its row.
     row = psycopg.Cursor(conn, row_factory=tuple_row).execute(_SQL.format("%s"), [jobs]).fetchone()
-    assert row is not None  # noqa: S101 - it is an expression
+    assert row is not None  # noqa: S101 - it is one batch
     return answer(_ids(row[0]))
 
 

@@ -71,6 +71,14 @@ Name = Annotated[
         extra_json_schema={"pattern": r"^[^\u0000]*$"},  # told, and held by `documents.encode`: here each name would be searched
     ),
 ]
+PathName = Annotated[
+    Name,
+    msgspec.Meta(
+        pattern=r"^(?!\.{1,2}(?![\s\S]))[^\u0000]*$",  # $ alone may stand before a line's end
+        description=f'a string of 1 to {MAX_NAME_LENGTH} characters, but not "." or ".."',
+    ),
+]
+"""The name of a queue or a schedule, which is a segment of a URL's path: there, "." and ".." mean something else."""
 Text = Annotated[
     Name,
     msgspec.Meta(
@@ -139,7 +147,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
 
     kind: Name = "default"
     payload: Any = msgspec.field(default_factory=dict)
-    queue: Name = "default"
+    queue: PathName = "default"
     priority: Priority = 0
     max_retries: Retries | None = None
     run_at: Instant | None = None
@@ -389,7 +397,7 @@ class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         died_before: by the database's clock; so is `died_after`. Both are exclusive.
     """
 
-    queue: Name | None = None
+    queue: PathName | None = None
     kind: Name | None = None
     group: Name | None = None
     cause: Cause | None = None
@@ -416,7 +424,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
         created_after: by the database's clock, and about that by the time in the id; so is `created_before`. Both are exclusive.
     """
 
-    queue: Name | None = None
+    queue: PathName | None = None
     kind: Name | None = None
     group: Name | None = None
     concurrency_key: Name | None = None

@@ -10,7 +10,8 @@ from typing import Literal
 import msgspec
 
 from jobqueue.errors import SettingsError
-from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.fields import must_be
+from jobqueue.job import PathName
 from jobqueue.tokens import gather, parse
 
 MAX_CONCURRENCY = 10_000
@@ -95,11 +96,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("time to live of idempotency keys", self.idempotency_ttl, 1, 10 * 365 * 86_400),
             ("number of queues", len(self.queues), 0, MAX_QUEUES),
             *((f"concurrency of queue {queue!r}", width, 0, MAX_CONCURRENCY) for queue, width in self.queues.items()),
-            *((f"length of queue name {queue!r}", len(queue), 1, MAX_NAME_LENGTH) for queue in self.queues),
         ]
         for name, value, least, most in bounds:
             if not least <= value <= most:
                 raise SettingsError(f"the {name} must be from {least} to {most}, got {value}")
+        for queue in self.queues:
+            try:
+                msgspec.convert(queue, PathName)
+            except msgspec.ValidationError:
+                raise SettingsError(f"the queue name {queue!r} must be {must_be(PathName)}") from None
         self._check_access()
 
     def _check_access(self) -> None:

@@ -21,6 +21,7 @@ from jobqueue.job import (
     MAX_NAME_LENGTH,
     MAX_PAYLOAD_BYTES,
     Name,
+    PathName,
     Priority,
     Retries,
     Timeout,
@@ -49,7 +50,7 @@ class CronSchedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
         payload: as JSON.
     """
 
-    name: Name
+    name: PathName
     cron: Annotated[
         str,
         msgspec.Meta(
@@ -67,7 +68,7 @@ class CronSchedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     payload: Annotated[msgspec.Raw, msgspec.Meta(description="any JSON")] = msgspec.field(
         default_factory=lambda: msgspec.Raw(b"{}")
     )
-    queue: Name = "default"
+    queue: PathName = "default"
     priority: Priority = 0
     max_retries: Retries | None = None
     timeout: Timeout | None = None

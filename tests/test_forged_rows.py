@@ -99,10 +99,10 @@ def make_app() -> jobqueue.App:
 
 
 @asynccontextmanager
-async def running(url: str) -> AsyncIterator[Stages]:
+async def running(url: str, app: jobqueue.App | None = None) -> AsyncIterator[Stages]:
     """A node with all of its parts but HTTP: started, and shut down, as the service does it."""
     settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
-    async with open_stages() as stages, service.open_engine(make_app(), settings, Store(url)) as engine:
+    async with open_stages() as stages, service.open_engine(app or make_app(), settings, Store(url)) as engine:
         await service.start_engine(engine, stages, url)
         yield stages
         await service._shut_down(engine, settings, stages, trio.Event())

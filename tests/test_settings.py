@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from jobqueue.errors import SettingsError
-from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.fields import must_be
+from jobqueue.job import MAX_NAME_LENGTH, PathName
 from jobqueue.settings import MAX_CONCURRENCY, MAX_PROCESSES, MAX_QUEUES, Settings
 
 TEN_YEARS = 10 * 365 * 86_400
@@ -71,11 +72,12 @@ def test_queues_within_their_bounds(allowed: dict[str, int]) -> None:
     [
         ({"a": 1, "mail": -1}, f"the concurrency of queue 'mail' must be from 0 to {MAX_CONCURRENCY}, got -1"),
         ({"mail": MAX_CONCURRENCY + 1}, f"the concurrency of queue 'mail' must be from 0 to {MAX_CONCURRENCY}, got 10001"),
-        ({"": 1}, f"the length of queue name '' must be from 1 to {MAX_NAME_LENGTH}, got 0"),
-        ({"x" * (MAX_NAME_LENGTH + 1): 1}, f"must be from 1 to {MAX_NAME_LENGTH}, got {MAX_NAME_LENGTH + 1}"),
+        ({"": 1}, f"the queue name '' must be {must_be(PathName)}"),
+        ({"x" * (MAX_NAME_LENGTH + 1): 1}, f"x' must be {must_be(PathName)}"),
+        ({"..": 1}, f"the queue name '..' must be {must_be(PathName)}"),
         (queues(MAX_QUEUES + 1), f"the number of queues must be from 0 to {MAX_QUEUES}, got {MAX_QUEUES + 1}"),
     ],
-    ids=["negative width", "too wide", "no name", "name too long", "too many queues"],
+    ids=["negative width", "too wide", "no name", "name too long", "dots", "too many queues"],
 )
 def test_queues_outside_of_their_bounds_are_refused_and_named(refused: dict[str, int], reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):

@@ -54,31 +54,31 @@ async def test_sql_submit_is_part_of_the_callers_transaction(driver: Driver, any
 
 
 async def test_sql_submit_refuses_a_bad_value_by_name(sql: Database, driver: Driver) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation, match="priority_range"):
+    with pytest.raises(psycopg.errors.CheckViolation, match="priority must be an integer from 0 to 1000000"):
         sql.value("SELECT jobqueue.submit('mail', priority => -1)")
     with pytest.raises(psycopg.DataError):
         sql.value("SELECT jobqueue.submit('mail', '{\"text\": \"\\u0000\"}')")
     assert await driver.claim() == []
 
 
-async def test_a_job_for_the_end_of_time_is_refused_and_one_for_the_beginning_runs_now(sql: Database, driver: Driver) -> None:
+async def test_a_job_for_the_end_of_time_is_refused_and_one_for_the_last_year_is_kept(sql: Database, driver: Driver) -> None:
     for batch in ('[{}, {"run_at": "infinity"}]', '[{"delay": "Infinity"}]', '[{"delay": "NaN"}]', '[{"delay": 1e300}]'):
-        # PostgreSQL has no infinite intervals before 17, and says so itself.
-        with pytest.raises((psycopg.errors.CheckViolation, psycopg.DataError), match=r"run_at_finite|out of range|NaN"):
+        with pytest.raises(psycopg.errors.CheckViolation, match=r"(run_at|delay) must be"):
             sql.rows("SELECT jobqueue.submit_many(%s)", batch)
-    with pytest.raises(psycopg.errors.CheckViolation, match="run_at_finite"):
-        sql.value("SELECT jobqueue.submit('mail', run_at => 'infinity')")
+    for moment in ("infinity", "-infinity", "294276-12-31"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="run_at must be"):
+            sql.value("SELECT jobqueue.submit('mail', run_at => %s::timestamptz)", moment)
     assert sql.states() == {}
-    job_id = sql.value("SELECT jobqueue.submit('mail', run_at => '-infinity')")
-    far = sql.value("SELECT jobqueue.submit('mail', run_at => '294276-12-31')")
+    past = sql.value("SELECT jobqueue.submit('mail', run_at => '0001-01-01T00:00:00Z')")
+    far = sql.value("SELECT jobqueue.submit('mail', run_at => '9999-12-31T23:59:59Z')")
     for moment in ("infinity", "-infinity"):
         with pytest.raises(psycopg.errors.CheckViolation, match="run_at_finite"):
             sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = %s", moment)
         with pytest.raises(psycopg.errors.CheckViolation, match="times_finite"):
             sql.rows("UPDATE jobqueue.pending_jobs SET rank = %s", moment)
     promotion = await driver.store.promote()
-    assert (promotion.jobs, promotion.next_due) == (0, pytest.approx(292_250 * 365.2425 * 86_400, rel=1e-4))
-    assert [job.id for job in await driver.claim()] == [str(job_id)]
+    assert (promotion.jobs, promotion.next_due) == (0, pytest.approx(7_973 * 365.2425 * 86_400, rel=1e-3))
+    assert [job.id for job in await driver.claim()] == [str(past)]
     assert await driver.store.cancel(str(far))
 
 

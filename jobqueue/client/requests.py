@@ -19,6 +19,9 @@ ANSWER_SECONDS = 20.0
 
 JSON = "application/json"
 
+_DOTS = {".": "%2E", "..": "%2E%2E"}
+"""Names that httpx would resolve as a part of the path; so the service gets them, and refuses them."""
+
 
 def build(
     wire: Wire,
@@ -45,7 +48,7 @@ def build(
 
 def below(*names: str) -> str:
     """Make a path of names, whatever characters they have."""
-    return "".join(f"/{quote(name, safe='')}" for name in names)
+    return "".join(f"/{_DOTS.get(name) or quote(name, safe='')}" for name in names)
 
 
 def read(answer: httpx.Response) -> Any:

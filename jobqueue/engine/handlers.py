@@ -15,7 +15,8 @@ import msgspec
 from jobqueue.engine.arguments import Decode, Field, Unconvertible, decoder
 from jobqueue.engine.periodic import Schedules
 from jobqueue.errors import HandlerError, InvalidQueueSetting
-from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, QueueSettings, queue_settings
+from jobqueue.fields import must_be
+from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, PathName, QueueSettings, queue_settings
 from jobqueue.retry import DEFAULT_BACKOFF, Backoff
 from jobqueue.timetable import CronSchedule, Missed
 
@@ -120,8 +121,10 @@ class App:
         Raises:
             HandlerError: the queue was declared already, or a setting is unknown or out of its range.
         """
-        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
-            raise HandlerError(f"a queue's name has 1 to {MAX_NAME_LENGTH} characters")
+        try:
+            msgspec.convert(name, PathName)
+        except msgspec.ValidationError:
+            raise HandlerError(f"a queue's name must be {must_be(PathName)}, got {name!r}") from None
         if name in self._queues:
             raise HandlerError(f"queue {name!r} is declared already")
         try:

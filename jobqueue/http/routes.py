@@ -18,16 +18,11 @@ from jobqueue.errors import InvalidPath
 from jobqueue.fields import must_be
 from jobqueue.http.answers import JSON, Answer
 from jobqueue.http.objects import Body
-from jobqueue.job import MAX_NAME_LENGTH, Name
+from jobqueue.job import PathName
 
 PATH_PARAMETERS: Mapping[str, Any] = {
     "job_id": Annotated[UUID, msgspec.Meta(description="a UUID")],
-    "name": Annotated[
-        Name,
-        msgspec.Meta(
-            description=f"a string of 1 to {MAX_NAME_LENGTH} characters, without U+0000; a slash in it is %2F",
-        ),
-    ],
+    "name": Annotated[PathName, msgspec.Meta(description=f"{must_be(PathName)}, without U+0000; a slash in it is %2F")],
 }
 """The types of what paths hold."""
 

@@ -13,7 +13,7 @@ from jobqueue.http import limits, shapes
 from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.objects import Body
 from jobqueue.http.routes import Route
-from jobqueue.job import Name
+from jobqueue.job import Name, PathName
 from jobqueue.timetable import CronSchedule, schedule_of
 
 
@@ -49,7 +49,7 @@ class ScheduleSettings(CronSchedule, frozen=True, kw_only=True):
         kind: of its jobs; the schedule's name unless told.
     """
 
-    name: Name | UnsetType = UNSET  # type: ignore[assignment]
+    name: PathName | UnsetType = UNSET  # type: ignore[assignment]
     kind: Name | UnsetType = UNSET  # type: ignore[assignment]
 
 

@@ -15,6 +15,12 @@ from jobqueue.fields import MAX_SHOWN_NAME
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 """The integers that every reader has a type for."""
 
+FLOAT_DIGITS = 17
+"""The significant digits of a 64-bit float; an integer beyond 64 bits may have as many."""
+
+MAX_DIGITS = 310
+"""The characters of the longest float that is written as an integer."""
+
 MAX_SHOWN_DIGITS = 40
 """Digits of a number that an error quotes."""
 
@@ -35,7 +41,7 @@ def read(text: bytes) -> Any:
     """Read one JSON document.
 
     Raises:
-        TooLarge: an integer in it does not fit into 64 bits.
+        TooLarge: an integer in it does not fit into 64 bits, and has more digits than a float.
         ValueError: it is none, or there is more than one way to read it; the message says why.
         RecursionError: it is nested too deeply.
     """
@@ -59,9 +65,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > len(str(MAX_INTEGER)) or not MIN_INTEGER <= int(digits) <= MAX_INTEGER:
+    if len(digits) > MAX_DIGITS or not (MIN_INTEGER <= int(digits) <= MAX_INTEGER or _has_digits_of_float(digits)):
         raise TooLarge(f"the integer {digits[:MAX_SHOWN_DIGITS]} does not fit into 64 bits: send it as a string")
     return int(digits)
+
+
+def _has_digits_of_float(digits: str) -> bool:
+    """Tell whether an integer may be a float: PostgreSQL shows 1e20 with all its digits, and that job can be submitted again."""
+    return len(digits.lstrip("-").rstrip("0")) <= FLOAT_DIGITS and math.isfinite(float(digits))
 
 
 def _finite(digits: str) -> float:
