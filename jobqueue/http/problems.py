@@ -103,9 +103,9 @@ _ABSENCES: dict[type[BaseException], _Absence] = {
     TooManyWatchers: _Absence(
         "too-many-watchers", "Too many requests watch this node", "Ask again later, without waiting, or ask another node.", 5
     ),
-    ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 5),
+    ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 1),
     DatabaseUnavailable: _Absence(
-        "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 5
+        "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 1
     ),
     # No Retry-After: a client that repeats this by itself may submit its jobs twice.
     ConnectionLost: _Absence("in-doubt", "The database went away during the commit", "Whether it was written is unknown.", None),
