@@ -440,8 +440,8 @@ def test_clients_resume_soon_after_an_outage_and_not_at_once(bench: Bench, start
         stop.set()
         for each in running:
             each.result(30)
-    print(f"the clients resumed {first:.2f} to {last:.2f} s after PostgreSQL was ready")
-    assert last < 4, "one second that the service asks for, half a second of spread, and the machine's own pace"
+    # One second that the service asks for, half a second of spread, and the machine's own pace.
+    assert last < 4, f"the clients resumed {first:.2f} to {last:.2f} s after PostgreSQL was ready"
 
 
 def test_a_slow_database_makes_nobody_panic(bench: Bench, start: Start, effects: Effects) -> None:

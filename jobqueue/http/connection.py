@@ -10,7 +10,6 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import h2.events
 import h11
@@ -80,7 +79,7 @@ class _Requests(h11.Connection):
         if self.their_state is not h11.MUST_CLOSE:
             super().receive_data(data)
 
-    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA
         if self.their_state is h11.IDLE:
@@ -102,8 +101,7 @@ class _H11(H11Protocol):
     _short = False
     _discarding = False
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    async def initiate(self) -> None:
         self.connection = _Requests(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def _create_stream(self, request: h11.Request) -> None:
