@@ -138,8 +138,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
         await stages.start("signals", watch_signals, stages, last_resort, None if supervised else os._exit)
         await stages.start("watchdog", watchdog.run)
+        server_health = embedded.Health()
         url = settings.database_url or await stages.start(
-            "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
+            "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir(), 1, server_health
         )
         async with open_engine(app, settings, Store(url)) as engine:
             await start_engine(engine, settings, stages, url)
@@ -147,7 +148,8 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             http_stopping = trio.Event()
             await stages.start("tasks", engine.tasks.run)
             await stages.start("entrance", entrance.run)
-            await stages.start("http", partial(_serve_http, entrance=entrance), engine, settings, stages, listeners, http_stopping)
+            serve_http = partial(_serve_http, entrance=entrance, server_health=server_health)
+            await stages.start("http", serve_http, engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # what is there now stays until the end: there is no use in looking at it
             on_serving(Serving(listening.urls(listeners, settings.scheme), url))
             await stages.stopping.wait()
@@ -368,8 +370,11 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
     }
 
 
-def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], bool]) -> Operations:
+def operations(
+    engine: Engine, settings: Settings, *, stopping: Callable[[], bool], server_health: embedded.Health | None = None
+) -> Operations:
     """Make what may be asked of a node out of its parts."""
+    server = server_health or embedded.Health()
     return Operations(
         engine.store,
         engine.lease,
@@ -384,6 +389,7 @@ def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], boo
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stopping,
+        server_trouble=lambda: server.trouble,
     )
 
 
@@ -395,9 +401,10 @@ async def _serve_http(
     stopping: trio.Event,
     *,
     entrance: Entrance,
+    server_health: embedded.Health,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    node = operations(engine, settings, stopping=stages.stopping.is_set)
+    node = operations(engine, settings, stopping=stages.stopping.is_set, server_health=server_health)
     await server.run(
         api.build(node, entrance.guard),
         Lane(node, entrance.guard),

@@ -47,6 +47,7 @@ class Operations:
         queues: Iterable[LocalQueue],
         keep_cancelled: bool,
         stopping: Callable[[], bool],
+        server_trouble: Callable[[], str | None],
     ) -> None:
         self._keep_cancelled = keep_cancelled
         self._store = store
@@ -61,6 +62,7 @@ class Operations:
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
+        self._server_trouble = server_trouble
 
     async def submit(self, jobs: Admitted) -> Receipt | None:
         """Commit jobs; see `Submissions.submit`."""
@@ -77,6 +79,8 @@ class Operations:
         if self._stopping():
             return ["shutting down"]
         troubles = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
+        if (trouble := self._server_trouble()) is not None:
+            troubles.append(f"the embedded PostgreSQL is down: {trouble}")
         if self._store.trouble is not None:
             troubles.append(f"the database cannot be used: {self._store.trouble}")
         if self._dispatcher.trouble is not None:
