@@ -13,6 +13,8 @@ COPY jobqueue jobqueue
 RUN python -m venv /opt/jobqueue && /opt/jobqueue/bin/pip install --no-cache-dir .
 
 FROM python:3.11-slim
+# An init for PID 1: it reaps the processes that handlers leave behind, which would otherwise stay as zombies.
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 # By number, so that an orchestrator can see that it is not root.
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin jobqueue
 COPY --from=build /opt/jobqueue /opt/jobqueue
@@ -31,7 +33,7 @@ EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/ready', timeout=2)"]
 
-# In exec form the service itself gets the SIGTERM of `docker stop`, and hands its jobs back. That takes its grace period (20 s) and
+# tini hands the SIGTERM of `docker stop` on to the service, which hands its jobs back. That takes its grace period (20 s) and
 # up to 5 s: stop it with more patience than Docker's 10 s, as compose.yaml does.
-ENTRYPOINT ["jobqueue"]
+ENTRYPOINT ["tini", "--", "jobqueue"]
 CMD ["serve", "examples.quickstart"]

@@ -153,8 +153,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         width = sum(settings.worked_queues.values())
         node_state = NodeState.create(2 * width + MAX_THREADS_LEFT_BEHIND)
         await stages.start("watchdog", watchdog.run, node_state)
+        server_health = embedded.Health()
         url = settings.database_url or await stages.start(
-            "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir()
+            "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir(), 1, server_health
         )
         async with open_engine(app, settings, Store(url), node_state=node_state) as engine:
             trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))
@@ -165,7 +166,8 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             http_stopping = trio.Event()
             await stages.start("tasks", engine.tasks.run)
             await stages.start("entrance", entrance.run)
-            await stages.start("http", partial(_serve_http, entrance=entrance), engine, settings, stages, listeners, http_stopping)
+            serve_http = partial(_serve_http, entrance=entrance, server_health=server_health)
+            await stages.start("http", serve_http, engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # what is there now stays until the end: there is no use in looking at it
             on_serving(Serving(listening.urls(listeners, settings.scheme), url))
             await stages.stopping.wait()
@@ -433,8 +435,11 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
     }
 
 
-def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], bool]) -> Operations:
+def operations(
+    engine: Engine, settings: Settings, *, stopping: Callable[[], bool], server_health: embedded.Health | None = None
+) -> Operations:
     """Make what may be asked of a node out of its parts."""
+    server = server_health or embedded.Health()
     return Operations(
         engine.store,
         engine.lease,
@@ -449,6 +454,7 @@ def operations(engine: Engine, settings: Settings, *, stopping: Callable[[], boo
         queues=engine.queues.values(),
         keep_cancelled=settings.keep_cancelled > 0,
         stopping=stopping,
+        server_trouble=lambda: server.trouble,
     )
 
 
@@ -460,9 +466,10 @@ async def _serve_http(
     stopping: trio.Event,
     *,
     entrance: Entrance,
+    server_health: embedded.Health,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    node = operations(engine, settings, stopping=stages.stopping.is_set)
+    node = operations(engine, settings, stopping=stages.stopping.is_set, server_health=server_health)
     await server.run(
         api.build(node, entrance.guard),
         Lane(node, entrance.guard),

@@ -6,8 +6,9 @@ No clock is asked here: whoever wants to know what is due brings the time, which
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -34,6 +35,12 @@ MISSED_AFTER = 60.0
 """Seconds after which a tick that nobody has submitted counts as missed, for ``missed="skip"``."""
 
 Missed = Literal["one", "skip", "all"]
+
+FIVE_FIELDS = 5
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - CronSim knows no time zones here: see ARCHITECTURE.md
+FIFTY_YEARS = 50 * 366 * 86_400
+PROBE_SECONDS = 2 * 86_400
+"""Each zone has kept each of its offsets since 1970 for longer than this."""
 
 _SOME_TIME = 946_684_800
 """The year 2000: whether an expression ever matches can be told from any time on."""
@@ -97,8 +104,9 @@ def schedule_of(given: Mapping[str, Any]) -> CronSchedule:
 class Timetable:
     """The ticks of one cron expression, by the local time of one time zone.
 
-    Daylight saving is as in Debian's cron (`cronsim`'s documentation has it): five fields that name hours and minutes tick at
-    once after an hour that is left out, and once in an hour that comes twice; all others go by the clock on the wall.
+    When the clock changes, five fields that name hours and minutes do as in Debian's cron: a tick that is skipped comes at the
+    end of the gap, several of them as one, and a tick that would come twice comes once. All other expressions go by the clock on
+    the wall: what is skipped is left out, and what comes twice ticks twice.
 
     Raises:
         UnprocessableSchedule: there is no such time zone, or the expression cannot be read.
@@ -107,8 +115,10 @@ class Timetable:
     def __init__(self, cron: str, timezone: str) -> None:
         self._cron = cron
         self._zone = _zone(timezone)
+        fields = cron.split()
+        self._once_a_day = len(fields) == FIVE_FIELDS and not fields[0].startswith("*") and not fields[1].startswith("*")
         try:
-            CronSim(cron, self._local(_SOME_TIME))
+            CronSim(cron, EPOCH)
         except CronSimError as error:
             raise UnprocessableSchedule(
                 f"cron {cron!r} cannot be read: {error}. It takes five fields (minute, hour, day of the month, month, day of the"
@@ -130,30 +140,67 @@ class Timetable:
         Raises:
             UnprocessableSchedule: there is none in the next fifty years.
         """
-        for tick in CronSim(self._cron, self._local(instant)):
-            # In an hour that comes twice, five fields may tick before the time that they were asked about.
-            if (seconds := tick.timestamp()) > instant:
-                yield seconds
-        raise UnprocessableSchedule(f"cron {self._cron!r} means no time in the next fifty years", field="cron")
+        after = math.floor(instant)
+        yield from self._once(after) if self._once_a_day else self._on_the_wall(after)
+        raise UnprocessableSchedule(f"cron {self._cron!r} has no tick in the next fifty years", field="cron")
 
     def latest(self, since: float, until: float) -> float:
         """Return the last tick up to a time; `since` is one, and not after it."""
-        tick = since
-        if self.after(since) > until:
-            return tick
-        for candidate in CronSim(self._cron, self._local(math.floor(until) + 1), reverse=True):
-            if (seconds := candidate.timestamp()) <= until:
-                tick = max(since, seconds)
-                break
-        # Backwards, five fields leave out ticks of an hour that comes twice: from there on once more forwards.
-        for later in self.all_after(tick):
-            if later > until:
-                break
-            tick = later
+        tick, none_after = since, until
+        while (following := self.after(tick)) <= until:
+            tick = following
+            middle = math.floor((tick + none_after) / 2)
+            if (later := self.after(middle)) <= until:
+                tick = later
+            else:
+                none_after = middle
         return tick
 
-    def _local(self, instant: float) -> datetime:
-        return datetime.fromtimestamp(math.floor(instant), self._zone)
+    def _once(self, after: int) -> Iterator[float]:
+        for wall in CronSim(self._cron, _wall(after + self._offset(after))):
+            early, late = (wall.replace(tzinfo=self._zone, fold=fold) for fold in (0, 1))
+            tick = int(early.timestamp())
+            if tick > (before := int(late.timestamp())):  # the clock skips it
+                tick = self._change(before, tick) or tick
+            if tick > after:
+                yield float(tick)
+                after = tick
+
+    def _on_the_wall(self, after: int) -> Iterator[float]:
+        give_up_at = after + FIFTY_YEARS
+        while after < give_up_at:
+            offset = self._offset(after + 1)
+            for wall in CronSim(self._cron, _wall(after + offset)):
+                tick = int(wall.replace(tzinfo=UTC).timestamp()) - offset
+                if changed := self._change(after + 1, tick):
+                    after = changed - 1
+                    break
+                yield float(tick)
+                after = tick
+                give_up_at = after + FIFTY_YEARS
+            else:
+                return
+
+    def _change(self, begin: int, end: int) -> int | None:
+        """Return the first time after ``begin`` and up to ``end`` at which the zone has another offset; None if there is none."""
+        if self._zone is UTC:
+            return None
+        offset = self._offset(begin)
+        while begin < end:
+            probe = min(begin + PROBE_SECONDS, end)
+            if self._offset(probe) != offset:
+                return begin + 1 + bisect_left(range(begin + 1, probe), True, key=lambda at: self._offset(at) != offset)
+            begin = probe
+        return None
+
+    def _offset(self, instant: int) -> int:
+        """Return by how many seconds local time is ahead of UTC."""
+        return int(cast("timedelta", datetime.fromtimestamp(instant, self._zone).utcoffset()).total_seconds())
+
+
+def _wall(seconds: int) -> datetime:
+    """Return what a clock on the wall shows, from its seconds since 1970."""
+    return EPOCH + timedelta(seconds=seconds)
 
 
 class Due(NamedTuple):
@@ -192,7 +239,7 @@ def due(timetable: Timetable, missed: Missed, next_at: float | None, now: float,
 
 def _zone(name: str) -> tzinfo:
     if name == "UTC":
-        return UTC  # for which `cronsim` need not look for changes of the clock
+        return UTC  # which has no changes of the clock to look for
     try:
         return cast("tzinfo", ZoneInfo(name))
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -28,6 +28,7 @@ HOW_TO_MAKE_ONE = "make one with `jobqueue token create --role submit`"
 _HASHED = "sha256:"
 _SECRET = re.compile(r"[\x21-\x7e]+")
 _NAME = re.compile(r"[^\s#]\S*( \S+)*")
+_LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines would also end a line, and with it a comment, at U+0085 or U+2028
 
 
 class Token(NamedTuple):
@@ -86,7 +87,7 @@ def parse_lines(text: str, where: str) -> list[Token]:
         SettingsError: as `parse`, with the number of the line.
     """
     tokens = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         entry, _, name = re.sub(r"(^|\s)#.*", "", line).strip().partition(" ")
         if entry:
             token = parse(entry, f"{where}, line {number}: the token")

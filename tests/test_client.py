@@ -14,17 +14,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jobqueue
 from jobqueue import Client, InvalidJob, JobQueueError, SyncClient, UnprocessableJob
 from jobqueue.client import JobCancelled, JobFailed, JobNotFound, NotFound, RequestRefused, Unreachable
 from jobqueue.client.chunks import MAX_CHUNK_BYTES, cut
+from jobqueue.client.event_stream import EventStream
 from jobqueue.client.wires import run
 from tests import postgres
 from tests.clients import FORMS, opener
@@ -360,7 +364,60 @@ def test_a_job_is_followed_to_its_end(client: Any) -> None:
     assert events[-1].data["result"] == "walked"
 
 
+SEPARATORS = "".join(map(chr, [0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029, 0xFEFF, 0x1F600]))
+"""Every character at which `str.splitlines` cuts, and two that are often mishandled."""
+
+
+def test_events_hold_any_character_that_ends_a_line_elsewhere(client: Any, tag: str) -> None:
+    payload = {"tag": tag, "text": SEPARATORS}
+    job_id = client.submit("steps", payload, delay=3600)
+    client.cancel(job_id)
+    assert [event.data["payload"] for event in client.events(job_id) if event.name == "end"] == [payload]
+
+
+@given(
+    data=st.lists(st.text(st.sampled_from(f"a :{SEPARATORS}") | st.characters(exclude_categories=["Cs"]), max_size=10), min_size=1),
+    line_end=st.sampled_from(["\n", "\r", "\r\n"]),
+    cuts=st.sets(st.integers(0, 400)),
+    bom=st.booleans(),
+)
+def test_an_event_stream_is_read_alike_however_it_is_cut(data: list[str], line_end: str, cuts: set[int], bom: bool) -> None:
+    lines: list[str] = []
+    for number, text in enumerate(data):
+        lines += [": a comment", f"id: {number}", f"event:{number}", f"data: {json.dumps(text, ensure_ascii=False)}", "data:  ", ""]
+    sent = ("\ufeff" * bom + line_end.join([*lines, "event: cut", "data: off"])).encode()
+    stream = EventStream()
+    got = [event for start, stop in pairwise(sorted({0, len(sent), *cuts})) for event in stream.feed(sent[start:stop])]
+    assert got == [(str(number), json.dumps(text, ensure_ascii=False) + "\n ") for number, text in enumerate(data)]
+
+
+def test_an_event_is_there_with_the_last_byte_of_its_blank_line() -> None:
+    stream = EventStream()
+    assert list(stream.feed(b"event: a\r\ndata: 1\r\n")) == []
+    assert list(stream.feed(b"\r")) == [("a", "1")]
+    assert list(stream.feed(b"\ndata: 2\n\n\n\n")) == [("", "2")]
+
+
 # ------------------------------------------------------------------------------------------------------------------------- bad days
+
+
+def test_what_is_not_an_event_stream_is_refused(opened: Open, bad_day: Interference) -> None:
+    client = opened(bad_day.url, TOKEN)
+    for answer, words in (
+        (Answer(200, {"Content-Type": "text/html"}, "<p>Welcome!</p>"), "is this the URL of a job queue"),
+        (Answer(200, {"Content-Type": "application/json"}, "{}"), "is not a stream of events"),
+    ):
+        bad_day.mishaps = [answer]
+        with pytest.raises(RequestRefused, match=words):
+            list(client.events(NOBODY))
+
+
+def test_events_that_a_proxy_cuts_off_are_asked_for_again(opened: Open, bad_day: Interference, node: Node, tag: str) -> None:
+    job_id = opened(node.url, TOKEN).submit("steps", {"tag": tag}, delay=3600)
+    opened(node.url, TOKEN).cancel(job_id)
+    bad_day.mishaps = [Answer(200, {"Content-Type": "text/event-stream"}, 'event: state\ndata: {"state"')]
+    assert [event.name for event in opened(bad_day.url, TOKEN).events(job_id)][-1] == "end"
+    assert len(bad_day.passed) == 2
 
 
 def test_many_jobs_on_a_bad_day_are_doubled_as_little_as_lost(opened: Open, bad_day: Interference, node: Node, tag: str) -> None:

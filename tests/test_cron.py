@@ -8,9 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
+from zoneinfo import ZoneInfo
 
 import httpx
 import msgspec
@@ -91,6 +92,112 @@ def test_days_on_which_the_clock_changes(cron: str, day: str, expected: list[str
 def test_fields_and_signs(cron: str, expected: list[str]) -> None:
     ticks = islice(Timetable(cron, "UTC").all_after(NOON), 3)
     assert [datetime.fromtimestamp(tick, UTC).replace(tzinfo=None).isoformat() for tick in ticks] == expected
+
+
+CHANGES = {
+    "Australia/Lord_Howe": ["2025-10-04", "2026-04-04", "1981-02-28", "1985-10-19"],  # half an hour; once a whole one
+    "America/Caracas": ["2007-12-09", "2016-05-01"],  # half an hour, for good
+    "Asia/Kathmandu": ["1985-12-31"],  # from 5:30 to 5:45 ahead
+    "Africa/Casablanca": ["2026-02-14", "2026-03-21"],  # back for Ramadan
+    "Pacific/Apia": ["2011-12-29", "2012-03-31"],  # a day left out
+    "Pacific/Kwajalein": ["1993-08-20"],  # another one
+    "Antarctica/Troll": ["2026-03-29", "2026-10-25"],  # two hours
+    "Antarctica/Casey": ["2009-10-17", "2010-03-04"],  # three hours
+    "Asia/Pyongyang": ["2015-08-14", "2018-05-04"],
+    "Pacific/Chatham": ["2026-04-04", "2026-09-26"],  # at 2:45 and 3:45
+    "America/St_Johns": ["1988-04-02", "2010-03-14", "2010-11-06"],  # at 0:01
+    "America/Sao_Paulo": ["2017-10-14", "2018-02-17"],  # at midnight
+    "Africa/Monrovia": ["1972-01-06"],  # 44 minutes and 30 seconds
+    "America/Montevideo": ["1974-01-13", "1974-03-10"],  # an hour and a half, and back in parts
+    "Europe/London": ["1971-10-31", "2026-03-28"],
+    "Asia/Gaza": ["2025-04-11"],
+    "Africa/Cairo": ["2026-04-23", "2026-10-29"],
+    "UTC": ["2026-03-29"],
+    BERLIN: ["2026-03-28", "2026-10-24"],
+}
+"""Days on which the clock changes, or the day before."""
+
+ODD_CRONS = [
+    "15 2 * * *",
+    "45 1,2,3 * * *",
+    "0 0 * * *",
+    "30 12 * * *",
+    "*/20 * * * *",
+    "7 * * * *",
+    "* 2 * * *",
+    "0-59/7 0-3 * * *",
+    "0 15 2 * * *",
+    "0 */10 0-4 * * *",
+    "0 30 0 * * *",
+    "59 23 * * *",
+]
+
+
+class Minutes:
+    """A cron expression as the oracle reads it: numbers, ranges, steps and stars in minutes and hours, and every day."""
+
+    def __init__(self, cron: str) -> None:
+        fields = cron.split()
+        minute, hour = fields[-5], fields[-4]
+        self.once_a_day = len(fields) == 5 and not minute.startswith("*") and not hour.startswith("*")
+        self._minutes, self._hours = self._read(minute, 60), self._read(hour, 24)
+
+    def match(self, wall: datetime) -> bool:
+        return wall.minute in self._minutes and wall.hour in self._hours
+
+    @staticmethod
+    def _read(field: str, end: int) -> set[int]:
+        found: set[int] = set()
+        for term in field.split(","):
+            span, _, step = term.partition("/")
+            first, _, last = span.partition("-")
+            begin, stop = (0, end) if first == "*" else (int(first), int(last or first) + 1)
+            found.update(range(begin, stop)[:: int(step or 1)])
+        return found
+
+
+def oracle(cron: str, zone: str, begin: float, end: float) -> list[float]:
+    """Walk through all half minutes from a time to another, and look at the clock on the wall at each."""
+    minutes, tz = Minutes(cron), ZoneInfo(zone)
+    found: list[float] = []
+    latest = datetime.fromtimestamp(begin - 30, tz).replace(tzinfo=None)
+    for at in range(int(begin), int(end), 30):
+        wall = datetime.fromtimestamp(at, tz).replace(tzinfo=None)
+        if not minutes.once_a_day:
+            if wall.second == 0 and minutes.match(wall):
+                found.append(at)
+            continue
+        skipped = latest.replace(second=0) + timedelta(minutes=1)
+        due = False
+        while skipped <= wall:
+            due = due or minutes.match(skipped)
+            skipped += timedelta(minutes=1)
+        if due:
+            found.append(at)
+        latest = max(latest, wall)
+    return found
+
+
+@pytest.mark.parametrize("zone", CHANGES)
+def test_ticks_are_those_of_a_walk_through_all_half_minutes(zone: str) -> None:
+    for change in CHANGES[zone]:
+        begin, end = at(change) - 86_400, at(change) + 3 * 86_400
+        for cron in ODD_CRONS:
+            expected = oracle(cron, zone, begin, end)
+            assert list(takewhile(end.__gt__, Timetable(cron, zone).all_after(begin - 1))) == expected, (cron, change)
+            assert Timetable(cron, zone).latest(expected[0], end - 1) == expected[-1], (cron, change)
+
+
+def test_a_schedule_by_the_day_misses_none_in_years_of_half_hours() -> None:
+    table = Timetable("15 2 * * *", "Australia/Lord_Howe")  # the half hour from 2:00 is left out once a year
+    days = [datetime.fromtimestamp(tick, ZoneInfo("Australia/Lord_Howe")).date() for tick in islice(table.all_after(NOON), 3_000)]
+    assert [(later - earlier).days for earlier, later in pairwise(days)] == [1] * 2_999
+
+
+def test_a_time_that_is_left_out_each_year_has_no_tick_by_the_clock_on_the_wall() -> None:
+    with pytest.raises(InvalidSchedule, match="no tick in the next fifty years"):
+        schedule(cron="0 30 2 * 3 7L", timezone=BERLIN)
+    assert schedule(cron="30 2 * 3 7L", timezone=BERLIN)
 
 
 CRONS = ["30 2 * * *", "15,45 2 * * *", "0-59 1-3 * * *", "*/15 * * * *", "0 * * * *", "0 30 2 * * *", "7 */6 * * *", "0 0 L * *"]
@@ -236,7 +343,7 @@ def test_it_must_be_clear_which_kind_is_meant() -> None:
         ({"cron": "* * * *"}, "five fields"),
         ({"cron": "@daily"}, "five fields"),
         ({"cron": "0 0 30 2 *"}, "Bad day-of-month"),
-        ({"cron": "* * */20 * 1L"}, "no time in the next fifty years"),
+        ({"cron": "* * */20 * 1L"}, "has no tick in the next fifty years"),
         ({"cron": ""}, "cron must be"),
         ({"cron": None}, "cron must be"),
         ({"cron": "*" * (MAX_CRON_LENGTH + 1)}, f"cron must be a string of 1 to {MAX_CRON_LENGTH}"),

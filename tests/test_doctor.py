@@ -18,8 +18,8 @@ import pytest
 
 from jobqueue import __version__
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage import checkup, schema
-from jobqueue.storage.checkup import Finding, capacity, installation, server, vacuum, work
+from jobqueue.storage import catalog, checkup, schema
+from jobqueue.storage.checkup import Finding, capacity, server, vacuum, work
 from jobqueue.storage.cluster import Cluster
 from jobqueue.storage.database import connect
 from tests import postgres
@@ -748,9 +748,27 @@ def test_every_name_of_a_check_is_that_of_its_findings(healthy: Database) -> Non
 
 def test_what_schema_sql_creates_is_read_out_of_it() -> None:
     text = schema.schema_sql()
-    assert len(installation._FUNCTION.findall(text)) == text.count("CREATE OR REPLACE FUNCTION jobqueue.")
-    assert len(installation._TABLE.findall(text)) == text.count("CREATE TABLE IF NOT EXISTS")
-    assert len(installation._INDEX.findall(text)) == text.count("CREATE INDEX IF NOT EXISTS")
+    assert len(catalog.FUNCTION.findall(text)) == text.count("CREATE OR REPLACE FUNCTION jobqueue.")
+    assert len(catalog.TABLE.findall(text)) == text.count("CREATE TABLE IF NOT EXISTS")
+    assert len(catalog.INDEX.findall(text)) == text.count("CREATE INDEX IF NOT EXISTS")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER FUNCTION jobqueue.wake_keys() SET enable_seqscan = off",
+        "ALTER TABLE jobqueue.queues ALTER COLUMN fair DROP NOT NULL",
+        "ALTER TABLE jobqueue.queues DROP CONSTRAINT rate_range",
+        "ALTER VIEW jobqueue.jobs RENAME COLUMN kind TO sort",
+    ],
+)
+def test_a_change_that_names_and_bodies_do_not_show_is_seen_once_the_schema_was_recorded(healthy: Database, change: str) -> None:
+    with connect(healthy.url, "migrate") as connection:
+        schema.migrate(connection)
+    assert the_only(healthy.url, "objects").verdict == "ok"
+    healthy.rows(change)
+    finding = the_only(healthy.url, "objects")
+    assert (finding.verdict, "was changed since" in finding.finding) == ("warning", True)
 
 
 def test_a_busy_queue_is_as_it_should_be() -> None:

@@ -10,11 +10,13 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 import trio
@@ -24,6 +26,8 @@ from jobqueue.storage import embedded
 from jobqueue.storage.cluster import STOP_STEPS, Cluster
 from jobqueue.storage.programs import wheel_binaries
 from tests import postgres
+from tests.running import free_port
+from tests.test_service import wait_for
 
 AS_ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[1]
@@ -316,6 +320,106 @@ async def test_a_server_that_cannot_start_is_given_up(used_dir: Path, monkeypatc
     with pytest.raises(EmbeddedPostgresError, match=r"(?s)failed 7 times.*shared_bufers"):
         await embedded.run(used_dir)
     Cluster(used_dir).prepare()  # the data directory was let go
+
+
+@needs_proc
+async def test_a_server_that_keeps_crashing_is_started_as_often(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "LONGEST_PAUSE_SECONDS", 0.1)
+    health = embedded.Health()
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(embedded.run, used_dir, 1, health)
+        for _ in range(embedded.TRIES + 2):
+            killed = postmaster(used_dir)
+            os.kill(killed, signal.SIGKILL)
+            await eventually(lambda: health.trouble)
+            assert health.trouble == "the server ended with status -9"
+            await eventually(partial(answers, url, used_dir, not_by=killed), 60)
+            await eventually(lambda: not health.trouble)
+        nursery.cancel_scope.cancel()
+
+
+@needs_proc
+async def test_a_server_that_cannot_start_for_a_while_comes_back(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "LONGEST_PAUSE_SECONDS", 0.02)
+    settings = used_dir / "postgresql-18" / "postgresql.conf"
+    health = embedded.Health()
+    failures = 0
+
+    def failed(reason: str) -> bool:
+        nonlocal failures
+        failures += reason in (health.trouble or "")
+        return failures > 20 * embedded.TRIES
+
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(embedded.run, used_dir, 1, health)
+        sound = settings.read_text()
+        settings.write_text(sound + "shared_bufers = '1GB'\n")
+        os.kill(killed := postmaster(used_dir), signal.SIGKILL)
+        await eventually(lambda: failed("ended with status 1"), 60)
+        settings.write_text(sound)
+        await eventually(partial(answers, url, used_dir, not_by=killed), 60)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("other", ["postgresql-15", "postgresql-19"])
+async def test_data_of_another_major_version_is_not_passed_over(used_dir: Path, other: str) -> None:
+    (used_dir / "postgresql-18").rename(used_dir / other)
+    with pytest.raises(EmbeddedPostgresError, match=rf"holds {other}, and PostgreSQL 18.*pg_dump.*--data-dir"):
+        await embedded.run(used_dir)
+    assert not (used_dir / "postgresql-18").exists()
+
+
+async def test_data_of_another_major_version_beside_our_own_is_no_matter(used_dir: Path) -> None:
+    (used_dir / "postgresql-15").mkdir()
+    (used_dir / "postgresql-15" / "PG_VERSION").write_text("15\n")
+    async with serving(used_dir) as url:
+        assert ask(url, "select 1") == "1"
+
+
+@needs_root
+def test_a_full_disk_is_waited_for(data_dir: Path, tmp_path: Path) -> None:
+    disk, log = data_dir, tmp_path / "log"
+    disk.mkdir()
+    port = free_port()
+    mounted = 'mount -t tmpfs -o size=160m tmpfs "$0" && exec "$@"'  # in a namespace of its own: it goes with the process
+    command = ["unshare", "--mount", "sh", "-c", mounted, disk, sys.executable, "-m", "jobqueue", "serve", "examples.quickstart"]
+    with log.open("wb") as output, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        command += ["--data-dir", disk / "data", "--port", port]
+        node = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY)
+
+        def reasons() -> list[str]:
+            with suppress(httpx.TransportError):
+                return client.get("/health/ready").json().get("reasons", [])
+            return ["it does not answer"]
+
+        try:
+            wait_for(lambda: not reasons(), "it is ready", seconds=60)
+            filling = Path(f"/proc/{node.pid}/root{disk}/filling")
+            with suppress(OSError), filling.open("wb", buffering=0) as file:
+                while file.write(b"x" * (1 << 20)):
+                    pass
+
+            def crashed() -> bool:
+                with suppress(psycopg.OperationalError):  # a segment of the WAL that cannot be written is a panic
+                    ask(
+                        f"postgresql://jobqueue@/jobqueue?host=/proc/{node.pid}/root{disk}/data/run&port=5432",
+                        "select pg_switch_wal()",
+                    )
+                return "postgresql is down" in log.read_text()
+
+            wait_for(crashed, "the server has ended", seconds=60)
+            time.sleep(10)  # longer than it would have been tried before
+            assert node.poll() is None, log.read_text()
+            wait_for(lambda: f"the disk of {disk / 'data'} is full" in " ".join(reasons()), "it says why")
+            filling.unlink()
+            wait_for(lambda: not reasons(), "it is ready again", seconds=30)
+            job_id = client.post("/submit", json={"kind": "default"}).json()["id"]
+            wait_for(lambda: client.get(f"/jobs/{job_id}").json()["state"] == "succeeded", "jobs go on", seconds=30)
+            node.terminate()
+            assert node.wait(40) == 0
+        finally:
+            node.kill()
+            node.wait()
 
 
 async def test_a_killed_initdb_leaves_no_half_cluster(data_dir: Path) -> None:

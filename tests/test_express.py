@@ -90,6 +90,16 @@ NOT_PLAIN = {
     "a whole URL": request(JSON, first=b"POST http://localhost/submit HTTP/1.1"),
     "HTTP/1.0": request(JSON, first=b"POST /submit HTTP/1.0"),
     "to be closed": request(JSON, b"Connection: close"),
+    "to be closed, and an empty line behind": request(JSON, b"Connection: close") + b"\r\n",
+    "to be closed, and nonsense behind": request(JSON, b"Connection: close") + b"\0\xff" * 100_000,
+    "to be closed, and a request behind": request(JSON, b"Connection: close") + request(JSON),
+    "HTTP/1.0 and an empty line behind": request(JSON, first=b"POST /submit HTTP/1.0") + b"\r\n",
+    "refused, to be closed, and an empty line behind": request(b"Connection: close") + b"\r\n",
+    "an empty line before": b"\r\n" + request(JSON),
+    "empty lines before": b"\r\n" * 3 + request(JSON),
+    "half an empty line before": b"\r" + request(JSON),
+    "a bare line feed before": b"\n" + request(JSON),
+    "a space before": b" " + request(JSON),
     "chunked": request(JSON, b"Transfer-Encoding: chunked", body=b"2\r\n{}\r\n0\r\n\r\n", length=False),
     "chunked and a length": request(JSON, b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
     "expects": request(JSON, b"Expect: 100-continue"),
@@ -265,6 +275,43 @@ async def test_requests_that_follow_each_other_are_answered_in_order_also_where_
     assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"201", b"200", b"400", b"201", b"200", b"201"]
     assert taken == ["/submit", "/health", "/submit", "/submit"]
     assert len(served.node.submitted) == 3
+
+
+@pytest.mark.parametrize("name", ["one", "health", "no content type", "to be closed", "chunked", "HTTP/1.0"])
+async def test_an_empty_line_behind_a_request_changes_nothing(name: str) -> None:
+    sent = (PLAIN | NOT_PLAIN)[name]
+    got = []
+    for behind in (b"", b"\r\n"):
+        async with serving() as served:
+            got.append((await exchange(served, [sent + behind]), len(served.node.submitted)))
+    assert got[0] == got[1]
+
+
+@pytest.mark.parametrize("way", ["express", "hypercorn"])
+@pytest.mark.parametrize("pieces", [[b"\r\n"], [b"\r", b"\n"], [b"\r\n", b"\r", b"\n"]], ids=["whole", "in halves", "several"])
+async def test_empty_lines_between_requests_are_skipped(
+    pieces: list[bytes], way: str, without_lane: Callable[[bool], None]
+) -> None:
+    without_lane(way == "hypercorn")
+    sent = [*pieces, PLAIN["one"], *pieces, PLAIN["health"], *pieces, NOT_PLAIN["to be closed"], *pieces, PLAIN["one"]]
+    for sending in (sent, [b"".join(sent)]):
+        async with serving() as served:
+            received = await exchange(served, sending, answers=4)
+            assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"201", b"200", b"201"]
+            assert len(served.node.submitted) == 2
+
+
+async def test_a_connection_with_an_empty_line_behind_its_request_is_idle() -> None:
+    async with serving() as served, await served.connect() as stream:
+        await stream.send_all(PLAIN["one"] + b"\r\n")
+        received = b""
+        with trio.fail_after(5):
+            while not complete(received, 1):
+                received += await stream.receive_some(65536)
+            served.stopping.set()
+            began = trio.current_time()
+            assert await stream.receive_some(10) == b""
+    assert trio.current_time() - began < 1, "a shutdown does not wait for it"
 
 
 @given(cuts=st.lists(st.integers(0, len(PLAIN["one"])), max_size=6), follow=st.booleans())

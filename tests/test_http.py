@@ -308,8 +308,8 @@ async def test_submit_takes_only_json(content_type: str | None) -> None:
     ("error", "status", "retry_after"),
     [
         (Overloaded("secret"), 503, "1"),
-        (ShuttingDown("secret"), 503, "5"),
-        (DatabaseUnavailable("secret"), 503, "5"),
+        (ShuttingDown("secret"), 503, "1"),
+        (DatabaseUnavailable("secret"), 503, "1"),
         (ConnectionLost("secret", backend=(1, "")), 503, None),
         (RuntimeError("secret"), 500, None),
         (ExceptionGroup("secret", [RuntimeError("secret")]), 500, None),

@@ -25,7 +25,7 @@ import pytest
 import trio
 
 from benchmarks.proxy import ProxyThread, proxy_in_thread
-from jobqueue import documents
+from jobqueue import SyncClient, documents
 from jobqueue.engine.leases import process_identity
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import NewJob
@@ -393,6 +393,36 @@ def test_work_resumes_without_waiting_for_the_next_poll(bench: Bench, start: Sta
         wait_for(lambda: any("lease is not valid" in trouble for trouble in node.troubles()), "the lease has run out")
         bench.proxy.heal()
         wait_for(lambda: database.states() == {"succeeded": 2}, "both are done", seconds=RESUMED + 10)
+
+
+def test_clients_resume_soon_after_an_outage_and_not_at_once(bench: Bench, start: Start) -> None:
+    node = start(bench.url, "--no-workers")
+    clients = 12
+    resumed: dict[int, float] = {}
+    stop = threading.Event()
+
+    def submit_again_and_again(number: int) -> None:
+        with SyncClient(node.service.url) as client:
+            while not stop.is_set():
+                client.submit("echo")
+                resumed.setdefault(number, time.monotonic())
+                stop.wait(0.05)
+
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(submit_again_and_again, number) for number in range(clients)]
+        wait_for(lambda: len(resumed) == clients, "all of them submit")
+        with stopped(bench):
+            wait_for(lambda: bool(node.troubles()), "it is not ready", seconds=NOTICED)
+            time.sleep(5)  # long enough for the longest pause of a client
+            resumed.clear()
+        ready = time.monotonic()
+        wait_for(lambda: len(resumed) == clients, "they submit again", seconds=RESUMED)
+        first, last = min(resumed.values()) - ready, max(resumed.values()) - ready
+        stop.set()
+        for each in running:
+            each.result(30)
+    # One second that the service asks for, half a second of spread, and the machine's own pace.
+    assert last < 4, f"the clients resumed {first:.2f} to {last:.2f} s after PostgreSQL was ready"
 
 
 def test_a_slow_database_makes_nobody_panic(bench: Bench, start: Start, effects: Effects) -> None:

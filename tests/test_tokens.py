@@ -68,6 +68,8 @@ def test_a_file_has_an_entry_a_line_with_names_and_comments() -> None:
     assert found[0].digest == sha256(b"a#b").digest()
     with pytest.raises(SettingsError, match="tokens, line 3: the token has no role"):
         tokens.parse_lines("admin:a\n\nsesame\n", "tokens")
+    with pytest.raises(SettingsError, match="tokens, line 2: the token has no role"):
+        tokens.parse_lines("admin:a # of\x85 \u2028 \u2029 \f \x1c today\rsesame", "tokens")
     with pytest.raises(SettingsError, match="tokens, line 1: the name"):
         tokens.parse_lines(f"admin:a {'x' * (MAX_NAME_LENGTH + 1)}", "tokens")
 

@@ -15,11 +15,12 @@ from jobqueue.storage.database import connect
 @click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="PostgreSQL to use, as a libpq URL.")
 @log_level_option
 def command(database_url: str, log_level: str) -> None:
-    """Create or upgrade the schema "jobqueue" in a database; the same as running schema.sql there."""
+    """Create, upgrade or repair the schema "jobqueue" in a database; the same as running schema.sql there."""
     logs.configure(log_level)
     try:
         with connect(database_url, "migrate") as connection:
-            applied = schema.migrate(connection)
+            done = schema.migrate(connection)
     except JobQueueError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if applied else 'already there'}")
+    repaired = f"repaired: {', '.join(done.repaired)}" if done.repaired else "already there"
+    click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if done.applied else repaired}")

@@ -83,7 +83,7 @@ class Output:
         with self.console.capture() as captured:
             self.console.print(shown)
         # Rich fills cells with spaces, up to the last column.
-        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().removesuffix("\n").split("\n")))
         sys.stdout.flush()
 
     def lines(self, documents: Iterable[Any]) -> None:

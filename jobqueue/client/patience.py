@@ -21,8 +21,11 @@ PATIENCE = 30.0
 """Seconds for which a request is sent again before its call fails, unless the client is told otherwise."""
 
 FIRST_BACKOFF = 0.05
-LONGEST_BACKOFF = 2.0
+LONGEST_BACKOFF = 1.5
 """Seconds between the first two requests, at the most, and between any two while the service cannot be reached."""
+
+SPREAD = 0.5
+"""Seconds over which clients that got the same ``Retry-After`` spread their requests."""
 
 Statuses = frozenset[int]
 """The statuses at which a request is sent again that may be carried out twice."""
@@ -86,7 +89,7 @@ def pause_after_answer(answer: httpx.Response, failures: int, again_at: Statuses
     """Say how many seconds after an answer the request is to be sent again; None when the answer is the last word."""
     asked = _retry_after(answer.headers.get("Retry-After"))
     if answer.status_code in again_at or (asked is not None and answer.status_code in _NOT_CARRIED_OUT):
-        return backoff(failures) + (asked or 0)
+        return asked + random.uniform(0, SPREAD) if asked else backoff(failures)
     return None
 
 

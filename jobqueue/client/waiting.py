@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from jobqueue.client.errors import RequestRefused
+from jobqueue.client.event_stream import EventStream
 from jobqueue.client.patience import (
     HARMLESS,
     Statuses,
@@ -18,7 +20,7 @@ from jobqueue.client.patience import (
     unreachable,
 )
 from jobqueue.client.requests import ANSWER_SECONDS, below, build, read
-from jobqueue.client.wires import Wire
+from jobqueue.client.wires import Wire, is_event_stream
 from jobqueue.job import UNFINISHED
 
 POLL_SECONDS = 30.0
@@ -29,6 +31,8 @@ LOOK_SECONDS = 1.0
 
 LAST = "end"
 """The event that ends a job's events."""
+
+NOT_EVENTS = "the answer is not a stream of events: is this the URL of a job queue?"
 
 _WAITED_THROUGH: Statuses = HARMLESS | frozenset(range(500, 600))
 
@@ -96,20 +100,18 @@ async def events(wire: Wire, job_id: str) -> AsyncGenerator[Event, None]:
     while name != LAST:
         failures += 1
         try:
-            async with wire.stream(build(wire, "GET", below("jobs", job_id, "events"))) as (answer, lines):
+            async with wire.stream(build(wire, "GET", below("jobs", job_id, "events"))) as (answer, chunks):
                 pause = pause_after_answer(answer, failures, _WAITED_THROUGH)
                 if pause is None:
-                    if not answer.is_success:
+                    if not is_event_stream(answer):
                         read(answer)
-                    # The HTML standard, 9.2.6, as far as the service makes use of it: one line of data for each event. It is read
-                    # to the end of the answer: Trio does not like iterators that nobody has finished.
-                    async for line in lines:
-                        field, _, value = line.partition(": ")
-                        if field == "event":
-                            name = value
-                        elif field == "data":
+                        raise RequestRefused(answer.status_code, {"title": NOT_EVENTS})
+                    stream = EventStream()
+                    # Read to the end of the response: Trio warns about async generators that nobody has finished.
+                    async for chunk in chunks:
+                        for name, data in stream.feed(chunk):
                             failures = 1
-                            yield Event(name, json.loads(value))
+                            yield Event(name, json.loads(data))
                     pause = backoff(failures)
         except httpx.RequestError as error:
             pause = _pause(error, failures)

@@ -16,8 +16,10 @@ import httpx
 
 T = TypeVar("T")
 
-Stream = tuple[httpx.Response, AsyncIterator[str]]
-"""An answer, and its lines as they come, where it is a success; a refusal is there as a whole."""
+Stream = tuple[httpx.Response, AsyncIterator[bytes]]
+"""A response, and the chunks of its body as they come if it is an event stream; any other body has been read already."""
+
+EVENT_STREAM = "text/event-stream"
 
 
 class Wire(Protocol):
@@ -33,7 +35,7 @@ class Wire(Protocol):
         ...
 
     def stream(self, request: httpx.Request) -> AbstractAsyncContextManager[Stream]:
-        """Send a request and go on while the answer comes; raises `httpx.RequestError`, also from the lines."""
+        """Send a request and go on while the answer comes; raises `httpx.RequestError`, also from the chunks."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -58,9 +60,9 @@ class AsyncWire:
     async def stream(self, request: httpx.Request) -> AsyncIterator[Stream]:
         answer = await self.http.send(request, stream=True)
         try:
-            if not answer.is_success:
+            if not is_event_stream(answer):
                 await answer.aread()
-            yield answer, answer.aiter_lines()
+            yield answer, answer.aiter_bytes()
         finally:
             await answer.aclose()
 
@@ -87,9 +89,9 @@ class BlockingWire:
     async def stream(self, request: httpx.Request) -> AsyncIterator[Stream]:
         answer = self.http.send(request, stream=True)
         try:
-            if not answer.is_success:
+            if not is_event_stream(answer):
                 answer.read()
-            yield answer, _async(answer.iter_lines())
+            yield answer, _async(answer.iter_bytes())
         finally:
             answer.close()
 
@@ -103,9 +105,15 @@ class BlockingWire:
         self.http.close()
 
 
-async def _async(lines: Iterator[str]) -> AsyncIterator[str]:
-    for line in lines:
-        yield line
+def is_event_stream(answer: httpx.Response) -> bool:
+    """Tell whether a response carries server-sent events."""
+    content_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return answer.is_success and content_type == EVENT_STREAM
+
+
+async def _async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
 
 
 def run(call: Coroutine[Any, Any, T]) -> T:

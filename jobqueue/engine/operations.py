@@ -47,6 +47,7 @@ class Operations:
         queues: Iterable[LocalQueue],
         keep_cancelled: bool,
         stopping: Callable[[], bool],
+        server_trouble: Callable[[], str | None],
     ) -> None:
         self._keep_cancelled = keep_cancelled
         self._store = store
@@ -61,6 +62,7 @@ class Operations:
         self._metrics = metrics
         self._queues = list(queues)
         self._stopping = stopping
+        self._server_trouble = server_trouble
 
     async def submit(self, jobs: Admitted) -> Receipt | None:
         """Commit jobs; see `Submissions.submit`."""
@@ -77,6 +79,8 @@ class Operations:
         if self._stopping():
             return ["shutting down"]
         reasons = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
+        if (down := self._server_trouble()) is not None:
+            reasons.append(f"the embedded PostgreSQL is down: {down}")
         failing: dict[str, list[str]] = {}
         for trouble in self._troubles:
             if trouble.vital and trouble.reason is not None:

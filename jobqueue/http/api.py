@@ -9,8 +9,7 @@ from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
-from quart import Response, after_this_request, request
-from quart.globals import request_ctx
+from quart import Response, after_this_request, current_app, request
 from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, RequestHeaderFieldsTooLarge
@@ -144,7 +143,7 @@ class _Front:
         """Return the methods of the path that is asked for. It asks werkzeug to match the path again: for errors and OPTIONS."""
         if request.path in self._methods:
             return sorted(self._methods[request.path])
-        adapter = request_ctx.url_adapter
+        adapter = current_app.create_url_adapter(request)
         return [] if adapter is None else sorted(adapter.allowed_methods())
 
 

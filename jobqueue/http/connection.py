@@ -5,6 +5,7 @@ hypercorn's own server waits without a deadline in places where a client decides
 
 from __future__ import annotations
 
+import re
 import ssl
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ MAX_LOGGED_ERROR = 200
 """Characters of an error that are logged: it may quote the client."""
 
 RECEIVE_BYTES = 1 << 16
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 
 PROLONG = "jobqueue.prolong"
 """What prolongs an answer without end, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
@@ -65,6 +68,29 @@ class _Log(Logger):
         _log_contained(message, sys.exception())
 
 
+class _Requests(h11.Connection):
+    """h11's server side, which does not mind what clients may send between and behind requests.
+
+    It skips empty lines before a request line (RFC 9112, section 2.2), and takes no notice of bytes behind the last request of a
+    connection. h11 answers both with 400, the second even in place of the answer to a request that was carried out.
+    """
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        if self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
+        if self.their_state is h11.IDLE:
+            received, _ = self.trailing_data
+            if empty := _EMPTY_LINES.match(received).end():  # type: ignore[union-attr] # it matches nothing, too
+                self._receive_buffer.maybe_extract_at_most(empty)
+            if received[empty:] == b"\r":
+                return h11.NEED_DATA  # half an empty line
+        return super().next_event()
+
+
 class _H11(H11Protocol):
     """hypercorn's HTTP/1.1, which hangs up without a word where an answer is complete before the body that it refuses has come.
 
@@ -74,6 +100,9 @@ class _H11(H11Protocol):
 
     _short = False
     _discarding = False
+
+    async def initiate(self) -> None:
+        self.connection = _Requests(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def _create_stream(self, request: h11.Request) -> None:
         length = dict(request.headers).get(b"content-length")
@@ -163,7 +192,7 @@ class Connection:
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
         self._everything = trio.CancelScope()
-        self._idle = not received
+        self._idle = not received.strip(b"\r\n")
         self._finishing = False
         self._lingers = False
 
@@ -224,7 +253,7 @@ class Connection:
         with self._reading:
             while data := self._received or await self._stream.receive_some(RECEIVE_BYTES):
                 self._received = b""
-                if self._idle:
+                if self._idle and data.strip(b"\r\n"):
                     # The first byte of a request sets the deadline of its headers; those that follow do not move it.
                     self._reading.deadline = min(self._reading.deadline, trio.current_time() + limits.HEADERS_TIMEOUT)
                 await self._protocol.handle(RawData(bytes(data)))

@@ -105,9 +105,9 @@ _ABSENCES: dict[type[BaseException], _Absence] = {
     TooManyWatchers: _Absence(
         "too-many-watchers", "Too many requests watch this node", "Ask again later, without waiting, or ask another node.", 5
     ),
-    ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 5),
+    ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 1),
     DatabaseUnavailable: _Absence(
-        "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 5
+        "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 1
     ),
     StatementFailed: _Absence(
         "database-failed", "The database cannot do this", "Nothing was written. The node's log has the reason.", 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -31,6 +32,7 @@ INITDB_SECONDS = 120.0
 # Fast shutdown, immediate shutdown, the end; each with the seconds that it is given.
 STOP_STEPS = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 LOG_TAIL_LINES = 12
+LITTLE_ROOM = 32 << 20  # bytes: two segments of the WAL
 
 log = structlog.get_logger()
 
@@ -101,6 +103,7 @@ class Cluster:
             self._require_private(self._run_dir)
             self.end_server()
             if not (self.pgdata / "PG_VERSION").exists():
+                self._require_no_other_data()
                 self._initialise()
         except OSError as error:
             raise EmbeddedPostgresError(f"the data directory {self.data_dir} cannot be used: {error}; {ELSEWHERE}") from error
@@ -169,6 +172,13 @@ class Cluster:
                 if (process / "cwd").readlink() == self.pgdata and (process / "cmdline").read_bytes().startswith(b"postgres: "):
                     os.kill(int(process.name), signal.SIGKILL)
 
+    def room(self) -> str:
+        """Say that the disk is full, or almost; empty where it is not."""
+        with contextlib.suppress(OSError):
+            if (free := shutil.disk_usage(self.data_dir).free) < LITTLE_ROOM:
+                return f"the disk of {self.data_dir} is full ({free >> 20} MiB are free)"
+        return ""
+
     def log_tail(self) -> str:
         """Return the last lines that the server wrote to its log."""
         with contextlib.suppress(OSError), self.log_path.open("rb") as file:
@@ -207,6 +217,14 @@ class Cluster:
         owner = account.pw_uid if account else os.geteuid()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
             raise EmbeddedPostgresError(f"{directory} is open to other users, or not a directory: remove it, or {ELSEWHERE}")
+
+    def _require_no_other_data(self) -> None:
+        if others := sorted(path.parent.name for path in self.data_dir.glob("postgresql-[0-9]*[0-9]/PG_VERSION")):
+            raise EmbeddedPostgresError(
+                f"{self.data_dir} holds {' and '.join(others)}, and PostgreSQL {self._programs.version} cannot read another major"
+                f" version's data: dump it with the jobqueue that wrote it (pg_dump), move {others[-1]} elsewhere, start, and"
+                " restore the dump; or give another data directory with --data-dir"
+            )
 
     def _initialise(self) -> None:
         fresh = self._programs.fresh_directory(self.pgdata)

@@ -2,7 +2,7 @@
 
     url = await nursery.start(embedded.run, embedded.default_data_dir())
 
-A server that ends by itself is started again, after growing pauses; one that keeps failing ends the stage with its last words.
+A server that ends is started again, after growing pauses, for as long as it takes. One that never came up ends the stage.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jobqueue.storage.transactions import MAX_TRANSACTIONS
 READY_SECONDS = 120.0  # after a crash it includes the recovery
 TRIES = 7
 FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
 DEFAULT_CONNECTIONS = 100
 NODE_CONNECTIONS = 7 + MAX_TRANSACTIONS
 SPARE_CONNECTIONS = 30  # for psql and the jobs' own, beside those of the nodes
@@ -39,19 +40,35 @@ def default_data_dir() -> Path:
     return Path("/var/lib/jobqueue") if os.geteuid() == 0 else platformdirs.user_data_path("jobqueue", appauthor=False)
 
 
+class Health:
+    """How the server is.
+
+    Attributes:
+        trouble: why it is down; None while it is up.
+    """
+
+    trouble: str | None = None
+
+
 async def run(
-    data_dir: Path, nodes: int = 1, *, binaries: Path | None = None, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    data_dir: Path,
+    nodes: int = 1,
+    health: Health | None = None,
+    *,
+    binaries: Path | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the server until cancelled, then shut it down; started, with its URL, once it accepts connections.
 
-    A server that ends by itself is started again. Call it from a thread that lasts as long as the service: the kernel stops the
-    server when the thread that started it ends.
+    A server that was up and ends, of a crash or a full disk, is started again until it stays. Call it from a thread that lasts as
+    long as the service: the kernel stops the server when the thread that started it ends.
 
     Args:
         nodes: how many will use it: PostgreSQL's own bound of 100 connections is enough for three.
+        health: is kept up to date.
 
     Raises:
-        EmbeddedPostgresError: it cannot be started, or not again.
+        EmbeddedPostgresError: it cannot be started.
     """
     in_thread = functools.partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
     needed = nodes * NODE_CONNECTIONS + SPARE_CONNECTIONS
@@ -59,19 +76,20 @@ async def run(
     cluster = await in_thread(functools.partial(Cluster, data_dir, binaries=binaries, settings=settings))
     try:
         await in_thread(cluster.prepare)
-        await _supervise(cluster, in_thread, task_status)
+        await _supervise(cluster, in_thread, health or Health(), task_status)
     finally:
         with trio.move_on_after(sum(seconds for _, seconds in STOP_STEPS) + 1, shield=True):
             await in_thread(cluster.stop, abandon_on_cancel=True)
 
 
-async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], task_status: trio.TaskStatus[str]) -> None:
+async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: Health, task_status: trio.TaskStatus[str]) -> None:
     failures, announced = 0, False
     while True:
         up_since = math.inf
         try:
             process = await _bring_up(cluster, in_thread)
             up_since = trio.current_time()
+            health.trouble = None
             if not announced:
                 task_status.started(cluster.url)
                 announced = True
@@ -80,10 +98,12 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], task_statu
             reason = f"the server ended with status {process.returncode}"
         except EmbeddedPostgresError as error:
             reason = str(error)
+        reason = "; ".join(filter(None, [reason, cluster.room()]))
         failures = failures + 1 if trio.current_time() - up_since < STEADY_SECONDS else 1
-        if failures >= TRIES:
+        if failures >= TRIES and not announced:
             raise EmbeddedPostgresError(f"the embedded PostgreSQL failed {failures} times: {reason}; {cluster.log_tail()}")
-        pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
+        health.trouble = reason
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 10))
         log.error("embedded postgresql is down", reason=reason, again_in=pause, log=str(cluster.log_path))
         await trio.sleep(pause)
         await in_thread(cluster.end_server)

@@ -328,9 +328,9 @@ class Store:
             for lane in (self._submit, self._claim, self._finish, self._heartbeat, self._housekeeping, self._inspect):
                 nursery.start_soon(lane.aclose)
 
-    async def migrate(self) -> bool:
+    async def migrate(self) -> None:
         """Apply schema.sql where it is needed; see `schema.migrate`."""
-        return await self._housekeeping.run(schema.migrate)
+        await self._housekeeping.run(schema.migrate)
 
     # -- submit
 

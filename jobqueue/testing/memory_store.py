@@ -215,9 +215,8 @@ class MemoryStore(Store):
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def migrate(self) -> bool:
+    async def migrate(self) -> None:
         await trio.lowlevel.checkpoint()
-        return False
 
     # -- submit
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import timedelta
 
 import psycopg
 
-from jobqueue.storage import schema
+from jobqueue.storage import catalog, schema
 from jobqueue.storage.checkup.finding import Finding, count, names, query, unknown
 from jobqueue.storage.database import Connection
 
@@ -23,11 +22,7 @@ SYSTEM_FUNCTIONS = [
 ]
 """What a node calls of PostgreSQL's own that may have been revoked."""
 
-_FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION jobqueue\.(\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
-_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS jobqueue\.(\w+)")
-_INDEX = re.compile(r"CREATE INDEX IF NOT EXISTS (\w+)")
-
-APPLY = "run schema.sql again as the owner of the schema: psql -f schema.sql; it changes what differs, and keeps all rows"
+APPLY = "jobqueue migrate as the owner of the schema, or psql -f schema.sql: it changes what differs, and keeps all rows"
 
 
 def is_there(connection: Connection) -> bool:
@@ -67,17 +62,24 @@ def judge_version(found: int | None) -> Finding:
 
 
 def objects(connection: Connection) -> list[Finding]:
-    """Compare tables, indexes, functions and the trigger with schema.sql, as far as the catalog tells."""
+    """Compare tables, indexes, functions and the trigger with schema.sql, and everything with what it was when that was applied."""
     text = schema.schema_sql()
-    findings = [*_missing(connection, text), *_functions(connection, text)]
+    found = catalog.look(connection, text)
+    findings = [*_missing(connection, catalog.faults(text, found))]
+    known = catalog.recorded(connection)
+    if not findings and known is not None and known != catalog.fingerprint(text, found):
+        changed = (
+            "the schema was changed since schema.sql was applied, or another schema.sql was: columns, settings of functions, views"
+        )
+        findings.append(Finding("objects", "warning", changed, APPLY))
     return findings or [Finding("objects", "ok", "tables, indexes and functions are those of this version")]
 
 
-def _missing(connection: Connection, text: str) -> Iterator[Finding]:
+def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding]:
     [row] = query(
         connection,
         """
-        SELECT array_agg(c.relname::text) AS names, array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid,
+        SELECT array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid,
                EXISTS (SELECT FROM pg_trigger AS t JOIN pg_class AS p ON p.oid = t.tgrelid
                         WHERE p.relnamespace = min(c.relnamespace::int)::oid AND p.relname = 'pending_jobs' AND t.tgname = 'block'
                           AND t.tgenabled IN ('O', 'A')) AS blocks
@@ -85,8 +87,8 @@ def _missing(connection: Connection, text: str) -> Iterator[Finding]:
          WHERE n.nspname = 'jobqueue'
         """,
     )
-    for kind, pattern in (("tables", _TABLE), ("indexes", _INDEX)):
-        if missing := sorted({*pattern.findall(text)} - set(row.names)):
+    for kind, missing in (("tables", faults.tables), ("indexes", faults.indexes), ("functions", faults.functions)):
+        if missing:
             yield Finding("objects", "problem", f"{kind} are missing: {names(missing)}", APPLY)
     if row.invalid:
         advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue.{name}" for name in row.invalid)
@@ -95,22 +97,8 @@ def _missing(connection: Connection, text: str) -> Iterator[Finding]:
         yield Finding(
             "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not kept", APPLY
         )
-
-
-def _functions(connection: Connection, text: str) -> Iterator[Finding]:
-    rows = query(
-        connection,
-        "SELECT p.proname AS name, p.prosrc AS body FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace"
-        " WHERE n.nspname = 'jobqueue'",
-    )
-    there = {(row.name, row.body) for row in rows}
-    wanted = {(name, body) for name, _, body in _FUNCTION.findall(text)}
-    absent = {name for name, _ in wanted - there}
-    known = {row.name for row in rows}
-    if missing := sorted(absent - known):
-        yield Finding("objects", "problem", f"functions are missing: {names(missing)}", APPLY)
-    if differing := sorted(absent & known):
-        yield Finding("objects", "warning", f"functions differ from this version's schema.sql: {names(differing)}", APPLY)
+    if faults.differing:
+        yield Finding("objects", "warning", f"functions differ from this version's schema.sql: {names(faults.differing)}", APPLY)
 
 
 def privileges(connection: Connection) -> list[Finding]:

@@ -1,0 +1,160 @@
+"""Compare the objects of the schema in a database with schema.sql, and with what they were when it was applied last.
+
+The names and bodies of functions are compared with the text. Everything else (arguments, settings, columns, constraints, views) is
+compared by a digest, which is kept as the comment of ``jobqueue.schema_version`` and so survives a dump. Objects that schema.sql
+does not name are left out: nodes make and drop partitions, and a role named jobqueue makes its own tables in this schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import NamedTuple
+
+from psycopg import sql
+
+from jobqueue.storage.database import Connection
+
+FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION jobqueue\.(\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
+TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS jobqueue\.(\w+)")
+INDEX = re.compile(r"CREATE INDEX IF NOT EXISTS (\w+)")
+OTHER = re.compile(r"CREATE (?:OR REPLACE )?(?:VIEW jobqueue\.|TRIGGER )(\w+)")
+
+LOCK_SECONDS = 2
+
+_OBJECTS = """
+    SELECT 'function', p.proname, p.prosrc,
+           md5(concat_ws('|', pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid), p.provolatile,
+                         p.proisstrict, p.prosecdef, p.pronargdefaults, p.proparallel, p.proconfig::text, l.lanname))
+      FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
+     WHERE p.pronamespace = 'jobqueue'::regnamespace AND p.proname = ANY (%(names)s)
+    UNION ALL
+    SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.relname, CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END,
+           (SELECT md5(string_agg(concat_ws('|', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated,
+                                            pg_get_expr(d.adbin, d.adrelid)), ',' ORDER BY a.attname))
+              FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+      FROM pg_class AS c
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relname = ANY (%(names)s)
+    UNION ALL
+    SELECT 'index', i.relname, NULL, md5(pg_get_indexdef(i.oid) || x.indisvalid)
+      FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid JOIN pg_class AS c ON c.oid = x.indrelid
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND i.relname = ANY (%(names)s)
+    UNION ALL
+    SELECT 'trigger', t.tgname, NULL, md5(pg_get_triggerdef(t.oid) || t.tgenabled::text)
+      FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND t.tgname = ANY (%(names)s) AND c.relname = ANY (%(names)s)
+    UNION ALL
+    SELECT 'constraint', n.conname, NULL, md5(c.relname || pg_get_constraintdef(n.oid))
+      FROM pg_constraint AS n JOIN pg_class AS c ON c.oid = n.conrelid
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND n.contype IN ('c', 'p', 'u', 'f') AND c.relname = ANY (%(names)s)
+"""
+
+
+class Thing(NamedTuple):
+    """An object of the schema.
+
+    Attributes:
+        body: the text of a function or of a view.
+        rest: a digest of everything else.
+    """
+
+    kind: str
+    name: str
+    body: str | None
+    rest: str | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+Catalog = frozenset[Thing]
+
+
+class Faults(NamedTuple):
+    """What schema.sql makes and a database does not have, or has otherwise."""
+
+    tables: list[str]
+    indexes: list[str]
+    functions: list[str]
+    differing: list[str]
+    blocks: bool
+
+    @property
+    def missing(self) -> list[str]:
+        """The objects without which a node cannot work, or cannot keep its promises."""
+        found = [f"table {name}" for name in self.tables] + [f"function {name}" for name in self.functions]
+        return found if self.blocks else [*found, "trigger block"]
+
+    @property
+    def all(self) -> list[str]:
+        return self.missing + [f"index {name}" for name in self.indexes] + [f"function {name}" for name in self.differing]
+
+
+def look(connection: Connection, text: str) -> Catalog:
+    """Read those objects of the schema that a schema.sql makes; nothing where there is no schema.
+
+    Raises:
+        LockNotAvailable: somebody holds an exclusive lock on a table of it.
+    """
+    with connection.transaction():
+        # PostgreSQL writes names without their schema where the search path leads to them, and locks tables to write their
+        # expressions.
+        connection.execute(f"SET LOCAL search_path = pg_catalog; SET LOCAL lock_timeout = '{1000 * LOCK_SECONDS:.0f}ms'".encode())
+        if connection.execute("SELECT to_regnamespace('jobqueue') IS NULL").fetchone() == (True,):
+            return frozenset()
+        names = {name for found in (FUNCTION, TABLE, INDEX, OTHER) for name in _names(found, text)}
+        return frozenset(map(Thing._make, connection.execute(_OBJECTS.encode(), {"names": sorted(names)})))
+
+
+def faults(text: str, found: Catalog) -> Faults:
+    """Compare the objects with the text of schema.sql."""
+    names = {kind: {thing.name for thing in found if thing.kind == kind} for kind in ("table", "index", "function")}
+    bodies = {(thing.name, thing.body) for thing in found if thing.kind == "function"}
+    off = {name for name, _, body in FUNCTION.findall(text) if (name, body) not in bodies}
+    return Faults(
+        tables=sorted({*TABLE.findall(text)} - names["table"]),
+        indexes=sorted({*INDEX.findall(text)} - names["index"]),
+        functions=sorted(off - names["function"]),
+        differing=sorted(off & names["function"]),
+        blocks=any(thing.kind == "trigger" and thing.name == "block" for thing in found),
+    )
+
+
+def changed(before: Catalog, after: Catalog) -> list[str]:
+    """Name the objects that are not the same in both."""
+    return sorted({thing.label for thing in before ^ after})
+
+
+def fingerprint(text: str, found: Catalog) -> str:
+    """Make the digests of a schema.sql and of the objects in a database."""
+    return f"schema.sql {_digest([text])}, objects {_digest(map(repr, sorted(found, key=repr)))}"
+
+
+def same_text(one: str, other: str) -> bool:
+    """Tell whether two fingerprints are of the same schema.sql."""
+    return one.partition(",")[0] == other.partition(",")[0]
+
+
+def recorded(connection: Connection) -> str | None:
+    """Return the `fingerprint` that was recorded last; None where none was, such as after ``psql -f schema.sql``."""
+    row = connection.execute(
+        "SELECT obj_description(c.oid, 'pg_class') FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version'"
+    ).fetchone()
+    return str(row[0]) if row is not None and row[0] is not None else None
+
+
+def record(connection: Connection, digests: str) -> None:
+    """Keep a `fingerprint`; only the owner of the schema can."""
+    connection.execute(sql.SQL("COMMENT ON TABLE jobqueue.schema_version IS {}").format(sql.Literal(digests)))
+
+
+def _names(found: re.Pattern[str], text: str) -> set[str]:
+    return {match[1] for match in found.finditer(text)}
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return sha256("\n".join(parts).encode()).hexdigest()[:32]

