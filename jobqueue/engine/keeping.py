@@ -10,7 +10,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
@@ -50,19 +49,18 @@ class Pulse(trio.abc.Instrument):
     def __init__(self, state: NodeState, on_stall: Callable[[float], None]) -> None:
         self._state = state
         self._on_stall = on_stall
-        self._last = time.monotonic()
         state.name_loop()
-        state.beat()
+        self._last = state.beat()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._state.enter_task(task.context.get(slot_of_task, 0))
 
     def after_io_wait(self, timeout: float) -> None:
-        now = time.monotonic()
-        if now - self._last > timeout + STALL_SECONDS:
-            self._on_stall(now - self._last)
+        now = self._state.beat()
+        seconds = (now - self._last) / 1e9
+        if seconds > timeout + STALL_SECONDS:
+            self._on_stall(seconds)
         self._last = now
-        self._state.beat()
 
 
 async def run(

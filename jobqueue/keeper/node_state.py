@@ -89,9 +89,10 @@ class NodeState:
 
     # -- the node's side
 
-    def beat(self) -> None:
-        """Write that the loop runs."""
-        self._numbers[_BEAT] = time.monotonic_ns()
+    def beat(self) -> int:
+        """Write that the loop runs; return when, in nanoseconds on the monotonic clock."""
+        now = self._numbers[_BEAT] = time.monotonic_ns()
+        return now
 
     def beat_of_thread(self) -> None:
         """Write that a thread other than the loop's runs: the interpreter is not held."""

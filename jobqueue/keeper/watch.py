@@ -43,8 +43,8 @@ REPLY_TIMEOUT = 4.0
 MAX_NAMED = 10
 """Jobs that a line of the log names, at most."""
 
-CRASH_TRIES = 10
-"""Tries, a second apart, to end the lease of a node that has died. Then its lease runs out by itself."""
+END_LEASE_SECONDS = 10.0
+"""Seconds to try to end the lease of a node that has died. After that it runs out after the visibility timeout."""
 
 END = b"end\n"
 """What a node writes to its keeper to end it."""
@@ -133,8 +133,9 @@ class Keeper:
 
     def end_lease(self) -> None:
         """End the lease of the node, whose process has died, so that others take its jobs at once."""
-        for _ in range(CRASH_TRIES):
-            if not self._state.node or self._try(self._ask, "SELECT jobqueue.lose_node(%s)", self._state.node):
+        deadline = time.monotonic() + END_LEASE_SECONDS
+        while not self._try(self._ask, "SELECT jobqueue.lose_node(%s)", self._state.node):
+            if time.monotonic() >= deadline:
                 return
             time.sleep(1.0)
 
