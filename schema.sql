@@ -721,6 +721,29 @@ BEGIN
     RETURN allowed;
 END $$;
 
+-- Move these rows of blocked_jobs to pending. Returns the best rank of each queue that got jobs.
+CREATE OR REPLACE FUNCTION jobqueue.admit_these(places tid[]) RETURNS jsonb
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    best jsonb;
+BEGIN
+    WITH gone AS (
+        DELETE FROM jobqueue.blocked_jobs AS b WHERE b.ctid = ANY (places) RETURNING b.*
+    ), moved AS (
+        INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at,
+                                           available_since, errors, options, saved, admitted)
+        SELECT g.id, g.queue, g.kind, g.priority, g.rank, g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
+               g.available_since, g.errors, g.options, g.saved, true
+          FROM gone AS g
+            ON CONFLICT (id) DO NOTHING
+        RETURNING queue, rank
+    )
+    SELECT coalesce(jsonb_object_agg(m.queue, extract(epoch FROM m.rank)), '{}') INTO best
+      FROM (SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue) AS m;
+    RETURN best;
+END $$;
+
 -- Look at the keys of up to so many checks that are due, and move their best blocked jobs to pending as far as their limits allow.
 -- Returns the checks taken, the best rank of each queue that got jobs, as {"queue": seconds}, and the seconds until the next check is due
 -- (NULL: there is none).
@@ -740,6 +763,7 @@ DECLARE
     free bigint[];
     rates double precision[];
     bursts double precision[];
+    places tid[];
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         -- Each statement must see what others committed before this transaction had the lock.
@@ -788,19 +812,11 @@ BEGIN
              WHERE (SELECT count(*) FROM picked AS p WHERE p.queue = w.queue AND p.key = w.key)
                    < (SELECT count(*) FROM (SELECT FROM jobqueue.blocked_jobs AS b
                                              WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key LIMIT w.free) AS there)
-        ), gone AS (
-            DELETE FROM jobqueue.blocked_jobs AS b WHERE b.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) RETURNING b.*
-        ), moved AS (
-            INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at,
-                                               available_since, errors, options, saved, admitted)
-            SELECT g.id, g.queue, g.kind, g.priority, g.rank, g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
-                   g.available_since, g.errors, g.options, g.saved, true
-              FROM gone AS g
-                ON CONFLICT (id) DO NOTHING
-            RETURNING queue, rank
         )
-        SELECT coalesce(jsonb_object_agg(m.queue, extract(epoch FROM m.rank)), '{}') INTO best
-          FROM (SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue) AS m;
+        SELECT array_agg(picked.place) INTO places FROM picked;
+        IF places IS NOT NULL THEN
+            best := jobqueue.best_of((jobqueue.move('admission', 'admit_these', 'blocked_jobs', places)).moved);
+        END IF;
         PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
     END IF;
     next_due := jobqueue.next_check();
@@ -812,6 +828,110 @@ CREATE OR REPLACE FUNCTION jobqueue.next_check() RETURNS double precision
 LANGUAGE sql VOLATILE AS $$
     SELECT extract(epoch FROM c.at - clock_timestamp()) FROM jobqueue.key_checks AS c ORDER BY c.at LIMIT 1
 $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- burying
+
+-- Move rows of a table to the dead letters, whatever their columns hold. Returns the jobs, as an array of
+-- {"id", "queue", "kind", "attempt", "node_id", "reason"}.
+--
+-- verb, words: what could not move the rows, and PostgreSQL's words for it. NULL: the jobs have expired; where they were claimed a moment
+-- ago, that claim does not count.
+--
+-- The columns keep what they hold, even what no other table takes: somebody may want to see it, repair it, and run the job again. Replaced
+-- are names that an index cannot hold, times that no node can read, and a history of errors that is not an array.
+CREATE OR REPLACE FUNCTION jobqueue.bury(source text, places tid[], verb text DEFAULT NULL, words text DEFAULT NULL) RETURNS jsonb
+LANGUAGE plpgsql AS $$
+DECLARE
+    unmovable constant boolean := verb IS NOT NULL;
+    told constant text := CASE WHEN unmovable THEN format('the %s cannot move this row: %s', verb, left(words, 500)) ELSE 'expired' END;
+    claimed constant boolean := source = 'inflight_jobs';
+    died jsonb;
+BEGIN
+    IF places = '{}' THEN
+        RETURN '[]';
+    END IF;
+    IF source = 'dead_jobs' THEN
+        -- It is there already. From now on it says why, and lets others be the first to be tried again.
+        UPDATE jobqueue.dead_jobs AS d SET reason = told, died_at = now() WHERE d.ctid = ANY (places);
+        RETURN '[]';
+    END IF;
+    EXECUTE format($query$
+        WITH gone AS (
+            DELETE FROM jobqueue.%1$I WHERE ctid = ANY ($1)
+            RETURNING *, left(queue, 200) AS short_queue, left(kind, 200) AS short_kind,
+                      CASE WHEN %3$L THEN greatest(attempt, 1) - 1 ELSE attempt END AS counted
+        ), dead AS (
+            INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, died_at, node_id, errors, options, saved)
+            SELECT g.id, g.short_queue, g.short_kind, g.priority, $2, g.payload, g.max_retries, g.timeout, g.counted, g.claims,
+                   -- In the years that clients know: from 68 to 9892.
+                   CASE WHEN g.created_at BETWEEN to_timestamp(-6e10) AND to_timestamp(2.5e11) THEN g.created_at ELSE now() END,
+                   CASE WHEN g.available_since BETWEEN to_timestamp(-6e10) AND to_timestamp(2.5e11) THEN g.available_since ELSE now() END,
+                   now(), %2$s, jobqueue.with_error(CASE WHEN jsonb_typeof(g.errors) = 'array' THEN g.errors ELSE '[]' END,
+                       CASE WHEN $3 THEN jsonb_build_object('attempt', g.attempt, 'at', now(), 'duration', 0, 'error', $2) END),
+                   g.options, g.saved
+              FROM gone AS g
+                ON CONFLICT (id) DO NOTHING
+        ), checks AS (
+            INSERT INTO jobqueue.key_checks (queue, key)
+            SELECT g.queue, g.options ->> 'concurrency_key' FROM gone AS g WHERE %4$L AND g.options ->> 'concurrency_key' IS NOT NULL
+        )
+        SELECT jsonb_agg(jsonb_build_object('id', g.id, 'queue', g.short_queue, 'kind', g.short_kind, 'attempt', g.counted,
+                                            'node_id', %2$s, 'reason', $2))
+          FROM gone AS g
+        $query$, source, CASE WHEN claimed AND unmovable THEN 'g.node_id' ELSE 'NULL::uuid' END, claimed AND NOT unmovable,
+        source <> 'scheduled_jobs')
+       INTO died USING places, told, unmovable;
+    RETURN coalesce(died, '[]');
+END $$;
+
+-- Move rows of a table by a function of their places, all of them at once. Where PostgreSQL refuses a value in one of them, move them by
+-- halves, down to the row at fault, which goes to the dead letters. The caller has locked the rows. Returns an array of what each call of the
+-- function returned as "moved", and what died as "dead", as jobqueue.bury has it.
+--
+-- Locks, cancellations, privileges, and whatever else is not about a value in a row, end the statement as they would without this.
+CREATE OR REPLACE FUNCTION jobqueue.move(verb text, mover text, source text, places tid[], OUT moved jsonb, OUT dead jsonb)
+LANGUAGE plpgsql AS $$
+DECLARE
+    half constant integer := cardinality(places) / 2;
+    result jsonb;
+    words text;
+    one record;
+    other record;
+BEGIN
+    moved := '[]';
+    dead := '[]';
+    IF places = '{}' THEN
+        RETURN;
+    END IF;
+    BEGIN
+        EXECUTE format('SELECT jobqueue.%I($1)', mover) INTO result USING places;
+        moved := jsonb_build_array(result);
+        RETURN;
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+        words := SQLERRM;
+    END;
+    IF half = 0 THEN
+        dead := jobqueue.bury(source, places, verb, words);
+        RETURN;
+    END IF;
+    one := jobqueue.move(verb, mover, source, places[:half]);
+    other := jobqueue.move(verb, mover, source, places[half + 1:]);
+    moved := one.moved || other.moved;
+    dead := one.dead || other.dead;
+END $$;
+
+-- The best rank of each queue among several such answers, each {"queue": seconds}.
+CREATE OR REPLACE FUNCTION jobqueue.best_of(ranks jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF jsonb_array_length(ranks) = 1 THEN
+        RETURN ranks -> 0;
+    END IF;
+    RETURN (SELECT coalesce(jsonb_object_agg(q.queue, q.rank), '{}')
+              FROM (SELECT e.key AS queue, min(e.value::numeric) AS rank
+                      FROM jsonb_array_elements(ranks) AS r CROSS JOIN jsonb_each(r) AS e GROUP BY e.key) AS q);
+END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
@@ -1245,16 +1365,14 @@ BEGIN
               FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.cancel_requested_at IS NOT NULL);
 END $$;
 
--- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
--- Returns the jobs handed back.
-CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
+-- Hand back these rows of inflight_jobs. Returns how many are pending again.
+CREATE OR REPLACE FUNCTION jobqueue.leave_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
     released integer;
 BEGIN
-    PERFORM jobqueue.cancel_requested();
     WITH held AS (
-        DELETE FROM jobqueue.inflight_jobs WHERE node_id = node RETURNING *
+        DELETE FROM jobqueue.inflight_jobs WHERE ctid = ANY (places) RETURNING *
     ), cancelled AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, errors, options, saved)
@@ -1282,45 +1400,47 @@ BEGIN
     SELECT (SELECT count(*) FROM held WHERE cancel_requested_at IS NULL),
            (SELECT count(jobqueue.wake_keys()) FROM held WHERE options ? 'concurrency_key')
       INTO released FROM told CROSS JOIN freed;
-    DELETE FROM jobqueue.nodes WHERE id = node;
-    RETURN released;
+    RETURN to_jsonb(released);
 END $$;
 
--- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
--- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A node whose lease ran out loses its row first; from then on its heartbeat
--- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
--- order, SKIP LOCKED: a completion that is being written at this moment wins.
---
--- judge: a node that takes the lease of those whose time ran out; NULL spares them. After an outage of the database all have run out, so
---        the judge must hold its own: where it does not, the database was away, or the judge was.
-CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
-RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text)
+-- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
+-- Returns the jobs handed back.
+CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    places tid[];
+    released integer;
+BEGIN
+    PERFORM jobqueue.cancel_requested();
+    places := ARRAY(SELECT i.ctid FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node ORDER BY i.id FOR UPDATE);
+    SELECT sum(r.jobs::integer) INTO released
+      FROM jsonb_array_elements_text((jobqueue.move('hand-back', 'leave_these', 'inflight_jobs', places)).moved) AS r (jobs);
+    DELETE FROM jobqueue.nodes WHERE id = node;
+    RETURN coalesce(released, 0);
+END $$;
+
+-- Take back these rows of inflight_jobs. Returns the jobs as jobqueue.recover does, as an array of objects.
+CREATE OR REPLACE FUNCTION jobqueue.recover_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    recovered jsonb;
 BEGIN
-    DELETE FROM jobqueue.nodes AS n
-     WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
-    PERFORM jobqueue.cancel_requested();
-    RETURN QUERY
     WITH lost AS (
-        DELETE FROM jobqueue.inflight_jobs AS i
-         WHERE i.id = ANY (ARRAY(
-                   SELECT l.id FROM jobqueue.inflight_jobs AS l
-                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id)
-                    ORDER BY l.id LIMIT max_jobs FOR UPDATE OF l SKIP LOCKED))
-        RETURNING i.*
+        DELETE FROM jobqueue.inflight_jobs AS i WHERE i.ctid = ANY (places) RETURNING i.*
     ), judged AS (
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
                lost.attempt <= lost.max_retries AND lost.cancel_requested_at IS NOT NULL AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
                    'duration', round(extract(epoch FROM now() - lost.claimed_at), 6),
-                   'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors
+                   'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors,
+               'lease lost ' || lost.attempt || ' times: the job may be killing its process' AS reason
           FROM lost
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors, options, saved)
-        SELECT j.id, j.queue, j.kind, j.priority, 'lease lost ' || j.attempt || ' times: the job may be killing its process',
-               j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
+        SELECT j.id, j.queue, j.kind, j.priority, j.reason, j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at,
+               j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
           FROM judged AS j WHERE j.spent
             ON CONFLICT (id) DO NOTHING
     ), cancelled AS (
@@ -1347,9 +1467,43 @@ BEGIN
         SELECT j.queue, j.options ->> 'concurrency_key' FROM judged AS j
          WHERE (j.spent OR j.unwanted) AND j.options ->> 'concurrency_key' IS NOT NULL
     )
-    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id,
-           CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' ELSE 'pending' END
-      FROM judged AS j CROSS JOIN told CROSS JOIN freed;
+    SELECT coalesce(jsonb_agg(jsonb_build_object('id', j.id, 'queue', j.queue, 'kind', j.kind, 'attempt', j.attempt, 'node_id', j.node_id,
+               'outcome', CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' ELSE 'pending' END,
+               'reason', CASE WHEN j.spent THEN j.reason END)), '[]')
+      INTO recovered FROM judged AS j CROSS JOIN told CROSS JOIN freed;
+    RETURN recovered;
+END $$;
+
+DROP FUNCTION IF EXISTS jobqueue.recover(integer, uuid);   -- an earlier version returns other columns
+
+-- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
+-- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A node whose lease ran out loses its row first; from then on its heartbeat
+-- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
+-- order, SKIP LOCKED: a completion that is being written at this moment wins.
+--
+-- judge: a node that takes the lease of those whose time ran out; NULL spares them. After an outage of the database all have run out, so
+--        the judge must hold its own: where it does not, the database was away, or the judge was.
+CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
+RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text, reason text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    places tid[];
+    results record;
+BEGIN
+    DELETE FROM jobqueue.nodes AS n
+     WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
+    PERFORM jobqueue.cancel_requested();
+    places := ARRAY(
+        SELECT l.ctid FROM jobqueue.inflight_jobs AS l
+         WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id)
+         ORDER BY l.id LIMIT max_jobs FOR UPDATE OF l SKIP LOCKED);
+    results := jobqueue.move('recovery', 'recover_these', 'inflight_jobs', places);
+    RETURN QUERY
+    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id, coalesce(j.outcome, 'dead'), j.reason
+      FROM (SELECT jsonb_array_elements(results.moved) AS jobs UNION ALL SELECT results.dead) AS r
+     CROSS JOIN jsonb_to_recordset(r.jobs)
+                AS j (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text, reason text);
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
@@ -1367,22 +1521,7 @@ LANGUAGE sql STABLE AS $$
                 ELSE options END
 $$;
 
--- Move jobs whose time was over when they were claimed, a moment ago, to the dead letters, as if they had not been.
-CREATE OR REPLACE FUNCTION jobqueue.bury_expired(jobs uuid[]) RETURNS void
-LANGUAGE sql AS $$
-    WITH late AS (
-        DELETE FROM jobqueue.inflight_jobs WHERE id = ANY (jobs) RETURNING *
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT l.queue, l.options ->> 'concurrency_key' FROM late AS l WHERE l.options ->> 'concurrency_key' IS NOT NULL
-    )
-    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                    available_since, died_at, errors, options, saved)
-    SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt - 1, l.claims, l.created_at,
-           l.available_since, now(), l.errors, l.options, l.saved
-      FROM late AS l
-        ON CONFLICT (id) DO NOTHING
-$$;
+DROP FUNCTION IF EXISTS jobqueue.bury_expired(uuid[]);   -- jobqueue.bury does what it did
 
 -- Tell listening nodes that jobs of a queue have ended, if it may only run so many at a time: those that a claim left short may ask again.
 CREATE OR REPLACE FUNCTION jobqueue.freed(queue text) RETURNS void
@@ -1470,8 +1609,9 @@ $$;
 -- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds; a job that has
 -- options or saved notes has these two at the end. Where it has a time to expire, "expires_in" among the options says how long that is from
 -- now on; if that is not above zero, the job is not claimed: it is among the dead letters by then.
--- Where a limit leaves a queue short, it is an object instead, of that array as "jobs",
--- and as "again" {"queue": seconds}: in how many seconds there may be more to claim, or null, when jobs of the queue end.
+-- Where a limit leaves a queue short, or a row cannot be claimed, it is an object instead. "jobs" is that array. "again" is
+-- {"queue": seconds}: in how many seconds there may be more to claim, or null, when jobs of the queue end. "dead" are the jobs whose rows
+-- cannot be claimed, as jobqueue.bury has them.
 --
 -- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
 -- array, which is evaluated once: a plan that ran it again would claim more than the limit.
@@ -1494,8 +1634,13 @@ DECLARE
     quoted text;
     parts text[] := '{}';
     asking uuid[];     -- the claimed jobs that have options
-    late uuid[];       -- those of them whose time is over
+    late tid[];        -- those of them whose time is over
     twins boolean := false;   -- whether pending rows of jobs that run have been met
+    rows tid[];        -- after an error: the rows that are left to be claimed one by one
+    row_place tid[];   -- the one of them that is claimed now
+    row_parts text[];
+    row_asking uuid[];
+    dead jsonb := '[]';
     most integer;
     wait double precision;
     claimed jsonb;
@@ -1521,15 +1666,17 @@ BEGIN
                 CONTINUE;
             END IF;
         END IF;
+        rows := NULL;
+        row_place := NULL;
         LOOP
             BEGIN
                 WITH taken AS (
                     DELETE FROM jobqueue.pending_jobs AS p
-                     WHERE p.ctid = ANY (ARRAY(
+                     WHERE p.ctid = ANY (coalesce(row_place, ARRAY(
                                SELECT c.ctid FROM jobqueue.pending_jobs AS c
                                 WHERE c.queue = want.queue AND c.rank >= want.floor
                                   AND (NOT twins OR NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = c.id OFFSET 0))
-                                ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED))
+                                ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED)))
                     RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
@@ -1549,11 +1696,35 @@ BEGIN
                        count(*) < most, array_agg(t.id) FILTER (WHERE t.options IS NOT NULL)
                   INTO part, emptied, asking
                   FROM taken AS t;
-                EXIT;
-            EXCEPTION WHEN unique_violation THEN
-                -- A second row of a job that runs. It waits for the end of the run; to look out for one costs a tenth of a claim.
-                twins := true;
+                EXIT WHEN rows IS NULL;
+                row_parts := row_parts || part;
+                row_asking := row_asking || asking;
+            EXCEPTION
+                WHEN unique_violation THEN
+                    -- A second row of a job that runs. It waits for the end of the run; to look out for one costs a tenth of a claim.
+                    twins := true;
+                WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+                    -- As jobqueue.move does it; but these two statements are what makes a claim fast, so they are not behind a call.
+                    IF rows IS NULL THEN
+                        rows := ARRAY(SELECT c.ctid FROM jobqueue.pending_jobs AS c
+                                       WHERE c.queue = want.queue AND c.rank >= want.floor
+                                       ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED);
+                        row_parts := '{}';
+                        row_asking := '{}';
+                    ELSE
+                        dead := dead || jobqueue.bury('pending_jobs', row_place, 'claim', SQLERRM);
+                    END IF;
             END;
+            IF rows IS NOT NULL THEN
+                IF rows = '{}' THEN
+                    part := nullif(array_to_string(row_parts, '],['), '');
+                    asking := nullif(row_asking, '{}');
+                    emptied := false;
+                    EXIT;
+                END IF;
+                row_place := rows[1:1];
+                rows := rows[2:];
+            END IF;
         END LOOP;
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
@@ -1563,11 +1734,11 @@ BEGIN
         IF asking IS NOT NULL THEN
             SELECT max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority = 0),
                    max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority > 0),
-                   array_agg(i.id) FILTER (WHERE jobqueue.seconds_left(i.options) <= 0)
+                   array_agg(i.ctid) FILTER (WHERE jobqueue.seconds_left(i.options) <= 0)
               INTO common, urgent, late
               FROM jobqueue.inflight_jobs AS i WHERE i.id = ANY (asking);
             IF late IS NOT NULL THEN
-                PERFORM jobqueue.bury_expired(late);
+                PERFORM jobqueue.bury('inflight_jobs', late);
             END IF;
         END IF;
         IF want.fair AND emptied OR num_nonnulls(common, urgent) > 0 THEN
@@ -1588,8 +1759,8 @@ BEGIN
              WHERE i.options ->> 'concurrency_key' IS NOT NULL;
         END IF;
     END LOOP;
-    IF again IS NOT NULL THEN
-        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || again || '}';
+    IF again IS NOT NULL OR dead <> '[]' THEN
+        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || coalesce(again, '{}') || ',"dead":' || dead || '}';
     END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';
 END $$;
@@ -1665,64 +1836,79 @@ BEGIN
     IF EXISTS (SELECT FROM jobqueue.cancel_requests) THEN
         PERFORM jobqueue.cancel_requested();
     END IF;
-    WITH given AS MATERIALIZED (
-        SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
-            id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
-            WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
-         WHERE coalesce(o.outcome, '') <> 'succeeded' OR o.saved IS NOT NULL
-    ), gone AS (
-        DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
-         WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
-        RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place,
-                  -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
-                  CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
-                  coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
-                  CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
-                            OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
-    ), finished AS (
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-          -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
-          FROM gone AS d
-         WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
-    ), dead AS (
-        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, died_at, node_id, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
-               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-          FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
-            ON CONFLICT (id) DO NOTHING
-    ), scheduled AS (
-        INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
-                                             available_since, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
-               d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-          FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
-            ON CONFLICT (id) DO NOTHING
-    ), released AS (
-        INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
-               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.noted
-          FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
-         WHERE d.outcome = 'released'
-            ON CONFLICT (id) DO NOTHING
-        RETURNING queue, rank
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT d.queue, d.options ->> 'concurrency_key' FROM gone AS d WHERE d.options ->> 'concurrency_key' IS NOT NULL
-    ), told AS MATERIALIZED (
-        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
-    ), freed AS MATERIALIZED (
-        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE limited) AS queues
-    )
-    SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
-      FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
-              FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
+    BEGIN
+        WITH given AS MATERIALIZED (
+            SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
+                id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
+                WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
+             WHERE coalesce(o.outcome, '') <> 'succeeded' OR o.saved IS NOT NULL
+        ), gone AS (
+            DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
+             WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
+            RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place,
+                      -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
+                      CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
+                      coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
+                      CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
+                                OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
+        ), finished AS (
+            INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                                available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
+                   d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
+              -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
+              FROM gone AS d
+             WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
+        ), dead AS (
+            INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, died_at, node_id, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
+                   d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
+                   jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
+              FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
+                ON CONFLICT (id) DO NOTHING
+        ), scheduled AS (
+            INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
+                                                 available_since, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
+                   d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
+                   jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
+              FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
+                ON CONFLICT (id) DO NOTHING
+        ), released AS (
+            INSERT INTO jobqueue.pending_jobs
+                   (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
+                   d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.noted
+              FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
+             WHERE d.outcome = 'released'
+                ON CONFLICT (id) DO NOTHING
+            RETURNING queue, rank
+        ), checks AS (
+            INSERT INTO jobqueue.key_checks (queue, key)
+            SELECT d.queue, d.options ->> 'concurrency_key' FROM gone AS d WHERE d.options ->> 'concurrency_key' IS NOT NULL
+        ), told AS MATERIALIZED (
+            SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
+        ), freed AS MATERIALIZED (
+            SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE limited) AS queues
+        )
+        SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
+          FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
+                  FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+        -- The node writes another outcome where this one cannot be stored. But a dead or a released job has none to choose.
+        IF jsonb_path_exists(outcomes, '$[*].outcome ? (@ != "dead" && @ != "released")') THEN
+            RAISE;
+        ELSIF jsonb_array_length(outcomes) = 1 THEN
+            PERFORM jobqueue.bury('inflight_jobs', ARRAY(
+                SELECT i.ctid FROM jobqueue.inflight_jobs AS i
+                 WHERE i.id = (outcomes #>> '{0,id}')::uuid AND i.claims = (outcomes #>> '{0,claims}')::integer AND i.node_id = node
+                   FOR UPDATE), 'completion', SQLERRM);
+            RETURN '{}';
+        END IF;
+        RETURN ARRAY(SELECT o.place FROM jsonb_array_elements(outcomes) WITH ORDINALITY AS o (outcome, place)
+                      WHERE jobqueue.finish(node, jsonb_build_array(o.outcome), keep) <> '{}' ORDER BY o.place);
+    END;
     RETURN coalesce(stale, '{}');
 END $$;
 
@@ -1769,7 +1955,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Move jobs that wait and whose time to be started is over to the dead letters, up to so many of each state: those that nobody claims,
--- since their queue is paused or has no workers, or they are due later. Returns an array of {"id", "queue", "kind", "attempt"}.
+-- since their queue is paused or has no workers, or they are due later. Returns them as jobqueue.bury does.
 CREATE OR REPLACE FUNCTION jobqueue.expire(max_jobs integer DEFAULT 1000) RETURNS jsonb
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -1782,78 +1968,30 @@ AS $$
 #variable_conflict use_column
 DECLARE
     moment double precision := date_part('epoch', now());
-    died jsonb;
 BEGIN
-    WITH pending AS (
-        DELETE FROM jobqueue.pending_jobs AS p
-         WHERE p.ctid = ANY (ARRAY(
-                   SELECT e.ctid FROM jobqueue.pending_jobs AS e
-                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
-                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING p.*
-    ), blocked AS (
-        DELETE FROM jobqueue.blocked_jobs AS b
-         WHERE b.ctid = ANY (ARRAY(
-                   SELECT e.ctid FROM jobqueue.blocked_jobs AS e
-                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
-                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING b.*
-    ), scheduled AS (
-        DELETE FROM jobqueue.scheduled_jobs AS s
-         WHERE s.ctid = ANY (ARRAY(
-                   SELECT e.ctid FROM jobqueue.scheduled_jobs AS e
-                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
-                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING s.*
-    ), late AS (
-        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
-               saved FROM pending
-        UNION ALL
-        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
-               saved FROM blocked
-        UNION ALL
-        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
-               saved FROM scheduled
-    ), dead AS (
-        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, died_at, errors, options, saved)
-        SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt, l.claims, l.created_at,
-               l.available_since, now(), l.errors, l.options, l.saved
-          FROM late AS l
-            ON CONFLICT (id) DO NOTHING
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT p.queue, p.options ->> 'concurrency_key' FROM pending AS p WHERE p.options ->> 'concurrency_key' IS NOT NULL
-    )
-    SELECT jsonb_agg(jsonb_build_object('id', l.id, 'queue', l.queue, 'kind', l.kind, 'attempt', l.attempt)) INTO died FROM late AS l;
-    RETURN coalesce(died, '[]');
+    RETURN jobqueue.bury('pending_jobs', ARRAY(
+               SELECT e.ctid FROM jobqueue.pending_jobs AS e
+                WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        || jobqueue.bury('blocked_jobs', ARRAY(
+               SELECT e.ctid FROM jobqueue.blocked_jobs AS e
+                WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        || jobqueue.bury('scheduled_jobs', ARRAY(
+               SELECT e.ctid FROM jobqueue.scheduled_jobs AS e
+                WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED));
 END $$;
 
--- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
--- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), what expire returned, and the seconds
--- until the next check of a key is due: every node asks this now and then anyway.
-CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
-RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
-LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET enable_sort = off
-AS $$
+-- Move these rows of scheduled_jobs to pending. Returns the best rank of each queue that got jobs.
+CREATE OR REPLACE FUNCTION jobqueue.promote_these(places tid[]) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    best jsonb;
 BEGIN
-    expired := '[]';
-    IF jobqueue.next_expiry() <= date_part('epoch', now()) THEN
-        expired := jobqueue.expire(max_jobs);
-    END IF;
     WITH due AS (
-        DELETE FROM jobqueue.scheduled_jobs AS s
-         WHERE s.ctid = ANY (ARRAY(
-                   SELECT d.ctid FROM jobqueue.scheduled_jobs AS d
-                    WHERE d.run_at <= now() ORDER BY d.run_at LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING s.*
+        DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.ctid = ANY (places) RETURNING s.*
     ), turns AS MATERIALIZED (
         SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', t.id, 'queue', t.queue, 'group', t.options -> 'group',
                    'weight', t.options -> 'weight', 'priority', t.priority) ORDER BY t.run_at)) AS given
@@ -1872,9 +2010,42 @@ BEGIN
     ), queues AS (
         SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue
     )
-    SELECT (SELECT count(*) FROM due), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
-      INTO promoted, best FROM queues AS q;
-    PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
+    SELECT coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}') INTO best FROM queues AS q;
+    RETURN best;
+END $$;
+
+-- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
+-- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), the jobs that died (they expired, or
+-- cannot be moved) as jobqueue.bury has them, and the seconds until the next check of a key is due: every node asks this now and then anyway.
+CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
+RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    places tid[];
+    results record;
+BEGIN
+    expired := '[]';
+    IF jobqueue.next_expiry() <= date_part('epoch', now()) THEN
+        expired := jobqueue.expire(max_jobs);
+    END IF;
+    places := ARRAY(SELECT d.ctid FROM jobqueue.scheduled_jobs AS d
+                     WHERE d.run_at <= now() ORDER BY d.run_at LIMIT max_jobs FOR UPDATE SKIP LOCKED);
+    promoted := cardinality(places);
+    best := '{}';
+    IF promoted > 0 THEN
+        results := jobqueue.move('promotion', 'promote_these', 'scheduled_jobs', places);
+        best := jobqueue.best_of(results.moved);
+        expired := expired || results.dead;
+        PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
+    END IF;
     next_due := least((SELECT date_part('epoch', s.run_at) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1),
                       jobqueue.next_expiry()) - date_part('epoch', clock_timestamp());
     next_check := jobqueue.next_check();
@@ -2318,36 +2489,15 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- dead letters
 
--- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
--- unique key another job has, or is about to have, is left where it is. Returns how many were run again.
-CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
-LANGUAGE plpgsql
-SET lock_timeout = '100ms'
-AS $$
+-- Make these rows of dead_jobs pending. Returns how many they were.
+CREATE OR REPLACE FUNCTION jobqueue.redrive_these(places tid[]) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    keyed record;
-    holds boolean;
     risen integer;
 BEGIN
-    FOR keyed IN
-        SELECT d.id, k.key, row_number() OVER (PARTITION BY k.key ORDER BY d.died_at, d.id) AS turn
-          FROM jobqueue.dead_jobs AS d
-         CROSS JOIN LATERAL (SELECT jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) AS key OFFSET 0) AS k
-         WHERE d.id = ANY (jobs) AND d.options IS NOT NULL AND k.key IS NOT NULL
-         ORDER BY k.key, turn
-    LOOP
-        BEGIN
-            holds := keyed.turn = 1 AND jobqueue.hold_unique_key(keyed.key, keyed.id) = keyed.id;
-        EXCEPTION WHEN lock_not_available THEN
-            holds := false;
-        END;
-        IF NOT holds THEN
-            jobs := array_remove(jobs, keyed.id);
-        END IF;
-    END LOOP;
     WITH risen AS (
-        DELETE FROM jobqueue.dead_jobs WHERE id = ANY (jobs)
+        DELETE FROM jobqueue.dead_jobs WHERE ctid = ANY (places)
         RETURNING *, nullif(options - '{expires_at,rank,turn}'::text[], '{}') AS lasting
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
@@ -2364,7 +2514,48 @@ BEGIN
           FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues
     )
     SELECT count(*) INTO risen FROM risen CROSS JOIN told;
-    RETURN risen;
+    RETURN to_jsonb(risen);
+END $$;
+
+-- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
+-- unique key another job has, or is about to have, is left where it is, and so is one whose row cannot be moved: its reason says why from
+-- then on. Returns how many were run again.
+CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+AS $$
+#variable_conflict use_column
+DECLARE
+    keyed record;
+    holds boolean;
+    places tid[];
+    risen integer;
+BEGIN
+    FOR keyed IN
+        SELECT d.id, k.key, row_number() OVER (PARTITION BY k.key ORDER BY d.died_at, d.id) AS turn
+          FROM jobqueue.dead_jobs AS d
+         CROSS JOIN LATERAL (SELECT jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) AS key OFFSET 0) AS k
+         WHERE d.id = ANY (jobs) AND d.options IS NOT NULL AND k.key IS NOT NULL
+         ORDER BY k.key, turn
+    LOOP
+        BEGIN
+            holds := keyed.turn = 1 AND jobqueue.hold_unique_key(keyed.key, keyed.id) = keyed.id;
+        EXCEPTION
+            WHEN lock_not_available THEN
+                holds := false;
+            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+                PERFORM jobqueue.bury('dead_jobs', ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = keyed.id FOR UPDATE),
+                                      'retry', SQLERRM);
+                holds := false;
+        END;
+        IF NOT holds THEN
+            jobs := array_remove(jobs, keyed.id);
+        END IF;
+    END LOOP;
+    places := ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = ANY (jobs) ORDER BY d.died_at, d.id FOR UPDATE);
+    SELECT sum(r.jobs::integer) INTO risen
+      FROM jsonb_array_elements_text((jobqueue.move('retry', 'redrive_these', 'dead_jobs', places)).moved) AS r (jobs);
+    RETURN coalesce(risen, 0);
 END $$;
 
 -- Run a dead job again. Returns false when it is not dead. Raises JQ409 where another unfinished job has its unique key by now, or somebody's
@@ -2384,7 +2575,7 @@ BEGIN
                 USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
         END IF;
     END IF;
-    RETURN jobqueue.redrive(ARRAY[job]) > 0;
+    RETURN jobqueue.redrive_these(ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = job FOR UPDATE)) > '0';
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION 'the job or its unique key is in a transaction that is not over yet: try again later'
         USING ERRCODE = 'JQ409', COLUMN = 'unique_key';

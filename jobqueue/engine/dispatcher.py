@@ -236,6 +236,10 @@ class Dispatcher:
                     del self._again_at[name]
                 for name, seconds in claimed.again.items():
                     self._again_at[name] = trio.current_time() + seconds
+                if claimed.dead:
+                    # They took the place of others in this claim: there may be more.
+                    self.wake(dict.fromkeys([job.queue for job in claimed.dead], -math.inf))
+                    self._on_expired(claimed.dead)
                 for job in self._without_paused(jobs) if self._pausing else jobs:
                     brought[job.queue].append(job)
                     if job.attempt == 1:

@@ -66,17 +66,6 @@ WALK_ROWS = 10_000
 T = TypeVar("T")
 
 
-class _Limited(msgspec.Struct):
-    """What ``jobqueue.claim`` returns where a limit left a queue short."""
-
-    jobs: list[ClaimedJob]
-    again: dict[str, float | None]
-
-
-_claimed = msgspec.json.Decoder(list[ClaimedJob])
-_limited = msgspec.json.Decoder(_Limited)
-
-
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One running process, as it enters itself in the ``nodes`` table.
 
@@ -95,7 +84,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A job taken back from a lost node; `outcome` is the state that it is in now: pending, dead, or cancelled."""
+    """A job taken back from a lost node.
+
+    Attributes:
+        outcome: the state that it is in now: pending, dead, or cancelled.
+        reason: why it is dead.
+    """
 
     id: str
     queue: str
@@ -103,6 +97,7 @@ class Recovered(msgspec.Struct, frozen=True):
     attempt: int
     node_id: str
     outcome: str
+    reason: str | None = None
 
 
 RunId = tuple[str, int]
@@ -113,12 +108,30 @@ Ranks = Mapping[str, float]
 
 
 class Expired(msgspec.Struct, frozen=True):
-    """A job that waited until its time to be started was over, and is dead now; `attempt` is how often it had been run."""
+    """A job that died while it waited.
+
+    Attributes:
+        attempt: how often it had been run.
+        reason: ``expired``, or why PostgreSQL could not move its row.
+    """
 
     id: str
     queue: str
     kind: str
     attempt: int
+    reason: str = "expired"
+
+
+class _Partly(msgspec.Struct):
+    """What ``jobqueue.claim`` returns where a limit left a queue short, or a row could not be claimed."""
+
+    jobs: list[ClaimedJob]
+    again: dict[str, float | None]
+    dead: list[Expired]
+
+
+_claimed = msgspec.json.Decoder(list[ClaimedJob])
+_partly = msgspec.json.Decoder(_Partly)
 
 
 class Promotion(msgspec.Struct, frozen=True):
@@ -152,11 +165,15 @@ class Claimed(list[ClaimedJob]):
 
     Attributes:
         again: the queues that a limit left short; in how many seconds to ask again, infinite: when jobs of the queue have ended.
+        dead: jobs that died instead, since PostgreSQL could not move their rows.
     """
 
-    def __init__(self, jobs: Iterable[ClaimedJob] = (), again: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, jobs: Iterable[ClaimedJob] = (), again: Mapping[str, float] | None = None, dead: Sequence[Expired] = ()
+    ) -> None:
         super().__init__(jobs)
         self.again = again or {}
+        self.dead = dead
 
 
 class Want(NamedTuple):
@@ -841,8 +858,8 @@ def _rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]
 def _read(text: str) -> Claimed:
     if text.startswith("["):
         return Claimed(_claimed.decode(text))
-    limited = _limited.decode(text)
-    return Claimed(limited.jobs, {queue: math.inf if wait is None else wait for queue, wait in limited.again.items()})
+    partly = _partly.decode(text)
+    return Claimed(partly.jobs, {queue: math.inf if wait is None else wait for queue, wait in partly.again.items()}, partly.dead)
 
 
 def _ranks(value: object) -> Ranks:

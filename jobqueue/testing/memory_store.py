@@ -509,7 +509,7 @@ class MemoryStore(Store):
             else:
                 self._to_pending(row, refund=False)
             outcome = "pending" if row.state == "blocked" else row.state
-            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, outcome))
+            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, outcome, row.reason))
         return recovered
 
     async def due_schedules(self) -> DueSchedules:
