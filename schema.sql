@@ -1351,6 +1351,7 @@ $$;
 CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision, activity jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET enable_seqscan = off
+SET jit = off   -- cancel_requests has no index, and before PostgreSQL 18 what is off has a cost that calls for JIT: 30 ms each time
 AS $$
 BEGIN
     UPDATE jobqueue.nodes AS n
@@ -1793,6 +1794,7 @@ $$;
 CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb, keep boolean DEFAULT true) RETURNS bigint[]
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
+SET jit = off   -- as in jobqueue.heartbeat, where an attempt has failed
 SET enable_seqscan = off
 SET enable_mergejoin = off
 SET enable_hashjoin = off   -- it would read the whole index of inflight_jobs, and its dead rows while an old transaction keeps them
@@ -2127,22 +2129,35 @@ BEGIN
     RETURN false;
 END $$;
 
--- Do what was asked of jobqueue.cancel. A job whose row somebody holds is left for the next time: a heartbeat must not wait for it.
+-- Do what was asked of jobqueue.cancel. It waits for no lock: a job whose row somebody holds is left for the next call, and so is one that
+-- moves at this moment.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_requested() RETURNS void
 LANGUAGE plpgsql
-SET lock_timeout = '50ms'
+SET jit = off   -- as in jobqueue.heartbeat
 AS $$
 DECLARE
-    request record;
+    requests tid[];
+    jobs uuid[];
+    run record;
 BEGIN
-    FOR request IN SELECT r.ctid AS place, r.job_id FROM jobqueue.cancel_requests AS r LIMIT 1000 FOR UPDATE SKIP LOCKED LOOP
-        BEGIN
-            PERFORM jobqueue.cancel_now(request.job_id);
-            DELETE FROM jobqueue.cancel_requests AS r WHERE r.ctid = request.place;
-        EXCEPTION WHEN lock_not_available THEN
-            RETURN;
-        END;
+    SELECT array_agg(r.place), array_agg(r.job_id) INTO requests, jobs
+      FROM (SELECT q.ctid AS place, q.job_id FROM jobqueue.cancel_requests AS q LIMIT 1000 FOR UPDATE SKIP LOCKED) AS r;
+    IF jobs IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM jobqueue.cancel_these(jobs, '{scheduled,blocked,pending}', true);
+    FOR run IN
+        UPDATE jobqueue.inflight_jobs AS i SET cancel_requested_at = now()
+         WHERE i.id = ANY (ARRAY(SELECT l.id FROM jobqueue.inflight_jobs AS l
+                                  WHERE l.id = ANY (jobs) AND l.cancel_requested_at IS NULL ORDER BY l.id FOR UPDATE SKIP LOCKED))
+        RETURNING i.id, i.claims
+    LOOP
+        PERFORM pg_notify('jobqueue_cancel', run.id || ' ' || run.claims);
     END LOOP;
+    DELETE FROM jobqueue.cancel_requests AS r
+     WHERE r.ctid = ANY (requests)
+       AND (EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = r.job_id AND i.cancel_requested_at IS NOT NULL)
+            OR NOT jobqueue.unfinished(r.job_id));
 END $$;
 
 -- The options of a job that goes to the end of the line again.
@@ -2369,6 +2384,7 @@ END $$;
 -- Cancel those of some jobs that are in these states, but for those whose row somebody holds. Returns how many.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_these(jobs uuid[], states text[], keep boolean) RETURNS integer
 LANGUAGE plpgsql
+SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
