@@ -18,9 +18,22 @@
 -- An id is one job. Where somebody's SQL made two rows of one, the row that arrives in a table gives way to the one that is there
 -- (ON CONFLICT DO NOTHING): an error would end the batch, and every node in turn that tries it.
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
 SET LOCAL client_min_messages = warning;
+-- Whatever the session has: names and functions are PostgreSQL's own, and the checks of function bodies see them as they are meant.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL plpgsql.extra_errors = '';
+
+DO $$
+BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'jobqueue needs a database with the encoding UTF8, and "%" has %: create another with CREATE DATABASE name ENCODING ''UTF8'' TEMPLATE template0',
+            current_database(), current_setting('server_encoding');
+    END IF;
+END $$;
+
 -- Two nodes that start at once must not both create: 'jobqueue' in ASCII, cut to 63 bits.
 SELECT pg_advisory_xact_lock(7669743430829532517);
 
@@ -444,6 +457,21 @@ CREATE TABLE IF NOT EXISTS jobqueue.sql_submissions (
     jobs integer NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
+-- A publication of all tables refuses to update and delete rows that it cannot identify. Tables without a primary key are small, or lose rows
+-- by the partition. jobqueue.maintain does the same with the partitions that it makes.
+DO $$
+DECLARE
+    keyless regclass;
+BEGIN
+    FOR keyless IN
+        SELECT c.oid FROM pg_class AS c
+         WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p') AND c.relreplident = 'd'
+           AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+    LOOP
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', keyless);
+    END LOOP;
+END $$;
+
 -- ------------------------------------------------------------------------------------------------------------- looking things up
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
@@ -646,6 +674,8 @@ END $$;
 
 CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue.pending_jobs FOR EACH ROW
     WHEN (NEW.options IS NOT NULL) EXECUTE FUNCTION jobqueue.block();
+-- Also in a session that has session_replication_role = replica. A subscriber gets admitted jobs only, which the trigger lets through.
+ALTER TABLE jobqueue.pending_jobs ENABLE ALWAYS TRIGGER block;
 
 -- Tell listening nodes that keys are to be looked at. A node that enters checks looks by itself; this is for all others who do.
 CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void
@@ -3036,51 +3066,44 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- maintenance
 
--- Make the partitions of finished jobs for today and the next two days, and drop those whose day ended so many seconds ago. Safe to call
+-- The partitions of succeeded_jobs or cancelled_jobs, without the default one, and from when until when each is.
+CREATE OR REPLACE FUNCTION jobqueue.partitions(parent text) RETURNS TABLE (name text, since timestamptz, until timestamptz)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'   -- PostgreSQL shows the bounds as the session has it
+AS $$
+    SELECT c.relname::text, CASE WHEN b.bounds[1] = 'MINVALUE' THEN '-infinity' ELSE trim('''' FROM b.bounds[1])::timestamptz END,
+           CASE WHEN b.bounds[2] = 'MAXVALUE' THEN 'infinity' ELSE trim('''' FROM b.bounds[2])::timestamptz END
+      FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+     CROSS JOIN LATERAL (SELECT regexp_match(pg_get_expr(c.relpartbound, c.oid), '^FOR VALUES FROM [(](.*)[)] TO [(](.*)[)]$') AS bounds) AS b
+     WHERE i.inhparent = ('jobqueue.' || quote_ident(parent))::regclass AND b.bounds IS NOT NULL
+$$;
+
+DROP FUNCTION IF EXISTS jobqueue.maintain(double precision, double precision);   -- an earlier version returns a number
+
+-- Make the partitions of finished jobs for today and the next two days, and drop those whose time ended so many seconds ago. Safe to call
 -- from many nodes; one at a time does it, the others return at once. What it cannot lock at once, since somebody reads there in a
--- transaction that stays open, is left for the next time: behind a lock that waits, completions would wait. Returns the partitions dropped.
-CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_succeeded double precision, keep_cancelled double precision) RETURNS integer
+-- transaction that stays open, is left for the next time: behind a lock that waits, completions would wait.
+--
+-- Returns how many partitions it dropped, and what failed, as sentences: the role may not own the tables, or a view may read a partition.
+-- What failed does no harm to the rest. Jobs of a day without a partition are in the default one, and jobqueue.prune deletes the jobs of
+-- what cannot be dropped.
+CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_succeeded double precision, keep_cancelled double precision,
+                                             OUT dropped integer, OUT failed text[])
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'
 SET lock_timeout = '100ms'
 AS $$
 DECLARE
-    day date;
-    parent text;
     part record;
-    dropped integer := 0;
+    covered timestamptz;
 BEGIN
+    dropped := 0;
+    failed := '{}';
     IF NOT pg_try_advisory_xact_lock(7669743430829532518) THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    FOR parent, day IN
-        SELECT p, (now() AT TIME ZONE 'UTC')::date + n
-          FROM unnest('{succeeded_jobs,cancelled_jobs}'::text[]) AS p CROSS JOIN generate_series(0, 2) AS n
-    LOOP
-        CONTINUE WHEN to_regclass(format('jobqueue.%s_%s', parent, to_char(day, 'YYYYMMDD'))) IS NOT NULL;
-        BEGIN
-            EXECUTE format('CREATE TABLE jobqueue.%1$s_%2$s PARTITION OF jobqueue.%1$s FOR VALUES FROM (%3$L) TO (%4$L)',
-                           parent, to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
-        EXCEPTION
-            WHEN check_violation THEN
-                NULL;  -- completions that came before the partition of their day: they stay where they are until retention takes them
-            WHEN lock_not_available THEN
-                RETURN dropped;
-        END;
-    END LOOP;
-    FOR part IN
-        SELECT c.relname AS name
-          FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
-          JOIN pg_inherits AS i ON i.inhparent = ('jobqueue.' || k.parent)::regclass
-          JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relname ~ ('^' || k.parent || '_\d{8}$')
-         WHERE (to_date(right(c.relname, 8), 'YYYYMMDD') + 1) AT TIME ZONE 'UTC' < now() - k.seconds * interval '1 second'
-    LOOP
-        BEGIN
-            EXECUTE format('DROP TABLE jobqueue.%I', part.name);
-            dropped := dropped + 1;
-        EXCEPTION WHEN lock_not_available THEN
-            RETURN dropped;
-        END;
-    END LOOP;
     DELETE FROM jobqueue.fair_groups WHERE ctid = ANY (ARRAY(
         SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
          WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
@@ -3094,32 +3117,99 @@ BEGIN
        AND NOT EXISTS (SELECT FROM jobqueue.queues AS q
                         WHERE q.name = b.queue AND jobqueue.refilled(b.tokens, b.refilled_at, q.key_rate, coalesce(q.key_burst, greatest(1, q.key_rate)))
                               < coalesce(q.key_burst, greatest(1, q.key_rate)));
-    RETURN dropped;
+    -- The partitions last: what they lock is locked until the end of the transaction.
+    FOR part IN
+        SELECT p.parent, p.parent || to_char(d.day, '_YYYYMMDD') AS name, d.day AT TIME ZONE 'UTC' AS since,
+               (d.day + interval '1 day') AT TIME ZONE 'UTC' AS until
+          FROM unnest('{succeeded_jobs,cancelled_jobs}'::text[]) AS p (parent)
+         CROSS JOIN (SELECT date_trunc('day', now() AT TIME ZONE 'UTC') + n * interval '1 day' AS day FROM generate_series(0, 2) AS n) AS d
+    LOOP
+        -- Partitions that an earlier version, or somebody, made may begin at any time. This one is for the first gap that they leave.
+        LOOP
+            SELECT max(x.until) INTO covered FROM jobqueue.partitions(part.parent) AS x WHERE x.since <= part.since AND x.until > part.since;
+            EXIT WHEN covered IS NULL;
+            part.since := covered;
+        END LOOP;
+        part.until := least(part.until, (SELECT min(x.since) FROM jobqueue.partitions(part.parent) AS x WHERE x.since > part.since));
+        CONTINUE WHEN part.since >= part.until;
+        IF to_regclass('jobqueue.' || part.name) IS NOT NULL THEN
+            part.name := part.name || to_char(part.since AT TIME ZONE 'UTC', '_HH24MISS');
+        END IF;
+        BEGIN
+            EXECUTE format('CREATE TABLE jobqueue.%I PARTITION OF jobqueue.%I FOR VALUES FROM (%L) TO (%L)',
+                           part.name, part.parent, part.since, part.until);
+            EXECUTE format('ALTER TABLE jobqueue.%I REPLICA IDENTITY FULL', part.name);
+        EXCEPTION
+            WHEN check_violation THEN
+                NULL;  -- completions that came before the partition of their day: they stay where they are until retention takes them
+            WHEN lock_not_available THEN
+                RETURN;
+            WHEN OTHERS THEN
+                failed := failed || format('cannot create %s: %s', part.name, SQLERRM);
+        END;
+    END LOOP;
+    FOR part IN
+        SELECT p.name FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
+         CROSS JOIN LATERAL jobqueue.partitions(k.parent) AS p WHERE p.until < now() - k.seconds * interval '1 second'
+    LOOP
+        BEGIN
+            EXECUTE format('DROP TABLE jobqueue.%I', part.name);
+            dropped := dropped + 1;
+        EXCEPTION
+            WHEN lock_not_available THEN
+                RETURN;
+            WHEN OTHERS THEN
+                failed := failed || format('cannot drop %s: %s', part.name, SQLERRM);
+        END;
+    END LOOP;
 END $$;
 
--- Delete what retention does not find in a partition that it can drop, the oldest first, up to so many rows of a table: dead jobs, and what
--- finished on a day without a partition. Returns how many rows.
+-- Delete what retention does not find in a partition that it can drop, up to so many rows of a table: dead jobs, the oldest first, what
+-- finished on a day without a partition, and what is in a partition that jobqueue.maintain has not dropped. Returns how many rows.
+--
+-- What fails for one table leaves the others alone. When there is nothing more to delete elsewhere, its error is raised.
 CREATE OR REPLACE FUNCTION jobqueue.prune(keep_succeeded double precision, keep_cancelled double precision, keep_dead double precision,
                                           max_jobs integer DEFAULT 1000) RETURNS integer
-LANGUAGE sql AS $$
-    WITH dead AS (
-        DELETE FROM jobqueue.dead_jobs WHERE id = ANY (ARRAY(
-            SELECT d.id FROM jobqueue.dead_jobs AS d WHERE d.died_at < now() - keep_dead * interval '1 second'
-             ORDER BY d.died_at, d.id LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    ), succeeded AS (
-        DELETE FROM jobqueue.succeeded_jobs_default WHERE ctid = ANY (ARRAY(
-            SELECT f.ctid FROM jobqueue.succeeded_jobs_default AS f WHERE f.finished_at < now() - keep_succeeded * interval '1 second'
-             LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    ), cancelled AS (
-        DELETE FROM jobqueue.cancelled_jobs_default WHERE ctid = ANY (ARRAY(
-            SELECT f.ctid FROM jobqueue.cancelled_jobs_default AS f WHERE f.finished_at < now() - keep_cancelled * interval '1 second'
-             LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    )
-    SELECT ((SELECT count(*) FROM dead) + (SELECT count(*) FROM succeeded) + (SELECT count(*) FROM cancelled))::integer
-$$;
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'
+AS $$
+DECLARE
+    part record;
+    deleted integer;
+    total integer := 0;
+    state text;
+    words text;
+BEGIN
+    FOR part IN
+        WITH kept AS (
+            SELECT k.parent, now() - k.seconds * interval '1 second' AS since
+              FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
+        )
+        SELECT 'dead_jobs' AS name, 'died_at < ' || quote_literal(now() - keep_dead * interval '1 second') AS meant, 'ORDER BY died_at, id' AS first
+        UNION ALL
+        SELECT k.parent || '_default', 'finished_at < ' || quote_literal(k.since), '' FROM kept AS k
+        UNION ALL
+        -- By the name of the parent, where the role may have privileges that it has not on the partition; by its bounds, it is the only one read.
+        SELECT k.parent, format('finished_at >= %L AND finished_at < %L', p.since, p.until), ''
+          FROM kept AS k CROSS JOIN LATERAL jobqueue.partitions(k.parent) AS p WHERE p.until < k.since
+    LOOP
+        BEGIN
+            EXECUTE format('DELETE FROM jobqueue.%1$I WHERE %2$s AND ctid = ANY (ARRAY('
+                           'SELECT ctid FROM jobqueue.%1$I WHERE %2$s %3$s LIMIT $1 FOR UPDATE SKIP LOCKED))', part.name, part.meant, part.first)
+              USING max_jobs;
+            GET DIAGNOSTICS deleted = ROW_COUNT;
+            total := total + deleted;
+        EXCEPTION WHEN OTHERS THEN
+            state := SQLSTATE;
+            words := format('cannot delete old jobs of %s: %s', part.name, SQLERRM);
+        END;
+    END LOOP;
+    IF total = 0 AND words IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = state, MESSAGE = words;
+    END IF;
+    RETURN total;
+END $$;
 
 -- Delete up to so many keys that nobody needs any more, the oldest first; those of jobs that are not finished are looked at again a day
 -- later. Returns how many were looked at. A key that is in somebody's hands is passed over.
@@ -3143,7 +3233,8 @@ AS $$
     SELECT count(*)::integer FROM old
 $$;
 
--- A first set of partitions, so that a database prepared with psql alone is complete.
-SELECT jobqueue.maintain(86400, 2592000);
+-- A first set of partitions, so that a database prepared with psql alone is complete. How long jobs are kept is for the nodes to say: applied
+-- again, this drops nothing of the last thirty years.
+SELECT jobqueue.maintain(1e9, 1e9);
 
 COMMIT;

@@ -198,15 +198,19 @@ async def test_upkeep_that_is_refused_does_not_end_a_node(database_url: str, mon
         tomorrow = sql.value("SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 day', 'YYYYMMDD')")
         async with running(database_url) as stages:
             parts = stages.names()
-            # The name of a partition, but for the date in it.
             sql.rows("""
-                CREATE TABLE jobqueue.succeeded_jobs_99999999 PARTITION OF jobqueue.succeeded_jobs
-                    FOR VALUES FROM ('1999-01-01') TO ('1999-01-02')
+                CREATE TABLE jobqueue.succeeded_jobs_old PARTITION OF jobqueue.succeeded_jobs
+                    FOR VALUES FROM ('1999-01-01 00:00+00') TO ('1999-01-02 00:00+00');
+                CREATE VIEW public.old AS SELECT id FROM jobqueue.succeeded_jobs_old
             """)
-            await trio.sleep(1)
-            assert stages.names() == parts
-            sql.rows(f"DROP TABLE jobqueue.succeeded_jobs_99999999, jobqueue.succeeded_jobs_{tomorrow}")
+            sql.rows(f"DROP TABLE jobqueue.succeeded_jobs_{tomorrow}")
             with trio.fail_after(10):
                 while sql.value("SELECT to_regclass(%s)", f"jobqueue.succeeded_jobs_{tomorrow}") is None:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            assert sql.value("SELECT to_regclass('jobqueue.succeeded_jobs_old')")
+            assert stages.names() == parts
+            sql.rows("DROP VIEW public.old")
+            with trio.fail_after(10):
+                while sql.value("SELECT to_regclass('jobqueue.succeeded_jobs_old')"):  # noqa: ASYNC110
                     await trio.sleep(0.05)
         sql.close()

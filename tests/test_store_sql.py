@@ -390,7 +390,7 @@ async def test_retention_drops_whole_days_and_old_dead_letters(driver: Driver, s
         """)
     for state in ("succeeded", "dead"):
         await driver.in_state(state)
-    assert await driver.store.maintain(keep_finished=3600, keep_cancelled=3600) == 1
+    assert await driver.store.maintain(keep_finished=3600, keep_cancelled=3600) == (1, [])
     assert sql.states() == {"succeeded": 1, "dead": 1}
     sql.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours' RETURNING 1")
     await driver.store.prune(keep_finished=3600, keep_cancelled=3600, keep_dead=3600)

@@ -259,6 +259,13 @@ class Moved(NamedTuple):
     submitted: Mapping[tuple[str, str], int]
 
 
+class Maintained(NamedTuple):
+    """How many partitions `Store.maintain` dropped, and what failed, as sentences."""
+
+    dropped: int
+    failed: Sequence[str] = ()
+
+
 class Recorded(NamedTuple):
     """When to call `Store.record` again, in seconds, and whether it is to sample the depths then."""
 
@@ -555,12 +562,18 @@ class Store:
         rows = await self._housekeeping.run(_rows(sql, source, _text(schedules)))
         return {row["name"]: row["owner"] for row in rows}
 
-    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> int:
-        """Make the coming partitions and drop those whose day ended so many seconds ago; return the partitions dropped."""
-        return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.maintain(%s, %s)", keep_finished, keep_cancelled)))
+    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
+        """Make the coming partitions and drop those whose day ended so many seconds ago."""
+        sql = "SELECT dropped, failed FROM jobqueue.maintain(%s, %s)"
+        [row] = await self._housekeeping.run(_rows(sql, keep_finished, keep_cancelled))
+        return Maintained(row["dropped"], row["failed"])
 
     async def prune(self, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> int:
-        """Delete old jobs that are in no partition to be dropped, at most `PRUNE_BATCH` of each state; return how many."""
+        """Delete old jobs whose partition is not dropped, at most `PRUNE_BATCH` of each table; return how many.
+
+        Raises:
+            DatabaseUnavailable, RefusedData: PostgreSQL refused it for a table, and there is nothing to delete in the others.
+        """
         sql = "SELECT jobqueue.prune(%s, %s, %s, %s)"
         return _int(await self._housekeeping.run(_scalar(sql, keep_finished, keep_cancelled, keep_dead, PRUNE_BATCH)))
 

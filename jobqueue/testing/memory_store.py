@@ -64,6 +64,7 @@ from jobqueue.storage.store import (
     DueSchedules,
     Expired,
     Glance,
+    Maintained,
     Move,
     Moved,
     Node,
@@ -564,7 +565,7 @@ class MemoryStore(Store):
             self._put(schedule, source)
         return {}
 
-    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> int:
+    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
         await trio.lowlevel.checkpoint()
         now = self._now()
         dropped = 0
@@ -574,7 +575,7 @@ class MemoryStore(Store):
                 if _day(row) in days:
                     del self._rows[row.id]
             dropped += len(days)
-        return dropped
+        return Maintained(dropped)
 
     async def prune(
         self,
