@@ -151,15 +151,18 @@ CREATE INDEX IF NOT EXISTS blocked_jobs_key ON jobqueue.blocked_jobs (queue, (op
 CREATE INDEX IF NOT EXISTS blocked_jobs_expire ON jobqueue.blocked_jobs (((options -> 'expires_at')::double precision))
  WHERE options ? 'expires_at';
 
--- The keys to look at, from some time on: one row for whatever may have made room for a key, or given it a job. Rows are only ever
+-- The keys to look at: one row for whatever may have made room for a key, or given it a job. Rows are only ever
 -- inserted, but for jobqueue.admit, which takes them: nobody waits for anybody here.
 CREATE TABLE IF NOT EXISTS jobqueue.key_checks (
     queue text        NOT NULL,
     key   text        NOT NULL,
-    at    timestamptz NOT NULL DEFAULT now()
+    at    timestamptz NOT NULL DEFAULT now(),
+    timed boolean              -- not before that time; NULL: at once, whatever the clock says
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS key_checks_due ON jobqueue.key_checks (at);
+ALTER TABLE jobqueue.key_checks ADD COLUMN IF NOT EXISTS timed boolean;
+DROP INDEX IF EXISTS jobqueue.key_checks_due;   -- an earlier version knew no other checks than timed ones
+CREATE INDEX IF NOT EXISTS key_checks_next ON jobqueue.key_checks (timed, at);
 
 -- What was started of keys whose rate is limited, and not yet taken from the key's bucket.
 CREATE TABLE IF NOT EXISTS jobqueue.key_starts (
@@ -741,7 +744,7 @@ BEGIN
         IF bucket.check_at BETWEEN present AND next_at + interval '1 millisecond' THEN
             next_at := bucket.check_at;
         ELSE
-            INSERT INTO jobqueue.key_checks (queue, key, at) VALUES (key_allowance.queue, key_allowance.key, next_at);
+            INSERT INTO jobqueue.key_checks (queue, key, at, timed) VALUES (key_allowance.queue, key_allowance.key, next_at, true);
         END IF;
     END IF;
     INSERT INTO jobqueue.key_buckets AS b (queue, key, tokens, refilled_at, check_at)
@@ -794,16 +797,23 @@ DECLARE
     rates double precision[];
     bursts double precision[];
     places tid[];
+    present timestamptz;   -- a variable, so that it bounds the scan of the index
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         -- Each statement must see what others committed before this transaction had the lock.
         RAISE EXCEPTION 'jobqueue.admit counts in READ COMMITTED only, not in %', current_setting('transaction_isolation');
     END IF;
     PERFORM pg_advisory_xact_lock(7669743430829532519);
+    present := clock_timestamp();
     WITH due AS (
         DELETE FROM jobqueue.key_checks AS c
          WHERE c.ctid = ANY (ARRAY(
-                   SELECT d.ctid FROM jobqueue.key_checks AS d WHERE d.at <= clock_timestamp() ORDER BY d.at LIMIT max_checks))
+                   SELECT d.place
+                     FROM ((SELECT t.ctid AS place FROM jobqueue.key_checks AS t
+                             WHERE t.timed AND t.at <= present ORDER BY t.timed, t.at LIMIT (max_checks + 1) / 2)
+                           UNION ALL
+                           (SELECT n.ctid FROM jobqueue.key_checks AS n WHERE n.timed IS NULL ORDER BY n.timed, n.at LIMIT max_checks)) AS d
+                    LIMIT max_checks))
         RETURNING c.queue, c.key
     )
     SELECT sum(d.times), array_agg(d.queue ORDER BY d.queue, d.key), array_agg(d.key ORDER BY d.queue, d.key)
@@ -837,8 +847,8 @@ BEGIN
                                   WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key
                                   ORDER BY b.rank LIMIT w.free FOR UPDATE OF b SKIP LOCKED) AS b
         ), left_out AS (
-            INSERT INTO jobqueue.key_checks (queue, key, at)
-            SELECT w.queue, w.key, clock_timestamp() + interval '1 second' FROM wanted AS w
+            INSERT INTO jobqueue.key_checks (queue, key, at, timed)
+            SELECT w.queue, w.key, clock_timestamp() + interval '1 second', true FROM wanted AS w
              WHERE (SELECT count(*) FROM picked AS p WHERE p.queue = w.queue AND p.key = w.key)
                    < (SELECT count(*) FROM (SELECT FROM jobqueue.blocked_jobs AS b
                                              WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key LIMIT w.free) AS there)
@@ -856,7 +866,9 @@ END $$;
 -- The seconds until the next check of a key is due; NULL: there is none.
 CREATE OR REPLACE FUNCTION jobqueue.next_check() RETURNS double precision
 LANGUAGE sql VOLATILE AS $$
-    SELECT extract(epoch FROM c.at - clock_timestamp()) FROM jobqueue.key_checks AS c ORDER BY c.at LIMIT 1
+    SELECT CASE WHEN EXISTS (SELECT FROM jobqueue.key_checks AS n WHERE n.timed IS NULL) THEN 0
+                ELSE (SELECT extract(epoch FROM t.at - clock_timestamp()) FROM jobqueue.key_checks AS t
+                       WHERE t.timed ORDER BY t.timed, t.at LIMIT 1) END
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- burying
@@ -1375,6 +1387,22 @@ LANGUAGE sql AS $$
             now() + lease * interval '1 second')
 $$;
 
+-- Repair what waits for a time, after the server's clock was set back: it would wait until the clock has caught up. A lease begins anew, so that
+-- a node that died is noticed in time. Every key that waits for a time is looked at, and waits for the right one from then on. A heartbeat of
+-- the future tells that there is something to repair: each node has one, and writes it all the time.
+CREATE OR REPLACE FUNCTION jobqueue.clock_was_set_back() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE jobqueue.nodes AS n SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + (n.lease_until - n.heartbeat_at)
+     WHERE n.id = ANY (ARRAY(SELECT o.id FROM jobqueue.nodes AS o WHERE o.heartbeat_at > clock_timestamp() ORDER BY o.id FOR UPDATE SKIP LOCKED));
+    UPDATE jobqueue.key_buckets AS b SET check_at = NULL
+     WHERE b.ctid = ANY (ARRAY(SELECT o.ctid FROM jobqueue.key_buckets AS o WHERE o.check_at > clock_timestamp()
+                                ORDER BY o.queue, o.key FOR UPDATE));
+    UPDATE jobqueue.key_checks AS c SET timed = NULL
+     WHERE c.ctid = ANY (ARRAY(SELECT o.ctid FROM jobqueue.key_checks AS o WHERE o.timed AND o.at > clock_timestamp() FOR UPDATE SKIP LOCKED));
+    PERFORM jobqueue.wake_keys();
+END $$;
+
 -- Renew a node's lease, by the database's clock, and note what it has been doing. Returns the runs of this node that somebody wants cancelled, as [[id, claims], ...]: so
 -- no notification is needed for that, and no further query. NULL: the lease is lost for good, the node's jobs are somebody else's. A
 -- lease that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
@@ -1384,6 +1412,9 @@ SET enable_seqscan = off
 SET jit = off   -- cancel_requests has no index, and before PostgreSQL 18 what is off has a cost that calls for JIT: 30 ms each time
 AS $$
 BEGIN
+    IF EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.heartbeat_at > clock_timestamp()) THEN
+        PERFORM jobqueue.clock_was_set_back();
+    END IF;
     UPDATE jobqueue.nodes AS n
        SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second', activity = heartbeat.activity WHERE n.id = node;
     IF NOT FOUND THEN
@@ -1463,7 +1494,7 @@ BEGIN
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
                lost.attempt <= lost.max_retries AND lost.cancel_requested_at IS NOT NULL AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
-                   'duration', round(extract(epoch FROM now() - lost.claimed_at), 6),
+                   'duration', greatest(0, round(extract(epoch FROM now() - lost.claimed_at), 6)),
                    'error', 'lease lost: the node that ran this attempt stopped renewing its lease')) AS all_errors,
                'lease lost ' || lost.attempt || ' times: the job may be killing its process' AS reason
           FROM lost
@@ -1522,6 +1553,9 @@ DECLARE
     places tid[];
     results record;
 BEGIN
+    IF EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.heartbeat_at > clock_timestamp()) THEN
+        PERFORM jobqueue.clock_was_set_back();
+    END IF;
     DELETE FROM jobqueue.nodes AS n
      WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
     PERFORM jobqueue.cancel_requested();
@@ -1589,6 +1623,11 @@ BEGIN
         again := 1;
         RETURN;
     END;
+    IF state.refilled_at > clock_timestamp() THEN
+        -- The clock was set back: the bucket fills from now on.
+        state.refilled_at := clock_timestamp();
+        UPDATE jobqueue.queue_limits AS l SET refilled_at = state.refilled_at WHERE l.queue = allowance.queue;
+    END IF;
     SELECT q.* INTO settings FROM jobqueue.queues AS q WHERE q.name = allowance.queue;
     jobs := wanted;
     IF settings.max_running IS NOT NULL THEN
@@ -1599,9 +1638,11 @@ BEGIN
             -- from then on, when all that run have their mark, the index will do.
             SELECT count(*), count(i.limited) INTO running, marked FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue;
             UPDATE jobqueue.queue_limits AS l
-               SET counted_since = coalesce(l.counted_since, clock_timestamp()), all_counted = l.counted_since IS NOT NULL
+               SET counted_since = least(l.counted_since, clock_timestamp()),
+                   all_counted = coalesce(l.counted_since < clock_timestamp(), false)
              WHERE l.queue = allowance.queue
-               AND (l.counted_since IS NULL OR running = marked AND l.counted_since < clock_timestamp() - interval '1 minute');
+               AND (l.counted_since IS NULL OR l.counted_since > clock_timestamp()   -- the same
+                    OR running = marked AND l.counted_since < clock_timestamp() - interval '1 minute');
         END IF;
         jobs := least(wanted, greatest(0, settings.max_running - running));
     END IF;
@@ -1631,7 +1672,7 @@ LANGUAGE sql AS $$
        SET tokens = jobqueue.refilled(l.tokens, l.refilled_at, q.rate, coalesce(q.burst, greatest(1, q.rate))) - taken,
            refilled_at = clock_timestamp()
       FROM jobqueue.queues AS q
-     WHERE l.queue = spend.queue AND q.name = l.queue AND q.rate IS NOT NULL AND (taken > 0 OR l.refilled_at > clock_timestamp())
+     WHERE l.queue = spend.queue AND q.name = l.queue AND q.rate IS NOT NULL AND taken > 0
 $$;
 
 -- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
@@ -3058,7 +3099,8 @@ BEGIN
          WHERE h.at < slot - CASE h.step WHEN 10 THEN interval '1 hour' WHEN 60 THEN interval '6 hours' ELSE interval '1 day' END;
         next_sample := NOT EXISTS (
             SELECT FROM jobqueue.history AS h
-             WHERE h.step = 10 AND h.at + interval '10 seconds' + h.counted_in * interval '100 seconds' > slot + interval '20 seconds');
+             WHERE h.step = 10 AND h.at + interval '10 seconds' + h.counted_in * interval '100 seconds' > slot + interval '20 seconds'
+               AND h.at <= slot);   -- not one of before the clock was set back
     END IF;
     next_in := extract(epoch FROM slot + interval '20 seconds' - clock_timestamp());
     RETURN NEXT;
