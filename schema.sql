@@ -18,9 +18,22 @@
 -- An id is one job. Where somebody's SQL made two rows of one, the row that arrives in a table gives way to the one that is there
 -- (ON CONFLICT DO NOTHING): an error would end the batch, and every node in turn that tries it.
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
 SET LOCAL client_min_messages = warning;
+-- Whatever the session has: names and functions are PostgreSQL's own, and the checks of function bodies see them as they are meant.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL plpgsql.extra_errors = '';
+
+DO $$
+BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'jobqueue needs a database with the encoding UTF8, and "%" has %: create another with CREATE DATABASE name ENCODING ''UTF8'' TEMPLATE template0',
+            current_database(), current_setting('server_encoding');
+    END IF;
+END $$;
+
 -- Two nodes that start at once must not both create: 'jobqueue' in ASCII, cut to 63 bits.
 SELECT pg_advisory_xact_lock(7669743430829532517);
 
@@ -138,15 +151,18 @@ CREATE INDEX IF NOT EXISTS blocked_jobs_key ON jobqueue.blocked_jobs (queue, (op
 CREATE INDEX IF NOT EXISTS blocked_jobs_expire ON jobqueue.blocked_jobs (((options -> 'expires_at')::double precision))
  WHERE options ? 'expires_at';
 
--- The keys to look at, from some time on: one row for whatever may have made room for a key, or given it a job. Rows are only ever
+-- The keys to look at: one row for whatever may have made room for a key, or given it a job. Rows are only ever
 -- inserted, but for jobqueue.admit, which takes them: nobody waits for anybody here.
 CREATE TABLE IF NOT EXISTS jobqueue.key_checks (
     queue text        NOT NULL,
     key   text        NOT NULL,
-    at    timestamptz NOT NULL DEFAULT now()
+    at    timestamptz NOT NULL DEFAULT now(),
+    timed boolean              -- not before that time; NULL: at once, whatever the clock says
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS key_checks_due ON jobqueue.key_checks (at);
+ALTER TABLE jobqueue.key_checks ADD COLUMN IF NOT EXISTS timed boolean;
+DROP INDEX IF EXISTS jobqueue.key_checks_due;   -- an earlier version knew no other checks than timed ones
+CREATE INDEX IF NOT EXISTS key_checks_next ON jobqueue.key_checks (timed, at);
 
 -- What was started of keys whose rate is limited, and not yet taken from the key's bucket.
 CREATE TABLE IF NOT EXISTS jobqueue.key_starts (
@@ -445,6 +461,21 @@ CREATE TABLE IF NOT EXISTS jobqueue.history (
 CREATE TABLE IF NOT EXISTS jobqueue.sql_submissions (
     jobs integer NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+-- A publication of all tables refuses to update and delete rows that it cannot identify. Tables without a primary key are small, or lose rows
+-- by the partition. jobqueue.maintain does the same with the partitions that it makes.
+DO $$
+DECLARE
+    keyless regclass;
+BEGIN
+    FOR keyless IN
+        SELECT c.oid FROM pg_class AS c
+         WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p') AND c.relreplident = 'd'
+           AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+    LOOP
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', keyless);
+    END LOOP;
+END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- looking things up
 
@@ -824,6 +855,8 @@ END $$;
 
 CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue.pending_jobs FOR EACH ROW
     WHEN (NEW.options IS NOT NULL) EXECUTE FUNCTION jobqueue.block();
+-- Also in a session that has session_replication_role = replica. A subscriber gets admitted jobs only, which the trigger lets through.
+ALTER TABLE jobqueue.pending_jobs ENABLE ALWAYS TRIGGER block;
 
 -- Tell listening nodes that keys are to be looked at. A node that enters checks looks by itself; this is for all others who do.
 CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void
@@ -889,7 +922,7 @@ BEGIN
         IF bucket.check_at BETWEEN present AND next_at + interval '1 millisecond' THEN
             next_at := bucket.check_at;
         ELSE
-            INSERT INTO jobqueue.key_checks (queue, key, at) VALUES (key_allowance.queue, key_allowance.key, next_at);
+            INSERT INTO jobqueue.key_checks (queue, key, at, timed) VALUES (key_allowance.queue, key_allowance.key, next_at, true);
         END IF;
     END IF;
     INSERT INTO jobqueue.key_buckets AS b (queue, key, tokens, refilled_at, check_at)
@@ -897,6 +930,29 @@ BEGIN
         ON CONFLICT ON CONSTRAINT key_buckets_pkey
         DO UPDATE SET tokens = excluded.tokens, refilled_at = excluded.refilled_at, check_at = excluded.check_at;
     RETURN allowed;
+END $$;
+
+-- Move these rows of blocked_jobs to pending. Returns the best rank of each queue that got jobs.
+CREATE OR REPLACE FUNCTION jobqueue.admit_these(places tid[]) RETURNS jsonb
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    best jsonb;
+BEGIN
+    WITH gone AS (
+        DELETE FROM jobqueue.blocked_jobs AS b WHERE b.ctid = ANY (places) RETURNING b.*
+    ), moved AS (
+        INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at,
+                                           available_since, errors, options, saved, admitted)
+        SELECT g.id, g.queue, g.kind, g.priority, g.rank, g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
+               g.available_since, g.errors, g.options, g.saved, true
+          FROM gone AS g
+            ON CONFLICT (id) DO NOTHING
+        RETURNING queue, rank
+    )
+    SELECT coalesce(jsonb_object_agg(m.queue, extract(epoch FROM m.rank)), '{}') INTO best
+      FROM (SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue) AS m;
+    RETURN best;
 END $$;
 
 -- Look at the keys of up to so many checks that are due, and move their best blocked jobs to pending as far as their limits allow.
@@ -918,16 +974,24 @@ DECLARE
     free bigint[];
     rates double precision[];
     bursts double precision[];
+    places tid[];
+    present timestamptz;   -- a variable, so that it bounds the scan of the index
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         -- Each statement must see what others committed before this transaction had the lock.
         RAISE EXCEPTION 'jobqueue.admit counts in READ COMMITTED only, not in %', current_setting('transaction_isolation');
     END IF;
     PERFORM pg_advisory_xact_lock(7669743430829532519);
+    present := clock_timestamp();
     WITH due AS (
         DELETE FROM jobqueue.key_checks AS c
          WHERE c.ctid = ANY (ARRAY(
-                   SELECT d.ctid FROM jobqueue.key_checks AS d WHERE d.at <= clock_timestamp() ORDER BY d.at LIMIT max_checks))
+                   SELECT d.place
+                     FROM ((SELECT t.ctid AS place FROM jobqueue.key_checks AS t
+                             WHERE t.timed AND t.at <= present ORDER BY t.timed, t.at LIMIT (max_checks + 1) / 2)
+                           UNION ALL
+                           (SELECT n.ctid FROM jobqueue.key_checks AS n WHERE n.timed IS NULL ORDER BY n.timed, n.at LIMIT max_checks)) AS d
+                    LIMIT max_checks))
         RETURNING c.queue, c.key
     )
     SELECT sum(d.times), array_agg(d.queue ORDER BY d.queue, d.key), array_agg(d.key ORDER BY d.queue, d.key)
@@ -961,24 +1025,16 @@ BEGIN
                                   WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key
                                   ORDER BY b.rank LIMIT w.free FOR UPDATE OF b SKIP LOCKED) AS b
         ), left_out AS (
-            INSERT INTO jobqueue.key_checks (queue, key, at)
-            SELECT w.queue, w.key, clock_timestamp() + interval '1 second' FROM wanted AS w
+            INSERT INTO jobqueue.key_checks (queue, key, at, timed)
+            SELECT w.queue, w.key, clock_timestamp() + interval '1 second', true FROM wanted AS w
              WHERE (SELECT count(*) FROM picked AS p WHERE p.queue = w.queue AND p.key = w.key)
                    < (SELECT count(*) FROM (SELECT FROM jobqueue.blocked_jobs AS b
                                              WHERE b.queue = w.queue AND b.options ->> 'concurrency_key' = w.key LIMIT w.free) AS there)
-        ), gone AS (
-            DELETE FROM jobqueue.blocked_jobs AS b WHERE b.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) RETURNING b.*
-        ), moved AS (
-            INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at,
-                                               available_since, errors, options, saved, admitted)
-            SELECT g.id, g.queue, g.kind, g.priority, g.rank, g.payload, g.max_retries, g.timeout, g.attempt, g.claims, g.created_at,
-                   g.available_since, g.errors, g.options, g.saved, true
-              FROM gone AS g
-                ON CONFLICT (id) DO NOTHING
-            RETURNING queue, rank
         )
-        SELECT coalesce(jsonb_object_agg(m.queue, extract(epoch FROM m.rank)), '{}') INTO best
-          FROM (SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue) AS m;
+        SELECT array_agg(picked.place) INTO places FROM picked;
+        IF places IS NOT NULL THEN
+            best := jobqueue.best_of((jobqueue.move('admission', 'admit_these', 'blocked_jobs', places)).moved);
+        END IF;
         PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
     END IF;
     next_due := jobqueue.next_check();
@@ -988,8 +1044,114 @@ END $$;
 -- The seconds until the next check of a key is due; NULL: there is none.
 CREATE OR REPLACE FUNCTION jobqueue.next_check() RETURNS double precision
 LANGUAGE sql VOLATILE AS $$
-    SELECT extract(epoch FROM c.at - clock_timestamp()) FROM jobqueue.key_checks AS c ORDER BY c.at LIMIT 1
+    SELECT CASE WHEN EXISTS (SELECT FROM jobqueue.key_checks AS n WHERE n.timed IS NULL) THEN 0
+                ELSE (SELECT extract(epoch FROM t.at - clock_timestamp()) FROM jobqueue.key_checks AS t
+                       WHERE t.timed ORDER BY t.timed, t.at LIMIT 1) END
 $$;
+
+-- ------------------------------------------------------------------------------------------------------------------- burying
+
+-- Move rows of a table to the dead letters, whatever their columns hold. Returns the jobs, as an array of
+-- {"id", "queue", "kind", "attempt", "node_id", "reason"}.
+--
+-- verb, words: what could not move the rows, and PostgreSQL's words for it. NULL: the jobs have expired; where they were claimed a moment
+-- ago, that claim does not count.
+--
+-- The columns keep what they hold, even what no other table takes: somebody may want to see it, repair it, and run the job again. Replaced
+-- are names that an index cannot hold, times that no node can read, and a history of errors that is not an array.
+CREATE OR REPLACE FUNCTION jobqueue.bury(source text, places tid[], verb text DEFAULT NULL, words text DEFAULT NULL) RETURNS jsonb
+LANGUAGE plpgsql AS $$
+DECLARE
+    unmovable constant boolean := verb IS NOT NULL;
+    told constant text := CASE WHEN unmovable THEN format('the %s cannot move this row: %s', verb, left(words, 500)) ELSE 'expired' END;
+    claimed constant boolean := source = 'inflight_jobs';
+    died jsonb;
+BEGIN
+    IF places = '{}' THEN
+        RETURN '[]';
+    END IF;
+    IF source = 'dead_jobs' THEN
+        -- It is there already. From now on it says why, and lets others be the first to be tried again.
+        UPDATE jobqueue.dead_jobs AS d SET reason = told, died_at = now() WHERE d.ctid = ANY (places);
+        RETURN '[]';
+    END IF;
+    EXECUTE format($query$
+        WITH gone AS (
+            DELETE FROM jobqueue.%1$I WHERE ctid = ANY ($1)
+            RETURNING *, left(queue, 200) AS short_queue, left(kind, 200) AS short_kind,
+                      CASE WHEN %3$L THEN greatest(attempt, 1) - 1 ELSE attempt END AS counted
+        ), dead AS (
+            INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, died_at, node_id, errors, options, saved)
+            SELECT g.id, g.short_queue, g.short_kind, g.priority, $2, g.payload, g.max_retries, g.timeout, g.counted, g.claims,
+                   -- In the years that clients know: from 68 to 9892.
+                   CASE WHEN g.created_at BETWEEN to_timestamp(-6e10) AND to_timestamp(2.5e11) THEN g.created_at ELSE now() END,
+                   CASE WHEN g.available_since BETWEEN to_timestamp(-6e10) AND to_timestamp(2.5e11) THEN g.available_since ELSE now() END,
+                   now(), %2$s, jobqueue.with_error(CASE WHEN jsonb_typeof(g.errors) = 'array' THEN g.errors ELSE '[]' END,
+                       CASE WHEN $3 THEN jsonb_build_object('attempt', g.attempt, 'at', now(), 'duration', 0, 'error', $2) END),
+                   g.options, g.saved
+              FROM gone AS g
+                ON CONFLICT (id) DO NOTHING
+        ), checks AS (
+            INSERT INTO jobqueue.key_checks (queue, key)
+            SELECT g.queue, g.options ->> 'concurrency_key' FROM gone AS g WHERE %4$L AND g.options ->> 'concurrency_key' IS NOT NULL
+        )
+        SELECT jsonb_agg(jsonb_build_object('id', g.id, 'queue', g.short_queue, 'kind', g.short_kind, 'attempt', g.counted,
+                                            'node_id', %2$s, 'reason', $2))
+          FROM gone AS g
+        $query$, source, CASE WHEN claimed AND unmovable THEN 'g.node_id' ELSE 'NULL::uuid' END, claimed AND NOT unmovable,
+        source <> 'scheduled_jobs')
+       INTO died USING places, told, unmovable;
+    RETURN coalesce(died, '[]');
+END $$;
+
+-- Move rows of a table by a function of their places, all of them at once. Where PostgreSQL refuses a value in one of them, move them by
+-- halves, down to the row at fault, which goes to the dead letters. The caller has locked the rows. Returns an array of what each call of the
+-- function returned as "moved", and what died as "dead", as jobqueue.bury has it.
+--
+-- Locks, cancellations, privileges, and whatever else is not about a value in a row, end the statement as they would without this.
+CREATE OR REPLACE FUNCTION jobqueue.move(verb text, mover text, source text, places tid[], OUT moved jsonb, OUT dead jsonb)
+LANGUAGE plpgsql AS $$
+DECLARE
+    half constant integer := cardinality(places) / 2;
+    result jsonb;
+    words text;
+    one record;
+    other record;
+BEGIN
+    moved := '[]';
+    dead := '[]';
+    IF places = '{}' THEN
+        RETURN;
+    END IF;
+    BEGIN
+        EXECUTE format('SELECT jobqueue.%I($1)', mover) INTO result USING places;
+        moved := jsonb_build_array(result);
+        RETURN;
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+        words := SQLERRM;
+    END;
+    IF half = 0 THEN
+        dead := jobqueue.bury(source, places, verb, words);
+        RETURN;
+    END IF;
+    one := jobqueue.move(verb, mover, source, places[:half]);
+    other := jobqueue.move(verb, mover, source, places[half + 1:]);
+    moved := one.moved || other.moved;
+    dead := one.dead || other.dead;
+END $$;
+
+-- The best rank of each queue among several such answers, each {"queue": seconds}.
+CREATE OR REPLACE FUNCTION jobqueue.best_of(ranks jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF jsonb_array_length(ranks) = 1 THEN
+        RETURN ranks -> 0;
+    END IF;
+    RETURN (SELECT coalesce(jsonb_object_agg(q.queue, q.rank), '{}')
+              FROM (SELECT e.key AS queue, min(e.value::numeric) AS rank
+                      FROM jsonb_array_elements(ranks) AS r CROSS JOIN jsonb_each(r) AS e GROUP BY e.key) AS q);
+END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
@@ -1429,14 +1591,34 @@ LANGUAGE sql AS $$
             now() + lease * interval '1 second')
 $$;
 
+-- Repair what waits for a time, after the server's clock was set back: it would wait until the clock has caught up. A lease begins anew, so that
+-- a node that died is noticed in time. Every key that waits for a time is looked at, and waits for the right one from then on. A heartbeat of
+-- the future tells that there is something to repair: each node has one, and writes it all the time.
+CREATE OR REPLACE FUNCTION jobqueue.clock_was_set_back() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE jobqueue.nodes AS n SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + (n.lease_until - n.heartbeat_at)
+     WHERE n.id = ANY (ARRAY(SELECT o.id FROM jobqueue.nodes AS o WHERE o.heartbeat_at > clock_timestamp() ORDER BY o.id FOR UPDATE SKIP LOCKED));
+    UPDATE jobqueue.key_buckets AS b SET check_at = NULL
+     WHERE b.ctid = ANY (ARRAY(SELECT o.ctid FROM jobqueue.key_buckets AS o WHERE o.check_at > clock_timestamp()
+                                ORDER BY o.queue, o.key FOR UPDATE));
+    UPDATE jobqueue.key_checks AS c SET timed = NULL
+     WHERE c.ctid = ANY (ARRAY(SELECT o.ctid FROM jobqueue.key_checks AS o WHERE o.timed AND o.at > clock_timestamp() FOR UPDATE SKIP LOCKED));
+    PERFORM jobqueue.wake_keys();
+END $$;
+
 -- Renew a node's lease, by the database's clock, and note what it has been doing. Returns the runs of this node that somebody wants cancelled, as [[id, claims], ...]: so
 -- no notification is needed for that, and no further query. NULL: the lease is lost for good, the node's jobs are somebody else's. A
 -- lease that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
 CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision, activity jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET enable_seqscan = off
+SET jit = off   -- cancel_requests has no index, and before PostgreSQL 18 what is off has a cost that calls for JIT: 30 ms each time
 AS $$
 BEGIN
+    IF EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.heartbeat_at > clock_timestamp()) THEN
+        PERFORM jobqueue.clock_was_set_back();
+    END IF;
     UPDATE jobqueue.nodes AS n
        SET heartbeat_at = now(), lease_until = now() + lease * interval '1 second', activity = heartbeat.activity WHERE n.id = node;
     IF NOT FOUND THEN
@@ -1449,16 +1631,14 @@ BEGIN
               FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.cancel_requested_at IS NOT NULL);
 END $$;
 
--- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
--- Jobs that held up the node are left to recover. Returns the jobs handed back.
-CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
+-- Hand back these rows of inflight_jobs. Returns how many are pending again.
+CREATE OR REPLACE FUNCTION jobqueue.leave_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
     released integer;
 BEGIN
-    PERFORM jobqueue.cancel_requested();
     WITH held AS (
-        DELETE FROM jobqueue.inflight_jobs WHERE node_id = node AND blame IS NULL RETURNING *
+        DELETE FROM jobqueue.inflight_jobs WHERE ctid = ANY (places) RETURNING *
     ), cancelled AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, errors, options, saved)
@@ -1486,8 +1666,23 @@ BEGIN
     SELECT (SELECT count(*) FROM held WHERE cancel_requested_at IS NULL),
            (SELECT count(jobqueue.wake_keys()) FROM held WHERE options ? 'concurrency_key')
       INTO released FROM told CROSS JOIN freed;
+    RETURN to_jsonb(released);
+END $$;
+
+-- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
+-- Jobs that held up the node are left to recover. Returns the jobs handed back.
+CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    places tid[];
+    released integer;
+BEGIN
+    PERFORM jobqueue.cancel_requested();
+    places := ARRAY(SELECT i.ctid FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.blame IS NULL ORDER BY i.id FOR UPDATE);
+    SELECT sum(r.jobs::integer) INTO released
+      FROM jsonb_array_elements_text((jobqueue.move('hand-back', 'leave_these', 'inflight_jobs', places)).moved) AS r (jobs);
     DELETE FROM jobqueue.nodes WHERE id = node;
-    RETURN released;
+    RETURN coalesce(released, 0);
 END $$;
 
 -- Take a stuck node's jobs from it, on its behalf: as leave_node, but for the jobs that hold it up. blamed is an array of {id, claims,
@@ -1519,45 +1714,30 @@ LANGUAGE sql AS $$
     SELECT pg_notify('jobqueue_lost', id::text) FROM lost
 $$;
 
--- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
--- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A job
--- that held up its node goes to scheduled, see surrender. A node whose lease ran out loses its row first; from then on its heartbeat
--- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
--- order, SKIP LOCKED: a completion that is being written at this moment wins.
---
--- judge: a node that takes the lease of those whose time ran out; NULL spares them. After an outage of the database all have run out, so
---        the judge must hold its own: where it does not, the database was away, or the judge was.
-CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
-RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text)
+-- Take back these rows of inflight_jobs. Returns the jobs as jobqueue.recover does, as an array of objects.
+CREATE OR REPLACE FUNCTION jobqueue.recover_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    recovered jsonb;
 BEGIN
-    DELETE FROM jobqueue.nodes AS n
-     WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
-    PERFORM jobqueue.cancel_requested();
-    RETURN QUERY
     WITH lost AS (
-        DELETE FROM jobqueue.inflight_jobs AS i
-         WHERE i.id = ANY (ARRAY(
-                   SELECT l.id FROM jobqueue.inflight_jobs AS l
-                    WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id)
-                    ORDER BY l.id LIMIT max_jobs FOR UPDATE OF l SKIP LOCKED))
-        RETURNING i.*
+        DELETE FROM jobqueue.inflight_jobs AS i WHERE i.ctid = ANY (places) RETURNING i.*
     ), judged AS (
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
                lost.attempt <= lost.max_retries AND lost.cancel_requested_at IS NOT NULL AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
-                   'duration', round(extract(epoch FROM now() - lost.claimed_at), 6),
+                   'duration', greatest(0, round(extract(epoch FROM now() - lost.claimed_at), 6)),
                    'error', coalesce(lost.blame ->> 'error',
-                                     'lease lost: the node that ran this attempt stopped renewing its lease'))) AS all_errors
+                                     'lease lost: the node that ran this attempt stopped renewing its lease'))) AS all_errors,
+               coalesce('attempt ' || lost.attempt || ' of ' || lost.max_retries + 1 || ' failed: ' || (lost.blame ->> 'error'),
+                        'lease lost ' || lost.attempt || ' times: the job may be killing its process') AS reason
           FROM lost
     ), dead AS (
         INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                         available_since, died_at, node_id, errors, options, saved)
-        SELECT j.id, j.queue, j.kind, j.priority,
-               coalesce('attempt ' || j.attempt || ' of ' || j.max_retries + 1 || ' failed: ' || (j.blame ->> 'error'),
-                        'lease lost ' || j.attempt || ' times: the job may be killing its process'),
-               j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at, j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
+        SELECT j.id, j.queue, j.kind, j.priority, j.reason, j.payload, j.max_retries, j.timeout, j.attempt, j.claims, j.created_at,
+               j.available_since, now(), j.node_id, j.all_errors, j.options, j.saved
           FROM judged AS j WHERE j.spent
             ON CONFLICT (id) DO NOTHING
     ), cancelled AS (
@@ -1591,9 +1771,48 @@ BEGIN
         SELECT j.queue, j.options ->> 'concurrency_key' FROM judged AS j
          WHERE (j.spent OR j.unwanted OR j.blame IS NOT NULL) AND j.options ->> 'concurrency_key' IS NOT NULL
     )
-    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id,
-           CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled' WHEN j.blame IS NOT NULL THEN 'scheduled' ELSE 'pending' END
-      FROM judged AS j CROSS JOIN told CROSS JOIN freed;
+    SELECT coalesce(jsonb_agg(jsonb_build_object('id', j.id, 'queue', j.queue, 'kind', j.kind, 'attempt', j.attempt, 'node_id', j.node_id,
+               'outcome', CASE WHEN j.spent THEN 'dead' WHEN j.unwanted THEN 'cancelled'
+                                WHEN j.blame IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
+               'reason', CASE WHEN j.spent THEN j.reason END)), '[]')
+      INTO recovered FROM judged AS j CROSS JOIN told CROSS JOIN freed;
+    RETURN recovered;
+END $$;
+
+DROP FUNCTION IF EXISTS jobqueue.recover(integer, uuid);   -- an earlier version returns other columns
+
+-- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
+-- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A job
+-- that held up its node goes to scheduled, see surrender. A node whose lease ran out loses its row first; from then on its heartbeat
+-- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
+-- order, SKIP LOCKED: a completion that is being written at this moment wins.
+--
+-- judge: a node that takes the lease of those whose time ran out; NULL spares them. After an outage of the database all have run out, so
+--        the judge must hold its own: where it does not, the database was away, or the judge was.
+CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
+RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text, reason text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    places tid[];
+    results record;
+BEGIN
+    IF EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.heartbeat_at > clock_timestamp()) THEN
+        PERFORM jobqueue.clock_was_set_back();
+    END IF;
+    DELETE FROM jobqueue.nodes AS n
+     WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
+    PERFORM jobqueue.cancel_requested();
+    places := ARRAY(
+        SELECT l.ctid FROM jobqueue.inflight_jobs AS l
+         WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id)
+         ORDER BY l.id LIMIT max_jobs FOR UPDATE OF l SKIP LOCKED);
+    results := jobqueue.move('recovery', 'recover_these', 'inflight_jobs', places);
+    RETURN QUERY
+    SELECT j.id, j.queue, j.kind, j.attempt, j.node_id, coalesce(j.outcome, 'dead'), j.reason
+      FROM (SELECT jsonb_array_elements(results.moved) AS jobs UNION ALL SELECT results.dead) AS r
+     CROSS JOIN jsonb_to_recordset(r.jobs)
+                AS j (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text, reason text);
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
@@ -1611,22 +1830,7 @@ LANGUAGE sql STABLE AS $$
                 ELSE options END
 $$;
 
--- Move jobs whose time was over when they were claimed, a moment ago, to the dead letters, as if they had not been.
-CREATE OR REPLACE FUNCTION jobqueue.bury_expired(jobs uuid[]) RETURNS void
-LANGUAGE sql AS $$
-    WITH late AS (
-        DELETE FROM jobqueue.inflight_jobs WHERE id = ANY (jobs) RETURNING *
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT l.queue, l.options ->> 'concurrency_key' FROM late AS l WHERE l.options ->> 'concurrency_key' IS NOT NULL
-    )
-    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                    available_since, died_at, errors, options, saved)
-    SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt - 1, l.claims, l.created_at,
-           l.available_since, now(), l.errors, l.options, l.saved
-      FROM late AS l
-        ON CONFLICT (id) DO NOTHING
-$$;
+DROP FUNCTION IF EXISTS jobqueue.bury_expired(uuid[]);   -- jobqueue.bury does what it did
 
 -- Tell listening nodes that jobs of a queue have ended, if it may only run so many at a time: those that a claim left short may ask again.
 CREATE OR REPLACE FUNCTION jobqueue.freed(queue text) RETURNS void
@@ -1663,6 +1867,11 @@ BEGIN
         again := 1;
         RETURN;
     END;
+    IF state.refilled_at > clock_timestamp() THEN
+        -- The clock was set back: the bucket fills from now on.
+        state.refilled_at := clock_timestamp();
+        UPDATE jobqueue.queue_limits AS l SET refilled_at = state.refilled_at WHERE l.queue = allowance.queue;
+    END IF;
     SELECT q.* INTO settings FROM jobqueue.queues AS q WHERE q.name = allowance.queue;
     jobs := wanted;
     IF settings.max_running IS NOT NULL THEN
@@ -1673,9 +1882,11 @@ BEGIN
             -- from then on, when all that run have their mark, the index will do.
             SELECT count(*), count(i.limited) INTO running, marked FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue;
             UPDATE jobqueue.queue_limits AS l
-               SET counted_since = coalesce(l.counted_since, clock_timestamp()), all_counted = l.counted_since IS NOT NULL
+               SET counted_since = least(l.counted_since, clock_timestamp()),
+                   all_counted = coalesce(l.counted_since < clock_timestamp(), false)
              WHERE l.queue = allowance.queue
-               AND (l.counted_since IS NULL OR running = marked AND l.counted_since < clock_timestamp() - interval '1 minute');
+               AND (l.counted_since IS NULL OR l.counted_since > clock_timestamp()   -- the same
+                    OR running = marked AND l.counted_since < clock_timestamp() - interval '1 minute');
         END IF;
         jobs := least(wanted, greatest(0, settings.max_running - running));
     END IF;
@@ -1705,7 +1916,7 @@ LANGUAGE sql AS $$
        SET tokens = jobqueue.refilled(l.tokens, l.refilled_at, q.rate, coalesce(q.burst, greatest(1, q.rate))) - taken,
            refilled_at = clock_timestamp()
       FROM jobqueue.queues AS q
-     WHERE l.queue = spend.queue AND q.name = l.queue AND q.rate IS NOT NULL AND (taken > 0 OR l.refilled_at > clock_timestamp())
+     WHERE l.queue = spend.queue AND q.name = l.queue AND q.rate IS NOT NULL AND taken > 0
 $$;
 
 -- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
@@ -1714,8 +1925,9 @@ $$;
 -- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds; a job that has
 -- options or saved notes has these two at the end. Where it has a time to expire, "expires_in" among the options says how long that is from
 -- now on; if that is not above zero, the job is not claimed: it is among the dead letters by then.
--- Where a limit leaves a queue short, it is an object instead, of that array as "jobs",
--- and as "again" {"queue": seconds}: in how many seconds there may be more to claim, or null, when jobs of the queue end.
+-- Where a limit leaves a queue short, or a row cannot be claimed, it is an object instead. "jobs" is that array. "again" is
+-- {"queue": seconds}: in how many seconds there may be more to claim, or null, when jobs of the queue end. "dead" are the jobs whose rows
+-- cannot be claimed, as jobqueue.bury has them.
 --
 -- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
 -- array, which is evaluated once: a plan that ran it again would claim more than the limit.
@@ -1738,8 +1950,13 @@ DECLARE
     quoted text;
     parts text[] := '{}';
     asking uuid[];     -- the claimed jobs that have options
-    late uuid[];       -- those of them whose time is over
+    late tid[];        -- those of them whose time is over
     twins boolean := false;   -- whether pending rows of jobs that run have been met
+    rows tid[];        -- after an error: the rows that are left to be claimed one by one
+    row_place tid[];   -- the one of them that is claimed now
+    row_parts text[];
+    row_asking uuid[];
+    dead jsonb := '[]';
     most integer;
     wait double precision;
     claimed jsonb;
@@ -1765,15 +1982,17 @@ BEGIN
                 CONTINUE;
             END IF;
         END IF;
+        rows := NULL;
+        row_place := NULL;
         LOOP
             BEGIN
                 WITH taken AS (
                     DELETE FROM jobqueue.pending_jobs AS p
-                     WHERE p.ctid = ANY (ARRAY(
+                     WHERE p.ctid = ANY (coalesce(row_place, ARRAY(
                                SELECT c.ctid FROM jobqueue.pending_jobs AS c
                                 WHERE c.queue = want.queue AND c.rank >= want.floor
                                   AND (NOT twins OR NOT EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = c.id OFFSET 0))
-                                ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED))
+                                ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED)))
                     RETURNING p.*, coalesce(p.max_retries, (defaults ->> p.kind)::integer, 3) AS retries
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
@@ -1793,11 +2012,35 @@ BEGIN
                        count(*) < most, array_agg(t.id) FILTER (WHERE t.options IS NOT NULL)
                   INTO part, emptied, asking
                   FROM taken AS t;
-                EXIT;
-            EXCEPTION WHEN unique_violation THEN
-                -- A second row of a job that runs. It waits for the end of the run; to look out for one costs a tenth of a claim.
-                twins := true;
+                EXIT WHEN rows IS NULL;
+                row_parts := row_parts || part;
+                row_asking := row_asking || asking;
+            EXCEPTION
+                WHEN unique_violation THEN
+                    -- A second row of a job that runs. It waits for the end of the run; to look out for one costs a tenth of a claim.
+                    twins := true;
+                WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+                    -- As jobqueue.move does it; but these two statements are what makes a claim fast, so they are not behind a call.
+                    IF rows IS NULL THEN
+                        rows := ARRAY(SELECT c.ctid FROM jobqueue.pending_jobs AS c
+                                       WHERE c.queue = want.queue AND c.rank >= want.floor
+                                       ORDER BY c.rank LIMIT most FOR UPDATE OF c SKIP LOCKED);
+                        row_parts := '{}';
+                        row_asking := '{}';
+                    ELSE
+                        dead := dead || jobqueue.bury('pending_jobs', row_place, 'claim', SQLERRM);
+                    END IF;
             END;
+            IF rows IS NOT NULL THEN
+                IF rows = '{}' THEN
+                    part := nullif(array_to_string(row_parts, '],['), '');
+                    asking := nullif(row_asking, '{}');
+                    emptied := false;
+                    EXIT;
+                END IF;
+                row_place := rows[1:1];
+                rows := rows[2:];
+            END IF;
         END LOOP;
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
@@ -1807,11 +2050,11 @@ BEGIN
         IF asking IS NOT NULL THEN
             SELECT max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority = 0),
                    max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority > 0),
-                   array_agg(i.id) FILTER (WHERE jobqueue.seconds_left(i.options) <= 0)
+                   array_agg(i.ctid) FILTER (WHERE jobqueue.seconds_left(i.options) <= 0)
               INTO common, urgent, late
               FROM jobqueue.inflight_jobs AS i WHERE i.id = ANY (asking);
             IF late IS NOT NULL THEN
-                PERFORM jobqueue.bury_expired(late);
+                PERFORM jobqueue.bury('inflight_jobs', late);
             END IF;
         END IF;
         IF want.fair AND emptied OR num_nonnulls(common, urgent) > 0 THEN
@@ -1832,8 +2075,8 @@ BEGIN
              WHERE i.options ->> 'concurrency_key' IS NOT NULL;
         END IF;
     END LOOP;
-    IF again IS NOT NULL THEN
-        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || again || '}';
+    IF again IS NOT NULL OR dead <> '[]' THEN
+        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || coalesce(again, '{}') || ',"dead":' || dead || '}';
     END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';
 END $$;
@@ -1866,6 +2109,7 @@ $$;
 CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb, keep boolean DEFAULT true) RETURNS bigint[]
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
+SET jit = off   -- as in jobqueue.heartbeat, where an attempt has failed
 SET enable_seqscan = off
 SET enable_mergejoin = off
 SET enable_hashjoin = off   -- it would read the whole index of inflight_jobs, and its dead rows while an old transaction keeps them
@@ -1909,64 +2153,79 @@ BEGIN
     IF EXISTS (SELECT FROM jobqueue.cancel_requests) THEN
         PERFORM jobqueue.cancel_requested();
     END IF;
-    WITH given AS MATERIALIZED (
-        SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
-            id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
-            WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
-         WHERE coalesce(o.outcome, '') <> 'succeeded' OR o.saved IS NOT NULL
-    ), gone AS (
-        DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
-         WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
-        RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place,
-                  -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
-                  CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
-                  coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
-                  CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
-                            OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
-    ), finished AS (
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
-                                            available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
-               d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-          -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
-          FROM gone AS d
-         WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
-    ), dead AS (
-        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, died_at, node_id, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
-               d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-          FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
-            ON CONFLICT (id) DO NOTHING
-    ), scheduled AS (
-        INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
-                                             available_since, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
-               d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
-               jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-          FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
-            ON CONFLICT (id) DO NOTHING
-    ), released AS (
-        INSERT INTO jobqueue.pending_jobs
-               (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
-        SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
-               d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.noted
-          FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
-         WHERE d.outcome = 'released'
-            ON CONFLICT (id) DO NOTHING
-        RETURNING queue, rank
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT d.queue, d.options ->> 'concurrency_key' FROM gone AS d WHERE d.options ->> 'concurrency_key' IS NOT NULL
-    ), told AS MATERIALIZED (
-        SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
-    ), freed AS MATERIALIZED (
-        SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE limited) AS queues
-    )
-    SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
-      FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
-              FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
+    BEGIN
+        WITH given AS MATERIALIZED (
+            SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
+                id uuid, claims integer, outcome text, result jsonb, reason text, error jsonb, delay double precision, saved jsonb))
+                WITH ORDINALITY AS o (id, claims, outcome, result, reason, error, delay, saved, place)
+             WHERE coalesce(o.outcome, '') <> 'succeeded' OR o.saved IS NOT NULL
+        ), gone AS (
+            DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
+             WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
+            RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place,
+                      -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
+                      CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
+                      coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
+                      CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
+                                OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
+        ), finished AS (
+            INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
+                                                available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
+                   d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
+              -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
+              FROM gone AS d
+             WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
+        ), dead AS (
+            INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
+                                            available_since, died_at, node_id, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, CASE WHEN d.spent THEN 'attempts used up' ELSE d.reason END, d.payload,
+                   d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, now(), d.node_id,
+                   jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
+              FROM gone AS d WHERE d.outcome = 'dead' OR d.spent
+                ON CONFLICT (id) DO NOTHING
+        ), scheduled AS (
+            INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, max_retries, timeout, attempt, claims, created_at,
+                                                 available_since, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, now() + d.delay * interval '1 second', d.payload, d.max_retries, d.timeout,
+                   d.attempt - CASE d.outcome WHEN 'snoozed' THEN 1 ELSE 0 END, d.claims, d.created_at, d.available_since,
+                   jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
+              FROM gone AS d WHERE d.outcome IN ('retry', 'snoozed') AND NOT d.spent
+                ON CONFLICT (id) DO NOTHING
+        ), released AS (
+            INSERT INTO jobqueue.pending_jobs
+                   (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
+            SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, d.options), d.payload,
+                   d.max_retries, d.timeout, d.attempt - 1, d.claims, d.created_at, d.available_since, d.errors, d.options, d.noted
+              FROM gone AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue
+             WHERE d.outcome = 'released'
+                ON CONFLICT (id) DO NOTHING
+            RETURNING queue, rank
+        ), checks AS (
+            INSERT INTO jobqueue.key_checks (queue, key)
+            SELECT d.queue, d.options ->> 'concurrency_key' FROM gone AS d WHERE d.options ->> 'concurrency_key' IS NOT NULL
+        ), told AS MATERIALIZED (
+            SELECT count(jobqueue.wake(queue, rank)) FROM (SELECT queue, min(rank) AS rank FROM released GROUP BY queue) AS queues
+        ), freed AS MATERIALIZED (
+            SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM gone WHERE limited) AS queues
+        )
+        SELECT array_agg(missing.place ORDER BY missing.place) INTO stale
+          FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
+                  FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+        -- The node writes another outcome where this one cannot be stored. But a dead or a released job has none to choose.
+        IF jsonb_path_exists(outcomes, '$[*].outcome ? (@ != "dead" && @ != "released")') THEN
+            RAISE;
+        ELSIF jsonb_array_length(outcomes) = 1 THEN
+            PERFORM jobqueue.bury('inflight_jobs', ARRAY(
+                SELECT i.ctid FROM jobqueue.inflight_jobs AS i
+                 WHERE i.id = (outcomes #>> '{0,id}')::uuid AND i.claims = (outcomes #>> '{0,claims}')::integer AND i.node_id = node
+                   FOR UPDATE), 'completion', SQLERRM);
+            RETURN '{}';
+        END IF;
+        RETURN ARRAY(SELECT o.place FROM jsonb_array_elements(outcomes) WITH ORDINALITY AS o (outcome, place)
+                      WHERE jobqueue.finish(node, jsonb_build_array(o.outcome), keep) <> '{}' ORDER BY o.place);
+    END;
     RETURN coalesce(stale, '{}');
 END $$;
 
@@ -2013,7 +2272,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Move jobs that wait and whose time to be started is over to the dead letters, up to so many of each state: those that nobody claims,
--- since their queue is paused or has no workers, or they are due later. Returns an array of {"id", "queue", "kind", "attempt"}.
+-- since their queue is paused or has no workers, or they are due later. Returns them as jobqueue.bury does.
 CREATE OR REPLACE FUNCTION jobqueue.expire(max_jobs integer DEFAULT 1000) RETURNS jsonb
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -2026,78 +2285,30 @@ AS $$
 #variable_conflict use_column
 DECLARE
     moment double precision := date_part('epoch', now());
-    died jsonb;
 BEGIN
-    WITH pending AS (
-        DELETE FROM jobqueue.pending_jobs AS p
-         WHERE p.ctid = ANY (ARRAY(
-                   SELECT e.ctid FROM jobqueue.pending_jobs AS e
-                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
-                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING p.*
-    ), blocked AS (
-        DELETE FROM jobqueue.blocked_jobs AS b
-         WHERE b.ctid = ANY (ARRAY(
-                   SELECT e.ctid FROM jobqueue.blocked_jobs AS e
-                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
-                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING b.*
-    ), scheduled AS (
-        DELETE FROM jobqueue.scheduled_jobs AS s
-         WHERE s.ctid = ANY (ARRAY(
-                   SELECT e.ctid FROM jobqueue.scheduled_jobs AS e
-                    WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
-                    ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING s.*
-    ), late AS (
-        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
-               saved FROM pending
-        UNION ALL
-        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
-               saved FROM blocked
-        UNION ALL
-        SELECT id, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options,
-               saved FROM scheduled
-    ), dead AS (
-        INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
-                                        available_since, died_at, errors, options, saved)
-        SELECT l.id, l.queue, l.kind, l.priority, 'expired', l.payload, l.max_retries, l.timeout, l.attempt, l.claims, l.created_at,
-               l.available_since, now(), l.errors, l.options, l.saved
-          FROM late AS l
-            ON CONFLICT (id) DO NOTHING
-    ), checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT p.queue, p.options ->> 'concurrency_key' FROM pending AS p WHERE p.options ->> 'concurrency_key' IS NOT NULL
-    )
-    SELECT jsonb_agg(jsonb_build_object('id', l.id, 'queue', l.queue, 'kind', l.kind, 'attempt', l.attempt)) INTO died FROM late AS l;
-    RETURN coalesce(died, '[]');
+    RETURN jobqueue.bury('pending_jobs', ARRAY(
+               SELECT e.ctid FROM jobqueue.pending_jobs AS e
+                WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        || jobqueue.bury('blocked_jobs', ARRAY(
+               SELECT e.ctid FROM jobqueue.blocked_jobs AS e
+                WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED))
+        || jobqueue.bury('scheduled_jobs', ARRAY(
+               SELECT e.ctid FROM jobqueue.scheduled_jobs AS e
+                WHERE e.options ? 'expires_at' AND (e.options -> 'expires_at')::double precision <= moment
+                ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED));
 END $$;
 
--- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
--- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), what expire returned, and the seconds
--- until the next check of a key is due: every node asks this now and then anyway.
-CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
-RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
-LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET enable_sort = off
-AS $$
+-- Move these rows of scheduled_jobs to pending. Returns the best rank of each queue that got jobs.
+CREATE OR REPLACE FUNCTION jobqueue.promote_these(places tid[]) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    best jsonb;
 BEGIN
-    expired := '[]';
-    IF jobqueue.next_expiry() <= date_part('epoch', now()) THEN
-        expired := jobqueue.expire(max_jobs);
-    END IF;
     WITH due AS (
-        DELETE FROM jobqueue.scheduled_jobs AS s
-         WHERE s.ctid = ANY (ARRAY(
-                   SELECT d.ctid FROM jobqueue.scheduled_jobs AS d
-                    WHERE d.run_at <= now() ORDER BY d.run_at LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING s.*
+        DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.ctid = ANY (places) RETURNING s.*
     ), turns AS MATERIALIZED (
         SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', t.id, 'queue', t.queue, 'group', t.options -> 'group',
                    'weight', t.options -> 'weight', 'priority', t.priority) ORDER BY t.run_at)) AS given
@@ -2116,9 +2327,42 @@ BEGIN
     ), queues AS (
         SELECT moved.queue, min(moved.rank) AS rank FROM moved GROUP BY moved.queue
     )
-    SELECT (SELECT count(*) FROM due), coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}')
-      INTO promoted, best FROM queues AS q;
-    PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
+    SELECT coalesce(jsonb_object_agg(q.queue, extract(epoch FROM q.rank)), '{}') INTO best FROM queues AS q;
+    RETURN best;
+END $$;
+
+-- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
+-- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), the jobs that died (they expired, or
+-- cannot be moved) as jobqueue.bury has them, and the seconds until the next check of a key is due: every node asks this now and then anyway.
+CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
+RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    places tid[];
+    results record;
+BEGIN
+    expired := '[]';
+    IF jobqueue.next_expiry() <= date_part('epoch', now()) THEN
+        expired := jobqueue.expire(max_jobs);
+    END IF;
+    places := ARRAY(SELECT d.ctid FROM jobqueue.scheduled_jobs AS d
+                     WHERE d.run_at <= now() ORDER BY d.run_at LIMIT max_jobs FOR UPDATE SKIP LOCKED);
+    promoted := cardinality(places);
+    best := '{}';
+    IF promoted > 0 THEN
+        results := jobqueue.move('promotion', 'promote_these', 'scheduled_jobs', places);
+        best := jobqueue.best_of(results.moved);
+        expired := expired || results.dead;
+        PERFORM jobqueue.wake(b.key, to_timestamp(b.value::double precision)) FROM jsonb_each_text(best) AS b;
+    END IF;
     next_due := least((SELECT date_part('epoch', s.run_at) FROM jobqueue.scheduled_jobs AS s ORDER BY s.run_at LIMIT 1),
                       jobqueue.next_expiry()) - date_part('epoch', clock_timestamp());
     next_check := jobqueue.next_check();
@@ -2200,22 +2444,35 @@ BEGIN
     RETURN false;
 END $$;
 
--- Do what was asked of jobqueue.cancel. A job whose row somebody holds is left for the next time: a heartbeat must not wait for it.
+-- Do what was asked of jobqueue.cancel. It waits for no lock: a job whose row somebody holds is left for the next call, and so is one that
+-- moves at this moment.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_requested() RETURNS void
 LANGUAGE plpgsql
-SET lock_timeout = '50ms'
+SET jit = off   -- as in jobqueue.heartbeat
 AS $$
 DECLARE
-    request record;
+    requests tid[];
+    jobs uuid[];
+    run record;
 BEGIN
-    FOR request IN SELECT r.ctid AS place, r.job_id FROM jobqueue.cancel_requests AS r LIMIT 1000 FOR UPDATE SKIP LOCKED LOOP
-        BEGIN
-            PERFORM jobqueue.cancel_now(request.job_id);
-            DELETE FROM jobqueue.cancel_requests AS r WHERE r.ctid = request.place;
-        EXCEPTION WHEN lock_not_available THEN
-            RETURN;
-        END;
+    SELECT array_agg(r.place), array_agg(r.job_id) INTO requests, jobs
+      FROM (SELECT q.ctid AS place, q.job_id FROM jobqueue.cancel_requests AS q LIMIT 1000 FOR UPDATE SKIP LOCKED) AS r;
+    IF jobs IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM jobqueue.cancel_these(jobs, '{scheduled,blocked,pending}', true);
+    FOR run IN
+        UPDATE jobqueue.inflight_jobs AS i SET cancel_requested_at = now()
+         WHERE i.id = ANY (ARRAY(SELECT l.id FROM jobqueue.inflight_jobs AS l
+                                  WHERE l.id = ANY (jobs) AND l.cancel_requested_at IS NULL ORDER BY l.id FOR UPDATE SKIP LOCKED))
+        RETURNING i.id, i.claims
+    LOOP
+        PERFORM pg_notify('jobqueue_cancel', run.id || ' ' || run.claims);
     END LOOP;
+    DELETE FROM jobqueue.cancel_requests AS r
+     WHERE r.ctid = ANY (requests)
+       AND (EXISTS (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.id = r.job_id AND i.cancel_requested_at IS NOT NULL)
+            OR NOT jobqueue.unfinished(r.job_id));
 END $$;
 
 -- The options of a job that goes to the end of the line again.
@@ -2442,6 +2699,7 @@ END $$;
 -- Cancel those of some jobs that are in these states, but for those whose row somebody holds. Returns how many.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_these(jobs uuid[], states text[], keep boolean) RETURNS integer
 LANGUAGE plpgsql
+SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
@@ -2563,37 +2821,16 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- dead letters
 
--- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
--- unique key another job has, or is about to have, is left where it is. Returns how many were run again.
-CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
-LANGUAGE plpgsql
-SET lock_timeout = '100ms'
-AS $$
+-- Make these rows of dead_jobs pending. Returns how many they were.
+CREATE OR REPLACE FUNCTION jobqueue.redrive_these(places tid[]) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     present constant timestamptz := clock_timestamp();
-    keyed record;
-    holds boolean;
     risen integer;
 BEGIN
-    FOR keyed IN
-        SELECT d.id, k.key, row_number() OVER (PARTITION BY k.key ORDER BY d.died_at, d.id) AS turn
-          FROM jobqueue.dead_jobs AS d
-         CROSS JOIN LATERAL (SELECT jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) AS key OFFSET 0) AS k
-         WHERE d.id = ANY (jobs) AND d.options IS NOT NULL AND k.key IS NOT NULL
-         ORDER BY k.key, turn
-    LOOP
-        BEGIN
-            holds := keyed.turn = 1 AND jobqueue.hold_unique_key(keyed.key, keyed.id) = keyed.id;
-        EXCEPTION WHEN lock_not_available THEN
-            holds := false;
-        END;
-        IF NOT holds THEN
-            jobs := array_remove(jobs, keyed.id);
-        END IF;
-    END LOOP;
     WITH risen AS (
-        DELETE FROM jobqueue.dead_jobs WHERE id = ANY (jobs)
+        DELETE FROM jobqueue.dead_jobs WHERE ctid = ANY (places)
         RETURNING *, nullif(options - '{expires_at,rank,turn}'::text[], '{}') AS lasting
     ), pending AS (
         INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims,
@@ -2610,7 +2847,48 @@ BEGIN
           FROM (SELECT queue, min(rank) AS rank FROM pending GROUP BY queue) AS queues
     )
     SELECT count(*) INTO risen FROM risen CROSS JOIN told;
-    RETURN risen;
+    RETURN to_jsonb(risen);
+END $$;
+
+-- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
+-- unique key another job has, or is about to have, is left where it is, and so is one whose row cannot be moved: its reason says why from
+-- then on. Returns how many were run again.
+CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
+LANGUAGE plpgsql
+SET lock_timeout = '100ms'
+AS $$
+#variable_conflict use_column
+DECLARE
+    keyed record;
+    holds boolean;
+    places tid[];
+    risen integer;
+BEGIN
+    FOR keyed IN
+        SELECT d.id, k.key, row_number() OVER (PARTITION BY k.key ORDER BY d.died_at, d.id) AS turn
+          FROM jobqueue.dead_jobs AS d
+         CROSS JOIN LATERAL (SELECT jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options) AS key OFFSET 0) AS k
+         WHERE d.id = ANY (jobs) AND d.options IS NOT NULL AND k.key IS NOT NULL
+         ORDER BY k.key, turn
+    LOOP
+        BEGIN
+            holds := keyed.turn = 1 AND jobqueue.hold_unique_key(keyed.key, keyed.id) = keyed.id;
+        EXCEPTION
+            WHEN lock_not_available THEN
+                holds := false;
+            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
+                PERFORM jobqueue.bury('dead_jobs', ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = keyed.id FOR UPDATE),
+                                      'retry', SQLERRM);
+                holds := false;
+        END;
+        IF NOT holds THEN
+            jobs := array_remove(jobs, keyed.id);
+        END IF;
+    END LOOP;
+    places := ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = ANY (jobs) ORDER BY d.died_at, d.id FOR UPDATE);
+    SELECT sum(r.jobs::integer) INTO risen
+      FROM jsonb_array_elements_text((jobqueue.move('retry', 'redrive_these', 'dead_jobs', places)).moved) AS r (jobs);
+    RETURN coalesce(risen, 0);
 END $$;
 
 -- Run a dead job again. Returns false when it is not dead. Raises JQ409 where another unfinished job has its unique key by now, or somebody's
@@ -2630,7 +2908,7 @@ BEGIN
                 USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
         END IF;
     END IF;
-    RETURN jobqueue.redrive(ARRAY[job]) > 0;
+    RETURN jobqueue.redrive_these(ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = job FOR UPDATE)) > '0';
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION 'the job or its unique key is in a transaction that is not over yet: try again later'
         USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
@@ -3085,7 +3363,8 @@ BEGIN
          WHERE h.at < slot - CASE h.step WHEN 10 THEN interval '1 hour' WHEN 60 THEN interval '6 hours' ELSE interval '1 day' END;
         next_sample := NOT EXISTS (
             SELECT FROM jobqueue.history AS h
-             WHERE h.step = 10 AND h.at + interval '10 seconds' + h.counted_in * interval '100 seconds' > slot + interval '20 seconds');
+             WHERE h.step = 10 AND h.at + interval '10 seconds' + h.counted_in * interval '100 seconds' > slot + interval '20 seconds'
+               AND h.at <= slot);   -- not one of before the clock was set back
     END IF;
     next_in := extract(epoch FROM slot + interval '20 seconds' - clock_timestamp());
     RETURN NEXT;
@@ -3093,51 +3372,44 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- maintenance
 
--- Make the partitions of finished jobs for today and the next two days, and drop those whose day ended so many seconds ago. Safe to call
+-- The partitions of succeeded_jobs or cancelled_jobs, without the default one, and from when until when each is.
+CREATE OR REPLACE FUNCTION jobqueue.partitions(parent text) RETURNS TABLE (name text, since timestamptz, until timestamptz)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'   -- PostgreSQL shows the bounds as the session has it
+AS $$
+    SELECT c.relname::text, CASE WHEN b.bounds[1] = 'MINVALUE' THEN '-infinity' ELSE trim('''' FROM b.bounds[1])::timestamptz END,
+           CASE WHEN b.bounds[2] = 'MAXVALUE' THEN 'infinity' ELSE trim('''' FROM b.bounds[2])::timestamptz END
+      FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+     CROSS JOIN LATERAL (SELECT regexp_match(pg_get_expr(c.relpartbound, c.oid), '^FOR VALUES FROM [(](.*)[)] TO [(](.*)[)]$') AS bounds) AS b
+     WHERE i.inhparent = ('jobqueue.' || quote_ident(parent))::regclass AND b.bounds IS NOT NULL
+$$;
+
+DROP FUNCTION IF EXISTS jobqueue.maintain(double precision, double precision);   -- an earlier version returns a number
+
+-- Make the partitions of finished jobs for today and the next two days, and drop those whose time ended so many seconds ago. Safe to call
 -- from many nodes; one at a time does it, the others return at once. What it cannot lock at once, since somebody reads there in a
--- transaction that stays open, is left for the next time: behind a lock that waits, completions would wait. Returns the partitions dropped.
-CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_succeeded double precision, keep_cancelled double precision) RETURNS integer
+-- transaction that stays open, is left for the next time: behind a lock that waits, completions would wait.
+--
+-- Returns how many partitions it dropped, and what failed, as sentences: the role may not own the tables, or a view may read a partition.
+-- What failed does no harm to the rest. Jobs of a day without a partition are in the default one, and jobqueue.prune deletes the jobs of
+-- what cannot be dropped.
+CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_succeeded double precision, keep_cancelled double precision,
+                                             OUT dropped integer, OUT failed text[])
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'
 SET lock_timeout = '100ms'
 AS $$
 DECLARE
-    day date;
-    parent text;
     part record;
-    dropped integer := 0;
+    covered timestamptz;
 BEGIN
+    dropped := 0;
+    failed := '{}';
     IF NOT pg_try_advisory_xact_lock(7669743430829532518) THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    FOR parent, day IN
-        SELECT p, (now() AT TIME ZONE 'UTC')::date + n
-          FROM unnest('{succeeded_jobs,cancelled_jobs}'::text[]) AS p CROSS JOIN generate_series(0, 2) AS n
-    LOOP
-        CONTINUE WHEN to_regclass(format('jobqueue.%s_%s', parent, to_char(day, 'YYYYMMDD'))) IS NOT NULL;
-        BEGIN
-            EXECUTE format('CREATE TABLE jobqueue.%1$s_%2$s PARTITION OF jobqueue.%1$s FOR VALUES FROM (%3$L) TO (%4$L)',
-                           parent, to_char(day, 'YYYYMMDD'), day AT TIME ZONE 'UTC', (day + 1) AT TIME ZONE 'UTC');
-        EXCEPTION
-            WHEN check_violation THEN
-                NULL;  -- completions that came before the partition of their day: they stay where they are until retention takes them
-            WHEN lock_not_available THEN
-                RETURN dropped;
-        END;
-    END LOOP;
-    FOR part IN
-        SELECT c.relname AS name
-          FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
-          JOIN pg_inherits AS i ON i.inhparent = ('jobqueue.' || k.parent)::regclass
-          JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relname ~ ('^' || k.parent || '_\d{8}$')
-         WHERE (to_date(right(c.relname, 8), 'YYYYMMDD') + 1) AT TIME ZONE 'UTC' < now() - k.seconds * interval '1 second'
-    LOOP
-        BEGIN
-            EXECUTE format('DROP TABLE jobqueue.%I', part.name);
-            dropped := dropped + 1;
-        EXCEPTION WHEN lock_not_available THEN
-            RETURN dropped;
-        END;
-    END LOOP;
     DELETE FROM jobqueue.fair_groups WHERE ctid = ANY (ARRAY(
         SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
          WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
@@ -3151,32 +3423,99 @@ BEGIN
        AND NOT EXISTS (SELECT FROM jobqueue.queues AS q
                         WHERE q.name = b.queue AND jobqueue.refilled(b.tokens, b.refilled_at, q.key_rate, coalesce(q.key_burst, greatest(1, q.key_rate)))
                               < coalesce(q.key_burst, greatest(1, q.key_rate)));
-    RETURN dropped;
+    -- The partitions last: what they lock is locked until the end of the transaction.
+    FOR part IN
+        SELECT p.parent, p.parent || to_char(d.day, '_YYYYMMDD') AS name, d.day AT TIME ZONE 'UTC' AS since,
+               (d.day + interval '1 day') AT TIME ZONE 'UTC' AS until
+          FROM unnest('{succeeded_jobs,cancelled_jobs}'::text[]) AS p (parent)
+         CROSS JOIN (SELECT date_trunc('day', now() AT TIME ZONE 'UTC') + n * interval '1 day' AS day FROM generate_series(0, 2) AS n) AS d
+    LOOP
+        -- Partitions that an earlier version, or somebody, made may begin at any time. This one is for the first gap that they leave.
+        LOOP
+            SELECT max(x.until) INTO covered FROM jobqueue.partitions(part.parent) AS x WHERE x.since <= part.since AND x.until > part.since;
+            EXIT WHEN covered IS NULL;
+            part.since := covered;
+        END LOOP;
+        part.until := least(part.until, (SELECT min(x.since) FROM jobqueue.partitions(part.parent) AS x WHERE x.since > part.since));
+        CONTINUE WHEN part.since >= part.until;
+        IF to_regclass('jobqueue.' || part.name) IS NOT NULL THEN
+            part.name := part.name || to_char(part.since AT TIME ZONE 'UTC', '_HH24MISS');
+        END IF;
+        BEGIN
+            EXECUTE format('CREATE TABLE jobqueue.%I PARTITION OF jobqueue.%I FOR VALUES FROM (%L) TO (%L)',
+                           part.name, part.parent, part.since, part.until);
+            EXECUTE format('ALTER TABLE jobqueue.%I REPLICA IDENTITY FULL', part.name);
+        EXCEPTION
+            WHEN check_violation THEN
+                NULL;  -- completions that came before the partition of their day: they stay where they are until retention takes them
+            WHEN lock_not_available THEN
+                RETURN;
+            WHEN OTHERS THEN
+                failed := failed || format('cannot create %s: %s', part.name, SQLERRM);
+        END;
+    END LOOP;
+    FOR part IN
+        SELECT p.name FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
+         CROSS JOIN LATERAL jobqueue.partitions(k.parent) AS p WHERE p.until < now() - k.seconds * interval '1 second'
+    LOOP
+        BEGIN
+            EXECUTE format('DROP TABLE jobqueue.%I', part.name);
+            dropped := dropped + 1;
+        EXCEPTION
+            WHEN lock_not_available THEN
+                RETURN;
+            WHEN OTHERS THEN
+                failed := failed || format('cannot drop %s: %s', part.name, SQLERRM);
+        END;
+    END LOOP;
 END $$;
 
--- Delete what retention does not find in a partition that it can drop, the oldest first, up to so many rows of a table: dead jobs, and what
--- finished on a day without a partition. Returns how many rows.
+-- Delete what retention does not find in a partition that it can drop, up to so many rows of a table: dead jobs, the oldest first, what
+-- finished on a day without a partition, and what is in a partition that jobqueue.maintain has not dropped. Returns how many rows.
+--
+-- What fails for one table leaves the others alone. When there is nothing more to delete elsewhere, its error is raised.
 CREATE OR REPLACE FUNCTION jobqueue.prune(keep_succeeded double precision, keep_cancelled double precision, keep_dead double precision,
                                           max_jobs integer DEFAULT 1000) RETURNS integer
-LANGUAGE sql AS $$
-    WITH dead AS (
-        DELETE FROM jobqueue.dead_jobs WHERE id = ANY (ARRAY(
-            SELECT d.id FROM jobqueue.dead_jobs AS d WHERE d.died_at < now() - keep_dead * interval '1 second'
-             ORDER BY d.died_at, d.id LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    ), succeeded AS (
-        DELETE FROM jobqueue.succeeded_jobs_default WHERE ctid = ANY (ARRAY(
-            SELECT f.ctid FROM jobqueue.succeeded_jobs_default AS f WHERE f.finished_at < now() - keep_succeeded * interval '1 second'
-             LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    ), cancelled AS (
-        DELETE FROM jobqueue.cancelled_jobs_default WHERE ctid = ANY (ARRAY(
-            SELECT f.ctid FROM jobqueue.cancelled_jobs_default AS f WHERE f.finished_at < now() - keep_cancelled * interval '1 second'
-             LIMIT max_jobs FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    )
-    SELECT ((SELECT count(*) FROM dead) + (SELECT count(*) FROM succeeded) + (SELECT count(*) FROM cancelled))::integer
-$$;
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'
+AS $$
+DECLARE
+    part record;
+    deleted integer;
+    total integer := 0;
+    state text;
+    words text;
+BEGIN
+    FOR part IN
+        WITH kept AS (
+            SELECT k.parent, now() - k.seconds * interval '1 second' AS since
+              FROM (VALUES ('succeeded_jobs', keep_succeeded), ('cancelled_jobs', keep_cancelled)) AS k (parent, seconds)
+        )
+        SELECT 'dead_jobs' AS name, 'died_at < ' || quote_literal(now() - keep_dead * interval '1 second') AS meant, 'ORDER BY died_at, id' AS first
+        UNION ALL
+        SELECT k.parent || '_default', 'finished_at < ' || quote_literal(k.since), '' FROM kept AS k
+        UNION ALL
+        -- By the name of the parent, where the role may have privileges that it has not on the partition; by its bounds, it is the only one read.
+        SELECT k.parent, format('finished_at >= %L AND finished_at < %L', p.since, p.until), ''
+          FROM kept AS k CROSS JOIN LATERAL jobqueue.partitions(k.parent) AS p WHERE p.until < k.since
+    LOOP
+        BEGIN
+            EXECUTE format('DELETE FROM jobqueue.%1$I WHERE %2$s AND ctid = ANY (ARRAY('
+                           'SELECT ctid FROM jobqueue.%1$I WHERE %2$s %3$s LIMIT $1 FOR UPDATE SKIP LOCKED))', part.name, part.meant, part.first)
+              USING max_jobs;
+            GET DIAGNOSTICS deleted = ROW_COUNT;
+            total := total + deleted;
+        EXCEPTION WHEN OTHERS THEN
+            state := SQLSTATE;
+            words := format('cannot delete old jobs of %s: %s', part.name, SQLERRM);
+        END;
+    END LOOP;
+    IF total = 0 AND words IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = state, MESSAGE = words;
+    END IF;
+    RETURN total;
+END $$;
 
 -- Delete up to so many keys that nobody needs any more, the oldest first; those of jobs that are not finished are looked at again a day
 -- later. Returns how many were looked at. A key that is in somebody's hands is passed over.
@@ -3200,7 +3539,8 @@ AS $$
     SELECT count(*)::integer FROM old
 $$;
 
--- A first set of partitions, so that a database prepared with psql alone is complete.
-SELECT jobqueue.maintain(86400, 2592000);
+-- A first set of partitions, so that a database prepared with psql alone is complete. How long jobs are kept is for the nodes to say: applied
+-- again, this drops nothing of the last thirty years.
+SELECT jobqueue.maintain(1e9, 1e9);
 
 COMMIT;

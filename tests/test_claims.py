@@ -44,7 +44,7 @@ def test_one_bad_row_costs_its_neighbors_nothing(changes: dict[int, str], *, lim
     rows = [row(first), row(bad, changes, queue="a],", kind='{"again":'), row(last)]
     text = f"[{','.join(rows)}]"
     if limited:
-        text = '{"jobs":' + text + ',"again":{"q": 2.5, "],\\"again\\":{": null}}'
+        text = '{"jobs":' + text + ',"again":{"q": 2.5, "],\\"again\\":{": null},"dead":[]}'
     claimed = claims.read(text)
     assert [job.id for job in claimed] == [first, last]
     [unreadable] = claimed.unreadable

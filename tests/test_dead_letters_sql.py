@@ -219,9 +219,9 @@ async def test_succeeded_and_cancelled_jobs_are_kept_for_times_of_their_own(
             parent.removesuffix("_jobs"),
         )
     keep = {"keep_finished": 86_400.0 * 36_500, "keep_cancelled": 86_400.0 * 36_500}
-    assert await driver.store.maintain(**keep) == 0
+    assert await driver.store.maintain(**keep) == (0, [])
     keep["keep_finished" if table == "succeeded_jobs" else "keep_cancelled"] = 86_400.0
-    assert await driver.store.maintain(**keep) == 1
+    assert await driver.store.maintain(**keep) == (1, [])
     assert sql.states() == {kept: 1}
 
 
@@ -265,7 +265,7 @@ async def test_completions_do_not_wait_behind_upkeep_that_waits_for_a_reader(dri
             await waits_for_a_lock(sql, "jobqueue housekeeping")
             with trio.fail_after(5):
                 assert await driver.finish(job, "succeeded")
-    assert await driver.store.maintain(**keep) == 1
+    assert await driver.store.maintain(**keep) == (1, [])
 
 
 async def test_a_job_is_found_among_all_finished_ones_by_its_id(driver: Driver, sql: Database) -> None:

@@ -503,7 +503,7 @@ async def test_depths_count_each_state(driver: Driver) -> None:
 
 async def test_retention_keeps_what_is_young_enough(driver: Driver) -> None:
     finished, dead = [job_id_of(await driver.in_state(state)) for state in ("succeeded", "dead")]
-    assert await driver.store.maintain(keep_finished=3600, keep_cancelled=3600) == 0
+    assert (await driver.store.maintain(keep_finished=3600, keep_cancelled=3600)).dropped == 0
     assert await driver.store.prune(keep_finished=3600, keep_cancelled=3600, keep_dead=3600) == 0
     assert [await driver.state(job_id) for job_id in (finished, dead)] == ["succeeded", "dead"]
     await trio.sleep(0.01)

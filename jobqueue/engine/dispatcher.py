@@ -24,8 +24,8 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.claims import Claimed, Unreadable
-from jobqueue.storage.store import Claim, Expired, Ranks, Store, Submitted, Want
+from jobqueue.storage.claims import Claimed, Expired, Unreadable
+from jobqueue.storage.store import Claim, Ranks, Store, Submitted, Want
 
 AUDIT_INTERVAL = 10.0
 """Seconds between two comparisons of what the database says that this node holds with what it knows of."""
@@ -233,6 +233,10 @@ class Dispatcher:
                     del self._again_at[name]
                 for name, seconds in claimed.again.items():
                     self._again_at[name] = trio.current_time() + seconds
+                if claimed.dead:
+                    # They took the place of others in this claim: there may be more.
+                    self.wake(dict.fromkeys([job.queue for job in claimed.dead], -math.inf))
+                    self._on_expired(claimed.dead)
                 for job in self._without_paused(jobs) if self._pausing else jobs:
                     brought[job.queue].append(job)
                     if job.attempt == 1:

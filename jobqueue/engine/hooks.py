@@ -22,7 +22,8 @@ from jobqueue.engine.handlers import Hook
 from jobqueue.engine.process_call import in_list
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Expired, Recovered, Store
+from jobqueue.storage.claims import Expired
+from jobqueue.storage.store import Recovered, Store
 
 MAX_WAITING = 1_000
 """Calls that may wait; further ones are dropped, and logged."""
@@ -73,16 +74,17 @@ class Hooks:
         self._put(_Call("retry" if outcome.outcome == "retry" else "dead", job, outcome.error))
 
     def expired(self, jobs: Iterable[Expired]) -> None:
-        """Tell, count and log that the time of jobs was over before they were started."""
+        """Tell, count and log that jobs died before they were started."""
         for job in jobs:
-            self._metrics.of(job.queue, job.kind).expired.inc()
-            self._died(job, "expired")
+            if job.reason == "expired":
+                self._metrics.of(job.queue, job.kind).expired.inc()
+            self._died(job, job.reason)
 
     def recovered(self, jobs: Iterable[Recovered]) -> None:
         """Tell, count and log what became of the jobs of lost nodes."""
         for job in jobs:
             if job.outcome == "dead":
-                self._died(job, "lease lost")
+                self._died(job, job.reason)
             else:
                 self._metrics.of(job.queue, job.kind).recovered.inc()
 
@@ -97,7 +99,7 @@ class Hooks:
         """Take no more calls."""
         self._send.close()
 
-    def _died(self, job: Expired | Recovered, reason: str) -> None:
+    def _died(self, job: Expired | Recovered, reason: str | None) -> None:
         self._metrics.of(job.queue, job.kind).dead.inc()
         log.error("job died", job_id=job.id, kind=job.kind, queue=job.queue, attempt=job.attempt, reason=reason)
         self._put(_Call("dead", job.id))

@@ -45,9 +45,11 @@ def pruning(store: Store, *, keep_finished: float, keep_cancelled: float, keep_d
     """
 
     async def prune() -> float:
-        dropped = await store.maintain(keep_finished=keep_finished, keep_cancelled=keep_cancelled)
-        if dropped:
-            log.info("old finished jobs dropped", partitions=dropped)
+        done = await store.maintain(keep_finished=keep_finished, keep_cancelled=keep_cancelled)
+        if done.dropped:
+            log.info("old finished jobs dropped", partitions=done.dropped)
+        if done.failed:
+            log.warning("partitions cannot be created or dropped: old jobs are deleted in batches instead", failed=done.failed)
         deleted = 0
         while pruned := await store.prune(keep_finished=keep_finished, keep_cancelled=keep_cancelled, keep_dead=keep_dead):
             deleted += pruned

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
-from jobqueue.storage.store import PROMOTE_BATCH, Expired, Ranks, Store
+from jobqueue.storage.claims import Expired
+from jobqueue.storage.store import PROMOTE_BATCH, Ranks, Store
 
 LOCKED_INTERVAL = 0.1
 """What is due for so many seconds and could not be moved is held by somebody's transaction: the next look is as many later."""

@@ -1,14 +1,14 @@
 """Read what ``jobqueue.claim`` returns: all of it at once, or, where that fails, row by row, so that one bad row harms no other.
 
-The text is one JSON array of arrays, a job each. Somebody's SQL can put anything into a row: a number where a text belongs, or JSON
-that is nested too deeply for any decoder. So what separates the rows reads no value at all.
+The text is one JSON array of arrays, a job each, or an object with that array and more. Somebody's SQL can put anything into a row: a
+number where a text belongs, or JSON that is nested too deeply for any decoder. So what separates the rows reads no value.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +18,20 @@ from jobqueue.job import ClaimedJob
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 """A whole string, or a character that gives JSON its structure."""
 
-_AGAIN = '],"again":'
+
+class Expired(msgspec.Struct, frozen=True):
+    """A job that died while it waited.
+
+    Attributes:
+        attempt: how often it had been run.
+        reason: ``expired``, or why PostgreSQL could not move its row.
+    """
+
+    id: str
+    queue: str
+    kind: str
+    attempt: int
+    reason: str = "expired"
 
 
 class Unreadable(NamedTuple):
@@ -33,31 +46,30 @@ class Claimed(list[ClaimedJob]):
 
     Attributes:
         again: the queues that a limit left short; in how many seconds to ask again, infinite: when jobs of the queue have ended.
+        dead: jobs that died instead, since PostgreSQL could not move their rows.
         unreadable: jobs that were claimed too, and that this node cannot read.
     """
 
     def __init__(
-        self,
-        jobs: Iterable[ClaimedJob] = (),
-        again: Mapping[str, float] | None = None,
-        unreadable: Iterable[Unreadable] = (),
+        self, jobs: Iterable[ClaimedJob] = (), again: Mapping[str, float] | None = None, *, dead: Sequence[Expired] = ()
     ) -> None:
         super().__init__(jobs)
         self.again = again or {}
-        self.unreadable = list(unreadable)
+        self.dead = dead
+        self.unreadable: list[Unreadable] = []
 
 
-class _Limited(msgspec.Struct):
-    """What ``jobqueue.claim`` returns where a limit left a queue short."""
+class _Partly(msgspec.Struct):
+    """What ``jobqueue.claim`` returns where a limit left a queue short, or a row could not be claimed."""
 
     jobs: list[ClaimedJob]
     again: dict[str, float | None]
+    dead: list[Expired]
 
 
 _jobs = msgspec.json.Decoder(list[ClaimedJob])
-_limited = msgspec.json.Decoder(_Limited)
+_partly = msgspec.json.Decoder(_Partly)
 _job = msgspec.json.Decoder(ClaimedJob)
-_again = msgspec.json.Decoder(dict[str, float | None])
 
 
 def read(text: str) -> Claimed:
@@ -65,19 +77,19 @@ def read(text: str) -> Claimed:
     try:
         if text.startswith("["):
             return Claimed(_jobs.decode(text))
-        limited = _limited.decode(text)
-        return Claimed(limited.jobs, _seconds(limited.again))
+        partly = _partly.decode(text)
+        return Claimed(partly.jobs, _seconds(partly.again), dead=partly.dead)
     except Exception:  # noqa: BLE001 - DecodeError, RecursionError, MemoryError: whatever it is, the rows are told apart
         return _read_each(text)
 
 
 def _read_each(text: str) -> Claimed:
-    again: Mapping[str, float] = {}
+    claimed = Claimed()
     if text.startswith("{"):
-        jobs, _, rest = text.rpartition(_AGAIN)  # the quotes of a queue's name are escaped, so this is not in one
-        text = jobs.removeprefix('{"jobs":') + "]"
-        again = _seconds(_again.decode(rest.removesuffix("}")))
-    claimed = Claimed(again=again)
+        parts = dict(part.split(":", 1) for part in elements(text))
+        text = parts['"jobs"']
+        partly = _partly.decode('{"jobs":[],"again":%s,"dead":%s}' % (parts['"again"'], parts['"dead"']))  # noqa: UP031 - JSON in JSON
+        claimed = Claimed((), _seconds(partly.again), dead=partly.dead)
     for row in elements(text):
         try:
             claimed.append(_job.decode(row))
@@ -95,18 +107,18 @@ def _unreadable(row: str, error: Exception) -> Unreadable:
     return Unreadable(readable, reason)
 
 
-def elements(array: str) -> list[str]:
-    """Split the text of a JSON array at its own commas. It reads no value, so it does not depend on what the values are."""
+def elements(text: str) -> list[str]:
+    """Split the text of a JSON array or object at its own commas. It reads no value, so no value can break it."""
     found: list[str] = []
     depth, begin = 0, 1
-    for token in _TOKEN.finditer(array):
+    for token in _TOKEN.finditer(text):
         character = token[0]
         if character in ("[", "{"):
             depth += 1
         elif character in ("]", "}"):
             depth -= 1
         if (depth == 1 and character == ",") or (depth == 0 and token.start() > begin):
-            found.append(array[begin : token.start()])
+            found.append(text[begin : token.start()])
             begin = token.end()
     return found
 

@@ -19,7 +19,7 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import Change, DeadFilter, JobFilter, Note, Outcome, QueueSettings
 from jobqueue.metrics import Totals
 from jobqueue.storage import claims, schema
-from jobqueue.storage.claims import Claimed
+from jobqueue.storage.claims import Claimed, Expired
 from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
 
@@ -89,7 +89,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A job taken back from a lost node; `outcome` is the state that it is in now: pending, scheduled, dead, or cancelled."""
+    """A job taken back from a lost node.
+
+    Attributes:
+        outcome: the state that it is in now: pending, scheduled, dead, or cancelled.
+        reason: why it is dead.
+    """
 
     id: str
     queue: str
@@ -97,6 +102,7 @@ class Recovered(msgspec.Struct, frozen=True):
     attempt: int
     node_id: str
     outcome: str
+    reason: str | None = None
 
 
 RunId = tuple[str, int]
@@ -104,15 +110,6 @@ RunId = tuple[str, int]
 
 Ranks = Mapping[str, float]
 """The best rank among jobs that became pending, by queue: where a claim has to look for them."""
-
-
-class Expired(msgspec.Struct, frozen=True):
-    """A job that waited until its time to be started was over, and is dead now; `attempt` is how often it had been run."""
-
-    id: str
-    queue: str
-    kind: str
-    attempt: int
 
 
 class Promotion(msgspec.Struct, frozen=True):
@@ -222,6 +219,13 @@ class Moved(NamedTuple):
     best: Ranks
     next_in: float | None
     submitted: Mapping[tuple[str, str], int]
+
+
+class Maintained(NamedTuple):
+    """How many partitions `Store.maintain` dropped, and what failed, as sentences."""
+
+    dropped: int
+    failed: Sequence[str] = ()
 
 
 class Recorded(NamedTuple):
@@ -519,12 +523,18 @@ class Store:
         rows = await self._housekeeping.run(_rows(sql, source, _text(schedules)))
         return {row["name"]: row["owner"] for row in rows}
 
-    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> int:
-        """Make the coming partitions and drop those whose day ended so many seconds ago; return the partitions dropped."""
-        return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.maintain(%s, %s)", keep_finished, keep_cancelled)))
+    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
+        """Make the coming partitions and drop those whose day ended so many seconds ago."""
+        sql = "SELECT dropped, failed FROM jobqueue.maintain(%s, %s)"
+        [row] = await self._housekeeping.run(_rows(sql, keep_finished, keep_cancelled))
+        return Maintained(row["dropped"], row["failed"])
 
     async def prune(self, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> int:
-        """Delete old jobs that are in no partition to be dropped, at most `PRUNE_BATCH` of each state; return how many."""
+        """Delete old jobs whose partition is not dropped, at most `PRUNE_BATCH` of each table; return how many.
+
+        Raises:
+            DatabaseUnavailable, RefusedData: PostgreSQL refused it for a table, and there is nothing to delete in the others.
+        """
         sql = "SELECT jobqueue.prune(%s, %s, %s, %s)"
         return _int(await self._housekeeping.run(_scalar(sql, keep_finished, keep_cancelled, keep_dead, PRUNE_BATCH)))
 

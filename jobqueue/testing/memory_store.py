@@ -42,7 +42,7 @@ from jobqueue.job import (
     QueueSettings,
 )
 from jobqueue.metrics import Totals
-from jobqueue.storage.claims import Claimed
+from jobqueue.storage.claims import Claimed, Expired
 from jobqueue.storage.store import (
     ADMIT_BATCH,
     CANCEL_BATCH,
@@ -62,8 +62,8 @@ from jobqueue.storage.store import (
     Depth,
     DueSchedule,
     DueSchedules,
-    Expired,
     Glance,
+    Maintained,
     Move,
     Moved,
     Node,
@@ -507,7 +507,7 @@ class MemoryStore(Store):
             else:
                 self._to_pending(row, refund=False)
             outcome = "pending" if row.state == "blocked" else row.state
-            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, outcome))
+            recovered.append(Recovered(row.id, row.queue, row.kind, row.attempt, node_id, outcome, row.reason))
         return recovered
 
     async def due_schedules(self) -> DueSchedules:
@@ -562,7 +562,7 @@ class MemoryStore(Store):
             self._put(schedule, source)
         return {}
 
-    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> int:
+    async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
         await trio.lowlevel.checkpoint()
         now = self._now()
         dropped = 0
@@ -572,7 +572,7 @@ class MemoryStore(Store):
                 if _day(row) in days:
                     del self._rows[row.id]
             dropped += len(days)
-        return dropped
+        return Maintained(dropped)
 
     async def prune(
         self,

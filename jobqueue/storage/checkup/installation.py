@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
 
 import psycopg
 
@@ -122,8 +121,8 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
                       WHERE p.pronamespace = n.oid AND NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY 1) AS functions,
                ARRAY(SELECT s.name FROM unnest(%s::text[]) AS s (name)
                       WHERE NOT has_function_privilege(s.name, 'EXECUTE')) AS system_functions,
-               ARRAY(SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relkind = 'p' AND c.relispartition
-                        AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1) AS foreign_parents
+               EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relispartition
+                          AND NOT pg_has_role(c.relowner, 'USAGE')) AS others_own
           FROM pg_namespace AS n WHERE n.nspname = 'jobqueue'
         """,
         SYSTEM_FUNCTIONS,
@@ -142,32 +141,53 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
         found = f"role {row.role} may not call {names(row.system_functions)}, which a node does"
         grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.role}" for name in row.system_functions)
         yield Finding("privileges", "problem", found, grants)
-    if row.foreign_parents or not row.creates:
-        found = f"role {row.role} cannot make and drop the partitions of finished jobs: a node that works as this role stops for it"
+    if row.others_own or not row.creates:
+        found = (
+            f"role {row.role} cannot create and drop the partitions of finished jobs: its nodes delete old jobs in batches instead"
+        )
         advice = f"GRANT CREATE ON SCHEMA jobqueue TO {row.role}, and make it a member of the role that owns the tables"
-        yield Finding("privileges", "problem", found, advice)
+        yield Finding("privileges", "warning", found, advice)
 
 
 def partitions(connection: Connection) -> list[Finding]:
-    """Tell days without a partition, and rows that are therefore where retention deletes them one by one."""
-    [row] = query(connection, "SELECT (now() AT TIME ZONE 'UTC')::date AS today")
-    findings = []
-    for parent in ("succeeded_jobs", "cancelled_jobs"):
-        wanted = {f"{parent}_{row.today + timedelta(days=ahead):%Y%m%d}": ahead for ahead in (0, 1)}
-        there = query(
-            connection,
-            "SELECT c.relname AS name FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid"
-            " WHERE i.inhparent = %s::regclass",
-            f"jobqueue.{parent}",
-        )
-        if missing := sorted(wanted.keys() - {each.name for each in there}):
-            days = " and ".join(("today", "tomorrow")[wanted[name]] for name in missing)
-            found = f"{parent} has no partition for {days}: what ends then is deleted row by row, not dropped"
-            advice = "a node makes them when it starts, and every hour: its log says what keeps it (pruning failed)"
-            findings.append(Finding("partitions", "warning", found, advice))
-        [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a name of ours
-        if stray.jobs:
-            many = count(stray.jobs, "job") if stray.jobs < FEW else f"{FEW:,} jobs or more"
-            found = f"{many} in {parent}_default, which ended on a day that had no partition yet"
-            findings.append(Finding("partitions", "warning", found, "nothing: they go when their time to be kept is over"))
+    """Find days without a partition, jobs outside of partitions, and partitions that retention cannot drop."""
+    findings = [finding for parent in ("succeeded_jobs", "cancelled_jobs") for finding in _partitions_of(connection, parent)]
     return findings or [Finding("partitions", "ok", "today's and tomorrow's are there, and no job is outside of them")]
+
+
+def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
+    days = query(
+        connection,
+        """
+        SELECT d.name FROM unnest('{today,tomorrow}'::text[]) WITH ORDINALITY AS d (name, place)
+         CROSS JOIN LATERAL (SELECT now() + (d.place - 1) * interval '1 day' AS moment) AS m
+         WHERE NOT EXISTS (SELECT FROM jobqueue.partitions(%s) AS p WHERE m.moment >= p.since AND m.moment < p.until)
+         ORDER BY d.place
+        """,
+        parent,
+    )
+    if days:
+        found = f"{parent} has no partition for {' and '.join(day.name for day in days)}: what ends then is deleted in batches"
+        advice = "a node creates them when it starts, and every hour: its log says what keeps it (partitions cannot be created)"
+        yield Finding("partitions", "warning", found, advice)
+    [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a name of ours
+    if stray.jobs:
+        many = count(stray.jobs, "job") if stray.jobs < FEW else f"{FEW:,} jobs or more"
+        found = f"{many} in {parent}_default, which ended on a day that had no partition yet"
+        yield Finding("partitions", "warning", found, "nothing: they go when their time to be kept is over")
+    readers = query(
+        connection,
+        """
+        SELECT v.oid::regclass::text AS view, CASE v.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END AS kind,
+               array_agg(DISTINCT p.name ORDER BY p.name) AS partitions
+          FROM jobqueue.partitions(%s) AS p
+          JOIN pg_depend AS d ON d.refobjid = to_regclass('jobqueue.' || quote_ident(p.name))
+                             AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass
+          JOIN pg_rewrite AS r ON r.oid = d.objid JOIN pg_class AS v ON v.oid = r.ev_class
+         GROUP BY v.oid, v.relkind ORDER BY 1
+        """,
+        parent,
+    )
+    for row in readers:
+        found = f"{row.view} reads {names(row.partitions)}: retention cannot drop what it reads, and deletes old jobs in batches"
+        yield Finding("partitions", "warning", found, f"DROP {row.kind} {row.view}; let it read jobqueue.finished_jobs instead")
