@@ -1534,11 +1534,16 @@ BEGIN
     ELSIF jsonb_array_length(jobs) > 100000 THEN
         RAISE check_violation USING COLUMN = 'jobs', MESSAGE = 'more than 100000 jobs in one batch: send it in parts';
     END IF;
-    -- Almost every submission is one small job of a kind and a queue. This look passes such a job in a fifth of the time. In 200 bytes no name
-    -- is too long, and no payload too large or too deep.
-    IF pg_column_size(jobs) > 200 OR jobs @? 'strict $[*].payload.** ? (@ > 18446744073709551615 || @ < -9223372036854775808)'
-       OR jobs @? 'strict $[*].keyvalue() ? (!(@.key == "payload" || @.key == "priority" && @.value.type() == "number" && @.value == 0 || (@.key == "kind" || @.key == "queue") &&
-                   @.value.type() == "string" && @.value != "" && @.value != "." && @.value != ".."))' IS NOT FALSE THEN
+    -- Almost every submission is one small job with small numbers and short names. This look passes such a job in a fifth of the time. In 200 bytes
+    -- no name is too long, and a payload of less than 500 bytes is neither too large nor too deep. Whatever it does not pass is only looked at again.
+    IF pg_column_size(jobs) > 500 OR pg_column_size(jobs #- '{0,payload}') > 200
+       OR jobs @? 'strict $[*].payload.** ? (@ > 18446744073709551615 || @ < -9223372036854775808)'
+       OR jobs @? 'strict $[*].keyvalue() ? (!(@.key == "payload"
+                   || (@.key == "kind" || @.key == "queue" || @.key == "group" || @.key == "concurrency_key" || @.key == "unique_key" || @.key == "idempotency_key")
+                      && @.value.type() == "string" && @.value != "" && @.value != "." && @.value != ".."
+                   || (@.key == "priority" || @.key == "max_retries" || @.key == "timeout")
+                      && @.value.type() == "number" && (@.value >= 1 && @.value <= 1000 && @.value == @.value.floor() || @.key == "priority" && @.value == 0)
+                   ))' IS NOT FALSE THEN
         PERFORM jobqueue.refuse_unfit(jobs, 'a job', '{kind,payload,queue,priority,max_retries,run_at,delay,timeout,expires_at,expires_in,group,weight,concurrency_key,unique,unique_key,idempotency_key,traceparent,tracestate,id}');
     END IF;
     IF jobs @? '$[*] ? (exists(@.run_at) || exists(@.expires_at) || exists(@.expires_in) || exists(@.group) || exists(@.weight) ||
