@@ -109,10 +109,8 @@ class Session:
         key = f"key-{new_id()}"
         first = self.call(submit, key)
         self.seen.append(self.plain.value(submit, key) == first)  # the key is known again, whatever floats look like
-        self.look(
         kept = "options - '{turn,rank,idempotency_key}'::text[]"
         self.look(f"SELECT payload, priority, timeout, {kept} FROM jobqueue.jobs WHERE queue = 'post'")
-        )
         keyed = [self.call("SELECT jobqueue.submit('slow', concurrency_key => 'account 7')::text") for _ in range(2)]
         unique = '{"kind": "b", "unique": true, "payload": {"f": 0.1}}'
         late, *twins = self.call("SELECT jobqueue.submit_many(%s)::text[]", f'[{{"kind": "a", "delay": 3600}}, {unique}, {unique}]')
