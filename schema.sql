@@ -1724,7 +1724,7 @@ DECLARE
     row_place tid[];   -- the one of them that is claimed now
     row_parts text[];
     row_asking uuid[];
-    dead jsonb := '[]';
+    dead jsonb;
     most integer;
     wait double precision;
     claimed jsonb;
@@ -1750,8 +1750,6 @@ BEGIN
                 CONTINUE;
             END IF;
         END IF;
-        rows := NULL;
-        row_place := NULL;
         LOOP
             BEGIN
                 WITH taken AS (
@@ -1796,7 +1794,7 @@ BEGIN
                         row_parts := '{}';
                         row_asking := '{}';
                     ELSE
-                        dead := dead || jobqueue.bury('pending_jobs', row_place, 'claim', SQLERRM);
+                        dead := coalesce(dead, '[]') || jobqueue.bury('pending_jobs', row_place, 'claim', SQLERRM);
                     END IF;
             END;
             IF rows IS NOT NULL THEN
@@ -1804,6 +1802,8 @@ BEGIN
                     part := nullif(array_to_string(row_parts, '],['), '');
                     asking := nullif(row_asking, '{}');
                     emptied := false;
+                    rows := NULL;
+                    row_place := NULL;
                     EXIT;
                 END IF;
                 row_place := rows[1:1];
@@ -1813,8 +1813,10 @@ BEGIN
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
-        common := NULL;
-        urgent := NULL;
+        IF num_nonnulls(common, urgent) > 0 THEN   -- of the queue before; an assignment of NULL is a cast, which takes longer than to look
+            common := NULL;
+            urgent := NULL;
+        END IF;
         IF asking IS NOT NULL THEN
             SELECT max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority = 0),
                    max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority > 0),
@@ -1843,8 +1845,9 @@ BEGIN
              WHERE i.options ->> 'concurrency_key' IS NOT NULL;
         END IF;
     END LOOP;
-    IF again IS NOT NULL OR dead <> '[]' THEN
-        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || coalesce(again, '{}') || ',"dead":' || dead || '}';
+    IF again IS NOT NULL OR dead IS NOT NULL THEN
+        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || coalesce(again, '{}')
+               || ',"dead":' || coalesce(dead, '[]') || '}';
     END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';
 END $$;
