@@ -288,7 +288,9 @@ CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs_default PARTITION OF jobqueue
 -- It looks at the first 1,000 characters, and returns up to 200. Only ASCII is told apart, so that it does not depend on the database's locale. What
 -- it returns is stored with dead jobs: other rules would need the column to be made anew. jobqueue/testing/causes.py has the same in Python.
 CREATE OR REPLACE FUNCTION jobqueue.cause_of(errors jsonb, reason text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET standard_conforming_strings = on
+AS $$
 DECLARE
     message text := coalesce(nullif(errors -> -1 ->> 'error', ''), reason);
     kept constant text := chr(1);   -- stands before what is to stay as it is: control characters are not in the text any more
@@ -1060,7 +1062,9 @@ $$;
 -- The columns keep what they hold, even what no other table takes: somebody may want to see it, repair it, and run the job again. Replaced
 -- are names that an index cannot hold, times that no node can read, and a history of errors that is not an array.
 CREATE OR REPLACE FUNCTION jobqueue.bury(source text, places tid[], verb text DEFAULT NULL, words text DEFAULT NULL) RETURNS jsonb
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     unmovable constant boolean := verb IS NOT NULL;
     told constant text := CASE WHEN unmovable THEN format('the %s cannot move this row: %s', verb, left(words, 500)) ELSE 'expired' END;
@@ -1111,7 +1115,9 @@ END $$;
 --
 -- Locks, cancellations, privileges, and whatever else is not about a value in a row, end the statement as they would without this.
 CREATE OR REPLACE FUNCTION jobqueue.move(verb text, mover text, source text, places tid[], OUT moved jsonb, OUT dead jsonb)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp   -- so that a session's own names are not taken for faults of rows
+AS $$
 DECLARE
     half constant integer := cardinality(places) / 2;
     result jsonb;
@@ -1527,7 +1533,10 @@ END $$;
 -- of the array: where a key says that a job is there already, the id of that one.
 -- Call it in your own transaction: commit and the jobs exist, roll back and they never did.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 1
+AS $$
 BEGIN
     IF jsonb_typeof(jobs) <> 'array' THEN
         RAISE check_violation USING COLUMN = 'jobs', MESSAGE = 'jobs must be a JSON array of jobs';
@@ -1574,7 +1583,10 @@ CREATE OR REPLACE FUNCTION jobqueue.submit(
     traceparent text             DEFAULT NULL,    -- whose span its handler's is a child of, as W3C Trace Context has it
     tracestate  text             DEFAULT NULL
 ) RETURNS uuid
-LANGUAGE sql AS $$
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 1
+AS $$
     SELECT (jobqueue.submit_many(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
         'kind', kind, 'queue', queue, 'priority', priority, 'max_retries', max_retries,
         'run_at', to_jsonb(run_at AT TIME ZONE 'UTC') #>> '{}' || 'Z', 'timeout', timeout,
@@ -1961,7 +1973,7 @@ DECLARE
     row_place tid[];   -- the one of them that is claimed now
     row_parts text[];
     row_asking uuid[];
-    dead jsonb := '[]';
+    dead jsonb;
     most integer;
     wait double precision;
     claimed jsonb;
@@ -1987,8 +1999,6 @@ BEGIN
                 CONTINUE;
             END IF;
         END IF;
-        rows := NULL;
-        row_place := NULL;
         LOOP
             BEGIN
                 WITH taken AS (
@@ -2033,7 +2043,7 @@ BEGIN
                         row_parts := '{}';
                         row_asking := '{}';
                     ELSE
-                        dead := dead || jobqueue.bury('pending_jobs', row_place, 'claim', SQLERRM);
+                        dead := coalesce(dead, '[]') || jobqueue.bury('pending_jobs', row_place, 'claim', SQLERRM);
                     END IF;
             END;
             IF rows IS NOT NULL THEN
@@ -2041,6 +2051,8 @@ BEGIN
                     part := nullif(array_to_string(row_parts, '],['), '');
                     asking := nullif(row_asking, '{}');
                     emptied := false;
+                    rows := NULL;
+                    row_place := NULL;
                     EXIT;
                 END IF;
                 row_place := rows[1:1];
@@ -2050,8 +2062,10 @@ BEGIN
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
-        common := NULL;
-        urgent := NULL;
+        IF num_nonnulls(common, urgent) > 0 THEN   -- of the queue before; an assignment of NULL is a cast, which takes longer than to look
+            common := NULL;
+            urgent := NULL;
+        END IF;
         IF asking IS NOT NULL THEN
             SELECT max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority = 0),
                    max((i.options -> 'turn')::numeric) FILTER (WHERE i.priority > 0),
@@ -2080,8 +2094,9 @@ BEGIN
              WHERE i.options ->> 'concurrency_key' IS NOT NULL;
         END IF;
     END LOOP;
-    IF again IS NOT NULL OR dead <> '[]' THEN
-        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || coalesce(again, '{}') || ',"dead":' || dead || '}';
+    IF again IS NOT NULL OR dead IS NOT NULL THEN
+        RETURN '{"jobs":[' || array_to_string(parts, ',') || '],"again":' || coalesce(again, '{}')
+               || ',"dead":' || coalesce(dead, '[]') || '}';
     END IF;
     RETURN '[' || array_to_string(parts, ',') || ']';
 END $$;
@@ -2385,7 +2400,7 @@ DECLARE
 BEGIN
     DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.id = job
  RETURNING s.id, s.queue, s.kind, s.priority, NULL, s.payload, s.max_retries, s.timeout, s.attempt, s.claims, s.created_at,
-           s.available_since, s.errors, s.options, s.saved
+           s.available_since, s.errors, s.options, s.saved, NULL
       INTO gone;
     IF NOT FOUND THEN
         DELETE FROM jobqueue.blocked_jobs AS b WHERE b.id = job RETURNING b.* INTO gone;
@@ -2415,7 +2430,9 @@ END $$;
 --
 -- Of a job that runs only the wish is written: a mark on its row would have the outcomes of its node wait for your transaction.
 CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid, keep boolean DEFAULT true) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 BEGIN
     IF jobqueue.cancel_waiting(job, keep) THEN
         RETURN true;
@@ -2498,7 +2515,9 @@ $$;
 --
 -- While your transaction is open nobody claims the job.
 CREATE OR REPLACE FUNCTION jobqueue.change(job uuid, priority integer DEFAULT NULL, run_at timestamptz DEFAULT NULL) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 #variable_conflict use_column
 DECLARE
     gone jobqueue.blocked_jobs;   -- of a scheduled job, rank is its run_at
@@ -2513,7 +2532,7 @@ BEGIN
         state := 'scheduled';
         DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.id = job
      RETURNING s.id, s.queue, s.kind, s.priority, s.run_at, s.payload, s.max_retries, s.timeout, s.attempt, s.claims, s.created_at,
-               s.available_since, s.errors, s.options, s.saved
+               s.available_since, s.errors, s.options, s.saved, NULL
           INTO gone;
         EXIT WHEN FOUND;
         state := 'blocked';
@@ -2628,7 +2647,9 @@ END $$;
 -- job of a node whose clock is wrong by more than a minute, or one with an
 -- id of its submitter's own that is no UUID of version 7; without times of a filter it is found, where its id stands.
 CREATE OR REPLACE FUNCTION jobqueue.walk(filter jsonb, states text[], before uuid, max_jobs integer, max_rows integer) RETURNS text
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE
+SET DateStyle = 'ISO, YMD'   -- in which a time means the same in any session, unlike with IST
+AS $$
 DECLARE
     asked record;
     ids text[] := '{true}';
@@ -2680,6 +2701,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobqueue.list_jobs(filter jsonb DEFAULT '{"all": true}', max_jobs integer DEFAULT 100, before uuid DEFAULT NULL,
                                               max_rows integer DEFAULT 10000) RETURNS jsonb
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
@@ -2807,7 +2829,9 @@ END $$;
 -- with jobqueue.cancel. dry_run: how many it would be; max_jobs NULL: of all.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_jobs(filter jsonb, max_jobs integer DEFAULT 1000, keep boolean DEFAULT true,
                                                 dry_run boolean DEFAULT false) RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     walk record;
     place uuid;
@@ -2900,6 +2924,7 @@ END $$;
 -- transaction is about to give it to one.
 CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '100ms'
 AS $$
 DECLARE
@@ -2921,14 +2946,18 @@ END $$;
 
 -- Delete a dead job for good. Returns false when it is not dead.
 CREATE OR REPLACE FUNCTION jobqueue.discard(job uuid) RETURNS boolean
-LANGUAGE sql AS $$
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
     WITH gone AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING id) SELECT EXISTS (SELECT FROM gone)
 $$;
 
 -- A filter of dead jobs as a condition on the rows of dead_jobs AS d. It is an object with any of "queue", "kind", "group", "cause" (as
 -- jobqueue.dead_causes has it), "reason" (a part of it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}.
 CREATE OR REPLACE FUNCTION jobqueue.dead_condition(filter jsonb) RETURNS text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE
+SET DateStyle = 'ISO, YMD'   -- in which a time means the same in any session, unlike with IST
+AS $$
     SELECT string_agg(CASE asked.name
                WHEN 'queue' THEN format('d.queue = %L', asked.text)
                WHEN 'kind' THEN format('d.kind = %L', asked.text)
@@ -2955,7 +2984,9 @@ END $$;
 -- Run dead jobs that match a filter again, the oldest first, up to so many in one transaction: repeat it until it returns 0, with a
 -- "died_before" where they may die again. Returns how many. dry_run: how many it would be; max_jobs NULL: of all.
 CREATE OR REPLACE FUNCTION jobqueue.retry_dead(filter jsonb, max_jobs integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     -- Not those whose unique key another job has: they would be found again and again.
     free constant text := '(d.options IS NULL OR NOT EXISTS (
@@ -2980,7 +3011,9 @@ END $$;
 -- Delete dead jobs that match a filter, the oldest first, up to so many in one transaction: repeat it until it returns 0. Returns how many.
 -- dry_run: how many it would be; max_jobs NULL: of all.
 CREATE OR REPLACE FUNCTION jobqueue.discard_dead(filter jsonb, max_jobs integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     found uuid[];
     jobs integer;
@@ -3001,7 +3034,10 @@ END $$;
 -- before, before_id: the died_at and id of the last one on the page before.
 CREATE OR REPLACE FUNCTION jobqueue.list_dead(filter jsonb, max_jobs integer DEFAULT 100, before timestamptz DEFAULT NULL,
                                               before_id uuid DEFAULT NULL) RETURNS SETOF jsonb
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE
+SET DateStyle = 'ISO, YMD'
+SET search_path = pg_catalog, pg_temp
+AS $$
 BEGIN
     PERFORM jobqueue.refuse_unfit(jsonb_build_array(jsonb_build_object('max_jobs', list_dead.max_jobs)), 'a call', '{max_jobs}');
     RETURN QUERY EXECUTE format(
@@ -3021,6 +3057,7 @@ END $$;
 -- two ends of only those groups that it shows.
 CREATE OR REPLACE FUNCTION jobqueue.dead_causes(filter jsonb DEFAULT '{"all": true}', max_causes integer DEFAULT 100) RETURNS jsonb
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_indexscan = off   -- of one kind or queue too, all is read along the one index: it is less than the rows of many
@@ -3052,7 +3089,9 @@ END $$;
 
 -- Pause a queue on every node, or resume it. Running jobs go on; what nodes have claimed and not started they hand back.
 CREATE OR REPLACE FUNCTION jobqueue.pause(queue text, paused boolean DEFAULT true) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
     SELECT jobqueue.refuse_unfit(jsonb_build_array(jsonb_build_object('queue', pause.queue, 'paused', pause.paused)), 'a queue', '{queue,paused}');
     INSERT INTO jobqueue.queues (name, paused) VALUES (pause.queue, pause.paused)
         ON CONFLICT (name) DO UPDATE SET paused = excluded.paused;
@@ -3072,7 +3111,9 @@ CREATE OR REPLACE FUNCTION jobqueue.configure(
     key_burst       integer          DEFAULT NULL,
     clear           text[]           DEFAULT '{}'
 ) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 #variable_conflict use_column
 DECLARE
     settings constant text[] := '{aging_interval,max_running,rate,burst,key_max_running,key_rate,key_burst}';
@@ -3143,7 +3184,9 @@ CREATE OR REPLACE FUNCTION jobqueue.schedule(
     max_retries integer          DEFAULT NULL,
     timeout     double precision DEFAULT NULL
 ) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 #variable_conflict use_column
 DECLARE
     made boolean;
@@ -3169,14 +3212,18 @@ END $$;
 
 -- Delete a schedule; the jobs that it has submitted stay. Returns false when there is none of that name.
 CREATE OR REPLACE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
-LANGUAGE sql AS $$
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
     WITH gone AS (DELETE FROM jobqueue.schedules AS s WHERE s.name = unschedule.name RETURNING s.name) SELECT EXISTS (SELECT FROM gone)
 $$;
 
 -- Pause a schedule, or resume it: then it goes on with the first tick after now, and those of the pause are gone. Returns false when
 -- there is none of that name.
 CREATE OR REPLACE FUNCTION jobqueue.pause_schedule(name text, paused boolean DEFAULT true) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     known boolean;
 BEGIN
@@ -3193,7 +3240,10 @@ END $$;
 
 -- Submit a schedule's job now, paused or not, beside its ticks. Returns the job's id, NULL when there is no schedule of that name.
 CREATE OR REPLACE FUNCTION jobqueue.trigger_schedule(name text) RETURNS uuid
-LANGUAGE sql AS $$
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 1
+AS $$
     SELECT b.ids[1]
       FROM jobqueue.schedules AS s
      CROSS JOIN LATERAL jobqueue.submit_batch(jsonb_build_array(jobqueue.job_of(s, NULL)), uncounted => true) AS b

@@ -1,7 +1,7 @@
 """Read what ``jobqueue.claim`` returns: all of it at once, or, where that fails, row by row, so that one bad row harms no other.
 
-The text is one JSON array of arrays, a job each, or an object with that array and more. Somebody's SQL can put anything into a row: a
-number where a text belongs, or JSON that is nested too deeply for any decoder. So what separates the rows reads no value.
+The text is one JSON array of arrays, a job each, or an object with that array and more. Somebody's SQL can put anything into a row,
+such as a number where a text belongs, or JSON that is nested too deeply for any decoder. So what separates the rows reads no value.
 """
 
 from __future__ import annotations

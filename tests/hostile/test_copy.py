@@ -1,0 +1,46 @@
+"""A copy of a database: the README's statements pause all that a node would run on it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+from tests.conftest import ROOT, Database, Service
+from tests.test_service import wait_for
+
+SECTION = re.compile(r"### Start on a copy of a database\n(.*?)\n### ", re.DOTALL)
+
+
+def statements() -> list[str]:
+    found = SECTION.search((ROOT / "README.md").read_text())
+    assert found
+    block = "\n".join(line for line in found[1].splitlines() if line.startswith("    "))
+    return [statement for statement in block.split(";") if statement.strip()]
+
+
+def test_a_node_on_a_copy_runs_nothing_until_it_is_resumed(service: Callable[..., Service], database: Database) -> None:
+    database.rows((ROOT / "schema.sql").read_text())
+    database.rows("SELECT jobqueue.schedule('tick', '* * * * * *', kind => 'default')")
+    for more in ("", ", run_at => now() + interval '1 second'", ", concurrency_key => 'account 7'"):
+        database.rows(f"SELECT jobqueue.submit('default'{more})")
+    database.rows("SELECT jobqueue.submit('default', queue => 'mail')")  # no node has worked it: it has no row yet
+    # One that was running when the copy was made.
+    node = database.value("SELECT gen_random_uuid()")
+    database.rows("SELECT jobqueue.join_node(%s, 'production', 1, 'p', '0', '{\"default\": 1}', 3600)", node)
+    database.rows("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", node)
+    database.rows("DELETE FROM jobqueue.nodes")
+    assert len(statements()) == 2
+    for statement in statements():
+        database.rows(statement)
+    running = service("examples.quickstart", "--queue", "default=4", "--queue", "mail=4", "--poll-interval", "0.1")
+    assert running.url
+    wait_for(lambda: database.states() == {"pending": 4}, "all are taken back, promoted, and admitted")
+    time.sleep(2)
+    assert database.states() == {"pending": 4}
+    database.rows("SELECT jobqueue.pause('mail', false)")
+    wait_for(lambda: database.states() == {"pending": 3, "succeeded": 1}, "one queue is resumed")
+    database.rows("SELECT jobqueue.pause('default', false)")
+    database.rows("SELECT jobqueue.pause_schedule('tick', false)")
+    wait_for(lambda: database.states()["succeeded"] > 5, "it ticks")
+    assert running.stop() == 0
