@@ -33,7 +33,7 @@ EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/ready', timeout=2)"]
 
-# tini hands the SIGTERM of `docker stop` on to the service, which hands its jobs back. That takes its grace period (20 s) and
-# up to 5 s: stop it with more patience than Docker's 10 s, as compose.yaml does.
-ENTRYPOINT ["tini", "--", "jobqueue"]
+# tini (-s: also where Docker's own init is PID 1) hands the SIGTERM of `docker stop` on to the service, which hands its jobs back. That
+# takes its grace period (20 s) and up to 5 s: stop it with more patience than Docker's 10 s, as compose.yaml does.
+ENTRYPOINT ["tini", "-s", "--", "jobqueue"]
 CMD ["serve", "examples.quickstart"]

@@ -427,10 +427,12 @@ async def test_a_killed_initdb_leaves_no_half_cluster(data_dir: Path) -> None:
         await eventually(lambda: list(data_dir.glob("postgresql-18.new-*/base")))
     assert not (data_dir / "postgresql-18").exists()
     await eventually(lambda: not started_for(data_dir))
-    (data_dir / "postgresql-18.new-power-cut").mkdir()
+    for name in ("postgresql-18.new-power-cut", "postgresql-15.new-0"):
+        (data_dir / name).mkdir()
+        (data_dir / name / "PG_VERSION").touch()
     async with serving(data_dir) as url:
         assert ask(url, "select 1") == "1"
-    assert not list(data_dir.glob("*.new-*"))
+    assert not list(data_dir.glob("postgresql-18.new-*"))
 
 
 async def test_killed_before_the_database_was_created(data_dir: Path) -> None:

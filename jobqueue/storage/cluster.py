@@ -219,7 +219,8 @@ class Cluster:
             raise EmbeddedPostgresError(f"{directory} is open to other users, or not a directory: remove it, or {ELSEWHERE}")
 
     def _require_no_other_data(self) -> None:
-        if others := sorted(path.parent.name for path in self.data_dir.glob("postgresql-[0-9]*[0-9]/PG_VERSION")):
+        found = [path.parent.name for path in self.data_dir.glob("postgresql-*/PG_VERSION")]
+        if others := sorted(name for name in found if name.removeprefix("postgresql-").isdecimal()):
             raise EmbeddedPostgresError(
                 f"{self.data_dir} holds {' and '.join(others)}, and PostgreSQL {self._programs.version} cannot read another major"
                 f" version's data: dump it with the jobqueue that wrote it (pg_dump), move {others[-1]} elsewhere, start, and"
