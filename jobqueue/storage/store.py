@@ -127,7 +127,7 @@ class _Partly(msgspec.Struct):
 
     jobs: list[ClaimedJob]
     again: dict[str, float | None]
-    dead: list[Expired]
+    dead: list[Expired] = []
 
 
 _claimed = msgspec.json.Decoder(list[ClaimedJob])
@@ -141,7 +141,7 @@ class Promotion(msgspec.Struct, frozen=True):
         jobs: how many were moved to pending.
         best: their best ranks.
         next_due: seconds until the next is due or expires; None where nothing will.
-        expired: the jobs that are dead now.
+        expired: the jobs that died.
         next_check: seconds until there is something to do for `Store.admit`; None for nothing.
     """
 
