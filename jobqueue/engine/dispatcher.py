@@ -70,7 +70,7 @@ class Dispatcher:
         queues: the queues that this node works, by name.
         handlers: by kind; their retry limits go with each claim.
         poll_interval: seconds after which every queue is looked at without a hint.
-        on_expired: called with the jobs that are dead, because their time was over when they were claimed.
+        on_expired: called with the jobs that died instead of being claimed.
     """
 
     def __init__(

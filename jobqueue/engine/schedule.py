@@ -20,7 +20,7 @@ class Schedule:
     Args:
         poll_interval: the longest sleep, in seconds: what nobody told of is found then.
         on_promoted: called with the best rank of each queue that got jobs.
-        on_expired: called with the jobs that are dead, because their time to be started was over.
+        on_expired: called with the jobs that died: their time to be started was over, or their row cannot be moved.
         on_check: called with the seconds until the next check of a concurrency key is due, where there is one.
     """
 

@@ -64,7 +64,7 @@ class _Partly(msgspec.Struct):
 
     jobs: list[ClaimedJob]
     again: dict[str, float | None]
-    dead: list[Expired]
+    dead: list[Expired] = []
 
 
 _jobs = msgspec.json.Decoder(list[ClaimedJob])

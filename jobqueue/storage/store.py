@@ -119,7 +119,7 @@ class Promotion(msgspec.Struct, frozen=True):
         jobs: how many were moved to pending.
         best: their best ranks.
         next_due: seconds until the next is due or expires; None where nothing will.
-        expired: the jobs that are dead now.
+        expired: the jobs that died.
         next_check: seconds until there is something to do for `Store.admit`; None for nothing.
     """
 

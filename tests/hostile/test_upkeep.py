@@ -86,8 +86,8 @@ async def test_partitions_that_are_off_are_gone_around(driver: Driver, sql: Data
         )
         partition = f"jobqueue.succeeded_jobs_{name} PARTITION OF jobqueue.succeeded_jobs"
         sql.rows(f"CREATE TABLE {partition} FOR VALUES FROM ('{since}') TO ('{until}')")
-    await driver.in_state("succeeded")
     assert await driver.store.maintain(**KEEP) == (1, [])
+    await driver.in_state("succeeded")
     assert await driver.store.maintain(**KEEP) == (0, [])
     covered = """
         SELECT m.moment FROM generate_series(date_trunc('hour', now()), now() + interval '47 hours', '1 hour') AS m (moment)
