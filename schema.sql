@@ -555,8 +555,9 @@ LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' 
 -- The rule of each field, by name. A field has the same rule wherever it is given. "is" names a check of jobqueue.fits, and "from", "to",
 -- "but" and "of" are its bounds. "words" ends the sentence "<field> must be ...". "null": the field may be null, which means not given.
 -- "excludes" names a field that must not be given as well.
+-- (In dollar quotes a backslash means the same in any session.)
 CREATE OR REPLACE FUNCTION jobqueue.rules() RETURNS jsonb
-LANGUAGE sql IMMUTABLE AS $$ SELECT '{
+LANGUAGE sql IMMUTABLE AS $$ SELECT $rules${
     "id":              {"is": "uuid", "null": true, "words": "a UUID"},
     "kind":            {"is": "string", "to": 200, "words": "a string of 1 to 200 characters"},
     "payload":         {"is": "payload", "null": true},
@@ -612,7 +613,7 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT '{
     "max_causes":      {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000"},
     "dry_run":         {"is": "boolean", "words": "true or false"},
     "keep":            {"is": "boolean", "words": "true or false"}
-}'::jsonb $$;
+}$rules$::jsonb $$;
 
 -- The time that a text names: RFC 3339, with its UTC offset, from the year 1 to 9999. NULL where it names none. A text is read by its
 -- digits alone, so the time zone and the DateStyle of the session do not matter.
@@ -664,7 +665,7 @@ BEGIN
     size := octet_length(document);
     IF size > most AND size <= 1.5 * most + 1 THEN
         -- Without the spaces that jsonb writes after commas and colons: those outside of strings.
-        document := regexp_replace(document, '"(?:[^"\\]|\\.)*"', '', 'g');
+        document := regexp_replace(document, $string$"(?:[^"\\]|\\.)*"$string$, '', 'g');
         size := size - octet_length(document) + octet_length(replace(document, ' ', ''));
     END IF;
     IF size > most THEN

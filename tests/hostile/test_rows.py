@@ -35,7 +35,7 @@ SCHEDULED = {
     """options = '{"rank": "first"}'""": "cannot cast jsonb string",
     """options = '{"turn": "first"}'""": "cannot cast jsonb string",
     """options = '{"group": "acme", "weight": "heavy"}'""": "invalid input syntax",
-    """options = '{"group": "acme", "weight": -1}'""": "weight",
+    """options = '{"group": "acme", "weight": 0}'""": "division by zero",
     """options = '["group"]'""": "violates not-null",
 }
 """What a promotion cannot move."""

@@ -19,7 +19,7 @@ from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.http import listening
 from jobqueue.http.entrance import Entrance
 from jobqueue.settings import Settings
-from jobqueue.storage import checkup
+from jobqueue.storage import checkup, embedded
 from jobqueue.storage.store import Store
 from tests.conftest import Database
 
@@ -127,7 +127,7 @@ async def jobs_by_http(client: Client) -> None:
     assert TEXT in job["errors"][-1]["error"]
     await client.call("POST", f"/jobs/{job['id']}/retry")
     await client.ended(job["id"], "dead")
-    # WRITES
+    await client.ended(await client.submit(kind="writes"), "succeeded")
     refused = await client.call("POST", "/submit", {"priority": -1}, status=400)
     assert refused["field"] == "priority"
 
@@ -209,7 +209,7 @@ async def running(url: str) -> AsyncIterator[tuple[service.Engine, str, Stages]]
         await service.start_engine(engine, stages, url)
         listeners = listening.open_listeners(settings.host, 0)
         stopping = trio.Event()
-        serve = partial(service._serve_http, entrance=Entrance(settings))
+        serve = partial(service._serve_http, entrance=Entrance(settings), server_health=embedded.Health())
         await stages.start("http", serve, engine, settings, stages, listeners, stopping)
         yield engine, listening.urls(listeners, "http")[0], stages
         await service._shut_down(engine, settings, stages, stopping)
@@ -281,12 +281,13 @@ async def test_a_database_of_another_encoding_is_refused_in_one_sentence(encodin
         connection.execute(
             f"CREATE DATABASE odd_encoding ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0".encode()
         )
-        url = psycopg.conninfo.make_conninfo(database_url, dbname="odd_encoding")
+        store = Store(psycopg.conninfo.make_conninfo(database_url, dbname="odd_encoding"))
         try:
             with pytest.raises(
                 jobqueue.errors.SettingsError, match=f'the database "odd_encoding" has the encoding {encoding}, and'
             ) as refused:
-                await Store(url).migrate()
+                await store.migrate()
             assert "\n" not in str(refused.value)
         finally:
+            await store.aclose()
             connection.execute("DROP DATABASE odd_encoding WITH (FORCE)")

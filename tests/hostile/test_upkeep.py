@@ -138,7 +138,7 @@ async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_delet
     assert sql.states() == {"succeeded": 3}
     [finding] = [finding for finding in checkup.examine(sql.url) if finding.check == "partitions"]
     assert finding.verdict == "warning"
-    assert finding.finding.startswith("report reads old_2: ")
+    assert finding.finding.startswith("public.report reads old_2: ")
     assert await driver.store.prune(**KEEP, keep_dead=86_400) == 3
     assert await driver.store.prune(**KEEP, keep_dead=86_400) == 0
     assert sql.states() == {}
