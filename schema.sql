@@ -820,6 +820,13 @@ BEGIN
     RETURN turns;
 END $$;
 
+-- Whether groups of a queue have a backlog behind which a job that became available at that time would wait, if it stood in line by the clock.
+-- While they do, jobs without a group share the workers as one more group, whose name is the empty text: so they do not starve.
+CREATE OR REPLACE FUNCTION jobqueue.lags(queue text, since timestamptz) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE f.queue = lags.queue AND least(f.common, f.urgent) < extract(epoch FROM since))
+$$;
+
 -- Note where the lines of a queue are served, or that they were found empty. Where another claim does so at this moment, that will do.
 CREATE OR REPLACE FUNCTION jobqueue.serve_lines(queue text, common numeric, urgent numeric, emptied boolean) RETURNS void
 LANGUAGE sql AS $$
@@ -1399,17 +1406,17 @@ BEGIN
           FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place));
     -- A job that is not due yet takes its turn when it is, see jobqueue.promote.
     SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', j.place, 'queue', coalesce(j.job ->> 'queue', 'default'),
-               'group', j.job #> '{options,group}', 'weight', j.job #> '{options,weight}',
+               'group', coalesce(j.job #>> '{options,group}', ''), 'weight', j.job #> '{options,weight}',
                'priority', coalesce((j.job ->> 'priority')::numeric, 0)::integer) ORDER BY j.place))
       INTO turns
       FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place)
-     WHERE j.job -> 'options' ? 'group' AND NOT j.job ? 'existing'
+     WHERE (j.job -> 'options' ? 'group' OR jobqueue.lags(coalesce(j.job ->> 'queue', 'default'), present)) AND NOT j.job ? 'existing'
        AND coalesce((j.job ->> 'run_at')::timestamptz <= present, (j.job ->> 'delay')::numeric <= 0, true)
     HAVING count(*) > 0;
     IF turns IS NOT NULL THEN
         jobs := (
             SELECT jsonb_agg(CASE WHEN turns ? j.place::text
-                                  THEN jsonb_set(j.job, '{options}', (j.job -> 'options') || (turns -> j.place::text))
+                                  THEN jsonb_set(j.job, '{options}', coalesce(nullif(j.job -> 'options', 'null'), '{}') || (turns -> j.place::text))
                                   ELSE j.job END
                              ORDER BY j.place)
               FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place));
@@ -1450,15 +1457,14 @@ BEGIN
            FROM (SELECT DISTINCT hashtext(j ->> 'id') & 63 AS number FROM jsonb_array_elements(jobs) AS j WHERE j ? 'id'
                   ORDER BY number) AS l;
     END IF;
-    IF jobs @? '$[*].options' THEN
-        -- What else there may be among the options needs nothing done, a trace above all.
-        IF jobs @? '$[*].options ? (exists(@.idempotency_key) || exists(@.unique_key) || exists(@.unique) || exists(@.group) ||
-                                    exists(@.expires_in) || exists(@.expires_at))' THEN
-            jobs := jobqueue.prepare(jobs, again, key_ttl, present);
-        END IF;
-        IF wake AND jobs @? '$[*].options.concurrency_key' THEN
-            PERFORM jobqueue.wake_keys();
-        END IF;
+    -- What else there may be among the options needs nothing done, a trace above all.
+    IF EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE least(f.common, f.urgent) IS NOT NULL)
+       OR jobs @? '$[*].options ? (exists(@.idempotency_key) || exists(@.unique_key) || exists(@.unique) || exists(@.group) ||
+                                   exists(@.expires_in) || exists(@.expires_at))' THEN
+        jobs := jobqueue.prepare(jobs, again, key_ttl, present);
+    END IF;
+    IF wake AND jobs @? '$[*].options.concurrency_key' THEN
+        PERFORM jobqueue.wake_keys();
     END IF;
     -- Not a part of the statement below: to look among all jobs is to open each partition there is, needed or not.
     IF again OR jobs @? '$[*].existing' THEN
@@ -2331,9 +2337,11 @@ BEGIN
     WITH due AS (
         DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.ctid = ANY (places) RETURNING s.*
     ), turns AS MATERIALIZED (
-        SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', t.id, 'queue', t.queue, 'group', t.options -> 'group',
+        SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', t.id, 'queue', t.queue, 'group', coalesce(t.options ->> 'group', ''),
                    'weight', t.options -> 'weight', 'priority', t.priority) ORDER BY t.run_at)) AS given
-          FROM due AS t WHERE t.options ? 'group' AND NOT t.options ? 'turn' HAVING count(*) > 0
+          FROM due AS t
+         WHERE CASE WHEN t.options ? 'turn' THEN false WHEN t.options ? 'group' THEN true ELSE jobqueue.lags(t.queue, t.available_since) END
+        HAVING count(*) > 0
     ), moved AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors,
@@ -2341,7 +2349,7 @@ BEGIN
         SELECT d.id, d.queue, d.kind, d.priority, jobqueue.rank_of(d.available_since, d.priority, q.aging_interval, o.options), d.payload,
                d.max_retries, d.timeout, d.attempt, d.claims, d.created_at, d.available_since, d.errors, o.options, d.saved
           FROM due AS d LEFT JOIN jobqueue.queues AS q ON q.name = d.queue LEFT JOIN turns AS t ON true
-         CROSS JOIN LATERAL (SELECT CASE WHEN t.given ? d.id::text THEN d.options || (t.given -> d.id::text)
+         CROSS JOIN LATERAL (SELECT CASE WHEN t.given ? d.id::text THEN coalesce(d.options, '{}') || (t.given -> d.id::text)
                                          ELSE d.options END AS options) AS o
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
@@ -2501,9 +2509,10 @@ END $$;
 -- The options of a job that goes to the end of the line again.
 CREATE OR REPLACE FUNCTION jobqueue.with_new_turn(options jsonb, queue text, priority integer) RETURNS jsonb
 LANGUAGE sql AS $$
-    SELECT CASE WHEN options ? 'group' THEN options || (jobqueue.take_turns(jsonb_build_array(
-                     jsonb_build_object('key', 'this', 'queue', queue, 'group', options -> 'group', 'weight', options -> 'weight',
-                                        'priority', priority))) -> 'this')
+    SELECT CASE WHEN options ? 'group' OR jobqueue.lags(queue, clock_timestamp())
+                THEN coalesce(options, '{}') || (jobqueue.take_turns(jsonb_build_array(
+                     jsonb_build_object('key', 'this', 'queue', queue, 'group', coalesce(options ->> 'group', ''),
+                                        'weight', options -> 'weight', 'priority', priority))) -> 'this')
                 ELSE options END
 $$;
 
@@ -2565,7 +2574,7 @@ BEGIN
             INSERT INTO jobqueue.key_checks (queue, key) VALUES (gone.queue, gone.options ->> 'concurrency_key');
         END IF;
     ELSE
-        IF NOT gone.options ? 'turn' THEN
+        IF (gone.options ? 'turn') IS NOT TRUE THEN
             gone.options := jobqueue.with_new_turn(gone.options, gone.queue, gone.priority);
         END IF;
         gone.rank := jobqueue.rank_of(gone.available_since, gone.priority,

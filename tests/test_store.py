@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import KeyInUse, KeyReused, RefusedData
-from jobqueue.job import AttemptError, ClaimedJob, DeadFilter, NewJob, Note, Options, Outcome, Verdict
+from jobqueue.job import AttemptError, Change, ClaimedJob, DeadFilter, NewJob, Note, Options, Outcome, Verdict
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import PRUNE_BATCH, Claim, DueSchedule, Expired, Move, Store, Submitted, Want
 from jobqueue.testing.memory_store import MemoryStore
@@ -811,6 +811,51 @@ async def submit_to(driver: Driver, group: str, jobs: int, *, weight: float | No
 async def claim_groups(driver: Driver, jobs: int) -> list[str]:
     """The groups of the next jobs, in the order that they are claimed in."""
     return [job.options.group or "" for job in await driver.claim(jobs) if job.options is not None]
+
+
+async def lag(driver: Driver, groups: Sequence[str], jobs: int, **fields: Any) -> None:
+    """Let groups have a backlog, and be served so that the virtual time of their line is behind the clock."""
+    for group in groups:
+        await submit_to(driver, group, jobs, **fields)
+    await claim_groups(driver, len(groups))
+    await trio.sleep(0.3)
+
+
+def is_plain(job: ClaimedJob) -> bool:
+    return job.options is None or job.options.group is None
+
+
+async def test_jobs_without_a_group_have_a_share_while_groups_have_a_backlog(driver: Driver) -> None:
+    await lag(driver, ("a", "b"), 200)
+    plain = await driver.submit_many(*({} for _ in range(50)))
+    served = await driver.claim(90)
+    assert sum(map(is_plain, served)) == pytest.approx(30, abs=2)
+    assert [job.id for job in served if is_plain(job)] == plain[: sum(map(is_plain, served))], "in their order"
+    more = await submit_to(driver, "c", 5)
+    assert {job.id for job in await driver.claim(40)} >= set(more), "and no more than a share: others are not held up"
+
+
+async def test_jobs_without_a_group_that_become_due_or_are_changed_or_retried_have_it_too(driver: Driver) -> None:
+    dead = await driver.submit(max_retries=0)
+    assert await driver.finish(
+        await driver.claim_one(), "dead", reason="no luck", error=AttemptError(attempt=1, error="", duration=0.0)
+    )
+    await lag(driver, ("a", "b"), 100)
+    due, changed = await driver.submit_many({"delay": 0.05}, {"delay": 3600.0})
+    await trio.sleep(0.1)
+    await driver.store.promote()
+    assert await driver.store.change(changed, Change(delay=0.0))
+    assert await driver.store.retry(dead)
+    assert {due, changed, dead} <= {job.id for job in await driver.claim(15)}
+
+
+async def test_jobs_without_a_group_stand_in_line_by_the_clock_once_the_backlog_is_gone(driver: Driver) -> None:
+    await lag(driver, ("a",), 10)
+    while await driver.claim(100):
+        pass
+    await driver.submit()
+    [job] = await driver.claim(2)
+    assert job.options is None
 
 
 async def test_a_group_that_was_quiet_is_next_whatever_another_has_waiting(driver: Driver) -> None:

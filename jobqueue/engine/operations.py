@@ -252,4 +252,4 @@ def _asked(options: Any) -> Any:
     for name in ("expires_at", "scheduled_for"):
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # somebody's SQL may have written anything
             asked[name] = datetime.fromtimestamp(asked[name], UTC).isoformat()
-    return asked
+    return asked or None

@@ -460,7 +460,7 @@ class MemoryStore(Store):
             _expire(row, now)
         scheduled = sorted((row for row in self._in("scheduled")), key=_due)
         due = [row for row in scheduled if _due(row) <= now][:PROMOTE_BATCH]
-        self._take_turns((row for row in due if row.options is not None and "turn" not in row.options), now)
+        self._take_turns((row for row in due if "turn" not in (row.options or {})), now)
         for row in due:
             self._to_pending(row, refund=False)
         left = [_due(row) / SECOND for row in scheduled[len(due) :][:1]]
@@ -735,7 +735,7 @@ class MemoryStore(Store):
                 self._check_key(row)
             row.state, row.run_at = "scheduled", run_at or row.run_at
             return True
-        if row.options is not None and "turn" not in row.options:
+        if "turn" not in (row.options or {}):
             self._take_turns([row], now)
         if row.state == "pending":  # with its key's place, if it has one
             row.rank = self._rank(row)
@@ -1017,7 +1017,8 @@ class MemoryStore(Store):
         waiting = [row for row in self._in("pending") if row.options is not None and "turn" in row.options]
         lines: dict[tuple[str, bool], Fraction] = {}
         for row in rows:
-            if row.options is None or "group" not in row.options:
+            options = row.options or {}
+            if "group" not in options and not self._lags(row.queue, row.available_since):
                 continue
             for urgent in (False, True):
                 line = row.queue, urgent
@@ -1026,15 +1027,19 @@ class MemoryStore(Store):
                     turns = [_turn(other) for other in waiting if (other.queue, other.priority > 0) == line]
                     present = max(served, Fraction(now, SECOND))
                     lines[line] = min((turn for turn in turns if turn >= served), default=present)
-            group = row.options["group"]
-            step = FAIR_STEP / Fraction(row.options.get("weight", 1))
+            group = options.get("group", "")
+            step = FAIR_STEP / Fraction(options.get("weight", 1))
             begins: dict[bool, Fraction] = {}
             for urgent in (False, True):
                 begins[urgent] = max(lines[row.queue, urgent], self._turns.get((row.queue, urgent, group), Fraction(0)))
                 if row.priority > 0 or not urgent:
                     self._turns[row.queue, urgent, group] = begins[urgent] + step
             turn = round(begins[row.priority > 0] * SECOND) / SECOND
-            row.options = {**row.options, "turn": turn, "rank": turn - row.priority * (self._aging / timedelta(seconds=1))}
+            row.options = {**options, "turn": turn, "rank": turn - row.priority * (self._aging / timedelta(seconds=1))}
+
+    def _lags(self, queue: str, since: Instant) -> bool:
+        """Whether a job that became available then would wait behind the backlog of the queue's groups; see ``jobqueue.lags``."""
+        return any(self._lines.get((queue, urgent), math.inf) < Fraction(since, SECOND) for urgent in (False, True))
 
     def _rank(self, row: _Row) -> Instant:
         if row.options is not None and "rank" in row.options:
