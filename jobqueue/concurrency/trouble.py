@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import structlog
 import trio
 
-from jobqueue.errors import DatabaseUnavailable
+from jobqueue.errors import JobQueueError
 
 FIRST_PAUSE = 0.05
 """Seconds between a first failure and the next try; each further failure doubles it."""
@@ -81,15 +81,15 @@ class Trouble:
 
     def failed(self, error: Exception) -> None:
         """Take note of an error."""
-        reason = " ".join(f"{error}".split()) or type(error).__name__
-        if not isinstance(error, DatabaseUnavailable):
+        reason = " ".join(_text_of(error).split()) or type(error).__name__
+        if not isinstance(error, JobQueueError):
             reason = f"{type(error).__name__}: {reason}"
         now = trio.current_time()
         if not self._streak:
             self._failing_since = now
         if reason != self._logged and now >= self._log_after:
-            # An error that PostgreSQL's absence does not explain is worth its traceback.
-            unexpected = None if isinstance(error, DatabaseUnavailable) else error
+            # An error that is not one of ours is worth its traceback.
+            unexpected = None if isinstance(error, JobQueueError) else error
             log.warning("a part of the node fails", part=self.part, error=reason, exc_info=unexpected)
             self._logged = reason
             self._log_after = now + LOG_INTERVAL
@@ -106,3 +106,10 @@ class Trouble:
             log.info("a part of the node works again", part=self.part, failures=self._streak, seconds=seconds)
         self._streak = 0
         self.reason = self._logged = None
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a class of somebody's, whose text is code of theirs
+        return ""
