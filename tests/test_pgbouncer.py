@@ -27,6 +27,8 @@ from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import NewJob
+from jobqueue.keeper.node_state import NodeState
+from jobqueue.keeper.watch import Config, Keeper
 from jobqueue.storage import checkup, schema
 from jobqueue.storage import database as connections
 from jobqueue.storage import store as stores
@@ -301,6 +303,33 @@ def test_commits_in_doubt_through_a_pooler_change_nothing(
     assert set(effects.ids("ran") + effects.ids("ended")) == set(node.acknowledged)
     assert "doubt" in node.service.log
     assert node.service.stop() == 0, node.service.log
+
+
+async def test_a_keeper_renews_and_surrenders_through_a_pooler(pooled_url: str, database: Database) -> None:
+    async with open_driver(database.url) as driver:
+        await driver.submit(max_retries=0)
+        [run] = await driver.claim()
+        state = NodeState.create(1)
+        state.name_node(driver.node)
+        state.name_loop()
+        state.beat()
+        slot = state.take_slot("default")
+        slot.enter(run)
+        state.enter_task(slot.number)
+        database.rows("UPDATE jobqueue.nodes SET lease_until = now()")
+        keeper = Keeper(Config(pooled_url, os.getpid(), state.file, state.slots, 3.0, 2.0, "error", {}), state)
+        for _ in range(3):
+            await trio.sleep(0.9)
+            await trio.to_thread.run_sync(keeper.look)
+            if database.rows("SELECT FROM jobqueue.nodes WHERE lease_until <= now()") == []:
+                break
+        assert database.value("SELECT lease_until > now() FROM jobqueue.nodes"), "it is renewed"
+        await trio.sleep(1.5)
+        await trio.to_thread.run_sync(keeper.look)
+        assert database.value("SELECT count(*) FROM jobqueue.nodes") == 0, "it is surrendered"
+        assert [(job.id, job.outcome) for job in await driver.recover()] == [(run.id, "dead")]
+        state.beat()
+        await trio.to_thread.run_sync(keeper.look)
 
 
 def test_a_pool_that_others_have_used_up_delays_work(pooled_url: str, start: Start, database: Database) -> None:

@@ -142,6 +142,7 @@ class Workers:
         taken: Run | None = None
         slot = NO_SLOT if self._node_state is None else self._node_state.take_slot(queue.name)
         slot_of_task.set(slot.number)
+        enter, leave = slot.enter, slot.leave
 
         async def take(scope: trio.CancelScope) -> Run:
             # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
@@ -152,11 +153,11 @@ class Workers:
                 job = await queue.ready.pop()
             taken = run = Run(job, self._lease.node.id, scope)
             queue.runs.add(run)
-            slot.enter(job)
+            enter(job)
             return run
 
         async def record(run: Run, outcome: Outcome | None) -> None:
-            slot.leave()
+            leave()
             if run.given_up:
                 log.info("a handler that was left behind has ended", **run.job.log_context)
                 raise _Replaced
