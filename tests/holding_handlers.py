@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
-import re
 import time
 
 import trio
@@ -24,20 +22,10 @@ def due(job: jobqueue.Job, seconds: int, again: int | None) -> int:
     return seconds if job.attempt == 1 or again is None else again
 
 
-def backtrack(seconds: float) -> None:
-    """Compute in C with the lock held, for about so many seconds: each letter more doubles the time of the match."""
-    letters, took = 18, 0.0
-    while took < min(0.05, seconds):
-        letters += 1
-        began = time.monotonic()
-        match(letters)
-        took = time.monotonic() - began
-    if seconds > took:
-        match(letters + math.ceil(math.log2(seconds / took)))
-
-
-def match(letters: int) -> None:
-    re.match(r"(a+)+$", "a" * letters + "b")
+def compute(seconds: float) -> None:
+    """Compute in C with the lock held, as a regular expression that backtracks does, but for a known time: no bytecode runs."""
+    end = time.monotonic() + seconds
+    any(map(end.__le__, iter(time.monotonic, None)))
 
 
 @app.handler("hold-asleep")
@@ -50,7 +38,7 @@ def hold_asleep(job: jobqueue.Job, seconds: int) -> None:
 @app.handler("hold-computing")
 def hold_computing(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
     effect(job, "began")
-    backtrack(due(job, seconds, again))
+    compute(due(job, seconds, again))
     effect(job, "ended")
 
 
