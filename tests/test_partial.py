@@ -258,7 +258,7 @@ def test_what_the_database_refuses_is_reported_and_the_rest_is_done(
             {"kind": "echo", "expires_at": "2020-01-01T00:00:00Z"},
             {"kind": "echo", "payload": {"n": 3}, "unique_key": "u", "delay": 3600},
             {"kind": "echo", "payload": {"n": 4}, "unique_key": "u"},
-            {"kind": "echo", "payload": {"n": 5}, "queue": "q\0"},
+            {"kind": "echo", "payload": {"n": 5}, "group": "g\0"},
             {"kind": "echo", "payload": {"n": 6}},
         ]
         response = client.post("/submit?partial=true", json=jobs)
@@ -268,7 +268,7 @@ def test_what_the_database_refuses_is_reported_and_the_rest_is_done(
             (1, 422, "idempotency_key"),
             (3, 422, "kind"),
             (4, 422, "expires_at"),
-            (7, 422, "queue"),
+            (7, 422, "group"),
         ]
         assert (body["ids"][2], body["existing"]) == (taken, [2, 6])
         assert body["ids"][5] == body["ids"][6]

@@ -399,16 +399,16 @@ def test_a_pooler_is_known_for_what_it_is(pooled_url: str, database_url: str) ->
 
 async def test_the_server_gives_up_before_we_do_and_the_lane_goes_on(pooled_url: str, database: Database) -> None:
     lane = Lane(pooled_url, "test", reply_timeout=2)
-    await lane.run(lambda session: session.execute("CREATE TABLE effects (n integer PRIMARY KEY)"))
+    await lane.run(lambda session: session.execute("CREATE TABLE public.effects (n integer PRIMARY KEY)"))
     with psycopg.connect(database.url) as holder:
         holder.execute("LOCK TABLE effects")
         with pytest.raises(DatabaseUnavailable, match="statement timeout") as given_up:
-            await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (0)"))
+            await lane.run(lambda session: session.execute("INSERT INTO public.effects VALUES (0)"))
         assert not isinstance(given_up.value, ConnectionLost), "nobody is in doubt"
     for _ in range(2):
         with pytest.raises(RefusedData):
-            await lane.run(lambda session: [session.execute("INSERT INTO effects VALUES (1)") for _ in range(2)])
-    await lane.run(lambda session: session.execute("INSERT INTO effects VALUES (2)"))
+            await lane.run(lambda session: [session.execute("INSERT INTO public.effects VALUES (1)") for _ in range(2)])
+    await lane.run(lambda session: session.execute("INSERT INTO public.effects VALUES (2)"))
     await lane.aclose()
     assert database.rows("SELECT n FROM effects") == [(2,)]
 
