@@ -144,8 +144,10 @@ class Lease:
     def _hold(self, renewed_at: float) -> None:
         was_valid = self.valid
         self._valid_until = renewed_at + self._seconds
-        self._undisturbed_since = min(self._undisturbed_since, trio.current_time())
-        if not was_valid:
+        if was_valid:
+            self._undisturbed_since = min(self._undisturbed_since, trio.current_time())
+        else:  # it had run out, as all have when the machine was paused: the others' need a moment, too
+            self._undisturbed_since = trio.current_time()
             self._on_held()
 
     def _new_node(self) -> Node:

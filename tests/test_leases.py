@@ -1,0 +1,33 @@
+"""A node judges others only once it has held its own lease for a while."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from jobqueue.engine.leases import STEADY_AFTER, Lease
+from jobqueue.metrics import Metrics
+from jobqueue.testing.memory_store import MemoryStore
+
+
+def _nothing(*_: object) -> None: ...
+
+
+async def test_after_a_pause_of_the_whole_machine_nobody_is_judged_before_the_others_have_renewed(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    store = MemoryStore(trio.current_time)
+    lease = Lease(store, Metrics(), queues={}, seconds=30, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
+    await lease.join()
+    await nursery.start(lease.run)
+    assert not lease.steady
+    await trio.sleep(STEADY_AFTER + 1)
+    assert lease.steady
+    autojump_clock.jump(60)
+    assert not lease.valid
+    await trio.sleep(0.1)
+    assert lease.valid
+    assert not lease.steady
+    await trio.sleep(STEADY_AFTER + 1)
+    assert lease.steady
+    nursery.cancel_scope.cancel()
