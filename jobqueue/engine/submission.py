@@ -142,17 +142,9 @@ class Submissions:
 
     async def _write(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
         try:
-            receipts = await self._commit(batch)
+            receipts = await self._commit_or_find_fault(batch)
         except RefusedData:
             self.trouble.succeeded()
-            raise
-        except StatementFailed as error:
-            # Rolled back, and maybe because of one job: where an empty batch can be written, the halves are.
-            with self.trouble.contained():
-                await self._store.submit([], wake=False)
-            if self.trouble.reason is None:
-                raise RefusedData(str(error)) from error
-            self._probing.due_in(0)
             raise
         except Exception as error:
             self.trouble.failed(error)
@@ -160,6 +152,17 @@ class Submissions:
             raise
         self.trouble.succeeded()
         return receipts
+
+    async def _commit_or_find_fault(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
+        """Commit a batch; where that fails for an unknown reason, find out whether the database is at fault or a job of the batch."""
+        try:
+            return await self._commit(batch)
+        except StatementFailed:
+            await self._store.submit([], wake=False)  # in a session of its own; if it fails, the database is at fault
+        try:
+            return await self._commit(batch)
+        except StatementFailed as error:
+            raise RefusedData(str(error)) from error
 
     async def _commit(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
         encoded = [document for jobs in batch for document in jobs.documents]

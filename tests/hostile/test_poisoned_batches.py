@@ -107,6 +107,24 @@ async def test_a_submission_that_makes_statements_fail_is_refused_and_the_others
         assert engine.submissions.trouble.errors
 
 
+class Once(Store):
+    """A store whose first submission fails for a reason that is gone with its session, as a plan for functions that were replaced."""
+
+    failed = False
+
+    async def submit(self, jobs: Sequence[bytes], **options: Any) -> Submitted:
+        if jobs and not self.failed:
+            self.failed = True
+            raise StatementFailed("cached plan must not change result type")
+        return await super().submit(jobs, **options)
+
+
+async def test_a_submission_that_fails_once_is_taken(database_url: str, database: Database) -> None:
+    async with running(Once(database_url)) as (_, node, _stages):
+        await ended(database, await submit(node), AGAIN)
+        assert node.troubles() == []
+
+
 async def test_an_outcome_that_makes_statements_fail_ends_its_own_job_alone(database_url: str, database: Database) -> None:
     store = Choosy(database_url)
     store.takes_results = False
