@@ -154,7 +154,7 @@ class Submissions:
         return receipts
 
     async def _commit_or_find_fault(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
-        """Commit a batch; where that fails for an unknown reason, find out whether the database is at fault or a job of the batch."""
+        """Commit a batch. If that fails for no known reason, find out whether the database or a job of the batch is at fault."""
         try:
             return await self._commit(batch)
         except StatementFailed:

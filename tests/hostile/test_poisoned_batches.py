@@ -108,7 +108,7 @@ async def test_a_submission_that_makes_statements_fail_is_refused_and_the_others
 
 
 class Once(Store):
-    """A store whose first submission fails for a reason that is gone with its session, as a plan for functions that were replaced."""
+    """A store whose first submission fails for a reason that is gone with its session, such as an old plan."""
 
     failed = False
 
