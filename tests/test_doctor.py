@@ -185,7 +185,6 @@ def test_a_version_without_support() -> None:
         ("transaction_timeout", "2s", "warning"),
         ("lock_timeout", "100ms", "warning"),
         ("idle_in_transaction_session_timeout", "1s", "warning"),
-        ("idle_session_timeout", "1min", "warning"),
         ("session_replication_role", "replica", "problem"),
     ],
 )

@@ -279,14 +279,20 @@ def test_a_second_signal_exits_at_once(start: Start, client: httpx.Client, effec
     assert time.monotonic() - begun < 2
 
 
-def test_a_part_that_crashes_ends_the_process_with_the_reason_on_the_last_line(start: Start, database: Database) -> None:
+def test_a_function_that_is_missing_stops_the_work_and_not_the_node(
+    start: Start, client: httpx.Client, database: Database
+) -> None:
     node = start("--poll-interval", "0.1")
     with psycopg.connect(database.url, autocommit=True) as connection:
         connection.execute("DROP FUNCTION jobqueue.claim")
-    assert node.wait(20) == 1
-    last = node.log.strip().splitlines()[-1]
-    assert last.startswith("Error: dispatcher: UndefinedFunction")
-    assert database.rows("SELECT * FROM jobqueue.nodes") == [], "it still shut down in order"
+        submit(client, node, [{"kind": "echo"}])
+        wait_for(lambda: "jobqueue.claim" in client.get(f"{node.url}/health/ready").text, "it says what is missing")
+        assert client.get(f"{node.url}/health/ready").status_code == 503
+        connection.execute((ROOT / "schema.sql").read_bytes())
+    wait_for(lambda: database.states() == {"succeeded": 1}, "the job is done")
+    wait_for(lambda: client.get(f"{node.url}/health/ready").status_code == 200, "the node is ready")
+    assert 'jobqueue_contained_errors_total{part="claims"}' in client.get(f"{node.url}/metrics").text
+    assert node.stop() == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- crash recovery

@@ -169,7 +169,6 @@ RULES = (
         "handlers' own transactions are rolled back when they do something else for that long",
         "60s",
     ),
-    Rule("idle_session_timeout", _below(120_000), "warning", "it ends the nodes' idle connections again and again", "0"),
     Rule(
         "vacuum_defer_cleanup_age",
         lambda value: int(value) > 0,
