@@ -507,6 +507,13 @@ CREATE OR REPLACE VIEW jobqueue.jobs AS
            NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved, NULL
       FROM jobqueue.dead_jobs;
 
+-- A document of a job as nodes and their clients are shown it. No reader could take one that is nested a thousand levels deep, as somebody's own
+-- INSERT can make it, and a list would be lost with it.
+CREATE OR REPLACE FUNCTION jobqueue.shown(document jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN document @? 'strict $.**{110}' THEN '"nested too deeply to be shown"' ELSE document END
+$$;
+
 -- Whether a job is still to run, or runs. One statement, so that a job that moves meanwhile is seen in exactly one table.
 CREATE OR REPLACE FUNCTION jobqueue.unfinished(job uuid) RETURNS boolean
 LANGUAGE plpgsql STABLE
@@ -2725,7 +2732,8 @@ BEGIN
         'SELECT jsonb_build_object(''jobs'', coalesce(jsonb_agg(jsonb_build_object('
         '''id'', w.id, ''state'', w.state, ''queue'', w.queue, ''kind'', w.kind, ''priority'', w.priority, ''attempt'', w.attempt,'
         ' ''max_retries'', w.max_retries, ''created_at'', w.created_at, ''run_at'', w.run_at, ''claimed_at'', w.claimed_at,'
-        ' ''ended_at'', w.ended_at, ''node_id'', w.node_id, ''reason'', w.reason, ''options'', w.options, ''progress'', w.saved -> ''progress'')'
+        ' ''ended_at'', w.ended_at, ''node_id'', w.node_id, ''reason'', w.reason, ''options'', jobqueue.shown(w.options),'
+        ' ''progress'', jobqueue.shown(w.saved -> ''progress''))'
         ' ORDER BY w.id DESC) FILTER (WHERE w.wanted), ''[]''),'
         ' ''next'', CASE WHEN count(*) = %L OR bool_or(w.is_last) THEN (array_agg(w.id ORDER BY w.id))[1] END) FROM (%s) AS w', max_jobs,
         jobqueue.walk(filter, jobqueue.states_of(filter, '{pending,blocked,scheduled,inflight,succeeded,cancelled,dead}'), before, max_jobs,
@@ -3053,7 +3061,7 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'SELECT jsonb_build_object(''id'', d.id, ''queue'', d.queue, ''kind'', d.kind, ''priority'', d.priority, ''reason'', d.reason,'
         ' ''attempt'', d.attempt, ''max_retries'', d.max_retries, ''created_at'', d.created_at, ''died_at'', d.died_at,'
-        ' ''node_id'', d.node_id, ''options'', d.options, ''error'', d.errors -> -1 -> ''error'', ''cause'', d.cause)'
+        ' ''node_id'', d.node_id, ''options'', jobqueue.shown(d.options), ''error'', jobqueue.shown(d.errors -> -1 -> ''error''), ''cause'', d.cause)'
         ' FROM jobqueue.dead_jobs AS d WHERE %s AND %s ORDER BY d.died_at DESC, d.id DESC LIMIT %L',
         jobqueue.dead_condition(filter),
         CASE WHEN before IS NULL THEN 'true' ELSE format('(d.died_at, d.id) < (%L::timestamptz, %L::uuid)', before, before_id) END,

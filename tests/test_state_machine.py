@@ -247,7 +247,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule(node=nodes)
     def held(self, node: str) -> None:
         runs = {(job_id, self.model[job_id].claims) for job_id in self.held_by(node)}
-        assert self.call(self.store.held, node, backend=BACKEND) == runs
+        assert self.call(self.store.held, node, lost=[BACKEND]) == runs
 
     # -- submit
 

@@ -620,12 +620,18 @@ class Store:
 
     async def job(self, job_id: str) -> dict[str, Any] | None:
         """One job with everything that is known of it, whatever state it is in; None when there is none."""
-        rows = await self._inspect.run(_rows("SELECT to_jsonb(j) AS job FROM jobqueue.jobs AS j WHERE id = %s", job_id))
+        sql = """
+            SELECT to_jsonb(j) || jsonb_build_object(
+                       'payload', jobqueue.shown(j.payload), 'result', jobqueue.shown(j.result), 'errors', jobqueue.shown(j.errors),
+                       'options', jobqueue.shown(j.options), 'saved', jobqueue.shown(j.saved)) AS job
+              FROM jobqueue.jobs AS j WHERE id = %s
+        """
+        rows = await self._inspect.run(_rows(sql, job_id))
         return dict(rows[0]["job"]) if rows else None
 
     async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
         """See where jobs are, and what they have noted; those that are nowhere are left out."""
-        sql = "SELECT id, state, attempt, claims, saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
+        sql = "SELECT id, state, attempt, claims, jobqueue.shown(saved) AS saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
         rows = await self._inspect.run(_rows(sql, list(job_ids)))
         return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
 
@@ -719,7 +725,10 @@ class Store:
 
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
         """All schedules, or the one of that name."""
-        sql = "SELECT to_jsonb(s) AS row FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name"
+        sql = """
+            SELECT to_jsonb(s) || jsonb_build_object('payload', jobqueue.shown(s.payload)) AS row
+              FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name
+        """
         return await self._list(sql, name)
 
     async def put_schedule(self, schedule: CronSchedule) -> bool:

@@ -10,7 +10,7 @@ import trio
 
 from jobqueue.admission import admit
 from jobqueue.errors import DatabaseUnavailable, StatementFailed, UnprocessableJob
-from jobqueue.job import Outcome, Submission
+from jobqueue.job import DeadFilter, JobFilter, Outcome, Submission
 from jobqueue.storage.store import SLOW_AFTER, Store, Submitted
 from tests.conftest import Database
 from tests.hostile.test_contained import AGAIN, ended, running, submit, until
@@ -50,6 +50,11 @@ async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(
             assert attempt == 1, what
             assert reason.startswith("the job cannot be read: "), what
             assert errors[-1]["error"] == reason
+            shown = await node.job(job_id)
+            assert shown is not None
+            assert (shown["state"], shown["reason"]) == ("dead", reason), "and can be looked at"
+        assert len((await node.jobs(JobFilter(all=True), 100, None))["jobs"]) >= len(good) + len(bad)
+        assert len(await node.dead(DeadFilter(all=True), 100, None)) == len(bad)
         assert stages.names() == names
         assert node.troubles() == []
 
