@@ -442,7 +442,7 @@ async def test_what_does_not_wait_is_not_changed(driver: Driver, state: str) -> 
 @pytest.mark.parametrize("priority", [-1, 1_000_001])
 async def test_a_priority_that_cannot_be_is_refused_and_changes_nothing(driver: Driver, state: str, priority: int) -> None:
     ids = await one_of_each(driver)
-    with pytest.raises(RefusedData, match="priority must be an integer|priority_range"):
+    with pytest.raises(RefusedData, match=r"priority must be an integer|priority_range"):
         await driver.store.change(ids[state], Change(priority=priority))
     assert (await job_of(driver, ids[state]))["state"] == state
     assert await driver.store.change(ids[state], Change(priority=1_000_000))

@@ -36,7 +36,6 @@ SCHEDULED = {
     """options = '{"turn": "first"}'""": "cannot cast jsonb string",
     """options = '{"group": "acme", "weight": "heavy"}'""": "invalid input syntax",
     """options = '{"group": "acme", "weight": 0}'""": "division by zero",
-    """options = '["group"]'""": "violates not-null",
 }
 """What a promotion cannot move."""
 
