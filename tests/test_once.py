@@ -577,7 +577,7 @@ class Bystander:
     def along(self, _: object) -> Iterator[None]:
         yield None
 
-    def audit(self) -> None:
+    def audit(self, lost: object) -> None:  # noqa: ARG002 - it is the dispatcher's
         self.audits += 1
 
     def wake(self, _: object) -> None:

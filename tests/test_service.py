@@ -279,9 +279,7 @@ def test_a_second_signal_exits_at_once(start: Start, client: httpx.Client, effec
     assert time.monotonic() - begun < 2
 
 
-def test_a_function_that_is_missing_stops_the_work_and_not_the_node(
-    start: Start, client: httpx.Client, database: Database
-) -> None:
+def test_a_function_that_is_missing_stops_the_work_and_not_the_node(start: Start, client: httpx.Client, database: Database) -> None:
     node = start("--poll-interval", "0.1")
     with psycopg.connect(database.url, autocommit=True) as connection:
         connection.execute("DROP FUNCTION jobqueue.claim")

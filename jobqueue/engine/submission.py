@@ -116,8 +116,8 @@ class Submissions:
         if self._kinds is not None and (unknown := jobs.kinds - self._kinds):
             served = ", ".join(sorted(self._kinds)) or "none"
             raise UnprocessableJob(f"this node serves no kind {min(unknown)!r} (it serves: {served})", field="kind")
-        if self._store.submit_trouble is not None and self._group.statistics().writing:
-            # The batch that is being written finds out whether the database is back; nobody else has to wait for that.
+        if self._store.submit_trouble is not None and (self.trouble.reason is not None or self._group.statistics().writing):
+            # The probe, or the batch that is being written, finds out whether the database is back; nobody else waits for that.
             raise DatabaseUnavailable(self._store.submit_trouble)
         arrived = trio.current_time()
 

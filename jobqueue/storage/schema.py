@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from importlib.resources import files
 from typing import NamedTuple
@@ -18,6 +19,8 @@ SCHEMA_VERSION = 1
 
 SCHEMA_DIFFERS = "SET LOCAL lock_timeout = '5s';"
 """Nodes may be at work: what cannot be locked is left to the next start."""
+
+_BEGIN = re.compile(r"^BEGIN\b[^;]*;", re.MULTILINE)
 
 log = structlog.get_logger()
 
@@ -127,7 +130,7 @@ def _repair(connection: Connection, text: str) -> list[str]:
 
 def _apply(connection: Connection, text: str, wait: str = "") -> None:
     try:
-        connection.execute(text.replace("BEGIN;", f"BEGIN; {wait}", 1).encode())
+        connection.execute(_BEGIN.sub(lambda begin: f"{begin[0]} {wait}", text, count=1).encode())
     except psycopg.Error as error:
         connection.rollback()
         if not isinstance(error, psycopg.errors.InsufficientPrivilege):
