@@ -598,12 +598,26 @@ def batches(draw: st.DrawFn) -> str:
     return batch if not levels else f'[{{"{draw(st.sampled_from(["payload", "options", "group"]))}": {nested(levels)}}}]'
 
 
+PLAIN_SCHEDULE = {
+    "name": "plain",
+    "cron": "*/5 * * * *",
+    "timezone": "UTC",
+    "missed": "one",
+    "kind": "works",
+    "payload": "{}",
+    "queue": "default",
+    "priority": 0,
+    "max_retries": None,
+    "timeout": None,
+}
+
+
 @st.composite
 def schedules(draw: st.DrawFn) -> dict[str, Any]:
     parts = st.sampled_from(
         ["*", "*/5", "0", "59", "1-5", "MON", "L", "W", "#", "?", "99", "*/0", "1,2", "\N{SNOWMAN}", "-1", "31", "1#6"]
     )
-    return {
+    odd = {
         "name": draw(short | texts),
         "cron": draw(st.lists(parts, min_size=4, max_size=7).map(" ".join) | texts),
         "timezone": draw(st.sampled_from(["UTC", "Europe/Berlin", "../etc", "/etc/passwd", "Europe", "posixrules"]) | texts),
@@ -615,6 +629,7 @@ def schedules(draw: st.DrawFn) -> dict[str, Any]:
         "max_retries": draw(st.none() | st.integers(-1, 1001)),
         "timeout": draw(st.none() | st.floats()),
     }
+    return PLAIN_SCHEDULE | {name: odd[name] for name in draw(st.sets(st.sampled_from([*PLAIN_SCHEDULE])))}
 
 
 limits = st.none() | st.integers(-1, 3) | st.integers(-(2**31), 2**31 - 1)
