@@ -1756,7 +1756,7 @@ BEGIN
         DELETE FROM jobqueue.inflight_jobs AS i WHERE i.ctid = ANY (places) RETURNING i.*
     ), judged AS (
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
-               -- A request that no node has come to yet counts: its node may have been the only one.
+               -- cancel_requested leaves a request that another transaction, such as a heartbeat, has locked: that one counts too.
                lost.attempt <= lost.max_retries AND (lost.cancel_requested_at IS NOT NULL
                    OR EXISTS (SELECT FROM jobqueue.cancel_requests AS q WHERE q.job_id = lost.id)) AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
