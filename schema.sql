@@ -1668,25 +1668,29 @@ LANGUAGE plpgsql AS $$
 DECLARE
     released integer;
 BEGIN
-    WITH held AS (
+    WITH taken AS (
         DELETE FROM jobqueue.inflight_jobs WHERE ctid = ANY (places) RETURNING *
+    ), held AS (
+        SELECT t.*, t.cancel_requested_at IS NOT NULL  -- or the request is locked, as in recover_these
+                    OR EXISTS (SELECT FROM jobqueue.cancel_requests AS q WHERE q.job_id = t.id) AS unwanted
+          FROM taken AS t
     ), cancelled AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, claimed_at, finished_at, node_id, errors, options, saved)
         SELECT h.id, h.queue, h.kind, h.priority, 'cancelled', h.payload, h.max_retries, h.timeout, h.attempt, h.claims, h.created_at,
                h.available_since, h.claimed_at, now(), h.node_id, h.errors, h.options, h.saved
-          FROM held AS h WHERE h.cancel_requested_at IS NOT NULL
+          FROM held AS h WHERE h.unwanted
     ), checks AS (
         INSERT INTO jobqueue.key_checks (queue, key)
         SELECT h.queue, h.options ->> 'concurrency_key' FROM held AS h
-         WHERE h.cancel_requested_at IS NOT NULL AND h.options ->> 'concurrency_key' IS NOT NULL
+         WHERE h.unwanted AND h.options ->> 'concurrency_key' IS NOT NULL
     ), back AS (
         INSERT INTO jobqueue.pending_jobs
                (id, queue, kind, priority, rank, payload, max_retries, timeout, attempt, claims, created_at, available_since, errors, options, saved)
         SELECT h.id, h.queue, h.kind, h.priority, jobqueue.rank_of(h.available_since, h.priority, q.aging_interval, h.options), h.payload,
                h.max_retries, h.timeout, h.attempt - 1, h.claims, h.created_at, h.available_since, h.errors, h.options, h.saved
           FROM held AS h LEFT JOIN jobqueue.queues AS q ON q.name = h.queue
-         WHERE h.cancel_requested_at IS NULL
+         WHERE NOT h.unwanted
             ON CONFLICT (id) DO NOTHING
         RETURNING queue, rank
     ), told AS MATERIALIZED (
@@ -1694,7 +1698,7 @@ BEGIN
     ), freed AS MATERIALIZED (
         SELECT count(jobqueue.freed(queue)) FROM (SELECT DISTINCT queue FROM held WHERE limited) AS queues
     )
-    SELECT (SELECT count(*) FROM held WHERE cancel_requested_at IS NULL),
+    SELECT (SELECT count(*) FROM held WHERE NOT unwanted),
            (SELECT count(jobqueue.wake_keys()) FROM held WHERE options ? 'concurrency_key')
       INTO released FROM told CROSS JOIN freed;
     RETURN to_jsonb(released);
