@@ -242,6 +242,7 @@ CREATE INDEX IF NOT EXISTS inflight_jobs_cancel ON jobqueue.inflight_jobs (node_
 CREATE INDEX IF NOT EXISTS inflight_jobs_limited ON jobqueue.inflight_jobs (queue, (options ->> 'concurrency_key')) WHERE limited;
 
 -- Running jobs that somebody wants cancelled, until the next heartbeat of some node marks them. Rows are only ever inserted, but for that.
+-- Whatever puts a running job back reads the mark and these rows, so it neither waits for the heartbeat nor for a lock that one holds.
 CREATE TABLE IF NOT EXISTS jobqueue.cancel_requests (
     job_id uuid NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
@@ -1671,8 +1672,7 @@ BEGIN
     WITH taken AS (
         DELETE FROM jobqueue.inflight_jobs WHERE ctid = ANY (places) RETURNING *
     ), held AS (
-        SELECT t.*, t.cancel_requested_at IS NOT NULL  -- or the request is locked, as in recover_these
-                    OR EXISTS (SELECT FROM jobqueue.cancel_requests AS q WHERE q.job_id = t.id) AS unwanted
+        SELECT t.*, t.cancel_requested_at IS NOT NULL OR t.id IN (SELECT q.job_id FROM jobqueue.cancel_requests AS q) AS unwanted
           FROM taken AS t
     ), cancelled AS (
         INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
@@ -1712,7 +1712,6 @@ DECLARE
     places tid[];
     released integer;
 BEGIN
-    PERFORM jobqueue.cancel_requested();
     places := ARRAY(SELECT i.ctid FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.blame IS NULL ORDER BY i.id FOR UPDATE);
     SELECT sum(r.jobs::integer) INTO released
       FROM jsonb_array_elements_text((jobqueue.move('hand-back', 'leave_these', 'inflight_jobs', places)).moved) AS r (jobs);
@@ -1760,9 +1759,8 @@ BEGIN
         DELETE FROM jobqueue.inflight_jobs AS i WHERE i.ctid = ANY (places) RETURNING i.*
     ), judged AS (
         SELECT lost.*, lost.attempt > lost.max_retries AS spent,
-               -- cancel_requested leaves a request that another transaction, such as a heartbeat, has locked: that one counts too.
                lost.attempt <= lost.max_retries AND (lost.cancel_requested_at IS NOT NULL
-                   OR EXISTS (SELECT FROM jobqueue.cancel_requests AS q WHERE q.job_id = lost.id)) AS unwanted,
+                   OR lost.id IN (SELECT q.job_id FROM jobqueue.cancel_requests AS q)) AS unwanted,
                jobqueue.with_error(lost.errors, jsonb_build_object('attempt', lost.attempt, 'at', now(), 'node', lost.node_id,
                    'duration', greatest(0, round(extract(epoch FROM now() - lost.claimed_at), 6)),
                    'error', coalesce(lost.blame ->> 'error',
@@ -1839,7 +1837,6 @@ BEGIN
     END IF;
     DELETE FROM jobqueue.nodes AS n
      WHERE n.lease_until <= now() AND EXISTS (SELECT FROM jobqueue.nodes AS j WHERE j.id = judge AND j.lease_until > now());
-    PERFORM jobqueue.cancel_requested();
     places := ARRAY(
         SELECT l.ctid FROM jobqueue.inflight_jobs AS l
          WHERE NOT EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = l.node_id)
@@ -2190,9 +2187,6 @@ BEGIN
         RETURN '{}';
     END IF;
 
-    IF EXISTS (SELECT FROM jobqueue.cancel_requests) THEN
-        PERFORM jobqueue.cancel_requested();
-    END IF;
     BEGIN
         WITH given AS MATERIALIZED (
             SELECT o.* FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (
@@ -2206,8 +2200,9 @@ BEGIN
                       -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
                       CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
                       coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
-                      CASE WHEN i.cancel_requested_at IS NOT NULL AND (g.outcome IN ('snoozed', 'released')
-                                OR g.outcome = 'retry' AND i.attempt <= i.max_retries) THEN 'cancelled' ELSE g.outcome END AS outcome
+                      CASE WHEN (g.outcome IN ('snoozed', 'released') OR g.outcome = 'retry' AND i.attempt <= i.max_retries)
+                                AND (i.cancel_requested_at IS NOT NULL OR i.id IN (SELECT q.job_id FROM jobqueue.cancel_requests AS q))
+                           THEN 'cancelled' ELSE g.outcome END AS outcome
         ), finished AS (
             INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, max_retries, timeout, attempt, claims, created_at,
                                                 available_since, claimed_at, finished_at, node_id, result, errors, options, saved)

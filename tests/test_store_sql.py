@@ -477,15 +477,21 @@ async def test_an_id_that_is_given_as_due_and_as_scheduled_is_the_first_of_both(
     assert sql.states() == {"pending": 1}
 
 
-@pytest.mark.parametrize("verb", ["recover()", "leave_node((SELECT node_id FROM jobqueue.inflight_jobs))"])
+@pytest.mark.parametrize("verb", ["recover", "leave_node", "retry", "snoozed", "released"])
 async def test_whatever_takes_a_job_back_sees_a_request_to_cancel_that_somebody_has_locked(
     driver: Driver, sql: Database, verb: str
 ) -> None:
-    await driver.submit()
+    await driver.submit(max_retries=1)
     job = await driver.claim_one()
     assert sql.value("SELECT jobqueue.cancel(%s)", job.id) is True
     sql.rows("DELETE FROM jobqueue.nodes")
     with psycopg.connect(sql.url) as heartbeat:
         heartbeat.execute("SELECT FROM jobqueue.cancel_requests FOR UPDATE")
-        sql.rows(f"SELECT * FROM jobqueue.{verb}")
+        if verb == "recover":
+            sql.rows("SELECT jobqueue.recover()")
+        elif verb == "leave_node":
+            sql.rows("SELECT jobqueue.leave_node(%s)", driver.node)
+        else:
+            outcome = {"id": job.id, "claims": job.claims, "outcome": verb, "delay": 60}
+            sql.rows("SELECT jobqueue.finish(%s, %s::jsonb)", driver.node, documents.join([documents.encode(outcome)]))
     assert sql.value("SELECT state FROM jobqueue.jobs WHERE id = %s", job.id) == "cancelled"
