@@ -33,15 +33,8 @@ SETTINGS = {"max_connections": str(CONNECTIONS), "max_prepared_transactions": "4
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[str]:
     """A server as a user has it, fsync on, and with everything that can hold a horizon."""
-    with postgres.directory() as directory:
-        cluster = Cluster(directory / "data", settings=SETTINGS)
-        try:
-            cluster.prepare()
-            cluster.start()
-            postgres.wait_until_ready(cluster)
-            yield cluster.url
-        finally:
-            cluster.stop()
+    with postgres.directory() as directory, postgres.server(None, directory / "data", settings=SETTINGS) as url:
+        yield url
 
 
 @pytest.fixture

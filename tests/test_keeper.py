@@ -485,7 +485,7 @@ def test_the_keeper_reads_what_the_node_has_written(name: str, both: tuple[NodeS
     job = claimed(1, kind=name)
     slot.enter(job)
     assert theirs.on_loop == [], "the loop is at another task"
-    ours.enter_task(slot.number)
+    ours.current[0] = slot.number
     assert theirs.on_loop == [Mark(slot.number, 0, job.id, 7, 2, name, name)]
     assert theirs.in_threads == []
     next_job = claimed(2, kind="other")

@@ -315,7 +315,7 @@ async def test_a_keeper_renews_and_surrenders_through_a_pooler(pooled_url: str, 
         state.beat()
         slot = state.take_slot("default")
         slot.enter(run)
-        state.enter_task(slot.number)
+        state.current[0] = slot.number
         database.rows("UPDATE jobqueue.nodes SET lease_until = now()")
         keeper = Keeper(Config(pooled_url, os.getpid(), state.file, state.slots, 3.0, 2.0, "error", {}), state)
         for _ in range(3):

@@ -51,9 +51,13 @@ class Pulse(trio.abc.Instrument):
         self._on_stall = on_stall
         state.name_loop()
         self._last = state.beat()
+        current = state.current
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._state.enter_task(task.context.get(slot_of_task, 0))
+        # A closure is called in two thirds of the time of a method, and this is called at each step of each task.
+        def before_task_step(task: trio.lowlevel.Task) -> None:
+            current[0] = task.context.get(slot_of_task, 0)
+
+        self.before_task_step = before_task_step  # type: ignore[method-assign]
 
     def after_io_wait(self, timeout: float) -> None:
         now = self._state.beat()

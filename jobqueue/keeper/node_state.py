@@ -64,6 +64,7 @@ class NodeState:
     Attributes:
         file: its descriptor, which the keeper inherits.
         slots: how many jobs can be marked at once.
+        current: one number to write to: the slot of the task that the loop goes on with; 0 for one without.
     """
 
     def __init__(self, file: int, slots: int) -> None:
@@ -71,6 +72,7 @@ class NodeState:
         self.slots = slots
         self._memory = mmap.mmap(file, _size(slots))
         self._numbers = memoryview(self._memory).cast("q")
+        self.current = self._numbers[_CURRENT : _CURRENT + 1]
         self._free = list(range(slots, 0, -1))  # a slot's number is never 0, which means none
 
     @classmethod
@@ -105,10 +107,6 @@ class NodeState:
     def name_loop(self) -> None:
         """Write that the calling thread is the loop's."""
         self._numbers[_LOOP_THREAD] = threading.get_native_id()
-
-    def enter_task(self, slot: int) -> None:
-        """Write that the loop goes on with a task of this slot; 0 for one without."""
-        self._numbers[_CURRENT] = slot
 
     def take_slot(self, queue: str) -> Slot | NoSlot:
         """Take a slot for jobs of a queue."""

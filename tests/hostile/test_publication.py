@@ -8,7 +8,6 @@ import pytest
 
 from jobqueue.job import QueueSettings
 from jobqueue.metrics import Totals
-from jobqueue.storage.cluster import Cluster
 from tests import postgres
 from tests.conftest import ROOT, SERVERS, Database
 from tests.storage import open_driver
@@ -24,15 +23,9 @@ IDENTIFIED = """
 @pytest.fixture(scope="module", params=sorted(SERVERS))
 def logical(request: pytest.FixtureRequest) -> Iterator[str]:
     """A server whose log is detailed enough for subscribers."""
-    with postgres.directory() as directory:
-        cluster = Cluster(directory / "data", binaries=SERVERS[request.param], settings={**postgres.FAST, "wal_level": "logical"})
-        try:
-            cluster.prepare()
-            cluster.start()
-            postgres.wait_until_ready(cluster)
-            yield cluster.url
-        finally:
-            cluster.stop()
+    settings = {**postgres.FAST, "wal_level": "logical"}
+    with postgres.directory() as directory, postgres.server(SERVERS[request.param], directory / "data", settings=settings) as url:
+        yield url
 
 
 def test_every_table_has_a_replica_identity(sql: Database) -> None:
