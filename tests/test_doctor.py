@@ -56,10 +56,8 @@ def healthy(bare: Database) -> Database:
 @pytest.fixture
 def role(bare: Database) -> Iterator[str]:
     """A role that may only log in."""
-    name = f"app_{time.monotonic_ns()}"
-    bare.rows(f"CREATE ROLE {name} LOGIN")
-    yield name
-    bare.rows(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    with postgres.role(bare.url) as name:
+        yield name
 
 
 @pytest.fixture
@@ -67,11 +65,6 @@ def other(bare: Database) -> Iterator[psycopg.Connection[Any]]:
     """Somebody else's session."""
     with psycopg.connect(bare.url, autocommit=True, application_name="somebody") as connection:
         yield connection
-
-
-def as_role(database: Database, role: str) -> str:
-    parts = urlsplit(database.url)
-    return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def found(url: str, check: str) -> list[Finding]:
@@ -185,13 +178,13 @@ def test_a_setting_of_the_role_that_breaks_us_and_how_to_mend_it(
     healthy: Database, role: str, name: str, value: str, verdict: str
 ) -> None:
     healthy.rows(f"ALTER ROLE {role} SET {name} = '{value}'")
-    finding = the_only(as_role(healthy, role), "settings")
+    finding = the_only(postgres.as_role(healthy.url, role), "settings")
     assert finding.verdict == verdict
     assert finding.finding.startswith(f"{name} is ")
     assert finding.advice is not None
     assert finding.advice.startswith(f'ALTER ROLE "{role}" SET {name} = ')
     healthy.rows(finding.advice)
-    assert the_only(as_role(healthy, role), "settings").verdict == "ok"
+    assert the_only(postgres.as_role(healthy.url, role), "settings").verdict == "ok"
 
 
 def test_the_advice_says_where_a_setting_was_made(healthy: Database, role: str) -> None:
@@ -199,7 +192,7 @@ def test_the_advice_says_where_a_setting_was_made(healthy: Database, role: str) 
     healthy.rows(f"ALTER DATABASE {name} SET synchronous_commit = off")
     assert (the_only(healthy.url, "settings").advice or "").startswith(f'ALTER DATABASE "{name}" SET')
     healthy.rows(f"ALTER ROLE {role} IN DATABASE {name} SET synchronous_commit = off")
-    advice = the_only(as_role(healthy, role), "settings").advice or ""
+    advice = the_only(postgres.as_role(healthy.url, role), "settings").advice or ""
     assert advice.startswith(f'ALTER ROLE "{role}" IN DATABASE "{name}" SET')
 
 
@@ -328,7 +321,7 @@ def test_a_schema_that_somebody_changed(healthy: Database, damage: str, verdict:
 
 
 def test_a_role_without_privileges_is_told_each_of_them(healthy: Database, role: str) -> None:
-    url = as_role(healthy, role)
+    url = postgres.as_role(healthy.url, role)
     findings = found(url, "privileges")
     assert [finding.verdict for finding in findings] == ["problem", "problem", "warning"]
     assert findings[0].finding == f"role {role} may not use the schema jobqueue"
@@ -350,7 +343,7 @@ def test_a_role_without_privileges_is_told_each_of_them(healthy: Database, role:
 def test_functions_that_were_revoked(healthy: Database, role: str) -> None:
     healthy.rows(f"GRANT USAGE, CREATE ON SCHEMA jobqueue TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA jobqueue TO {role}")
     healthy.rows("REVOKE EXECUTE ON FUNCTION jobqueue.claim, pg_notify(text, text) FROM PUBLIC")
-    said = [finding.finding for finding in found(as_role(healthy, role), "privileges")]
+    said = [finding.finding for finding in found(postgres.as_role(healthy.url, role), "privileges")]
     assert [text for text in said if "1 function: claim" in text]
     assert [text for text in said if "pg_notify" in text]
 
@@ -400,7 +393,7 @@ def test_who_may_not_see_since_when_judges_by_transactions(
 ) -> None:
     monkeypatch.setattr(vacuum, "AGE_WARNING", 0)
     other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
-    finding = the_only(as_role(healthy, role), "horizon")
+    finding = the_only(postgres.as_role(healthy.url, role), "horizon")
     assert finding.verdict == "warning"
     assert "members of pg_read_all_stats" in finding.finding
 
@@ -549,7 +542,7 @@ def idle_connections(url: str) -> Iterator[None]:
 def test_the_tightest_limit_counts(healthy: Database, role: str, limited: str) -> None:
     name = role if limited == "ROLE" else urlsplit(healthy.url).path[1:]
     healthy.rows(f"ALTER {limited} {name} CONNECTION LIMIT 4")
-    finding = the_only(as_role(healthy, role), "connections")
+    finding = the_only(postgres.as_role(healthy.url, role), "connections")
     assert finding.verdict == "warning"
     assert "CONNECTION LIMIT" in finding.finding
     assert "allows 4:" in finding.finding
@@ -576,7 +569,7 @@ def test_disks_and_notifications() -> None:
 
 def test_free_space_is_told_to_those_who_may_see_where_it_is(healthy: Database, role: str) -> None:
     assert " are free in " in the_only(healthy.url, "disk").finding
-    assert "pg_read_all_settings" in the_only(as_role(healthy, role), "disk").finding
+    assert "pg_read_all_settings" in the_only(postgres.as_role(healthy.url, role), "disk").finding
 
 
 # -------------------------------------------------------------------------------------------------------------------------- work

@@ -138,13 +138,10 @@ def test_nodes_that_start_at_once_repair_once_and_all_start(applied: Database) -
 @pytest.fixture
 def worker(applied: Database) -> Iterator[str]:
     """The URL of a role that may work in the schema and not change it."""
-    role = f"worker_{time.monotonic_ns()}"
-    applied.rows(f"CREATE ROLE {role} LOGIN")
-    applied.rows(f"GRANT USAGE ON SCHEMA jobqueue TO {role}")
-    applied.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {role}")
-    yield applied.url.replace("//jobqueue@", f"//{role}@")
-    applied.rows(f"DROP OWNED BY {role}")
-    applied.rows(f"DROP ROLE {role}")
+    with postgres.role(applied.url) as role:
+        applied.rows(f"GRANT USAGE ON SCHEMA jobqueue TO {role}")
+        applied.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {role}")
+        yield postgres.as_role(applied.url, role)
 
 
 def test_a_role_without_ddl_starts_unless_something_is_missing(applied: Database, worker: str) -> None:

@@ -12,6 +12,7 @@ import trio
 
 from jobqueue.storage import checkup
 from jobqueue.storage.store import Store
+from tests import postgres
 from tests.conftest import ROOT, Database, Service
 from tests.storage import Driver, new_id
 from tests.test_service import wait_for
@@ -40,18 +41,16 @@ BOUNDS = """
 
 @pytest.fixture
 def role(sql: Database) -> Iterator[str]:
-    """A role that may read and write every row, and owns nothing."""
-    name = f"app_{new_id()[-12:]}"
-    sql.rows(f"CREATE ROLE {name} LOGIN")
-    yield name
-    sql.rows(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    """A role that owns nothing."""
+    with postgres.role(sql.url) as name:
+        yield name
 
 
-def as_role(sql: Database, role: str) -> str:
+def as_worker(sql: Database, role: str) -> str:
+    """Let a role work in the schema and not change it; return its URL."""
     sql.rows(f"GRANT USAGE ON SCHEMA jobqueue TO {role}")
     sql.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {role}")
-    parts = urlsplit(sql.url)
-    return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+    return postgres.as_role(sql.url, role)
 
 
 def with_options(url: str, options: str) -> str:
@@ -147,7 +146,7 @@ async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_delet
 
 
 async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql: Database, role: str) -> None:
-    url = as_role(sql, role)
+    url = as_worker(sql, role)
     # Afterwards, so that the role has no privilege on them.
     sql.rows("CREATE TABLE jobqueue.old PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')")
     tomorrow = sql.value("SELECT min(name) FROM jobqueue.partitions('cancelled_jobs') WHERE since > now()")
@@ -186,23 +185,20 @@ async def test_what_cannot_be_deleted_is_raised_after_the_rest_is(driver: Driver
 
 def test_a_node_whose_role_owns_nothing_runs_jobs_and_warns_once(service: Callable[..., Service], database: Database) -> None:
     assert service("examples.quickstart").stop() == 0
-    name = f"app_{new_id()[-12:]}"
-    database.rows(f"CREATE ROLE {name} LOGIN")
-    url = as_role(database, name)
     for (partition,) in database.rows("SELECT name FROM jobqueue.partitions('succeeded_jobs')"):
         database.rows(f"DROP TABLE jobqueue.{partition}")
-    node = Service(["examples.quickstart", "--port", "0", "--database-url", url], {})
-    try:
-        assert node.url
-        database.rows("SELECT jobqueue.submit('default') FROM generate_series(1, 5)")
-        wait_for(lambda: database.states() == {"succeeded": 5}, "the jobs are done")
-        warning = "partitions cannot be created or dropped"
-        wait_for(lambda: warning in node.log, "it warns")
-        assert node.log.count(warning) == 1
-        assert node.stop() == 0
-    finally:
-        node.kill()
-        database.rows(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    with postgres.role(database.url) as name:
+        node = Service(["examples.quickstart", "--port", "0", "--database-url", as_worker(database, name)], {})
+        try:
+            assert node.url
+            database.rows("SELECT jobqueue.submit('default') FROM generate_series(1, 5)")
+            wait_for(lambda: database.states() == {"succeeded": 5}, "the jobs are done")
+            warning = "partitions cannot be created or dropped"
+            wait_for(lambda: warning in node.log, "it warns")
+            assert node.log.count(warning) == 1
+            assert node.stop() == 0
+        finally:
+            node.kill()
 
 
 def test_a_database_of_another_encoding_is_refused_in_one_sentence(database_url: str) -> None:
