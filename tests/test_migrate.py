@@ -102,6 +102,16 @@ def test_a_schema_that_psql_made_is_taken_as_it_is_and_recorded(sql: Database) -
     assert migrated(sql.url) == Migration(applied=False, repaired=["function wake_keys"])
 
 
+@pytest.mark.parametrize(
+    "damage", ["ALTER TABLE jobqueue.pending_jobs DISABLE TRIGGER block", "DROP TRIGGER block ON jobqueue.pending_jobs"]
+)
+def test_the_trigger_is_brought_back_in_a_schema_that_psql_made(sql: Database, damage: str) -> None:
+    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows(damage)
+    assert migrated(sql.url) == Migration(applied=False, repaired=["trigger block"])
+    assert migrated(sql.url) == NOTHING
+
+
 def test_a_schema_that_an_older_text_made_is_brought_up_to_date(applied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     text = schema.schema_sql()
     newer = text.replace("\nCOMMIT;", "\nALTER TABLE jobqueue.queues ADD COLUMN IF NOT EXISTS remark text;\nCOMMIT;")

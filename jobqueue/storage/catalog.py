@@ -42,7 +42,7 @@ _OBJECTS = """
       FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid JOIN pg_class AS c ON c.oid = x.indrelid
      WHERE c.relnamespace = 'jobqueue'::regnamespace AND i.relname = ANY (%(names)s)
     UNION ALL
-    SELECT 'trigger', t.tgname, NULL, md5(pg_get_triggerdef(t.oid) || t.tgenabled::text)
+    SELECT 'trigger', t.tgname, t.tgenabled::text, md5(pg_get_triggerdef(t.oid))
       FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
      WHERE c.relnamespace = 'jobqueue'::regnamespace AND t.tgname = ANY (%(names)s) AND c.relname = ANY (%(names)s)
     UNION ALL
@@ -56,7 +56,7 @@ class Thing(NamedTuple):
     """An object of the schema.
 
     Attributes:
-        body: the text of a function or of a view.
+        body: the text of a function or of a view; whether a trigger is on, as in ``pg_trigger.tgenabled``.
         rest: a digest of everything else.
     """
 
@@ -74,7 +74,11 @@ Catalog = frozenset[Thing]
 
 
 class Faults(NamedTuple):
-    """What schema.sql makes and a database does not have, or has otherwise."""
+    """What schema.sql makes and a database does not have, or has otherwise.
+
+    Attributes:
+        blocks: whether the trigger that keeps concurrency keys is there, and on.
+    """
 
     tables: list[str]
     indexes: list[str]
@@ -119,7 +123,7 @@ def faults(text: str, found: Catalog) -> Faults:
         indexes=sorted({*INDEX.findall(text)} - names["index"]),
         functions=sorted(off - names["function"]),
         differing=sorted(off & names["function"]),
-        blocks=any(thing.kind == "trigger" and thing.name == "block" for thing in found),
+        blocks=any(thing.label == "trigger block" and thing.body in ("O", "A") for thing in found),
     )
 
 

@@ -78,10 +78,7 @@ def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding
     [row] = query(
         connection,
         """
-        SELECT array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid,
-               EXISTS (SELECT FROM pg_trigger AS t JOIN pg_class AS p ON p.oid = t.tgrelid
-                        WHERE p.relnamespace = min(c.relnamespace::int)::oid AND p.relname = 'pending_jobs' AND t.tgname = 'block'
-                          AND t.tgenabled IN ('O', 'A')) AS blocks
+        SELECT array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid
           FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
          WHERE n.nspname = 'jobqueue'
         """,
@@ -92,7 +89,7 @@ def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding
     if row.invalid:
         advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue.{name}" for name in row.invalid)
         yield Finding("objects", "problem", f"indexes are invalid, and of no use: {names(row.invalid)}", advice)
-    if not row.blocks:
+    if not faults.blocks:
         yield Finding(
             "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not kept", APPLY
         )
