@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -358,6 +360,32 @@ async def test_a_server_that_cannot_start_for_a_while_comes_back(used_dir: Path,
         await eventually(lambda: failed("ended with status 1"), 60)
         settings.write_text(sound)
         await eventually(partial(answers, url, used_dir, not_by=killed), 60)
+        nursery.cancel_scope.cancel()
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("verb", "error"),
+    [("end_server", OSError(errno.EMFILE, "too many open files")), ("create_database", psycopg.InternalError("invalid page"))],
+)
+async def test_an_error_while_it_is_started_again_ends_no_node(
+    used_dir: Path, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exception
+) -> None:
+    sound, failures = getattr(Cluster, verb), []
+
+    def failing(cluster: Cluster) -> Any:
+        if len(failures) < 3:
+            failures.append(1)
+            raise error
+        return sound(cluster)
+
+    health = embedded.Health()
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(embedded.run, used_dir, 1, health)
+        monkeypatch.setattr(Cluster, verb, failing)
+        os.kill(killed := postmaster(used_dir), signal.SIGKILL)
+        await eventually(lambda: len(failures) == 3 and not health.trouble, 60)
+        assert answers(url, used_dir, not_by=killed)
         nursery.cancel_scope.cancel()
 
 

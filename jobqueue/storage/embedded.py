@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import psycopg
 import structlog
 import trio
 
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.storage.cluster import POLL_SECONDS, STOP_STEPS, Cluster
+from jobqueue.storage.database import one_line
 from jobqueue.storage.transactions import MAX_TRANSACTIONS
 
 READY_SECONDS = 120.0  # after a crash it includes the recovery
@@ -96,8 +98,8 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: He
             while process.poll() is None:  # noqa: ASYNC110 - another process's state
                 await trio.sleep(5 * POLL_SECONDS)
             reason = f"the server ended with status {process.returncode}"
-        except EmbeddedPostgresError as error:
-            reason = str(error)
+        except (EmbeddedPostgresError, OSError, psycopg.Error) as error:
+            reason = one_line(error)
         reason = "; ".join(filter(None, [reason, cluster.room()]))
         failures = failures + 1 if trio.current_time() - up_since < STEADY_SECONDS else 1
         if failures >= TRIES and not announced:
@@ -106,11 +108,11 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: He
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 10))
         log.error("embedded postgresql is down", reason=reason, again_in=pause, log=str(cluster.log_path))
         await trio.sleep(pause)
-        await in_thread(cluster.end_server)
 
 
 async def _bring_up(cluster: Cluster, in_thread: Callable[..., Any]) -> subprocess.Popen[bytes]:
     begun = trio.current_time()
+    await in_thread(cluster.end_server)  # one that neither ended nor became ready
     process = cluster.start()  # not in a thread: see `run`
     with trio.move_on_after(READY_SECONDS) as patience:
         while not (cluster.ready() and await in_thread(cluster.create_database)):  # noqa: ASYNC110 - another process's state
