@@ -23,7 +23,7 @@ from jobqueue.tokens import ROLES, parse
 from tests import route_walk
 from tests.conftest import Service, run_module
 from tests.test_http import both_lanes, lane, problem, serving  # noqa: F401 - lane is the fixture of both_lanes
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from benchmarks.chaos.plan import Fault, Kind
 from benchmarks.proxy import Proxy
 from jobqueue import service
 from jobqueue.storage import database, schema
+from tests.waiting import until
 
 
 def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None:
@@ -382,12 +383,6 @@ async def talker(directory: Path) -> AsyncIterator[Talker]:
         await nursery.start(node.run)
         yield node
         await node.retire()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 - another process's state
-            await trio.sleep(0.01)
 
 
 async def test_a_log_that_nobody_reads_stops_who_writes_it_until_it_is_read_again(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ import pytest
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue.engine.dispatcher import AUDIT_INTERVAL
 from tests.conftest import Database, Service
-from tests.test_service import Effects, submit, wait_for
+from tests.test_service import Effects, submit
+from tests.waiting import wait_for
 
 Start = Callable[..., "Client"]
 

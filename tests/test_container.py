@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.running import free_port
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 HANDLERS = """
 import subprocess

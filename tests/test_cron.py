@@ -36,7 +36,7 @@ from jobqueue.testing.memory_store import SECOND, MemoryStore
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
 from tests.conftest import ROOT, Database, Service, run_module
 from tests.test_failing_nth import WAYS, FailingStore, Fault
-from tests.test_service import wait_for
+from tests.waiting import until, wait_for
 
 BERLIN = "Europe/Berlin"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()
@@ -705,12 +705,6 @@ async def test_a_node_starts_beside_a_transaction_that_holds_its_schedules(datab
         somebody.rollback()
     await store.aclose()
     assert names(database) == ["new", "tick"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not condition():  # noqa: ASYNC110 - the database sends no event
-            await trio.sleep(0.02)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the service

@@ -17,7 +17,8 @@ from jobqueue.http import dead_letters, filters, limits, queries
 from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
 from tests.conftest import Database, Service
 from tests.test_dead_letters_sql import BURY
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 
 @pytest.fixture

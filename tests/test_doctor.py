@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -24,6 +24,7 @@ from jobqueue.storage.cluster import Cluster
 from jobqueue.storage.database import connect
 from tests import postgres
 from tests.conftest import ROOT, Database, run_module
+from tests.waiting import wait_for
 
 CONNECTIONS = 30
 
@@ -380,7 +381,7 @@ def test_an_open_transaction_is_named_and_can_be_ended_as_told(
     healthy.rows(finding.advice or "")
     with pytest.raises(psycopg.OperationalError):
         other.execute("SELECT 1")
-    wait_until(lambda: the_only(healthy.url, "horizon").verdict == "ok")
+    wait_for(lambda: the_only(healthy.url, "horizon").verdict == "ok")
 
 
 def test_a_young_transaction_is_nothing_to_speak_of(healthy: Database, other: psycopg.Connection[Any]) -> None:
@@ -459,7 +460,7 @@ def test_dead_rows_that_pile_up(healthy: Database, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(vacuum, "DEAD_WARNING", 100)
     submit(healthy, 200)
     healthy.rows("DELETE FROM jobqueue.pending_jobs; SELECT pg_stat_force_next_flush()")
-    wait_until(lambda: the_only(healthy.url, "vacuum").verdict == "warning")
+    wait_for(lambda: the_only(healthy.url, "vacuum").verdict == "warning")
     finding = the_only(healthy.url, "vacuum")
     assert finding.finding.startswith("pending_jobs has ")
     assert "never been vacuumed" in finding.finding
@@ -486,7 +487,7 @@ def test_who_waits_for_whose_lock(healthy: Database, other: psycopg.Connection[A
     with psycopg.connect(healthy.url, autocommit=True, application_name="jobqueue submit") as waiting:
         thread = threading.Thread(target=lambda: waiting.execute("SELECT jobqueue.submit('greet')"))
         thread.start()
-        wait_until(lambda: the_only(healthy.url, "locks").verdict == "warning")
+        wait_for(lambda: the_only(healthy.url, "locks").verdict == "warning")
         finding = the_only(healthy.url, "locks")
         assert f"pid {waiting.info.backend_pid} (jobqueue submit)" in finding.finding
         assert finding.advice == f"SELECT pg_terminate_backend({other.info.backend_pid})"
@@ -502,7 +503,7 @@ def test_a_prepared_transaction_has_no_process_to_end(
     with psycopg.connect(healthy.url, autocommit=True, application_name="jobqueue submit") as waiting:
         thread = threading.Thread(target=lambda: waiting.execute("SELECT jobqueue.submit('greet')"))
         thread.start()
-        wait_until(lambda: the_only(healthy.url, "locks").verdict == "warning")
+        wait_for(lambda: the_only(healthy.url, "locks").verdict == "warning")
         advice = the_only(healthy.url, "locks").advice or ""
         other.execute("ROLLBACK PREPARED 'locked'")
         thread.join()
@@ -522,7 +523,7 @@ def test_a_filled_server(healthy: Database) -> None:
     assert f"allows {CONNECTIONS - 3}:" in finding.finding
     assert ", 0 are free" in finding.finding
     # The server's processes end a moment after their connections.
-    wait_until(lambda: the_only(healthy.url, "connections").verdict == "ok")
+    wait_for(lambda: the_only(healthy.url, "connections").verdict == "ok")
 
 
 @contextmanager
@@ -717,13 +718,6 @@ def test_an_embedded_server_is_found_by_its_directory(own_server: str) -> None:
     ended = run_module("jobqueue", "doctor", "--json", "--data-dir", str(data_dir))
     assert ended.returncode == 1, ended.stderr  # it is new, and has no schema
     assert json.loads(ended.stdout)["findings"][0]["check"] == "schema"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_every_name_of_a_check_is_that_of_its_findings(healthy: Database) -> None:

@@ -1,6 +1,6 @@
 """The embedded PostgreSQL: real servers, really killed."""
 
-# ruff: noqa: ASYNC110, ASYNC220, ASYNC240 - what is watched is other processes and their files
+# ruff: noqa: ASYNC220, ASYNC240 - what is watched is other processes and their files
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from jobqueue.storage.cluster import STOP_STEPS, Cluster
 from jobqueue.storage.programs import wheel_binaries
 from tests import postgres
 from tests.running import free_port
-from tests.test_service import wait_for
+from tests.waiting import until, wait_for
 
 AS_ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[1]
@@ -132,12 +132,6 @@ def started_for(data_dir: Path) -> set[int]:
     return found
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.02)
-
-
 def answers(url: str, data_dir: Path, *, not_by: int) -> bool:
     with suppress(psycopg.OperationalError, OSError, IndexError):
         return ask(url, "select 1") == "1" and postmaster(data_dir) != not_by
@@ -225,7 +219,7 @@ async def test_one_service_at_a_time(running: Path) -> None:
 async def test_cancelled_while_starting(used_dir: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(embedded.run, used_dir)
-        await eventually((used_dir / "postgresql.log").exists)
+        await until((used_dir / "postgresql.log").exists)
         nursery.cancel_scope.cancel()
     assert processes(used_dir) == set()
     async with serving(used_dir) as url:
@@ -238,7 +232,7 @@ async def test_not_left_behind_when_the_service_is_killed(used_dir: Path) -> Non
         assert await trio.to_thread.run_sync(process.stderr.readline) == "ready\n"
         ask(Cluster(used_dir).url, "create table kept as select 42 as answer")
         assert processes(used_dir)
-    await eventually(lambda: not processes(used_dir))
+    await until(lambda: not processes(used_dir))
     async with serving(used_dir) as url:
         assert ask(url, "select answer from kept") == "42"
 
@@ -277,7 +271,7 @@ async def test_a_stale_pid_file_that_names_another_program(used_dir: Path) -> No
     postgres.wait_until_ready(cluster)
     server.kill()
     server.wait()
-    await eventually(lambda: not processes(used_dir))
+    await until(lambda: not processes(used_dir))
     bystander = subprocess.Popen(["sleep", "60"], **cluster._programs.conditions())
     cluster.stop()
     try:
@@ -299,7 +293,7 @@ async def test_a_server_that_is_killed_comes_back(used_dir: Path) -> None:
         for _ in range(2):
             killed = postmaster(used_dir)
             os.kill(killed, signal.SIGKILL)
-            await eventually(partial(answers, url, used_dir, not_by=killed))
+            await until(partial(answers, url, used_dir, not_by=killed))
         assert ask(url, "select answer from kept") == "42"
     assert processes(used_dir) == set()
 
@@ -309,10 +303,10 @@ async def test_a_long_query_does_not_keep_the_next_server_out(used_dir: Path) ->
     async with serving(used_dir) as url:
         with closing(psycopg.connect(url)) as connection:
             connection.pgconn.send_query(b"do $$ begin loop perform 1; end loop; end $$")
-            await eventually(lambda: ask(url, "select count(*) from pg_stat_activity where state = 'active'") == "2")
+            await until(lambda: ask(url, "select count(*) from pg_stat_activity where state = 'active'") == "2")
             killed = postmaster(used_dir)
             os.kill(killed, signal.SIGKILL)
-            await eventually(partial(answers, url, used_dir, not_by=killed))
+            await until(partial(answers, url, used_dir, not_by=killed))
 
 
 async def test_a_server_that_cannot_start_is_given_up(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,10 +327,10 @@ async def test_a_server_that_keeps_crashing_is_started_as_often(used_dir: Path, 
         for _ in range(embedded.TRIES + 2):
             killed = postmaster(used_dir)
             os.kill(killed, signal.SIGKILL)
-            await eventually(lambda: health.trouble)
+            await until(lambda: health.trouble)
             assert health.trouble == "the server ended with status -9"
-            await eventually(partial(answers, url, used_dir, not_by=killed), 60)
-            await eventually(lambda: not health.trouble)
+            await until(partial(answers, url, used_dir, not_by=killed), 60)
+            await until(lambda: not health.trouble)
         nursery.cancel_scope.cancel()
 
 
@@ -357,9 +351,9 @@ async def test_a_server_that_cannot_start_for_a_while_comes_back(used_dir: Path,
         sound = settings.read_text()
         settings.write_text(sound + "shared_bufers = '1GB'\n")
         os.kill(killed := postmaster(used_dir), signal.SIGKILL)
-        await eventually(lambda: failed("ended with status 1"), 60)
+        await until(lambda: failed("ended with status 1"), 60)
         settings.write_text(sound)
-        await eventually(partial(answers, url, used_dir, not_by=killed), 60)
+        await until(partial(answers, url, used_dir, not_by=killed), 60)
         nursery.cancel_scope.cancel()
 
 
@@ -384,7 +378,7 @@ async def test_an_error_while_it_is_started_again_ends_no_node(
         url = await nursery.start(embedded.run, used_dir, 1, health)
         monkeypatch.setattr(Cluster, verb, failing)
         os.kill(killed := postmaster(used_dir), signal.SIGKILL)
-        await eventually(lambda: len(failures) == 3 and not health.trouble, 60)
+        await until(lambda: len(failures) == 3 and not health.trouble, 60)
         assert answers(url, used_dir, not_by=killed)
         nursery.cancel_scope.cancel()
 
@@ -452,9 +446,9 @@ def test_a_full_disk_is_waited_for(data_dir: Path, tmp_path: Path) -> None:
 
 async def test_a_killed_initdb_leaves_no_half_cluster(data_dir: Path) -> None:
     with service(data_dir):
-        await eventually(lambda: list(data_dir.glob("postgresql-18.new-*/base")))
+        await until(lambda: list(data_dir.glob("postgresql-18.new-*/base")))
     assert not (data_dir / "postgresql-18").exists()
-    await eventually(lambda: not started_for(data_dir))
+    await until(lambda: not started_for(data_dir))
     for name in ("postgresql-18.new-power-cut", "postgresql-15.new-0"):
         (data_dir / name).mkdir()
         (data_dir / name / "PG_VERSION").touch()

@@ -11,7 +11,8 @@ import pytest
 
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH
 from tests.conftest import Database, Service
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from jobqueue.storage.store import Promotion, Store
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
 from tests.storage import open_driver
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 
 @pytest.fixture

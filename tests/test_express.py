@@ -23,7 +23,8 @@ from jobqueue.http.auth import Guard
 from jobqueue.http.connection import RECEIVE_BYTES
 from jobqueue.http.plain import Request
 from jobqueue.tokens import parse
-from tests.test_http import Node, Served, eventually, open_files, serving
+from tests.test_http import Node, Served, open_files, serving
+from tests.waiting import until
 
 JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
 
@@ -447,7 +448,7 @@ async def test_a_client_that_hangs_up_is_let_go_of_after_its_answer(reset: bool)
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await trio.sleep(0.05)
         served.node.hold.set()
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
         assert len(served.node.submitted) == 1
 
 
@@ -460,10 +461,10 @@ async def test_a_request_in_hand_has_a_deadline_and_its_late_answer_is_nobodys(m
             await stream.send_all(PLAIN["one"])
             with trio.fail_after(2):
                 assert await stream.receive_some(65536) == b""
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
         async with await served.connect() as another:  # it has the number of the first one's socket
             served.node.hold.set()
-            await eventually(lambda: len(served.node.submitted) == 1)
+            await until(lambda: len(served.node.submitted) == 1)
             await another.send_all(PLAIN["health"])
             assert (await answered(another)).endswith(b'{"status":"ok"}')
 
@@ -492,7 +493,7 @@ async def test_while_it_stops_a_request_that_does_not_end_is_cut_off() -> None:
             assert await stream.receive_some(65536) == b""
             await served.stopped.wait()
         served.node.hold.set()
-        await eventually(lambda: len(served.node.submitted) == 1)
+        await until(lambda: len(served.node.submitted) == 1)
 
 
 @pytest.mark.parametrize("broken", ["recognise", "encode"])
@@ -512,7 +513,7 @@ async def test_a_fault_of_ours_ends_only_its_own_connection(broken: str, monkeyp
                     assert await stream.receive_some(65536) == b""
             await other.send_all(PLAIN["one"])
             await answered(other)
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
 
 
 async def test_an_answer_that_the_kernel_does_not_take_at_once_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from jobqueue.settings import Settings
 from jobqueue.storage.store import Store
 from tests.conftest import Database, Service
 from tests.storage import new_id, open_driver
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 ENDS = ["succeeds", "dies", "is tried again", "snoozes"]
 

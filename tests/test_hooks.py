@@ -21,7 +21,8 @@ from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
 from tests.storage import Driver, joined, new_id
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 Told = list[dict[str, Any]]
 

@@ -4,7 +4,7 @@ import re
 import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from jobqueue.http import api, express, limits, listening, plain, server
 from jobqueue.http.auth import Guard, require_token_off_loopback
 from jobqueue.job import Change, QueueSettings
 from jobqueue.tokens import parse
+from tests.waiting import until
 
 TOKEN = "correct-horse"
 JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
@@ -213,12 +214,6 @@ async def read_until(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
         while end not in received:
             received += await stream.receive_some() or pytest.fail(f"closed after {received!r}")
     return received
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - what the kernel does sets no event
-            await trio.sleep(0.01)
 
 
 def open_files() -> int:
@@ -613,7 +608,7 @@ async def test_requests_that_ended_the_process(request_: bytes) -> None:
         before = open_files()
         with structlog.testing.capture_logs() as logs:
             await served.raw(request_)
-            await eventually(lambda: open_files() == before)
+            await until(lambda: open_files() == before)
         shown = [line for line in logs if line["log_level"] != "debug"]
         assert shown
         assert not any("exc_info" in line for line in shown)
@@ -736,7 +731,7 @@ async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pyt
         assert status_of(await served.raw(head + b"Content-Length: 5000000\r\n\r\n" + b" " * 3_000_000)) == 413
         assert status_of(await served.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n")) == 413
         await served.http.aclose()
-        await eventually(lambda: open_files() <= before)
+        await until(lambda: open_files() <= before)
 
 
 @both_lanes
@@ -777,7 +772,7 @@ async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             nursery.cancel_scope.cancel()
         assert status_of(response) == 408
         await stream.aclose()
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
 
 
 async def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -832,7 +827,7 @@ async def test_clients_that_vanish_half_way(headers_too: bool) -> None:
             async with await served.connect() as stream:
                 await stream.send_all(head + (b"\r\n{" if headers_too else b""))
                 await trio.testing.wait_all_tasks_blocked()
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
         assert (await served.http.get("/health")).status_code == 200
 
 
@@ -849,8 +844,8 @@ async def test_a_client_that_vanishes_before_its_answer(lane: str) -> None:
         if lane == "express":  # it is found out when it is answered
             served.node.hold.set()
         else:
-            await eventually(lambda: served.node.cancelled == 1)
-        await eventually(lambda: open_files() == before)
+            await until(lambda: served.node.cancelled == 1)
+        await until(lambda: open_files() == before)
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -858,7 +853,7 @@ async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.Monkey
         monkeypatch.setattr(limits, "SEND_TIMEOUT", 0.2)  # not before: it is also what the kernel is told
         before = open_files()
         async with not_reading(served) as stream:
-            await eventually(lambda: open_files() == before + 1)  # ours; the server's is closed
+            await until(lambda: open_files() == before + 1)  # ours; the server's is closed
             assert len(await read_all(stream)) < LARGE
 
 
@@ -922,7 +917,7 @@ async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
         served.node.hold.set()
         with trio.fail_after(1):
             await served.stopped.wait()
-        await eventually(lambda: bool(responses))
+        await until(lambda: bool(responses))
         assert responses[0].status_code == 201
         assert responses[0].headers["connection"] == "close"
 

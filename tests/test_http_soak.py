@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from jobqueue.http import limits
 from jobqueue.service import SHUTDOWN_MARGIN
 from tests.conftest import SOAK, Service
+from tests.waiting import wait_for
 
 IDLE_CONNECTIONS = 2_000 if SOAK else 500
 
@@ -153,13 +154,6 @@ def open_files() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def drip(client: socket.socket, within: float) -> float:

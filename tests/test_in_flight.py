@@ -13,7 +13,8 @@ import structlog.testing
 import trio
 
 from jobqueue.http import limits
-from tests.test_http import Node, Served, eventually, open_files, problem, read_all, read_until, serving
+from tests.test_http import Node, Served, open_files, problem, read_all, read_until, serving
+from tests.waiting import until
 
 BOUND = 3
 
@@ -154,8 +155,8 @@ async def test_a_place_is_given_back_however_a_request_ends() -> None:
             for _ in range(BOUND):
                 async with await served.connect() as stream:
                     await stream.send_all(SUBMIT + b"{}")
-                    await eventually(node.entered.is_set)
-            await eventually(lambda: node.cancelled == BOUND)
+                    await until(node.entered.is_set)
+            await until(lambda: node.cancelled == BOUND)
             node.hold, node.cancelled, node.entered = None, 0, trio.Event()
             for path in ("/queues", "/nowhere", "/jobs/x", "/queues?a=1&a=2"):
                 assert (await served.http.get(path)).status_code != 503
@@ -203,7 +204,7 @@ async def test_streams_of_one_connection_up_to_the_bound_and_no_further(monkeypa
             opened = b"".join(frame(HEADERS, END_HEADERS, number, get()) for number in range(1, 12, 2))
             await stream.send_all(PREFACE + opened + frame(PING, content=b"too many"))
             assert b"too many" not in await read_all(stream)  # it ends before it gets there
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
 
 
 async def test_streams_that_are_reset_at_once_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +220,7 @@ async def test_streams_that_are_reset_at_once_leave_nothing(monkeypatch: pytest.
                 await stream.send_eof()
                 await read_all(stream)
             assert not [line for line in logs if line["log_level"] in {"error", "critical"}]
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
         for _ in range(12):
             assert (await served.http.get("/queues")).status_code == 200
 
@@ -243,7 +244,7 @@ async def test_a_header_block_in_pieces_up_to_a_bound(pieces: int, answered: boo
                 assert b"default" in await read_until(stream, b"}]")
             else:
                 assert b"default" not in await read_all(stream)
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
 
 
 @pytest.mark.parametrize(("times", "answered"), [(3, True), (200, False)])
@@ -260,7 +261,7 @@ async def test_a_header_list_up_to_a_bound_however_small_it_is_sent(times: int, 
                 assert b"default" in await read_until(stream, b"}]")
             else:
                 assert b"default" not in await read_all(stream)
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ async def test_who_asks_for_answers_and_does_not_read_them_is_dropped(flood: byt
             await stream.send_all(PREFACE)
             with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
                 await stream.send_all(flood * 2_000_000)
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)
         assert (await served.http.get("/queues")).status_code == 200
 
 
@@ -287,4 +288,4 @@ async def test_priorities_of_streams_that_are_none_are_bounded() -> None:
             told = b"".join(frame(PRIORITY, 0, number, b"\0\0\0\0\x10") for number in odd(3_000))
             await stream.send_all(PREFACE + told + frame(PING, content=b"too many"))
             assert b"too many" not in await read_all(stream)
-        await eventually(lambda: open_files() == before)
+        await until(lambda: open_files() == before)

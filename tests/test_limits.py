@@ -26,6 +26,7 @@ from jobqueue.storage.store import ADMIT_BATCH, Claim, Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service
 from tests.storage import Driver, joined, new_id, open_driver
+from tests.waiting import wait_for
 
 MEMORY = "memory"
 KEYED = Options(concurrency_key="k")
@@ -591,8 +592,8 @@ async def test_two_admissions_are_one_after_the_other(postgres: tuple[Driver, Da
         await driver.submit(options=KEYED)
         nursery.start_soon(driver.store.admit)
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
-        await trio.to_thread.run_sync(wait_until, lambda: database.value(waiting) == 1)
-    await trio.to_thread.run_sync(wait_until, lambda: database.value("SELECT count(*) FROM jobqueue.key_checks") == 0)
+        await trio.to_thread.run_sync(wait_for, lambda: database.value(waiting) == 1)
+    await trio.to_thread.run_sync(wait_for, lambda: database.value("SELECT count(*) FROM jobqueue.key_checks") == 0)
     assert database.states() == {"blocked": 1, "pending": 1}
 
 
@@ -676,13 +677,6 @@ Start = Callable[..., Service]
 FAST = ("--visibility-timeout", "2", "--poll-interval", "0.5")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.02)
-
-
 def submit(database: Database, jobs: int, **fields: Any) -> None:
     database.rows("SELECT jobqueue.submit_many(%s::jsonb)", json.dumps([fields] * jobs))
 
@@ -740,7 +734,7 @@ def test_a_running_limit_is_kept_over_nodes_and_reached_by_what_ends_elsewhere(s
     began = time.monotonic()
     with Watch(database.url, RUNNING) as watch:
         submit(database, 60, kind="nap", payload={"seconds": 0.05})
-        wait_until(lambda: database.states() == {"succeeded": 60})
+        wait_for(lambda: database.states() == {"succeeded": 60})
     assert watch.highest == 3
     assert time.monotonic() - began < 15, "a second at best: a poll, which comes each minute, was not needed"
     assert all(node.process.poll() is None for node in nodes)
@@ -753,9 +747,9 @@ def test_a_killed_node_is_not_a_way_around_a_limit(service: Start, database: Dat
         for key in "ab":
             submit(database, 40, kind="nap", payload={"seconds": 0.1}, concurrency_key=key)
         submit(database, 20, kind="nap", payload={"seconds": 0.1})
-        wait_until(lambda: database.states().get("succeeded", 0) > 20)
+        wait_for(lambda: database.states().get("succeeded", 0) > 20)
         nodes[0].kill()
-        wait_until(lambda: database.states() == {"succeeded": 100}, 60)
+        wait_for(lambda: database.states() == {"succeeded": 100}, seconds=60)
     assert running.highest == 4
     assert 1 <= per_key.highest <= 2
 
@@ -765,9 +759,9 @@ def test_a_rate_is_kept_and_reached_by_two_nodes_one_of_which_is_killed(service:
     nodes = [service("tests.limit_handlers", "--queue", "default=8", *FAST) for _ in range(2)]
     database.rows("SELECT jobqueue.configure('default', rate => %s, burst => %s)", rate, burst)
     submit(database, jobs, kind="nap")
-    wait_until(lambda: database.states().get("succeeded", 0) > jobs / 2)
+    wait_for(lambda: database.states().get("succeeded", 0) > jobs / 2)
     nodes[0].kill()
-    wait_until(lambda: database.states() == {"succeeded": jobs}, 60)
+    wait_for(lambda: database.states() == {"succeeded": jobs}, seconds=60)
     starts = claims(database)
     assert within(starts, rate=rate, burst=burst)
     assert len(starts) / (starts[-1] - starts[0]) > rate * 0.5, "the killed one's jobs came late, but the rate was used"
@@ -779,8 +773,8 @@ def test_the_rate_of_a_key_is_kept_and_reached_and_other_keys_do_not_wait(servic
     database.rows("SELECT jobqueue.configure('default', key_max_running => 10, key_rate => %s, key_burst => %s)", rate, burst)
     submit(database, jobs, kind="nap", concurrency_key="slow")
     submit(database, 20, kind="nap")
-    wait_until(lambda: database.value("SELECT count(*) FROM jobqueue.finished_jobs WHERE options IS NULL") == 20, 5)
-    wait_until(lambda: database.states() == {"succeeded": jobs + 20})
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.finished_jobs WHERE options IS NULL") == 20, seconds=5)
+    wait_for(lambda: database.states() == {"succeeded": jobs + 20})
     starts = [
         when
         for (when,) in database.rows(
@@ -799,7 +793,7 @@ def test_keyed_jobs_come_through_by_http_and_by_sql_without_a_poll(service: Star
         for _ in range(5):
             assert httpx.post(f"{node.url}/submit", json=[job] * 4).status_code == 201
             submit(database, 4, **job)
-        wait_until(lambda: database.states() == {"succeeded": 40}, 20)
+        wait_for(lambda: database.states() == {"succeeded": 40}, seconds=20)
     assert watch.highest == 1
     counted = httpx.get(f"{node.url}/metrics").text
     assert 'jobqueue_jobs_completed_total{kind="nap",queue="default"} 40.0' in counted
@@ -811,7 +805,7 @@ def test_with_every_notification_lost_keyed_jobs_are_found_by_the_poll(service: 
     database.rows("CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void LANGUAGE sql AS 'SELECT'")
     service("tests.limit_handlers", "--queue", "default=8", "--poll-interval", "0.5")
     submit(database, 3, kind="nap", concurrency_key="k")
-    wait_until(lambda: database.states() == {"succeeded": 3}, 10)
+    wait_for(lambda: database.states() == {"succeeded": 3}, seconds=10)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ pause
@@ -829,13 +823,13 @@ def test_a_pause_holds_what_has_not_started_on_every_node_and_running_jobs_finis
 
     fast = "SELECT count(*) FROM jobqueue.succeeded_jobs WHERE payload ->> 'seconds' = '0.001'"
     # More than can run, and nothing else does: the others were claimed ahead.
-    wait_until(lambda: slow("inflight") > 4 and database.value(fast) == 2000)
+    wait_for(lambda: slow("inflight") > 4 and database.value(fast) == 2000)
     assert httpx.post(f"{nodes[0].url}/queues/default/pause").status_code == 200
-    wait_until(lambda: slow("inflight") <= 4, 1)
-    wait_until(lambda: slow("inflight") == 0, 10)
+    wait_for(lambda: slow("inflight") <= 4, seconds=1)
+    wait_for(lambda: slow("inflight") == 0, seconds=10)
     ran = slow("succeeded")
     assert 1 <= ran <= 8
     assert slow("pending") == 400 - ran
     assert database.value("SELECT max(attempt) FROM jobqueue.pending_jobs") == 0, "the attempt is refunded"
     assert httpx.post(f"{nodes[1].url}/queues/default/resume").status_code == 200
-    wait_until(lambda: slow("inflight") >= 4, 5)
+    wait_for(lambda: slow("inflight") >= 4, seconds=5)

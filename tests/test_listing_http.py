@@ -15,7 +15,8 @@ from jobqueue.errors import InvalidFilter, InvalidQuery
 from jobqueue.http import filters, job_lists, queries
 from jobqueue.job import MAX_NAME_LENGTH, JobFilter, JobState
 from tests.conftest import Database, Service
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from jobqueue import logs
 from jobqueue.log_writer import MAX_OF_JOBS, MAX_OF_ONE_JOB, MAX_WAITING, PER_LINE, Writer, flush
 from tests.conftest import ROOT, Database, Service
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 GAP = "log lines were dropped while the log could not be written"
 

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobqueue.metrics import Metrics
 from tests.conftest import ROOT, Service
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 DASHBOARD = json.loads((ROOT / "examples/monitoring/grafana.json").read_text())
 ALERTS = yaml.safe_load((ROOT / "examples/monitoring/alerts.yaml").read_text())

@@ -31,7 +31,8 @@ from jobqueue.storage.store import Submitted
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
 from tests.storage import Driver, new_id
-from tests.test_service import Effects, wait_for
+from tests.test_service import Effects
+from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 

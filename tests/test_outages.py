@@ -34,7 +34,8 @@ from jobqueue.storage.cluster import PORT, ROLE, Cluster
 from tests import postgres
 from tests.conftest import Database, Service
 from tests.storage import new_id, open_driver
-from tests.test_service import Effects, wait_for
+from tests.test_service import Effects
+from tests.waiting import wait_for
 
 NOTICED = 10.0
 """Seconds within which a node says that it is not ready."""

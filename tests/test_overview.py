@@ -37,7 +37,7 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
 from tests.running import Bench, submit
 from tests.storage import new_id, open_driver
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 Event = tuple[str, Any]
 

@@ -40,7 +40,8 @@ from tests.conftest import Database, Service
 from tests.storage import new_id, open_driver
 from tests.test_commits_in_doubt import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, set_standbys
 from tests.test_outages import RESUMED, Node, assert_each_ended_once
-from tests.test_service import Effects, wait_for
+from tests.test_service import Effects
+from tests.waiting import wait_for
 
 # The program is another project's, like Prometheus's linter in test_metrics.
 pytestmark = pytest.mark.skipif("JOBQUEUE_TEST_PGBOUNCER" not in os.environ, reason="JOBQUEUE_TEST_PGBOUNCER names no PgBouncer")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import Database, Service
+from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 
@@ -45,13 +45,6 @@ def submit(client: httpx.Client, node: Service, jobs: list[dict[str, Any]]) -> l
     assert answer.status_code == 201, answer.text
     ids: list[str] = answer.json()["ids"]
     return ids
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def runs(effects: Path) -> Counter[str]:

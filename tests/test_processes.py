@@ -29,7 +29,8 @@ from jobqueue.storage import embedded
 from jobqueue.supervised import KILL_MARGIN
 from tests import postgres
 from tests.conftest import Database, Service, run_module
-from tests.test_service import Effects, wait_for
+from tests.test_service import Effects
+from tests.waiting import wait_for
 
 TOKEN = "open-sesame"
 

@@ -17,7 +17,8 @@ from jobqueue.job import NewJob
 from jobqueue.storage.store import Store
 from tests.conftest import Database, Service
 from tests.storage import new_id
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 JOBS = 100
 """How many jobs come each way."""

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, Database, Service, run_module
+from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 
@@ -64,13 +65,6 @@ def submit(client: httpx.Client, node: Service, jobs: Any) -> Any:
     assert answer.status_code == 201, answer.text
     body = answer.json()
     return body["ids"] if isinstance(jobs, list) else body["id"]
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------------------------------------------- submit, run, look, measure

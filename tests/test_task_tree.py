@@ -18,7 +18,8 @@ from jobqueue.engine import task_tree
 from jobqueue.engine.task_tree import RUNNING, TaskState, TaskTree
 from jobqueue.testing.process import ServiceProcess
 from tests.command_line import UUID
-from tests.test_service import Start, submit, wait_for
+from tests.test_service import Start, submit
+from tests.waiting import wait_for
 
 
 def walked(task: TaskState) -> Iterator[TaskState]:

@@ -18,7 +18,7 @@ from jobqueue.http.entrance import Entrance
 from jobqueue.settings import Settings
 from tests.conftest import Service
 from tests.test_http import Served, open_files, read_all, serving
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 

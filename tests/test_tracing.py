@@ -37,7 +37,7 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service
 from tests.storage import Driver, joined, new_id, open_driver
 from tests.test_executor import Node, claimed
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN_ID = "00f067aa0ba902b7"

@@ -41,7 +41,8 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, Database, Service
 from tests.storage import Driver, open_driver
 from tests.test_executor import error_of, run_one
-from tests.test_service import submit, wait_for
+from tests.test_service import submit
+from tests.waiting import until, wait_for
 
 Connection = psycopg.Connection[Any]
 Start = Callable[..., Service]
@@ -52,13 +53,6 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobq
 
 def write(conn: Connection, job: Job) -> None:
     conn.execute("INSERT INTO effects (job, attempt) VALUES (%s, %s)", (job.id, job.attempt))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what a thread, or PostgreSQL, does."""
-    with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 - neither tells
-            await trio.sleep(0.01)
 
 
 class Bench:

@@ -12,7 +12,7 @@ from jobqueue.metrics import Totals
 from jobqueue.storage.store import ADMIT_BATCH
 from tests.conftest import Database, Service
 from tests.storage import Driver
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 KEY = Options(concurrency_key="account 7")
 

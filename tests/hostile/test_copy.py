@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from tests.conftest import ROOT, Database, Service
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 SECTION = re.compile(r"### Start on a copy of a database\n(.*?)\n### ", re.DOTALL)
 

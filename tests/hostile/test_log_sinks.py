@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Database
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 LEASE = 5.0
 """Seconds: a node whose loop is blocked loses it during the test."""

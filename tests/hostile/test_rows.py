@@ -19,7 +19,7 @@ from jobqueue.job import Change, DeadFilter, JobFilter, NewJob, Options, Outcome
 from jobqueue.storage.store import Claim, Want
 from tests.conftest import Database, Service
 from tests.storage import Driver, new_id
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 KEY = Options(concurrency_key="account 7")
 

@@ -15,7 +15,7 @@ from jobqueue.storage.store import Store
 from tests import postgres
 from tests.conftest import ROOT, Database, Service
 from tests.storage import Driver, new_id
-from tests.test_service import wait_for
+from tests.waiting import wait_for
 
 KEEP = {"keep_finished": 86_400.0, "keep_cancelled": 86_400.0}
 
