@@ -145,6 +145,15 @@ def test_nodes_that_start_at_once_repair_once_and_all_start(applied: Database) -
     assert migrated(applied.url) == NOTHING
 
 
+@pytest.mark.parametrize("setting", ["statement_timeout = '1ms'", "default_transaction_read_only = on"])
+def test_an_error_of_postgresql_ends_the_command_in_one_line(sql: Database, setting: str) -> None:
+    sql.rows(f"ALTER DATABASE {sql.value('SELECT quote_ident(current_database())')} SET {setting}")
+    ended = run_module("jobqueue", "migrate", "--database-url", sql.url)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: the schema cannot be applied: ")
+    assert ended.stderr.count("\n") == 1
+
+
 @pytest.fixture
 def worker(applied: Database) -> Iterator[str]:
     """The URL of a role that may work in the schema and not change it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import click
+import psycopg
 
 from jobqueue import logs
 from jobqueue.cli.options import log_level_option
 from jobqueue.errors import JobQueueError
 from jobqueue.storage import schema
-from jobqueue.storage.database import connect
+from jobqueue.storage.database import connect, one_line
 
 
 @click.command("migrate")
@@ -22,5 +23,7 @@ def command(database_url: str, log_level: str) -> None:
             done = schema.migrate(connection)
     except JobQueueError as error:
         raise click.ClickException(str(error)) from None
+    except psycopg.Error as error:
+        raise click.ClickException(f"the schema cannot be applied: {one_line(error)}") from None
     repaired = f"repaired: {', '.join(done.repaired)}" if done.repaired else "already there"
     click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if done.applied else repaired}")
