@@ -7,11 +7,10 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import fork_server
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -26,16 +25,7 @@ def environment(env: dict[str, str]) -> dict[str, str]:
 
 def call(*arguments: str, code: int = 0, stdin: str = "", env: dict[str, str] | None = None) -> Done:
     """Run ``jobqueue`` to its end, and expect an exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "jobqueue", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-        env=environment(env or {}),
-        check=False,
-    )
+    done = fork_server().run(arguments, environment(env or {}), stdin=stdin, timeout=60)
     assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import settings
 
 from jobqueue.testing.process import ServiceProcess
 from tests import postgres
+from tests.fork_server import Forked, ForkServer
 from tests.storage import Driver, open_driver
 
 SERVERS = {"embedded": None}
@@ -105,11 +107,30 @@ def run_module(
     )
 
 
+def run_jobqueue(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run ``jobqueue`` to its end, in the project's root."""
+    return fork_server().run(arguments, {**os.environ, **(env or {})}, timeout=timeout)
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return what forks for the commands of these tests."""
+    return ForkServer()
+
+
+def pytest_sessionfinish() -> None:
+    if fork_server.cache_info().currsize:
+        fork_server().close()
+
+
 class Service(ServiceProcess):
-    """A running ``jobqueue serve``, as a user would start it."""
+    """A running ``jobqueue serve``."""
 
     def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
         super().__init__(arguments, env, cwd=ROOT)
+
+    def _start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> Any:
+        return fork_server().start(arguments, env) if Forked.can_have(env) else super()._start(arguments, env, cwd)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from jobqueue.http.entrance import Entrance
 from jobqueue.settings import Settings
 from jobqueue.tokens import ROLES, parse
 from tests import route_walk
-from tests.conftest import Service, run_module
+from tests.conftest import Service, run_jobqueue
 from tests.test_http import both_lanes, lane, problem, serving  # noqa: F401 - lane is the fixture of both_lanes
 from tests.waiting import wait_for
 
@@ -349,7 +349,7 @@ def test_what_of_access_cannot_work_ends_the_start_with_what_to_do(processes: st
         (["--certfile", "x"], "give both --certfile and --keyfile"),
         (["--certfile", "/x", "--keyfile", "/y"], "the certificate /x with the key /y cannot be used"),
     ):
-        done = run_module("jobqueue", "serve", "examples.quickstart", "--port", "0", "--processes", processes, *arguments)
+        done = run_jobqueue("serve", "examples.quickstart", "--port", "0", "--processes", processes, *arguments)
         assert done.returncode == 1
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("Error: ")

@@ -23,7 +23,7 @@ from jobqueue.storage.checkup import Finding, capacity, server, vacuum, work
 from jobqueue.storage.cluster import Cluster
 from jobqueue.storage.database import connect
 from tests import postgres
-from tests.conftest import ROOT, Database, run_module
+from tests.conftest import ROOT, Database, run_jobqueue
 from tests.waiting import wait_for
 
 CONNECTIONS = 30
@@ -677,7 +677,7 @@ def test_dead_letters_of_the_last_hour(healthy: Database) -> None:
 
 def test_the_command_sorts_the_worst_first_and_ends_with_1(healthy: Database) -> None:
     submit(healthy, 1)
-    ended = run_module("jobqueue", "doctor", "--database-url", healthy.url)
+    ended = run_jobqueue("doctor", "--database-url", healthy.url)
     assert ended.returncode == 1, ended.stderr
     verdicts = [line.split()[0] for line in ended.stdout.splitlines() if line[:1].isalpha()]
     assert verdicts[0] == "problem"
@@ -687,7 +687,7 @@ def test_the_command_sorts_the_worst_first_and_ends_with_1(healthy: Database) ->
 
 
 def test_the_command_as_json_with_warnings_ends_with_0(healthy: Database) -> None:
-    ended = run_module("jobqueue", "doctor", "--json", env={"DATABASE_URL": healthy.url})
+    ended = run_jobqueue("doctor", "--json", env={"DATABASE_URL": healthy.url})
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     assert document["verdict"] == "warning"
@@ -700,14 +700,14 @@ def test_the_command_as_json_with_warnings_ends_with_0(healthy: Database) -> Non
 
 
 def test_a_database_that_cannot_be_reached_is_a_finding(tmp_path: Path) -> None:
-    ended = run_module("jobqueue", "doctor", "--json", "--database-url", f"postgresql://u@/d?host={quote(str(tmp_path))}")
+    ended = run_jobqueue("doctor", "--json", "--database-url", f"postgresql://u@/d?host={quote(str(tmp_path))}")
     assert ended.returncode == 4
     [finding] = json.loads(ended.stdout)["findings"]
     assert (finding["verdict"], "cannot connect" in finding["finding"]) == ("problem", True)
 
 
 def test_a_url_that_cannot_be_read_is_wrong_usage_and_is_not_shown() -> None:
-    ended = run_module("jobqueue", "doctor", "--database-url", "secret@host")
+    ended = run_jobqueue("doctor", "--database-url", "secret@host")
     assert ended.returncode == 2
     assert "cannot be read" in ended.stderr
     assert "secret" not in ended.stderr + ended.stdout
@@ -715,7 +715,7 @@ def test_a_url_that_cannot_be_read_is_wrong_usage_and_is_not_shown() -> None:
 
 def test_an_embedded_server_is_found_by_its_directory(own_server: str) -> None:
     data_dir = Path(parse_qs(urlsplit(own_server).query)["host"][0]).parent
-    ended = run_module("jobqueue", "doctor", "--json", "--data-dir", str(data_dir))
+    ended = run_jobqueue("doctor", "--json", "--data-dir", str(data_dir))
     assert ended.returncode == 1, ended.stderr  # it is new, and has no schema
     assert json.loads(ended.stdout)["findings"][0]["check"] == "schema"
 

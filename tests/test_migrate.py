@@ -17,7 +17,7 @@ from jobqueue.storage import catalog, schema
 from jobqueue.storage.database import connect
 from jobqueue.storage.schema import Migration, migrate
 from tests import postgres
-from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service, run_module
+from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service, run_jobqueue
 
 NOTHING = Migration(applied=False, repaired=[])
 
@@ -148,7 +148,7 @@ def test_nodes_that_start_at_once_repair_once_and_all_start(applied: Database) -
 @pytest.mark.parametrize("setting", ["statement_timeout = '1ms'", "default_transaction_read_only = on"])
 def test_an_error_of_postgresql_ends_the_command_in_one_line(sql: Database, setting: str) -> None:
     sql.rows(f"ALTER DATABASE {sql.value('SELECT quote_ident(current_database())')} SET {setting}")
-    ended = run_module("jobqueue", "migrate", "--database-url", sql.url)
+    ended = run_jobqueue("migrate", "--database-url", sql.url)
     assert ended.returncode == 1
     assert ended.stderr.startswith("Error: the schema cannot be applied: ")
     assert ended.stderr.count("\n") == 1
@@ -193,7 +193,7 @@ def test_a_repair_that_somebody_holds_up_is_left_to_the_next_start(
 def test_the_commands_say_what_they_repaired(database: Database, service: Callable[..., Service]) -> None:
     service("examples.quickstart").stop()
     database.rows("DROP FUNCTION jobqueue.wake_keys()")
-    said = run_module("jobqueue", "migrate", "--database-url", database.url).stdout
+    said = run_jobqueue("migrate", "--database-url", database.url).stdout
     assert said == "schema version 1: repaired: function wake_keys\n"
     database.rows("DROP FUNCTION jobqueue.wake_keys()")
     node = service("examples.quickstart")

@@ -28,7 +28,7 @@ from jobqueue.settings import MAX_PROCESSES
 from jobqueue.storage import embedded
 from jobqueue.supervised import KILL_MARGIN
 from tests import postgres
-from tests.conftest import Database, Service, run_module
+from tests.conftest import Database, Service, run_jobqueue
 from tests.test_service import Effects
 from tests.waiting import wait_for
 
@@ -145,7 +145,7 @@ def test_connections_reach_all_nodes_and_all_their_jobs_are_done(start: Start, d
         assert Path(f"/proc/{pid}/fd/0").readlink() == Path(os.devnull), "what a handler starts does not read the parent's words"
 
     port = group.url.rpartition(":")[2]
-    refused = run_module("jobqueue", "serve", "tests.handlers", "--port", port, "--processes", "2")
+    refused = run_jobqueue("serve", "tests.handlers", "--port", port, "--processes", "2")
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1].startswith(f"Error: cannot listen on 127.0.0.1 port {port}: another process")
 
@@ -190,7 +190,7 @@ def test_a_node_that_does_not_start_again_ends_all_with_its_reason(start: Start,
 
 
 def test_too_many_processes_are_refused() -> None:
-    done = run_module("jobqueue", "serve", "tests.handlers", "--processes", str(MAX_PROCESSES + 1))
+    done = run_jobqueue("serve", "tests.handlers", "--processes", str(MAX_PROCESSES + 1))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: the number of processes must be from 1 to {MAX_PROCESSES}, got {MAX_PROCESSES + 1}\n"
 

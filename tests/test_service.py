@@ -16,7 +16,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database, Service, run_module
+from tests.conftest import ROOT, Database, Service, run_jobqueue
 from tests.waiting import wait_for
 
 Start = Callable[..., Service]
@@ -423,7 +423,7 @@ def test_connections_that_are_cut_lose_nothing(start: Start, client: httpx.Clien
 
 
 def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return run_module("jobqueue", *arguments, env={"JOBQUEUE_PORT": "0", **(env or {})})
+    return run_jobqueue(*arguments, env={"JOBQUEUE_PORT": "0", **(env or {})})
 
 
 def test_version_and_help_with_every_option_its_variable_and_its_default() -> None:

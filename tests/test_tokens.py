@@ -16,7 +16,7 @@ from jobqueue.http import token_file
 from jobqueue.http.reloaded import Reloaded
 from jobqueue.settings import Settings
 from jobqueue.tokens import MAX_NAME_LENGTH, MAX_TOKENS, Token
-from tests.conftest import run_module
+from tests.conftest import run_jobqueue
 
 HEX = sha256(b"open-sesame").hexdigest()
 
@@ -160,7 +160,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_broken_one_is_logged_once(tm
 
 
 def test_the_command_makes_a_token_and_keeps_only_its_sha256(tmp_path: Path) -> None:
-    done = run_module("jobqueue", "token", "create", "--role", "submit", "--name", "billing team")
+    done = run_jobqueue("token", "create", "--role", "submit", "--name", "billing team")
     assert done.returncode == 0
     [(_, secret), (_, line)] = [row.split(maxsplit=1) for row in done.stdout.splitlines()]
     assert secret.startswith("jq_")
@@ -169,7 +169,7 @@ def test_the_command_makes_a_token_and_keeps_only_its_sha256(tmp_path: Path) -> 
 
     path = tmp_path / "tokens"
     made = [
-        json.loads(run_module("jobqueue", "token", "create", "--role", role, "--file", str(path), "--json").stdout)
+        json.loads(run_jobqueue("token", "create", "--role", role, "--file", str(path), "--json").stdout)
         for role in ("read", "admin")
     ]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -196,9 +196,9 @@ def test_adding_to_a_file_keeps_what_it_is_and_refuses_a_broken_one(tmp_path: Pa
     with pytest.raises(UnusableFile, match=r"nothing was written.*line 1"):
         token_file.append(str(real), token)
     assert real.read_text() == "sesame"
-    refused = run_module("jobqueue", "token", "create", "--role", "read", "--file", str(tmp_path / "no" / "tokens"))
+    refused = run_jobqueue("token", "create", "--role", "read", "--file", str(tmp_path / "no" / "tokens"))
     assert refused.returncode == 1
     assert refused.stdout == "", "a secret that nobody knows is not shown"
     assert "No such file or directory" in refused.stderr
-    assert run_module("jobqueue", "token", "create", "--role", "root").returncode == 2
-    assert "at most 100 printable" in run_module("jobqueue", "token", "create", "--role", "read", "--name", "a\nadmin:b").stderr
+    assert run_jobqueue("token", "create", "--role", "root").returncode == 2
+    assert "at most 100 printable" in run_jobqueue("token", "create", "--role", "read", "--name", "a\nadmin:b").stderr

@@ -26,7 +26,7 @@ from jobqueue.cli.rates import COUNTERS, Histogram, Scrape, change, read
 from jobqueue.cli.snapshot import KINDS, QUEUES, Snapshot
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
-from tests.conftest import ROOT, Service, run_module
+from tests.conftest import ROOT, Service, run_jobqueue
 
 INFINITE = float("inf")
 
@@ -243,17 +243,17 @@ def busy(service: Callable[..., Service]) -> Service:
 
 
 def test_one_screen_for_pipes(busy: Service) -> None:
-    ended = run_module("jobqueue", "top", "--once", "--url", busy.url, "--interval", "0.2")
+    ended = run_jobqueue("top", "--once", "--url", busy.url, "--interval", "0.2")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"jobqueue top  {busy.url}  ")
     assert "QUEUE" in ended.stdout
     assert "NODE" in ended.stdout
     # No terminal means the same.
-    assert run_module("jobqueue", "top", "--url", busy.url, "--interval", "0.2").stdout.startswith("jobqueue top")
+    assert run_jobqueue("top", "--url", busy.url, "--interval", "0.2").stdout.startswith("jobqueue top")
 
 
 def test_the_same_as_data(busy: Service) -> None:
-    ended = run_module("jobqueue", "top", "--once", "--json", "--url", busy.url, "--interval", "0.2")
+    ended = run_jobqueue("top", "--once", "--json", "--url", busy.url, "--interval", "0.2")
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     [node] = document["nodes"]
@@ -265,23 +265,23 @@ def test_the_same_as_data(busy: Service) -> None:
 
 
 def test_without_a_service_there_are_queues_and_no_rates(busy: Service, database_url: str) -> None:
-    ended = run_module("jobqueue", "top", "--once", "--database-url", database_url, "--interval", "0.1")
+    ended = run_jobqueue("top", "--once", "--database-url", database_url, "--interval", "0.1")
     assert ended.returncode == 0, ended.stderr
     assert "rates and latencies are a node's" in ended.stdout
     assert busy.url not in ended.stdout
 
 
 def test_nobody_there_ends_with_4() -> None:
-    ended = run_module("jobqueue", "top", "--once", "--url", "http://127.0.0.1:1")
+    ended = run_jobqueue("top", "--once", "--url", "http://127.0.0.1:1")
     assert ended.returncode == 4
     assert "jobqueue serve" in ended.stderr
 
 
 def test_a_token_that_is_missing_ends_with_1(service: Callable[..., Service]) -> None:
     guarded = service("--no-workers", "--token", "read:a-secret-of-some-length")
-    ended = run_module("jobqueue", "top", "--once", "--url", guarded.url)
+    ended = run_jobqueue("top", "--once", "--url", guarded.url)
     assert ended.returncode == 1, ended.stderr
-    ended = run_module("jobqueue", "top", "--once", "--url", guarded.url, "--token", "a-secret-of-some-length", "--interval", "0.1")
+    ended = run_jobqueue("top", "--once", "--url", guarded.url, "--token", "a-secret-of-some-length", "--interval", "0.1")
     assert ended.returncode == 0, ended.stderr
 
 
@@ -375,4 +375,4 @@ def test_a_service_that_does_not_run_yet_is_waited_for(terminal: Callable[..., T
 
 
 def test_the_default_url_is_where_a_service_listens() -> None:
-    assert f":{Settings().port}" in run_module("jobqueue", "top", "--help").stdout
+    assert f":{Settings().port}" in run_jobqueue("top", "--help").stdout

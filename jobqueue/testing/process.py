@@ -36,15 +36,7 @@ class ServiceProcess:
     """
 
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
-        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())] if sys.platform == "linux" else []
-        self.process = subprocess.Popen(  # noqa: S603 - our own program
-            [*launcher, sys.executable, "-m", "jobqueue", "serve", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-            cwd=cwd,
-        )
+        self.process = self._start(["serve", *arguments], {**os.environ, **env}, cwd)
         self.url = ""
         self.banner: list[str] = []
         self.log_lines: list[str] = []
@@ -79,6 +71,17 @@ class ServiceProcess:
         self.process.stdout.close()
         self.process.stderr.close()
         return code
+
+    def _start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> subprocess.Popen[str]:
+        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())] if sys.platform == "linux" else []
+        return subprocess.Popen(  # noqa: S603 - our own program
+            [*launcher, sys.executable, "-m", "jobqueue", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=cwd,
+        )
 
     def _read_banner(self) -> None:
         watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
