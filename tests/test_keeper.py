@@ -116,11 +116,11 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
     node = nodes.start(*LEASE)
     judge = nodes.start(*LEASE, queue="other=1")
     before = nodes.ids()
-    neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, 6, 10)]
-    neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, 6)]
+    neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, 5, 8)]
+    neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, 5)]
     wait_for(lambda: len(nodes.effects("began")) == 5, "the neighbors run")
     time.sleep(4)  # the judge is steady: it would take the lease of a node that does not renew it
-    culprit = submit(node, kind, {"seconds": 9})
+    culprit = submit(node, kind, {"seconds": 7})
     if kind in IN_C:
         wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
         assert culprit not in nodes.effects("ended"), "while it lasts"
@@ -139,7 +139,7 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
     for line in [lines(node, begin)[-1], *lines(node, end)]:
         assert line["level"] == "warning"
         assert {name: line[name] for name in job} == job
-    assert lines(node, end)[-1]["seconds"] >= 6
+    assert lines(node, end)[-1]["seconds"] >= 5
     events = [json.loads(line)["event"] for line in node.log_lines]
     assert not {"lease lost: other nodes have this node's jobs", "the handler does not stop: it is left behind"} & set(events)
     blamed = {job_id for line in map(json.loads, node.log_lines) if (job_id := line.get("job_id")) is not None}
@@ -187,8 +187,7 @@ def test_a_thread_that_was_left_behind_is_named_with_its_own_job(nodes: Nodes) -
 # ------------------------------------------------------------------------------------------------------------------ the limit
 
 
-@pytest.mark.parametrize("kind", ["hold-computing", "hold-on-loop", "block-loop"])
-@pytest.mark.parametrize("max_retries", [0, 1])
+@pytest.mark.parametrize(("kind", "max_retries"), [("hold-computing", 0), ("hold-on-loop", 1), ("block-loop", 1)])
 def test_a_node_that_is_stuck_past_the_limit_gives_its_jobs_back_and_blames_the_culprit(
     kind: str, max_retries: int, nodes: Nodes
 ) -> None:

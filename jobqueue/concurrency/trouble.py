@@ -81,7 +81,7 @@ class Trouble:
 
     def failed(self, error: Exception) -> None:
         """Take note of an error."""
-        reason = " ".join(_text_of(error).split()) or type(error).__name__
+        reason = _text_of(error) or type(error).__name__
         if not isinstance(error, JobQueueError):
             reason = f"{type(error).__name__}: {reason}"
         now = trio.current_time()
@@ -109,7 +109,8 @@ class Trouble:
 
 
 def _text_of(error: Exception) -> str:
+    """An error's text in one line, which JSON can hold: names of files may have surrogates, which UTF-8 has not."""
     try:
-        return str(error)
+        return " ".join(str(error).split()).encode(errors="backslashreplace").decode()
     except Exception:  # noqa: BLE001 - a class of somebody's, whose text is code of theirs
         return ""

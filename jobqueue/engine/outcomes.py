@@ -172,6 +172,7 @@ class Outcomes:
             return await self._commit(node_id, batch)
         except RefusedData as error:
             self.trouble.failed(error)
+            self.trouble.succeeded()  # with the others: the database takes outcomes, this one alone it does not
             return list(batch)
 
     def _count(self, batch: Sequence[Finished], stale: Sequence[Finished]) -> None:

@@ -16,7 +16,7 @@ import jobqueue
 from jobqueue import service
 from jobqueue.admission import admit
 from jobqueue.concurrency.stages import Stages, open_stages
-from jobqueue.engine import maintenance
+from jobqueue.engine import maintenance, overview
 from jobqueue.engine.operations import Operations
 from jobqueue.errors import JobQueueError
 from jobqueue.job import Submission
@@ -43,7 +43,7 @@ ERRORS: list[Callable[[], Exception]] = [
     lambda: RecursionError("maximum recursion depth exceeded"),
     MemoryError,
     lambda: KeyError("queue"),
-    lambda: ValueError("could not convert string to float: 'x'"),
+    lambda: ValueError("could not convert string to float: '\udcff'"),
 ]
 
 PARTS = {
@@ -143,6 +143,7 @@ async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
     part: str, database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "PRUNE_PAUSE", 1.0)
+    monkeypatch.setattr(overview, "LOOK_INTERVAL", overview.SHORTEST_INTERVAL)
     store = Sabotaged(database_url)
     async with running(store) as (engine, node, stages), trio.open_nursery() as nursery:
         names = stages.names()
@@ -156,6 +157,8 @@ async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
                 if part in VITAL:
                     await until(lambda: any(part in reason for reason in node.troubles()), AGAIN, "the node says so")
                 store.error = None
+                nursery.start_soon(provoke, engine, node)
+                await until(lambda: trouble.reason is None, AGAIN, f"{part} works again")
                 if part in VITAL:
                     await until(lambda: not node.troubles(), AGAIN, "the node is ready")
                     await ended(database, await submit(node), AGAIN)
@@ -170,6 +173,8 @@ async def provoke(engine: service.Engine, node: Operations) -> None:
     """Have every part do something: of its own accord, some would do so in an hour."""
     engine.gate.due_in(0)
     engine.cron.look()
+    engine.lease.renew_soon()
+    engine.recovery.due_in(0)
     engine.pruning.due_in(0)
     engine.history._routine.due_in(0)
     with suppress(JobQueueError, Exception):

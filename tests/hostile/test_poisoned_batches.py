@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from jobqueue.admission import admit
-from jobqueue.errors import DatabaseUnavailable, StatementFailed, UnprocessableJob
+from jobqueue.errors import DatabaseUnavailable, RefusedData, StatementFailed, UnprocessableJob
 from jobqueue.job import DeadFilter, JobFilter, Outcome, Submission
 from jobqueue.storage.store import SLOW_AFTER, Store, Submitted
 from tests.conftest import Database
@@ -142,6 +142,29 @@ async def test_an_outcome_that_makes_statements_fail_ends_its_own_job_alone(data
         assert database.rows("SELECT id::text, reason FROM jobqueue.dead_jobs") == [(poisoned, "its outcome could not be stored")]
         await until(lambda: not engine.outcomes.held, AGAIN, "nothing is held")
         assert node.troubles() == []
+
+
+class Stubborn(Store):
+    """A store that takes no outcome of one job."""
+
+    refused = ""
+
+    async def finish(self, node_id: str, outcomes: Sequence[Outcome], *, keep: bool = True) -> set[int]:
+        if any(outcome.id == self.refused for outcome in outcomes):
+            raise RefusedData("not this one")
+        return await super().finish(node_id, outcomes, keep=keep)
+
+
+async def test_a_job_of_which_no_outcome_can_be_written_leaves_its_node_ready(database_url: str, database: Database) -> None:
+    store = Stubborn(database_url)
+    async with running(store) as (engine, node, _):
+        [job] = (jobs := admit([Submission(kind="echo")])).ids
+        store.refused = job
+        await node.submit(jobs)
+        await until(lambda: engine.outcomes.trouble.errors > 0 and not engine.outcomes.held, 20, "it is given up")
+        assert node.troubles() == []
+        assert database.states() == {"inflight": 1}, "the audit hands it back"
+        store.refused = ""
 
 
 class Slow(Store):

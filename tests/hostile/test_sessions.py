@@ -38,7 +38,7 @@ ODD: dict[str, tuple[str, ...]] = {
     "statement_timeout": ("30ms", "100ms"),
     "lock_timeout": ("1ms", "10ms"),
     "idle_in_transaction_session_timeout": ("10ms", "100ms"),
-    "idle_session_timeout": ("50ms", "500ms"),
+    "idle_session_timeout": ("200ms", "500ms"),
     "row_security": ("off",),
     "array_nulls": ("off",),
     "transform_null_equals": ("on",),
@@ -223,12 +223,15 @@ async def use(url: str, base: str, operations: list[Callable[[Client], Any]] = O
     database.close()
 
 
-def tell_all_sessions(database: Database) -> None:
+async def tell_all_sessions(database: Database) -> None:
     """Have every session of a node begin anew, with the database's present settings."""
-    database.rows("""
-        SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    told = database.rows("""
+        SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
     """)
+    old = [pid for pid, _ in told]
+    while database.rows("SELECT FROM pg_stat_activity WHERE pid = ANY (%s)", old):
+        await trio.sleep(0.01)
 
 
 def setting(database: Database, name: str, value: str | None) -> None:
@@ -251,7 +254,7 @@ async def test_a_node_works_under_each_odd_setting(database_url: str, database: 
         for name, values in ODD.items():
             for value in values:
                 setting(database, name, value)
-                tell_all_sessions(database)
+                await tell_all_sessions(database)
                 await trio.sleep(0.05)
                 await ready(base)
                 try:
