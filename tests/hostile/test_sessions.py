@@ -22,6 +22,7 @@ from jobqueue.settings import Settings
 from jobqueue.storage import checkup, embedded
 from jobqueue.storage.store import Store
 from tests.conftest import Database
+from tests.waiting import until
 
 ODD: dict[str, tuple[str, ...]] = {
     "TimeZone": ("Asia/Tokyo", "America/St_Johns"),
@@ -230,8 +231,7 @@ async def tell_all_sessions(database: Database) -> None:
          WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
     """)
     old = [pid for pid, _ in told]
-    while database.rows("SELECT FROM pg_stat_activity WHERE pid = ANY (%s)", old):
-        await trio.sleep(0.01)
+    await until(lambda: not database.rows("SELECT FROM pg_stat_activity WHERE pid = ANY (%s)", old))
 
 
 def setting(database: Database, name: str, value: str | None) -> None:
