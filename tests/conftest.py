@@ -28,7 +28,7 @@ for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split
     SERVERS[f"PostgreSQL at {directory}"] = Path(directory)
 
 SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
-"""Whether to take longer: thousands of clients and the limits of the real service, not some and shorter ones; all benchmarks, not two."""
+"""Whether to take longer: thousands of clients and real limits, not some and shorter ones; all benchmarks, not two."""
 
 
 # How long an example takes says more about the machine than about the code.
