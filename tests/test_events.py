@@ -169,7 +169,7 @@ def test_a_stop_ends_the_events_and_answers_who_waits(bench: Bench) -> None:
         stopping.start()
         began = time.monotonic()
         assert list(events) == [], "and no end: it has not ended"
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 15
     answer = waiting.getresponse()
     assert (answer.status, json.loads(answer.read())["state"]) == (200, "inflight")
     waiting.close()
@@ -213,7 +213,7 @@ def test_a_long_poll_is_answered_when_the_job_has_ended(bench: Bench, elsewhere:
     assert 1 < time.monotonic() - began < 10
     began = time.monotonic()
     assert httpx.get(f"{front.url}/jobs/{job_id}?wait=30", timeout=40).json()["state"] == "succeeded"
-    assert time.monotonic() - began < 2, "it has ended"
+    assert time.monotonic() - began < 15, "it has ended"
 
 
 def test_a_wait_up_to_its_bound() -> None:

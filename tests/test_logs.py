@@ -316,7 +316,7 @@ def test_as_many_lines_wait_as_the_bound_says_and_the_gap_is_reported_in_its_pla
     assert sink.writer.dropped == 0
     began = time.monotonic()
     sink.put(range(room, room + 100), SIZE)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     assert sink.writer.dropped == 100
     lines = sink.read()
     assert lines[:room] == [str(number) for number in range(room)]
@@ -414,7 +414,7 @@ def test_flush_gives_up_on_a_stuck_reader() -> None:
     sink.fill()
     began = time.monotonic()
     assert not flush([sink.writer], 0.3)
-    assert 0.3 <= time.monotonic() - began < 1
+    assert 0.3 <= time.monotonic() - began < 5
     sink.read()
 
 
@@ -428,7 +428,7 @@ def test_a_patient_writer_has_written_a_line_when_put_returns_and_is_patient_onc
     began = time.monotonic()
     for number in range(100):
         writer.put(b"%d\n" % number)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     received = b""
     while not received.endswith(b"99\n"):
         received += os.read(read_end, 65536)
