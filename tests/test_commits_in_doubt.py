@@ -128,7 +128,7 @@ def test_a_submission_in_doubt_is_acknowledged_and_there_once(
                 # Several transactions: some are being run by the time that they are sent again, some are done.
                 answers = [pool.submit(client.submit, [{"kind": kind}] * 5) for kind in ("echo", "sleep", "echo")]
             ids += [job_id for answer in answers for job_id in answer.result()]
-    assert "commit in doubt" in client.node.log
+    wait_for(lambda: "commit in doubt" in client.node.log, "the log says so")
     assert_each_ran_to_one_end(client, database, ids)
     assert Counter(effects.ids("ran") + effects.ids("ended")) == Counter(ids), "each ran once"
 
@@ -153,7 +153,7 @@ def test_a_submission_in_doubt_with_keys_is_there_once_and_finds_its_own_keys(  
         assert 1 in batch.json()["existing"]
         again = [client.post(job) for job in jobs if "idempotency_key" in job]
         assert [(answer.status_code, answer.json()["id"]) for answer in again] == [(200, ids[-4]), (200, ids[-2])]
-    assert "commit in doubt" in client.node.log
+    wait_for(lambda: "commit in doubt" in client.node.log, "the log says so")
     wait_for(lambda: len(effects.ids("ran") + effects.ids("ended")) == len(ids), "all have run")
     assert Counter(effects.ids("ran") + effects.ids("ended")) == Counter(ids), "each ran once"
     wait_for(lambda: database.states().get("inflight") == 1, "all are done but one")

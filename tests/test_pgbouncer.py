@@ -221,7 +221,7 @@ def test_a_node_does_its_work_through_a_pooler_and_leaves_nothing_behind_in_it(
     wait_for(lambda: database.states() == {**done, "succeeded": 24}, "all are done", seconds=20)
     assert node.troubles() == []
     assert left_behind(pooled_url) == {("0", "0", "off", 0, 0)}
-    assert "work is found by polling" in node.service.log
+    wait_for(lambda: "work is found by polling" in node.service.log, "the log says so")
 
     running = node.submit(*[{"kind": "sleep", "payload": {"seconds": 60}}] * 2).json()["ids"]
     wait_for(lambda: set(effects.ids("began")) == set(running), "two jobs run")
@@ -302,7 +302,7 @@ def test_commits_in_doubt_through_a_pooler_change_nothing(
     wait_for(lambda: database.states() == {"succeeded": len(node.acknowledged)}, "each is there once, and done", seconds=30)
     assert_each_ended_once(database, node.acknowledged)
     assert set(effects.ids("ran") + effects.ids("ended")) == set(node.acknowledged)
-    assert "doubt" in node.service.log
+    wait_for(lambda: "doubt" in node.service.log, "the log says so")
     assert node.service.stop() == 0, node.service.log
 
 

@@ -205,7 +205,7 @@ def test_a_job_that_blocks_the_loop_past_the_limit_is_named_and_all_run_elsewher
             "attempt": 1,
         }
         assert re.search(r"tests/poison_handlers\.py:\d+ in block$", line["at"])
-    assert lines(stuck, "lease lost: other nodes have this node's jobs")
+    wait_for(lambda: lines(stuck, "lease lost: other nodes have this node's jobs"), "the log says so")
     assert runs(effects) == dict.fromkeys(ids, 2)
     submit(client, stuck, [{"kind": "good"}] * 10)
     wait_for(lambda: database.states() == {"succeeded": 14}, "both go on")

@@ -334,7 +334,7 @@ def test_a_node_that_slept_past_its_lease_drops_what_it_ran_and_joins_again(
     wait_for(lambda: database.states() == {"succeeded": 5}, "all are done")
     wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.nodes") == 2, "the sleeper is back")
     assert database.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", old_node) == 0
-    assert "lease lost" in sleeper.log
+    wait_for(lambda: "lease lost" in sleeper.log, "the log says so")
     assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(2, 2)]
     submit(client, sleeper, {"kind": "echo"})
     wait_for(lambda: database.states() == {"succeeded": 6}, "both go on working")

@@ -1145,7 +1145,7 @@ def test_a_lost_lease_is_a_stale_completion(start: Start, client: httpx.Client, 
         # As if another node had recovered it; this one does not know yet.
         database.rows("UPDATE jobqueue.inflight_jobs SET claims = claims + 1")
     wait_for(lambda: metric(client, node, "stale_completions_total", "wait-for-lock") == 1, "its completion is stale")
-    assert "stale completion dropped" in node.log
+    wait_for(lambda: "stale completion dropped" in node.log, "the log says so")
     assert effects() == []
     assert database.rows("SELECT id::text, state FROM jobqueue.jobs") == [(job_id, "inflight")]
 
@@ -1198,8 +1198,8 @@ def test_a_commit_in_doubt_is_found_out_about(
         assert database.value("SELECT result FROM jobqueue.finished_jobs WHERE id = %s", job_id) == attempt
     wait_for(lambda: metric(client, node, "jobs_completed_total", "write") == 3, "all are counted")
     assert metric(client, node, "stale_completions_total", "write") == 0
-    assert [json.loads(line)["event"] for line in node.log_lines].count("the commit in doubt took effect") == {1: 3, 2: 0}[attempt]
     assert node.stop() == 0, node.log
+    assert [json.loads(line)["event"] for line in node.log_lines].count("the commit in doubt took effect") == {1: 3, 2: 0}[attempt]
 
 
 def test_connections_that_are_cut_at_any_moment_double_nothing(

@@ -302,5 +302,5 @@ def test_a_node_tells_of_the_rows_that_it_buries_and_stays_ready(
     wait_for(lambda: len(told()) == 2, "the hooks are called")
     for job_id, verb in ((claimed, "claim"), (promoted, "promotion")):
         assert told()[job_id].startswith(f"the {verb} cannot move this row: ")
-        assert f"the {verb} cannot move this row" in node.log
+        wait_for(lambda verb=verb: f"the {verb} cannot move this row" in node.log, "the log says so")
     assert node.stop() == 0
