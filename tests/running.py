@@ -58,13 +58,13 @@ class Bench:
 
 
 def submit(service: Service, kind: str, **fields: Any) -> str:
-    answer = httpx.post(f"{service.url}/submit", json={"kind": kind, **fields}, timeout=20)
+    answer = httpx.post(f"{service.url}/submit", json={"kind": kind, **fields}, timeout=60)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
 def cancel(service: Service, job_id: str) -> httpx.Response:
-    return httpx.post(f"{service.url}/jobs/{job_id}/cancel", timeout=20)
+    return httpx.post(f"{service.url}/jobs/{job_id}/cancel", timeout=60)
 
 
 def free_port() -> str:

@@ -49,7 +49,7 @@ def test_a_job_that_runs_on_another_node_ends_within_a_second(bench: Bench, kind
         bench.until_effect(job_id, "stopped")
     if kind == "sleeping-children":
         assert bench.effects(job_id)[-1] == "child-ended"
-    metrics = httpx.get(f"{worker.url}/metrics", timeout=20).text
+    metrics = httpx.get(f"{worker.url}/metrics", timeout=60).text
     # One that raises its own verdict when it is cancelled said "retry"; the database knew better.
     verdict = "retried" if kind == "retries" else "cancelled"
     assert f'jobqueue_jobs_{verdict}_total{{kind="{kind}",queue="default"}} 1.0' in metrics

@@ -60,7 +60,7 @@ def test_submit_prints_the_id_and_show_all_that_is_known(jobqueue: CommandLine, 
     assert jobqueue("jobs", "wait", job_id, "--timeout", "20").stdout == f'{job_id}  succeeded  "walked"\n'
 
     job = jobqueue.json("jobs", "show", job_id)
-    assert job == httpx.get(f"{node.url}/jobs/{job_id}", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    assert job == httpx.get(f"{node.url}/jobs/{job_id}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60).json()
     assert (job["state"], job["priority"], job["payload"]) == ("succeeded", 3, {"steps": 1, "seconds": 0})
 
     shown = jobqueue.text("jobs", "show", job_id)

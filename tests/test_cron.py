@@ -953,12 +953,12 @@ def refused(body: Any) -> tuple[int, str, str | None]:
 
 def test_a_refusal_over_http_is_a_problem_and_changes_nothing(start: Start, database: Database) -> None:
     node = start("", "--no-workers")
-    answer = httpx.put(f"{node.url}/schedules/x", json={"cron": "* * * * *", "timezone": "Mars/Phobos"})
+    answer = httpx.put(f"{node.url}/schedules/x", json={"cron": "* * * * *", "timezone": "Mars/Phobos"}, timeout=60)
     assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
     assert (answer.json()["field"], answer.json()["title"]) == ("timezone", "The schedule cannot be taken")
-    answer = httpx.put(f"{node.url}/schedules/{'n' * 201}", json={"cron": "* * * * *"})
+    answer = httpx.put(f"{node.url}/schedules/{'n' * 201}", json={"cron": "* * * * *"}, timeout=60)
     assert (answer.status_code, answer.json()["field"]) == (400, "name")
-    assert httpx.put(f"{node.url}/schedules/{'n' * 200}", json={"cron": "0 0 1 1 *"}).status_code == 201
+    assert httpx.put(f"{node.url}/schedules/{'n' * 200}", json={"cron": "0 0 1 1 *"}, timeout=60).status_code == 201
     assert [len(name) for name in names(database)] == [200]
 
 

@@ -24,7 +24,7 @@ def files() -> dict[str, Route]:
 
 def test_the_page_and_its_files_are_served_without_a_token(service: Start) -> None:
     node = service("examples.quickstart", env={"JOBQUEUE_TOKENS": "admin:dashboard-secret"})
-    with httpx.Client(base_url=node.url) as client:
+    with httpx.Client(base_url=node.url, timeout=60) as client:
         page = client.get("/")
         assert page.status_code == 200
         assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -43,8 +43,10 @@ def test_the_page_and_its_files_are_served_without_a_token(service: Start) -> No
 
 def test_without_tokens_the_page_is_for_this_machine_only(service: Start) -> None:
     node = service("examples.quickstart")
-    assert httpx.get(f"{node.url}/").status_code == 200
-    assert httpx.get(f"{node.url}/", headers={"Host": "elsewhere.example"}).status_code == 403, "a name that was made to lead here"
+    assert httpx.get(f"{node.url}/", timeout=60).status_code == 200
+    assert httpx.get(f"{node.url}/", headers={"Host": "elsewhere.example"}, timeout=60).status_code == 403, (
+        "a name that was made to lead here"
+    )
 
 
 def test_where_a_file_is_says_what_it_holds(files: dict[str, Route]) -> None:

@@ -102,7 +102,7 @@ def test_the_events_of_a_job_come_from_its_state_to_its_end(bench: Bench, elsewh
     *before, end = events
     assert [event.id for event in before] == [str(number) for number in range(1, len(events))]
     assert (end.name, end.id) == ("end", "end")
-    assert end.data == httpx.get(f"{front.url}/jobs/{job_id}", timeout=20).json()
+    assert end.data == httpx.get(f"{front.url}/jobs/{job_id}", timeout=60).json()
     assert (end.data["result"], end.data["checkpoint"]) == ("walked", 3)
 
 
@@ -120,11 +120,11 @@ def test_the_other_ends_are_ends_too(bench: Bench, kind: str, state: str) -> Non
 
 def test_what_is_no_job_has_no_events(bench: Bench) -> None:
     node = bench.start()
-    assert httpx.get(f"{node.url}/jobs/{UNKNOWN}/events", timeout=20).status_code == 404
-    assert httpx.get(f"{node.url}/jobs/x/events", timeout=20).status_code == 400
+    assert httpx.get(f"{node.url}/jobs/{UNKNOWN}/events", timeout=60).status_code == 404
+    assert httpx.get(f"{node.url}/jobs/x/events", timeout=60).status_code == 400
     job_id = submit(node, "fan-out", payload={"children": 0})
     assert httpx.head(f"{node.url}/jobs/{job_id}/events", timeout=20).status_code == 200
-    again = httpx.get(f"{node.url}/jobs/{job_id}/events", headers={"Last-Event-ID": "end"}, timeout=20)
+    again = httpx.get(f"{node.url}/jobs/{job_id}/events", headers={"Last-Event-ID": "end"}, timeout=60)
     assert (again.status_code, again.content) == (204, b""), "a browser that comes again is told to stop"
 
 
@@ -195,7 +195,7 @@ def test_a_client_that_goes_away_or_does_not_read_holds_up_nobody(bench: Bench) 
     assert time.monotonic() - began < 20
     for connection in silent:
         connection.close()
-    assert httpx.get(f"{node.url}/health/ready", timeout=20).status_code == 200
+    assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
     assert "watch" not in node.log
 
 
@@ -229,9 +229,9 @@ def test_a_long_poll_is_answered_with_the_state_of_now_when_its_time_is_up(bench
     began = time.monotonic()
     assert httpx.get(f"{node.url}/jobs/{job_id}?wait=0.5", timeout=40).json()["state"] == "inflight"
     assert 0.5 <= time.monotonic() - began < 5
-    assert httpx.get(f"{node.url}/jobs/{UNKNOWN}?wait=5", timeout=20).status_code == 404
+    assert httpx.get(f"{node.url}/jobs/{UNKNOWN}?wait=5", timeout=60).status_code == 404
     for wrong in ("61", "-1", "soon", "nan", "inf", ""):
-        refused = httpx.get(f"{node.url}/jobs/{job_id}", params={"wait": wrong}, timeout=20)
+        refused = httpx.get(f"{node.url}/jobs/{job_id}", params={"wait": wrong}, timeout=60)
         assert (refused.status_code, refused.json()["detail"]) == (400, "wait must be a number of seconds from 0 to 60")
 
 
@@ -368,8 +368,8 @@ def test_who_watches_beyond_the_bound_is_refused_until_another_one_goes(bench: B
         with following(node, job_id) as second:
             assert next(iter(second)).name == "state"
             for path in ("/events", "?wait=5"):
-                refused = httpx.get(f"{node.url}/jobs/{job_id}{path}", timeout=20)
+                refused = httpx.get(f"{node.url}/jobs/{job_id}{path}", timeout=60)
                 assert (refused.status_code, refused.json()["type"]) == (503, "urn:jobqueue:too-many-watchers")
                 assert refused.headers["retry-after"] == "5"
-            assert httpx.get(f"{node.url}/jobs/{job_id}", timeout=20).status_code == 200
-        bench.until(lambda: httpx.get(f"{node.url}/jobs/{job_id}?wait=0.01", timeout=20).status_code == 200)
+            assert httpx.get(f"{node.url}/jobs/{job_id}", timeout=60).status_code == 200
+        bench.until(lambda: httpx.get(f"{node.url}/jobs/{job_id}?wait=0.01", timeout=60).status_code == 200)

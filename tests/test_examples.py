@@ -39,7 +39,7 @@ ServiceFactory = Callable[..., Service]
 
 
 def submit(service: Service, job: dict[str, Any]) -> str:
-    job_id: str = httpx.post(f"{service.url}/submit", json=job).raise_for_status().json()["id"]
+    job_id: str = httpx.post(f"{service.url}/submit", json=job, timeout=60).raise_for_status().json()["id"]
     return job_id
 
 
@@ -47,7 +47,7 @@ def wait_for(service: Service, job_id: str, within: float = 15) -> dict[str, Any
     """Return the job when it has ended."""
     deadline = time.monotonic() + within
     while True:
-        job: dict[str, Any] = httpx.get(f"{service.url}/jobs/{job_id}").raise_for_status().json()
+        job: dict[str, Any] = httpx.get(f"{service.url}/jobs/{job_id}", timeout=60).raise_for_status().json()
         if job["state"] in ENDED:
             return job
         assert time.monotonic() < deadline, job

@@ -182,11 +182,11 @@ def test_a_row_that_cannot_be_claimed_is_dead_within_a_second_and_the_node_stays
     database.rows("SELECT jobqueue.pause('default', false)")
     wait_for(lambda: database.states() == {"succeeded": 10, "dead": 1}, "one is dead, the others are done")
     assert database.value("SELECT died_at - created_at < interval '5 seconds' FROM jobqueue.dead_jobs")
-    assert httpx.get(f"{node.url}/health/ready").status_code == 200
-    answer = httpx.get(f"{node.url}/jobs/{bad}").json()
+    assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
+    answer = httpx.get(f"{node.url}/jobs/{bad}", timeout=60).json()
     assert answer["reason"] == "the claim cannot move this row: integer out of range"
     database.rows("UPDATE jobqueue.dead_jobs SET claims = 0")
-    assert httpx.post(f"{node.url}/jobs/{bad}/retry").is_success
+    assert httpx.post(f"{node.url}/jobs/{bad}/retry", timeout=60).is_success
     wait_for(lambda: database.states() == {"succeeded": 11}, "it runs after the repair")
     assert node.stop() == 0
 

@@ -124,7 +124,7 @@ class Served:
         self.port = int(url.rsplit(":", 1)[1])
         self.stopping = stopping
         self.stopped = trio.Event()
-        self.http = httpx.AsyncClient(base_url=url, timeout=5, **client)
+        self.http = httpx.AsyncClient(base_url=url, timeout=60, **client)
 
     async def post(
         self, path: str, body: bytes | str = b"", content_type: str | None = "application/json", **headers: str

@@ -134,8 +134,8 @@ class Process:
     def assert_quick(self) -> None:
         """A good client is served as if it were alone."""
         begun = time.monotonic()
-        assert httpx.get(f"{self.url}/health", timeout=20).status_code == 200
-        assert httpx.post(f"{self.url}/submit", json={"kind": "echo"}, timeout=20).status_code == 201
+        assert httpx.get(f"{self.url}/health", timeout=60).status_code == 200
+        assert httpx.post(f"{self.url}/submit", json={"kind": "echo"}, timeout=60).status_code == 201
         assert time.monotonic() - begun < QUICK
 
 
@@ -188,7 +188,7 @@ def warm_up(process: Process) -> tuple[int, int]:
     """Use everything once; return the memory and the file descriptors that the service has from then on."""
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(lambda request: exchange(process, request), CORPUS * 20))
-    with httpx.Client(base_url=process.url) as client:
+    with httpx.Client(base_url=process.url, timeout=60) as client:
         for _ in range(20):
             client.get("/metrics")
     time.sleep(limits.CLOSE_TIMEOUT)
@@ -202,7 +202,7 @@ def warm_up(process: Process) -> tuple[int, int]:
 def dawdle(process: Process, pool: ThreadPoolExecutor, open_sockets: ExitStack) -> dict[str, list[Future[float]]]:
     """Be slow in every way, with 20 connections each; the results say after how many seconds the server hung up."""
     job = {"payload": "x" * 1_000_000, "delay": 3600}
-    large = httpx.post(f"{process.url}/submit", json=job, timeout=20).json()["id"]
+    large = httpx.post(f"{process.url}/submit", json=job, timeout=60).json()["id"]
     slow_body = b"POST /submit HTTP/1.1\r\n" + LOCAL + JSON + b"Content-Length: 100000\r\n\r\n"
     slow_reader = f"GET /jobs/{large} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 10
     ends: dict[str, list[Future[float]]] = {"headers": [], "body": []}

@@ -227,7 +227,7 @@ def test_a_job_is_done_when_its_children_are_and_all_their_failures_are_in_its_h
     bench.until_state(good, "succeeded")
     assert sorted(what for what in bench.effects(good) if what.endswith("ended")) == [f"child-{n}-ended" for n in range(3)]
     bench.until_state(bad, "dead")
-    job = httpx.get(f"{node.url}/jobs/{bad}", timeout=20).json()
+    job = httpx.get(f"{node.url}/jobs/{bad}", timeout=60).json()
     assert job["errors"][0]["error"].startswith("3 errors: ValueError: child ")
     assert all(f"ValueError: child {number}" in job["errors"][0]["traceback"] for number in range(3))
     assert "child-3-cancelled" in bench.effects(bad)

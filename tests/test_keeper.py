@@ -68,7 +68,7 @@ def nodes(service: Callable[..., Service], database: Database, tmp_path: Path) -
 
 def submit(node: Service, kind: str, payload: dict[str, Any] | None = None, *, max_retries: int = 0, **fields: Any) -> str:
     job = {"kind": kind, "payload": payload or {}, "max_retries": max_retries, **fields}
-    answer = httpx.post(f"{node.url}/submit", json=job, timeout=20)
+    answer = httpx.post(f"{node.url}/submit", json=job, timeout=60)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
@@ -345,7 +345,7 @@ def test_a_node_with_the_embedded_postgresql_keeps_its_lease(tmp_path: Path) -> 
         try:
             job = submit(node, "hold-asleep", {"seconds": 6})
             wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
-            answer = wait_for(lambda: httpx.get(f"{node.url}/jobs/{job}", timeout=20).json()["state"] == "succeeded", "it is done")
+            answer = wait_for(lambda: httpx.get(f"{node.url}/jobs/{job}", timeout=60).json()["state"] == "succeeded", "it is done")
             assert answer < 20
             assert [line["event"] for line in map(json.loads, node.log_lines) if line["event"] == "node joined"] == ["node joined"]
             keeper = keeper_of(node.process.pid)

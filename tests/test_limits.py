@@ -691,15 +691,15 @@ def test_settings_over_http_in_code_and_in_sql(service: Start, database: Databas
     url = f"{node.url}/queues/a%2Fb"
 
     def queue(name: str) -> dict[str, Any]:
-        return {row["name"]: row for row in httpx.get(f"{node.url}/queues").json()}[name]
+        return {row["name"]: row for row in httpx.get(f"{node.url}/queues", timeout=60).json()}[name]
 
     declared = {"max_running": 2, "rate": None, "key_max_running": 3, "aging_interval": 5.0, "burst": None}
     assert declared.items() <= queue("declared").items()
     given = {"max_running": 7, "rate": 2.5, "burst": 3, "aging_interval": 0.5}
-    answer = httpx.put(url, json=given)
+    answer = httpx.put(url, json=given, timeout=60)
     assert answer.status_code == 200
     assert given.items() <= answer.json().items()
-    assert httpx.put(url, json={"rate": None}).json()["rate"] is None
+    assert httpx.put(url, json={"rate": None}, timeout=60).json()["rate"] is None
     assert ({**given, "rate": None}).items() <= queue("a/b").items()
     database.rows("SELECT jobqueue.configure('a/b', key_rate => 4, clear => '{burst}')")
     assert {"key_rate": 4, "burst": None, "max_running": 7}.items() <= queue("a/b").items()
@@ -714,13 +714,13 @@ def test_settings_over_http_in_code_and_in_sql(service: Start, database: Databas
         ("{", None),
         ('{"rate": 1e999}', None),
     ]:
-        answer = httpx.put(url, content=body, headers={"Content-Type": "application/json"})
+        answer = httpx.put(url, content=body, headers={"Content-Type": "application/json"}, timeout=60)
         assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/problem+json"), body
         assert answer.json()["type"] == "urn:jobqueue:invalid-setting"
         assert answer.json().get("field") == field
-    assert httpx.put(url, json={"rate": 1, "x": "x" * 5000}).status_code == 413
-    assert httpx.put(url, content="{}", headers={"Content-Type": "application/x-ndjson"}).status_code == 415
-    assert httpx.put(f"{node.url}/queues/{'x' * 201}", json={}).status_code == 400
+    assert httpx.put(url, json={"rate": 1, "x": "x" * 5000}, timeout=60).status_code == 413
+    assert httpx.put(url, content="{}", headers={"Content-Type": "application/x-ndjson"}, timeout=60).status_code == 415
+    assert httpx.put(f"{node.url}/queues/{'x' * 201}", json={}, timeout=60).status_code == 400
     # Code wins at each start.
     database.rows("SELECT jobqueue.configure('declared', max_running => 100, rate => 1)")
     assert node.stop() == 0
@@ -791,11 +791,11 @@ def test_keyed_jobs_come_through_by_http_and_by_sql_without_a_poll(service: Star
     job = {"kind": "nap", "concurrency_key": "k"}
     with Watch(database.url, PER_KEY) as watch:
         for _ in range(5):
-            assert httpx.post(f"{node.url}/submit", json=[job] * 4).status_code == 201
+            assert httpx.post(f"{node.url}/submit", json=[job] * 4, timeout=60).status_code == 201
             submit(database, 4, **job)
         wait_for(lambda: database.states() == {"succeeded": 40}, seconds=20)
     assert watch.highest == 1
-    counted = httpx.get(f"{node.url}/metrics").text
+    counted = httpx.get(f"{node.url}/metrics", timeout=60).text
     assert 'jobqueue_jobs_completed_total{kind="nap",queue="default"} 40.0' in counted
 
 
@@ -824,12 +824,12 @@ def test_a_pause_holds_what_has_not_started_on_every_node_and_running_jobs_finis
     fast = "SELECT count(*) FROM jobqueue.succeeded_jobs WHERE payload ->> 'seconds' = '0.001'"
     # More than can run, and nothing else does: the others were claimed ahead.
     wait_for(lambda: slow("inflight") > 4 and database.value(fast) == 2000)
-    assert httpx.post(f"{nodes[0].url}/queues/default/pause").status_code == 200
+    assert httpx.post(f"{nodes[0].url}/queues/default/pause", timeout=60).status_code == 200
     wait_for(lambda: slow("inflight") <= 4, seconds=1)
     wait_for(lambda: slow("inflight") == 0, seconds=10)
     ran = slow("succeeded")
     assert 1 <= ran <= 8
     assert slow("pending") == 400 - ran
     assert database.value("SELECT max(attempt) FROM jobqueue.pending_jobs") == 0, "the attempt is refunded"
-    assert httpx.post(f"{nodes[1].url}/queues/default/resume").status_code == 200
+    assert httpx.post(f"{nodes[1].url}/queues/default/resume", timeout=60).status_code == 200
     wait_for(lambda: slow("inflight") >= 4, seconds=5)

@@ -463,7 +463,7 @@ def parsed(node: Service) -> list[dict[str, Any]]:
 
 def test_every_record_of_every_sort_of_handler_carries_its_job(service: Start, database: Database) -> None:
     node = service("tests.log_handlers", "--queue", "default=4")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         ids = dict(zip(KINDS, submit(client, node, [{"kind": kind} for kind in KINDS]), strict=True))
         wait_for(lambda: database.states() == {"succeeded": 5, "dead": 1}, "all jobs have run")
         wait_for(lambda: sum("warnings in on_dead" in line for line in node.log_lines) > 0, "the hooks have run")
@@ -489,7 +489,7 @@ def test_every_record_of_every_sort_of_handler_carries_its_job(service: Start, d
 
 def test_lines_of_a_process_that_is_killed_are_there(service: Start, database: Database) -> None:
     node = service("tests.log_handlers")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         submit(client, node, {"kind": "dies in process"})
         wait_for(lambda: database.states() == {"dead": 1}, "the process has died")
     assert node.stop() == 0
@@ -501,7 +501,7 @@ def test_with_several_processes_each_line_says_which_also_those_of_threads_and_c
     service: Start, database: Database
 ) -> None:
     node = service("tests.log_handlers", "--processes", "2")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         submit(client, node, [{"kind": kind} for kind in ("thread", "process")])
         wait_for(lambda: database.states() == {"succeeded": 2}, "all jobs have run")
     assert node.stop() == 0
@@ -512,7 +512,7 @@ def test_with_several_processes_each_line_says_which_also_those_of_threads_and_c
 
 def test_100_000_lines_of_a_handler_drop_no_line_of_the_service(service: Start, database: Database) -> None:
     node = service("tests.log_handlers")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         [flood, fail] = submit(client, node, [{"kind": "flood", "payload": {"lines": 100_000}}, {"kind": "fail"}])
         wait_for(lambda: database.states() == {"succeeded": 1, "dead": 1}, "both have run")
     assert node.stop() == 0

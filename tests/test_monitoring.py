@@ -106,12 +106,12 @@ def labels_in(rendering: str) -> dict[str, set[str]]:
 def scraped(service: Callable[..., Service]) -> str:
     """What a real service tells Prometheus, once it has run a job."""
     node = service("examples.quickstart")
-    httpx.post(f"{node.url}/submit", json=[{}, {"delay": 3600}]).raise_for_status()
+    httpx.post(f"{node.url}/submit", json=[{}, {"delay": 3600}], timeout=60).raise_for_status()
     told = ""
 
     def done() -> bool:
         nonlocal told
-        told = httpx.get(f"{node.url}/metrics").text
+        told = httpx.get(f"{node.url}/metrics", timeout=60).text
         return 'jobqueue_jobs_completed_total{kind="default",queue="default"} 1.0' in told
 
     wait_for(done, "a job is done")

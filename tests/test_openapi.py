@@ -167,7 +167,7 @@ async def test_it_is_served_once_made_and_to_readers_only() -> None:
 def node(service: Callable[..., Service]) -> Iterator[tuple[httpx.Client, list[str]]]:
     """A service with jobs in each of the usual states, and a client for it."""
     running = service("examples.quickstart", "--token", f"admin:{TOKEN}")
-    with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=20) as client:
+    with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
         dead = {"kind": "nobody's", "max_retries": 0}
         jobs = [{}, dead, dead, {"queue": "unworked", "group": "a"}, {"delay": 3_600}, {"kind": "flaky", "max_retries": 100}]
         ids = client.post("/submit", json=jobs).raise_for_status().json()["ids"]

@@ -373,7 +373,7 @@ def test_two_nodes_have_one_history_and_a_restart_loses_nothing_of_it(bench: Ben
         return round(total(history, "submitted")), round(total(history, "completed"))
 
     def history(node: Service, seconds: int = 900) -> Any:
-        return httpx.get(f"{node.url}/history?seconds={seconds}", timeout=20).raise_for_status().json()
+        return httpx.get(f"{node.url}/history?seconds={seconds}", timeout=60).raise_for_status().json()
 
     wait_for(lambda: known(history(front)) == (7, 6), "the history of those that are gone")
     mine, theirs = history(front), history(other)
@@ -383,8 +383,8 @@ def test_two_nodes_have_one_history_and_a_restart_loses_nothing_of_it(bench: Ben
     assert any(point["depth"] for point in mine["points"])
     with open_page(front) as events:
         assert known(until(events, lambda name, _: name == "history")) == (7, 6)
-    assert httpx.get(f"{front.url}/history?seconds=86400", timeout=20).json()["step"] == 300
-    refused = httpx.get(f"{front.url}/history?seconds=901", timeout=20)
+    assert httpx.get(f"{front.url}/history?seconds=86400", timeout=60).json()["step"] == 300
+    refused = httpx.get(f"{front.url}/history?seconds=901", timeout=60)
     assert (refused.status_code, refused.json()["detail"]) == (400, "seconds must be 900, 3600, 21600 or 86400 seconds")
 
 
@@ -413,7 +413,7 @@ def test_a_row_that_cannot_be_read_is_told_and_ends_no_node(bench: Bench) -> Non
         assert "many" in told["reasons"][0]
         bench.database.rows("DELETE FROM jobqueue.nodes WHERE host = 'forged'")
         until(events, lambda name, _: name == "overview")
-    assert httpx.get(f"{node.url}/health/ready", timeout=20).status_code == 200
+    assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
 
 
 def test_a_stop_ends_what_pages_are_told(bench: Bench) -> None:
@@ -436,7 +436,7 @@ def test_a_page_outlives_the_bound_of_a_request_and_too_many_are_refused(bench: 
         for events in (first, second):
             for _ in range(4):
                 until(events, lambda name, _: name == "overview")
-        refused = httpx.get(f"{node.url}/overview/events", timeout=20)
+        refused = httpx.get(f"{node.url}/overview/events", timeout=60)
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:jobqueue:too-many-watchers")
         assert refused.headers["retry-after"] == "5"
     bench.until(lambda: httpx.head(f"{node.url}/overview/events", timeout=20).status_code == 200)
@@ -459,7 +459,7 @@ def test_pages_that_do_not_read_or_go_away_hold_up_nobody(bench: Bench) -> None:
             until(events, lambda name, _: name == "overview")
     for connection in silent:
         connection.close()
-    assert httpx.get(f"{node.url}/health/ready", timeout=20).status_code == 200
+    assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
 
 
 def test_a_page_is_told_that_the_database_is_away_and_that_it_is_back(database_url: str, tmp_path: Path) -> None:

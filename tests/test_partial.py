@@ -248,7 +248,7 @@ def test_what_the_database_refuses_is_reported_and_the_rest_is_done(
     service: Callable[..., Service], database: Database, tmp_path: Path
 ) -> None:
     node = service("tests.handlers", "--strict-kinds", "--queue", "default=4", env={"EFFECTS": str(tmp_path / "effects")})
-    with httpx.Client(base_url=node.url, timeout=20) as client:
+    with httpx.Client(base_url=node.url, timeout=60) as client:
         taken = client.post("/submit", json={"kind": "echo", "payload": {"n": 0}, "idempotency_key": "k"}).json()["id"]
         jobs = [
             {"kind": "echo", "payload": {"n": 1}},

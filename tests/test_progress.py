@@ -230,7 +230,7 @@ def test_a_retry_goes_on_from_the_last_checkpoint(bench: Bench) -> None:
     bench.until_state(job_id, "succeeded")
     assert bench.effects(job_id) == ["from-0", "from-3"]
     assert bench.job(job_id)["result"] == [3, 4]
-    job = httpx.get(f"{node.url}/jobs/{job_id}", timeout=20).json()
+    job = httpx.get(f"{node.url}/jobs/{job_id}", timeout=60).json()
     assert (job["checkpoint"], job["progress"]) == ({"page": 4}, {"fraction": 1.0, "message": "all pages"})
     assert "saved" not in job
 
@@ -260,7 +260,7 @@ def test_a_killed_process_loses_no_checkpoint_that_is_older_than_a_second(bench:
     job_id = submit(node, "pages", payload={"hold_at": 2})
     bench.until_effect(job_id, "holds")
     bench.until(lambda: (bench.job(job_id)["saved"] or {}).get("checkpoint") == {"page": 2}, 3)
-    shown = httpx.get(f"{node.url}/jobs/{job_id}", timeout=20).json()
+    shown = httpx.get(f"{node.url}/jobs/{job_id}", timeout=60).json()
     assert shown["progress"] == {"fraction": 0.4, "message": "page 2 of 5"}
     assert shown["checkpoint"] == {"page": 2}
     node.kill()
@@ -274,8 +274,8 @@ def test_a_dead_letter_keeps_its_checkpoint_and_a_redrive_begins_with_it(bench: 
     job_id = submit(node, "poisonous-pages")
     bench.until_state(job_id, "dead")
     last = {"before": {"before": None, "attempt": 1}, "attempt": 2}
-    assert httpx.get(f"{node.url}/jobs/{job_id}", timeout=20).json()["checkpoint"] == last
-    assert httpx.post(f"{node.url}/jobs/{job_id}/retry", timeout=20).status_code == 200
+    assert httpx.get(f"{node.url}/jobs/{job_id}", timeout=60).json()["checkpoint"] == last
+    assert httpx.post(f"{node.url}/jobs/{job_id}/retry", timeout=60).status_code == 200
     bench.until(lambda: (bench.job(job_id)["saved"]["checkpoint"]["before"] or {}).get("before") == last)
 
 

@@ -238,7 +238,7 @@ def test_what_others_wrote_does_not_reach_the_terminal_as_it_is(metrics: Metrics
 def busy(service: Callable[..., Service]) -> Service:
     started = service("examples.quickstart", "--queue", "default=4")
     jobs = [{"kind": "greet", "payload": {"name": "Ada"}} for _ in range(50)]
-    httpx.post(f"{started.url}/submit", json=jobs).raise_for_status()
+    httpx.post(f"{started.url}/submit", json=jobs, timeout=60).raise_for_status()
     return started
 
 

@@ -564,7 +564,7 @@ def test_a_trace_goes_over_http_into_every_attempt(way: str, service_with_spans:
     traced = service_with_spans
     with traced.tracer.start_as_current_span("submit") as span:
         headers = {**tracing.current_headers(), **WAYS_IN[way]}
-        answer = httpx.post(f"{traced.url}/submit", json={"kind": "async"}, headers=headers)
+        answer = httpx.post(f"{traced.url}/submit", json={"kind": "async"}, headers=headers, timeout=60)
     attempts = traced.of(answer.json()["id"], 2)
     assert all(is_child(attempt, span.get_span_context()) for attempt in attempts)
     told = [(one["attributes"]["jobqueue.attempt"], one["status"]["status_code"], one["kind"]) for one in attempts]
@@ -583,7 +583,10 @@ def test_a_client_sends_the_trace_that_it_is_in(service_with_spans: Traced) -> N
 
 def test_two_traceparents_are_none(service_with_spans: Traced) -> None:
     answer = httpx.post(
-        f"{service_with_spans.url}/submit", json={"kind": "thread"}, headers=[("traceparent", PARENT), ("traceparent", PARENT)]
+        f"{service_with_spans.url}/submit",
+        json={"kind": "thread"},
+        headers=[("traceparent", PARENT), ("traceparent", PARENT)],
+        timeout=60,
     )
     [span] = service_with_spans.of(answer.json()["id"])
     assert span["parent_id"] is None
@@ -593,7 +596,7 @@ def test_a_batch_has_the_requests_trace_and_runs_in_processes_too(service_with_s
     traced = service_with_spans
     with traced.tracer.start_as_current_span("submit") as span:
         jobs = [{"kind": "cpu"}, {"kind": "thread"}, {"kind": "thread", "traceparent": PARENT}]
-        answer = httpx.post(f"{traced.url}/submit", json=jobs, headers=tracing.current_headers())
+        answer = httpx.post(f"{traced.url}/submit", json=jobs, headers=tracing.current_headers(), timeout=60)
     in_process, in_thread, other = [traced.of(job_id)[0] for job_id in answer.json()["ids"]]
     assert is_child(in_process, span.get_span_context())
     assert is_child(in_thread, span.get_span_context())
@@ -617,8 +620,10 @@ def test_a_trace_goes_through_sql_and_on_into_the_jobs_that_a_handler_submits(
 
 def test_spans_that_wait_to_be_sent_are_sent_at_the_end(service: Callable[..., Service], tmp_path: Path) -> None:
     traced = Traced(service, tmp_path / "spans", delay=600_000)
-    httpx.post(f"{traced.url}/submit", json={"kind": "thread"})
-    wait_for(lambda: 'completed_total{kind="thread",queue="default"} 1.0' in httpx.get(f"{traced.url}/metrics").text, "done")
+    httpx.post(f"{traced.url}/submit", json={"kind": "thread"}, timeout=60)
+    wait_for(
+        lambda: 'completed_total{kind="thread",queue="default"} 1.0' in httpx.get(f"{traced.url}/metrics", timeout=60).text, "done"
+    )
     assert traced.spans() == []
     assert traced.service.stop() == 0
     assert {span["name"] for span in traced.spans()} == {"process thread", "in a thread"}

@@ -144,7 +144,7 @@ def test_what_a_handler_says_is_shown_and_nothing_else(board: Board, visit: Visi
     page.goto(f"{board.url}/#/jobs?state=inflight,dead")
     expect(page.locator("tbody tr")).to_have_count(2)
     unharmed(page)
-    httpx.post(f"{board.url}/jobs/{running}/cancel", timeout=20)
+    httpx.post(f"{board.url}/jobs/{running}/cancel", timeout=60)
     given.until_state(board, running, "cancelled")
     page.goto(f"{board.url}/#/dead")
     expect(page.locator("tbody tr")).to_have_count(1)

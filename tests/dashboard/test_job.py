@@ -19,7 +19,7 @@ BIG = 12_345_678_901_234_567_890
 
 
 def job(board: Board, job_id: str) -> dict[str, Any]:
-    return dict(httpx.get(f"{board.url}/jobs/{job_id}", timeout=20).json())
+    return dict(httpx.get(f"{board.url}/jobs/{job_id}", timeout=60).json())
 
 
 def state(page: Page, name: str) -> None:

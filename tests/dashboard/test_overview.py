@@ -27,15 +27,15 @@ def lively(board: Board) -> Board:
     )
     seeds.running(board.database, node, "mail", ["welcome", "invoice"])
     seeds.running(board.database, node, "thumbnails", ["thumbnail"])
-    httpx.put(f"{board.url}/queues/thumbnails", json={"max_running": 8, "rate": 10, "burst": 20}).raise_for_status()
+    httpx.put(f"{board.url}/queues/thumbnails", json={"max_running": 8, "rate": 10, "burst": 20}, timeout=60).raise_for_status()
     batch = [
         *({"kind": "welcome", "queue": "later"} for _ in range(20)),
         *({"kind": "welcome", "queue": "later", "delay": 3600} for _ in range(60)),
         *({"kind": "report", "timeout": 3600} for _ in range(3)),
     ]
-    httpx.post(f"{board.url}/submit", json=batch).raise_for_status()
+    httpx.post(f"{board.url}/submit", json=batch, timeout=60).raise_for_status()
     for _ in range(2):
-        answer = httpx.post(f"{board.url}/submit", json={"kind": "fail"}).raise_for_status()
+        answer = httpx.post(f"{board.url}/submit", json={"kind": "fail"}, timeout=60).raise_for_status()
         httpx.get(f"{board.url}/jobs/{answer.json()['id']}", params={"wait": 60}, timeout=70).raise_for_status()
     seeds.history(board.database)
     return board
@@ -47,7 +47,7 @@ def hostile(lively: Board) -> Board:
     node = seeds.node(lively.database, seeds.HOSTILE[0], dict.fromkeys(seeds.HOSTILE, 1), heartbeat_ago=30)
     seeds.running(lively.database, node, seeds.HOSTILE[1], seeds.HOSTILE)
     batch = [{"kind": name, "queue": name} for name in (*seeds.HOSTILE, "unworked")]
-    httpx.post(f"{lively.url}/submit", json=batch).raise_for_status()
+    httpx.post(f"{lively.url}/submit", json=batch, timeout=60).raise_for_status()
     return lively
 
 
@@ -117,7 +117,7 @@ def test_a_chart_is_a_table_too_and_the_history_is_in_it(lively: Board, visit: V
     known = {"submitted": 12 * 60, "completed": 11 * 60, "failed": 30, "dead": 6, "waits": {1.1: 10}, "runs": {0.02: 10}}
     seeds.slots(lively.database, [{"step": 60, "at": at, **known, "depth": {"pending": 7}}])
     page = visit(lively.url, "#/overview?range=21600")
-    points = httpx.get(f"{lively.url}/history", params={"seconds": 21600}).json()["points"]
+    points = httpx.get(f"{lively.url}/history", params={"seconds": 21600}, timeout=60).json()["points"]
     [point] = [point for point in points if datetime.fromisoformat(point["at"]) == at]
     waits = [float(f"{point['wait'][share]:.2g}") for share in ("p50", "p95", "p99")]
     told = {
@@ -179,7 +179,7 @@ def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit)
     expect(row.get_by_text("Paused", exact=True)).to_be_visible()
     expect(page.get_by_text("Queue default is paused.")).to_be_visible()
     assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is True
-    job = httpx.post(f"{lively.url}/submit", json={"kind": "greet"}).json()["id"]
+    job = httpx.post(f"{lively.url}/submit", json={"kind": "greet"}, timeout=60).json()["id"]
     expect(page.get_by_role("region", name="Needs attention")).to_contain_text("Queue default is paused, and 1 job waits in it.")
     resumed_at = lively.database.value("SELECT clock_timestamp()")
     row.get_by_role("button", name="Resume default").click()
@@ -276,7 +276,7 @@ def test_a_lost_connection_says_so_and_comes_back(lively: Board, visit: Visit) -
     connection = page.locator("header [role=status]")
     expect(connection).to_have_text("Live")
     expect(page.get_by_text("Latest:")).to_have_count(4)
-    known = httpx.get(f"{lively.url}/history", params={"seconds": 3600}).json()["points"][-20]["at"]
+    known = httpx.get(f"{lively.url}/history", params={"seconds": 3600}, timeout=60).json()["points"][-20]["at"]
     lively.service.kill()
     expect(connection).to_have_text("Connection lost, trying again")
     expect(page.get_by_text("The connection to the service is lost")).to_be_visible()

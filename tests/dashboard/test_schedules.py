@@ -22,7 +22,7 @@ def _cleared(board: Board) -> None:
 
 def put(board: Board, name: str, **fields: Any) -> None:
     given = {"cron": "0 3 1 1 *", "timezone": "Europe/Berlin", "kind": "greet", "queue": "elsewhere", **fields}
-    answer = httpx.put(f"{board.url}/schedules/{quote(name, safe='')}", json=given, timeout=20)
+    answer = httpx.put(f"{board.url}/schedules/{quote(name, safe='')}", json=given, timeout=60)
     assert answer.status_code == 201, answer.text
 
 

@@ -19,7 +19,7 @@ from tests.dashboard.conftest import Board, Visit
 def busy(board: Board) -> dict[str, str]:
     """A job that runs, and one with a hostile kind; by kind."""
     kinds = ("report", seeds.HOSTILE[0])
-    ids = [httpx.post(f"{board.url}/submit", json={"kind": kind}).raise_for_status().json()["id"] for kind in kinds]
+    ids = [httpx.post(f"{board.url}/submit", json={"kind": kind}, timeout=60).raise_for_status().json()["id"] for kind in kinds]
     while board.database.value("SELECT count(*) FROM jobqueue.inflight_jobs") < len(kinds):
         pass
     return dict(zip(kinds, ids, strict=True))

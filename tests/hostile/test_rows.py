@@ -293,7 +293,7 @@ def test_a_node_tells_of_the_rows_that_it_buries_and_stays_ready(
     database.rows("SELECT jobqueue.submit('echo') FROM generate_series(1, 10)")
     database.rows("SELECT jobqueue.pause('default', false)")
     wait_for(lambda: database.states() == {"succeeded": 10, "dead": 2}, "the others are done, and these are dead", 10)
-    assert httpx.get(f"{node.url}/health/ready").status_code == 200
+    assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
 
     def told() -> dict[str, str]:
         calls = [json.loads(line) for line in (tmp_path / "effects").read_text().splitlines()]

@@ -220,7 +220,7 @@ async def running(url: str) -> AsyncIterator[tuple[service.Engine, str, Stages]]
 
 async def use(url: str, base: str, operations: list[Callable[[Client], Any]] = OPERATIONS) -> None:
     database = Database(url)
-    async with httpx.AsyncClient(base_url=base, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=base, timeout=60) as http:
         for operation in operations:
             await operation(Client(http, database))
     database.close()
@@ -242,7 +242,7 @@ def setting(database: Database, name: str, value: str | None) -> None:
 
 
 async def ready(base: str) -> None:
-    async with httpx.AsyncClient(base_url=base) as http:
+    async with httpx.AsyncClient(base_url=base, timeout=60) as http:
         with trio.fail_after(10):
             while (answer := await http.get("/health/ready")).status_code != 200:  # noqa: ASYNC110 - another process's state
                 await trio.sleep(0.02)
