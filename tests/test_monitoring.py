@@ -1,6 +1,6 @@
-"""The dashboard and the alerts of ``examples/monitoring``: they name what a node really has, and each alert fires when it should.
+"""The dashboard and the alerts of ``examples/monitoring`` use existing metrics, and each alert fires when it should.
 
-The part that needs Prometheus' own promtool is there where JOBQUEUE_TEST_PROMTOOL names it.
+Some tests need promtool: set JOBQUEUE_TEST_PROMTOOL to its path.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 
 LEFT_OUT = {"process_virtual_memory_bytes"}
-"""Families that the dashboard does not show on purpose: memory that is reserved tells nothing."""
+"""Families that the dashboard omits on purpose: reserved memory does not show how much is used."""
 
 PROMETHEUS_OWN = {"instance", "job"}
 """Labels that a scrape adds."""
 
 
 class Expression(NamedTuple):
-    """A query in PromQL, and where it stands."""
+    """A query in PromQL, and its place."""
 
     where: str
     text: str
@@ -52,7 +52,7 @@ def shown() -> Iterator[Expression]:
 
 
 def asked_for() -> Iterator[Expression]:
-    """The series that the variables take their values from; the legend is the label."""
+    """Yield the series from which the variables take their values. The legend is the label."""
     for variable in VARIABLES.values():
         if variable["type"] == "query":
             found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
@@ -70,7 +70,7 @@ EXPRESSIONS = [*SHOWN, *ALARMING]
 
 
 def names(expression: Expression) -> set[str]:
-    """The names of series in an expression."""
+    """Return the names of the series in an expression."""
     pattern = re.search(r'__name__=~"([^"]+)"', expression.text)
     if pattern:
         return {name for name in label_names() if re.fullmatch(pattern[1], name)}
@@ -78,12 +78,12 @@ def names(expression: Expression) -> set[str]:
 
 
 def grouping(expression: Expression) -> set[str]:
-    """The labels that an expression groups by."""
+    """Return the labels by which an expression groups."""
     return {label for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression.text) for label in re.split(r",\s*", labels)}
 
 
 def label_names() -> dict[str, set[str]]:
-    """The labels of each series that a node has at work, by its name."""
+    """Return the labels of each series of a working node, by name."""
     metrics = Metrics()
     metrics.of("q", "k")
     for gauge in (metrics.running, metrics.workers, metrics.ready):
@@ -104,7 +104,7 @@ def labels_in(rendering: str) -> dict[str, set[str]]:
 
 @pytest.fixture
 def scraped(service: Callable[..., Service]) -> str:
-    """What a real service tells Prometheus, once it has run a job."""
+    """The metrics of a real service that has run a job."""
     node = service("examples.quickstart")
     httpx.post(f"{node.url}/submit", json=[{}, {"delay": 3600}], timeout=60).raise_for_status()
     told = ""
@@ -123,7 +123,7 @@ def scraped(service: Callable[..., Service]) -> str:
 
 def test_the_dashboard_shows_what_a_real_service_has_and_leaves_nothing_out_by_mistake(scraped: str) -> None:
     real = labels_in(scraped)
-    assert real == label_names(), "the other tests take its word"
+    assert real == label_names(), "the other tests rely on label_names"
     used = {name for expression in SHOWN for name in names(expression)}
     assert used <= real.keys()
     families = {family.name: {sample.name for sample in family.samples} for family in text_string_to_metric_families(scraped)}
@@ -185,7 +185,7 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(name: str) -> None:
 
 
 class Case(NamedTuple):
-    """Series in promtool's notation, a value a minute, and whether an alert fires at a minute: then with these labels."""
+    """Series in promtool's notation with one value per minute, and the labels with which an alert fires at a minute, if it does."""
 
     alert: str
     series: dict[str, str]
@@ -210,6 +210,7 @@ OLDEST = 'jobqueue_queue_oldest_seconds{instance="node-a",queue="mail",state="pe
 WORKERS = 'jobqueue_workers{instance="b",queue="mail"}'
 LEASE = 'jobqueue_lease_remaining_seconds{instance="node-a"}'
 DEAD, STALE = of_kind("jobs_dead"), of_kind("stale_completions")
+STARTED = 'process_start_time_seconds{instance="node-a"}'
 FAILED, COMPLETED = of_kind("attempts_failed"), of_kind("jobs_completed")
 MAIL, KIND = {"queue": "mail"}, {"queue": "mail", "kind": "k"}
 
@@ -228,8 +229,18 @@ CASES = {
     "a heartbeat was late": Case("JobqueueLeaseNearlyLost", {LEASE: "29x10 25 20 16"}, 13, None),
     "the lease is a short one": Case("JobqueueLeaseNearlyLost", {LEASE: "5x12"}, 12, None),
     "jobs die": Case("JobqueueDeadLettersGrow", {DEAD: "0x10 3x20"}, 12, KIND),
+    "the first job of its kind dies": Case("JobqueueDeadLettersGrow", {DEAD: "_x20 1x20", STARTED: "0x40"}, 22, KIND),
+    "the first job of a new node dies": Case("JobqueueDeadLettersGrow", {DEAD: "1x20", STARTED: "0x20"}, 2, KIND),
+    "the first job of a restarted node dies": Case(
+        "JobqueueDeadLettersGrow", {DEAD: "0x5 _x30 1x20", STARTED: "0x25 _ 1560x30"}, 37, KIND
+    ),
     "jobs died long ago": Case("JobqueueDeadLettersGrow", {DEAD: "0x2 3x30"}, 30, None),
+    "the first job of its kind died long ago": Case("JobqueueDeadLettersGrow", {DEAD: "_x5 1x40", STARTED: "0x50"}, 22, None),
+    "nothing was scraped for long": Case("JobqueueDeadLettersGrow", {DEAD: "3x10 _x20 3x20", STARTED: "0x10 _x20 0x20"}, 33, None),
     "outcomes come too late": Case("JobqueueStaleCompletions", {STALE: "0x10 1x20"}, 12, KIND | {"instance": "node-a"}),
+    "the first outcome of its kind comes too late": Case(
+        "JobqueueStaleCompletions", {STALE: "_x20 1x20", STARTED: "0x40"}, 22, KIND | {"instance": "node-a"}
+    ),
     "outcomes came too late yesterday": Case("JobqueueStaleCompletions", {STALE: "0x2 1x30"}, 30, None),
     "half of the attempts fail": Case("JobqueueAttemptsFail", {FAILED: "0+5x30", COMPLETED: "0+5x30"}, 20, KIND),
     "all of them fail": Case("JobqueueAttemptsFail", {FAILED: "0+5x30", COMPLETED: "0x30"}, 20, KIND),
@@ -258,7 +269,7 @@ if "JOBQUEUE_TEST_PROMTOOL" in os.environ:
         return subprocess.run([os.environ["JOBQUEUE_TEST_PROMTOOL"], *arguments], capture_output=True, text=True, check=False)
 
     def run_case(case: Case, directory: Path, expected: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-        """Have promtool run the rules over the case's series and compare the alerts that fire."""
+        """Let promtool apply the rules to the case's series and compare the alerts."""
         file = directory / "case.yaml"
         series = [{"series": name, "values": values} for name, values in case.series.items()]
         fire = {"eval_time": f"{case.minute}m", "alertname": case.alert, "exp_alerts": expected}
@@ -268,7 +279,7 @@ if "JOBQUEUE_TEST_PROMTOOL" in os.environ:
         return promtool("test", "rules", str(file))
 
     def got(told: str) -> dict[str, dict[str, str]]:
-        """The one alert that promtool says it got, when none was expected."""
+        """Return the alert that promtool got when it expected none."""
         [found] = re.findall(r"Labels:\{(.*)\}\n\s*Annotations:\{(.*)\}", told)
         labels, annotations = (
             {name: json.loads(text) for name, text in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*")', one)} for one in found
