@@ -1,9 +1,13 @@
-"""The keeper of a node: a small process that looks after the node's lease while the node cannot.
+"""The keeper: a small separate process that keeps a node's lease while the node cannot.
 
-The node starts it (`engine.keeping`) and writes into shared memory that its loop runs, and which jobs it runs (`node_state`). The
-keeper looks there once a second, and does nothing else as long as the loop runs. When the loop is late, the keeper renews the
-lease, reports the job that holds up the node, and hands the node's jobs back when that lasts too long (`watch`). When the node's
-process has died, the keeper ends its lease at once.
+The node starts the keeper (`engine.keeping`). The node records in shared memory (`node_state`) that
+its loop runs, and which jobs run. The keeper reads this memory once per second, and does nothing
+else while the loop runs.
 
-Nothing here may import more than the standard library at the top of a module: a keeper that only waits takes 10 MiB.
+If the loop is late, the keeper renews the lease and reports the job that blocks the node. If the
+loop stays late for too long, the keeper hands the node's jobs back (`watch`). If the node's process
+dies, the keeper ends the node's lease at once.
+
+Modules in this package must import only the standard library at the top, so that an idle keeper uses
+only 10 MiB.
 """

@@ -1,7 +1,8 @@
-"""``python -m jobqueue.keeper``: the process that a node starts.
+"""Run ``python -m jobqueue.keeper``, the process that a node starts.
 
-Its standard input brings a line of JSON, the `Config`, and later the order to end. The end of standard input without that order
-means that the node has died. A process that the node left behind may hold the other end open, so the parent's id counts as well.
+The node writes one line of JSON, the `Config`, to the keeper's standard input, and later the
+command to end. If standard input ends without that command, the node has died. An abandoned child of
+the node may hold the other end of the pipe open, so the keeper also checks its parent's process id.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import END, Config, Keeper
 
 DEATH_SECONDS = 10.0
-"""Seconds for a node's process to be gone after its descriptors were closed."""
+"""Seconds that a node's process may take to end after its descriptors were closed."""
 
 
 def main() -> None:
-    """Keep a node's lease until the node orders the end, or dies."""
+    """Keep a node's lease until the node sends the command to end, or dies."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a signal to all processes of a service is for the node
+        signal.signal(number, signal.SIG_IGN)  # signals to the whole process group concern the node only
     line, _, received = _read_line().partition(b"\n")
-    if not line:
-        return
+    if line in (b"", END.strip()):
+        return  # the node stopped before it sent the configuration
     config = Config(**json.loads(line))
     keeper = Keeper(config, NodeState(config.file, config.slots))
     while os.getppid() == config.pid:
@@ -39,7 +40,7 @@ def main() -> None:
         else:
             received += part
     if os.getppid() != config.pid:
-        # Readers of the node's log wait for the last process that has it open.
+        # Close the log, because its readers wait for the last process that has it open.
         with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a descriptor
             os.dup2(nothing.fileno(), 2)
         keeper.end_lease()

@@ -1,7 +1,7 @@
-"""What a node writes into shared memory for its keeper: that its loop runs, its id, and which jobs it runs in which thread.
+"""Share a node's state with its keeper: that the loop runs, the node's id, and which jobs run in which threads.
 
-The keeper reads it while the node's threads cannot run, so a slot that is half written is a rare and short-lived exception, and a
-reader must only survive it.
+The keeper reads the memory while the node's threads cannot run. In rare cases it reads a slot that is
+only half written. The values can then be wrong, but the keeper must not fail.
 
     state = NodeState.create(slots=100)
     slot = state.take_slot("default")
@@ -26,27 +26,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_SLOTS = 20_000
-"""The most jobs that are marked at once. Those beyond run unmarked."""
+"""Maximum number of jobs that are marked at once. Further jobs run unmarked."""
 
 _BEAT, _THREADS_BEAT, _LOOP_THREAD, _CURRENT, _REPORTED = range(5)
-"""Places of the header's numbers."""
+"""Indexes of the header's numbers."""
 
 _NODE_ID = slice(64, 100)
 _SLOTS_AT = 128
 _SLOT_SIZE = 512
 _RUN = struct.Struct("=qqq36s")
-"""The beginning of a slot: attempt (0: no job), claims, the native id of the handler's thread (0: it runs on the loop), job id."""
+"""The beginning of a slot: attempt, claims, native id of the handler's thread, job id. Attempt 0 means
+no job; thread 0 means that the handler runs on the loop."""
 
 _NAME_SIZE = 224
 _KIND_AT, _QUEUE_AT = _SLOT_SIZE - 2 * _NAME_SIZE, _SLOT_SIZE - _NAME_SIZE
 
 
 class Mark(NamedTuple):
-    """A job that the node runs, as its slot has it.
+    """A running job, as read from its slot.
 
     Attributes:
-        slot: its number.
-        thread: the native id of the handler's thread; 0 for a job that runs on the loop.
+        slot: the slot's number.
+        thread: the native id of the handler's thread; 0 for a job on the loop.
     """
 
     slot: int
@@ -59,12 +60,12 @@ class Mark(NamedTuple):
 
 
 class NodeState:
-    """The shared memory, for the node and for its keeper.
+    """The memory that a node shares with its keeper.
 
     Attributes:
-        file: its descriptor, which the keeper inherits.
-        slots: how many jobs can be marked at once.
-        current: one number to write to: the slot of the task that the loop goes on with; 0 for one without.
+        file: the file descriptor of the memory, which the keeper inherits.
+        slots: the maximum number of jobs that are marked at once.
+        current: a view of one number: the slot of the task that the loop runs; 0 without a slot.
     """
 
     def __init__(self, file: int, slots: int) -> None:
@@ -73,16 +74,16 @@ class NodeState:
         self._memory = mmap.mmap(file, _size(slots))
         self._numbers = memoryview(self._memory).cast("q")
         self.current = self._numbers[_CURRENT : _CURRENT + 1]
-        self._free = list(range(slots, 0, -1))  # a slot's number is never 0, which means none
+        self._free = list(range(slots, 0, -1))  # slot numbers start at 1, because 0 means no slot
 
     @classmethod
     def create(cls, slots: int) -> NodeState:
-        """Make one in memory, or in an unlinked file on systems without memfd_create."""
+        """Create the memory, in an unlinked file on systems without memfd_create."""
         slots = min(slots, MAX_SLOTS)
         if hasattr(os, "memfd_create"):
             file = os.memfd_create("jobqueue")
         else:
-            import tempfile  # noqa: PLC0415 - takes 1 MiB
+            import tempfile  # noqa: PLC0415 - uses 1 MiB
 
             with tempfile.TemporaryFile() as unlinked:
                 file = os.dup(unlinked.fileno())
@@ -92,24 +93,24 @@ class NodeState:
     # -- the node's side
 
     def beat(self) -> int:
-        """Write that the loop runs; return when, in nanoseconds on the monotonic clock."""
+        """Record that the loop runs; return the current time in nanoseconds on the monotonic clock."""
         now = self._numbers[_BEAT] = time.monotonic_ns()
         return now
 
     def beat_of_thread(self) -> None:
-        """Write that a thread other than the loop's runs: the interpreter is not held."""
+        """Record that a thread other than the loop's runs, so no thread holds the interpreter's lock."""
         self._numbers[_THREADS_BEAT] = time.monotonic_ns()
 
     def name_node(self, node_id: str) -> None:
-        """Write the id that the node's lease is under."""
+        """Record the id of the node's lease."""
         self._memory[_NODE_ID] = node_id.encode().ljust(36, b"\0")
 
     def name_loop(self) -> None:
-        """Write that the calling thread is the loop's."""
+        """Record that the calling thread is the loop's."""
         self._numbers[_LOOP_THREAD] = threading.get_native_id()
 
     def take_slot(self, queue: str) -> Slot | NoSlot:
-        """Take a slot for jobs of a queue."""
+        """Return a free slot for jobs of a queue, or `NO_SLOT`."""
         try:
             number = self._free.pop()
         except IndexError:
@@ -117,9 +118,10 @@ class NodeState:
         return Slot(self, number, queue)
 
     def call_in_thread(self, job: ClaimedJob, function: Callable[[], T]) -> T:
-        """Call a job's handler in the current thread, in a slot of its own.
+        """Call a job's handler in the current thread, marked in its own slot.
 
-        The worker's slot would not do: a thread that outlives its timeout is left behind, and the worker goes on to the next job.
+        The worker's slot cannot be used: after a timeout the thread is abandoned, and the worker
+        continues with the next job.
         """
         slot = self.take_slot(job.queue)
         try:
@@ -132,7 +134,7 @@ class NodeState:
 
     @property
     def reported(self) -> bool:
-        """Whether the keeper has reported that the interpreter is held: then the node's own watchdog need not."""
+        """Whether the keeper has reported that the interpreter is held. The node's watchdog then stays silent."""
         return self._numbers[_REPORTED] != 0
 
     @reported.setter
@@ -141,17 +143,17 @@ class NodeState:
 
     @property
     def since_beat(self) -> float:
-        """Seconds since the loop ran."""
+        """Seconds since the loop last ran."""
         return (time.monotonic_ns() - self._numbers[_BEAT]) / 1e9
 
     @property
     def since_thread(self) -> float:
-        """Seconds since another thread ran."""
+        """Seconds since another thread last ran."""
         return (time.monotonic_ns() - self._numbers[_THREADS_BEAT]) / 1e9
 
     @property
     def node(self) -> str:
-        """The node's id; empty before it has one."""
+        """The node's id; empty while it has none."""
         return self._memory[_NODE_ID].rstrip(b"\0").decode("ascii", "replace")
 
     @property
@@ -161,7 +163,7 @@ class NodeState:
 
     @property
     def on_loop(self) -> list[Mark]:
-        """The job whose code the loop runs; empty when it runs none."""
+        """The job that the loop currently runs; empty without one."""
         return [mark for mark in self._marks() if mark.slot == self._numbers[_CURRENT]]
 
     @property
@@ -181,10 +183,10 @@ class NodeState:
 
 
 class Slot:
-    """A place for one job at a time, all of one queue.
+    """Marks one job at a time, always of the same queue.
 
     Attributes:
-        number: of the slot, from 1.
+        number: the slot's number, from 1.
     """
 
     __slots__ = ("_at", "_first", "_kind", "_memory", "_numbers", "_state", "number")
@@ -192,7 +194,7 @@ class Slot:
     def __init__(self, state: NodeState, number: int, queue: str) -> None:
         self.number = number
         self._state = state
-        self._memory = state._memory  # noqa: SLF001 - this is a part of it
+        self._memory = state._memory  # noqa: SLF001 - a slot is a part of the state
         self._numbers = state._numbers  # noqa: SLF001
         self._at = _start(number)
         self._first = self._at // 8
@@ -200,24 +202,24 @@ class Slot:
         self._memory[self._at + _QUEUE_AT : self._at + _SLOT_SIZE] = _name(queue)
 
     def enter(self, job: ClaimedJob, thread: int = 0) -> None:
-        """Write that a job runs, in the thread of this native id, or on the loop."""
+        """Record that a job runs: in the thread with this native id, or on the loop (0)."""
         if job.kind != self._kind:
             self._kind = job.kind
             self._memory[self._at + _KIND_AT : self._at + _QUEUE_AT] = _name(job.kind)
         _RUN.pack_into(self._memory, self._at, job.attempt, job.claims, thread, job.id.encode())
 
     def leave(self) -> None:
-        """Write that no job runs."""
+        """Record that no job runs."""
         self._numbers[self._first] = 0
 
     def free(self) -> None:
-        """Give the slot back."""
+        """Free the slot for other jobs."""
         self.leave()
-        self._state._free.append(self.number)  # noqa: SLF001 - this is a part of it
+        self._state._free.append(self.number)  # noqa: SLF001 - a slot is a part of the state
 
 
 class NoSlot:
-    """What there is instead of a slot when nobody looks, or when all are taken: the job runs unmarked."""
+    """Replaces a slot without a keeper, or when all slots are taken: the job runs unmarked."""
 
     number = 0
 
@@ -239,12 +241,12 @@ def _size(slots: int) -> int:
 
 
 def _start(number: int) -> int:
-    """Where a slot begins."""
+    """Return the offset of a slot."""
     return _SLOTS_AT + (number - 1) * _SLOT_SIZE
 
 
 def _name(text: str) -> bytes:
-    """A name of up to 200 characters; one that is not ASCII may lose its end."""
+    """Encode a name of up to 200 characters. A name with non-ASCII characters may be cut off."""
     return text.encode("utf-8", "replace")[:_NAME_SIZE].ljust(_NAME_SIZE, b"\0")
 
 

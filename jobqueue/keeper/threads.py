@@ -1,7 +1,8 @@
-"""Which threads of a process run, and which wait for the interpreter's lock. Linux only: elsewhere nothing is known.
+"""Find out which threads of a process run, and which wait for the interpreter's lock. Linux only.
 
-A thread that waits for the lock wakes up every switch interval (0.5 ms in a node), finds it taken, and waits again: about 1,700
-turns on a processor in a second, 15 microseconds each. A thread that computes has long turns, and one that sleeps has none.
+A thread that waits for the lock wakes up every switch interval (0.5 ms in a node), finds the lock
+taken, and waits again. Such a thread gets about 1,700 turns on a processor per second, each 15
+microseconds long. A computing thread has long turns, and a sleeping thread has none.
 """
 
 from __future__ import annotations
@@ -12,31 +13,31 @@ import time
 from typing import NamedTuple
 
 LEAST_TURNS = 20
-"""Turns a second from which on a thread may be waiting for the lock; on a busy machine there are fewer than 1,700."""
+"""Minimum turns per second of a thread that counts as waiting for the lock. A busy machine gives a thread fewer than 1,700."""
 
 LONGEST_TURN = 100_000
-"""Nanoseconds that such a turn takes on average, at most."""
+"""Maximum average turn of a waiting thread, in nanoseconds."""
 
 BUSY_SHARE = 0.1
-"""Share of a processor from which on a thread is busy."""
+"""Minimum processor share of a busy thread."""
 
 SHORTEST_LOOK = 0.2
-"""Seconds that two samples must be apart to tell something."""
+"""Minimum interval between two samples for a reliable result, in seconds."""
 
 
 class Sample(NamedTuple):
-    """When the threads were looked at, and how long each had run by then, in nanoseconds and in turns, by its native id."""
+    """A measurement of all threads: its time, and each thread's run time in nanoseconds and its turns, by native id."""
 
     at: float
     threads: dict[int, tuple[int, int]]
 
 
 def sample(pid: int) -> Sample | None:
-    """Look at the threads of a process; None where that is not possible."""
+    """Measure the threads of a process; return None where that is not possible."""
     threads = {}
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - pathlib is not loaded
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the thread has ended
                 ran, _, turns = _read(f"/proc/{pid}/task/{thread}/schedstat").split()
                 threads[int(thread)] = int(ran), int(turns)
     except OSError:
@@ -45,7 +46,7 @@ def sample(pid: int) -> Sample | None:
 
 
 class Activity:
-    """What the threads of a process did between two samples."""
+    """The activity of a process's threads between two samples."""
 
     def __init__(self, before: Sample, after: Sample) -> None:
         self._before = before
@@ -54,16 +55,16 @@ class Activity:
 
     @property
     def known(self) -> bool:
-        """Whether the samples are far enough apart."""
+        """Whether the samples are far enough apart for a result."""
         return self._seconds >= SHORTEST_LOOK
 
     def waits(self, thread: int) -> bool:
-        """Whether a thread waits for the interpreter's lock."""
+        """Return whether a thread waits for the interpreter's lock."""
         ran, turns = self._of(thread)
         return turns >= LEAST_TURNS * self._seconds and ran <= LONGEST_TURN * turns
 
     def busy(self, thread: int) -> bool:
-        """Whether a thread computes."""
+        """Return whether a thread computes."""
         return self._of(thread)[0] >= BUSY_SHARE * self._seconds * 1e9
 
     def _of(self, thread: int) -> tuple[int, int]:
@@ -73,7 +74,7 @@ class Activity:
 
 
 def stopped(pid: int) -> bool:
-    """Tell whether a process is stopped, as by SIGSTOP or a debugger."""
+    """Return whether a process is stopped, for example by SIGSTOP or a debugger."""
     try:
         return _read(f"/proc/{pid}/stat").rpartition(") ")[2][:1] in ("T", "t")
     except OSError:

@@ -1,12 +1,14 @@
-"""Look after a node's lease from outside: what the keeper does once a second.
+"""Check a node once per second from outside, and keep its lease if necessary.
 
 States:
 
-- *idle*: the node's loop runs. The keeper only looks.
-- *late*: the loop does not run. The keeper renews the lease on the node's behalf, and finds the job that holds up the node.
-- *surrendered*: that lasted too long. The keeper has handed the node's jobs back, and renews the lease no more.
+- *idle*: the node's loop runs. The keeper only watches.
+- *late*: the loop does not run. The keeper renews the node's lease and finds the job that blocks
+  the node.
+- *surrendered*: the loop was late for too long. The keeper has handed the node's jobs back and no
+  longer renews the lease.
 
-The node that runs again is *idle*, after a surrender under a new id.
+A node that runs again is *idle*; after a surrender it has a new id.
 """
 
 from __future__ import annotations
@@ -23,48 +25,51 @@ if TYPE_CHECKING:
     from jobqueue.storage.database import Lane
 
 REPORT_AFTER = 3.0
-"""Seconds for which the interpreter is held before that is reported."""
+"""Seconds for which the interpreter is held before the keeper reports it."""
 
 LOOK_CLOSELY_AFTER = 1.5
-"""Seconds without a beat of the loop from which on its process's threads are looked at."""
+"""Seconds without a beat of the loop before the keeper samples the node's threads."""
 
 REPORT_INTERVAL = 30.0
-"""Seconds between two reports of the same trouble."""
+"""Seconds between two reports of the same problem."""
 
 RENEWAL_INTERVAL = 2.0
-"""Seconds between two renewals, at most."""
+"""Maximum interval between two renewals, in seconds."""
 
 SHORT_LEASE = 10.0
-"""Seconds of a lease below which the database's driver is loaded at the start: on a busy machine that takes a second or more."""
+"""If the lease is shorter than this many seconds, the keeper loads the database driver at its start.
+
+Loading takes over a second on a busy machine.
+"""
 
 REPLY_TIMEOUT = 4.0
-"""Seconds that a statement may take in all."""
+"""Timeout of a statement, in seconds."""
 
 MAX_NAMED = 10
-"""Jobs that a line of the log names, at most."""
+"""Maximum number of jobs that a log line names."""
 
 END_LEASE_SECONDS = 10.0
-"""Seconds to try to end the lease of a node that has died. After that it runs out after the visibility timeout."""
+"""Seconds for which the keeper tries to end the lease of a dead node. If it fails, the lease ends after the visibility timeout."""
 
 END = b"end\n"
-"""What a node writes to its keeper to end it."""
+"""The command that ends a keeper."""
 
 RENEW = "UPDATE jobqueue.nodes SET lease_until = now() + %s * interval '1 second' WHERE id = %s RETURNING id"
-"""Not `heartbeat_at` and not `activity`, which are the node's own: so its late heartbeat can be seen."""
+"""This does not set `heartbeat_at` and `activity`: only the node writes these, so its late heartbeat stays visible."""
 
 
 class Config(NamedTuple):
-    """What a node tells its keeper at the start.
+    """The settings that a node sends its keeper at the start.
 
     Attributes:
-        database_url: where the lease is. It may hold a password.
-        pid: of the node's process.
+        database_url: the database with the lease. It may contain a password.
+        pid: the node's process id.
         file: the inherited descriptor of the `NodeState`.
-        slots: of the `NodeState`.
-        lease: seconds that a renewal lasts.
-        stall_limit: seconds for which the loop may be late before the node's jobs are handed back.
-        log_level: of the node.
-        log_fields: that each line of the node's log has.
+        slots: the number of slots of the `NodeState`.
+        lease: the visibility timeout, in seconds.
+        stall_limit: seconds that the loop may be late before the keeper hands the node's jobs back.
+        log_level: the node's log level.
+        log_fields: fields of each line in the node's log.
     """
 
     database_url: str
@@ -78,9 +83,9 @@ class Config(NamedTuple):
 
 
 class Suspects(NamedTuple):
-    """The jobs of which one holds up the node, usually one job, and since when on the monotonic clock.
+    """The jobs that may block the node, and since when on the monotonic clock. Usually, this is a single job.
 
-    There are none when no job can be it: then the service's own code holds up the node, or a thread that no handler runs in.
+    If there is none, the service's own code or a thread without a handler blocks the node.
     """
 
     marks: list[Mark]
@@ -88,10 +93,10 @@ class Suspects(NamedTuple):
 
 
 class Keeper:
-    """Looks after one node.
+    """Keeps the lease of one node.
 
     Attributes:
-        interval: seconds between two looks.
+        interval: seconds between two checks.
     """
 
     def __init__(self, config: Config, state: NodeState) -> None:
@@ -111,7 +116,7 @@ class Keeper:
             _lane(config.database_url)
 
     def look(self) -> None:
-        """Look at the node once, and do what is due."""
+        """Check the node once and do the work that is due."""
         self._try(self._look)
 
     def _look(self) -> None:
@@ -120,7 +125,7 @@ class Keeper:
             self._rest()
             return
         if threads.stopped(self._config.pid):
-            # A process that was stopped runs no handler: its lease runs out as that of a dead one.
+            # A stopped process runs no handler, so its lease may expire like that of a dead process.
             self._sample = self._suspects = None
             return
         self._find_suspects(late)
@@ -132,7 +137,7 @@ class Keeper:
         self._report(late)
 
     def end_lease(self) -> None:
-        """End the lease of the node, whose process has died, so that others take its jobs at once."""
+        """End the lease of the node, whose process has died, so that other nodes take its jobs at once."""
         deadline = time.monotonic() + END_LEASE_SECONDS
         while not self._try(self._ask, "SELECT jobqueue.lose_node(%s)", self._state.node):
             if time.monotonic() >= deadline:
@@ -147,7 +152,7 @@ class Keeper:
             self._lane.close_here()
             self._lane = None
 
-    # -- who it is
+    # -- suspects
 
     def _find_suspects(self, late: float) -> None:
         sample = threads.sample(self._config.pid)
@@ -209,20 +214,20 @@ class Keeper:
         return self._lane.run_here(work)
 
     def _try(self, act: Any, *args: object) -> bool:
-        """Do something that may fail, and is tried again with one of the next looks. Return whether it was done."""
+        """Call `act`; log an error. Return whether it succeeded. A later check tries again."""
         try:
             act(*args)
-        except Exception as error:  # noqa: BLE001 - nobody could start another keeper now: the node is stuck
+        except Exception as error:  # noqa: BLE001 - the keeper must survive: a blocked node cannot start another one
             if time.monotonic() - self._failure_reported_at >= REPORT_INTERVAL:
                 self._failure_reported_at = time.monotonic()
-                self._log().warning("the keeper cannot look after the lease", error=str(error), node=self._state.node)
+                self._log().warning("the keeper cannot maintain the lease", error=str(error), node=self._state.node)
             return False
         return True
 
-    # -- what is said of it
+    # -- reports
 
     def _report(self, late: float) -> None:
-        """Report that the interpreter is held. A loop that is blocked while other threads run is for the node's own watchdog."""
+        """Report that the interpreter is held. If other threads run, the node's watchdog reports the blocked loop instead."""
         held = min(late, self._state.since_thread)
         if held < REPORT_AFTER:
             if self._state.reported:
@@ -251,23 +256,23 @@ class Keeper:
 
 
 def _suspects(state: NodeState, activity: threads.Activity | None) -> list[Mark]:
-    """Name the jobs of which one holds up the node: usually one."""
+    """Return the jobs that may block the node. Usually, this is a single job."""
     if activity is None:
         return state.on_loop + state.in_threads
     if not activity.waits(state.loop_thread):
-        return state.on_loop  # it is the loop itself that computes, or sleeps
+        return state.on_loop  # the loop itself computes or sleeps
     running = [mark for mark in state.in_threads if not activity.waits(mark.thread)]
-    # A thread that holds the lock may sleep as well, but rarely does.
+    # Prefer busy threads: a thread that holds the lock rarely sleeps.
     return [mark for mark in running if activity.busy(mark.thread)] or running
 
 
 def _reason(mark: Mark, seconds: float, limit: float, *, others: int) -> str:
-    which = f", or one of {others} other jobs did" if others else ""
-    return f"its handler ({mark.kind}) held up the node for {seconds:.0f} s{which}: longer than --stall-limit ({limit:g} s) allows"
+    which = f" (or one of {others} other jobs did)" if others else ""
+    return f"its handler ({mark.kind}) blocked the node for {seconds:.0f} s{which}, longer than --stall-limit ({limit:g} s) allows"
 
 
 def _fields(marks: list[Mark]) -> dict[str, object]:
-    """Name the job in a line of the log, or the first of several that may be it."""
+    """Return the log fields for the job, or for the first `MAX_NAMED` of several candidates."""
     jobs: list[dict[str, object]] = [
         {"job_id": mark.job_id, "kind": mark.kind, "queue": mark.queue, "attempt": mark.attempt} for mark in marks[:MAX_NAMED]
     ]
@@ -277,14 +282,14 @@ def _fields(marks: list[Mark]) -> dict[str, object]:
 
 
 def _lane(database_url: str) -> Lane:
-    from jobqueue.storage.database import Lane  # noqa: PLC0415 - takes 20 MiB that a keeper rarely needs
+    from jobqueue.storage.database import Lane  # noqa: PLC0415 - uses 20 MiB that a keeper rarely needs
 
     return Lane(database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
 
 
 @functools.cache
 def _logger(level: str, fields: tuple[tuple[str, Any], ...]) -> Any:
-    import structlog  # noqa: PLC0415 - takes 18 MiB that a keeper rarely needs
+    import structlog  # noqa: PLC0415 - uses 18 MiB that a keeper rarely needs
 
     from jobqueue import logs  # noqa: PLC0415
 
