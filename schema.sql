@@ -1,27 +1,29 @@
--- jobqueue: the whole database side, in the schema "jobqueue".
+-- jobqueue: the database schema "jobqueue", with all its tables and functions.
 --
--- Run it with `psql -f schema.sql`, with `jobqueue migrate`, or leave it to `jobqueue serve`: it is complete and idempotent, takes
--- one transaction, and refuses a database that a newer jobqueue has already migrated. PostgreSQL 14 or newer.
+-- Run this file with `psql -f schema.sql` or `jobqueue migrate`, or leave it to `jobqueue serve`. It is complete and
+-- idempotent, runs in one transaction, and rejects a database that a newer jobqueue has migrated. It needs PostgreSQL
+-- 14 or newer.
 --
--- A job's state is the table that its row is in:
+-- Each state has its own table. The table that holds a job's row is the job's state:
 --
 --     scheduled_jobs --promote--> pending_jobs --claim--> inflight_jobs --finish--> finished_jobs | dead_jobs | scheduled_jobs
 --                                      ^------ release, recover --------'
 --
--- What waits too long goes from wherever it waits to dead_jobs: expire, claim.
--- A job with a concurrency key takes a way around: whatever would put it into pending_jobs puts it into blocked_jobs, and from there it
--- is admitted to pending_jobs when its key has room.
+-- `expire` and `claim` move expired jobs from any waiting state to dead_jobs. A job with a concurrency key goes to
+-- blocked_jobs wherever another job would go to pending_jobs. `admit` moves it to pending_jobs when its key has room.
 --
--- Every arrow is one function below and one transaction. Functions are called with batches, as one JSON document in and one out:
--- that is what makes them fast (ARCHITECTURE.md has the figures).
+-- Each arrow is one of the functions below. A call is one transaction, and moves a batch of jobs. For speed, a function
+-- takes and returns a batch as one JSON document.
 --
--- An id is one job. Where somebody's SQL made two rows of one, the row that arrives in a table gives way to the one that is there
--- (ON CONFLICT DO NOTHING): an error would end the batch, and every node in turn that tries it.
+-- An id belongs to one job. SQL of a user can create a second row with the same id. When both rows reach the same
+-- table, ON CONFLICT DO NOTHING drops the second one. An error would abort the whole batch instead, on every node that
+-- tries it.
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
 SET LOCAL client_min_messages = warning;
--- Whatever the session has: names and functions are PostgreSQL's own, and the checks of function bodies see them as they are meant.
+-- Do not depend on the session's settings. Names must resolve to PostgreSQL's own objects, even while PostgreSQL checks
+-- function bodies.
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL plpgsql.extra_errors = '';
@@ -29,12 +31,13 @@ SET LOCAL plpgsql.extra_errors = '';
 DO $$
 BEGIN
     IF current_setting('server_encoding') <> 'UTF8' THEN
-        RAISE EXCEPTION 'jobqueue needs a database with the encoding UTF8, and "%" has %: create another with CREATE DATABASE name ENCODING ''UTF8'' TEMPLATE template0',
+        RAISE EXCEPTION 'the database "%" has the encoding %, but jobqueue needs UTF8: create another one with CREATE DATABASE name ENCODING ''UTF8'' TEMPLATE template0',
             current_database(), current_setting('server_encoding');
     END IF;
 END $$;
 
--- Two nodes that start at once must not both create: 'jobqueue' in ASCII, cut to 63 bits.
+-- Two nodes that start at the same time must not both create objects. The lock's number is 'jobqueue' in ASCII, cut to
+-- 63 bits.
 SELECT pg_advisory_xact_lock(7669743430829532517);
 
 CREATE SCHEMA IF NOT EXISTS jobqueue;
@@ -50,8 +53,8 @@ DECLARE
     found integer := (SELECT max(version) FROM jobqueue.schema_version);
 BEGIN
     IF found > this_version THEN
-        RAISE EXCEPTION 'the database has jobqueue schema version %, this schema.sql is version %', found, this_version
-            USING HINT = 'Upgrade this jobqueue, or point it at another database.';
+        RAISE EXCEPTION 'the database has jobqueue schema version %, which is newer than version % of this schema.sql', found, this_version
+            USING HINT = 'Upgrade jobqueue, or use another database.';
     ELSIF found IS NULL THEN
         INSERT INTO jobqueue.schema_version (version) VALUES (this_version);
     END IF;
@@ -59,51 +62,52 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- tables
 
--- Rows exist only for queues that somebody configured or a node works; a queue without a row has the defaults.
+-- Only queues that were configured, or that a node works, have a row. A queue without a row has the default settings.
 CREATE TABLE IF NOT EXISTS jobqueue.queues (
     name           text        PRIMARY KEY,
     paused         boolean     NOT NULL DEFAULT false,
-    fair           boolean     NOT NULL DEFAULT false,   -- jobs of groups have been claimed from it, see jobqueue.serve_lines
+    fair           boolean     NOT NULL DEFAULT false,   -- a claim has taken jobs of groups from it, see jobqueue.serve_lines
     aging_interval interval    NOT NULL DEFAULT '1 second'
-                   CONSTRAINT aging_interval_range CHECK (aging_interval BETWEEN '0 seconds' AND '1 day'),  -- more has no rank
+                   CONSTRAINT aging_interval_range CHECK (aging_interval BETWEEN '0 seconds' AND '1 day'),  -- a longer interval would put ranks out of range
     created_at     timestamptz NOT NULL DEFAULT now(),
-    -- Limits over all nodes, set by jobqueue.configure. NULL: none, but for key_max_running, which is 1 then, and for the bursts, which
-    -- are what a second brings.
+    -- Limits for all nodes together, set by jobqueue.configure. NULL means no limit, with two exceptions:
+    -- key_max_running is then 1, and a burst is then the number of starts that the rate allows in one second.
     max_running     integer          CONSTRAINT max_running_range CHECK (max_running BETWEEN 1 AND 1000000),
-    rate            double precision CONSTRAINT rate_range CHECK (rate BETWEEN 0.00001 AND 1000000),   -- starts a second
+    rate            double precision CONSTRAINT rate_range CHECK (rate BETWEEN 0.00001 AND 1000000),   -- starts per second
     burst           integer          CONSTRAINT burst_range CHECK (burst BETWEEN 1 AND 1000000),
     key_max_running integer          CONSTRAINT key_max_running_range CHECK (key_max_running BETWEEN 1 AND 1000000),
     key_rate        double precision CONSTRAINT key_rate_range CHECK (key_rate BETWEEN 0.00001 AND 1000000),
     key_burst       integer          CONSTRAINT key_burst_range CHECK (key_burst BETWEEN 1 AND 1000000)
 );
 
--- The state of queues with a limit of their own; a claim locks the row, so that claims of such a queue are one after the other. Made
--- by the first of them.
+-- The state of queues that have max_running or a rate. A claim locks the row, so claims of such a queue run one after
+-- the other. The first of these claims creates the row.
 CREATE TABLE IF NOT EXISTS jobqueue.queue_limits (
     queue         text             PRIMARY KEY,
-    tokens        double precision,        -- at refilled_at; NULL: the bucket is full
+    tokens        double precision,        -- number of tokens at the time refilled_at; NULL: the bucket is full
     refilled_at   timestamptz,
-    counted_since timestamptz,             -- when the first claim under max_running came; NULL: none has
-    all_counted   boolean          NOT NULL DEFAULT false   -- every running job has its mark, so that an index counts them
+    counted_since timestamptz,             -- time of the first claim under max_running; NULL: none yet
+    all_counted   boolean          NOT NULL DEFAULT false   -- every running job is marked as limited, so an index can count them
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- One row per running process. Its lease covers every job that it holds, so a heartbeat is one write, whatever is in flight.
--- lease_until is not indexed and pages keep room, so that every renewal is a HOT update.
+-- One row per running node. A node's lease covers all of its claimed jobs, so a heartbeat is one write, however many
+-- jobs run. The pages keep free space, and lease_until has no index, so each renewal is a HOT update.
 CREATE TABLE IF NOT EXISTS jobqueue.nodes (
     id           uuid        PRIMARY KEY,
     host         text        NOT NULL,
     pid          integer     NOT NULL,
-    process      text        NOT NULL,   -- this boot of this machine, this process: lets a restart know its dead predecessor
+    process      text        NOT NULL,   -- identifies the machine's boot and the process, so a restarted node recognizes its dead predecessor
     version      text        NOT NULL,
     queues       jsonb       NOT NULL,   -- {"queue": concurrency}
     started_at   timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     lease_until  timestamptz NOT NULL,
-    activity     jsonb                   -- {"queue": [jobs that succeeded, attempts that failed]} a second over its last minute; NULL: none
+    activity     jsonb                   -- {"queue": [succeeded jobs, failed attempts]} per second over the last minute; NULL: none
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
 
--- rank = available_since - priority * aging_interval, smaller runs first. Waiting one aging_interval is worth one priority point,
--- and as every job ages at the same rate the order never changes: the index below is the priority queue with aging.
+-- rank = available_since - priority * aging_interval, and the smallest rank runs first. Waiting one aging_interval is
+-- worth one point of priority. All jobs age at the same rate, so their order never changes. So an index on rank works
+-- as a priority queue with aging.
 CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
     queue           text             NOT NULL,
@@ -111,16 +115,16 @@ CREATE TABLE IF NOT EXISTS jobqueue.pending_jobs (
     priority        integer          NOT NULL,
     rank            timestamptz      NOT NULL,
     payload         jsonb            NOT NULL,
-    max_retries     integer,             -- NULL until the first claim: then the handler's, or 3
-    timeout         double precision,    -- seconds; NULL: the handler's, or none
-    attempt         integer          NOT NULL DEFAULT 0,   -- claims that count against max_retries: a refunded one does not
-    claims          integer          NOT NULL DEFAULT 0,   -- all claims ever: with the id, the fencing token of a run
+    max_retries     integer,             -- NULL until the first claim sets it: the handler's value, or 3
+    timeout         double precision,    -- seconds; NULL: the handler's timeout, or none
+    attempt         integer          NOT NULL DEFAULT 0,   -- number of claims that count against max_retries, without refunded claims
+    claims          integer          NOT NULL DEFAULT 0,   -- number of all claims so far; together with the id, it is the fencing token of a run
     created_at      timestamptz      NOT NULL,
-    available_since timestamptz      NOT NULL,   -- creation, or the first run_at: a retry keeps its place
+    available_since timestamptz      NOT NULL,   -- created_at, or the first run_at; a retry does not change it
     errors          jsonb            NOT NULL DEFAULT '[]',
-    options         jsonb,               -- what was asked for beyond the columns, see jobqueue.with_options; NULL: nothing
-    saved           jsonb,               -- what its runs have noted: progress and checkpoint; NULL: nothing
-    admitted        boolean,             -- it has a concurrency key, and jobqueue.admit let it in; NULL: it has none
+    options         jsonb,               -- options of the submission that are not columns, see jobqueue.with_options; NULL: none
+    saved           jsonb,               -- progress and checkpoint that the handler stored; NULL: none
+    admitted        boolean,             -- true if the job has a concurrency key, and jobqueue.admit admitted it; NULL if it has no key
     CONSTRAINT kind_length CHECK (length(kind) BETWEEN 1 AND 200),
     CONSTRAINT queue_length CHECK (length(queue) BETWEEN 1 AND 200),
     CONSTRAINT priority_range CHECK (priority BETWEEN 0 AND 1000000),
@@ -135,12 +139,13 @@ CREATE INDEX IF NOT EXISTS pending_jobs_turn ON jobqueue.pending_jobs (queue, (p
  WHERE options ? 'turn';
 CREATE INDEX IF NOT EXISTS pending_jobs_group ON jobqueue.pending_jobs (queue, (options ->> 'group'), ((options -> 'turn')::numeric))
  WHERE options ? 'turn';
--- Of jobs that have a time to expire alone, and a gate for what is given as one. See jobqueue.expire.
+-- This index covers only jobs with an expiry time, and rejects an expiry time that is not a number. See
+-- jobqueue.expire.
 CREATE INDEX IF NOT EXISTS pending_jobs_expire ON jobqueue.pending_jobs (((options -> 'expires_at')::double precision))
  WHERE options ? 'expires_at';
 CREATE INDEX IF NOT EXISTS pending_jobs_key ON jobqueue.pending_jobs (queue, (options ->> 'concurrency_key')) WHERE admitted;
 
--- Jobs whose key may have no room. The columns are those of pending_jobs, and stay so.
+-- Jobs that wait for room under their concurrency key. The columns must stay the same as in pending_jobs.
 CREATE TABLE IF NOT EXISTS jobqueue.blocked_jobs (
     LIKE jobqueue.pending_jobs INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
     PRIMARY KEY (id),
@@ -151,20 +156,20 @@ CREATE INDEX IF NOT EXISTS blocked_jobs_key ON jobqueue.blocked_jobs (queue, (op
 CREATE INDEX IF NOT EXISTS blocked_jobs_expire ON jobqueue.blocked_jobs (((options -> 'expires_at')::double precision))
  WHERE options ? 'expires_at';
 
--- The keys to look at: one row for whatever may have made room for a key, or given it a job. Rows are only ever
--- inserted, but for jobqueue.admit, which takes them: nobody waits for anybody here.
+-- Concurrency keys to check: one row for each event that may have made room for a key or added a job to it. No function
+-- updates a row, and only jobqueue.admit deletes rows, so transactions do not wait for each other here.
 CREATE TABLE IF NOT EXISTS jobqueue.key_checks (
     queue text        NOT NULL,
     key   text        NOT NULL,
     at    timestamptz NOT NULL DEFAULT now(),
-    timed boolean              -- not before that time; NULL: at once, whatever the clock says
+    timed boolean              -- true: check at the time `at`, not earlier. NULL: check at once, regardless of the clock
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 ALTER TABLE jobqueue.key_checks ADD COLUMN IF NOT EXISTS timed boolean;
-DROP INDEX IF EXISTS jobqueue.key_checks_due;   -- an earlier version knew no other checks than timed ones
+DROP INDEX IF EXISTS jobqueue.key_checks_due;   -- an earlier version had only timed checks
 CREATE INDEX IF NOT EXISTS key_checks_next ON jobqueue.key_checks (timed, at);
 
--- What was started of keys whose rate is limited, and not yet taken from the key's bucket.
+-- Starts of jobs under a key_rate that have not been deducted from the key's bucket yet.
 CREATE TABLE IF NOT EXISTS jobqueue.key_starts (
     queue text        NOT NULL,
     key   text        NOT NULL,
@@ -173,13 +178,13 @@ CREATE TABLE IF NOT EXISTS jobqueue.key_starts (
 
 CREATE INDEX IF NOT EXISTS key_starts_key ON jobqueue.key_starts (queue, key, at);
 
--- The bucket of each such key; one without a row is full.
+-- The token bucket of each key under a key_rate. A key without a row has a full bucket.
 CREATE TABLE IF NOT EXISTS jobqueue.key_buckets (
     queue       text             NOT NULL,
     key         text             NOT NULL,
-    tokens      double precision NOT NULL,   -- at refilled_at
+    tokens      double precision NOT NULL,   -- number of tokens at the time refilled_at
     refilled_at timestamptz      NOT NULL,
-    check_at    timestamptz,                 -- the last check that was entered for a token to come
+    check_at    timestamptz,                 -- time of the latest check that waits for the next token
     PRIMARY KEY (queue, key)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
@@ -212,7 +217,7 @@ CREATE INDEX IF NOT EXISTS scheduled_jobs_promote ON jobqueue.scheduled_jobs (ru
 CREATE INDEX IF NOT EXISTS scheduled_jobs_expire ON jobqueue.scheduled_jobs (((options -> 'expires_at')::double precision))
  WHERE options ? 'expires_at';
 
--- No index on node_id: the table holds what is running now, and only a lost node's jobs are looked for that way.
+-- node_id has no index, because the table holds only claimed jobs, and few statements search by node.
 CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     id              uuid             NOT NULL PRIMARY KEY,
     queue           text             NOT NULL,
@@ -230,25 +235,26 @@ CREATE TABLE IF NOT EXISTS jobqueue.inflight_jobs (
     errors          jsonb            NOT NULL,
     options         jsonb,
     saved           jsonb,
-    cancel_requested_at timestamptz,     -- somebody asked for its end, see jobqueue.cancel: it does not go back from here
-    limited         boolean,             -- it has a key, or was claimed under the queue's max_running; NULL: neither
-    blame           jsonb                -- {"error", "delay"} of a job that held up its node, see jobqueue.surrender; NULL: it did not
+    cancel_requested_at timestamptz,     -- time of the cancel request, see jobqueue.cancel; the job is never pending or scheduled again
+    limited         boolean,             -- true if the job has a concurrency key, or its queue had max_running at the claim; else NULL
+    blame           jsonb                -- {"error", "delay"} of a job that blocked its node, see jobqueue.surrender; NULL: the job did not block it
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE jobqueue.inflight_jobs ADD COLUMN IF NOT EXISTS blame jsonb;
 
--- For each heartbeat: what of its own a node is to cancel. Almost always empty.
+-- With this index, a heartbeat finds the jobs that its node must cancel. The index is almost always empty.
 CREATE INDEX IF NOT EXISTS inflight_jobs_cancel ON jobqueue.inflight_jobs (node_id) WHERE cancel_requested_at IS NOT NULL;
 
 CREATE INDEX IF NOT EXISTS inflight_jobs_limited ON jobqueue.inflight_jobs (queue, (options ->> 'concurrency_key')) WHERE limited;
 
--- Running jobs that somebody wants cancelled, until the next heartbeat of some node marks them. Rows are only ever inserted, but for that.
--- Whatever puts a running job back reads the mark and these rows, so it neither waits for the heartbeat nor for a lock that one holds.
+-- Requests to cancel running jobs. The next heartbeat of any node marks the jobs and deletes the requests. All other
+-- functions only insert rows. A function that makes a running job pending or scheduled again reads both the marks and
+-- these rows. So it does not have to wait for a heartbeat, or for a lock that a heartbeat holds.
 CREATE TABLE IF NOT EXISTS jobqueue.cancel_requests (
     job_id uuid NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
 
--- By how they ended, since they are kept for different times, and by day, so that retention drops a partition and never deletes a
--- million rows.
+-- Finished jobs. They are partitioned by state, because each state has its own retention period. They are also
+-- partitioned by day, so that retention can drop a partition instead of deleting a million rows.
 CREATE TABLE IF NOT EXISTS jobqueue.finished_jobs (
     id              uuid             NOT NULL,
     queue           text             NOT NULL,
@@ -278,32 +284,36 @@ CREATE TABLE IF NOT EXISTS jobqueue.succeeded_jobs PARTITION OF jobqueue.finishe
 CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs PARTITION OF jobqueue.finished_jobs FOR VALUES IN ('cancelled')
     PARTITION BY RANGE (finished_at);
 
--- Catch a finish on a day whose partition nobody made yet: bookkeeping may be late, a completion may not fail.
+-- The default partitions store jobs that finish on a day without a partition. Maintenance can be late, but a completion
+-- must not fail for that reason.
 CREATE TABLE IF NOT EXISTS jobqueue.succeeded_jobs_default PARTITION OF jobqueue.succeeded_jobs DEFAULT;
 CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs_default PARTITION OF jobqueue.cancelled_jobs DEFAULT;
 
--- The cause of a failure: what it has in common with others, as a text to group by. It is the last error of a history, or else the reason, without
--- what differs from one failure to the next: numbers, ids, addresses, tokens, times, quoted values and the ends of paths are "#". What tells causes
--- apart stays: names that a message quotes (an attribute, a column), status codes and error numbers, the hosts of URLs.
+-- Return the cause of a failure: a text that is the same for similar failures, so that they can be grouped. It is made
+-- from the last error in the job's history, or from the reason if there is none. "#" replaces the parts that differ
+-- between failures: numbers, ids, addresses, tokens, times, quoted values, and the ends of paths. Parts that
+-- distinguish causes stay: quoted names (an attribute, a column), status codes, error numbers, and the hosts of URLs.
 --
--- It looks at the first 1,000 characters, and returns up to 200. Only ASCII is told apart, so that it does not depend on the database's locale. What
--- it returns is stored with dead jobs: other rules would need the column to be made anew. jobqueue/testing/causes.py has the same in Python.
+-- The function reads the first 1,000 characters of that text and returns up to 200. The rules apply to ASCII characters
+-- only, so the result does not depend on the database's locale. The result is stored with dead jobs, so new rules
+-- require a new column. jobqueue/testing/causes.py does the same in Python.
 CREATE OR REPLACE FUNCTION jobqueue.cause_of(errors jsonb, reason text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET standard_conforming_strings = on
 AS $$
 DECLARE
     message text := coalesce(nullif(errors -> -1 ->> 'error', ''), reason);
-    kept constant text := chr(1);   -- stands before what is to stay as it is: control characters are not in the text any more
+    kept constant text := chr(1);   -- marks the parts to keep; the text's own control characters are replaced first
     cut constant text := chr(2);
     cause text := regexp_replace(left(message, 1000), '[\u0001-\u0020\u007f]+', ' ', 'g') || CASE WHEN length(message) > 1000 THEN cut ELSE '' END;
 BEGIN
-    -- The way of a URL, not its host.
+    -- Replace the path of a URL, but not its host.
     IF strpos(cause, '://') > 0 THEN
         cause := regexp_replace(cause, '([a-z]://[^ /?#"''<>(){}\[\],;|]+)[/?#][^ "''<>(){}\[\],;|]*', '\1/#', 'g');
     END IF;
     IF cause ~ '[''"]' THEN
-        -- Quoted names of a program's parts, and what HTTP calls a status, stay; other quoted values do not. (The first look is for speed alone.)
+        -- Mark quoted names of program parts, and quoted HTTP statuses, as parts to keep. Other quoted values are
+        -- replaced below. (The first test only saves time.)
         IF cause ~ '[a-z:] [''"](?:[A-Za-z_][A-Za-z0-9_.]*[''"]|[1-5][0-9]{2} [A-Z])' THEN
             cause := regexp_replace(cause,
                 '([Ff]ield|[Aa]ttribute|[Aa]rgument|[Pp]arameter|[Oo]ption|[Mm]odule|[Mm]odule named|import name|NameError: name|KeyError:|[Tt]ype|[Cc]lass'
@@ -314,7 +324,7 @@ BEGIN
         cause := regexp_replace(cause,
             '(?<![A-Za-z0-9_])[bru]?(?:''(?:[^''\u0001\u0002]|''[A-Za-z0-9])*[''\u0002]|"[^"\u0001\u0002]*["\u0002])', '''#''', 'g');
     END IF;
-    -- The values in the details of PostgreSQL's errors: Key (email)=(...) already exists.
+    -- Replace the values in the details of PostgreSQL errors, such as: Key (email)=(...) already exists.
     IF strpos(cause, '=(') > 0 THEN
         cause := regexp_replace(cause, '=\([^()]*\)', '=(#)', 'g');
     END IF;
@@ -325,11 +335,11 @@ BEGIN
         cause := regexp_replace(cause, '([Cc]ode|[Ss]tatus|[Ee]rrno|HTTP|[Ss]ignal|SQLSTATE)([ :=] ?-?)([0-9]{1,5})(?![0-9A-Za-z])', '\1\2' || kept || '\3', 'g');
         cause := regexp_replace(cause,
             '(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![0-9A-Za-z])', '#', 'g');
-        -- Long words with a digit in them, UUIDs among them; hexadecimal numbers.
+        -- Replace long words that contain a digit, such as UUIDs, and hexadecimal numbers.
         cause := regexp_replace(cause, '(?<![A-Za-z0-9_\u0001-])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}', '#', 'g');
         cause := regexp_replace(cause,
             '(?<![A-Za-z0-9_\u0001])(?:0x[0-9A-Fa-f]+|(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6,})(?![A-Za-z0-9_])', '#', 'g');
-        -- Numbers; in a word (utf8, S3) only long ones.
+        -- Replace numbers. Inside a word (utf8, S3), replace only long numbers.
         cause := regexp_replace(cause, '(?<![0-9A-Za-z\u0001])-?[0-9]+(?:[.,:][0-9]+)*(?:[eE][-+]?[0-9]+)?|(?<=[A-Za-z])[0-9]{4,}', '#', 'g');
     END IF;
     IF strpos(cause, '/') > 0 THEN
@@ -361,7 +371,8 @@ CREATE TABLE IF NOT EXISTS jobqueue.dead_jobs (
     cause           text             GENERATED ALWAYS AS (jobqueue.cause_of(errors, reason)) STORED
 );
 
--- Databases of before that have no causes. Only these: the table is written anew, and locked.
+-- Add the column to databases of earlier versions. The condition is necessary, because the statement locks and rewrites
+-- the table.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'jobqueue.dead_jobs'::regclass AND attname = 'cause' AND NOT attisdropped) THEN
@@ -369,15 +380,18 @@ BEGIN
     END IF;
 END $$;
 
--- Each is an order to page through, and the way to the few that a filter means among many.
+-- Each of these indexes provides an order for paging. With it, a filter that selects few jobs among many finds them
+-- quickly.
 CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue.dead_jobs (died_at, id);
 CREATE INDEX IF NOT EXISTS dead_jobs_queue ON jobqueue.dead_jobs (queue, died_at, id);
 CREATE INDEX IF NOT EXISTS dead_jobs_kind ON jobqueue.dead_jobs (kind, died_at, id);
--- The same, and all that jobqueue.dead_causes has to read.
+-- The next index also contains every column that jobqueue.dead_causes reads.
 CREATE INDEX IF NOT EXISTS dead_jobs_cause ON jobqueue.dead_jobs (cause, kind, queue, died_at, id);
 
--- Fair groups, see jobqueue.take_turns. Where the two lines of a queue are served; NULL after they were found empty, which begins an
--- epoch. Written by claims alone, so that no submitter's open transaction is ever waited for. Times in seconds since 1970.
+-- The lines of fair groups, see jobqueue.take_turns. A queue has two lines: `common`, and `urgent` for jobs with a
+-- priority. The columns contain the turns that the lines are serving, in seconds since 1970. When a claim finds the
+-- lines empty, it sets both to NULL and starts a new epoch. Only claims update the rows, so a claim never waits for a
+-- submitter's open transaction.
 CREATE TABLE IF NOT EXISTS jobqueue.fair_queues (
     queue  text    PRIMARY KEY,
     common numeric,
@@ -385,7 +399,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.fair_queues (
     epoch  bigint  NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
 
--- Where the next job of a group may begin, in each line.
+-- The earliest turn for the next job of a group, in each line.
 CREATE TABLE IF NOT EXISTS jobqueue.fair_groups (
     queue  text    NOT NULL,
     name   text    NOT NULL,
@@ -395,15 +409,16 @@ CREATE TABLE IF NOT EXISTS jobqueue.fair_groups (
     PRIMARY KEY (queue, name)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
--- Cron schedules: which job is submitted when. What an expression means is computed by the nodes, in Python, from this database's
--- clock; next_at moves by compare-and-set, so that each tick has one job, whoever else computes it too. Hundreds of rows, thousands
--- at most: they are read as a whole, and without an index on next_at each move is a HOT update.
+-- Cron schedules. Nodes compute the ticks of an expression in Python, from the time of this database. They change
+-- next_at by compare-and-set, so each tick gets one job, however many nodes compute it. The table has hundreds of rows,
+-- or a few thousand at most. Reads always take the whole table, so next_at needs no index. Without an index, each
+-- change of next_at is a HOT update.
 CREATE TABLE IF NOT EXISTS jobqueue.schedules (
     name        text             PRIMARY KEY,
-    source      text,                -- the module that declares it; NULL: made over HTTP or in SQL
+    source      text,                -- the module that declares it; NULL: created over HTTP or in SQL
     cron        text             NOT NULL,
     timezone    text             NOT NULL,
-    missed      text             NOT NULL,   -- of several due ticks: one (the latest), skip (those of the last minute), all
+    missed      text             NOT NULL,   -- which of the due ticks get a job: one (the latest), skip (the ticks of the last minute), all
     kind        text             NOT NULL,
     payload     jsonb            NOT NULL,
     queue       text             NOT NULL,
@@ -411,9 +426,9 @@ CREATE TABLE IF NOT EXISTS jobqueue.schedules (
     max_retries integer,
     timeout     double precision,
     paused      boolean          NOT NULL DEFAULT false,
-    next_at     timestamptz,         -- the first tick that has not been looked at; NULL: a node computes it, unless there is an error
+    next_at     timestamptz,         -- the first tick that is not processed yet; NULL: a node has to compute it, unless `error` is set
     last_at     timestamptz,         -- the last tick that got a job
-    error       text,                -- why there is no next tick
+    error       text,                -- why the schedule has no next tick
     created_at  timestamptz      NOT NULL DEFAULT now(),
     updated_at  timestamptz      NOT NULL DEFAULT now(),
     CONSTRAINT name_length CHECK (length(name) BETWEEN 1 AND 200),
@@ -428,14 +443,15 @@ CREATE TABLE IF NOT EXISTS jobqueue.schedules (
     CONSTRAINT next_at_finite CHECK (isfinite(next_at))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100);
 
--- Which job a key stands for. scope 'idempotency': the job that the first submission with this key got, until expires_at, whatever became of
--- the job. scope 'unique': the job that holds the key for as long as it is not finished. Nobody writes here when it ends: who submits the
--- key looks, and takes over. expires_at is then when to look whether the row is still of use.
+-- The job of each key. In the scope 'idempotency', this is the job of the first submission with the key. It has the key
+-- until expires_at, even after the job has ended. In the scope 'unique', a job has the key until it has finished.
+-- Nothing is written when that job ends. Instead, the next submission with the key looks up the job, and takes over the
+-- key if the job has ended. For unique keys, expires_at is the time to check whether the row is still needed.
 CREATE TABLE IF NOT EXISTS jobqueue.keys (
     scope       text        NOT NULL CHECK (scope IN ('idempotency', 'unique')),
     key         text        NOT NULL,
     job_id      uuid        NOT NULL,
-    fingerprint text,                 -- of what was submitted with an idempotency key
+    fingerprint text,                 -- hash of the submission, for an idempotency key
     expires_at  timestamptz NOT NULL,
     PRIMARY KEY (scope, key),
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 200)
@@ -443,30 +459,33 @@ CREATE TABLE IF NOT EXISTS jobqueue.keys (
 
 CREATE INDEX IF NOT EXISTS keys_expires_at ON jobqueue.keys (expires_at);
 
--- What all nodes did, by slots of 10, 60 and 300 seconds of the database's clock, which are kept for an hour, six and a day: some thousand
--- rows. Pages keep room, so that a node's figures are a HOT update.
+-- Counts of all nodes together, in slots of 10, 60 and 300 seconds by the database's clock. These slots are kept for 1
+-- hour, 6 hours and 1 day, so the table has about a thousand rows. The pages keep free space, so each node's update is
+-- a HOT update.
 CREATE TABLE IF NOT EXISTS jobqueue.history (
     step       integer     NOT NULL,               -- seconds
-    at         timestamptz NOT NULL,               -- when the slot began
+    at         timestamptz NOT NULL,               -- start of the slot
     submitted  bigint      NOT NULL,
     completed  bigint      NOT NULL,
     failed     bigint      NOT NULL,               -- attempts
     dead       bigint      NOT NULL,
-    waits      integer[]   NOT NULL,               -- first attempts, by how long their jobs had waited: jobqueue.durations has the bounds
-    runs       integer[]   NOT NULL,               -- attempts, by how long they took
-    depth      jsonb,                              -- {"state": jobs} as counted last; NULL: they were not
-    counted_in double precision,                   -- the seconds that took
+    waits      integer[]   NOT NULL,               -- number of first attempts, by how long their jobs waited; jobqueue/durations.py has the bounds
+    runs       integer[]   NOT NULL,               -- number of attempts, by their duration
+    depth      jsonb,                              -- {"state": number of jobs} at the last count in the slot; NULL without a count
+    counted_in double precision,                   -- seconds that the count took
     PRIMARY KEY (step, at)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
--- Jobs that were submitted in SQL and are not in the history yet, which no node knows of. Rows are only ever inserted, but for
--- jobqueue.record, which takes them: an open transaction holds up nobody.
+-- Numbers of jobs that were submitted in SQL and are not in the history yet. (No node counts these jobs.) No function
+-- updates a row, and only jobqueue.record deletes rows, so an open transaction blocks nobody.
 CREATE TABLE IF NOT EXISTS jobqueue.sql_submissions (
     jobs integer NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
--- A publication of all tables refuses to update and delete rows that it cannot identify. Tables without a primary key are small, or lose rows
--- by the partition. jobqueue.maintain does the same with the partitions that it makes.
+-- Set REPLICA IDENTITY FULL for each table without a primary key. Otherwise, with a publication of all tables,
+-- PostgreSQL rejects updates and deletes in such a table. The full identity costs little, because these tables are
+-- small, or retention drops whole partitions of them. jobqueue.maintain does the same for the partitions that it
+-- creates.
 DO $$
 DECLARE
     keyless regclass;
@@ -480,7 +499,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- ------------------------------------------------------------------------------------------------------------- looking things up
+-- ----------------------------------------------------------------------------------------------------------------- lookups
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
     SELECT id, 'pending' AS state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
@@ -508,14 +527,16 @@ CREATE OR REPLACE VIEW jobqueue.jobs AS
            NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved, NULL
       FROM jobqueue.dead_jobs;
 
--- A document of a job as nodes and their clients are shown it. No reader could take one that is nested a thousand levels deep, as somebody's own
--- INSERT can make it, and a list would be lost with it.
+-- Return a document of a job in the form in which nodes and clients show it. A user's INSERT can store a document that
+-- is nested a thousand levels deep. No reader could decode that document, or a list that contains it. So a text
+-- replaces a document that is nested too deeply.
 CREATE OR REPLACE FUNCTION jobqueue.shown(document jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN document @? 'strict $.**{110}' THEN '"nested too deeply to be shown"' ELSE document END
 $$;
 
--- Whether a job is still to run, or runs. One statement, so that a job that moves meanwhile is seen in exactly one table.
+-- Return whether a job waits or runs. This is one statement, so a job that moves during the call is visible in exactly
+-- one table.
 CREATE OR REPLACE FUNCTION jobqueue.unfinished(job uuid) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_generic_plan
@@ -528,8 +549,8 @@ BEGIN
         OR EXISTS (SELECT FROM jobqueue.scheduled_jobs AS j WHERE j.id = job);
 END $$;
 
--- A version 7 UUID (RFC 9562, 5.7): milliseconds since 1970 in the first 48 bits, so ids sort by creation. PostgreSQL has its own
--- from 18 on; ours is the same on every version that we support.
+-- Create a version 7 UUID (RFC 9562, 5.7). The first 48 bits are milliseconds since 1970, so ids sort by creation.
+-- PostgreSQL 18 has a built-in function for this, but older supported versions do not.
 CREATE OR REPLACE FUNCTION jobqueue.uuid7() RETURNS uuid
 LANGUAGE sql VOLATILE AS $$
     SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
@@ -537,14 +558,15 @@ LANGUAGE sql VOLATILE AS $$
         'hex')::uuid
 $$;
 
--- The smallest version 7 UUID of a moment, to the millisecond: ids that were made before are smaller.
+-- Return a lower bound for the version 7 UUIDs that are created at this time, to the millisecond. Ids that were created
+-- earlier are smaller.
 CREATE OR REPLACE FUNCTION jobqueue.uuid7_from(moment timestamptz) RETURNS uuid
 LANGUAGE sql STABLE AS $$
     SELECT rpad(lpad(to_hex(floor(least(greatest(extract(epoch FROM moment) * 1000, 0), 281474976710655))::bigint), 12, '0'), 32, '0')::uuid
 $$;
 
--- Where a job of this queue stands in line; NULL for a queue without a row means the default aging interval. A rank among the options
--- was given once and for all.
+-- Return the rank of a job in its queue. aging_interval is NULL for a queue without a row; then the default applies. If
+-- the options contain a rank, the function returns that rank.
 CREATE OR REPLACE FUNCTION jobqueue.rank_of(available_since timestamptz, priority integer, aging_interval interval, options jsonb)
 RETURNS timestamptz
 LANGUAGE sql STABLE AS $$
@@ -552,18 +574,20 @@ LANGUAGE sql STABLE AS $$
                     available_since - priority * coalesce(aging_interval, '1 second'::interval))
 $$;
 
--- Tell listening nodes that a queue got jobs, and the best rank among them: a node need not look at better ones.
+-- Notify listening nodes that a queue got jobs. The notification contains the best rank of these jobs, so a claim does
+-- not have to search among better ranks.
 CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void
 LANGUAGE sql AS $$ SELECT pg_notify('jobqueue', extract(epoch FROM rank) || ' ' || queue) $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- checks
 --
--- HTTP checks its input in Python, and SQL does so here. Both have the same rules and words; a test compares them.
+-- The service checks HTTP requests in Python. The functions below check the arguments of SQL calls. Both have the same
+-- rules and the same messages, and a test compares them.
 
--- The rule of each field, by name. A field has the same rule wherever it is given. "is" names a check of jobqueue.fits, and "from", "to",
--- "but" and "of" are its bounds. "words" ends the sentence "<field> must be ...". "null": the field may be null, which means not given.
--- "excludes" names a field that must not be given as well.
--- (In dollar quotes a backslash means the same in any session.)
+-- The rule of each field, by name; a field has the same rule in all functions. "is" names a check of jobqueue.fits, and
+-- "from", "to", "but" and "of" are its bounds. "words" ends the message "<field> must be ...". "null": the field can be
+-- null, which means the same as a missing field. "excludes" names a field that must not be given together with this
+-- one. (The rules are in dollar quotes, where a backslash has the same meaning in every session.)
 CREATE OR REPLACE FUNCTION jobqueue.rules() RETURNS jsonb
 LANGUAGE sql IMMUTABLE AS $$ SELECT $rules${
     "id":              {"is": "uuid", "null": true, "words": "a UUID"},
@@ -586,28 +610,28 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT $rules${
     "unique":          {"is": "boolean", "null": true, "words": "true or false"},
     "unique_key":      {"is": "string", "to": 200, "null": true, "words": "a string of 1 to 200 characters"},
     "idempotency_key": {"is": "string", "to": 200, "null": true, "words": "a string of 1 to 200 characters"},
-    "traceparent":     {"is": "text", "null": true, "words": "a string, as W3C Trace Context has it; a malformed one is ignored"},
-    "tracestate":      {"is": "text", "null": true, "words": "a string, as W3C Trace Context has it; a malformed one is ignored"},
+    "traceparent":     {"is": "text", "null": true, "words": "a string in the format of W3C Trace Context; a malformed one is ignored"},
+    "tracestate":      {"is": "text", "null": true, "words": "a string in the format of W3C Trace Context; a malformed one is ignored"},
 
     "name":            {"is": "string", "to": 200, "but": [".", ".."], "words": "a string of 1 to 200 characters, but not \".\" or \"..\""},
     "cron":            {"is": "string", "to": 200,
                         "words": "a string of 1 to 200 characters, such as \"*/5 * * * *\" for every five minutes"},
-    "timezone":        {"is": "string", "to": 200, "words": "the name of a time zone, a string of 1 to 200 characters"},
+    "timezone":        {"is": "string", "to": 200, "words": "a string of 1 to 200 characters: the IANA name of a time zone"},
     "missed":          {"is": "one", "of": ["one", "skip", "all"], "words": "one of \"one\", \"skip\" and \"all\""},
     "paused":          {"is": "boolean", "words": "true or false"},
 
-    "aging_interval":  {"is": "number", "from": 0, "to": 86400, "words": "a number of seconds from 0 to 86400, or null for 1"},
-    "max_running":     {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null for none"},
-    "rate":            {"is": "number", "from": 0.00001, "to": 1000000, "words": "a number from 0.00001 to 1000000, or null for none"},
-    "burst":           {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null for none"},
-    "key_max_running": {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null for 1"},
-    "key_rate":        {"is": "number", "from": 0.00001, "to": 1000000, "words": "a number from 0.00001 to 1000000, or null for none"},
-    "key_burst":       {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null for none"},
+    "aging_interval":  {"is": "number", "from": 0, "to": 86400, "words": "a number of seconds from 0 to 86400, or null for the default, 1"},
+    "max_running":     {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null to clear it"},
+    "rate":            {"is": "number", "from": 0.00001, "to": 1000000, "words": "a number from 0.00001 to 1000000, or null to clear it"},
+    "burst":           {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null to clear it"},
+    "key_max_running": {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null for the default, 1"},
+    "key_rate":        {"is": "number", "from": 0.00001, "to": 1000000, "words": "a number from 0.00001 to 1000000, or null to clear it"},
+    "key_burst":       {"is": "integer", "from": 1, "to": 1000000, "words": "an integer from 1 to 1000000, or null to clear it"},
 
     "text":            {"is": "string", "to": 200,
-                        "words": "the beginning of an id, or a part of the error or the reason, a string of 1 to 200 characters"},
-    "cause":           {"is": "string", "to": 200, "words": "a cause as GET /dead/causes has it, a string of 1 to 200 characters"},
-    "reason":          {"is": "string", "to": 200, "words": "a part of the reason, a string of 1 to 200 characters"},
+                        "words": "a string of 1 to 200 characters: the start of an id, or a part of the error or the reason"},
+    "cause":           {"is": "string", "to": 200, "words": "a string of 1 to 200 characters: a cause that GET /dead/causes returns"},
+    "reason":          {"is": "string", "to": 200, "words": "a string of 1 to 200 characters: a part of the reason"},
     "created_after":   {"is": "instant", "words": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z"},
     "created_before":  {"is": "instant", "words": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z"},
     "died_before":     {"is": "instant", "words": "a date and time with its UTC offset, such as 2030-01-31T08:00:00Z"},
@@ -623,8 +647,8 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT $rules${
     "keep":            {"is": "boolean", "words": "true or false"}
 }$rules$::jsonb $$;
 
--- The time that a text names: RFC 3339, with its UTC offset, from the year 1 to 9999. NULL where it names none. A text is read by its
--- digits alone, so the time zone and the DateStyle of the session do not matter.
+-- Parse a time in the format of RFC 3339 with a UTC offset, in the years 1 to 9999. Returns NULL for any other text. It
+-- computes the time from the digits, so the time zone and the DateStyle of the session do not matter.
 CREATE OR REPLACE FUNCTION jobqueue.instant(text text) RETURNS timestamptz
 LANGUAGE plpgsql IMMUTABLE STRICT AS $$
 DECLARE
@@ -645,8 +669,9 @@ BEGIN
         timestamptz '0001-01-01 00:00:00+00'), timestamptz '9999-12-31 23:59:59.999999+00');
 END $$;
 
--- What is wrong with a payload; NULL: nothing. It may be nested 100 levels deep and have 1 MiB as JSON without spaces. Its integers have 64
--- bits, or 17 significant digits, as floats have: jsonb keeps 1e20 as 100000000000000000000.
+-- Return the message for an invalid payload; NULL for a valid one. A payload can be nested up to 100 levels deep, and
+-- can have up to 1 MiB as JSON without spaces. An integer must fit into 64 bits or have at most 17 significant digits.
+-- The second case is for floats: jsonb stores the float 1e20 as 100000000000000000000.
 CREATE OR REPLACE FUNCTION jobqueue.payload_fault(payload jsonb) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -657,13 +682,13 @@ DECLARE
     size integer;
 BEGIN
     IF payload @? 'strict $.**{100} ? (@.type() == "array" || @.type() == "object")' THEN
-        RETURN 'payload cannot be stored: nested more than 100 levels deep';
+        RETURN 'payload cannot be stored: it is nested more than 100 levels deep';
     END IF;
     IF payload @? 'strict $.** ? (@ > 18446744073709551615 || @ < -9223372036854775808)' THEN
         FOR number IN SELECT jsonb_path_query(payload, 'strict $.** ? (@ > 18446744073709551615 || @ < -9223372036854775808)') LOOP
             too_large := abs(number::numeric) > 1.7976931348623158e308;
             IF scale(number::numeric) = 0 AND (too_large OR length(rtrim(abs(number::numeric)::text, '0')) > 17) THEN
-                RETURN format('payload cannot be taken: the integer %s does not fit into 64 bits: send it as a string', left(number::text, 40));
+                RETURN format('payload cannot be accepted: the integer %s does not fit into 64 bits: send it as a string', left(number::text, 40));
             ELSIF too_large THEN
                 RETURN format('payload cannot be read: the number %s is out of range', left(number::text, 40));
             END IF;
@@ -672,18 +697,19 @@ BEGIN
     document := payload::text;
     size := octet_length(document);
     IF size > most AND size <= 1.5 * most + 1 THEN
-        -- Without the spaces that jsonb writes after commas and colons: those outside of strings.
+        -- Subtract the spaces that jsonb writes after commas and colons, outside of strings.
         document := regexp_replace(document, $string$"(?:[^"\\]|\\.)*"$string$, '', 'g');
         size := size - octet_length(document) + octet_length(replace(document, ' ', ''));
     END IF;
     IF size > most THEN
-        RETURN format('the payload has %s bytes as JSON, %s are allowed', size, most);
+        RETURN format('the payload has %s bytes as JSON, and the limit is %s: store the data elsewhere and submit a reference to it', size, most);
     END IF;
     RETURN NULL;
 END $$;
 
--- Whether a value is what a rule asks for. A payload under 500 bytes with numbers of 64 bits needs no closer look: 100 levels take 800 bytes, and
--- 500 bytes are at most 1 MiB of JSON, since a number of 8 bytes has up to 16,383 digits after the point.
+-- Return whether a value satisfies a rule. A payload that takes less than 500 bytes as jsonb, and whose numbers fit
+-- into 64 bits, needs no closer check. It cannot be too deep, because 100 levels take 800 bytes. It cannot have more
+-- than 1 MiB as JSON, because even a number of 8 bytes has at most 16,383 digits after the point.
 CREATE OR REPLACE FUNCTION jobqueue.fits(value jsonb, rule jsonb) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT CASE rule ->> 'is'
@@ -702,8 +728,9 @@ LANGUAGE sql STABLE AS $$
     END
 $$;
 
--- Refuse objects of which one has a field that does not fit its rule, or that such an object does not have. The error has HTTP's sentence,
--- the field as the column, and, where there are several objects, the place in the detail. what: what such an object is, as "a job".
+-- Raise an error if one of the objects has an unknown field, or a field that violates its rule. The error has the same
+-- message that HTTP returns. Its column is the field. If there are several objects, its detail is the position of the
+-- object. `what` names the kind of object, such as "a job".
 CREATE OR REPLACE FUNCTION jobqueue.refuse_unfit(objects jsonb, what text, known text[]) RETURNS void
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -724,10 +751,10 @@ BEGIN
     words := CASE
         WHEN jsonb_typeof(objects -> wrong.place::integer - 1) <> 'object' THEN what || ' must be a JSON object'
         WHEN wrong.field <> ALL (known) THEN
-            format('%s has no ''%s''; it has %s', what, left(wrong.field, 64), array_to_string(known, ', '))
+            format('unknown field ''%2$s'' in %1$s: the known fields are %3$s', what, left(wrong.field, 64), array_to_string(known, ', '))
         WHEN wrong.rule ->> 'is' = 'payload' THEN jobqueue.payload_fault(wrong.value)
         WHEN jobqueue.fits(wrong.value, wrong.rule) THEN
-            format('%s and %s exclude each other: give one of them', wrong.rule ->> 'excludes', wrong.field)
+            format('%s and %s exclude each other: give only one of them', wrong.rule ->> 'excludes', wrong.field)
         ELSE format('%s must be %s', wrong.field, wrong.rule ->> 'words') END;
     IF jsonb_array_length(objects) > 1 THEN
         RAISE check_violation USING MESSAGE = words, COLUMN = left(wrong.field, 64), DETAIL = 'index ' || wrong.place - 1 || ' of the batch';
@@ -737,33 +764,36 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- fair groups
 
--- Give jobs of groups their turns: start-time fair queueing (Goyal, Vin, Cheng 1996), with rank as its virtual time. jobs is an array
--- of objects with key, queue, group, weight and priority. Returns {key: {"turn", "rank"}}, in seconds since 1970, for the options.
+-- Assign turns to jobs of groups by start-time fair queueing (Goyal, Vin, Cheng 1996). The rank is its virtual time.
+-- `jobs` is an array of objects with key, queue, group, weight and priority. Returns {key: {"turn", "rank"}}, in
+-- seconds since 1970, which the caller adds to the options of the jobs.
 --
--- A group's next job begins where its last one ended, but not before the virtual time of the line, which is the turn of whoever is
--- served now, and the present while nobody waits. A job takes a millisecond of virtual time, divided by its weight. So groups that have
--- more to do than there are workers get shares by weight; a group that was quiet is next at once; and nobody pays later for workers that
--- nobody else wanted: when the line is found empty, all that was before is forgotten.
+-- In virtual time, a group's next job starts when the group's last job ends, but not before the current virtual time of
+-- the line. The current virtual time is the turn of the job that is served now. While no job waits, it is the present.
+-- A job takes one millisecond of virtual time, divided by its weight. So groups with a backlog get shares by weight,
+-- and the first job of a group that was quiet is served next. When a claim finds the line empty, all groups start again
+-- from the present. So a group that used workers which no other group wanted has no disadvantage later.
 --
--- Jobs with a priority stand in a line of their own, so that a group's urgent job need not wait for its own backlog. Both lines meet in
--- the rank, turn - priority * aging_interval, as for any other job. An urgent job takes its time from the common line too: no group gets
--- more for giving priorities.
+-- Jobs with a priority have their own line, so a group's urgent job does not wait behind the group's backlog. In both
+-- lines, the rank is turn - priority * aging_interval, which compares with the ranks of all other jobs. An urgent job
+-- also takes virtual time in the common line, so priorities do not increase a group's share.
 --
--- The rows of groups are locked until the end of the transaction. It may be somebody's own and stay open: who cannot have the lock in
--- a moment goes on from the last turn of the group that is there to see.
+-- The function locks the rows of the groups until the end of the transaction. If the transaction belongs to a user, it
+-- can stay open for long. So a call that does not get a lock within 200 ms continues from the group's last visible
+-- turn.
 CREATE OR REPLACE FUNCTION jobqueue.take_turns(jobs jsonb) RETURNS jsonb
 LANGUAGE plpgsql
-SET lock_timeout = '200ms'   -- under deadlock_timeout: two transactions that lock groups in turn are both let go
+SET lock_timeout = '200ms'   -- shorter than deadlock_timeout: if two transactions wait for each other's groups, neither is aborted
 SET enable_seqscan = off
 SET enable_bitmapscan = off
-SET enable_hashjoin = on    -- whatever the caller has pinned
+SET enable_hashjoin = on    -- regardless of the caller's settings
 SET enable_sort = on
 AS $$
 #variable_conflict use_column
 DECLARE
     names text[] := ARRAY(SELECT DISTINCT jsonb_build_array(j.queue, j."group")::text
                             FROM jsonb_to_recordset(take_turns.jobs) AS j (queue text, "group" text) ORDER BY 1);
-    present constant numeric := extract(epoch FROM clock_timestamp());   -- a transaction that began long ago gets no better turn
+    present constant numeric := extract(epoch FROM clock_timestamp());   -- not now(): a transaction that began long ago must not get a better turn
     locked text[];
     turns jsonb;
 BEGIN
@@ -828,14 +858,16 @@ BEGIN
     RETURN turns;
 END $$;
 
--- Whether groups of a queue have a backlog behind which a job that became available at that time would wait, if it stood in line by the clock.
--- While they do, jobs without a group share the workers as one more group, whose name is the empty text: so they do not starve.
+-- Return whether a job without a group that became available at this time would wait behind a backlog of groups, if its
+-- rank came from the clock. In that case, all jobs without a group count as one more group, whose name is empty, so
+-- that they do not starve.
 CREATE OR REPLACE FUNCTION jobqueue.lags(queue text, since timestamptz) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE f.queue = lags.queue AND least(f.common, f.urgent) < extract(epoch FROM since))
 $$;
 
--- Note where the lines of a queue are served, or that they were found empty. Where another claim does so at this moment, that will do.
+-- Store which turns the lines of a queue are serving, or that a claim found the lines empty (`emptied`). Does nothing
+-- while another claim is storing them.
 CREATE OR REPLACE FUNCTION jobqueue.serve_lines(queue text, common numeric, urgent numeric, emptied boolean) RETURNS void
 LANGUAGE sql AS $$
     UPDATE jobqueue.queues AS q SET fair = true
@@ -854,12 +886,14 @@ $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- keys
 --
--- At most key_max_running jobs of one concurrency key of a queue are in pending_jobs and inflight_jobs together: what is claimed, or may
--- be. Only jobqueue.admit makes them more, one transaction at a time over all nodes, and counts after it has the lock; so the limit
--- is exact, and what does not fit is out of the way of claims. Everything else only ever makes them fewer, and enters a check.
+-- For each concurrency key of a queue, pending_jobs and inflight_jobs together contain at most key_max_running jobs.
+-- Only jobqueue.admit adds jobs of a key to these tables. Only one transaction at a time runs it, over all nodes, and
+-- it counts the jobs after it has the lock. So the limit is exact, and claims never see the jobs over the limit. All
+-- other functions only remove jobs of a key, and then enter a check of the key in key_checks.
 
--- A row for pending_jobs whose job has a key goes to blocked_jobs instead, wherever it comes from: the table itself sees to it. (That
--- costs a plain row nothing: the condition is short, for PostgreSQL reads it anew for each statement.)
+-- Insert a row into blocked_jobs instead of pending_jobs if its job has a concurrency key and is not admitted. A
+-- trigger calls this, so it applies to every INSERT. (Jobs without options do not call it. The condition of the trigger
+-- is short, because PostgreSQL parses it again for each statement.)
 CREATE OR REPLACE FUNCTION jobqueue.block() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -873,18 +907,21 @@ END $$;
 
 CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue.pending_jobs FOR EACH ROW
     WHEN (NEW.options IS NOT NULL) EXECUTE FUNCTION jobqueue.block();
--- Also in a session that has session_replication_role = replica. A subscriber gets admitted jobs only, which the trigger lets through.
+-- Run the trigger even in a session with session_replication_role = replica. This is safe for the subscriber of a
+-- publication: it receives only admitted jobs, which the trigger leaves unchanged.
 ALTER TABLE jobqueue.pending_jobs ENABLE ALWAYS TRIGGER block;
 
--- Tell listening nodes that keys are to be looked at. A node that enters checks looks by itself; this is for all others who do.
+-- Notify listening nodes that keys need a check. A node does not need this for the checks that it enters, because it
+-- also runs them.
 CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void
 LANGUAGE sql AS $$ SELECT pg_notify('jobqueue_keys', '') $$;
 
--- Have every key of a queue looked at that has blocked jobs, up to so many: for when its limits have changed. A key that is left out
--- is looked at when one of its jobs ends, or comes.
+-- Enter a check for each key of a queue that has blocked jobs, for at most max_keys keys. This is necessary after the
+-- queue's limits have changed. If there are more keys, each of the others is checked when one of its jobs ends or
+-- arrives.
 CREATE OR REPLACE FUNCTION jobqueue.check_keys(queue text, max_keys integer DEFAULT 100000) RETURNS void
 LANGUAGE sql AS $$
-    -- From key to key by the index: a key may have a million jobs.
+    -- Jump from key to key in the index, because a key can have a million jobs.
     WITH RECURSIVE keys AS (
         (SELECT b.options ->> 'concurrency_key' AS key FROM jobqueue.blocked_jobs AS b WHERE b.queue = check_keys.queue ORDER BY key LIMIT 1)
         UNION ALL
@@ -896,9 +933,10 @@ LANGUAGE sql AS $$
     SELECT check_keys.queue, keys.key FROM keys WHERE keys.key IS NOT NULL LIMIT max_keys
 $$;
 
--- How many more jobs of a key may be admitted, as its rate goes: the tokens in its bucket, less the jobs that were admitted and have not
--- started, so that late starts cannot come in a bunch. Where that is less than wanted, a check is entered for when the next token comes.
--- Only jobqueue.admit calls it, under its lock.
+-- Return how many more jobs of a key can be admitted under the key's rate. This is the number of tokens in the key's
+-- bucket, minus the admitted jobs that have not started yet. Without that subtraction, many late starts could come in a
+-- burst. If the result is less than `wanted`, enter a check for the time of the next token. Only jobqueue.admit calls
+-- this function, under its lock.
 CREATE OR REPLACE FUNCTION jobqueue.key_allowance(queue text, key text, rate double precision, burst double precision, wanted bigint)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -915,7 +953,8 @@ DECLARE
     next_at timestamptz;
 BEGIN
     SELECT b.* INTO bucket FROM jobqueue.key_buckets AS b WHERE b.queue = key_allowance.queue AND b.key = key_allowance.key;
-    -- In one statement, so of one moment: a job that is claimed meanwhile is in the one or in the other.
+    -- This is one statement with one snapshot, so a job that is claimed during the call is counted in exactly one of
+    -- the two tables.
     WITH gone AS (
         DELETE FROM jobqueue.key_starts AS s WHERE s.queue = key_allowance.queue AND s.key = key_allowance.key RETURNING s.at
     )
@@ -926,7 +965,8 @@ BEGIN
     present := clock_timestamp();
     tokens := least(burst, coalesce(bucket.tokens, burst));
     refilled_at := coalesce(bucket.refilled_at, starts[1], present);
-    -- One after the other: a bucket that is full gets no fuller, and it is when a token is taken that it can take the next.
+    -- Apply the starts one by one: a full bucket gains nothing while it waits, so one sum over all starts would give
+    -- too many tokens.
     FOREACH start IN ARRAY coalesce(starts, '{}') LOOP
         tokens := least(burst, tokens + rate * greatest(0, extract(epoch FROM start - refilled_at)::double precision)) - 1;
         refilled_at := greatest(refilled_at, start);
@@ -936,7 +976,7 @@ BEGIN
     next_at := bucket.check_at;
     IF allowed < wanted THEN
         next_at := present + (unstarted + allowed + 1 - tokens) / rate * interval '1 second';
-        -- One that was entered for about then will do.
+        -- If a check for about that time exists already, it is enough.
         IF bucket.check_at BETWEEN present AND next_at + interval '1 millisecond' THEN
             next_at := bucket.check_at;
         ELSE
@@ -950,7 +990,7 @@ BEGIN
     RETURN allowed;
 END $$;
 
--- Move these rows of blocked_jobs to pending. Returns the best rank of each queue that got jobs.
+-- Move these rows of blocked_jobs to pending_jobs. Returns the best rank of each queue that got jobs.
 CREATE OR REPLACE FUNCTION jobqueue.admit_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -973,9 +1013,9 @@ BEGIN
     RETURN best;
 END $$;
 
--- Look at the keys of up to so many checks that are due, and move their best blocked jobs to pending as far as their limits allow.
--- Returns the checks taken, the best rank of each queue that got jobs, as {"queue": seconds}, and the seconds until the next check is due
--- (NULL: there is none).
+-- Run up to max_checks due checks of keys: move the blocked jobs with the best ranks to pending_jobs, as far as the
+-- limits of their keys allow. Returns the number of checks and the best rank of each queue that got jobs, as {"queue":
+-- seconds}. Also returns the seconds until the next check is due; NULL if there is none.
 CREATE OR REPLACE FUNCTION jobqueue.admit(max_checks integer DEFAULT 1000)
 RETURNS TABLE (checks integer, best jsonb, next_due double precision)
 LANGUAGE plpgsql
@@ -993,11 +1033,11 @@ DECLARE
     rates double precision[];
     bursts double precision[];
     places tid[];
-    present timestamptz;   -- a variable, so that it bounds the scan of the index
+    present timestamptz;   -- a variable, so that the planner can use it as a bound of the index scan
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        -- Each statement must see what others committed before this transaction had the lock.
-        RAISE EXCEPTION 'jobqueue.admit counts in READ COMMITTED only, not in %', current_setting('transaction_isolation');
+        -- Each statement must see everything that was committed before this transaction got the lock.
+        RAISE EXCEPTION 'jobqueue.admit needs the isolation level READ COMMITTED, and this transaction has %', current_setting('transaction_isolation');
     END IF;
     PERFORM pg_advisory_xact_lock(7669743430829532519);
     present := clock_timestamp();
@@ -1036,7 +1076,7 @@ BEGIN
         WITH wanted AS MATERIALIZED (
             SELECT w.queue, w.key, w.free FROM unnest(queues, keys, free) AS w (queue, key, free) WHERE w.free > 0
         ), picked AS MATERIALIZED (
-            -- A row that somebody's transaction holds, to cancel it, is left out: nobody waits for that one.
+            -- Skip a row that another transaction has locked to cancel it, instead of waiting for that transaction.
             SELECT w.queue, w.key, w.free, b.place
               FROM wanted AS w
              CROSS JOIN LATERAL (SELECT b.ctid AS place FROM jobqueue.blocked_jobs AS b
@@ -1059,7 +1099,7 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- The seconds until the next check of a key is due; NULL: there is none.
+-- Return the seconds until the next check of a key is due; NULL: there is none.
 CREATE OR REPLACE FUNCTION jobqueue.next_check() RETURNS double precision
 LANGUAGE sql VOLATILE AS $$
     SELECT CASE WHEN EXISTS (SELECT FROM jobqueue.key_checks AS n WHERE n.timed IS NULL) THEN 0
@@ -1067,16 +1107,18 @@ LANGUAGE sql VOLATILE AS $$
                        WHERE t.timed ORDER BY t.timed, t.at LIMIT 1) END
 $$;
 
--- ------------------------------------------------------------------------------------------------------------------- burying
+-- ----------------------------------------------------------------------------------------------------------------- moves and burying
 
--- Move rows of a table to the dead letters, whatever their columns hold. Returns the jobs, as an array of
--- {"id", "queue", "kind", "attempt", "node_id", "reason"}.
+-- Move rows of a table to the dead letters, whatever their columns contain. Returns the jobs, as an array of {"id",
+-- "queue", "kind", "attempt", "node_id", "reason"}.
 --
--- verb, words: what could not move the rows, and PostgreSQL's words for it. NULL: the jobs have expired; where they were claimed a moment
--- ago, that claim does not count.
+-- verb, words: the operation that could not move the rows, and the error message of PostgreSQL. If both are NULL, the
+-- jobs have expired. Expired jobs in inflight_jobs were claimed a moment ago, and that claim does not count as an
+-- attempt.
 --
--- The columns keep what they hold, even what no other table takes: somebody may want to see it, repair it, and run the job again. Replaced
--- are names that an index cannot hold, times that no node can read, and a history of errors that is not an array.
+-- The columns keep their values, even values that other tables reject, so that a person can read and repair them, and
+-- run the job again. The function changes only names that are too long for an index, times that nodes cannot read, and
+-- a history of errors that is not an array.
 CREATE OR REPLACE FUNCTION jobqueue.bury(source text, places tid[], verb text DEFAULT NULL, words text DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -1091,7 +1133,8 @@ BEGIN
         RETURN '[]';
     END IF;
     IF source = 'dead_jobs' THEN
-        -- It is there already. From now on it says why, and lets others be the first to be tried again.
+        -- The row is already a dead letter. Store the reason. Also set died_at to now, so that a redrive tries all
+        -- other rows first.
         UPDATE jobqueue.dead_jobs AS d SET reason = told, died_at = now() WHERE d.ctid = ANY (places);
         RETURN '[]';
     END IF;
@@ -1104,7 +1147,7 @@ BEGIN
             INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at,
                                             available_since, died_at, node_id, errors, options, saved)
             SELECT g.id, g.short_queue, g.short_kind, g.priority, $2, g.payload, g.max_retries, g.timeout, g.counted, g.claims,
-                   -- In the years that clients know: from 68 to 9892.
+                   -- Clients can read times in the years 68 to 9892.
                    CASE WHEN g.created_at BETWEEN to_timestamp(-6e10) AND to_timestamp(2.5e11) THEN g.created_at ELSE now() END,
                    CASE WHEN g.available_since BETWEEN to_timestamp(-6e10) AND to_timestamp(2.5e11) THEN g.available_since ELSE now() END,
                    now(), %2$s, jobqueue.with_error(CASE WHEN jsonb_typeof(g.errors) = 'array' THEN g.errors ELSE '[]' END,
@@ -1125,14 +1168,16 @@ BEGIN
     RETURN coalesce(died, '[]');
 END $$;
 
--- Move rows of a table by a function of their places, all of them at once. Where PostgreSQL refuses a value in one of them, move them by
--- halves, down to the row at fault, which goes to the dead letters. The caller has locked the rows. Returns an array of what each call of the
--- function returned as "moved", and what died as "dead", as jobqueue.bury has it.
+-- Move rows of a table with the function `mover`, which takes the ctids of the rows. First call it for all rows. If
+-- PostgreSQL rejects a value in one of the rows, call it for each half, and so on. If it fails for a single row, move
+-- that row to the dead letters. The caller must have locked the rows. Returns two arrays: "moved" has the result of
+-- each successful call of `mover`, and "dead" has the dead jobs, as jobqueue.bury returns them.
 --
--- Locks, cancellations, privileges, and whatever else is not about a value in a row, end the statement as they would without this.
+-- Errors that are not about a value in a row, such as lock timeouts, cancellations and missing privileges, abort the
+-- statement as usual.
 CREATE OR REPLACE FUNCTION jobqueue.move(verb text, mover text, source text, places tid[], OUT moved jsonb, OUT dead jsonb)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp   -- so that a session's own names are not taken for faults of rows
+SET search_path = pg_catalog, pg_temp   -- names in the session's search_path must not cause errors that look like faults of rows
 AS $$
 DECLARE
     half constant integer := cardinality(places) / 2;
@@ -1163,7 +1208,7 @@ BEGIN
     dead := one.dead || other.dead;
 END $$;
 
--- The best rank of each queue among several such answers, each {"queue": seconds}.
+-- Combine several results of the form {"queue": seconds} into the best rank of each queue.
 CREATE OR REPLACE FUNCTION jobqueue.best_of(ranks jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -1177,7 +1222,8 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
--- Write jobs that somebody submits in SQL as submit_batch and the tables have them: times in UTC, and what is not a column in "options".
+-- Convert jobs that were submitted in SQL to the form that submit_batch and the tables use: times are in UTC, and
+-- fields without a column are in "options".
 CREATE OR REPLACE FUNCTION jobqueue.with_options(jobs jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_agg((j.job - '{run_at,expires_at,expires_in,group,weight,concurrency_key,unique,unique_key,idempotency_key,traceparent,tracestate}'::text[])
@@ -1191,7 +1237,7 @@ LANGUAGE sql STABLE AS $$
                'group', j.job -> 'group', 'weight', j.job -> 'weight', 'concurrency_key', j.job -> 'concurrency_key',
                'unique', j.job -> 'unique', 'unique_key', j.job -> 'unique_key',
                'idempotency_key', j.job -> 'idempotency_key',
-               -- As W3C Trace Context has them: what is malformed is ignored. No transaction fails for its trace.
+               -- Ignore malformed headers, as W3C Trace Context requires. So no transaction fails because of its trace.
                'traceparent', CASE WHEN j.job ->> 'traceparent'
                                         ~ '^(00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?)$'
                                    THEN left(j.job ->> 'traceparent', 55) END,
@@ -1201,7 +1247,8 @@ $$;
 
 DROP FUNCTION IF EXISTS jobqueue.refuse_expired(jsonb);
 
--- Refuse a batch with a job that is past its time already: it would never be started. again: a job with an id may have been submitted before.
+-- Reject a batch if one of its jobs has already expired, because that job would never start.
+-- again: do not check jobs with an id, because they may have been submitted before.
 CREATE OR REPLACE FUNCTION jobqueue.refuse_expired(jobs jsonb, present timestamptz, again boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1218,8 +1265,9 @@ BEGIN
     END IF;
 END $$;
 
--- What a submission asks for, as a hash: of the same job as HTTP and SQL each spell it, it is the same. Without the key itself, and
--- without what the database and the scheduler note among the options, and without the trace: who tries again does so in another span.
+-- Return a hash of a submission. HTTP and SQL write the same job in different forms, and both forms have the same hash.
+-- The hash leaves out the idempotency key, the options that the database and the scheduler add, and the trace, because
+-- a retried submission has another span.
 CREATE OR REPLACE FUNCTION jobqueue.fingerprint(job jsonb) RETURNS text
 LANGUAGE sql STABLE AS $$
     SELECT encode(sha256(convert_to(jsonb_build_array(
@@ -1232,7 +1280,8 @@ LANGUAGE sql STABLE AS $$
                                       timeout double precision, run_at timestamptz, delay double precision, options jsonb)
 $$;
 
--- The key of which there may be one unfinished job, by a job's own columns; NULL for a job that may have any number beside it.
+-- Return the unique key of a job, computed from its columns; NULL if the job has no unique key. At most one unfinished
+-- job has the same unique key.
 CREATE OR REPLACE FUNCTION jobqueue.unique_key_of(queue text, kind text, payload jsonb, options jsonb) RETURNS text
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN options ? 'unique_key' THEN options ->> 'unique_key'
@@ -1240,7 +1289,7 @@ LANGUAGE sql STABLE AS $$
                     'sha256:' || encode(sha256(convert_to(jsonb_build_array(queue, kind, payload)::text, 'UTF8')), 'hex') END
 $$;
 
--- The ids and keys of new jobs, in their order; a job without an id gets one.
+-- Return the ids and keys of new jobs, in the order of the jobs. A job without an id gets a new id.
 CREATE OR REPLACE FUNCTION jobqueue.keys_of(jobs jsonb)
 RETURNS TABLE (place integer, id uuid, idempotency_key text, unique_key text)
 LANGUAGE sql VOLATILE AS $$
@@ -1251,8 +1300,9 @@ LANGUAGE sql VOLATILE AS $$
      ORDER BY j.place
 $$;
 
--- Give a job a unique key, or return the unfinished job that has it. The row is locked only to be written: what merely meets a job leaves
--- nothing behind that others would wait for. Once it is locked nobody else can give the key away, so a second look decides.
+-- Give a unique key to a job and return the job, or return the unfinished job that already has the key. The function
+-- locks the row of the key only to change it, so a submission that only finds an existing job holds no lock. While the
+-- row is locked, no other transaction can give the key to another job, so the second check of the holder is final.
 CREATE OR REPLACE FUNCTION jobqueue.hold_unique_key(unique_key text, job uuid) RETURNS uuid
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -1274,7 +1324,7 @@ BEGIN
             RETURN holder;
         END IF;
         SELECT k.job_id INTO holder FROM jobqueue.keys AS k WHERE k.scope = 'unique' AND k.key = unique_key FOR UPDATE;
-        CONTINUE WHEN NOT FOUND;  -- pruned in between
+        CONTINUE WHEN NOT FOUND;  -- pruned in the meantime
         IF holder <> job AND jobqueue.unfinished(holder) THEN
             RETURN holder;
         END IF;
@@ -1283,15 +1333,17 @@ BEGIN
     END LOOP;
 END $$;
 
--- Look up the keys of new jobs, and enter those that are new. Each job gets an id, and one that need not be stored gets "existing": the
--- id of the job that is there in its place, which may be its own where it is submitted again.
+-- Look up the keys of new jobs, and store new keys. Each job gets an id. If a key already belongs to another job, the
+-- new job must not be stored. It gets "existing", the id of the other job. For a job that is submitted again,
+-- "existing" can be the job's id itself.
 --
--- Keys are taken in order, so that two batches cannot wait for each other. What waits for another transaction's keys waits 100 ms: a
--- submitter in SQL may take an hour. In a batch it is 20 ms, since one such job holds up all, and again for each time that the service
--- halves the batch to find it.
+-- Keys are locked in a fixed order, so two batches cannot block each other. If another transaction holds a key, the
+-- call waits for at most 100 ms, because a submitter in SQL can keep its transaction open for an hour. For a batch, it
+-- waits for only 20 ms. The reason is that a job with such a key delays the whole batch, and delays it again each time
+-- the service halves the batch to find that job.
 --
--- Raises JQ409 where a key is in a transaction that does not end, JQ422 where an idempotency key was used for something else: with the
--- field as the column, and the place in the batch in the detail.
+-- Raises JQ409 if an open transaction holds a key, and JQ422 if an idempotency key was used for another job. The column
+-- of the error is the field, and its detail is the position in the batch.
 CREATE OR REPLACE FUNCTION jobqueue.settle_keys(jobs jsonb, again boolean, ttl double precision) RETURNS jsonb
 LANGUAGE plpgsql
 SET lock_timeout = '100ms'
@@ -1304,14 +1356,15 @@ AS $$
 DECLARE
     ids uuid[];
     existing uuid[];
-    twins integer[] := array_fill(NULL::integer, ARRAY[jsonb_array_length(jobs)]);   -- the first job of the batch with this one's key
+    twins integer[] := array_fill(NULL::integer, ARRAY[jsonb_array_length(jobs)]);   -- the first job of the batch with the same key
     field text := 'idempotency_key';
     present constant timestamptz := clock_timestamp();
     want record;
     last record;
     met jobqueue.keys;
 BEGIN
-    -- Submitted again, a job that is there, or has its key and is gone, is there already.
+    -- In a repeated submission, a job counts as existing if its row exists, or if its key points to its id. The key
+    -- counts even after the job has been deleted.
     SELECT array_agg(g.id ORDER BY g.place),
            array_agg(CASE WHEN again AND (EXISTS (SELECT FROM jobqueue.jobs AS k WHERE k.id = g.id)
                                           OR EXISTS (SELECT FROM jobqueue.keys AS k WHERE k.job_id = g.id AND (
@@ -1321,7 +1374,7 @@ BEGIN
       INTO ids, existing FROM jobqueue.keys_of(jobs) AS g;
 
     IF jsonb_array_length(jobs) > 1 THEN
-        PERFORM set_config('lock_timeout', '20ms', true);  -- until this function returns
+        PERFORM set_config('lock_timeout', '20ms', true);  -- reset when this function returns
     END IF;
     BEGIN
         SELECT NULL::text AS key, NULL::text AS fingerprint, NULL::integer AS place INTO last;
@@ -1354,7 +1407,7 @@ BEGIN
                 last := want;
             END IF;
             IF met.fingerprint <> want.fingerprint THEN
-                RAISE EXCEPTION 'the idempotency_key % was used for another job than this one: a new job takes a new key', to_json(want.key)
+                RAISE EXCEPTION 'the idempotency_key % was used for another job: submit this job with a new key', to_json(want.key)
                     USING ERRCODE = 'JQ422', COLUMN = field, DETAIL = 'index ' || want.place - 1 || ' of the batch';
             END IF;
         END LOOP;
@@ -1371,17 +1424,18 @@ BEGIN
             last := want;
             CONTINUE WHEN want.holder = ids[want.place];
             existing[want.place] := want.holder;
-            -- The idempotency key, which this transaction has just entered, stands for that job too.
+            -- This transaction has stored the idempotency key. Point the key to the existing job too.
             UPDATE jobqueue.keys AS k SET job_id = want.holder WHERE k.scope = 'idempotency' AND k.key = want.idempotency_key;
         END LOOP;
     EXCEPTION WHEN lock_not_available THEN
-        RAISE EXCEPTION 'the % % is in a transaction that is not over yet: submit this job again later', field, to_json(want.key)
+        RAISE EXCEPTION 'an open transaction holds the % %: submit this job again later', field, to_json(want.key)
             USING ERRCODE = 'JQ409', COLUMN = field, DETAIL = 'index ' || want.place - 1 || ' of the batch';
     END;
 
     IF array_remove(existing, NULL) <> '{}' THEN
-        -- What is there may have been committed by somebody who did not wait for the disk, or was cut short while he waited for a
-        -- synchronous standby. Commits are in order, so one of our own, which waits, covers it.
+        -- The existing job may not be durable yet: its commit may not have waited for the disk, or its wait for a
+        -- synchronous standby was interrupted. Commits become durable in order. With the record below, this
+        -- transaction's commit waits until it is durable, and the earlier commit is durable by then.
         PERFORM pg_logical_emit_message(true, 'jobqueue', 'existing');
     END IF;
     RETURN (SELECT jsonb_agg(j.job || jsonb_build_object('id', j.id)
@@ -1393,8 +1447,9 @@ END $$;
 
 DROP FUNCTION IF EXISTS jobqueue.prepare(jsonb, boolean, double precision);
 
--- Do what the options of new jobs ask for, in the transaction that submits them; returns the jobs as they are to be stored. A job that is
--- there already has its id as "existing": it is not stored, and that id is returned for it. Not called for a batch without such options.
+-- Process the options of new jobs, in the transaction that submits them. Returns the jobs in the form in which the
+-- caller stores them. If a job already exists, "existing" is the id of the existing job. The caller does not store the
+-- new job, and returns that id. Only called for batches with options that need it.
 -- present: the time of the submission.
 CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb, again boolean, key_ttl double precision, present timestamptz) RETURNS jsonb
 LANGUAGE plpgsql AS $$
@@ -1412,7 +1467,7 @@ BEGIN
                               ELSE j.job END
                          ORDER BY j.place)
           FROM jsonb_array_elements(jobs) WITH ORDINALITY AS j (job, place));
-    -- A job that is not due yet takes its turn when it is, see jobqueue.promote.
+    -- A job that is not due yet gets its turn when it is due, see jobqueue.promote.
     SELECT jobqueue.take_turns(jsonb_agg(jsonb_build_object('key', j.place, 'queue', coalesce(j.job ->> 'queue', 'default'),
                'group', coalesce(j.job #>> '{options,group}', ''), 'weight', j.job #> '{options,weight}',
                'priority', coalesce((j.job ->> 'priority')::numeric, 0)::integer) ORDER BY j.place))
@@ -1432,16 +1487,20 @@ BEGIN
     RETURN jobs;
 END $$;
 
--- What submit_many does, for the service. Returns the ids, and the best rank of each queue that got jobs, as {"queue": seconds}.
+-- Submit a batch of jobs. Both submit_many and the service call this function. Returns the ids, and the best rank of
+-- each queue that got jobs, as {"queue": seconds}.
 --
--- again: the same batch may already have been committed by a connection that broke before it could say so; jobs that exist in any
---        state are left alone. The caller must know that the first connection's transaction is over.
--- wake:  tell listening nodes. A node that will run the jobs itself need not.
--- node, wants, defaults: claim for this node in the same transaction, as jobqueue.claim does; of the new jobs also those below the floor.
---        Returns what was claimed; NULL where nothing was asked for, or the claim failed.
--- key_ttl: for how many seconds an idempotency key is known.
--- uncounted: somebody submits the jobs in SQL. No node counts them for the history, so they are noted here. Their transaction may be old, so their
---        times count from this call. Those of a node's jobs count from its transaction, because a claim that goes along has that time too.
+-- again: the batch may already have been committed, on a connection that broke before it reported the commit. Jobs
+--        that exist in any state are not changed. The caller must know that the first connection's transaction has
+--        ended.
+-- wake:  notify listening nodes. Not needed by a node that will run the jobs itself.
+-- node, wants, defaults: also claim jobs for this node in the same transaction, like jobqueue.claim. The claim can take
+--        the new jobs even if their ranks are below the floor. `claimed` is its result; NULL if no claim was requested,
+--        or if it failed.
+-- key_ttl: how long an idempotency key is kept, in seconds.
+-- uncounted: the jobs are submitted in SQL. No node counts them for the history, so this function records them. Their
+--        transaction may have begun long ago, so their times are relative to the start of this call. For jobs from a
+--        node, times are relative to the start of the transaction, because a claim in the same call uses that time too.
 CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAULT false, wake boolean DEFAULT true,
                                                  node uuid DEFAULT NULL, wants jsonb DEFAULT NULL, defaults jsonb DEFAULT '{}',
                                                  key_ttl double precision DEFAULT 86400, uncounted boolean DEFAULT false)
@@ -1453,19 +1512,21 @@ AS $$
 DECLARE
     present constant timestamptz := CASE WHEN uncounted THEN clock_timestamp() ELSE now() END;
     earliest timestamptz;
-    all_ids uuid[];   -- where some of the jobs are there already
+    all_ids uuid[];   -- the ids of all jobs, if some of them exist already
 BEGIN
     IF again THEN
-        -- What is already there may have been committed on this server alone: a wait for a synchronous standby that was cut short
-        -- commits all the same. Commits are replicated in order, so one more, which waits, covers it; without a record of its own a
-        -- transaction that finds everything in place would not wait.
+        -- Existing jobs may have been committed on this server only: if the wait for a synchronous standby is
+        -- interrupted, the commit still takes effect. Commits are replicated in order. So when the commit of this
+        -- transaction has been replicated, the earlier ones have been replicated too. The record is necessary because a
+        -- transaction that writes nothing does not wait for a standby.
         PERFORM pg_logical_emit_message(true, 'jobqueue', 'submit again');
-        -- Who submits the same ids at the same time waits here until they are visible. Few locks, however many ids.
+        -- A concurrent submission of the same ids waits here until this transaction has ended. There are at most 64
+        -- locks, however many ids there are.
         PERFORM pg_advisory_xact_lock(7669743, l.number)
            FROM (SELECT DISTINCT hashtext(j ->> 'id') & 63 AS number FROM jsonb_array_elements(jobs) AS j WHERE j ? 'id'
                   ORDER BY number) AS l;
     END IF;
-    -- What else there may be among the options needs nothing done, a trace above all.
+    -- Other options, such as a trace, need no preparation.
     IF EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE least(f.common, f.urgent) IS NOT NULL)
        OR jobs @? '$[*].options ? (exists(@.idempotency_key) || exists(@.unique_key) || exists(@.unique) || exists(@.group) ||
                                    exists(@.expires_in) || exists(@.expires_at))' THEN
@@ -1474,7 +1535,8 @@ BEGIN
     IF wake AND jobs @? '$[*].options.concurrency_key' THEN
         PERFORM jobqueue.wake_keys();
     END IF;
-    -- Not a part of the statement below: to look among all jobs is to open each partition there is, needed or not.
+    -- This search is separate from the statement below, because a statement that searches all jobs opens every
+    -- partition, even if it has nothing to search for.
     IF again OR jobs @? '$[*].existing' THEN
         SELECT array_agg(coalesce(j.existing, j.id) ORDER BY j.place),
                coalesce(jsonb_agg(j.job || jsonb_build_object('id', j.id) ORDER BY j.place) FILTER (WHERE j.existing IS NULL AND j.fresh), '[]')
@@ -1490,7 +1552,7 @@ BEGIN
                coalesce(j.priority, 0)::integer AS priority, coalesce(j.payload, '{}') AS payload, j.max_retries::integer AS max_retries, j.timeout,
                coalesce(j.run_at, present + j.delay * interval '1 second') AS run_at, j.options, j.place
           FROM ROWS FROM (jsonb_to_recordset(submit_batch.jobs) AS (
-                   id uuid, queue text, kind text, priority numeric, payload jsonb, max_retries numeric,   -- to JSON, 5.0 is the integer 5
+                   id uuid, queue text, kind text, priority numeric, payload jsonb, max_retries numeric,   -- in JSON, 5.0 is the integer 5
                    timeout double precision, run_at timestamptz, delay double precision, options jsonb)) WITH ORDINALITY
                AS j (id, queue, kind, priority, payload, max_retries, timeout, run_at, delay, options, place)
     ), pending AS (
@@ -1500,8 +1562,8 @@ BEGIN
                f.timeout, present, a.since, f.options
           FROM given AS f
           LEFT JOIN jobqueue.queues AS q ON q.name = f.queue
-          -- A microsecond apart each, so that a batch runs in the order that it was given in. A run_at in the past is now: it must
-          -- not buy a better place than those have who waited.
+          -- The jobs are a microsecond apart, so that a batch runs in its order. A run_at in the past counts as now.
+          -- Otherwise, a job could get ahead of jobs that have really waited.
          CROSS JOIN LATERAL (SELECT present + (f.place - 1) * interval '1 microsecond' AS since) AS a
          WHERE f.run_at IS NULL OR f.run_at <= present
         RETURNING p.queue, p.rank
@@ -1537,16 +1599,18 @@ BEGIN
                            THEN least((w.value ->> 1)::double precision, (best ->> w.key)::double precision) END))
                   FROM jsonb_each(wants) AS w), defaults);
         EXCEPTION WHEN OTHERS THEN
-            NULL;  -- a submission does not fail for it; the next claim meets the same, and says so
+            NULL;  -- a submission must not fail because of the claim; the next claim fails with the same error and reports it
         END;
     END IF;
     RETURN NEXT;
 END $$;
 
--- Submit a batch: jobs is an array of objects with the fields of jobqueue.submit (all optional), plus "delay" or "expires_in" in seconds
--- instead of "run_at" or "expires_at", and "id": a job whose id exists in any state is left alone. All or nothing. Returns the ids in the order
--- of the array: where a key says that a job is there already, the id of that one.
--- Call it in your own transaction: commit and the jobs exist, roll back and they never did.
+-- Submit a batch. `jobs` is an array of objects with the fields of jobqueue.submit, all optional. "delay" and
+-- "expires_in", in seconds, can replace "run_at" and "expires_at". If a job with the same "id" exists in any state, it
+-- is not changed. Either all jobs are submitted or none. Returns the ids in the order of the array. If a key already
+-- belongs to a job, the id of that job is returned instead.
+--
+-- Call it in your own transaction: if you commit, the jobs exist; if you roll back, they never did.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -1556,10 +1620,11 @@ BEGIN
     IF jsonb_typeof(jobs) <> 'array' THEN
         RAISE check_violation USING COLUMN = 'jobs', MESSAGE = 'jobs must be a JSON array of jobs';
     ELSIF jsonb_array_length(jobs) > 100000 THEN
-        RAISE check_violation USING COLUMN = 'jobs', MESSAGE = 'more than 100000 jobs in one batch: send it in parts';
+        RAISE check_violation USING COLUMN = 'jobs', MESSAGE = 'the batch has more than 100000 jobs: split it into smaller batches';
     END IF;
-    -- Almost every submission is one small job with small numbers and short names. This look passes such a job in a fifth of the time. In 200 bytes
-    -- no name is too long, and a payload of less than 500 bytes is neither too large nor too deep. Whatever it does not pass is only looked at again.
+    -- Almost every submission is one small job with small numbers and short names. This test accepts such a job in a
+    -- fifth of the time of the full check. If the job without its payload has at most 200 bytes, no name is too long. A
+    -- payload under 500 bytes is neither too large nor too deep. All other submissions get the full check.
     IF pg_column_size(jobs) > 500 OR pg_column_size(jobs #- '{0,payload}') > 200
        OR jobs @? 'strict $[*].payload.** ? (@ > 18446744073709551615 || @ < -9223372036854775808)'
        OR jobs @? 'strict $[*].keyvalue() ? (!(@.key == "payload"
@@ -1578,24 +1643,25 @@ BEGIN
     RETURN (SELECT b.ids FROM jobqueue.submit_batch(jobs, again => jobs @? '$[*].id ? (@ != null)', uncounted => true) AS b);
 END $$;
 
--- Submit one job and get its id: SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
--- Where a key says that the job is there already, get the id of that one, and nothing is submitted.
+-- Submit one job and return its id:
+--     SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
+-- If a key already has a job, it returns the id of that job and submits nothing.
 CREATE OR REPLACE FUNCTION jobqueue.submit(
     kind        text,
     payload     jsonb            DEFAULT '{}',
     queue       text             DEFAULT 'default',
     priority    integer          DEFAULT 0,       -- 0 or more, higher first
-    max_retries integer          DEFAULT NULL,    -- the handler's, or 3
-    run_at      timestamptz      DEFAULT NULL,    -- now
-    timeout     double precision DEFAULT NULL,    -- seconds; the handler's, or none
-    expires_at  timestamptz      DEFAULT NULL,    -- never: when it is no use to start it any more
-    "group"     text             DEFAULT NULL,    -- those whose jobs share the workers fairly, such as a tenant
-    weight      double precision DEFAULT NULL,    -- 1: the share of the group's next jobs
-    idempotency_key text         DEFAULT NULL,    -- for a day, the same key is the same job
-    unique_key  text             DEFAULT NULL,    -- at most one job of this key that is not finished
-    "unique"    boolean          DEFAULT NULL,    -- at most one job of this queue, kind and payload that is not finished
-    concurrency_key text         DEFAULT NULL,    -- such as an account: the queue's limits of keys hold for those that have the same
-    traceparent text             DEFAULT NULL,    -- whose span its handler's is a child of, as W3C Trace Context has it
+    max_retries integer          DEFAULT NULL,    -- default: the handler's value, or 3
+    run_at      timestamptz      DEFAULT NULL,    -- default: now
+    timeout     double precision DEFAULT NULL,    -- seconds; default: the handler's timeout, or none
+    expires_at  timestamptz      DEFAULT NULL,    -- the job is not started after this time; default: never expires
+    "group"     text             DEFAULT NULL,    -- jobs of groups, such as tenants, share the workers fairly
+    weight      double precision DEFAULT NULL,    -- a higher weight gives the group a larger share; default: 1
+    idempotency_key text         DEFAULT NULL,    -- for a day, another submission with this key returns the same job
+    unique_key  text             DEFAULT NULL,    -- at most one unfinished job has this key
+    "unique"    boolean          DEFAULT NULL,    -- at most one unfinished job has this queue, kind and payload
+    concurrency_key text         DEFAULT NULL,    -- for example, an account; the queue's key limits apply to all jobs with the same key
+    traceparent text             DEFAULT NULL,    -- parent of the handler's span (W3C Trace Context)
     tracestate  text             DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE sql
@@ -1612,7 +1678,8 @@ $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- nodes
 
--- Enter a node, with a lease of so many seconds. The queues that it works get their row, so that they can be seen and paused.
+-- Add a node with a lease of `lease` seconds. Each queue of the node gets a row, so that the queue can be shown and
+-- paused.
 CREATE OR REPLACE FUNCTION jobqueue.join_node(
     node uuid, host text, pid integer, process text, version text, queues jsonb, lease double precision
 ) RETURNS void
@@ -1623,9 +1690,10 @@ LANGUAGE sql AS $$
             now() + lease * interval '1 second')
 $$;
 
--- Repair what waits for a time, after the server's clock was set back: it would wait until the clock has caught up. A lease begins anew, so that
--- a node that died is noticed in time. Every key that waits for a time is looked at, and waits for the right one from then on. A heartbeat of
--- the future tells that there is something to repair: each node has one, and writes it all the time.
+-- Repair stored times after the server's clock was set back. Otherwise, no lease would expire, and no rate would allow
+-- more jobs of a key, until the clock has caught up. Leases start again, so that the death of a node is noticed in
+-- time. Keys that wait for a time are checked now, and then wait for the right time. A heartbeat in the future shows
+-- that the clock was set back, because each node updates its heartbeat all the time.
 CREATE OR REPLACE FUNCTION jobqueue.clock_was_set_back() RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -1639,13 +1707,15 @@ BEGIN
     PERFORM jobqueue.wake_keys();
 END $$;
 
--- Renew a node's lease, by the database's clock, and note what it has been doing. Returns the runs of this node that somebody wants cancelled, as [[id, claims], ...]: so
--- no notification is needed for that, and no further query. NULL: the lease is lost for good, the node's jobs are somebody else's. A
--- lease that ran out while nobody took it (the database was away) is renewed: running jobs survive an outage.
+-- Renew a node's lease by the database's clock, and store the node's activity. Returns the runs of this node that must
+-- be cancelled, as [[id, claims], ...], so cancellation works without notifications and without another query. Returns
+-- NULL if the lease is lost for good, and other nodes have the jobs. If the lease expired while the database was away,
+-- and no node has taken it, it is renewed. So running jobs survive an outage.
 CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision, activity jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET enable_seqscan = off
-SET jit = off   -- cancel_requests has no index, and before PostgreSQL 18 what is off has a cost that calls for JIT: 30 ms each time
+SET jit = off   -- cancel_requests has no index. Before PostgreSQL 18, a disabled plan node adds a huge cost, which would
+                -- start JIT: 30 ms each time
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM jobqueue.nodes AS n WHERE n.id = node AND n.heartbeat_at > clock_timestamp()) THEN
@@ -1663,7 +1733,7 @@ BEGIN
               FROM jobqueue.inflight_jobs AS i WHERE i.node_id = node AND i.cancel_requested_at IS NOT NULL);
 END $$;
 
--- Hand back these rows of inflight_jobs. Returns how many are pending again.
+-- Release these rows of inflight_jobs. Returns how many jobs are pending again.
 CREATE OR REPLACE FUNCTION jobqueue.leave_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1704,8 +1774,9 @@ BEGIN
     RETURN to_jsonb(released);
 END $$;
 
--- Leave: hand back whatever the node still holds, with the attempts refunded, and delete its row; what is to be cancelled ends as that.
--- Jobs that held up the node are left to recover. Returns the jobs handed back.
+-- Remove a node: release all jobs that it still holds, refund their attempts, and delete its row. Jobs with a cancel
+-- request end as cancelled. Jobs that blocked the node stay, and jobqueue.recover handles them. Returns the number of
+-- released jobs.
 CREATE OR REPLACE FUNCTION jobqueue.leave_node(node uuid) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1719,9 +1790,10 @@ BEGIN
     RETURN coalesce(released, 0);
 END $$;
 
--- Take a stuck node's jobs from it, on its behalf: as leave_node, but for the jobs that hold it up. blamed is an array of {id, claims,
--- error, delay}. recover writes that these runs failed, with that error, since it calls the hooks as well. Runs that are over are left
--- alone. Returns the number of jobs handed back; NULL: the lease is lost already.
+-- Release the jobs of a stuck node on its behalf, like leave_node, except for the jobs that block the node. `blamed` is
+-- an array of the runs of these jobs: {id, claims, error, delay}. Only jobqueue.recover records their failure, with
+-- this error, because its caller also calls the hooks. Runs that have ended are not changed. Returns the number of
+-- released jobs; NULL: the lease is lost already.
 CREATE OR REPLACE FUNCTION jobqueue.surrender(node uuid, blamed jsonb) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1739,7 +1811,7 @@ BEGIN
     RETURN released;
 END $$;
 
--- End the lease of a node whose process is known to have died, so that others recover its jobs at once.
+-- End the lease of a node whose process is known to have died, so that other nodes recover its jobs at once.
 CREATE OR REPLACE FUNCTION jobqueue.lose_node(node uuid) RETURNS void
 LANGUAGE sql AS $$
     WITH lost AS (
@@ -1748,7 +1820,7 @@ LANGUAGE sql AS $$
     SELECT pg_notify('jobqueue_lost', id::text) FROM lost
 $$;
 
--- Take back these rows of inflight_jobs. Returns the jobs as jobqueue.recover does, as an array of objects.
+-- Recover these rows of inflight_jobs. Returns an array of objects that have the columns of jobqueue.recover.
 CREATE OR REPLACE FUNCTION jobqueue.recover_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -1814,16 +1886,20 @@ BEGIN
     RETURN recovered;
 END $$;
 
-DROP FUNCTION IF EXISTS jobqueue.recover(integer, uuid);   -- an earlier version returns other columns
+DROP FUNCTION IF EXISTS jobqueue.recover(integer, uuid);   -- an earlier version returned other columns
 
--- Take back the jobs of lost nodes: to pending, or to dead once their attempts are used up (the attempt was counted at the claim, so
--- a job that kills its process cannot do so for ever), or, where somebody asked for its cancellation, to finished. A job
--- that held up its node goes to scheduled, see surrender. A node whose lease ran out loses its row first; from then on its heartbeat
--- fails. The jobs to take are those of nodes without a row, so a claim that commits in between is found by the next call. Rows in id
--- order, SKIP LOCKED: a completion that is being written at this moment wins.
+-- Recover the jobs of lost nodes. A job goes back to pending_jobs, with three exceptions. If its attempts are used up,
+-- it goes to dead_jobs. (The claim has counted the attempt, so a job that kills its process cannot do so forever.) If
+-- its cancellation was requested, it goes to finished_jobs. If it blocked its node, it goes to scheduled_jobs, see
+-- surrender.
 --
--- judge: a node that takes the lease of those whose time ran out; NULL spares them. After an outage of the database all have run out, so
---        the judge must hold its own: where it does not, the database was away, or the judge was.
+-- The function first deletes the rows of nodes whose leases have expired. From then on, the heartbeats of these nodes
+-- fail. Then it recovers the jobs of all nodes without a row. If a claim of such a node commits in between, the next
+-- call recovers its jobs. Rows are locked in id order with SKIP LOCKED, so a completion that is being written takes
+-- precedence.
+--
+-- judge: the node on whose behalf expired leases are taken; NULL takes none. The judge must have a valid lease. If its
+--        lease has expired too, the database or the judge was away, and the other nodes may still be running.
 CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
 RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text, reason text)
 LANGUAGE plpgsql AS $$
@@ -1851,35 +1927,37 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- claim
 
--- How long a job with these options may still be started, in seconds; NULL: for ever.
+-- Return for how many seconds a job with these options can still be started; NULL: without a time limit.
 CREATE OR REPLACE FUNCTION jobqueue.seconds_left(options jsonb) RETURNS double precision
 LANGUAGE sql STABLE AS $$
     SELECT (options -> 'expires_at')::double precision - date_part('epoch', now())
 $$;
 
--- The options of a job as its claim tells them.
+-- Return the options of a job in the form in which a claim returns them.
 CREATE OR REPLACE FUNCTION jobqueue.timed(options jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN options ? 'expires_at' THEN options || jsonb_build_object('expires_in', jobqueue.seconds_left(options))
                 ELSE options END
 $$;
 
-DROP FUNCTION IF EXISTS jobqueue.bury_expired(uuid[]);   -- jobqueue.bury does what it did
+DROP FUNCTION IF EXISTS jobqueue.bury_expired(uuid[]);   -- jobqueue.bury replaces it
 
--- Tell listening nodes that jobs of a queue have ended, if it may only run so many at a time: those that a claim left short may ask again.
+-- Notify listening nodes that jobs of a queue with max_running have ended. A node whose last claim got fewer jobs
+-- because of the limit can claim again.
 CREATE OR REPLACE FUNCTION jobqueue.freed(queue text) RETURNS void
 LANGUAGE sql AS $$
     SELECT pg_notify('jobqueue_freed', q.name) FROM jobqueue.queues AS q WHERE q.name = freed.queue AND q.max_running IS NOT NULL
 $$;
 
--- How many jobs of a queue with a limit of its own a claim may take, and in how many seconds it may take more (NULL: when some end). Locks
--- the queue's limits until the end of the transaction: what is counted stays true. Whoever holds that lock for long, as somebody who
--- configures the queue in an open transaction, makes a claim wait for a tenth of a second at the most.
+-- Return how many jobs a claim can take from a queue with a limit, and after how many seconds it can take more (NULL:
+-- when some jobs end). The function locks the queue's limits until the end of the transaction, so that the count stays
+-- correct. It waits for this lock for at most 100 ms, because a user can keep a transaction open that configures the
+-- queue.
 CREATE OR REPLACE FUNCTION jobqueue.allowance(queue text, wanted integer, OUT jobs integer, OUT again double precision)
 LANGUAGE plpgsql
 SET lock_timeout = '100ms'
-SET enable_seqscan = on   -- until all are counted by index. It is off in a claim, and before PostgreSQL 18 what is off has a cost that
-                          -- calls for JIT: a tenth of a second, each time
+SET enable_seqscan = on   -- needed while the index cannot count all jobs yet. Claims turn it off. Before PostgreSQL 18, a
+                          -- disabled plan node adds a huge cost, which would start JIT: 100 ms each time
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1912,14 +1990,15 @@ BEGIN
         IF state.all_counted THEN
             SELECT count(*) INTO running FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue AND i.limited;
         ELSE
-            -- Jobs that were claimed before there was the limit have no mark. The last such claim is over after its statement_timeout;
-            -- from then on, when all that run have their mark, the index will do.
+            -- Jobs that were claimed before the limit existed are not marked. The last of these claims has ended when
+            -- its statement_timeout is over. If all running jobs are marked after that time, the index can count them
+            -- from then on.
             SELECT count(*), count(i.limited) INTO running, marked FROM jobqueue.inflight_jobs AS i WHERE i.queue = allowance.queue;
             UPDATE jobqueue.queue_limits AS l
                SET counted_since = least(l.counted_since, clock_timestamp()),
                    all_counted = coalesce(l.counted_since < clock_timestamp(), false)
              WHERE l.queue = allowance.queue
-               AND (l.counted_since IS NULL OR l.counted_since > clock_timestamp()   -- the same
+               AND (l.counted_since IS NULL OR l.counted_since > clock_timestamp()   -- the clock was set back
                     OR running = marked AND l.counted_since < clock_timestamp() - interval '1 minute');
         END IF;
         jobs := least(wanted, greatest(0, settings.max_running - running));
@@ -1929,21 +2008,21 @@ BEGIN
         tokens := jobqueue.refilled(state.tokens, state.refilled_at, settings.rate, burst);
         IF floor(tokens) < jobs THEN
             jobs := greatest(0, floor(tokens));
-            -- At a high rate not for each token, but for a few at a time.
+            -- At a high rate, wait for a few tokens at a time instead of one.
             enough := greatest(1, floor(least(wanted, burst, settings.rate * 0.02)));
             again := (enough - (tokens - jobs)) / settings.rate;
         END IF;
     END IF;
 END $$;
 
--- What is in a bucket now. A clock that was put back gives nothing, and takes nothing.
+-- Return how many tokens are in a bucket now. A clock that was set back neither adds nor removes tokens.
 CREATE OR REPLACE FUNCTION jobqueue.refilled(tokens double precision, refilled_at timestamptz, rate double precision, burst double precision)
 RETURNS double precision
 LANGUAGE sql VOLATILE AS $$
     SELECT least(burst, coalesce(tokens + rate * greatest(0, extract(epoch FROM clock_timestamp() - refilled_at)::double precision), burst))
 $$;
 
--- Take what was claimed out of the queue's bucket, under the lock of jobqueue.allowance.
+-- Deduct the claimed jobs from the queue's bucket, under the lock of jobqueue.allowance.
 CREATE OR REPLACE FUNCTION jobqueue.spend(queue text, taken integer) RETURNS void
 LANGUAGE sql AS $$
     UPDATE jobqueue.queue_limits AS l
@@ -1953,18 +2032,24 @@ LANGUAGE sql AS $$
      WHERE l.queue = spend.queue AND q.name = l.queue AND q.rate IS NOT NULL AND taken > 0
 $$;
 
--- Claim up to so many jobs of each queue, best rank first: wants is {"queue": [count, floor]}, defaults is {"kind": max_retries} of the
--- handlers of the node. A paused queue, or a node without a valid lease, gets nothing. Jobs of a rank below the floor (in seconds; null
--- for none) are not looked at: while an old transaction keeps dead rows from being removed, they lie there, in front of the living. Returns one JSON array of
--- [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at, rank, waited], times in seconds; a job that has
--- options or saved notes has these two at the end. Where it has a time to expire, "expires_in" among the options says how long that is from
--- now on; if that is not above zero, the job is not claimed: it is among the dead letters by then.
--- Where a limit leaves a queue short, or a row cannot be claimed, it is an object instead. "jobs" is that array. "again" is
--- {"queue": seconds}: in how many seconds there may be more to claim, or null, when jobs of the queue end. "dead" are the jobs whose rows
--- cannot be claimed, as jobqueue.bury has them.
+-- Claim jobs of each queue, best rank first. `wants` is {"queue": [count, floor]}, and `defaults` is {"kind":
+-- max_retries} of the node's handlers. The claim takes nothing from a paused queue, and nothing for a node without a
+-- valid lease. It skips ranks below the floor (in seconds; null for no floor). The floor saves time while an old
+-- transaction prevents the removal of dead rows, because dead rows have lower ranks than live rows.
 --
--- The plan is pinned: this table goes from empty to a million rows and back, and statistics are never right. The inner SELECT is an
--- array, which is evaluated once: a plan that ran it again would claim more than the limit.
+-- Returns one JSON array of [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at,
+-- rank, waited], with times in seconds. A job with options or saved notes has these two at the end. If a job has an
+-- expiry time, "expires_in" in its options is the remaining time. If that is zero or negative, the node must not run
+-- the job: it is already among the dead letters.
+--
+-- If a limit allows fewer jobs than requested, or if a row cannot be claimed, the result is an object instead. "jobs"
+-- is the array. "again" is {"queue": seconds}, the time until the limit may allow more jobs; null means that it may
+-- allow more when jobs of the queue end. "dead" contains the jobs whose rows cannot be claimed, as jobqueue.bury
+-- returns them.
+--
+-- The settings fix the query plan: the table goes from empty to a million rows and back, so its statistics are never
+-- right. The inner SELECT is in ARRAY(), so that PostgreSQL evaluates it only once. If a plan evaluated it again, the
+-- claim would take more jobs than the limit allows.
 CREATE OR REPLACE FUNCTION jobqueue.claim(node uuid, wants jsonb, defaults jsonb DEFAULT '{}') RETURNS text
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -1979,15 +2064,15 @@ DECLARE
     want record;
     part text;
     emptied boolean;   -- no more jobs were found
-    common numeric;    -- the last turns of the lines of groups that were served
+    common numeric;    -- the last turns that were served in the lines of groups
     urgent numeric;
     quoted text;
     parts text[] := '{}';
-    asking uuid[];     -- the claimed jobs that have options
-    late tid[];        -- those of them whose time is over
-    twins boolean := false;   -- whether pending rows of jobs that run have been met
-    rows tid[];        -- after an error: the rows that are left to be claimed one by one
-    row_place tid[];   -- the one of them that is claimed now
+    asking uuid[];     -- the claimed jobs with options
+    late tid[];        -- the expired ones among them
+    twins boolean := false;   -- whether pending rows of running jobs were found
+    rows tid[];        -- after an error: the rows that remain to be claimed one by one
+    row_place tid[];   -- the row that is claimed now
     row_parts text[];
     row_asking uuid[];
     dead jsonb;
@@ -2003,7 +2088,8 @@ BEGIN
         SELECT w.key AS queue, (w.value ->> 0)::integer AS jobs,
                coalesce(to_timestamp((w.value ->> 1)::double precision), '-infinity') AS floor,
                num_nonnulls(q.max_running, q.rate, q.key_rate) > 0 AS limited, q.max_running, q.rate, q.key_rate, q.fair
-          -- In the order of jsonb_each, the same for all: so are the limits locked.
+          -- jsonb_each returns the queues in the same order for every claim, so all claims lock limits in the same
+          -- order.
           FROM jsonb_each(wants) AS w LEFT JOIN jobqueue.queues AS q ON q.name = w.key
          WHERE q.paused IS NOT TRUE
     LOOP
@@ -2029,7 +2115,8 @@ BEGIN
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
                                                         attempt, claims, created_at, available_since, errors, options, saved, limited)
-                    -- Rates hold by claimed_at: then it is not when the transaction began, which may have waited for its turn.
+                    -- Rates use claimed_at. So with limits, it is the current time, not the start of the transaction,
+                    -- which may have waited for a lock since.
                     SELECT t.id, t.queue, t.kind, t.priority, node,
                            CASE WHEN want.limited THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
                            t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved,
@@ -2049,10 +2136,12 @@ BEGIN
                 row_asking := row_asking || asking;
             EXCEPTION
                 WHEN unique_violation THEN
-                    -- A second row of a job that runs. It waits for the end of the run; to look out for one costs a tenth of a claim.
+                    -- This is a second row of a running job. Leave it pending until the run ends. A check for such rows
+                    -- in every claim would take a tenth of the claim's time.
                     twins := true;
                 WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
-                    -- As jobqueue.move does it; but these two statements are what makes a claim fast, so they are not behind a call.
+                    -- Same as jobqueue.move, but inline: a function call around these two statements would slow down
+                    -- claims.
                     IF rows IS NULL THEN
                         rows := ARRAY(SELECT c.ctid FROM jobqueue.pending_jobs AS c
                                        WHERE c.queue = want.queue AND c.rank >= want.floor
@@ -2079,7 +2168,7 @@ BEGIN
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
-        IF num_nonnulls(common, urgent) > 0 THEN   -- of the queue before; an assignment of NULL is a cast, which takes longer than to look
+        IF num_nonnulls(common, urgent) > 0 THEN   -- left from the previous queue; this test is faster than assigning NULL, which is a cast
             common := NULL;
             urgent := NULL;
         END IF;
@@ -2120,8 +2209,8 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- finish
 
--- A job's error history with one more entry: the last ten are kept. STABLE, because jsonb_build_array is: a function that claims to be
--- more than its body is never inlined, and is called for each row.
+-- Append an entry to a job's error history, which keeps the last ten entries. The function is STABLE because
+-- jsonb_build_array is STABLE. If it were IMMUTABLE, PostgreSQL would not inline it, and would call it for each row.
 CREATE OR REPLACE FUNCTION jobqueue.with_error(errors jsonb, error jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN error IS NULL THEN errors
@@ -2130,35 +2219,37 @@ LANGUAGE sql STABLE AS $$
                 ELSE errors || jsonb_build_array(error) END
 $$;
 
--- Write what became of a batch of runs, each row moved in this one transaction. outcomes is an array of objects:
+-- Write the outcomes of a batch of runs in one transaction: move the row of each job to the table of its new state.
+-- `outcomes` is an array of objects:
 --
---     id, claims    the run: a row that does not match both, or is not this node's, is a stale completion and is dropped
+--     id, claims    identify the run. If no row of this node matches both, the outcome is stale and is dropped
 --     outcome       succeeded -> finished (result)    dead -> dead (reason, error)
---                   retry -> scheduled in delay seconds (error), or dead when it was the last attempt
+--                   retry -> scheduled in delay seconds (error), or dead after the last attempt
 --                   snoozed -> scheduled in delay seconds, with the attempt refunded
 --                   released -> pending, with the attempt refunded
---                   cancelled -> finished. What would go back to scheduled or pending goes there too, where somebody asked for that
---     saved         what the run noted and did not come to write
+--                   cancelled -> finished. Jobs with a cancel request also end as cancelled, not as scheduled or pending
+--     saved         notes of the run that are not written yet
 --
--- keep: false lets go of jobs that succeeded, instead of keeping them in finished_jobs.
+-- keep: false deletes jobs that succeeded instead of keeping them in finished_jobs.
 --
--- Returns the positions (from 1) of the stale ones.
+-- Returns the positions (from 1) of the stale outcomes.
 CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb, keep boolean DEFAULT true) RETURNS bigint[]
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
-SET jit = off   -- as in jobqueue.heartbeat, where an attempt has failed
+SET jit = off   -- as in jobqueue.heartbeat; it matters when an attempt has failed
 SET enable_seqscan = off
 SET enable_mergejoin = off
-SET enable_hashjoin = off   -- it would read the whole index of inflight_jobs, and its dead rows while an old transaction keeps them
+SET enable_hashjoin = off   -- a hash join would read the whole index of inflight_jobs, with all dead rows that an old transaction keeps
 AS $$
 #variable_conflict use_column
 DECLARE
     stale bigint[];
     done bigint[];
-    limited jsonb;   -- [queue, key] of each that ended under a limit
+    limited jsonb;   -- [queue, key] of each job that ended under a limit
 BEGIN
-    -- Almost every outcome is a success: these by a statement of their own, without the joins and the branches of the others. Finished
-    -- at the time of the statement: the transaction may be the handler's own, which began before the handler did.
+    -- Almost every outcome is a success. This separate statement writes the successes, without the joins and branches
+    -- that other outcomes need. It uses the time of the statement, because the transaction may be the handler's
+    -- transaction, which began before the handler did.
     WITH given AS MATERIALIZED (
         SELECT o.id, o.claims, o.result, o.place
           FROM ROWS FROM (jsonb_to_recordset(outcomes) AS (id uuid, claims integer, outcome text, result jsonb, saved jsonb))
@@ -2197,7 +2288,8 @@ BEGIN
             DELETE FROM jobqueue.inflight_jobs AS i USING given AS g
              WHERE i.id = g.id AND i.claims = g.claims AND i.node_id = node
             RETURNING i.*, g.result, g.reason, g.error, g.delay, g.place,
-                      -- Not by a function: in RETURNING it is not inlined, and a call costs a third of moving the row.
+                      -- This expression is not in a function, because RETURNING does not inline functions. A call would
+                      -- take a third of the time that moving the row takes.
                       CASE WHEN g.saved IS NULL THEN i.saved ELSE coalesce(i.saved, '{}') || g.saved END AS noted,
                       coalesce(g.outcome, '') = 'retry' AND i.attempt > i.max_retries AS spent,
                       CASE WHEN (g.outcome IN ('snoozed', 'released') OR g.outcome = 'retry' AND i.attempt <= i.max_retries)
@@ -2208,7 +2300,7 @@ BEGIN
                                                 available_since, claimed_at, finished_at, node_id, result, errors, options, saved)
             SELECT d.id, d.queue, d.kind, d.priority, d.outcome, d.payload, d.max_retries, d.timeout, d.attempt, d.claims, d.created_at,
                    d.available_since, d.claimed_at, now(), d.node_id, d.result, jobqueue.with_error(d.errors, d.error || jsonb_build_object('at', now(), 'node', node)), d.options, d.noted
-              -- An outcome that nobody knows is refused, since no partition has that state, and not swallowed.
+              -- An unknown outcome raises an error, because no partition has that state.
               FROM gone AS d
              WHERE coalesce(d.outcome, '') NOT IN ('dead', 'retry', 'snoozed', 'released') AND (finish.keep OR d.outcome IS DISTINCT FROM 'succeeded')
         ), dead AS (
@@ -2248,7 +2340,8 @@ BEGIN
           FROM (SELECT generate_series(1, jsonb_array_length(outcomes)) AS place EXCEPT SELECT unnest(done) EXCEPT SELECT gone.place
                   FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
-        -- The node writes another outcome where this one cannot be stored. But a dead or a released job has none to choose.
+        -- If an outcome cannot be stored, the node writes another outcome instead. For dead and released jobs, the node
+        -- has only this outcome.
         IF jsonb_path_exists(outcomes, '$[*].outcome ? (@ != "dead" && @ != "released")') THEN
             RAISE;
         ELSIF jsonb_array_length(outcomes) = 1 THEN
@@ -2264,9 +2357,10 @@ BEGIN
     RETURN coalesce(stale, '{}');
 END $$;
 
--- Write what runs of this node have noted so far: notes is an array of {id, claims, saved}. Returns the ids of those that were written. A
--- run that is over is left alone, and so is one whose row is locked: most likely its outcome is being written, which brings the notes
--- along. So this waits for nobody, and cannot be in a deadlock with finish.
+-- Write the notes (progress and checkpoint) of running jobs of this node: `notes` is an array of {id, claims, saved}.
+-- Returns the ids of the jobs whose notes were written. The function skips runs that have ended. It also skips runs
+-- whose row is locked, because most likely another call is writing their outcome, which includes the notes. So it waits
+-- for no lock, and cannot deadlock with finish.
 CREATE OR REPLACE FUNCTION jobqueue.note(node uuid, notes jsonb) RETURNS uuid[]
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -2295,7 +2389,7 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- promote
 
--- When the next job that waits will expire, in seconds; NULL: none will.
+-- Return the time at which the next waiting job expires, in seconds since 1970; NULL: no waiting job expires.
 CREATE OR REPLACE FUNCTION jobqueue.next_expiry() RETURNS double precision
 LANGUAGE sql STABLE AS $$
     SELECT least((SELECT (p.options -> 'expires_at')::double precision FROM jobqueue.pending_jobs AS p WHERE p.options ? 'expires_at'
@@ -2306,8 +2400,9 @@ LANGUAGE sql STABLE AS $$
                    ORDER BY (s.options -> 'expires_at')::double precision LIMIT 1))
 $$;
 
--- Move jobs that wait and whose time to be started is over to the dead letters, up to so many of each state: those that nobody claims,
--- since their queue is paused or has no workers, or they are due later. Returns them as jobqueue.bury does.
+-- Move expired waiting jobs to the dead letters, up to max_jobs of each state. This is for jobs that no claim takes,
+-- because their queue is paused or has no workers, or because they are due later. Returns the jobs as jobqueue.bury
+-- does.
 CREATE OR REPLACE FUNCTION jobqueue.expire(max_jobs integer DEFAULT 1000) RETURNS jsonb
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -2335,7 +2430,7 @@ BEGIN
                 ORDER BY (e.options -> 'expires_at')::double precision LIMIT max_jobs FOR UPDATE SKIP LOCKED));
 END $$;
 
--- Move these rows of scheduled_jobs to pending. Returns the best rank of each queue that got jobs.
+-- Move these rows of scheduled_jobs to pending_jobs. Returns the best rank of each queue that got jobs.
 CREATE OR REPLACE FUNCTION jobqueue.promote_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -2368,9 +2463,13 @@ BEGIN
     RETURN best;
 END $$;
 
--- Move up to so many due jobs to pending, and have those expire whose time is over. Returns the jobs moved, the best rank of each queue
--- that got some, as {"queue": seconds}, the seconds until the next one is due or expires (NULL: none), the jobs that died (they expired, or
--- cannot be moved) as jobqueue.bury has them, and the seconds until the next check of a key is due: every node asks this now and then anyway.
+-- Move up to max_jobs due jobs to pending_jobs, and expire jobs. Returns one row with:
+--
+--     promoted      the number of due jobs that were moved or died
+--     best          the best rank of each queue that got jobs, as {"queue": seconds}
+--     next_due      the seconds until the next job is due or expires; NULL: there is none
+--     expired       the jobs that died because they have expired or cannot be moved, as jobqueue.bury returns them
+--     next_check    the seconds until the next check of a key is due; it is here because every node calls this function anyway
 CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
 RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
 LANGUAGE plpgsql
@@ -2406,14 +2505,14 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- ------------------------------------------------------------------------------------------------------------------- steering
+-- ----------------------------------------------------------------------------------------------------------------- cancel and change
 
--- Cancel a job that waits; false when it does not. keep: false lets go of it, instead of keeping it in cancelled_jobs. In the order in
--- which jobs move, so that one that moves meanwhile is looked for where it went.
+-- Cancel a waiting job. Returns false if the job does not wait. keep: false deletes the job instead of keeping it in
+-- cancelled_jobs. It searches the tables in the order in which jobs move, so it finds a job that moves during the call.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_waiting(job uuid, keep boolean) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    gone jobqueue.blocked_jobs;   -- the columns of pending_jobs, and what there is of them in scheduled_jobs
+    gone jobqueue.blocked_jobs;   -- has the same columns as pending_jobs; scheduled_jobs has some of them
 BEGIN
     DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.id = job
  RETURNING s.id, s.queue, s.kind, s.priority, NULL, s.payload, s.max_retries, s.timeout, s.attempt, s.claims, s.created_at,
@@ -2441,11 +2540,13 @@ BEGIN
     RETURN true;
 END $$;
 
--- Cancel a job. One that waits has ended when your transaction commits. One that runs will end within a second or so after that, in the
--- state cancelled unless it succeeds or dies before, and never runs again. Returns whether the job has ended by this or will; false when
--- it is not there any more, or has ended already. To ask again changes nothing.
+-- Cancel a job. A waiting job ends when your transaction commits. A running job is stopped about a second later, and
+-- never runs again. Its state becomes 'cancelled', unless it succeeds or dies before that. Returns true if this call ends a
+-- waiting job, or requests the end of a running job. Returns false if the job does not exist or has ended already.
+-- Repeated calls change nothing.
 --
--- Of a job that runs only the wish is written: a mark on its row would have the outcomes of its node wait for your transaction.
+-- For a running job, the function only stores a request. If it marked the job's row, it would lock the row, and the
+-- job's node could not write outcomes until your transaction ends.
 CREATE OR REPLACE FUNCTION jobqueue.cancel(job uuid, keep boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -2462,8 +2563,8 @@ BEGIN
     RETURN jobqueue.cancel_waiting(job, keep);
 END $$;
 
--- Do the same at once, in a transaction that is over at once: mark a job that runs, and tell its node. From then on whatever would put it
--- back ends it.
+-- Like jobqueue.cancel, but for a transaction that commits at once: it marks a running job and notifies its node. From
+-- then on, every function that would put the job back ends it instead.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_now(job uuid, keep boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -2483,8 +2584,8 @@ BEGIN
     RETURN false;
 END $$;
 
--- Do what was asked of jobqueue.cancel. It waits for no lock: a job whose row somebody holds is left for the next call, and so is one that
--- moves at this moment.
+-- Process the requests of jobqueue.cancel. It waits for no lock: a job whose row is locked, or that is moving, is left
+-- to the next call.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_requested() RETURNS void
 LANGUAGE plpgsql
 SET jit = off   -- as in jobqueue.heartbeat
@@ -2514,7 +2615,7 @@ BEGIN
             OR NOT jobqueue.unfinished(r.job_id));
 END $$;
 
--- The options of a job that goes to the end of the line again.
+-- Return the options of a job that goes to the end of its line again, with a new turn.
 CREATE OR REPLACE FUNCTION jobqueue.with_new_turn(options jsonb, queue text, priority integer) RETURNS jsonb
 LANGUAGE sql AS $$
     SELECT CASE WHEN options ? 'group' OR jobqueue.lags(queue, clock_timestamp())
@@ -2524,28 +2625,30 @@ LANGUAGE sql AS $$
                 ELSE options END
 $$;
 
--- Change the priority of a job that waits, or when it may run, or both; NULL leaves it as it is. False when the job does not wait: it runs,
--- or a node has claimed it ahead, or it has ended, or is not there.
+-- Change the priority of a waiting job, or its run_at, or both; NULL leaves a value unchanged. Returns false if the job
+-- does not wait: it runs, a node has claimed it in advance, it has ended, or it does not exist.
 --
--- A new priority gives a new rank, with the time that the job has waited so far; a job of a group takes a new turn. A run_at in the future
--- makes the job scheduled, as if it had been submitted so: its waiting counts from then on. One that is past makes it available: its
--- waiting counts from now, or from when it had become available before, as that of a retry.
+-- A new priority gives the job a new rank, which includes the time that it has waited so far. A job of a group gets a
+-- new turn. If run_at is in the future, the job becomes scheduled, as if it had been submitted with this run_at, and
+-- its waiting time counts from run_at. If run_at is in the past, the job becomes available. Its waiting time then
+-- counts from now, or from an earlier time at which it became available, as for a retry.
 --
--- While your transaction is open nobody claims the job.
+-- While your transaction is open, no node claims the job.
 CREATE OR REPLACE FUNCTION jobqueue.change(job uuid, priority integer DEFAULT NULL, run_at timestamptz DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    gone jobqueue.blocked_jobs;   -- of a scheduled job, rank is its run_at
+    gone jobqueue.blocked_jobs;   -- for a scheduled job, rank is its run_at
     state text;
     present constant timestamptz := clock_timestamp();
     put_off constant boolean := coalesce(change.run_at > present, false);
 BEGIN
     PERFORM jobqueue.refuse_unfit(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
         'priority', change.priority, 'run_at', to_jsonb(change.run_at AT TIME ZONE 'UTC') #>> '{}' || 'Z'))), 'a change of a job', '{priority,run_at}');
-    -- In the order in which jobs move, and twice: who changes the job at this moment writes a new row of it.
+    -- Search the tables in the order in which jobs move. Search them twice, because a concurrent change of the job
+    -- writes a new row for it.
     FOR look IN 1..2 LOOP
         state := 'scheduled';
         DELETE FROM jobqueue.scheduled_jobs AS s WHERE s.id = job
@@ -2587,7 +2690,8 @@ BEGIN
         END IF;
         gone.rank := jobqueue.rank_of(gone.available_since, gone.priority,
                                       (SELECT q.aging_interval FROM jobqueue.queues AS q WHERE q.name = gone.queue), gone.options);
-        -- One that is not admitted goes to blocked_jobs from here, with a check of its key.
+        -- If the job has a key and is not admitted, the trigger inserts its row into blocked_jobs instead, and enters a
+        -- check of the key.
         INSERT INTO jobqueue.pending_jobs VALUES (gone.*) ON CONFLICT (id) DO NOTHING;
         PERFORM jobqueue.wake(gone.queue, gone.rank);
     END IF;
@@ -2601,8 +2705,8 @@ END $$;
 
 DROP FUNCTION IF EXISTS jobqueue.conditions(jsonb, text, text[]);
 
--- The conditions of a filter by name, each as a text; null means not given. An unknown condition is refused by its name, and so is an empty filter:
--- nobody means all by saying nothing.
+-- Return the conditions of a filter: each name, and its value as text. A condition that is null counts as not given.
+-- Rejects unknown conditions, and an empty filter, which could select all jobs by mistake.
 CREATE OR REPLACE FUNCTION jobqueue.conditions(filter jsonb, known text[]) RETURNS TABLE (name text, text text)
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -2611,12 +2715,12 @@ DECLARE
 BEGIN
     PERFORM jobqueue.refuse_unfit(jsonb_build_array(given), 'a filter', known);
     IF given = '{}' THEN
-        RAISE check_violation USING COLUMN = 'all', MESSAGE = 'the filter is empty: {"all": true} means all';
+        RAISE check_violation USING COLUMN = 'all', MESSAGE = 'the filter is empty: give a condition, or {"all": true} to select all';
     END IF;
     RETURN QUERY SELECT m.key, m.value #>> '{}' FROM jsonb_each(given) AS m;
 END $$;
 
--- The states that a filter asks for, of those that there are.
+-- Return the states that a filter selects, or all known states if it has no condition on the state.
 CREATE OR REPLACE FUNCTION jobqueue.states_of(filter jsonb, known text[]) RETURNS text[]
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -2631,8 +2735,9 @@ BEGIN
     RETURN ARRAY(SELECT jsonb_array_elements_text(jsonb_build_array() || state));
 END $$;
 
--- The first and the last of the ids that a text is, or is the beginning of; NULL where it is neither. A beginning has at least eight hexadecimal
--- digits, with dashes where ids have them or with none, and begins with 0, as ids of version 7 do until the year 2527. A whole id may be any.
+-- Return the lowest and the highest id that a text can mean, if it is a whole id or the start of an id. Return NULL if
+-- it is neither. The start of an id must have at least eight hexadecimal digits, with dashes at the usual places or
+-- without dashes. It must begin with 0, like all version 7 ids until the year 2527. A whole id can be any UUID.
 CREATE OR REPLACE FUNCTION jobqueue.ids_like(text text) RETURNS uuid[]
 LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
@@ -2649,31 +2754,34 @@ BEGIN
     RETURN ARRAY[first, rpad(digits, 32, 'f')::uuid];
 END $$;
 
--- A query for the jobs that a filter means, the latest id first, up to so many; before: an id, above which all have been looked at. A filter is
--- an object with any of "state" (one, or an array), "queue", "kind", "group", "concurrency_key", "text", "created_after" and "created_before"
--- (times), all of which have to hold, or {"all": true}.
+-- Build a query for the jobs that a filter selects, latest id first, up to max_jobs. It selects only ids that are lower
+-- than `before`, unless that is NULL. A filter is an object with any of "state" (one, or an array), "queue", "kind",
+-- "group", "concurrency_key", "text", "created_after" and "created_before" (times), or {"all": true}. All conditions
+-- must hold.
 --
--- A text is looked for in the reason and the message of the last error, whatever its case. But one that is a whole id, or the beginning of
--- an id of version 7, see jobqueue.ids_like, means the jobs of these ids.
+-- The query searches for "text" in the reason and in the message of the last error, and ignores case. If "text" is a
+-- whole id or the start of a version 7 id (see jobqueue.ids_like), it selects the jobs with these ids instead.
 --
--- It looks at no more than max_rows jobs, whatever the filter, along the indexes of ids: no other index is needed, which every job would
--- pay for. The last one that it may look at is in the result, wanted or not, as is_last: there it was cut short, and its id is the "before"
--- of the next. What has a row in the result is complete down to the last id, so pages have no job twice, and none is missed.
+-- The query reads at most max_rows jobs along the indexes on ids, whatever the filter is. It needs no other index,
+-- because each index makes every job slower. If the query reaches max_rows, the last job that it reads is in the result
+-- with is_last, even if the filter does not select that job. The id of that job is the "before" of the next query. The
+-- result is complete down to that id, so pages neither repeat a job nor miss one.
 --
--- Ids are UUIDs of version 7, so they begin with a time, and that is the order. Times of a filter bound the ids as well, with a minute
--- to spare, so that a look far back begins there: what was created at that time, but has an id of another, is not found by time. That is a
--- job of a node whose clock is wrong by more than a minute, or one with an
--- id of its submitter's own that is no UUID of version 7; without times of a filter it is found, where its id stands.
+-- The query reads jobs in the order of their ids, and version 7 ids begin with a time. So the times of a filter also
+-- limit the ids, with a margin of a minute, and a search for old jobs starts at the ids of that time. It misses jobs
+-- whose id has a different time. These are jobs of a node whose clock is wrong by more than a minute, and jobs that
+-- were submitted with another kind of UUID. A filter without times finds these jobs, in the order of their ids.
 CREATE OR REPLACE FUNCTION jobqueue.walk(filter jsonb, states text[], before uuid, max_jobs integer, max_rows integer) RETURNS text
 LANGUAGE plpgsql STABLE
-SET DateStyle = 'ISO, YMD'   -- in which a time means the same in any session, unlike with IST
+SET DateStyle = 'ISO, YMD'   -- prints times with a numeric UTC offset; a name such as IST would be ambiguous
 AS $$
 DECLARE
     asked record;
     ids text[] := '{true}';
     parts text[] := '{}';
     like_these uuid[];
-    -- Which row a job is, for max_rows. To look for a text is to read the job's history from where it is stored: each 512 bytes of that are a row too.
+    -- `place` is the position of a job, which max_rows limits. A search for text also has to read the job's error
+    -- history, so each 512 bytes of history count as one more row.
     weight text := '1';
     place text := 'row_number() OVER (ORDER BY j.id DESC)';
 BEGIN
@@ -2713,9 +2821,10 @@ BEGIN
         array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs, weight, place);
 END $$;
 
--- Show jobs that match a filter, see jobqueue.walk, the latest id first, up to so many, without their payloads, results and errors. Returns
--- {"jobs": [...], "next": id}: the id is the "before" of the next page, null means that this is the last. At most max_rows jobs are
--- looked at: a page may be short, or empty, and not be the last. Jobs that come meanwhile are on none of the later pages.
+-- List jobs that match a filter (see jobqueue.walk), latest id first, up to max_jobs, without payloads, results and
+-- errors. Returns {"jobs": [...], "next": id}. The id is the "before" of the next page; null means that this is the
+-- last page. The function reads at most max_rows jobs, so a page can be short or empty without being the last. Jobs
+-- that are submitted in the meantime are not on later pages.
 CREATE OR REPLACE FUNCTION jobqueue.list_jobs(filter jsonb DEFAULT '{"all": true}', max_jobs integer DEFAULT 100, before uuid DEFAULT NULL,
                                               max_rows integer DEFAULT 10000) RETURNS jsonb
 LANGUAGE plpgsql STABLE
@@ -2723,7 +2832,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
-SET jit = off   -- before PostgreSQL 18 what is off has a cost that calls for it
+SET jit = off   -- before PostgreSQL 18, a disabled plan node adds a huge cost, which would start JIT
 AS $$
 DECLARE
     page jsonb;
@@ -2742,7 +2851,8 @@ BEGIN
     RETURN page;
 END $$;
 
--- Cancel those of some jobs that are in these states, but for those whose row somebody holds. Returns how many.
+-- Cancel these jobs if they are in one of these states. Skip waiting jobs whose rows are locked. Returns the number of
+-- cancelled jobs, including the running jobs for which it stores a request.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_these(jobs uuid[], states text[], keep boolean) RETURNS integer
 LANGUAGE plpgsql
 SET jit = off
@@ -2792,7 +2902,7 @@ BEGIN
         SELECT count(jobqueue.wake_keys()) FROM checks
     )
     SELECT count(*) INTO ended FROM gone CROSS JOIN told;
-    -- As jobqueue.cancel does, and for its reasons.
+    -- For running jobs, only store a request, for the same reason as in jobqueue.cancel.
     INSERT INTO jobqueue.cancel_requests (job_id)
     SELECT i.id FROM jobqueue.inflight_jobs AS i
      WHERE 'inflight' = ANY (states) AND i.id = ANY (jobs) AND i.cancel_requested_at IS NULL
@@ -2804,8 +2914,9 @@ BEGIN
     RETURN ended + asked;
 END $$;
 
--- Cancel the jobs that match a filter among those that one walk looks at, up to so many. Returns how many, and the "before" of the next walk;
--- NULL: there is nothing more. What comes meanwhile has a higher id, so walks end. dry_run: count them, and change nothing.
+-- Cancel up to max_jobs jobs that match a filter, with one query of jobqueue.walk. Returns the number of jobs, and the
+-- "before" of the next query; NULL: no jobs are left. New jobs have higher ids, so repeated calls come to an end.
+-- dry_run: count the jobs, and change nothing.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_walk(filter jsonb, max_jobs integer, before uuid, keep boolean, dry_run boolean)
 RETURNS TABLE (jobs integer, rest uuid)
 LANGUAGE plpgsql
@@ -2816,7 +2927,7 @@ SET jit = off
 AS $$
 DECLARE
     states text[] := jobqueue.states_of(filter, '{pending,blocked,scheduled,inflight}');
-    -- Not again what somebody has asked for already.
+    -- Exclude jobs that already have a cancel request.
     wanted text := '(w.state <> ''inflight'' OR w.cancel_requested_at IS NULL AND w.id NOT IN (SELECT r.job_id FROM jobqueue.cancel_requests AS r))';
     found uuid[];
     done integer;
@@ -2831,7 +2942,8 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    -- A row that is locked is about to move, most likely: claimed, promoted. What an open transaction holds is left out in the end.
+    -- If a row is locked, most likely a claim or a promotion is moving it, so look again. Rows that an open transaction
+    -- still holds after the last look are skipped.
     FOR look IN 1..3 LOOP
         done := jobqueue.cancel_these(found, states, keep);
         jobs := jobs + done;
@@ -2843,9 +2955,11 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- Cancel the jobs that match a filter, see jobqueue.walk, up to so many, the latest id first; those that have ended are none of them. Repeat it
--- until it returns 0. Returns how many have ended when your transaction commits, or, where they run, will within a second or so after that, as
--- with jobqueue.cancel. dry_run: how many it would be; max_jobs NULL: of all.
+-- Cancel the jobs that match a filter (see jobqueue.walk), up to max_jobs, latest id first, except jobs that have
+-- ended. Repeat the call until it returns 0. Returns the number of cancelled jobs. Waiting jobs have ended when your
+-- transaction commits. Running jobs end about a second later, as with jobqueue.cancel.
+-- max_jobs: NULL means no limit.
+-- dry_run: only return how many it would cancel.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_jobs(filter jsonb, max_jobs integer DEFAULT 1000, keep boolean DEFAULT true,
                                                 dry_run boolean DEFAULT false) RETURNS integer
 LANGUAGE plpgsql
@@ -2869,7 +2983,7 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- dead letters
 
--- Make these rows of dead_jobs pending. Returns how many they were.
+-- Make these rows of dead_jobs pending. Returns the number of rows.
 CREATE OR REPLACE FUNCTION jobqueue.redrive_these(places tid[]) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -2898,9 +3012,9 @@ BEGIN
     RETURN to_jsonb(risen);
 END $$;
 
--- Run dead jobs again (redrive), with all their attempts and a new place in line, and without the time to expire that they had. One whose
--- unique key another job has, or is about to have, is left where it is, and so is one whose row cannot be moved: its reason says why from
--- then on. Returns how many were run again.
+-- Redrive dead jobs: make them pending again, with all their attempts, a new rank, and without their old expiry time. A
+-- job stays dead if another job has its unique key, or is about to get that key. A job also stays dead if its row
+-- cannot be moved; then its reason explains why. Returns the number of redriven jobs.
 CREATE OR REPLACE FUNCTION jobqueue.redrive(jobs uuid[]) RETURNS integer
 LANGUAGE plpgsql
 SET lock_timeout = '100ms'
@@ -2939,8 +3053,8 @@ BEGIN
     RETURN coalesce(risen, 0);
 END $$;
 
--- Run a dead job again. Returns false when it is not dead. Raises JQ409 where another unfinished job has its unique key by now, or somebody's
--- transaction is about to give it to one.
+-- Redrive one dead job. Returns false if it is not dead. Raises JQ409 if another unfinished job has its unique key, or
+-- if an open transaction is about to give the key to another job.
 CREATE OR REPLACE FUNCTION jobqueue.retry(job uuid) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -2953,17 +3067,17 @@ BEGIN
     IF unique_key IS NOT NULL THEN
         holder := jobqueue.hold_unique_key(unique_key, job);
         IF holder <> job THEN
-            RAISE EXCEPTION 'the job % has the unique key of this one, and is not finished', holder
+            RAISE EXCEPTION 'job % has the same unique key and is not finished: try again when it has ended', holder
                 USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
         END IF;
     END IF;
     RETURN jobqueue.redrive_these(ARRAY(SELECT d.ctid FROM jobqueue.dead_jobs AS d WHERE d.id = job FOR UPDATE)) > '0';
 EXCEPTION WHEN lock_not_available THEN
-    RAISE EXCEPTION 'the job or its unique key is in a transaction that is not over yet: try again later'
+    RAISE EXCEPTION 'an open transaction holds the job or its unique key: try again later'
         USING ERRCODE = 'JQ409', COLUMN = 'unique_key';
 END $$;
 
--- Delete a dead job for good. Returns false when it is not dead.
+-- Delete a dead job permanently. Returns false if it is not dead.
 CREATE OR REPLACE FUNCTION jobqueue.discard(job uuid) RETURNS boolean
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -2971,11 +3085,12 @@ AS $$
     WITH gone AS (DELETE FROM jobqueue.dead_jobs WHERE id = job RETURNING id) SELECT EXISTS (SELECT FROM gone)
 $$;
 
--- A filter of dead jobs as a condition on the rows of dead_jobs AS d. It is an object with any of "queue", "kind", "group", "cause" (as
--- jobqueue.dead_causes has it), "reason" (a part of it), "died_before" and "died_after" (times), all of which have to hold, or {"all": true}.
+-- Convert a filter of dead jobs to an SQL condition on the rows of `dead_jobs AS d`. The filter is an object with any
+-- of "queue", "kind", "group", "cause" (as jobqueue.dead_causes returns it), "reason" (a part of it), "died_before" and
+-- "died_after" (times), or {"all": true}. All conditions must hold.
 CREATE OR REPLACE FUNCTION jobqueue.dead_condition(filter jsonb) RETURNS text
 LANGUAGE sql STABLE
-SET DateStyle = 'ISO, YMD'   -- in which a time means the same in any session, unlike with IST
+SET DateStyle = 'ISO, YMD'   -- prints times with a numeric UTC offset; a name such as IST would be ambiguous
 AS $$
     SELECT string_agg(CASE asked.name
                WHEN 'queue' THEN format('d.queue = %L', asked.text)
@@ -2989,7 +3104,8 @@ AS $$
       FROM jobqueue.conditions(filter, '{queue,kind,group,cause,reason,died_before,died_after,all}') AS asked
 $$;
 
--- The dead jobs that a filter means, oldest first, up to so many; locked, and without those that somebody else has locked.
+-- Lock and return the dead jobs that a filter selects, oldest first, up to max_jobs, without rows that other
+-- transactions have locked.
 CREATE OR REPLACE FUNCTION jobqueue.dead_matching(filter jsonb, max_jobs integer, condition text DEFAULT 'true') RETURNS uuid[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -3000,14 +3116,17 @@ BEGIN
     RETURN coalesce(found, '{}');
 END $$;
 
--- Run dead jobs that match a filter again, the oldest first, up to so many in one transaction: repeat it until it returns 0, with a
--- "died_before" where they may die again. Returns how many. dry_run: how many it would be; max_jobs NULL: of all.
+-- Redrive dead jobs that match a filter, oldest first, up to max_jobs in one transaction. Repeat the call until it
+-- returns 0. If the jobs can die again, use "died_before", so that the calls come to an end. Returns the number of
+-- redriven jobs.
+-- max_jobs: NULL means no limit.
+-- dry_run: only return how many it would redrive.
 CREATE OR REPLACE FUNCTION jobqueue.retry_dead(filter jsonb, max_jobs integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- Not those whose unique key another job has: they would be found again and again.
+    -- Exclude jobs whose unique key another job has, because every call would find them again.
     free constant text := '(d.options IS NULL OR NOT EXISTS (
         SELECT FROM jobqueue.keys AS k WHERE k.scope = ''unique'' AND k.job_id <> d.id AND jobqueue.unfinished(k.job_id)
            AND k.key = jobqueue.unique_key_of(d.queue, d.kind, d.payload, d.options)))';
@@ -3017,7 +3136,7 @@ BEGIN
     IF NOT dry_run THEN
         RETURN jobqueue.redrive(jobqueue.dead_matching(filter, max_jobs, free));
     END IF;
-    -- Of several with one unique key it is one.
+    -- Several jobs with the same unique key count as one.
     EXECUTE format(
         'SELECT count(DISTINCT k.key) + count(*) FILTER (WHERE k.key IS NULL)'
         ' FROM (SELECT d.* FROM jobqueue.dead_jobs AS d WHERE %s AND %s ORDER BY d.died_at, d.id LIMIT %L) AS d'
@@ -3027,8 +3146,10 @@ BEGIN
     RETURN jobs;
 END $$;
 
--- Delete dead jobs that match a filter, the oldest first, up to so many in one transaction: repeat it until it returns 0. Returns how many.
--- dry_run: how many it would be; max_jobs NULL: of all.
+-- Delete dead jobs that match a filter, oldest first, up to max_jobs in one transaction. Repeat the call until it
+-- returns 0. Returns the number of deleted jobs.
+-- max_jobs: NULL means no limit.
+-- dry_run: only return how many it would delete.
 CREATE OR REPLACE FUNCTION jobqueue.discard_dead(filter jsonb, max_jobs integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -3049,8 +3170,9 @@ BEGIN
     RETURN jobs;
 END $$;
 
--- Show dead jobs that match a filter, the latest first, up to so many, with the text of their last error but without their payloads.
--- before, before_id: the died_at and id of the last one on the page before.
+-- List dead jobs that match a filter, latest first, up to max_jobs, with the text of their last error but without
+-- payloads.
+-- before, before_id: the died_at and id of the last job on the previous page.
 CREATE OR REPLACE FUNCTION jobqueue.list_dead(filter jsonb, max_jobs integer DEFAULT 100, before timestamptz DEFAULT NULL,
                                               before_id uuid DEFAULT NULL) RETURNS SETOF jsonb
 LANGUAGE plpgsql STABLE
@@ -3069,20 +3191,21 @@ BEGIN
         max_jobs);
 END $$;
 
--- Show dead jobs that match a filter in groups of one queue, kind and cause, the largest group first, up to so many. Returns
--- {"causes": [{"queue", "kind", "cause", "jobs", "first_died_at", "last_died_at", "example": id of the latest}], "more": whether there are more groups}.
+-- Group the dead jobs that match a filter by queue, kind and cause, and list up to max_causes groups, largest first.
+-- Returns {"causes": [...], "more": true if there are more groups}. Each cause is {"queue", "kind", "cause", "jobs",
+-- "first_died_at", "last_died_at", "example": id of the latest job}.
 --
--- With no other conditions than of these and of times it reads the index dead_jobs_cause, and no rows. It counts along the index, and looks at the
--- two ends of only those groups that it shows.
+-- If the filter has only conditions on queue, kind, cause and times, the query reads only the index dead_jobs_cause,
+-- and no rows. It counts along the index, and looks up the first and the last job only for the groups that it returns.
 CREATE OR REPLACE FUNCTION jobqueue.dead_causes(filter jsonb DEFAULT '{"all": true}', max_causes integer DEFAULT 100) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
-SET enable_indexscan = off   -- of one kind or queue too, all is read along the one index: it is less than the rows of many
+SET enable_indexscan = off   -- even for one kind or queue, it is faster to read one whole index than the rows of many jobs
 SET enable_hashagg = off
 SET enable_sort = off
-SET max_parallel_workers_per_gather = 0   -- workers would cost the service's jobs more than they save
+SET max_parallel_workers_per_gather = 0   -- parallel workers would cost the service's jobs more than they save
 SET jit = off
 AS $$
 DECLARE
@@ -3106,7 +3229,8 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- queues
 
--- Pause a queue on every node, or resume it. Running jobs go on; what nodes have claimed and not started they hand back.
+-- Pause a queue on all nodes, or resume it. Running jobs continue; nodes release the jobs that they have claimed but
+-- not started.
 CREATE OR REPLACE FUNCTION jobqueue.pause(queue text, paused boolean DEFAULT true) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -3117,15 +3241,16 @@ AS $$
     SELECT CASE WHEN pause.paused THEN pg_notify('jobqueue_paused', pause.queue) ELSE jobqueue.wake(pause.queue, '-infinity') END
 $$;
 
--- Set what holds for a queue on all nodes: its aging interval, for jobs that come from now on, and its limits. NULL leaves a setting as it is; those that
--- clear names go back to what they are without: SELECT jobqueue.configure('mail', rate => 5, clear => '{max_running}');
+-- Configure a queue on all nodes: its aging interval, for new jobs, and its limits. NULL leaves a setting unchanged.
+-- `clear` names settings to reset to their defaults:
+--     SELECT jobqueue.configure('mail', rate => 5, clear => '{max_running}');
 CREATE OR REPLACE FUNCTION jobqueue.configure(
     queue           text,
-    aging_interval  interval         DEFAULT NULL,   -- how long a job waits to be worth one point of priority more
-    max_running     integer          DEFAULT NULL,   -- jobs at a time
-    rate            double precision DEFAULT NULL,   -- starts a second
-    burst           integer          DEFAULT NULL,   -- starts at once, after a pause
-    key_max_running integer          DEFAULT NULL,   -- the same three for each concurrency key
+    aging_interval  interval         DEFAULT NULL,   -- the waiting time that is worth one point of priority
+    max_running     integer          DEFAULT NULL,   -- jobs that run at the same time
+    rate            double precision DEFAULT NULL,   -- starts per second
+    burst           integer          DEFAULT NULL,   -- immediate starts after a pause
+    key_max_running integer          DEFAULT NULL,   -- the same three limits, for each concurrency key
     key_rate        double precision DEFAULT NULL,
     key_burst       integer          DEFAULT NULL,
     clear           text[]           DEFAULT '{}'
@@ -3144,8 +3269,8 @@ BEGIN
         'aging_interval', extract(epoch FROM configure.aging_interval), 'max_running', configure.max_running, 'rate', configure.rate,
         'burst', configure.burst, 'key_max_running', configure.key_max_running, 'key_rate', configure.key_rate,
         'key_burst', configure.key_burst))), 'a queue', settings || 'queue'::text);
-    IF NOT clear <@ settings THEN   -- nor is NULL one
-        RAISE check_violation USING COLUMN = 'clear', MESSAGE = 'clear must be of ' || array_to_string(settings, ', ');
+    IF NOT clear <@ settings THEN   -- also rejects NULL as an element
+        RAISE check_violation USING COLUMN = 'clear', MESSAGE = 'clear must only name settings of a queue: ' || array_to_string(settings, ', ');
     END IF;
     INSERT INTO jobqueue.queues (name) VALUES (configure.queue) ON CONFLICT (name) DO NOTHING;
     SELECT q.* INTO STRICT old FROM jobqueue.queues AS q WHERE q.name = configure.queue FOR UPDATE;
@@ -3159,7 +3284,8 @@ BEGIN
         key_burst = coalesce(configure.key_burst, CASE WHEN 'key_burst' <> ALL (clear) THEN q.key_burst END)
      WHERE q.name = configure.queue
     RETURNING q.* INTO new;
-    -- A limit that comes begins anew: what runs may have no mark, and the bucket is full. One that changes goes on.
+    -- A new limit has no earlier state: some running jobs may still be unmarked, and its bucket is full. A changed
+    -- limit keeps its state.
     UPDATE jobqueue.queue_limits AS l SET all_counted = false, counted_since = NULL
      WHERE l.queue = configure.queue AND old.max_running IS NULL AND new.max_running IS NOT NULL;
     UPDATE jobqueue.queue_limits AS l SET tokens = NULL, refilled_at = NULL
@@ -3174,11 +3300,12 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- schedules
 
--- Tell every node to look at the schedules.
+-- Notify all nodes that schedules have changed.
 CREATE OR REPLACE FUNCTION jobqueue.tell_of_schedules() RETURNS void
 LANGUAGE sql AS $$ SELECT pg_notify('jobqueue_schedules', '') $$;
 
--- The job that a schedule submits for a tick (NULL: for none), as submit_batch takes it.
+-- Return the job that a schedule submits for a tick, in the form that submit_batch takes. tick: NULL for a job in
+-- addition to the ticks.
 CREATE OR REPLACE FUNCTION jobqueue.job_of(schedule jobqueue.schedules, tick timestamptz) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
@@ -3188,15 +3315,17 @@ LANGUAGE sql STABLE AS $$
             'schedule', schedule.name, 'scheduled_for', extract(epoch FROM tick)::double precision)))
 $$;
 
--- Make a schedule, or change the one of that name: SELECT jobqueue.schedule('nightly', '0 3 * * *', 'Europe/Berlin', kind => 'report');
--- A node computes when it is next, from the commit on; one whose expression and time zone stay as they were goes on where it was. What
--- cannot be read is told in its column "error". Returns whether it is new.
+-- Create or change a schedule:
+--     SELECT jobqueue.schedule('nightly', '0 3 * * *', 'Europe/Berlin', kind => 'report');
+-- After the commit, a node computes the next tick. If the expression and the time zone are unchanged, the schedule
+-- keeps its next tick. The column "error" reports an expression or time zone that cannot be parsed. Returns whether the
+-- schedule is new.
 CREATE OR REPLACE FUNCTION jobqueue.schedule(
     name        text,
     cron        text,                              -- five fields, or six with the second first
     timezone    text             DEFAULT 'UTC',    -- an IANA name
     missed      text             DEFAULT 'one',    -- or 'skip', or 'all'
-    kind        text             DEFAULT NULL,     -- the name
+    kind        text             DEFAULT NULL,     -- default: the name of the schedule
     payload     jsonb            DEFAULT '{}',
     queue       text             DEFAULT 'default',
     priority    integer          DEFAULT 0,
@@ -3224,12 +3353,12 @@ BEGIN
            payload = excluded.payload, queue = excluded.queue, priority = excluded.priority, max_retries = excluded.max_retries,
            timeout = excluded.timeout, error = NULL, updated_at = now(),
            next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at END
-    RETURNING s.xmax = 0 INTO made;   -- a row that nobody has updated
+    RETURNING s.xmax = 0 INTO made;   -- true for an inserted row
     PERFORM jobqueue.tell_of_schedules();
     RETURN made;
 END $$;
 
--- Delete a schedule; the jobs that it has submitted stay. Returns false when there is none of that name.
+-- Delete a schedule. Jobs that it has submitted stay. Returns false if no schedule has that name.
 CREATE OR REPLACE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -3237,8 +3366,8 @@ AS $$
     WITH gone AS (DELETE FROM jobqueue.schedules AS s WHERE s.name = unschedule.name RETURNING s.name) SELECT EXISTS (SELECT FROM gone)
 $$;
 
--- Pause a schedule, or resume it: then it goes on with the first tick after now, and those of the pause are gone. Returns false when
--- there is none of that name.
+-- Pause a schedule, or resume it. A resumed schedule continues with the first tick after now, without the ticks of the
+-- pause. Returns false if no schedule has that name.
 CREATE OR REPLACE FUNCTION jobqueue.pause_schedule(name text, paused boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -3257,7 +3386,8 @@ BEGIN
     RETURN known;
 END $$;
 
--- Submit a schedule's job now, paused or not, beside its ticks. Returns the job's id, NULL when there is no schedule of that name.
+-- Submit a schedule's job now, in addition to its ticks, even if the schedule is paused. Returns the job's id; NULL if
+-- no schedule has that name.
 CREATE OR REPLACE FUNCTION jobqueue.trigger_schedule(name text) RETURNS uuid
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -3269,13 +3399,14 @@ AS $$
      WHERE s.name = trigger_schedule.name
 $$;
 
--- Make the schedules of one source those that it declares: new ones are made, changed ones changed, others of this source deleted.
--- Where a name is taken, by another source or by HTTP or SQL, nothing is done. Returns the names taken, and by whom.
+-- Make the stored schedules of one source equal to its declared schedules: create new ones, update changed ones, and
+-- delete the others. If a schedule of another source, or one that was created over HTTP or in SQL, has a declared name,
+-- change nothing. Returns such names and their owners.
 CREATE OR REPLACE FUNCTION jobqueue.reconcile_schedules(source text, schedules jsonb) RETURNS TABLE (name text, owner text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    -- Nodes that start together do it one after the other.
+    -- Nodes that start together do this one after the other.
     PERFORM pg_advisory_xact_lock(7669743430829532519);
     RETURN QUERY
     SELECT s.name, s.source FROM jobqueue.schedules AS s
@@ -3293,7 +3424,8 @@ BEGIN
            d.timeout
       FROM jsonb_to_recordset(reconcile_schedules.schedules) AS d (name text, cron text, timezone text, missed text, kind text,
                payload jsonb, queue text, priority integer, max_retries integer, timeout double precision)
-     -- What is as it should be is not touched: somebody's transaction may hold it for an hour, and this node is to start.
+     -- Skip schedules that are correct already: an open transaction may lock a row for an hour, and this node must be
+     -- able to start.
      WHERE NOT EXISTS (SELECT FROM jobqueue.schedules AS s
                         WHERE (s.name, s.cron, s.timezone, s.missed, s.kind, s.payload, s.queue, s.priority, s.max_retries, s.timeout)
                               IS NOT DISTINCT FROM
@@ -3304,12 +3436,13 @@ BEGIN
            payload = excluded.payload, queue = excluded.queue, priority = excluded.priority, max_retries = excluded.max_retries,
            timeout = excluded.timeout, error = NULL, updated_at = now(),
            next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at END
-     WHERE s.source = excluded.source;   -- where somebody's SQL took the name just now, it keeps it, and the next start says so
+     WHERE s.source = excluded.source;   -- if a user's SQL has just created this name, that row stays, and the next start reports it
     PERFORM jobqueue.tell_of_schedules();
 END $$;
 
--- Up to so many schedules that have due ticks, or whose first tick nobody has computed yet, as an array of [name, cron, timezone,
--- missed, next_at]; the time, which is what a node computes with; and the seconds until the next one of the others (NULL: none).
+-- Return up to max_schedules schedules that have due ticks, or whose first tick is not computed yet, as an array of
+-- [name, cron, timezone, missed, next_at]. Also return the current time, from which nodes compute ticks, and the
+-- seconds until the next tick of the other schedules (NULL: none).
 CREATE OR REPLACE FUNCTION jobqueue.due_schedules(max_schedules integer DEFAULT 500)
 RETURNS TABLE (at double precision, due jsonb, next_in double precision)
 LANGUAGE sql STABLE AS $$
@@ -3323,16 +3456,17 @@ LANGUAGE sql STABLE AS $$
              WHERE NOT s.paused AND s.error IS NULL AND s.next_at > now())
 $$;
 
--- Move schedules on, and submit the jobs of their ticks in the same transaction. moves is an array of objects:
+-- Move schedules to their next ticks, and submit the jobs of the due ticks in the same transaction. `moves` is an array
+-- of objects:
 --
---     name, cron, timezone, missed, expected    what was looked at: a schedule that is another by now, or further, is left alone
+--     name, cron, timezone, missed, expected    the schedule as the node read it; a schedule that has changed or moved since is skipped
 --     ticks      the times that get a job, in seconds
 --     next_at    the first tick after these, in seconds
---     error      why there is none, to be shown until somebody changes the schedule
+--     error      why it has no next tick; shown until the schedule is changed
 --
--- Another node's moves, and a change that somebody has not committed yet, are not waited for. Returns the names of the schedules that
--- were moved, the best rank of each queue that got jobs, the seconds until the next tick of all but those that were left alone, and how many
--- jobs were submitted, as [[queue, kind, jobs], ...].
+-- It does not wait for moves by other nodes, nor for uncommitted changes. Returns the names of the moved schedules and
+-- the best rank of each queue that got jobs. Also returns the seconds until the next tick of any schedule, except for
+-- the skipped ones, and the numbers of submitted jobs, as [[queue, kind, jobs], ...].
 CREATE OR REPLACE FUNCTION jobqueue.move_schedules(moves jsonb)
 RETURNS TABLE (moved text[], best jsonb, next_in double precision, submitted jsonb)
 LANGUAGE plpgsql AS $$
@@ -3370,18 +3504,18 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- history
 
--- Two histograms as one; either may lack buckets at its end.
+-- Add two histograms. If one has fewer buckets, the missing buckets at its end count as 0.
 CREATE OR REPLACE FUNCTION jobqueue.merged(one integer[], other integer[]) RETURNS integer[]
 LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(array_agg(coalesce(b.one, 0) + coalesce(b.other, 0) ORDER BY b.place), '{}')
       FROM unnest(one, other) WITH ORDINALITY AS b (one, other, place)
 $$;
 
--- The slot that a moment is in, by its beginning.
+-- Return the start of the slot that contains a time.
 CREATE OR REPLACE FUNCTION jobqueue.slot(step integer, moment timestamptz) RETURNS timestamptz
 LANGUAGE sql IMMUTABLE AS $$ SELECT date_bin(step * interval '1 second', moment, to_timestamp(0)) $$;
 
--- How many jobs there are in each state that waits or runs, and dead ones, as {"state": jobs}.
+-- Count the jobs in each waiting state, the running jobs, and the dead jobs. Returns {"state": number of jobs}.
 CREATE OR REPLACE FUNCTION jobqueue.depth() RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object('pending', (SELECT count(*) FROM jobqueue.pending_jobs), 'scheduled', (SELECT count(*) FROM jobqueue.scheduled_jobs),
@@ -3389,12 +3523,15 @@ LANGUAGE sql STABLE AS $$
                               'dead', (SELECT count(*) FROM jobqueue.dead_jobs))
 $$;
 
--- Add what a node has counted since it was asked last to the slots of the ten seconds that are just over, by this server's clock. Who is the
--- first of a slot takes along what was submitted in SQL, lets old slots go, and is asked to count the depths the next time.
+-- Add a node's counts since its last call to the slots that contain the latest full ten seconds, by this server's
+-- clock. The first call for a slot also adds the jobs that were submitted in SQL, and deletes old slots. Its result can
+-- also ask the node to count the depths in its next call.
 --
--- sample: count the depths now, before any row is locked. It is asked for so seldom that all counting takes 1 % of the time at the most.
+-- sample: count the depths now, before any row is locked. The function requests this rarely, so that counting takes at
+-- most 1 % of the time.
 --
--- Returns the seconds until the slot of now is over, which is when to call again, and whether with sample.
+-- Returns the seconds until the current slot ends, when the node should call again, and whether that call should have
+-- `sample`.
 CREATE OR REPLACE FUNCTION jobqueue.record(submitted bigint, completed bigint, failed bigint, dead bigint, waits integer[], runs integer[],
                                            sample boolean DEFAULT false)
 RETURNS TABLE (next_in double precision, next_sample boolean)
@@ -3411,7 +3548,7 @@ BEGIN
         counted_in := extract(epoch FROM clock_timestamp() - began);
     END IF;
     WITH written AS (
-        -- In this order, whoever does it: nobody waits in a circle.
+        -- The order of the rows is always the same, so that calls cannot deadlock.
         INSERT INTO jobqueue.history AS h (step, at, submitted, completed, failed, dead, waits, runs, depth, counted_in)
         SELECT s.step, jobqueue.slot(s.step, slot), record.submitted, record.completed, record.failed, record.dead, record.waits, record.runs,
                depth, counted_in
@@ -3438,7 +3575,7 @@ BEGIN
         next_sample := NOT EXISTS (
             SELECT FROM jobqueue.history AS h
              WHERE h.step = 10 AND h.at + interval '10 seconds' + h.counted_in * interval '100 seconds' > slot + interval '20 seconds'
-               AND h.at <= slot);   -- not one of before the clock was set back
+               AND h.at <= slot);   -- ignore slots from before the clock was set back
     END IF;
     next_in := extract(epoch FROM slot + interval '20 seconds' - clock_timestamp());
     RETURN NEXT;
@@ -3446,11 +3583,11 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- maintenance
 
--- The partitions of succeeded_jobs or cancelled_jobs, without the default one, and from when until when each is.
+-- Return the partitions of succeeded_jobs or cancelled_jobs, without the default partition, and their bounds.
 CREATE OR REPLACE FUNCTION jobqueue.partitions(parent text) RETURNS TABLE (name text, since timestamptz, until timestamptz)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
-SET DateStyle = 'ISO, YMD'   -- PostgreSQL shows the bounds as the session has it
+SET DateStyle = 'ISO, YMD'   -- PostgreSQL prints the bounds in the DateStyle of the session
 AS $$
     SELECT c.relname::text, CASE WHEN b.bounds[1] = 'MINVALUE' THEN '-infinity' ELSE trim('''' FROM b.bounds[1])::timestamptz END,
            CASE WHEN b.bounds[2] = 'MAXVALUE' THEN 'infinity' ELSE trim('''' FROM b.bounds[2])::timestamptz END
@@ -3459,15 +3596,17 @@ AS $$
      WHERE i.inhparent = ('jobqueue.' || quote_ident(parent))::regclass AND b.bounds IS NOT NULL
 $$;
 
-DROP FUNCTION IF EXISTS jobqueue.maintain(double precision, double precision);   -- an earlier version returns a number
+DROP FUNCTION IF EXISTS jobqueue.maintain(double precision, double precision);   -- an earlier version returned a number
 
--- Make the partitions of finished jobs for today and the next two days, and drop those whose time ended so many seconds ago. Safe to call
--- from many nodes; one at a time does it, the others return at once. What it cannot lock at once, since somebody reads there in a
--- transaction that stays open, is left for the next time: behind a lock that waits, completions would wait.
+-- Create the partitions of finished jobs for today and the next two days, and drop partitions whose end is longer ago
+-- than the retention period (keep_succeeded, keep_cancelled: seconds). If several nodes call this function at the same
+-- time, one does the work, and the others return at once. If the function cannot lock a partition within 100 ms,
+-- because an open transaction reads it, the next call tries again. The function must not wait longer, because
+-- completions would wait behind its lock request.
 --
--- Returns how many partitions it dropped, and what failed, as sentences: the role may not own the tables, or a view may read a partition.
--- What failed does no harm to the rest. Jobs of a day without a partition are in the default one, and jobqueue.prune deletes the jobs of
--- what cannot be dropped.
+-- Returns the number of dropped partitions, and a sentence for each failure. For example, a step fails if the role does
+-- not own the tables, or if a view reads a partition. The other steps still run. Jobs of a day without a partition are
+-- in the default partition, and jobqueue.prune deletes the jobs of partitions that cannot be dropped.
 CREATE OR REPLACE FUNCTION jobqueue.maintain(keep_succeeded double precision, keep_cancelled double precision,
                                              OUT dropped integer, OUT failed text[])
 LANGUAGE plpgsql
@@ -3488,23 +3627,25 @@ BEGIN
         SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
          WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
          LIMIT 10000 FOR UPDATE OF g SKIP LOCKED));
-    -- Keys are looked at now and then whatever happened, such as to rows that somebody deleted by hand.
+    -- Check all keys from time to time, in case rows were deleted by hand, for example.
     PERFORM jobqueue.check_keys(b.queue) FROM (SELECT DISTINCT blocked_jobs.queue FROM jobqueue.blocked_jobs) AS b;
-    -- Buckets of keys that are full again, or have none any more; and the starts of the latter.
+    -- Delete the buckets that are full again. If a queue has no key_rate any more, delete the buckets and starts of its
+    -- keys.
     DELETE FROM jobqueue.key_starts AS s WHERE NOT EXISTS (SELECT FROM jobqueue.queues AS q WHERE q.name = s.queue AND q.key_rate IS NOT NULL);
     DELETE FROM jobqueue.key_buckets AS b
      WHERE NOT EXISTS (SELECT FROM jobqueue.key_starts AS s WHERE s.queue = b.queue AND s.key = b.key)
        AND NOT EXISTS (SELECT FROM jobqueue.queues AS q
                         WHERE q.name = b.queue AND jobqueue.refilled(b.tokens, b.refilled_at, q.key_rate, coalesce(q.key_burst, greatest(1, q.key_rate)))
                               < coalesce(q.key_burst, greatest(1, q.key_rate)));
-    -- The partitions last: what they lock is locked until the end of the transaction.
+    -- Do the partitions last, because their locks are held until the end of the transaction.
     FOR part IN
         SELECT p.parent, p.parent || to_char(d.day, '_YYYYMMDD') AS name, d.day AT TIME ZONE 'UTC' AS since,
                (d.day + interval '1 day') AT TIME ZONE 'UTC' AS until
           FROM unnest('{succeeded_jobs,cancelled_jobs}'::text[]) AS p (parent)
          CROSS JOIN (SELECT date_trunc('day', now() AT TIME ZONE 'UTC') + n * interval '1 day' AS day FROM generate_series(0, 2) AS n) AS d
     LOOP
-        -- Partitions that an earlier version, or somebody, made may begin at any time. This one is for the first gap that they leave.
+        -- Partitions that an earlier version or a user created may begin at any time. The new partition fills the first
+        -- gap between them.
         LOOP
             SELECT max(x.until) INTO covered FROM jobqueue.partitions(part.parent) AS x WHERE x.since <= part.since AND x.until > part.since;
             EXIT WHEN covered IS NULL;
@@ -3521,7 +3662,7 @@ BEGIN
             EXECUTE format('ALTER TABLE jobqueue.%I REPLICA IDENTITY FULL', part.name);
         EXCEPTION
             WHEN check_violation THEN
-                NULL;  -- completions that came before the partition of their day: they stay where they are until retention takes them
+                NULL;  -- jobs that finished before the partition of their day existed stay in the default partition until retention deletes them
             WHEN lock_not_available THEN
                 RETURN;
             WHEN OTHERS THEN
@@ -3544,10 +3685,12 @@ BEGIN
     END LOOP;
 END $$;
 
--- Delete what retention does not find in a partition that it can drop, up to so many rows of a table: dead jobs, the oldest first, what
--- finished on a day without a partition, and what is in a partition that jobqueue.maintain has not dropped. Returns how many rows.
+-- Delete old jobs that retention cannot drop with a partition, up to max_jobs rows of each table. These are dead jobs
+-- (oldest first), jobs that finished on a day without a partition, and jobs in partitions that jobqueue.maintain has
+-- not dropped. The keep_* parameters are in seconds. Returns the number of rows.
 --
--- What fails for one table leaves the others alone. When there is nothing more to delete elsewhere, its error is raised.
+-- A failure for one table does not affect the others. If a call deletes no rows and a table has failed, it raises that
+-- error.
 CREATE OR REPLACE FUNCTION jobqueue.prune(keep_succeeded double precision, keep_cancelled double precision, keep_dead double precision,
                                           max_jobs integer DEFAULT 1000) RETURNS integer
 LANGUAGE plpgsql
@@ -3570,7 +3713,8 @@ BEGIN
         UNION ALL
         SELECT k.parent || '_default', 'finished_at < ' || quote_literal(k.since), '' FROM kept AS k
         UNION ALL
-        -- By the name of the parent, where the role may have privileges that it has not on the partition; by its bounds, it is the only one read.
+        -- Delete through the parent, because the role may lack privileges on the partition. The bounds limit the
+        -- statement to that partition.
         SELECT k.parent, format('finished_at >= %L AND finished_at < %L', p.since, p.until), ''
           FROM kept AS k CROSS JOIN LATERAL jobqueue.partitions(k.parent) AS p WHERE p.until < k.since
     LOOP
@@ -3582,7 +3726,7 @@ BEGIN
             total := total + deleted;
         EXCEPTION WHEN OTHERS THEN
             state := SQLSTATE;
-            words := format('cannot delete old jobs of %s: %s', part.name, SQLERRM);
+            words := format('cannot delete old jobs from %s: %s', part.name, SQLERRM);
         END;
     END LOOP;
     IF total = 0 AND words IS NOT NULL THEN
@@ -3591,8 +3735,8 @@ BEGIN
     RETURN total;
 END $$;
 
--- Delete up to so many keys that nobody needs any more, the oldest first; those of jobs that are not finished are looked at again a day
--- later. Returns how many were looked at. A key that is in somebody's hands is passed over.
+-- Delete up to max_keys keys that are no longer needed, oldest first; keys of unfinished jobs are checked again a day
+-- later. Returns the number of keys checked. Locked keys are skipped.
 CREATE OR REPLACE FUNCTION jobqueue.prune_keys(max_keys integer DEFAULT 1000) RETURNS integer
 LANGUAGE sql
 SET enable_seqscan = off
@@ -3613,8 +3757,8 @@ AS $$
     SELECT count(*)::integer FROM old
 $$;
 
--- A first set of partitions, so that a database prepared with psql alone is complete. How long jobs are kept is for the nodes to say: applied
--- again, this drops nothing of the last thirty years.
+-- Create the first partitions, so that a database prepared with psql alone is complete. Nodes decide how long jobs are
+-- kept, so this call drops only partitions that are over thirty years old.
 SELECT jobqueue.maintain(1e9, 1e9);
 
 COMMIT;

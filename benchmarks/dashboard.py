@@ -1,10 +1,10 @@
-"""What a page that follows the overview costs the service (its process and PostgreSQL), and how soon a page is there.
+"""Measure what open overview pages cost the service (its process and PostgreSQL), and how soon a page is visible.
 
     python -m benchmarks.dashboard [--jobs 1000000] [--chromium /usr/bin/chromium] [--quick] [--out DIR]
 
-The same node is watched with no stream, with one, with ten, and with a hundred, on an empty database and with jobs in the tables:
-they are in a queue that no node works, so that the node itself has nothing to do. The streams are read by this program. Where there
-is a browser, each view is opened in it, with nothing in its cache.
+The same node is measured with 0, 1, 10 and 100 event streams, on an empty database and with jobs in the tables. The jobs are in a
+queue that no node works, so the node itself is idle. This program reads the streams. If a browser is available, it opens each view
+with an empty cache.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ STREAMS = (0, 1, 10, 100)
 QUICK_STREAMS = (0, 10)
 
 VIEWS = {"overview": ".figures", "jobs": "tbody tr, .empty", "dead": "tbody tr, .empty", "tasks": "details"}
-"""The views, and what is there once one has something to show."""
+"""The views, and a selector that matches when a view shows its content."""
 
 SETTLE_SHARE = 0.25
-"""What part of the time that is watched is waited before: the first depths are counted, and the history is told."""
+"""Pause before a measurement, as a share of its length. During the pause, the node counts the depths and sends the history."""
 
 
 @contextmanager
 def open_streams(url: str, streams: int) -> Iterator[list[int]]:
-    """Follow the overview so many times; the number of events that came is the sum of what is yielded."""
+    """Open `streams` event streams of the overview. Yield the number of received events of each stream."""
     events = [0] * streams
     opened = threading.Barrier(streams + 1)
     ending = threading.Event()
@@ -66,7 +66,7 @@ def open_streams(url: str, streams: int) -> Iterator[list[int]]:
 
 
 def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[str, float]:
-    """Let so many streams be open for a while; return what that takes, in % of one core."""
+    """Keep streams open for some seconds. Return the CPU usage in % of one core, and the events per second."""
     with open_streams(node.url, streams) as events:
         time.sleep(seconds * SETTLE_SHARE)
         before, used, server = sum(events), node.usage(), database.usage()
@@ -83,7 +83,7 @@ def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[
 
 
 def measure(node: Node, database: Database, jobs: int, seconds: float, *, quick: bool) -> dict[int, list[dict[str, float]]]:
-    """Watch a node with each number of streams, in turn."""
+    """Measure a node with each number of streams, in turn."""
     numbers, repeats = (QUICK_STREAMS, 1) if quick else (STREAMS, 3)
     cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in numbers}
     found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
@@ -91,11 +91,11 @@ def measure(node: Node, database: Database, jobs: int, seconds: float, *, quick:
 
 
 def paint(url: str, chromium: str, visits: int) -> Iterator[tuple[str, dict[str, harness.Value]]]:
-    """Open each view in a browser so many times; give the milliseconds to its first picture, and to what it has to show."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - there need not be a browser
+    """Open each view in a browser `visits` times. Yield the milliseconds until its first paint and until it shows its content."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - an optional package
 
     with sync_playwright() as playwright:
-        # The sandbox needs a user that is not root; what is visited here is our own service.
+        # The sandbox does not work as root. The browser only visits the benchmark's own service.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for view, shown in VIEWS.items():
             paints, ends = [], []
@@ -111,21 +111,21 @@ def paint(url: str, chromium: str, visits: int) -> Iterator[tuple[str, dict[str,
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--jobs", type=click.IntRange(min=1), help="How many are in the tables.  [default: 1000000; with --quick 10000]")
-@click.option("--seconds", type=click.FloatRange(min=1), help="How long to watch.  [default: 20; with --quick 2]")
-@click.option("--chromium", envvar="JOBQUEUE_TEST_CHROMIUM", help="A browser to open the views in.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Number of jobs in the tables.  [default: 1000000, or 10000 with --quick]")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Seconds of one measurement.  [default: 20, or 2 with --quick]")
+@click.option("--chromium", envvar="JOBQUEUE_TEST_CHROMIUM", help="Path of the browser that opens the views.")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None, seconds: float | None, chromium: str | None) -> None:
-    """Measure what open pages of the overview cost."""
+    """Measure what open overview pages cost the service."""
     jobs = jobs or (10_000 if quick else 1_000_000)
     seconds = seconds or (2.0 if quick else 20.0)
     with harness.database() as database:
         report = harness.Report(
             "dashboard",
-            "A node that does nothing but tell the overview to pages",
+            "An idle node that sends the overview to pages",
             database.machine,
             out,
-            notes=f"Watched for {seconds:g} s. CPU in % of one core; for each stream: what it takes more than without any.",
+            notes=f"Measured for {seconds:g} s. CPU in % of one core. CPU % a stream: increase over no streams, per stream.",
             plotted=["CPU %", "CPU % a stream", "PostgreSQL CPU %"],
         )
         for count in (0, jobs):

@@ -1,9 +1,9 @@
-"""How a deep queue, and an old transaction that keeps dead rows from being removed, change the speed of a service.
+"""Measure the speed of a service with deep queues, and with an old transaction that prevents the removal of dead rows.
 
     python -m benchmarks.depth [--quick] [--full] [--pinned-minutes N] [--out DIR]
 
-First the drain of the same number of jobs with ever more of them pending behind, or scheduled beside. Then a steady load, with a
-transaction open that pins the horizon of vacuum; each minute is compared with the first.
+The first part drains the same number of jobs while more and more other jobs are pending or scheduled. The second part runs a steady
+load while an open transaction holds back the xmin horizon, and compares each minute with the first.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ KINDS = {"default": "async"}
 SHALLOW, DEEP, DEEPEST = 10_000, 1_000_000, 10_000_000
 
 BYTES_PER_JOB = 1_200
-"""On disk, in all: the row, its indexes, and WAL until the next checkpoint but one."""
+"""Disk space of a job in bytes: its row, its index entries, and WAL that two checkpoints have not yet removed."""
 
 TOMORROW = 86_400.0
-"""Seconds until the scheduled jobs are due: never, as far as this goes."""
+"""Seconds until the scheduled jobs are due, longer than the benchmark runs."""
 
 LOAD = 800
-"""Jobs a second while the horizon is pinned."""
+"""Jobs per second while the horizon is held back."""
 
 LOAD_BATCHES = 20
-"""Submits a second that bring them."""
+"""Requests per second that submit these jobs."""
 
 SLOWEST = 100.0
-"""Jobs a second: below it a drain is given up."""
+"""Minimum rate of a drain, in jobs per second. A slower drain fails."""
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a node's metrics say of its claims so far."""
+    """A node's metrics about its claims so far."""
 
     count: float
     seconds: float
@@ -61,12 +61,12 @@ class Claims(msgspec.Struct, frozen=True):
         return cls(float(found["jobqueue_claim_seconds_count"]), float(found["jobqueue_claim_seconds_sum"]))
 
     def milliseconds_since(self, before: Claims) -> float:
-        """The mean time of a claim."""
+        """Return the mean duration of a claim since `before`."""
         return (self.seconds - before.seconds) / max(1.0, self.count - before.count) * 1000
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """A drain in the face of other jobs."""
+    """A drain while the database contains other jobs."""
 
     rate: float
     claim_ms: float
@@ -74,7 +74,7 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 def drain(database: Database, jobs: int, *, pending: int = 0, scheduled: int = 0) -> Drained:
-    """Drain so many jobs, with so many more pending behind them, and so many scheduled."""
+    """Drain `jobs` jobs while `pending` jobs wait behind them and `scheduled` jobs are not due."""
     database.clear()
     database.pause("default")
     database.fill(jobs, queues=KINDS)
@@ -102,7 +102,7 @@ def _wait_until_finished(database: Database, job: uuid.UUID, timeout: float) -> 
 
 
 class Minute(msgspec.Struct, frozen=True):
-    """One minute under load: of claims the mean, of jobs the time from available to finished."""
+    """One minute under load: the mean duration of claims, and the latency of jobs from available to finished."""
 
     claim_ms: float
     p50_ms: float
@@ -111,7 +111,7 @@ class Minute(msgspec.Struct, frozen=True):
 
 
 def under_load(database: Database, minutes: float, *, pinned: bool) -> list[Minute]:
-    """Keep a node under a steady load, with or without a transaction that pins the horizon."""
+    """Keep a node under a steady load, with or without a transaction that holds back the horizon."""
     database.clear()
     database.pause("default", paused=False)
     found = []
@@ -135,7 +135,7 @@ def under_load(database: Database, minutes: float, *, pinned: bool) -> list[Minu
 
 @contextmanager
 def _pin(database: Database, *, really: bool) -> Iterator[None]:
-    """Hold a transaction open that has a snapshot and a number: no row that dies from now on can be removed."""
+    """Hold a transaction with a snapshot and an id open, so that PostgreSQL cannot remove rows that die after its start."""
     if not really:
         yield
         return
@@ -148,7 +148,7 @@ def _pin(database: Database, *, really: bool) -> Iterator[None]:
 
 @contextmanager
 def _load(database: Database) -> Iterator[None]:
-    """Submit `LOAD` jobs a second."""
+    """Submit `LOAD` jobs per second."""
     job = {"kind": "async", "payload": msgspec.Raw(harness.payload_of(100).encode())}
     batch = msgspec.json.encode([job] * (LOAD // LOAD_BATCHES)).decode()
     over = threading.Event()
@@ -170,19 +170,19 @@ def _load(database: Database) -> Iterator[None]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--full", is_flag=True, help=f"Up to {DEEPEST:,} jobs deep, instead of {DEEP:,}.")
-@click.option("--jobs", type=click.IntRange(min=100), help="Jobs of a drain.  [default: 30,000; with --quick 3,000]")
-@click.option("--pinned-minutes", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 leaves that part out.")
+@click.option("--full", is_flag=True, help=f"Use queues of up to {DEEPEST:,} jobs, instead of {DEEP:,}.")
+@click.option("--jobs", type=click.IntRange(min=100), help="Jobs of a drain.  [default: 30,000, or 3,000 with --quick]")
+@click.option("--pinned-minutes", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 skips the second part.")
 @harness.options
 def main(quick: bool, out: Path, full: bool, jobs: int | None, pinned_minutes: float) -> None:
-    """Measure how depth and a pinned horizon change the speed of a service."""
+    """Measure the speed of a service with deep queues, and while a transaction holds back the horizon."""
     jobs = jobs or (3_000 if quick else 30_000)
     depths = [1_000, 50_000] if quick else [SHALLOW, DEEP, DEEPEST] if full else [SHALLOW, DEEP]
     minutes = min(pinned_minutes, 0.2) if quick else pinned_minutes
     with harness.database() as database:
         report = harness.Report(
             "depth",
-            f"Drain of {jobs:,} jobs in the face of others; a load of {LOAD} jobs/s while an old transaction pins the horizon",
+            f"Drain of {jobs:,} jobs among others; a load of {LOAD} jobs/s while an old transaction holds back the horizon",
             database.machine,
             out,
             notes="Ratios are to the first row of each kind. Latency is from available to finished, by the database's clock.",
@@ -196,7 +196,7 @@ def main(quick: bool, out: Path, full: bool, jobs: int | None, pinned_minutes: f
 
 
 def _report_depths(report: harness.Report, database: Database, jobs: int, depths: Sequence[int], *, repeats: int) -> None:
-    free = shutil.disk_usage(tempfile.gettempdir()).free  # where the embedded server has its data
+    free = shutil.disk_usage(tempfile.gettempdir()).free  # the disk of the embedded server's data
     fitting = [depth for depth in depths if depth * BYTES_PER_JOB < free / 2]
     cases = {f"{depth:,} pending": partial(drain, database, jobs, pending=depth) for depth in fitting}
     cases |= {f"{depth:,} scheduled": partial(drain, database, jobs, scheduled=depth) for depth in fitting}

@@ -1,9 +1,9 @@
-"""From a full queue to an empty one: jobs that do nothing, through a real service.
+"""Measure how fast a real service drains queues of jobs that do nothing.
 
     python -m benchmarks.drain [--quick] [--only NAME] [--out DIR]
 
-The jobs are there before their queues are opened. The rate is from then to the end of the last job, by this program's clock. The
-floor is `benchmarks.limit.drain` with the same payload, in turn with the cases.
+The jobs are submitted while their queues are paused. The rate counts from the resumption to the end of the last job, on this
+program's clock. The floor is `benchmarks.limit.drain` with the same payload, measured in turn with the cases.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from benchmarks import harness, limit
 from benchmarks.harness import Cost, Database, Spread, Usage
 
 WIDTH = 16
-"""Jobs that a node runs at once, over all of its queues: the service's default."""
+"""Maximum number of jobs that a node runs at once, in all of its queues together. This is the service's default."""
 
 WARM_UP = 500
-"""Jobs before the measured ones: the first call of a function plans it."""
+"""Jobs to run before the measurement, because the first call of an SQL function is slower."""
 
 SLOWEST = 100.0
-"""Jobs a second: below it a drain is given up."""
+"""Minimum rate of a drain, in jobs per second. A slower drain fails."""
 
 PATIENCE = 30.0
 
@@ -35,11 +35,11 @@ KIB = 1 << 10
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """What is drained, and how.
+    """The jobs of a drain, and how they run.
 
     Attributes:
-        mode: how the handler runs, see `benchmarks.handlers`.
-        jobs: of the whole number that is asked for, this share: some cases are slow.
+        mode: how the handler runs; see `benchmarks.handlers`.
+        jobs: the number of jobs, as a share of ``--jobs``; slow cases have fewer.
     """
 
     mode: str = "async"
@@ -50,7 +50,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def widths(self) -> dict[str, int]:
-        """How many jobs of each queue a node runs at once."""
+        """Return the number of jobs that a node runs at once, by queue."""
         return {f"q{number}": max(1, WIDTH // self.queues) for number in range(self.queues)}
 
 
@@ -67,14 +67,14 @@ CASES = {
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """What one drain took: the service's memory is of all its nodes, at the end."""
+    """The cost of one drain. The memory is that of all nodes, at the end."""
 
     cost: Cost
     service: Usage
 
 
 def drain(database: Database, case: Case, jobs: int) -> Drained:
-    """Drain so many jobs once, with fresh nodes."""
+    """Drain `jobs` jobs once, with new nodes."""
     database.clear()
     queues = list(case.widths)
     with ExitStack() as running:
@@ -83,7 +83,7 @@ def drain(database: Database, case: Case, jobs: int) -> Drained:
         ]
         for count in (min(WARM_UP, jobs), jobs):
             database.pause(*queues)
-            time.sleep(0.1)  # a claim may be under way
+            time.sleep(0.1)  # a claim may still be running
             database.fill(count, queues=dict.fromkeys(queues, case.mode), payload_bytes=case.payload_bytes)
             last = database.last_of(queues[(count - 1) % len(queues)])
             used = [node.usage() for node in nodes]
@@ -101,7 +101,7 @@ def drain_without_service(database: Database, payload_bytes: int, jobs: int) -> 
 
 
 def figures(jobs: int, drains: Sequence[Drained], floors: Sequence[float]) -> dict[str, harness.Value]:
-    """Make a row of a case's repetitions, each beside the floor (jobs a second) that was measured in the same turn."""
+    """Make a row from a case's repetitions and the floors (jobs per second) that were measured in the same turns."""
     rates = [jobs / one.cost.seconds for one in drains]
     return {
         "jobs": jobs,
@@ -115,13 +115,13 @@ def figures(jobs: int, drains: Sequence[Drained], floors: Sequence[float]) -> di
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--jobs", type=click.IntRange(min=100), help="Jobs of a drain; slow cases take fewer.  [default: 100,000; with --quick 4,000]"
+    "--jobs", type=click.IntRange(min=100), help="Jobs of a drain; slow cases use fewer.  [default: 100,000, or 4,000 with --quick]"
 )
-@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3; with --quick 1]")
-@click.option("--only", type=click.Choice(list(CASES)), multiple=True, help="This case; may be given again.  [default: all]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3, or 1 with --quick]")
+@click.option("--only", type=click.Choice(list(CASES)), multiple=True, help="Measure only this case; repeatable.  [default: all]")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None, repeats: int | None, only: tuple[str, ...]) -> None:
-    """Measure how fast a service drains a queue, as a share of what the database can do."""
+    """Measure how fast a service drains a queue, as a share of the database's maximum."""
     jobs = jobs or (4_000 if quick else 100_000)
     chosen = {name: case for name, case in CASES.items() if not only or name in only}
     counts = {name: max(100, int(jobs * case.jobs)) for name, case in chosen.items()}
@@ -131,7 +131,7 @@ def main(quick: bool, out: Path, jobs: int | None, repeats: int | None, only: tu
             "Drain of jobs that do nothing, claimed and finished through a real service",
             database.machine,
             out,
-            notes=f"{WIDTH} jobs at once, an async handler, payloads of 100 B, one queue, one node, unless said otherwise.",
+            notes=f"Default: {WIDTH} jobs at once, an async handler, payloads of 100 B, one queue, one node.",
             plotted=["jobs/s", "% of floor", "service us/job", "PostgreSQL us/job", "RSS MiB"],
         )
         floors = {size: max(limit.BATCH, count) for size, count in _floor_sizes(chosen, counts).items()}
@@ -153,7 +153,7 @@ def _floor_name(payload_bytes: int) -> str:
 
 
 def _floor_sizes(cases: dict[str, Case], counts: dict[str, int]) -> dict[int, int]:
-    """How many jobs to measure the floor of each size of payload with: as many as the largest case has."""
+    """Return the number of jobs for the floor of each payload size: as many as the largest case of that size has."""
     sizes: dict[int, int] = {}
     for name, case in cases.items():
         sizes[case.payload_bytes] = max(sizes.get(case.payload_bytes, 0), counts[name])

@@ -1,11 +1,15 @@
-"""Who waits how long when jobs of mixed priorities come faster than they are worked.
+"""Measure how long jobs of mixed priorities wait when they arrive faster than they run.
 
     python -m benchmarks.fairness [--quick] [--out DIR]
 
-One node works three queues side by side, each with the same arrivals, and each by another rule: aging, where waiting one second is
-worth one priority point (in shorter runs less, in proportion); strict priority, where waiting is worth nothing; and first in, first
-out, where priority is worth nothing. The rule is a queue's `aging_interval`. Handlers sleep, so the rate of a queue is its width by
-the time of a job, and arrivals are twice that. When they end, the rest is worked off.
+One node works three queues at once, with the same arrivals and different values of `aging_interval`:
+
+- aging: one second of waiting equals one priority point (proportionally less in shorter runs),
+- strict priority: waiting does not matter,
+- first in, first out: priority does not matter.
+
+Handlers sleep, so a queue's rate is the number of jobs at once divided by the duration of a job. Jobs arrive at twice that rate.
+After the last arrival the node runs the remaining jobs.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ RULES = ("aging", "strict", "FIFO")
 """The queues."""
 
 SECONDS = 40.0
-"""How long jobs arrive: twice what the highest priority is worth where a point is worth a second, the default."""
+"""How long jobs arrive, in seconds: twice as long as the advantage of the highest priority, which is 20 times one second."""
 
 PRIORITIES = (0, 5, 20)
 
@@ -36,20 +40,20 @@ WIDTH = 4
 JOB_SECONDS = 0.04
 OVERLOAD = 2.0
 ARRIVALS = OVERLOAD * WIDTH / JOB_SECONDS
-"""Jobs a second for each queue; each priority is as frequent as any other."""
+"""Jobs per second for each queue; all priorities are equally frequent."""
 
 TICK = 0.05
 """Seconds between two batches of arrivals."""
 
 POINTS = 40
-"""Of a line in the plot."""
+"""Number of points of a line in the plot."""
 
 PATIENCE = 3.0
-"""Times as long as it should take, that the jobs may take to be done."""
+"""Maximum time to wait for the jobs, as a multiple of the expected time."""
 
 
 class Waited(NamedTuple):
-    """A job: when it arrived, in seconds after the first, and when its handler started."""
+    """A job: its arrival and the start of its handler, in seconds after the first arrival."""
 
     priority: int
     arrived: float
@@ -61,7 +65,7 @@ class Waited(NamedTuple):
 
 
 def arrive(database: Database, seconds: float) -> None:
-    """Submit the same jobs to all queues, tick by tick; a tick that is late is made up for."""
+    """Submit the same jobs to all queues, tick by tick, and catch up on late ticks."""
     chance = random.Random(0)
     began = time.monotonic()
     for tick in range(int(seconds / TICK)):
@@ -74,8 +78,8 @@ def arrive(database: Database, seconds: float) -> None:
 
 
 def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
-    """Have jobs arrive for so long, and return by rule what became of them."""
-    longest = 86_400.0  # that the schema allows: nobody waits so long here
+    """Let jobs arrive for `seconds` seconds, and return the jobs by rule."""
+    longest = 86_400.0  # the maximum that the schema allows; longer than any job waits here
     for rule, interval in zip(RULES, (seconds / SECONDS, longest, 0.0), strict=True):
         sql = "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s * interval '1 second')"
         database.connection.execute(sql, [rule, interval])
@@ -85,7 +89,7 @@ def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
         sql = "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
         while database.value(sql):
             if time.monotonic() > arrived + PATIENCE * OVERLOAD * seconds:
-                raise TimeoutError("the jobs are not done")
+                raise TimeoutError("the jobs have not ended in time")
             time.sleep(1)
     rows = database.connection.execute(
         "SELECT queue, priority, (payload -> 'sent')::float8 / 1e9, result::float8 / 1e9 FROM jobqueue.finished_jobs"
@@ -98,13 +102,16 @@ def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
 
 
 def longest_pause(jobs: Iterable[Waited], ends: float) -> float:
-    """The longest time, while jobs arrived, in which none of these started: from the first arrival on they always wait."""
+    """Return the longest time in which none of these jobs started, while jobs still arrived.
+
+    After the first arrival, some of these jobs are always waiting.
+    """
     starts = sorted(job.started for job in jobs if job.started < ends)
     return max(later - earlier for earlier, later in pairwise([0.0, *starts, ends]))
 
 
 def overtaken(jobs: Sequence[Waited], priority: int) -> float:
-    """By how much at most, in seconds of arrival, a job of this priority was overtaken: a later one started before it."""
+    """Return the maximum time, in seconds, by which a job of this priority arrived before a job that started earlier."""
     worst = latest = 0.0
     for job in sorted(jobs, key=lambda job: job.started):
         if job.priority == priority:
@@ -114,7 +121,7 @@ def overtaken(jobs: Sequence[Waited], priority: int) -> float:
 
 
 def figures(jobs: Sequence[Waited], fifo: Sequence[Waited], priority: int, ends: float) -> dict[str, harness.Value]:
-    """Make a row of a rule and a priority; ratios are to FIFO, with the same jobs."""
+    """Make a row for a rule and a priority. Ratios compare with FIFO for the same jobs."""
     ours = [job for job in jobs if job.priority == priority]
     waits = [job.wait for job in ours]
     p50 = harness.percentile(waits, 0.5)
@@ -132,7 +139,7 @@ def figures(jobs: Sequence[Waited], fifo: Sequence[Waited], priority: int, ends:
 
 
 def line(jobs: Iterable[Waited], seconds: float) -> list[tuple[float, float]]:
-    """The median wait by time of arrival."""
+    """Return the median wait by time of arrival."""
     width = seconds / POINTS
     waits: dict[int, list[float]] = {}
     for job in jobs:
@@ -141,21 +148,21 @@ def line(jobs: Iterable[Waited], seconds: float) -> list[tuple[float, float]]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seconds", type=click.FloatRange(min=2), help="How long jobs arrive.  [default: 40; with --quick 8]")
+@click.option("--seconds", type=click.FloatRange(min=2), help="Seconds for which jobs arrive.  [default: 40, or 8 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, seconds: float | None) -> None:
-    """Measure who waits how long under overload."""
+    """Measure how long jobs of each priority wait under overload."""
     seconds = seconds or (8.0 if quick else SECONDS)
     with harness.database() as database:
         report = harness.Report(
             "fairness",
-            f"Waits under {OVERLOAD:g} times the load that can be worked, for {seconds:g} s",
+            f"Waits under {OVERLOAD:g} times the sustainable load, for {seconds:g} s",
             database.machine,
             out,
-            notes=f"Three queues at once, {WIDTH} jobs of {JOB_SECONDS * 1e3:g} ms at a time each, the same {ARRIVALS:g} arrivals "
-            f"a second for each. Waits are from submit to handler.\nAging: a priority point is worth {seconds / SECONDS:g} s. "
-            "Longest pause: without a start of this priority while jobs came.\n"
-            "Overtaken: how much later a job came that started first.",
+            notes=f"Three queues, each with {WIDTH} jobs of {JOB_SECONDS * 1e3:g} ms at a time and the same {ARRIVALS:g} arrivals "
+            f"per second. Waits are from submit to handler.\nAging: a priority point equals {seconds / SECONDS:g} s. "
+            "Longest pause: longest time in which no job of this priority started, while jobs arrived.\n"
+            "Overtaken: how much later another job arrived that started before.",
         )
         rules = run(database, seconds)
         ends = max(job.arrived for job in rules["FIFO"])

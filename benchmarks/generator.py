@@ -1,8 +1,8 @@
-"""A generator of HTTP load; `benchmarks.loads` runs it in a process of its own, so that it shares no interpreter with who measures.
+"""Generate HTTP load. `benchmarks.loads` runs this module in a separate process, so that it does not slow down the benchmark.
 
-A thread with a blocking socket for each connection. In a closed loop each of them sends when its last answer is there. In an open
-loop the requests are due at random times (a Poisson process), each is sent by the next connection that is free, and its latency
-counts from when it was due: a service that stalls is not spared the requests that would have come meanwhile.
+Each connection has a thread with a blocking socket. In a closed loop, each connection sends its next request after the last
+response. In an open loop, requests are due at random times (a Poisson process), the next free connection sends each one, and its
+latency counts from its due time. So requests that are due while the service stalls have a long latency.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 NOW = b"@" * 20
-"""In a body: when the request was due, in nanoseconds of CLOCK_MONOTONIC."""
+"""Placeholder in a body for the request's due time, in nanoseconds of CLOCK_MONOTONIC."""
 
 TIMEOUT = 60.0
-"""Seconds for one answer."""
+"""Maximum time for one response, in seconds."""
 
 RECEIVE_BYTES = 1 << 18
 
@@ -31,13 +31,13 @@ _HEAD = re.compile(rb"HTTP/1\.1 (\d{3})[^\0]*?\r\ncontent-length: *(\d+)[^\0]*?\
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What to POST, and how.
+    """The requests of a load, and how to send them.
 
     Attributes:
-        seconds: how long to go on sending.
-        requests: send so many instead, in a closed loop.
-        pause: seconds between an answer and the next request of a connection.
-        rate: requests a second of an open loop; None for a closed loop.
+        seconds: how long to send.
+        requests: the number of requests to send in a closed loop, instead of sending for `seconds`.
+        pause: seconds between a response and the next request of a connection.
+        rate: requests per second of an open loop; None for a closed loop.
     """
 
     url: str
@@ -52,7 +52,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def head(self) -> bytes:
-        """The request up to its body."""
+        """Return the request without its body."""
         lines = [
             f"POST {self.path} HTTP/1.1",
             f"Host: {urlsplit(self.url).netloc}",
@@ -63,7 +63,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sent(msgspec.Struct):
-    """What became of a load: seconds to the last answer, the latencies of what was answered with 201, and how many were not."""
+    """The result of a load: seconds until the last response, latencies of responses with status 201, and number of failures."""
 
     seconds: float = 0.0
     latencies: list[float] = []
@@ -71,7 +71,7 @@ class Sent(msgspec.Struct):
 
 
 def send(load: Load) -> Sent:
-    """Put the load on."""
+    """Run the load."""
     sent = Sent()
     began = threading.Barrier(load.connections + 1)
     started = time.monotonic_ns() + int(5e6)
@@ -87,7 +87,7 @@ def send(load: Load) -> Sent:
 
 
 def _closed(started: int, load: Load) -> Iterator[int]:
-    """Requests that are always due."""
+    """Return the due times of a closed loop. They are 0, which means at once."""
     if load.requests is not None:
         return itertools.repeat(0, load.requests)
     ends = started + int(load.seconds * 1e9)
@@ -95,10 +95,10 @@ def _closed(started: int, load: Load) -> Iterator[int]:
 
 
 def _open(started: int, load: Load, rate: float) -> Iterator[int]:
-    """Requests that are due whatever the service does."""
+    """Return the due times of an open loop, which do not depend on the service."""
     chance = random.Random(0)
     gaps = (int(chance.expovariate(rate) * 1e9) for _ in range(int(rate * load.seconds)))
-    return iter(list(itertools.accumulate(gaps, initial=started)))  # of a list, because several threads take from it
+    return iter(list(itertools.accumulate(gaps, initial=started)))  # a list iterator, because several threads use it
 
 
 def _drive(load: Load, dues: Iterator[int], sent: Sent, began: threading.Barrier) -> None:
@@ -118,7 +118,7 @@ def _drive(load: Load, dues: Iterator[int], sent: Sent, began: threading.Barrier
 
 
 def _exchange(connection: socket.socket, request: bytes) -> int:
-    """Send a request, read the answer, and return its status."""
+    """Send a request, read the response, and return its status."""
     connection.sendall(request)
     received = b""
     while (head := _HEAD.match(received)) is None:
@@ -132,7 +132,7 @@ def _exchange(connection: socket.socket, request: bytes) -> int:
 def _receive(connection: socket.socket) -> bytes:
     data = connection.recv(RECEIVE_BYTES)
     if not data:
-        raise ConnectionError("the service closed the connection before its answer was whole")
+        raise ConnectionError("the service closed the connection before the end of its response")
     return data
 
 

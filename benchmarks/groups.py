@@ -1,9 +1,9 @@
-"""Who gets the workers when groups have more to do than there are workers.
+"""Measure how groups with a backlog share the workers.
 
     python -m benchmarks.groups [--quick] [--out DIR]
 
-Handlers sleep, so the rate is the width by the time of a job. Each scenario is run with groups, and with the same jobs in no group:
-they run in the order that they came in.
+Handlers sleep, so the rate is the number of jobs at once divided by the duration of a job. Each scenario runs with groups, and with
+the same jobs without a group, which run in the order of their submission.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ JOB_SECONDS = 0.01
 
 
 class Part(NamedTuple):
-    """Jobs of a group that are submitted together, after so many jobs of all groups are done."""
+    """Jobs of a group that are submitted together, after `after` jobs of all groups have ended."""
 
     group: str
     jobs: int
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """What is submitted, and at how many jobs to look from when all of it was."""
+    """The jobs to submit, and the number of jobs to count after the last submission."""
 
     name: str
     parts: Sequence[Part]
@@ -41,7 +41,7 @@ class Scenario(NamedTuple):
 
 
 def scenarios(jobs: int) -> list[Scenario]:
-    """The scenarios, for a backlog of so many jobs a group."""
+    """Return the scenarios, with a backlog of `jobs` jobs per group."""
     late = jobs // 5
     return [
         Scenario("equal weights", [Part("a", jobs), Part("b", jobs)], jobs),
@@ -52,7 +52,10 @@ def scenarios(jobs: int) -> list[Scenario]:
 
 
 def serve(database: Database, scenario: Scenario, *, fair: bool) -> tuple[list[str], int]:
-    """Run a scenario; return the groups in the order in which their jobs were done, and how many were when all were submitted."""
+    """Run a scenario. Return the groups of the jobs in the order in which the jobs ended.
+
+    Also return the number of jobs that ended before the last submission.
+    """
     queue = f"{scenario.name}, {'fair' if fair else 'in order'}"
     done = "SELECT count(*) FROM jobqueue.finished_jobs WHERE queue = %s"
     with Node(database, "benchmarks.timed", queues={queue: WIDTH}):
@@ -82,8 +85,8 @@ def main(quick: bool, out: Path) -> None:
             "Shares of two groups with a backlog",
             database.machine,
             out,
-            notes=f"{WIDTH} jobs of {JOB_SECONDS * 1e3:g} ms at a time. Share of b: among the next jobs done, from when both "
-            "had work. Ratio: to its due.\nBefore b's last: so many of a's jobs were done before the last of b's among them.",
+            notes=f"{WIDTH} jobs of {JOB_SECONDS * 1e3:g} ms at a time. Share of b: among the next jobs to end while both groups "
+            "had work. Ratio: to its fair share.\nBefore b's last: how many of a's jobs ended before the last of b's.",
         )
         for scenario in scenarios(500 if quick else 4_000):
             for fair in (True, False):

@@ -1,4 +1,4 @@
-"""What the benchmarked nodes serve: jobs that do nothing, in each of the three ways in which a handler can run."""
+"""The handlers of benchmarked nodes. They do nothing, in each of the three ways in which a handler can run."""
 
 import jobqueue
 

@@ -1,9 +1,9 @@
-"""What a node costs that has nothing to do, and how long it takes to start.
+"""Measure what an idle node costs, and how long it takes to start.
 
     python -m benchmarks.idle [--quick] [--out DIR]
 
-A node of one queue and one of 16 are watched in turn. A start is from exec to the line that says that it serves: on a database that
-has the schema, on an empty one, and without any, where initdb makes one.
+A node with one queue and a node with 16 queues are measured in turn. A start counts from exec to the line that reports the URL. It
+is measured on a database with the schema, on an empty database, and with the embedded PostgreSQL, which runs initdb.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ QUERIES = """
     SELECT coalesce(sum(calls), 0) FROM pg_stat_statements
      WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query !~ 'pg_current_|pg_stat_|TRUNCATE'
 """
-"""All but those of this program."""
+"""Counts all statements except the statements of this program."""
 
 
 class Idle(msgspec.Struct, frozen=True):
-    """What idling for so many seconds took; queries is None where pg_stat_statements is not there."""
+    """The cost of idling for `seconds` seconds. `queries` is None if pg_stat_statements is not available."""
 
     seconds: float
     node: Usage
@@ -51,7 +51,7 @@ class Idle(msgspec.Struct, frozen=True):
 
 
 def idle(database: Database, queues: Mapping[str, int], seconds: float) -> Idle:
-    """Watch a node do nothing."""
+    """Measure an idle node."""
     database.clear()
     with Node(database, HANDLERS, queues=queues) as node:
         time.sleep(SETTLE)
@@ -70,7 +70,7 @@ def idle(database: Database, queues: Mapping[str, int], seconds: float) -> Idle:
 
 
 def _queries(database: Database) -> int | None:
-    """How many statements others have run."""
+    """Return the number of statements that other programs have run."""
     try:
         return int(database.value(QUERIES))
     except psycopg.errors.UndefinedTable:
@@ -78,21 +78,21 @@ def _queries(database: Database) -> int | None:
 
 
 def start(database: Database) -> float:
-    """Start on a database that is prepared."""
+    """Measure a start on a database with the schema."""
     with Node(database, HANDLERS) as node:
         return node.start_seconds
 
 
 def start_on_empty_database(database: Database) -> float:
-    """Start on a database that has no schema yet."""
+    """Measure a start on a database without the schema."""
     database.connection.execute("DROP SCHEMA jobqueue CASCADE")
     return start(database)
 
 
 def start_embedded(*, first: bool) -> float:
-    """Start without a database: initdb makes one the first time, and it is there the second."""
+    """Measure a start with the embedded PostgreSQL, without data (`first`) or with data."""
     directory = Path(tempfile.mkdtemp(prefix="jobqueue-benchmark-"))
-    directory.chmod(0o711)  # root's server runs as another user
+    directory.chmod(0o711)  # as root, the server runs as another user
     try:
         with Node(None, HANDLERS, options={"data-dir": directory / "data"}) as node:
             seconds = node.start_seconds
@@ -105,7 +105,7 @@ def start_embedded(*, first: bool) -> float:
 
 
 def figures(idles: list[Idle]) -> dict[str, harness.Value]:
-    """Make a row of a node's repetitions."""
+    """Make a row from a node's repetitions."""
 
     def per_second(name: str) -> Spread | None:
         samples: list[Any] = [getattr(one, name) for one in idles]
@@ -122,25 +122,25 @@ def figures(idles: list[Idle]) -> dict[str, harness.Value]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seconds", type=click.FloatRange(min=1), help="How long to watch.  [default: 20; with --quick 4]")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Seconds of one measurement.  [default: 20, or 4 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, seconds: float | None) -> None:
-    """Measure what an idle node costs, and how long a start takes."""
+    """Measure what an idle node costs, and how long it takes to start."""
     seconds = seconds or (4.0 if quick else 20.0)
     repeats = 1 if quick else 3
     with harness.database(shared_preload_libraries=STATEMENTS_LIBRARY) as database:
         report = harness.Report(
             "idle",
-            "A node that has nothing to do, and the start of one",
+            "An idle node, and the start of a node",
             database.machine,
             out,
-            notes=f"Watched for {seconds:g} s. Starts are from exec to serving. CPU in % of one core.",
+            notes=f"Measured for {seconds:g} s. Starts are from exec to serving. CPU in % of one core.",
             plotted=["CPU %", "wake-ups/s", "queries/s", "start s"],
         )
         try:
             database.connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
             database.value("SELECT count(*) FROM pg_stat_statements")
-        except psycopg.Error:  # a server of the user's may not have it, or not let us
+        except psycopg.Error:  # a user's server may lack the extension, or not allow its use
             database.connection.execute("DROP EXTENSION IF EXISTS pg_stat_statements")
         watched = harness.interleave({name: partial(idle, database, queues, seconds) for name, queues in QUEUES.items()}, repeats)
         for name, idles in watched.items():

@@ -1,9 +1,9 @@
-"""What a node gets done while PostgreSQL ends its backends, fifty times a second.
+"""Measure a node's throughput while its PostgreSQL backends are terminated fifty times per second.
 
     python -m benchmarks.kills [--quick] [--out DIR]
 
-Clients submit single jobs over HTTP to one node, which runs them. The case with kills and the one without alternate. A stall is the
-longest time in which no job was completed, or in which no client had an answer that its job is taken.
+Clients submit single jobs over HTTP to one node, which runs them. Runs with and without kills alternate. A stall is the longest
+time without a completed job, or without a response that acknowledges a job.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from benchmarks.harness import Database, Node, Spread
 CLIENTS = 8
 
 KILLS = 50
-"""Backends that are ended in a second."""
+"""Backends terminated per second."""
 
 LOOK_INTERVAL = 0.02
-"""Seconds between two looks how many jobs are completed."""
+"""Seconds between two counts of the completed jobs."""
 
 ANSWER_TIMEOUT = 60.0
 
@@ -43,11 +43,11 @@ KILL = """
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What became of one load.
+    """The result of one load.
 
     Attributes:
-        completed, taken: jobs a second.
-        completion_stall, submit_stall: seconds.
+        completed, taken: completed and acknowledged jobs per second.
+        completion_stall, submit_stall: the longest stalls in seconds.
     """
 
     completed: float
@@ -57,10 +57,10 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Clients:
-    """Threads that submit one job after the other.
+    """Threads that submit one job after another.
 
     Attributes:
-        answers: when a job was taken.
+        answers: the times at which jobs were acknowledged.
     """
 
     def __init__(self, url: str) -> None:
@@ -70,7 +70,7 @@ class Clients:
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """Submit while the context lasts."""
+        """Submit jobs during the block."""
         threads = [threading.Thread(target=self._submit) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()
@@ -96,7 +96,7 @@ class Clients:
 
 @contextmanager
 def killing(database: Database) -> Iterator[None]:
-    """End one backend of the node after the other while the context lasts."""
+    """Terminate the node's backends, one after another, during the block."""
     stopped = threading.Event()
 
     def kill() -> None:
@@ -114,7 +114,7 @@ def killing(database: Database) -> Iterator[None]:
 
 
 def measure(database: Database, node: Node, seconds: float, *, kills: bool) -> Measured:
-    """Submit for a while, with or without kills."""
+    """Submit jobs for `seconds` seconds, with or without kills."""
     database.clear()
     clients = Clients(node.url)
     began = time.monotonic()
@@ -147,10 +147,10 @@ def _stall(began: float, moments: list[float], ended: float) -> float:
 @click.command()
 @harness.options
 def main(quick: bool, out: Path) -> None:
-    """Measure what kills of backends cost."""
+    """Measure what terminated backends cost."""
     seconds, repeats = (3.0, 1) if quick else (15.0, 3)
     with harness.database() as database, Node(database, "benchmarks.handlers", options={"log-level": "error"}) as node:
-        report = harness.Report("kills", "Backends that are ended", database.machine, out, plotted=PLOTTED)
+        report = harness.Report("kills", "Terminated backends", database.machine, out, plotted=PLOTTED)
         cases = {
             "undisturbed": partial(measure, database, node, seconds, kills=False),
             f"{KILLS} kills a second": partial(measure, database, node, seconds, kills=True),

@@ -1,14 +1,14 @@
-"""How long it takes from a submit over HTTP to the first line of its handler.
+"""Measure the latency from a submit over HTTP to the first line of its handler.
 
     python -m benchmarks.latency [--quick] [--out DIR]
 
-Two nodes, each of which works a queue of its own; all submits go to the first one. So a job of the first queue runs on the node
-that took it, and one of the second on another, which a NOTIFY wakes. Idle: one job at a time with pauses. Half load: at random
-times, half as many a second as was just taken and run of a closed loop of 32 connections. Latencies count from when a request was
-due.
+There are two nodes, each with its own queue. All requests go to the first node. So a job of the first queue runs on the node that
+received it, and a job of the second queue runs on the other node, which a NOTIFY wakes. Idle means one job at a time, with pauses.
+Half load means requests at random times, at half the rate of the preceding closed loop of 32 connections. Latencies count from the
+time at which a request was due.
 
-The floor is what PostgreSQL allows: `jobqueue.submit` over one bare connection, the NOTIFY of it on another, and a claim. The clock
-is CLOCK_MONOTONIC, so all of it has to run on one machine.
+The floor is the minimum latency that PostgreSQL allows: `jobqueue.submit` over one bare connection, its NOTIFY on another
+connection, and a claim. The clock is CLOCK_MONOTONIC, so everything must run on one machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.generator import NOW, Load
 from benchmarks.harness import Database, Node, Spread
 
 NEAR, FAR, FLOOR = "near", "far", "floor"
-"""The queues: of the node that is submitted to, of the other one, and of no node."""
+"""The queues of the node that receives the requests, of the other node, and of no node."""
 
 QUEUES = {NEAR: "same node", FAR: "other node"}
 
@@ -35,18 +35,18 @@ PAUSE = 0.02
 CONNECTIONS = 32
 
 PATIENCE = 120.0
-"""Seconds for the jobs of one measurement to be done."""
+"""Maximum time until the jobs of one measurement have ended, in seconds."""
 
 LOOK_INTERVAL = 0.01
 
 NOTIFIED, CLAIMED = "floor: submit, NOTIFY", "floor: submit, NOTIFY, claim"
 
 SHARES = [number / 200 for number in range(1, 199)]
-"""Of the jobs, for the plot: up to the 99th percentile."""
+"""Percentiles for the plot, up to the 99th."""
 
 
 class Pickup(msgspec.Struct, frozen=True):
-    """One measurement: seconds from when each request was due to its handler, jobs a second, and how the submits were answered."""
+    """One measurement: seconds from the due time of each request to its handler, jobs per second, and the responses."""
 
     waits: list[float]
     rate: float
@@ -54,12 +54,13 @@ class Pickup(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """The database and two nodes that all cases use.
+    """The database and the two nodes of all cases.
 
     Args:
-        url: of the node that is submitted to.
-        jobs: of one measurement on idle nodes.
-        seconds: of one measurement under load.
+        database: the database.
+        url: the URL of the node that receives the requests.
+        jobs: the number of jobs of a measurement on idle nodes.
+        seconds: the length of a measurement under load.
     """
 
     def __init__(self, database: Database, url: str, jobs: int, seconds: float) -> None:
@@ -74,18 +75,18 @@ class Bench:
         return self._submit(queue, Load(url=self._url, body=b"", requests=self._jobs, pause=PAUSE))
 
     def saturated(self, queue: str) -> Pickup:
-        """Submit as fast as answers come, and have it run."""
+        """Submit in a closed loop."""
         pickup = self._submit(queue, Load(url=self._url, body=b"", seconds=self._seconds, connections=CONNECTIONS))
         self._saturated[queue] = pickup.rate
         return pickup
 
     def half(self, queue: str) -> Pickup:
-        """Submit half of what saturated it last."""
+        """Submit at half the rate of the last closed loop."""
         rate = self._saturated[queue] / 2
         return self._submit(queue, Load(url=self._url, body=b"", seconds=self._seconds, connections=CONNECTIONS, rate=rate))
 
     def floor(self) -> tuple[Pickup, Pickup]:
-        """Do with bare connections what cannot be left out."""
+        """Measure the floor with bare connections."""
         self._database.clear()
         node = limit.Node(self._database, [FLOOR])
         notified, claimed = [], []
@@ -113,16 +114,16 @@ class Bench:
             "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
         ):
             if time.monotonic() > began + PATIENCE:
-                raise TimeoutError(f"the jobs are not done within {PATIENCE:.0f} s")
+                raise TimeoutError(f"the jobs have not ended within {PATIENCE:.0f} s")
             time.sleep(LOOK_INTERVAL)
         rows = self._database.connection.execute("SELECT result::bigint FROM jobqueue.finished_jobs").fetchall()
         if len(rows) < answered.requests:
-            raise RuntimeError(f"{answered.requests} jobs were taken, and {len(rows)} have succeeded")
+            raise RuntimeError(f"{answered.requests} jobs were acknowledged, but {len(rows)} have succeeded")
         return Pickup([waited / 1e9 for [waited] in rows], len(rows) / (answered.seconds + time.monotonic() - began), answered)
 
 
 def figures(pickups: Sequence[Pickup], floors: Sequence[Pickup]) -> dict[str, harness.Value]:
-    """Make a row of a case's repetitions, each beside the floor of the same turn."""
+    """Make a row from a case's repetitions and the floors of the same turns."""
     medians = [harness.percentile(one.waits, 0.5) for one in pickups]
     together = [wait for one in pickups for wait in one.waits]
     answered = [one.answered for one in pickups if one.answered is not None]
@@ -143,7 +144,7 @@ def figures(pickups: Sequence[Pickup], floors: Sequence[Pickup]) -> dict[str, ha
 
 
 def measure(bench: Bench, repeats: int) -> Mapping[str, list[Pickup]]:
-    """Measure everything in turn."""
+    """Measure all cases in turn."""
     found: dict[str, list[Pickup]] = {NOTIFIED: [], CLAIMED: []}
 
     def floor() -> Pickup:
@@ -162,8 +163,8 @@ def measure(bench: Bench, repeats: int) -> Mapping[str, list[Pickup]]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--jobs", type=click.IntRange(min=10), help="Jobs on idle nodes, in all.  [default: 500; with --quick 50]")
-@click.option("--seconds", type=click.FloatRange(min=1), help="Of one measurement under load.  [default: 5; with --quick 1]")
+@click.option("--jobs", type=click.IntRange(min=10), help="Jobs to measure on idle nodes.  [default: 500, or 50 with --quick]")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Seconds of one measurement.  [default: 5, or 1 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None, seconds: float | None) -> None:
     """Measure the latency from submit to handler."""
@@ -178,13 +179,14 @@ def main(quick: bool, out: Path, jobs: int | None, seconds: float | None) -> Non
             "From an HTTP submit to the start of its handler",
             database.machine,
             out,
-            notes=f"Idle: one at a time, {PAUSE * 1e3:.0f} ms pauses. Half load: random arrivals at half of the saturated rate, "
-            f"a closed loop of {CONNECTIONS} connections.\np50: the median over the turns. x floor: of the same turn.",
+            notes=f"Idle means one job at a time with {PAUSE * 1e3:.0f} ms pauses. Half load means random arrivals at half of the "
+            f"saturated rate, a closed loop of {CONNECTIONS} connections.\np50 is the median over the turns. "
+            "x floor is the ratio to the floor of the same turn.",
             plotted=["p50 ms", "p99 ms", "p50 x floor", "jobs/s"],
         )
         bench = Bench(database, near.url, (jobs or (50 if quick else 500)) // repeats, seconds or (1.0 if quick else 5.0))
         for queue in QUEUES:
-            bench.saturated(queue)  # the first call of a function plans it
+            bench.saturated(queue)  # the first call of an SQL function is slower
         measured = measure(bench, repeats)
         for name, pickups in measured.items():
             report.add(name, figures(pickups, measured[CLAIMED]))

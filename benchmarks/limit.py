@@ -1,9 +1,9 @@
-"""The floor: how fast the database does what jobqueue asks of it, asked by nothing but one or two bare connections.
+"""Measure the floor: how fast the database runs jobqueue's statements on one or two bare connections.
 
     python -m benchmarks.limit [--quick] [--out DIR]
 
-The very statements of `jobqueue.storage.store`, in loops without an engine around them: no service can be faster than this. Other
-benchmarks call `drain` to print their rates as shares of it.
+It runs the statements of `jobqueue.storage.store` in loops, without an engine. No service can be faster. Other benchmarks
+call `drain` to report their rates as shares of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from jobqueue import documents
 from jobqueue.job import ClaimedJob, NewJob, Outcome
 
 BATCH = 2_000
-"""Jobs in one claim and in one finish, as in the service."""
+"""Number of jobs in each claim and in each finish, as in the service."""
 
 SUBMIT_BATCHES = (1, 10, 100, 1000)
 SUBMITS = 400
-"""Transactions of one measurement, at the most."""
+"""Maximum number of transactions of one measurement."""
 
 MAX_AHEAD = 2
-"""Batches that are claimed and not finished yet, at the most, in a drain: as in the service, which holds about 5,000 jobs."""
+"""Maximum number of batches in a drain that are claimed but not finished. A service also has about 5,000 such jobs."""
 
 LEASE = 86_400.0
 
@@ -61,19 +61,19 @@ class Node:
         return _claimed.decode(text)
 
     def finish(self, connection: psycopg.Connection[Any], jobs: Sequence[ClaimedJob]) -> None:
-        """Have the jobs succeed."""
+        """Finish the jobs as succeeded."""
         outcomes = [documents.encode(Outcome(id=job.id, claims=job.claims, outcome="succeeded")) for job in jobs]
         [[stale]] = connection.execute(FINISH, (self._id, documents.join(outcomes)), prepare=True).fetchall()
         if stale:
-            raise RuntimeError(f"{len(stale)} outcomes are stale: somebody else works on this database")
+            raise RuntimeError(f"{len(stale)} outcomes are stale: another node works on this database")
 
     def leave(self) -> None:
-        """Delete its row."""
+        """Delete the row of the node."""
         self._database.value("SELECT jobqueue.leave_node(%s)", self._id)
 
 
 def submit(database: Database, jobs: int, *, batch: int, payload_bytes: int = 100) -> Cost:
-    """Submit so many jobs in batches over one connection."""
+    """Submit jobs in batches over one connection."""
     database.clear()
     payload = msgspec.Raw(harness.payload_of(payload_bytes).encode())
     texts = [
@@ -87,17 +87,17 @@ def submit(database: Database, jobs: int, *, batch: int, payload_bytes: int = 10
 
 
 def claim(database: Database, jobs: int, *, payload_bytes: int = 100) -> Cost:
-    """Claim so many jobs over one connection."""
+    """Claim jobs over one connection."""
     return _claim_then_finish(database, jobs, payload_bytes)[0]
 
 
 def finish(database: Database, jobs: int, *, payload_bytes: int = 100) -> Cost:
-    """Finish so many jobs, claimed before, over one connection."""
+    """Finish claimed jobs over one connection."""
     return _claim_then_finish(database, jobs, payload_bytes)[1]
 
 
 def drain(database: Database, jobs: int, *, payload_bytes: int = 100, queues: Sequence[str] = ("default",)) -> Cost:
-    """Claim and finish so many jobs over two connections, at the same time: the floor of a service's drain."""
+    """Claim and finish jobs over two connections at the same time, as the floor for a service's drain."""
     _fill(database, jobs, payload_bytes, queues)
     node = Node(database, queues)
     batches: queue.Queue[list[ClaimedJob]] = queue.Queue(MAX_AHEAD)
@@ -160,7 +160,7 @@ def _together(*works: Callable[[], None]) -> None:
 
 
 def figures(jobs: int, costs: Sequence[Cost]) -> dict[str, harness.Value]:
-    """Make a row of what one measurement of so many jobs, repeated, cost the database."""
+    """Make a row from the costs of a repeated measurement with `jobs` jobs."""
     cpu = [cost.cpu_per(jobs) for cost in costs]
     return {
         "jobs/s": Spread.of([jobs / cost.seconds for cost in costs]),
@@ -171,21 +171,22 @@ def figures(jobs: int, costs: Sequence[Cost]) -> dict[str, harness.Value]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--jobs", type=click.IntRange(min=BATCH), help="Jobs of a drain.  [default: 100,000; with --quick 5,000]")
-@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3; with --quick 1]")
+@click.option("--jobs", type=click.IntRange(min=BATCH), help="Jobs of a drain.  [default: 100,000, or 5,000 with --quick]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3, or 1 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
-    """Measure what the database can do, without a service."""
+    """Measure the database's maximum rates, without a service."""
     jobs = jobs or (5_000 if quick else 100_000)
     repeats = repeats or (1 if quick else 3)
     submits = {batch: min(SUBMITS * batch, max(jobs // 2, batch)) // batch * batch for batch in SUBMIT_BATCHES}
     with harness.database() as database:
         report = harness.Report(
             "limit",
-            "What the database can do, asked by bare connections",
+            "The database's maximum, over bare connections",
             database.machine,
             out,
-            notes=f"Payloads of 100 B. A drain is one connection that claims {BATCH:,} at a time and one that finishes them.",
+            notes=f"Payloads of 100 B. In the drain case, one connection claims jobs in batches of {BATCH:,}, and "
+            "a second connection finishes them.",
             plotted=["jobs/s", "WAL bytes/job", "PostgreSQL us/job"],
         )
         cases: dict[str, tuple[int, Callable[[], Cost]]] = {

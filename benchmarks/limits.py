@@ -1,8 +1,9 @@
-"""What limits cost, and whether they are reached: jobs that do nothing, through real services.
+"""Measure what limits cost and whether rates are reached, with real services and jobs that do nothing.
 
     python -m benchmarks.limits [--quick] [--out DIR]
 
-The jobs are there before their queue is opened; a rate is from the first claim to the end of the last job, by the database's clock.
+The jobs are submitted while their queue is paused. A rate counts from the first claim to the end of the last job, on the database's
+clock.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from benchmarks import harness
 from benchmarks.harness import Cost, Database, Spread
 
 WIDTH = 16
-"""Jobs that a node runs at once."""
+"""Maximum number of jobs that a node runs at once."""
 
 WARM_UP = 200
-"""Jobs before the measured ones, under the same limits: the first call of a function plans it."""
+"""Jobs to run before the measurement, under the same limits, because the first call of an SQL function is slower."""
 
 FILL_BATCH = 10_000
 
@@ -31,14 +32,14 @@ PATIENCE = 300.0
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """What is drained.
+    """The jobs and limits of a drain.
 
     Attributes:
-        settings: what is given to ``jobqueue.configure``.
-        jobs: of the whole number that is asked for, this share.
-        keys: over how many concurrency keys the jobs are dealt out; 0: they have none.
-        blocked: jobs of one more key, that wait behind one which runs all the time.
-        asked: jobs a second that the limit allows.
+        settings: the arguments of ``jobqueue.configure``.
+        jobs: the number of jobs, as a share of ``--jobs``.
+        keys: the number of concurrency keys of the jobs; 0 for jobs without keys.
+        blocked: additional jobs of one more key, which wait behind a job that never ends.
+        asked: jobs per second that the limit allows.
     """
 
     settings: str = ""
@@ -63,7 +64,7 @@ CASES = {
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """One drain: from the first claim to the last end in seconds, the same of the claims alone, and what it cost."""
+    """One drain: its cost, and the seconds from the first claim to the end of the last job and to the last claim."""
 
     seconds: float
     starts: float
@@ -71,7 +72,7 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 def drain(database: Database, case: Case, jobs: int) -> Drained:
-    """Drain so many jobs once, with fresh nodes."""
+    """Drain `jobs` jobs once, with new nodes."""
     database.clear()
     database.connection.execute("DELETE FROM jobqueue.queues; DELETE FROM jobqueue.queue_limits; TRUNCATE jobqueue.key_buckets")
     database.connection.execute(f"SELECT jobqueue.configure('q'{', ' + case.settings if case.settings else ''})")
@@ -83,7 +84,7 @@ def drain(database: Database, case: Case, jobs: int) -> Drained:
             database.value("SELECT count(*) FROM jobqueue.admit(1)")
         for count in (WARM_UP, jobs):
             database.pause("q")
-            time.sleep(0.1)  # a claim may be under way
+            time.sleep(0.1)  # a claim may still be running
             _submit(database, count, case.keys, "q")
             began = database.value("SELECT now()")
             with database.span() as cost:
@@ -92,7 +93,7 @@ def drain(database: Database, case: Case, jobs: int) -> Drained:
                 done = "SELECT count(*) FROM jobqueue.finished_jobs WHERE claimed_at > %s"
                 while database.value(done, began) < count:
                     if time.monotonic() > deadline:
-                        raise TimeoutError(f"{count} jobs are not done within {PATIENCE:g} s")
+                        raise TimeoutError(f"{count} jobs have not ended within {PATIENCE:g} s")
                     time.sleep(0.1)
         seconds, starts = database.connection.execute(
             "SELECT extract(epoch FROM max(finished_at) - min(claimed_at))::float8,"
@@ -115,7 +116,7 @@ def _submit(database: Database, jobs: int, keys: int, queue: str) -> None:
 
 
 def figures(jobs: int, case: Case, drains: Sequence[Drained], bare: Sequence[Drained], bare_jobs: int) -> dict[str, harness.Value]:
-    """Make a row of a case's repetitions, each beside the drain without limits of the same turn."""
+    """Make a row from a case's repetitions and the drains without limits of the same turns."""
     rates = [jobs / one.seconds for one in drains]
     cpu = [one.cost.cpu_per(jobs) for one in drains]
     return {
@@ -133,9 +134,9 @@ def figures(jobs: int, case: Case, drains: Sequence[Drained], bare: Sequence[Dra
 @click.option(
     "--jobs",
     type=click.IntRange(min=1000),
-    help="Jobs of a drain; limited cases take fewer.  [default: 50,000; with --quick 2,000]",
+    help="Jobs of a drain; limited cases use fewer.  [default: 50,000, or 2,000 with --quick]",
 )
-@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3; with --quick 1]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3, or 1 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
     """Measure what limits of queues and keys cost, and whether rates are reached."""
@@ -147,7 +148,7 @@ def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
             "Drains under limits of queues and of concurrency keys",
             database.machine,
             out,
-            notes=f"{WIDTH} jobs at once in a node, an async handler that does nothing, payloads of 100 B, one node if not said.",
+            notes=f"Default: one node, {WIDTH} jobs at once in a node, an async handler that does nothing, payloads of 100 B.",
             plotted=["jobs/s", "% of no limits", "% of asked", "PostgreSQL us/job"],
         )
         results = harness.interleave(

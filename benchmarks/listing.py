@@ -1,9 +1,9 @@
-"""What a page of a list costs with ten thousand jobs, and with so many more.
+"""Measure how long one page of a list takes, with ten thousand jobs and with many more.
 
     python -m benchmarks.listing [--jobs 10000000] [--quick] [--out DIR]
 
-Nine jobs of ten have succeeded, the others are pending; a kind has ten jobs among all. Pages have 100 jobs. A deep page begins at
-a random job, and so is seldom in memory; so does a look at what was created before some moment.
+Nine of ten jobs have succeeded, the others are pending. One kind has only ten jobs. A page has 100 jobs. Deep pages, and pages of
+jobs created before a time, begin at a random job, so their rows are rarely in memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from benchmarks.harness.database import FILL_BATCH
 
 FEW = 10_000
 RARE = 10
-"""Jobs of the kind that is looked for."""
+"""Number of jobs of the rare kind."""
 
 BEGAN = 1_700_000_000_000
-"""When the first of the jobs was created, in milliseconds since 1970; one came each millisecond."""
+"""Creation time of the first job, in milliseconds since 1970; there is one job per millisecond."""
 
 FILL = """
     WITH made AS (
@@ -45,14 +45,14 @@ FILL = """
 
 
 def fill(database: Database, jobs: int) -> None:
-    """Make jobs, an hour of them in each 3,600,000."""
+    """Insert `jobs` jobs, 3,600,000 for each hour."""
     constant = {"began": BEGAN, "every": jobs // RARE, "payload": harness.payload_of(100)}
     for first in range(0, jobs, FILL_BATCH):
         database.connection.execute(FILL, {**constant, "first": first, "last": min(first + FILL_BATCH, jobs) - 1})
 
 
 def asked(connection: psycopg.Connection[Any], jobs: int) -> dict[str, Callable[[], object]]:
-    """What is asked for, by name; each call asks for another place."""
+    """Return functions by name. Each of them requests a page, at another place with each call."""
 
     def moment() -> int:
         return BEGAN + random.randrange(jobs)
@@ -80,7 +80,7 @@ def asked(connection: psycopg.Connection[Any], jobs: int) -> dict[str, Callable[
 
 
 def measure(database: Database, jobs: int, looks: int) -> Mapping[str, list[float]]:
-    """Take so many looks at each kind of page among so many jobs; return milliseconds."""
+    """Request each kind of page `looks` times among `jobs` jobs. Return the milliseconds of each request."""
     database.clear()
     fill(database, jobs)
     database.settle()
@@ -91,13 +91,13 @@ def measure(database: Database, jobs: int, looks: int) -> Mapping[str, list[floa
             for name, case in cases.items():
                 began = time.perf_counter()
                 case()
-                if look:  # the first reads the catalogue
+                if look:  # the first request also reads the system catalogs
                     took[name].append((time.perf_counter() - began) * 1000)
     return took
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--jobs", type=click.IntRange(min=FEW), help="How many are many.  [default: 10000000; with --quick 100000]")
+@click.option("--jobs", type=click.IntRange(min=FEW), help="Larger number of jobs.  [default: 10 million, or 100,000 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None) -> None:
     """Measure pages of a list with few jobs and with many."""
@@ -108,7 +108,8 @@ def main(quick: bool, out: Path, jobs: int | None) -> None:
             f"A page of a list, with {FEW:,} jobs and with {jobs:,}",
             database.machine,
             out,
-            notes="Milliseconds for jobqueue.list_jobs, asked from this machine; ratio: of the medians.",
+            notes="Milliseconds for jobqueue.list_jobs, called from this machine. "
+            "Ratio: the median with many jobs, divided by the median with few.",
             plotted=["p50 ms, many", "ratio"],
         )
         few, many = [measure(database, count, 20 if quick else 100) for count in (FEW, jobs)]

@@ -2,12 +2,12 @@
 
     python -m benchmarks.load --jobs 1000 --clients 20
 
-Submits the jobs one a request over keep-alive connections, waits until the database says that all of them have ended, then asks for
-each one by its id. It exits with 1 if a submit failed or an acknowledged job is unaccounted for.
+It submits one job per request over keep-alive connections and waits until all of them have ended. Then it requests each job by its
+id. It exits with 1 if a request failed, or if an acknowledged job is unaccounted for.
 
-The load is a closed loop: a client sends its next job when its last one is acknowledged. So the latencies are those of this many
-clients that wait, and not of requests that arrive whatever the service does. They include this program's own share, well under a
-millisecond, but on the same machine also its share of the CPU.
+The load is a closed loop: a client sends its next job when its last one is acknowledged. So the latencies are valid for this
+number of clients, which wait for responses. They are not valid for requests that arrive independently of the service. They include
+this program's own time, which is well under a millisecond. On the same machine, the program also competes for the CPU.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from rich.table import Table
 from benchmarks.client import Client, LoadError, Unanswered, described
 
 UNENDED = frozenset({"pending", "scheduled", "inflight"})
-"""The states of a job from which another one follows by itself."""
+"""The states of unfinished jobs."""
 
 QUEUE = "default"
 
 POLL_INTERVAL = 0.25
-"""Seconds between two looks at what has not ended yet, at the least."""
+"""Minimum time between two polls for unfinished jobs, in seconds."""
 
 POLL_SHARE = 20
-"""Looks are this many times as long apart as one takes: counting a deep queue must not slow down its drain."""
+"""Pause between two polls, as a multiple of a poll's duration, so that counting a deep queue does not slow down its drain."""
 
 # --------------------------------------------------------------------------------------------------------------------- the load
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What to submit, and where."""
+    """The jobs to submit, and the service."""
 
     url: str
     jobs: int
@@ -60,14 +60,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return Client(self.url, self.token)
 
     def body(self, number: int) -> bytes:
-        """Make the job with this number: its payload is of `payload_bytes` as JSON, or as few more as it takes."""
+        """Return the job with this number. Its payload has `payload_bytes` bytes of JSON, or slightly more if that is too few."""
         payload = {"number": number, "padding": ""}
         payload["padding"] = "x" * (self.payload_bytes - len(msgspec.json.encode(payload)))
         return msgspec.json.encode({"kind": self.kind, "payload": payload})
 
 
 class Submitted(msgspec.Struct):
-    """What became of the submits: latencies in seconds, ids of the acknowledged, counts of the failed by what was answered."""
+    """The results of the submissions: latencies in seconds, ids of acknowledged jobs, and counts of failures by response."""
 
     latencies: list[float] = []
     ids: list[str] = []
@@ -76,7 +76,7 @@ class Submitted(msgspec.Struct):
 
 
 class Row(NamedTuple):
-    """What counts of a job that has ended; times by the database's clock."""
+    """The columns of an ended job that the report needs. Times are on the database's clock."""
 
     state: str
     attempt: int
@@ -90,13 +90,13 @@ class Row(NamedTuple):
 
 
 async def run(load: Load, progress: Progress) -> tuple[Submitted, list[Row], Counter[str]]:
-    """Submit, wait, and account for every job.
+    """Submit the jobs, wait for them, and account for each.
 
     Returns:
-        The submits, the jobs that have ended, and counts of those that have not by where they are.
+        The submissions, the ended jobs, and the counts of other jobs by state.
 
     Raises:
-        LoadError: see `Client.ask`; also when there is no service, or it is not ready.
+        LoadError: see `Client.ask`; also if the service cannot be reached or is not ready.
     """
     async with aclosing(load.client()) as client:
         await _require_service(client, load)
@@ -116,9 +116,9 @@ async def _require_service(client: Client, load: Load) -> None:
             answer = await client.request("GET", "/queues")
     except Unanswered as error:
         hint = "start one with `jobqueue serve examples.quickstart`"
-        raise LoadError(f"no service answers at {load.url} ({error}): {hint}") from None
+        raise LoadError(f"no service responds at {load.url} ({error}): {hint}") from None
     if answer.status != 200:
-        raise LoadError(f"{load.url} cannot be used: it answered {described(answer)}")
+        raise LoadError(f"{load.url} cannot be used: it responded with {described(answer)}")
 
 
 async def _submit(load: Load, bar: Bar) -> Submitted:
@@ -140,8 +140,8 @@ async def _submit_some(load: Load, numbers: Iterator[int], submitted: Submitted,
             try:
                 answer = await client.request("POST", "/submit", body)
             except Unanswered as error:
-                # Never sent again: it may have been committed, and then it would be two jobs.
-                submitted.failures[f"no answer: {error}"] += 1
+                # Do not send it again: if it was committed, that would create a second job.
+                submitted.failures[f"no response: {error}"] += 1
             else:
                 submitted.latencies.append(time.perf_counter() - started)
                 if answer.status == 201:
@@ -157,11 +157,11 @@ async def _depth(client: Client) -> int:
 
 
 async def _wait_for_the_last(client: Client, ids: list[str], depth_before: int, bar: Bar) -> None:
-    """Wait until the job submitted last, which is about the last to run, has ended: two requests a look disturb no drain."""
+    """Wait until the last submitted job has ended, because it is one of the last jobs to run. Each poll needs only two requests."""
     while True:
         started = trio.current_time()
         last = (await client.ask(f"/jobs/{ids[-1]}")).body
-        # Others may use the queue as well, so its depth is only good for a picture.
+        # Other callers may use the queue too, so its depth only serves the progress display.
         bar.show(len(ids) - (await _depth(client) - depth_before))
         if last.get("state") not in UNENDED:
             return
@@ -169,12 +169,12 @@ async def _wait_for_the_last(client: Client, ids: list[str], depth_before: int, 
 
 
 async def _account(load: Load, ids: list[str], deadline: float, bar: Bar) -> tuple[list[Row], Counter[str]]:
-    """Ask for every job by its id, and again until it has ended or the time is over."""
+    """Request every job by its id until it has ended, or until the deadline."""
     rows: list[Row] = []
     rest: Counter[str] = Counter()
     remaining = iter(dict.fromkeys(ids))
     if repeated := len(ids) - len(set(ids)):
-        rest["acknowledged with the id of another"] = repeated
+        rest["acknowledged with the id of another job"] = repeated
 
     async def account_for_some() -> None:
         async with aclosing(load.client()) as client:
@@ -193,7 +193,7 @@ async def _account(load: Load, ids: list[str], deadline: float, bar: Bar) -> tup
 
 
 async def _fate(client: Client, job_id: str, deadline: float) -> Row | str:
-    """Wait for a job to end and return its row, or else where it is when the time is over."""
+    """Wait for a job to end and return its row. After the deadline, return its state."""
     while True:
         answer = await client.ask(f"/jobs/{job_id}")
         if answer.status == 404:
@@ -242,15 +242,15 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The figures of one load; the JSON file holds them under these names.
+    """The figures of one load. The JSON file uses the same names.
 
     Attributes:
-        submit_rate: acknowledged jobs a second, from the first request to the last answer.
-        submit_latency: of each request that was answered, whatever the answer.
-        drain_rate: ended jobs a second, from the first job's creation to the last one's end, by the database's clock.
-        time_to_done: of each job that ended, from its creation to its end, by the database's clock.
-        retried: jobs that took more than one attempt: the first failed, or was lost with its node.
-        unaccounted: acknowledged jobs that have not ended, or that the service does not know, by where they are.
+        submit_rate: acknowledged jobs per second, from the first request to the last response.
+        submit_latency: latency of the requests with a response of any status.
+        drain_rate: ended jobs per second, from the first job's creation to the last job's end, on the database's clock.
+        time_to_done: time from creation to end of the ended jobs, on the database's clock.
+        retried: jobs that needed more than one attempt, because an attempt failed or was lost with its node.
+        unaccounted: acknowledged jobs that have not ended, or that the service does not know, by state.
     """
 
     load: Load
@@ -288,7 +288,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether every job was acknowledged, and every acknowledged one has ended."""
+        """Whether every job was acknowledged and has ended."""
         return not self.submit_failures and self.acknowledged == sum(self.ended.values()) == self.load.jobs
 
     def table(self) -> Table:
@@ -319,17 +319,15 @@ def _counted(counts: dict[str, int]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--url", default="http://127.0.0.1:8080", help="The service.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1000, help="How many jobs to submit, one a request.")
-@click.option("--clients", type=click.IntRange(1, 10_000), default=20, help="How many connections submit at once.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1000, help="Number of jobs to submit, one per request.")
+@click.option("--clients", type=click.IntRange(1, 10_000), default=20, help="Number of connections that submit at once.")
 @click.option("--kind", default="default", help="Kind of the jobs; the service must have a handler for it.")
-@click.option("--payload-bytes", type=click.IntRange(0, 1 << 20), default=100, help="Size of a payload, at the least.")
-@click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="The service's token, if it wants one.")
+@click.option("--payload-bytes", type=click.IntRange(0, 1 << 20), default=100, help="Minimum size of a payload, in bytes.")
+@click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="The service's token, if it requires one.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=600.0, help="Seconds to wait for the jobs to end.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures to this file as well."
-)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file.")
 def main(json_file: Path | None, **options: Any) -> None:
-    """Load a running service with jobs, and account for every one of them."""
+    """Load a running service with jobs, and account for every job."""
     load = Load(**options)
     columns = [TextColumn("{task.description:>8}"), *Progress.get_default_columns()[1:], MofNCompleteColumn()]
     failure: BaseException | None = None

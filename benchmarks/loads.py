@@ -1,4 +1,4 @@
-"""Loads from processes of their own: HTTP by wrk or by `benchmarks.generator`, statements by pgbench or by threads with psycopg."""
+"""Run loads in child processes: HTTP with wrk or `benchmarks.generator`, SQL statements with pgbench or psycopg."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ end
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """How a load was answered.
+    """The responses to a load.
 
     Attributes:
-        requests: those that succeeded.
+        requests: the number of successful requests.
     """
 
     seconds: float
@@ -49,20 +49,20 @@ class Answered(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, seconds: float, latencies: Sequence[float], failures: int = 0) -> Answered:
-        """Sum up latencies in seconds."""
+        """Summarize latencies, which are given in seconds."""
         if not latencies:
-            raise RuntimeError(f"nothing was answered, {failures} requests failed")
+            raise RuntimeError(f"no request succeeded, {failures} failed")
         p50, p99, p999 = (harness.percentile(latencies, share) * 1e3 for share in (0.5, 0.99, 0.999))
         return cls(seconds, len(latencies), failures, p50, p99, p999)
 
     @property
     def rate(self) -> float:
-        """Successes a second."""
+        """Successful requests per second."""
         return self.requests / self.seconds
 
 
 def http(load: Load) -> Answered:
-    """Put an HTTP load on, by our own generator."""
+    """Run an HTTP load with `benchmarks.generator`."""
     command = [sys.executable, "-m", "benchmarks.generator"]
     output = subprocess.run(command, input=msgspec.msgpack.encode(load), stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout
     sent = msgspec.msgpack.decode(output, type=Sent)
@@ -70,9 +70,9 @@ def http(load: Load) -> Answered:
 
 
 def wrk(load: Load) -> Answered:
-    """Put a closed loop of the same small request on, by wrk where it is installed: it costs next to nothing.
+    """Run a closed loop of one small request. Use wrk if it is installed, because wrk uses very little CPU.
 
-    Its percentiles are corrected for what was not sent while the service stalled (coordinated omission): they are a little higher.
+    wrk corrects its percentiles for requests not sent during stalls (coordinated omission), so its percentiles are slightly higher.
     """
     if WRK is None:
         return http(load)
@@ -83,18 +83,18 @@ def wrk(load: Load) -> Answered:
         command += [
             f"--timeout={TIMEOUT:.0f}s",
             load.url,
-        ]  # wrk leaves slower answers out of its percentiles, and calls them errors
+        ]  # wrk counts slower responses as errors, not in its percentiles
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"RESULT (\[.*\])", output)
     if found is None:
-        raise RuntimeError(f"wrk said:\n{output}")
+        raise RuntimeError(f"wrk failed:\n{output}")
     seconds, requests, failures, *percentiles = msgspec.json.decode(found[1])
     p50, p99, p999 = (microseconds / 1e3 for microseconds in percentiles)
     return Answered(seconds, requests - failures, failures, p50, p99, p999)
 
 
 def statements(database: harness.Database, statement: str, connections: int, seconds: float) -> Answered:
-    """Run the same statement over and over, each a transaction: by pgbench where it is installed."""
+    """Run one statement repeatedly, each time in its own transaction, with pgbench if it is installed."""
     if PGBENCH is None:
         return _by_threads(database, statement, connections, seconds)
     with tempfile.TemporaryDirectory() as directory:
@@ -106,7 +106,7 @@ def statements(database: harness.Database, statement: str, connections: int, sec
         lines = [line.split() for log in Path(directory).glob("log.*") for line in log.read_text().splitlines()]
     rate = re.search(r"tps = ([\d.]+)", output)
     if rate is None:
-        raise RuntimeError(f"pgbench said:\n{output}")
+        raise RuntimeError(f"pgbench failed:\n{output}")
     return Answered.of(len(lines) / float(rate[1]), [int(fields[2]) / 1e6 for fields in lines])
 
 

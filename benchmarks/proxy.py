@@ -7,9 +7,9 @@
     proxy.cut()
     proxy.lose_next_reply(b"jobqueue.submit_batch")
 
-It knows as much of PostgreSQL's protocol (https://www.postgresql.org/docs/current/protocol-message-formats.html) as it takes to
-lose the answer to one statement: the text of a prepared one crosses the network only once. `proxy_in_thread` is for callers without
-Trio.
+To lose the reply to a given statement, the proxy parses PostgreSQL's protocol
+(https://www.postgresql.org/docs/current/protocol-message-formats.html) and tracks prepared statements, whose text is sent only
+once. `proxy_in_thread` is for callers without Trio.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import NamedTuple
 import trio
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds to reach the server; after it the client's connection is reset."""
+"""Maximum time to connect to the server, in seconds. After that, the proxy resets the client's connection."""
 
 ENCRYPTION_REQUESTS = (80877103, 80877104)
-"""What a client sends in place of a protocol version to ask for TLS, or for GSSAPI. It is told that there is none."""
+"""Codes that a client sends in place of a protocol version to request TLS or GSSAPI. The proxy declines both."""
 
 RESET = struct.pack("ii", 1, 0)
-"""The SO_LINGER that makes a close a reset."""
+"""The SO_LINGER value with which a close resets the connection."""
 
 
 class _Loss(NamedTuple):
@@ -51,7 +51,7 @@ class _Network:
     lost: int = 0
 
     def take_loss(self, statement: bytes) -> _Loss | None:
-        """Return how this statement is to be lost, once; None when it is not."""
+        """Return how to lose this statement, or None to pass it on. Each loss is returned once."""
         loss = self.loss
         if loss is None or loss.pattern not in statement:
             return None
@@ -60,13 +60,13 @@ class _Network:
 
 
 class Proxy:
-    """A way to one server, as long as the network is whole.
+    """A proxy to one server, with methods that break the network.
 
-    All methods but `run` are synchronous, and for the thread in which it runs.
+    All methods except `run` are synchronous. Call them in the thread of `run`.
 
     Args:
-        host: the server's, or the directory of its Unix socket.
-        port: the server's.
+        host: the server's host, or the directory of its Unix socket.
+        port: the server's port.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -76,40 +76,40 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many connections there are now."""
+        """The number of open connections."""
         return len(self._connections)
 
     @property
     def lost(self) -> int:
-        """How many requests and replies were lost by `lose_next_request` and `lose_next_reply`."""
+        """The number of requests and replies lost by `lose_next_request` and `lose_next_reply`."""
         return self._network.lost
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Relay until cancelled; started with the port that it listens on, on 127.0.0.1."""
+        """Relay until cancelled. Report the port on 127.0.0.1 to `task_status`."""
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         task_status.started(listeners[0].socket.getsockname()[1])
         await trio.serve_listeners(self._serve, listeners)
 
     def cut(self) -> None:
-        """Reset all present connections; new ones pass."""
+        """Reset all current connections. New ones work."""
         for connection in self._connections:
             connection.reset()
 
     def refuse(self) -> None:
-        """Reset all connections, present and new ones, until `heal`."""
+        """Reset all current and new connections until `heal`."""
         self._network.refusing = True
         self.cut()
 
     def blackhole(self) -> None:
-        """Swallow everything in both directions, on present and new connections, and close none of them, until `heal`."""
+        """Drop all data in both directions, on current and new connections, without closing any, until `heal`."""
         self._network.blackholed = True
 
     def delay(self, seconds: float) -> None:
-        """Hold everything that a client sends back for so long, until told otherwise."""
+        """Delay all data from clients by `seconds`, until the next call."""
         self._network.latency = seconds
 
     def lose_next_reply(self, pattern: bytes) -> None:
-        """Let the next statement that contains the pattern run to its end, commit included, and reset in place of its answer."""
+        """Let the next statement with the pattern run and commit, then reset the connection instead of sending its reply."""
         self._network.loss = _Loss(pattern, of_reply=True)
 
     def lose_next_request(self, pattern: bytes) -> None:
@@ -117,7 +117,7 @@ class Proxy:
         self._network.loss = _Loss(pattern, of_reply=False)
 
     def heal(self) -> None:
-        """Let everything pass again, except on connections that have lost something: those are reset."""
+        """Pass everything on again, and reset the connections that have lost data."""
         if self._network.blackholed:
             self.cut()
         self._network.refusing = self._network.blackholed = False
@@ -137,7 +137,7 @@ class Proxy:
 
 
 class _Connection:
-    """One client's connection, and the one to the server that belongs to it."""
+    """A client's connection and the corresponding connection to the server."""
 
     def __init__(self, client: trio.SocketStream, network: _Network) -> None:
         self._client = client
@@ -151,7 +151,7 @@ class _Connection:
         self._scope.cancel()
 
     async def relay(self, address: tuple[str, int]) -> None:
-        """Pass everything on until one side ends, or a reset."""
+        """Pass everything on until one side closes, or until `reset`."""
         with self._scope:
             try:
                 startup = await self._startup_packet()
@@ -164,7 +164,7 @@ class _Connection:
                 self.reset()
 
     async def _startup_packet(self) -> bytes:
-        """Receive what a client begins with, once it has given up encryption: a connection that we can read."""
+        """Receive a client's startup packet, after declining its requests for encryption."""
         while True:
             head = await self._receive_exactly(8)
             length, code = struct.unpack("!ii", head)
@@ -201,7 +201,7 @@ class _Connection:
                     await trio.lowlevel.checkpoint()
                 self._losing_reply = self._losing_reply or loss is not None
             await server.send_all(chunk)
-        await self._swallow_in_blackhole()  # a server does not learn of its client's end either
+        await self._swallow_in_blackhole()  # in a blackhole, the server must not notice that the client has closed
         self._scope.cancel()
 
     async def _pass_replies(self, server: trio.SocketStream) -> None:
@@ -210,7 +210,7 @@ class _Connection:
             await self._swallow_in_blackhole()
             if not self._losing_reply:
                 await self._client.send_all(chunk)
-            # A long answer begins before its transaction is committed: only the message that ends it says that it is.
+            # A long reply begins before its transaction is committed. Only its last message shows that the commit is done.
             elif any(kind == b"Z" for kind, _ in replies.feed(chunk)):
                 self._network.lost += 1
                 self.reset()
@@ -218,13 +218,13 @@ class _Connection:
 
 
 class _Messages:
-    """Splits one direction of a connection, from a message's start on, into messages: a type of one byte, and a body."""
+    """Splits one direction of a connection into messages, each with a type of one byte and a body."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, chunk: bytes | bytearray) -> list[tuple[bytes, bytes]]:
-        """Take what came; return the messages that it completes."""
+        """Add received data. Return the messages that are now complete."""
         self._buffer += chunk
         messages = []
         start = 0
@@ -239,13 +239,13 @@ class _Messages:
 
 
 class _Statements:
-    """Follows which prepared statement is which."""
+    """Tracks the texts of prepared statements."""
 
     def __init__(self) -> None:
         self._prepared: dict[bytes, bytes] = {}
 
     def run_by(self, messages: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
-        """Yield the text of each statement that these messages run. To prepare one is not yet to run it."""
+        """Yield the text of each statement that these messages run, but not of statements that they only prepare."""
         for kind, body in messages:
             if kind == b"Q":
                 yield body
@@ -258,10 +258,10 @@ class _Statements:
 
 
 class ProxyThread:
-    """A `Proxy` that runs in a thread of its own, for callers without Trio: the same methods, done when they return.
+    """A `Proxy` in a separate thread, for callers without Trio. It has the same methods, which block until they are done.
 
     Attributes:
-        port: where it listens, on 127.0.0.1.
+        port: its port on 127.0.0.1.
     """
 
     def __init__(self, proxy: Proxy, port: int, token: trio.lowlevel.TrioToken) -> None:
@@ -300,11 +300,11 @@ class ProxyThread:
 
 @contextmanager
 def proxy_in_thread(host: str, port: int) -> Iterator[ProxyThread]:
-    """Run a proxy in a thread while the context lasts.
+    """Run a proxy in a thread during the block.
 
     Args:
-        host: the server's, or the directory of its Unix socket.
-        port: the server's.
+        host: the server's host, or the directory of its Unix socket.
+        port: the server's port.
     """
     started: queue.SimpleQueue[tuple[int, trio.lowlevel.TrioToken, trio.CancelScope] | BaseException] = queue.SimpleQueue()
     proxy = Proxy(host, port)

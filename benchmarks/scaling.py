@@ -1,8 +1,9 @@
-"""What a second process brings: drain and submit rate of ``jobqueue serve --processes N``, for several N in the same call.
+"""Measure the drain and submit rates of ``jobqueue serve --processes N`` for several N.
 
     python -m benchmarks.scaling [--quick] [--out DIR]
 
-PostgreSQL and the load run on the same machine: processes for which there is no core only take from those.
+PostgreSQL and the load run on the same machine. Without enough cores, more processes only take CPU time from
+PostgreSQL and the load.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ QUEUE = "q0"
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """Jobs a second of one measurement, and what they cost the database."""
+    """Jobs per second of one measurement, and the cost for the database."""
 
     rate: float
     jobs: int
@@ -37,7 +38,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 def node(database: Database, processes: int) -> Node:
-    """Make a service of so many processes."""
+    """Return a service with `processes` processes."""
     return Node(database, "benchmarks.handlers", queues={QUEUE: WIDTH // processes}, options={"processes": processes})
 
 
@@ -47,7 +48,7 @@ def drained(database: Database, processes: int, jobs: int) -> Measured:
     with node(database, processes):
         for count in (drain.WARM_UP, jobs):
             database.pause(QUEUE)
-            time.sleep(0.1)  # a claim may be under way
+            time.sleep(0.1)  # a claim may still be running
             database.fill(count, queues={QUEUE: "async"})
             last = database.last_of(QUEUE)
             with database.span() as cost:
@@ -57,28 +58,28 @@ def drained(database: Database, processes: int, jobs: int) -> Measured:
 
 
 def submitted(database: Database, processes: int, seconds: float) -> Measured:
-    """Submit jobs over HTTP, one a request, to a queue that nobody works."""
+    """Submit jobs over HTTP, one per request, to a queue that no node works."""
     database.clear()
     with node(database, processes) as service:
         load = Load(url=service.url, body=submit.job(), connections=CONNECTIONS, seconds=1)
-        loads.wrk(load)  # the first call of a function plans it
+        loads.wrk(load)  # the first call of an SQL function is slower
         with database.span() as cost:
             answered = loads.wrk(msgspec.structs.replace(load, seconds=seconds))
     return Measured(answered.rate, answered.requests, cost)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3; with --quick 1]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3, or 1 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, repeats: int | None) -> None:
-    """Measure what more processes on one port bring."""
+    """Measure how throughput grows with more processes on one port."""
     with harness.database() as database:
         report = harness.Report(
             "scaling",
             "One port, several processes",
             database.machine,
             out,
-            notes=f"{WIDTH} jobs at once over all processes; submits over {CONNECTIONS} connections, to a queue that nobody works.",
+            notes=f"{WIDTH} jobs at once over all processes; submits over {CONNECTIONS} connections, to an unworked queue.",
             plotted=["jobs/s", "x one process", "PostgreSQL us/job"],
         )
         jobs, seconds = (4_000, 1.0) if quick else (100_000, 3.0)

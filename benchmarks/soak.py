@@ -1,9 +1,9 @@
-"""Whether a node grows: its memory, files and threads while it takes and runs as many jobs as it can, minute by minute.
+"""Measure whether a node's memory, open files or threads grow while it receives and runs as many jobs as it can.
 
     python -m benchmarks.soak [--quick] [--minutes N] [--out DIR]
 
-Clients submit in batches over HTTP, and wait while more than `BACKLOG` jobs are not done. No finished jobs are kept, or the disk
-would be full.
+Clients submit in batches over HTTP, and wait while more than `BACKLOG` jobs are unfinished. Finished jobs are not kept, because
+they would fill the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOOK_INTERVAL = 0.2
 
 
 class Minute(msgspec.Struct, frozen=True):
-    """One minute of a node, or what stands for one: jobs a second, and at its end memory and open files."""
+    """One minute of a node (shorter with ``--quick``): jobs per second, and memory and open files at its end."""
 
     rate: float
     usage: Usage
@@ -39,7 +39,7 @@ class Minute(msgspec.Struct, frozen=True):
 
 
 def counts(node: Node) -> dict[str, float]:
-    """Read what the node counts."""
+    """Read the node's counters."""
     with urllib.request.urlopen(f"{node.url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return {name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)) for name in COUNTED}
@@ -47,7 +47,7 @@ def counts(node: Node) -> dict[str, float]:
 
 @contextmanager
 def _load(node: Node) -> Iterator[None]:
-    """Submit for as long as the context lasts."""
+    """Submit jobs during the block."""
     job = b'{"kind": "async", "payload": %b}' % harness.payload_of(100).encode()
     body = b"\n".join([job] * BATCH)
     over = threading.Event()
@@ -82,7 +82,7 @@ def _load(node: Node) -> Iterator[None]:
 
 
 def soak(node: Node, minutes: int, seconds: float) -> list[Minute]:
-    """Keep a node at full load for so many minutes of so many seconds."""
+    """Keep a node at full load for `minutes` minutes of `seconds` seconds each."""
     found = []
     with _load(node):
         for _ in range(minutes):
@@ -94,10 +94,10 @@ def soak(node: Node, minutes: int, seconds: float) -> list[Minute]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--minutes", type=click.IntRange(min=2), help="How long.  [default: 60; with --quick 3, of 3 s each]")
+@click.option("--minutes", type=click.IntRange(min=2), help="Duration.  [default: 60, or 3 of 3 s each with --quick]")
 @harness.options
 def main(quick: bool, out: Path, minutes: int | None) -> None:
-    """Measure whether a node grows at full load."""
+    """Measure whether a node's memory, files or threads grow at full load."""
     minutes = minutes or (3 if quick else 60)
     seconds = 3.0 if quick else 60.0
     with harness.database() as database, Node(database, "benchmarks.handlers", options={"keep-finished": 0}) as node:
@@ -106,7 +106,8 @@ def main(quick: bool, out: Path, minutes: int | None) -> None:
             f"One node at full load for {minutes} times {seconds:g} s",
             database.machine,
             out,
-            notes=f"Submits over HTTP, {BATCH} a request, {CLIENTS} at a time. Ratio: of RSS to that of the first row.",
+            notes=f"Submits over HTTP, {BATCH} jobs per request, {CLIENTS} requests at a time. "
+            "Ratio: RSS divided by the RSS of the first row.",
             plotted=["jobs/s", "RSS MiB"],
         )
         found = soak(node, minutes, seconds)

@@ -1,11 +1,13 @@
-"""How fast jobs are taken: over HTTP and by SQL, one at a time and in batches, as shares of what the server can do.
+"""Measure the rate of submissions over HTTP and SQL, single and in batches, as shares of the server's maximum.
 
     python -m benchmarks.submit [--quick] [--out DIR]
 
-A real service, and jobs for a queue that no node works, so that only the way in is measured. Single submits over HTTP go, in turn,
-through the express lane and through quart-trio on hypercorn alone: the same requests to the same server, sent as ``POST /submit?``,
-which is not the plain form that the lane takes. The floor of single submits is an INSERT of the same size a transaction, from 16
-connections, into a table with one index; that of batches is `benchmarks.limit.submit` in batches of 1,000.
+The jobs go to a real service, in a queue that no node works, so that only submissions are measured. Single submissions over HTTP
+use the express lane and the Quart routes in turn. For the Quart routes, the same requests are sent as ``POST /submit?``, which the
+express lane does not accept.
+
+The floor for single submissions is one INSERT of the same size per transaction, from 16 connections, into a table with one index.
+The floor for batches is `benchmarks.limit.submit` in batches of 1,000.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ WORKED = "worked"
 CONNECTIONS = (1, 8, 32, 128)
 
 BATCHES = {10: 8, 100: 8, 1_000: 4, 100_000: 1}
-"""Jobs in a body, and the connections that send such bodies."""
+"""The number of connections that send bodies, by the number of jobs in a body."""
 
 FLOOR_CONNECTIONS = 16
 FLOOR_BATCH = 1_000
@@ -44,7 +46,7 @@ FLOOR_TABLE = "benchmark_floor"
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """One measurement: how a load was answered, and what it cost."""
+    """One measurement: the responses to a load, and its cost."""
 
     answered: Answered
     jobs: int
@@ -53,17 +55,17 @@ class Measured(msgspec.Struct, frozen=True):
 
     @property
     def rate(self) -> float:
-        """Jobs a second."""
+        """Jobs per second."""
         return self.jobs / self.answered.seconds
 
     @property
     def service_cpu(self) -> float | None:
-        """Microseconds of the service's CPU for a job."""
+        """Microseconds of the service's CPU time per job."""
         return None if self.service is None else self.service.cpu / self.jobs * 1e6
 
 
 class Case(msgspec.Struct, frozen=True):
-    """Something to measure, and the names of the cases that it is compared with."""
+    """A measurement, and the names of the cases to compare it with."""
 
     measure: Callable[[], Measured]
     floor: str | None
@@ -71,10 +73,12 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """The database and the service that all cases use.
+    """The database and the service of all cases.
 
     Args:
-        seconds: of one measurement.
+        database: the database.
+        node: the service.
+        seconds: the length of one measurement.
     """
 
     def __init__(self, database: Database, node: Node, seconds: float) -> None:
@@ -84,12 +88,12 @@ class Bench:
         database.connection.execute(f"CREATE TABLE {FLOOR_TABLE} (id uuid PRIMARY KEY, payload jsonb NOT NULL)")
 
     def single(self, connections: int, path: str) -> Measured:
-        """Submit jobs over HTTP, one a request."""
+        """Submit jobs over HTTP, one per request."""
         load = Load(url=self._node.url, path=path, body=job(), connections=connections, seconds=self._seconds)
         return self._of_service(lambda: loads.wrk(load), 1)
 
     def batch(self, size: int, connections: int, *, lines: bool) -> Measured:
-        """Submit jobs over HTTP, many a request: in an array, or one a line."""
+        """Submit jobs over HTTP, many per request, as an array or as NDJSON (`lines`)."""
         jobs = [job()] * size
         load = Load(
             url=self._node.url,
@@ -101,14 +105,14 @@ class Bench:
         return self._of_service(lambda: loads.http(load), size)
 
     def sql(self, statement: str, connections: int, batch: int = 1) -> Measured:
-        """Run a statement that submits so many jobs, over bare connections."""
+        """Run a statement that submits `batch` jobs, over bare connections."""
         self._clear()
         with self._database.span() as cost:
             answered = loads.statements(self._database, statement, connections, self._seconds)
         return Measured(answered, answered.requests * batch, cost)
 
     def bare_batches(self, jobs: int) -> Measured:
-        """Measure the floor of batches."""
+        """Measure the floor for batches."""
         cost = limit.submit(self._database, jobs, batch=FLOOR_BATCH)
         each = cost.seconds / (jobs // FLOOR_BATCH)
         return Measured(Answered.of(cost.seconds, [each]), jobs, cost)
@@ -126,12 +130,12 @@ class Bench:
 
 
 def job() -> bytes:
-    """Make a job as clients send it."""
+    """Return a job in the form in which clients send it."""
     return f'{{"kind": "none", "queue": "{QUEUE}", "payload": {harness.payload_of(100)}}}'.encode()
 
 
 def cases(bench: Bench, floor_jobs: int) -> dict[str, Case]:
-    """List what is measured, in the order of a turn."""
+    """Return the cases in the order of a turn."""
     payload = harness.payload_of(100)
     insert = f"INSERT INTO {FLOOR_TABLE} VALUES (gen_random_uuid(), '{payload}')"
     one = f"SELECT jobqueue.submit('none', '{payload}', queue => '{QUEUE}')"
@@ -155,7 +159,7 @@ def cases(bench: Bench, floor_jobs: int) -> dict[str, Case]:
 
 
 def figures(case: Case, results: dict[str, list[Measured]], name: str) -> dict[str, harness.Value]:
-    """Make a row: the ratios are to what was measured in the same turn."""
+    """Make a row. Ratios compare with measurements of the same turn."""
     measured = results[name]
 
     def ratio(other: str | None, scale: float) -> Spread | None:
@@ -163,7 +167,7 @@ def figures(case: Case, results: dict[str, list[Measured]], name: str) -> dict[s
             return None
         return Spread.of([one.rate / base.rate * scale for one, base in zip(measured, results[other], strict=True)])
 
-    timed = [] if name == BATCH_FLOOR else [one.answered for one in measured]  # of the bare loop only the whole time is known
+    timed = [] if name == BATCH_FLOOR else [one.answered for one in measured]  # the bare loop measures only its total time
     rows = [limit.figures(one.jobs, [one.cost]) for one in measured]
     costs = {column: [value.median for row in rows if isinstance(value := row[column], Spread)] for column in COSTS}
     return {
@@ -188,26 +192,26 @@ def _median(samples: Sequence[float | None]) -> float | None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seconds", type=click.FloatRange(min=1), help="Of one measurement.  [default: 3; with --quick 1]")
-@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3; with --quick 1]")
-@click.option("--only", multiple=True, help="Cases whose names begin so, and the floors; may be given again.  [default: all]")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Seconds of one measurement.  [default: 3, or 1 with --quick]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3, or 1 with --quick]")
+@click.option("--only", multiple=True, help="Measure the cases with this prefix, and the floors; repeatable.  [default: all]")
 @harness.options
 def main(quick: bool, out: Path, seconds: float | None, repeats: int | None, only: tuple[str, ...]) -> None:
-    """Measure how fast jobs are taken."""
+    """Measure the rate of submissions."""
     seconds = seconds or (1.0 if quick else 3.0)
     with harness.database() as database, Node(database, "benchmarks.handlers", queues={WORKED: 1}) as node:
         report = harness.Report(
             "submit",
-            "Durable submits, to a queue that nobody works",
+            "Durable submits, to a queue that no node works",
             database.machine,
             out,
             notes=f"Payloads of 100 B. Single submits by {'wrk' if loads.WRK else 'our generator'}, batches by our generator, "
-            f"SQL by {'pgbench' if loads.PGBENCH else 'threads'}.\nFloors: INSERT is one row a transaction from "
-            f"{FLOOR_CONNECTIONS} connections; the other is one bare connection. Latencies are of requests, or of transactions.",
+            f"SQL by {'pgbench' if loads.PGBENCH else 'threads'}.\nFloors: INSERT is one row per transaction from "
+            f"{FLOOR_CONNECTIONS} connections; the other is one bare connection. Latencies are of requests or transactions.",
             plotted=["jobs/s", "x hypercorn", "% of floor"],
         )
         bench = Bench(database, node, seconds)
-        bench.single(8, "/submit")  # the first call of a function plans it
+        bench.single(8, "/submit")  # the first call of an SQL function is slower
         chosen = {
             name: case
             for name, case in cases(bench, 10_000 if quick else 100_000).items()

@@ -1,4 +1,4 @@
-"""What the nodes serve whose latency is measured: jobs that know when they were sent, by a clock of the same machine."""
+"""The handler of the nodes whose latency is measured. Its jobs contain the time at which they were sent."""
 
 import time
 
@@ -11,7 +11,7 @@ app = jobqueue.App()
 
 @app.handler("timed")
 async def timed(sent: int, seconds: float = 0.0) -> int:
-    """Sleep for so long, and return how many nanoseconds of CLOCK_MONOTONIC passed between `sent` and the start."""
+    """Sleep for `seconds` seconds. Return the time from `sent` to the start, in nanoseconds of CLOCK_MONOTONIC."""
     waited = time.monotonic_ns() - sent
     if seconds:
         await trio.sleep(seconds)

@@ -1,10 +1,11 @@
-"""Make thumbnails: each job is one image, shrunk in a process of its own, because that is work for a CPU.
+"""Make thumbnails: each job shrinks one image, in another process because this is CPU-bound work.
 
     jobqueue serve examples.thumbnails
 
     python -m examples.thumbnails ~/Pictures --out thumbnails
 
-The second command submits every image below a folder, waits, and says what became of each. The service must see the same files.
+The second command submits all images in a folder and its subfolders, waits, and prints the
+outcomes. The service must have access to the same files.
 """
 
 import secrets
@@ -32,9 +33,12 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "BMP": (".bmp",),
 }
-"""What is read, and by which names it is found. Pillow knows more formats, some with parsers not meant for strangers' files."""
+"""The supported formats, and their file name suffixes.
 
-# A file of a few kilobytes can be a gigabyte of pixels. From 89 million pixels on Pillow warns, and from twice that on it refuses.
+Pillow supports more formats, but some of its parsers are not safe for files from strangers.
+"""
+
+# A file of a few KiB can contain a GB of pixels. Pillow warns above 89 million pixels, and raises an error at twice as many.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 app = jobqueue.App()
@@ -42,24 +46,24 @@ app = jobqueue.App()
 
 @app.handler("thumbnail", cpu=True, timeout=60, max_retries=2)
 def thumbnail(path: str, width: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256, folder: str | None = None) -> dict[str, Any]:
-    """Shrink an image to fit into a square, as a PNG if it is transparent somewhere and a JPEG if not.
+    """Shrink an image to fit into a square: a PNG if any pixel is transparent, otherwise a JPEG.
 
-    A job may run more than once: the second time it puts the same file in the same place.
+    A job may run more than once. It then writes the same file again.
 
     Args:
         path: the image.
         width: the side of the square, in pixels.
-        folder: where to put the thumbnail; a folder "thumbnails" beside the image unless said otherwise.
+        folder: the folder for the thumbnail; by default "thumbnails" next to the image.
 
     Raises:
-        jobqueue.Discard: there is no such file, or it is not an image that can be read.
+        jobqueue.Discard: the file does not exist, or is not a readable image.
     """
     source = Path(path)
     image = shrink(source, width)
     form, suffix = ("PNG", ".png") if image.mode == "RGBA" else ("JPEG", ".jpg")
     target = (source.parent / "thumbnails" if folder is None else Path(folder)) / f"{source.name}.{width}{suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Whoever looks sees a whole thumbnail or none: it is written under another name first.
+    # Write under another name first, so that readers never see an unfinished thumbnail.
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         image.save(unfinished, form, icc_profile=image.info.get("icc_profile"))
@@ -70,23 +74,23 @@ def thumbnail(path: str, width: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 25
 
 
 def shrink(source: Path, width: int) -> Image.Image:
-    """Read an image and return it small, upright, and in RGB or RGBA."""
+    """Read an image; return it small, upright, and in RGB or RGBA."""
     try:
         with Image.open(source, formats=list(FORMATS)) as image:
-            image.thumbnail((width, width))  # before all else: a JPEG is then decoded at an eighth of its size
+            image.thumbnail((width, width))  # first: Pillow can then decode a JPEG at a reduced size
             upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise jobqueue.Discard(f"there is no file {source}") from None
+        raise jobqueue.Discard(f"file not found: {source}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise jobqueue.Discard(str(error)) from None
-    except (OSError, SyntaxError) as error:  # a SyntaxError is what Pillow makes of a broken PNG
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         if getattr(error, "errno", None) is not None:
-            raise  # the disk's fault, not the image's: worth another attempt
-        raise jobqueue.Discard(f"not an image that can be read: {error}") from None
+            raise  # the disk is at fault, not the image, so another attempt may succeed
+        raise jobqueue.Discard(f"not a readable image: {error}") from None
     if upright.mode.startswith("I"):
-        upright = upright.point(lambda value: value / 256)  # 16 bits a pixel to 8: a conversion alone would clip
+        upright = upright.point(lambda value: value / 256)  # scale 16 bits per pixel to 8: a plain conversion would clip
     if upright.mode not in {"RGB", "RGBA"}:
-        upright.info.pop("icc_profile", None)  # it describes colours that the image has no more
+        upright.info.pop("icc_profile", None)  # the profile describes colors that the image no longer has
     return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
 
 
@@ -96,16 +100,16 @@ def shrink(source: Path, width: int) -> Image.Image:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False, resolve_path=True), default="thumbnails", show_default=True)
-@click.option("--width", type=click.IntRange(1, 4096), default=256, show_default=True, help="Side of the square to fit into.")
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The service.")
-@click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="The service's token, if it wants one.")
+@click.option("--width", type=click.IntRange(1, 4096), default=256, show_default=True, help="Side of the square in pixels.")
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="URL of the service.")
+@click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="The service's token, if it requires one.")
 def main(source: Path, out: Path, width: int, url: str, token: str | None) -> None:
-    """Make a thumbnail of every image below FOLDER, in a tree of the same shape."""
+    """Make a thumbnail of each image in FOLDER and its subfolders, in the same folder structure."""
     if source.is_relative_to(out):
-        raise click.ClickException("--out must be a folder that does not hold the images")
+        raise click.ClickException("--out must be a folder that does not contain the images")
     images = sorted(find_images(source, skip=out))
     if not images:
-        raise click.ClickException(f"no images below {source}")
+        raise click.ClickException(f"no images in {source} or its subfolders")
     folders = [out / image.parent.relative_to(source) for image in images]
     jobs = [
         {"kind": "thumbnail", "payload": {"path": str(image), "width": width, "folder": str(folder)}}
@@ -133,7 +137,7 @@ def main(source: Path, out: Path, width: int, url: str, token: str | None) -> No
 
 
 def find_images(folder: Path, *, skip: Path) -> Iterator[Path]:
-    """Yield the files below a folder that have an image's name, but none of those that we made ourselves."""
+    """Yield the image files in a folder and its subfolders, except for our own thumbnails."""
     suffixes = {suffix for names in FORMATS.values() for suffix in names}
     for path in folder.rglob("*"):
         if path.suffix.lower() in suffixes and path.is_file() and not path.is_relative_to(skip):
@@ -141,7 +145,7 @@ def find_images(folder: Path, *, skip: Path) -> Iterator[Path]:
 
 
 def follow(client: httpx.Client, ids: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield each job when it has ended, in the order of submission, which is about the order in which they run."""
+    """Yield each job when it has ended, in the order of submission. The jobs run in about the same order."""
     for job_id in ids:
         while (job := look(client, job_id))["state"] in {"pending", "scheduled", "inflight"}:
             time.sleep(0.1)
@@ -149,7 +153,7 @@ def follow(client: httpx.Client, ids: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def look(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """Ask for a job; one that the service does not know any more is "lost"."""
+    """Return a job. Its state is "lost" if the service does not know it."""
     response = client.get(f"/jobs/{job_id}")
     if response.status_code == httpx.codes.NOT_FOUND:
         return {"state": "lost", "reason": f"the service does not know job {job_id}"}

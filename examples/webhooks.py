@@ -1,12 +1,13 @@
-"""Deliver webhooks: each job is one signed HTTP POST, sent again until the receiver takes it.
+"""Deliver webhooks: each job is one signed HTTP POST, retried until the receiver accepts it.
 
     WEBHOOK_SECRET=whsec_c2VjcmV0IG9mIGF0IGxlYXN0IDI0IGJ5dGVz jobqueue serve examples.webhooks
 
     curl http://127.0.0.1:8080/submit -H 'Content-Type: application/json' -d '{"kind": "webhook", "payload":
         {"url": "https://example.com/hooks", "event": "order.paid", "data": {"order": 17}}}'
 
-Headers and signature are those of Standard Webhooks (https://www.standardwebhooks.com), so receivers find a library that verifies
-them. Whoever may submit a job chooses the URL: pass on none that you have not checked.
+Headers and signature follow Standard Webhooks (https://www.standardwebhooks.com), so receivers can
+verify them with an existing library. Anyone who can submit a job chooses the URL, so check URLs
+from other people before you submit them.
 """
 
 import base64
@@ -24,13 +25,13 @@ import msgspec
 import jobqueue
 
 LONGEST_WAIT = 6 * 3600.0
-"""Seconds that a receiver may ask us to wait before the next attempt."""
+"""The longest wait before the next attempt that a receiver can request, in seconds."""
 
 PATIENCE = 10.0
-"""Seconds that a receiver may be silent."""
+"""Timeout in seconds for a receiver that sends nothing."""
 
 WORTH_ANOTHER_TRY = {408, 425, 429}
-"""Too slow, too early, too many: the 4xx that time can cure."""
+"""The 4xx statuses after which a later attempt may succeed: request timeout, too early, too many requests."""
 
 
 def signing_key(secret: str) -> bytes:
@@ -46,7 +47,7 @@ def signing_key(secret: str) -> bytes:
 
 KEY = signing_key(os.environ.get("WEBHOOK_SECRET", ""))
 
-# Reading the certificates is what takes time: once for the process. A client is cheap and belongs to one delivery.
+# Reading the certificates takes time, so the process does it once. A client is cheap, so each delivery creates one.
 TLS = httpx.create_ssl_context()
 
 app = jobqueue.App()
@@ -55,13 +56,13 @@ app = jobqueue.App()
 # 15 attempts over 17 hours: 5 s, 10 s, 20 s, and so on, up to 6 hours.
 @app.handler("webhook", timeout=30, max_retries=14, backoff=jobqueue.Backoff(base=5, cap=LONGEST_WAIT))
 async def webhook(job: jobqueue.Job, url: str, event: str, data: Any = None) -> dict[str, Any]:
-    """Send one event to one URL, and return how long the receiver took to accept it."""
+    """Send one event to one URL; return how long the receiver took to accept it."""
     body = msgspec.json.encode({"type": event, "timestamp": job.created_at, "data": data})
     timestamp = str(int(time.time()))
     headers = {
         "Content-Type": "application/json",
         "User-Agent": f"jobqueue/{jobqueue.__version__}",
-        "Webhook-Id": job.id,  # the same on every attempt: an answer may be lost, and then the receiver sees the event twice
+        "Webhook-Id": job.id,  # the same for all attempts, so that the receiver can recognize a repeated event
         "Webhook-Timestamp": timestamp,
         "Webhook-Signature": sign(job.id, timestamp, body),
     }
@@ -69,43 +70,44 @@ async def webhook(job: jobqueue.Job, url: str, event: str, data: Any = None) -> 
     try:
         async with (
             httpx.AsyncClient(verify=TLS, timeout=PATIENCE, follow_redirects=False) as client,
-            client.stream("POST", url, content=body, headers=headers) as response,  # the answer's body is of no use: leave it
+            client.stream("POST", url, content=body, headers=headers) as response,  # the body of the response is not read
         ):
             judge(response)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise jobqueue.Discard(f"not a URL to deliver to: {error}") from None
     except httpx.TransportError as error:
-        raise jobqueue.Retry(reason=f"no answer: {type(error).__name__} {error}".rstrip()) from error
+        raise jobqueue.Retry(reason=f"no response: {type(error).__name__} {error}".rstrip()) from error
     return {"status": response.status_code, "seconds": round(time.monotonic() - started, 3)}
 
 
 def sign(message_id: str, timestamp: str, body: bytes) -> str:
-    """Sign what the receiver must be able to trust: which message it is, when it was sent, what it says."""
+    """Sign the message id, the time, and the body."""
     digest = hmac.digest(KEY, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
 def judge(response: httpx.Response) -> None:
-    """Return when the receiver took it; otherwise say whether another attempt can help.
+    """Do nothing if the receiver accepted the event. Otherwise raise an error, which decides whether to retry.
 
     Raises:
-        jobqueue.Retry: it may take it later: when it says so, or after our own backoff.
-        jobqueue.Discard: it never will.
+        jobqueue.Retry: the receiver may accept the event later. The next attempt is at the time that the receiver
+            requests, or after our own backoff.
+        jobqueue.Discard: the receiver will never accept the event.
     """
     status = response.status_code
     if response.is_success:
         return
     if response.is_server_error or status in WORTH_ANOTHER_TRY:
-        raise jobqueue.Retry(delay=retry_after(response), reason=f"the receiver answered {status}")
+        raise jobqueue.Retry(delay=retry_after(response), reason=f"the receiver returned {status}")
     if status == httpx.codes.GONE:
-        raise jobqueue.Discard("the receiver answered 410: it wants no more of these, unsubscribe it")
+        raise jobqueue.Discard("the receiver returned 410: it wants no more events, so unsubscribe it")
     if response.is_redirect:
-        raise jobqueue.Discard(f"the receiver answered {status}: redirects are not followed, submit the new URL")
-    raise jobqueue.Discard(f"the receiver answered {status}: sending the same again would not help")
+        raise jobqueue.Discard(f"the receiver returned {status}: redirects are not followed, submit the new URL")
+    raise jobqueue.Discard(f"the receiver returned {status}: a retry would not help")
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Read Retry-After (RFC 9110, 10.2.3), seconds or a date, as seconds from now; None without one that makes sense."""
+    """Parse Retry-After (RFC 9110, 10.2.3), a number or a date, as seconds from now; None without a valid value."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         seconds = float(value)
@@ -114,6 +116,6 @@ def retry_after(response: httpx.Response) -> float | None:
             date = parsedate_to_datetime(value)
         except (ValueError, OverflowError):
             return None
-        # The obsolete forms of an HTTP-date name no zone: it is always GMT.
+        # The obsolete forms of an HTTP-date name no time zone. They are always in GMT.
         seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time()
     return min(max(seconds, 1.0), LONGEST_WAIT)

@@ -10,7 +10,7 @@
     async def greet(name: str) -> str:
         return f"Hello, {name}!"
 
-``jobqueue serve MODULE`` runs it; README.md has the tour.
+Run it with ``jobqueue serve MODULE``. The documentation starts at README.md.
 """
 
 from importlib import import_module
@@ -64,13 +64,13 @@ _HOMES = {
     "submit": "in_transaction",
     "submit_many": "in_transaction",
 }
-"""The module of each public name; those of `errors` are not listed."""
+"""The module of each public name. Names of `errors` are not listed."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used.
 
-    A program that uses one name does not load what the others need: the service needs no client, and a node's keeper needs neither.
+    So a program loads only the modules of the names that it uses. A service does not load the client, for example.
     """
     if name not in _HOMES and name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

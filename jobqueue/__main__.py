@@ -1,4 +1,4 @@
-"""``python -m jobqueue`` is ``jobqueue``."""
+"""Run the command line: ``python -m jobqueue`` does the same as ``jobqueue``."""
 
 from jobqueue.cli import main
 

@@ -1,8 +1,7 @@
-"""From what a submitter said to what the database is given: each job gets its id here, and is encoded once and for all.
+"""Check submissions, give each job its id, and encode it for the database.
 
-Almost all jobs are *plain*: a glance at the text tells that there is nothing to look for, and `plain` decodes and encodes it with
-no more ado. Any other takes the careful way, through a `Submission`, which finds out what is wrong with it, if anything is. Both
-ways come to the same.
+Almost all jobs are *plain*: one look at the JSON text shows that nothing needs a closer check. `plain` decodes and encodes these
+quickly. All others become a `Submission` first, and are checked field by field. The result is the same.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, Priori
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """Jobs that nothing more can be wrong with, in the form that ``jobqueue.submit_many`` takes.
+    """Checked and encoded jobs, in the form that ``jobqueue.submit_many`` accepts.
 
     Attributes:
-        ids: the jobs' UUIDs (version 7), in the order that they were submitted in.
-        documents: one JSON document a job, in the same order.
-        queues: how many of them each queue can run now; queues that only get scheduled jobs are not in it.
-        counts: how many of them there are of each (queue, kind).
-        keyed: whether some have a key, so that a job may be there in place of one of them: then the ids are not final.
-        blocked: whether some have a concurrency key, and wait for their turn first: they do not count among `queues`.
+        ids: the UUIDs (version 7) of the jobs, in the order of their submission.
+        documents: one JSON document per job, in the same order.
+        queues: the number of jobs that each queue can run now. Queues that only get scheduled jobs are left out.
+        counts: the number of jobs of each (queue, kind).
+        keyed: whether any job has an idempotency or unique key. If so, the ids are not final: existing jobs may replace new ones.
+        blocked: whether any job has a concurrency key. Such jobs wait for their turn first, and do not count in `queues`.
     """
 
     ids: list[str]
@@ -44,29 +43,29 @@ class Admitted(msgspec.Struct, frozen=True):
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds among them."""
+        """The kinds of the jobs."""
         return {kind for _, kind in self.counts}
 
     def part(self, begin: int, end: int) -> Admitted:
-        """Return some of the jobs, by their places, as a submission of their own."""
+        """Return the jobs from position `begin` to `end` (exclusive) as a separate submission."""
         some = self.documents[begin:end]
         jobs = admit([([_new_job.decode(document) for document in some], some)])
         return msgspec.structs.replace(jobs, keyed=self.keyed, blocked=self.blocked)
 
     @property
     def weight(self) -> int:
-        """How many small jobs they count for together, see `documents.weight`."""
+        """The number of small jobs that these jobs count for, see `documents.weight`."""
         if documents.weight(max(map(len, self.documents))) == 1:
-            return len(self.documents)  # so it almost always is, and costs next to nothing
+            return len(self.documents)  # the common case, and cheap
         return sum([documents.weight(len(document)) for document in self.documents])
 
 
 class Receipt(NamedTuple):
-    """What a submission with keys came to.
+    """The result of a submission with keys.
 
     Attributes:
-        ids: of the jobs that are there now, in the order that they were submitted in.
-        existing: the positions, from 0, of those that were there already.
+        ids: the ids of the jobs that exist now, in the order of their submission.
+        existing: the positions, from 0, of the jobs that existed before.
     """
 
     ids: list[str]
@@ -74,15 +73,15 @@ class Receipt(NamedTuple):
 
 
 MAX_FAULTS = 100
-"""How many of the faults of a batch are kept in words; of the others only their places."""
+"""Maximum number of a batch's faults that are kept as errors. For further faults, only the positions are kept."""
 
 
 class Faults:
-    """What is wrong with jobs of a batch of which the good ones are to be taken.
+    """The faults of a batch whose valid jobs are submitted nevertheless.
 
     Attributes:
-        places: the positions, from 0, of all of them.
-        errors: the first of them, by the order in which they were found; each has its position as its `index`.
+        places: the positions, from 0, of all faulty jobs.
+        errors: the first `MAX_FAULTS` errors, in the order in which they were found. Each has its position as its `index`.
     """
 
     def __init__(self) -> None:
@@ -90,31 +89,31 @@ class Faults:
         self.errors: list[InvalidJob] = []
 
     def add(self, place: int, error: InvalidJob) -> None:
-        """Note what is wrong with the job at a position."""
+        """Add the error of the job at a position."""
         self.places.add(place)
         if len(self.errors) < MAX_FAULTS:
-            # What it came through holds the job's text, and whatever else was at hand there.
+            # The traceback and the context keep the job's text and other objects in memory.
             error.__traceback__ = error.__context__ = None
             error.index = place
             self.errors.append(error)
 
 
 class PlainJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What `NewJob` is, but encoded with exactly the fields that were given."""
+    """Like `NewJob`, but encoded with exactly the given fields."""
 
-    id: Annotated[str, msgspec.Meta(pattern="(?!)")] = ""  # no text matches: ids are ours to give
+    id: Annotated[str, msgspec.Meta(pattern="(?!)")] = ""  # matches no text: submitters cannot choose ids
     kind: Name | UnsetType = UNSET
     payload: Any = UNSET
     queue: Name | UnsetType = UNSET  # a `PathName`, see `plain`
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType | None = UNSET
-    run_at: UnsetType | None = UNSET  # a date may be encoded with more colons than it was given with
+    run_at: UnsetType | None = UNSET  # encoding a date can change its number of colons
     delay: Delay | UnsetType | None = UNSET
     timeout: Timeout | UnsetType | None = UNSET
 
 
 Encoded = tuple[Sequence[PlainJob | NewJob], Sequence[bytes]]
-"""Jobs that have their ids, and a document of each."""
+"""Jobs that have their ids, and the encoded document of each."""
 
 _decode = msgspec.json.Decoder(PlainJob).decode
 _encode = msgspec.json.Encoder().encode
@@ -125,16 +124,16 @@ _TWENTY = b"0" * 20
 
 
 def plain(texts: Sequence[bytes]) -> Encoded | None:
-    """Read jobs from JSON and encode them for the database, or return None if one of them takes more care.
+    """Decode jobs from JSON and encode them for the database; return None if one of them needs a closer check.
 
     Args:
-        texts: the JSON of each job. Each step is taken for all of them before the next is: that is twice as fast.
+        texts: the JSON of each job. Each step runs for all texts before the next step starts, which is twice as fast.
     """
     text = b"\n".join(texts)
     if len(text) > MAX_PAYLOAD_BYTES or (b"\\" in text and _nul_colon_or_dot.search(text)):
         return None
     if b'"."' in text or b'".."' in text:
-        return None  # no queue has such a name
+        return None  # these names are not allowed for queues
     if may_hold_large_integer(text) or (_may_be_deep(text) and any(map(_may_be_deep, texts))):
         return None
     colons = text.count(b":") + len(texts)
@@ -149,17 +148,17 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
     except (ValueError, RecursionError):
         return None
     document = b"\n".join(encoded)
-    # A name that is given again is encoded once, which leaves its colon over: none was spelt as an escape.
+    # If a text repeats a name, the document contains the name only once, so a colon is missing. Names with escapes never get here.
     return (jobs, encoded) if len(document) <= MAX_PAYLOAD_BYTES and document.count(b":") == colons else None
 
 
 def may_hold_large_integer(text: bytes) -> bool:
-    """Tell whether there are digits enough, in one place, for an integer beyond 64 bits: nineteen with a sign, or twenty."""
+    """Whether a text has enough digits in one place for an integer beyond 64 bits: nineteen with a sign, or twenty."""
     return _TWENTY in text.translate(_digits_to_zeros)
 
 
 def _may_be_deep(text: bytes) -> bool:
-    """Tell whether there are enough brackets for more levels than are allowed. Each level has two."""
+    """Whether a text has enough brackets to be nested too deeply. Each level has two brackets."""
     return len(text) > 2 * documents.MAX_DEPTH and text.count(b"[") + text.count(b"{") > documents.MAX_DEPTH
 
 
@@ -170,21 +169,21 @@ def admit(
     trace: Mapping[str, str] | None = None,
     faults: Faults | None = None,
 ) -> Admitted:
-    """Give each submission an id and encode it for the database, unless that is done already.
+    """Give each submission an id and encode it for the database, except for plain jobs, which are encoded already.
 
-    The jobs are taken one by one, so that a batch is never held decoded as a whole.
+    It processes one job after the other, so a whole batch is never in memory in decoded form.
 
     Args:
-        jobs: submissions whose fields are of the right type and within their ranges, and jobs that were found to be plain.
-        many: whether they are a batch, so that an error names the position of the job at fault.
-        trace: of the request, for jobs that have none of their own, see `jobqueue.tracing`.
-        faults: where to put the errors of single jobs, which are left out then, in place of raising them. It may hold those of jobs
-            that were left out before, up to the one that is at hand.
+        jobs: submissions whose fields have the right types and ranges, and plain jobs.
+        many: whether they are a batch, so that an error has the position of the faulty job.
+        trace: the trace of the request, for jobs without their own trace, see `jobqueue.tracing`.
+        faults: collects the errors of invalid jobs, which are left out. Without it, the first error is raised. It may already
+            contain the errors of jobs that the caller has left out, up to the current position.
 
     Raises:
-        InvalidJob: `run_at` and `delay` exclude each other.
+        InvalidJob: two fields exclude each other, such as `run_at` and `delay`.
         PayloadTooLarge: a payload is larger than `MAX_PAYLOAD_BYTES`.
-        UnprocessableJob: a value that PostgreSQL cannot store.
+        UnprocessableJob: PostgreSQL cannot store a value.
     """
     ids: list[str] = []
     encoded: list[bytes] = []
@@ -211,7 +210,7 @@ def admit(
             ids.append(job.id)
             queue, _ = names = job.queue or "default", job.kind or "default"
             counts[names] = counts.get(names, 0) + 1
-            # This node's clock may be wrong: it only decides whom to wake. What is due is for the database's clock to say.
+            # This node's clock may be wrong. It only decides which queues to wake; the database decides which jobs are due.
             if not (waits or job.delay) and (not job.run_at or job.run_at <= datetime.now(UTC)):
                 queues[queue] = queues.get(queue, 0) + 1
     return Admitted(ids, encoded, queues, counts, keyed, blocked)
@@ -233,7 +232,7 @@ def _carefully(submission: Submission, trace: Mapping[str, str] | None) -> Encod
 
 
 def new_job(submission: Submission) -> NewJob:
-    """Look for what a field's type cannot tell, and make of a submission what the database takes: all but its id.
+    """Check what the types of the fields do not cover, and convert a submission to a `NewJob` without an id.
 
     Raises:
         InvalidJob, PayloadTooLarge, UnprocessableJob: see `admit`.
@@ -244,7 +243,11 @@ def new_job(submission: Submission) -> NewJob:
         _gate(submission.queue, "queue")
     payload = _gate(submission.payload, "payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(f"the payload has {len(payload)} bytes as JSON, {MAX_PAYLOAD_BYTES} are allowed", field="payload")
+        raise PayloadTooLarge(
+            f"the payload has {len(payload)} bytes as JSON, and the limit is {MAX_PAYLOAD_BYTES}:"
+            " store the data elsewhere and submit a reference to it",
+            field="payload",
+        )
     return NewJob(
         kind=submission.kind,
         payload=msgspec.Raw(payload),
@@ -259,18 +262,18 @@ def new_job(submission: Submission) -> NewJob:
 
 
 def refuse_both(given: msgspec.Struct, pairs: Iterable[tuple[str, str]]) -> None:
-    """Make sure that of each pair of fields not both have a value.
+    """Check that at most one field of each pair has a value.
 
     Raises:
-        InvalidJob: both have.
+        InvalidJob: both fields of a pair have a value.
     """
     for one, other in pairs:
         if getattr(given, one) is not None and getattr(given, other) is not None:
-            raise InvalidJob(f"{one} and {other} exclude each other: give one of them", field=other)
+            raise InvalidJob(f"{one} and {other} exclude each other: give only one of them", field=other)
 
 
 def _options(submission: Submission) -> Options | None:
-    """Gather what is not a column; None when that is nothing, as almost always."""
+    """Return the fields that are not columns; None if there are none, as almost always."""
     for field in ("group", "concurrency_key", "unique_key", "idempotency_key"):
         name = getattr(submission, field)
         if name is not None and not _storable_name(name):
@@ -294,7 +297,7 @@ def _options(submission: Submission) -> Options | None:
 _NO_OPTIONS = Options()
 
 
-@lru_cache(maxsize=1024)  # jobs of a batch have few kinds and queues between them
+@lru_cache(maxsize=1024)  # the jobs of a batch have few kinds and queues
 def _storable_name(name: str) -> bool:
     try:
         documents.encode(name)
@@ -304,7 +307,7 @@ def _storable_name(name: str) -> bool:
 
 
 def _gate(value: object, field: str) -> bytes:
-    """Pass one value of the submitter's through the gate, so that a refusal names its field."""
+    """Encode one value of a submission; an error names its field."""
     try:
         return documents.encode(value, finite=True)
     except documents.RefusedDocument as error:

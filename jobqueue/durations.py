@@ -1,4 +1,4 @@
-"""How long things take: histograms over fixed bounds, and what can be read off them."""
+"""Histograms of durations with fixed buckets, and percentiles from them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 _PREFERRED = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 BOUNDS = tuple(sorted({float(f"{number}e{decade}") for decade in range(-4, 5) for number in _PREFERRED} | {1_800.0, 100_000.0}))
-"""The upper bounds of the buckets in seconds, from 0.1 ms to 28 h: ten to a decade, the preferred numbers R"10 of ISO 3, and half
-an hour. What is longer has a bucket of its own."""
+"""The upper bounds of the buckets in seconds, from 0.1 ms to 28 h: ten per decade, the preferred numbers R"10 of ISO 3, and half
+an hour. Longer durations have one more bucket."""
 
 LARGEST_RATIO = 4 / 3
-"""Of a bucket's upper bound to its lower one, at the most: so far may a percentile be from the duration that it stands for."""
+"""The maximum ratio of a bucket's upper bound to its lower bound: the maximum error of a percentile."""
 
 
 class Durations:
-    """A histogram for what happens to every job: counted on the loop's thread alone, so without a lock."""
+    """A histogram that every job updates. It has no lock: only the event loop's thread updates it."""
 
     __slots__ = ("counts", "total")
 
@@ -25,21 +25,21 @@ class Durations:
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one."""
+        """Count one duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
-    """Return about how long that share of the durations took at the most; None where there are none.
+    """Return an approximate percentile in seconds; None for an empty histogram.
 
-    It is in the bucket of the duration that nearest rank would name, and within it where the logarithms of its durations would have
-    it if they were evenly spread; of durations beyond the last bound that bound is told.
+    The result is in the bucket of the nearest-rank percentile. Within the bucket, it assumes that the logarithms of the durations
+    are spread evenly. For durations beyond the last bound, it returns that bound.
 
     Args:
-        counts: how many are in each bucket; those of the last buckets may be left out where there are none. Buckets that another
-            version has beyond ours are beyond the last bound.
-        share: over 0, at most 1.
+        counts: the number of durations in each bucket; empty buckets at the end may be missing. Additional buckets of another
+            version count as beyond the last bound.
+        share: the percentile as a share, above 0 and at most 1.
     """
     rank = share * sum(counts)
     below = 0

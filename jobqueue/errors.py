@@ -1,31 +1,31 @@
-"""Every error of jobqueue: what a handler raises to steer its job, and what can go wrong around it."""
+"""All errors of jobqueue. Handlers raise some of them to control their jobs; jobqueue raises the others."""
 
 from __future__ import annotations
 
 
 class JobQueueError(Exception):
-    """The root of all errors that jobqueue raises itself."""
+    """The base class of all errors that jobqueue raises."""
 
 
 class SettingsError(JobQueueError):
-    """A setting, an option or an environment variable has a value that cannot work."""
+    """A setting, an option or an environment variable has an invalid value."""
 
 
 class UnusableFile(SettingsError):
-    """A file that a setting names is not there, or not whole; a later look at it may do better."""
+    """A file that a setting names is missing or incomplete; it may be usable later."""
 
 
 class HandlerError(JobQueueError):
-    """A handler cannot be registered as written: its name is taken, or its signature cannot be filled from a payload."""
+    """A handler cannot be registered: its kind is taken, or its signature cannot be filled from a payload."""
 
 
 class InvalidJob(JobQueueError):
-    """A submission is not of the form that jobs have.
+    """A submission does not have the form of a job.
 
     Args:
-        reason: what is wrong, in words for the submitter.
-        field: the field at fault, such as ``"priority"``; None when it is the document as a whole.
-        index: the position of the job in its batch, from 0; None when it was submitted alone.
+        reason: the message for the submitter.
+        field: the field at fault, such as ``"priority"``; None if it is the whole document.
+        index: the position of the job in its batch, from 0; None if it was submitted alone.
     """
 
     def __init__(self, reason: str, *, field: str | None = None, index: int | None = None) -> None:
@@ -36,86 +36,86 @@ class InvalidJob(JobQueueError):
 
 
 class UnprocessableJob(InvalidJob):
-    """A submission has the right form, but holds what cannot be stored or what no handler serves."""
+    """A submission has the right form, but contains a value that cannot be stored, or a kind that no handler serves."""
 
 
 class InvalidFilter(InvalidJob):
-    """What jobs are asked for by is not of the form that filters have."""
+    """A filter of jobs does not have the form of a filter."""
 
 
 class InvalidQuery(InvalidJob):
-    """A parameter of a request's query is unknown, or has a value that cannot be."""
+    """A query parameter of a request is unknown or has an invalid value."""
 
 
 class InvalidPath(InvalidJob):
-    """A part of a request's path is not of the form that it has there."""
+    """A part of a request's path has an invalid form."""
 
 
 class Missing(InvalidJob):
-    """What a request's path names is not there."""
+    """The object that a request's path names does not exist."""
 
 
 class ConflictingJob(InvalidJob):
-    """A submission, or a redrive, is at odds with another one; when that has ended, it may be sent again."""
+    """A submission or a redrive conflicts with another transaction or job; try again after that one has ended."""
 
 
 class BatchTooLarge(InvalidJob):
-    """A submission holds more jobs than one transaction may."""
+    """A submission has more jobs than one transaction may have."""
 
 
 class PayloadTooLarge(InvalidJob):
-    """A submission is larger than a job may be."""
+    """A payload exceeds the size limit."""
 
 
 class InvalidSchedule(InvalidJob):
-    """A schedule is not of the form that schedules have; most of its fields are those of its jobs."""
+    """A schedule does not have the form of a schedule; most of its fields are fields of its jobs."""
 
 
 class UnprocessableSchedule(InvalidSchedule):
-    """A schedule has the right form, but means nothing, or holds what cannot be stored."""
+    """A schedule has the right form, but has no ticks, or contains a value that cannot be stored."""
 
 
 class InvalidQueueSetting(InvalidJob):
-    """A setting of a queue is unknown, or has a value that cannot work."""
+    """A setting of a queue is unknown or has an invalid value."""
 
 
 class Unavailable(JobQueueError):
-    """The request cannot be served now; nothing is wrong with it, and it may be sent again later."""
+    """The service cannot process the request now. The request is valid, and may be repeated later."""
 
 
 class Overloaded(Unavailable):
-    """More work waits to be committed than the bound allows."""
+    """More jobs wait to be committed than the limit allows."""
 
 
 class TooManyRequests(Unavailable):
-    """More requests are in flight than the bound allows."""
+    """More requests are in flight than the limit allows."""
 
 
 class TooManyWatchers(Unavailable):
-    """More requests wait for what becomes of jobs, or of all of them, than the bound allows."""
+    """More requests wait for events or outcomes of jobs than the limit allows."""
 
 
 class ShuttingDown(Unavailable):
-    """The service is stopping and takes no new work."""
+    """The service is stopping and accepts no new work."""
 
 
 class DatabaseUnavailable(Unavailable):
-    """PostgreSQL cannot be reached, or refused the connection. Nothing was written."""
+    """PostgreSQL cannot be reached, or rejected the connection. Nothing was written."""
 
 
 class StatementFailed(DatabaseUnavailable):
-    """A statement failed for a reason that no value explains: a missing privilege or function, or an error inside PostgreSQL.
+    """A statement failed for a reason other than a value: a missing privilege or function, or an error inside PostgreSQL.
 
     It was rolled back.
     """
 
 
 class ConnectionLost(DatabaseUnavailable):
-    """The connection broke during a statement: nobody knows whether it was committed.
+    """The connection broke during a statement, so it is unknown whether the statement was committed.
 
     Args:
-        reason: what the driver said.
-        backend: the server process that held the connection, as (pid, start time); behind a pooler (advisory lock, `POOLED`).
+        reason: the message of the driver.
+        backend: the server process of the connection, as (pid, start time); behind a pooler, (advisory lock, `POOLED`).
     """
 
     def __init__(self, reason: str, *, backend: tuple[int, str]) -> None:
@@ -124,27 +124,27 @@ class ConnectionLost(DatabaseUnavailable):
 
 
 class NoConnection(DatabaseUnavailable):
-    """PostgreSQL gives a handler no connection for its transaction."""
+    """A handler cannot get a connection for its transaction."""
 
 
 class CommitInDoubt(JobQueueError):
-    """The connection broke during the commit of a handler's transaction; whether it took effect is for the database to say."""
+    """The connection broke during the commit of a handler's transaction; only the database can show whether it took effect."""
 
 
 class UnreadableAnswer(ConnectionLost):
-    """PostgreSQL carried out the statement, as far as anybody knows, but its answer cannot be read."""
+    """PostgreSQL probably executed the statement, but its response cannot be read."""
 
 
 class NotReplicated(ConnectionLost):
-    """Committed on this server, but no synchronous standby confirmed it: a failover may still undo it."""
+    """The transaction is committed on this server, but no synchronous standby confirmed it: a failover may still undo it."""
 
 
 class RefusedData(JobQueueError):
-    """PostgreSQL refused a value in the batch; the whole batch was rolled back.
+    """PostgreSQL rejected a value in the batch; the whole batch was rolled back.
 
     Args:
-        reason: what PostgreSQL said.
-        field: the field at fault, where a function of ours refused it by name.
+        reason: the message of PostgreSQL.
+        field: the field at fault, if a function of jobqueue named it.
     """
 
     def __init__(self, reason: str, *, field: str | None = None) -> None:
@@ -153,12 +153,12 @@ class RefusedData(JobQueueError):
 
 
 class RefusedKey(RefusedData):
-    """What a key stands for is at odds with the job that was submitted with it.
+    """A key conflicts with the job that was submitted with it.
 
     Args:
-        reason: what PostgreSQL said, in words for the submitter.
-        field: the field that holds the key.
-        index: the position of the job in the batch that was written, from 0; None outside of one.
+        reason: the message of PostgreSQL, for the submitter.
+        field: the field with the key.
+        index: the position of the job in the batch that was written, from 0; None outside a batch.
     """
 
     def __init__(self, reason: str, *, field: str, index: int | None = None) -> None:
@@ -168,31 +168,31 @@ class RefusedKey(RefusedData):
 
 
 class KeyReused(RefusedKey):
-    """An idempotency key was used before, for another job."""
+    """An idempotency key was used for another job before."""
 
 
 class KeyInUse(RefusedKey):
-    """A transaction that is not over yet has the key, or a job that is not finished has the unique key of one to be run again."""
+    """An open transaction holds the key, or an unfinished job has the unique key of a dead job that was to be redriven."""
 
 
 class SchemaVersionError(JobQueueError):
-    """The database has a schema that this version of jobqueue does not know."""
+    """The database has a schema version that this version of jobqueue does not support, or none."""
 
 
 class EmbeddedPostgresError(JobQueueError):
-    """The embedded PostgreSQL cannot be started, or ended by itself."""
+    """The embedded PostgreSQL cannot be started, or stopped unexpectedly."""
 
 
 class StageCrashed(JobQueueError):
-    """A part of the service ended when it should not have; the service stops in order and exits with an error."""
+    """A part of the service ended unexpectedly; the service shuts down and exits with an error."""
 
 
 class NodeFailed(JobQueueError):
-    """A process of several cannot be started, or did not end as it should.
+    """One of several processes cannot be started, or ended with an error.
 
     Args:
-        reason: the one that it gave, or how it ended.
-        exit_code: its own, as a shell tells it: 128 and the number of a signal that ended it.
+        reason: the message of the process, or how it ended.
+        exit_code: its exit code as in a shell: 128 plus the number of the signal that ended it.
     """
 
     def __init__(self, reason: str, exit_code: int) -> None:
@@ -201,11 +201,11 @@ class NodeFailed(JobQueueError):
 
 
 class Retry(Exception):
-    """Raise it in a handler to fail this attempt and run again.
+    """Raise this error in a handler to fail the attempt and run the job again.
 
     Args:
-        delay: seconds until the next attempt; None takes the handler's backoff.
-        reason: kept in the job's error history.
+        delay: seconds until the next attempt; None for the handler's backoff.
+        reason: text for the job's error history.
     """
 
     def __init__(self, delay: float | None = None, reason: str = "the handler asked for a retry") -> None:
@@ -215,7 +215,7 @@ class Retry(Exception):
 
 
 class Snooze(Exception):
-    """Raise it in a handler to run the job again later, without counting this attempt.
+    """Raise this error in a handler to run the job again later, without counting the attempt.
 
     Args:
         delay: seconds until the job is due again.
@@ -227,10 +227,10 @@ class Snooze(Exception):
 
 
 class Discard(Exception):
-    """Raise it in a handler to give the job up at once: it goes to the dead letters with this reason.
+    """Raise this error in a handler to give up the job at once: it becomes a dead letter with this reason.
 
     Args:
-        reason: what a person will read there.
+        reason: text for the people who read the dead letter.
     """
 
     def __init__(self, reason: str) -> None:

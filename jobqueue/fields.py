@@ -1,4 +1,4 @@
-"""From what somebody said to a value of ours, field by field: the one at fault is named, with what it must be."""
+"""Convert the fields of an input to a struct; errors name the field at fault and the values that it accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobqueue import documents
 from jobqueue.errors import InvalidJob
 
 MAX_SHOWN_NAME = 64
-"""Characters of an unknown name that are given back."""
+"""The number of characters of an unknown name that an error quotes."""
 
 _SCALAR = re.compile(r"true|false|-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -23,24 +23,25 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read(given: Mapping[str, Any], kind: type[T], *, what: str, refuse: type[InvalidJob], strict: bool = True) -> T:
-    """Make a value of a struct's type.
+    """Convert the fields of an input to a struct.
 
     Args:
-        given: fields by name, as JSON has them.
-        kind: the type; each of its fields has a description (`must_be`).
-        what: what it is, for an error: ``"a schedule"``.
-        refuse: the error to raise.
-        strict: whether a number must be one; False where all values are texts, as in a query, and are to be read as JSON has it.
+        given: the fields by name, as decoded from JSON.
+        kind: the struct's type; each of its fields has a description (`must_be`).
+        what: the name of the object in errors, such as ``"a schedule"``.
+        refuse: the type of error to raise.
+        strict: whether values must have the JSON type of the field. False if all values are texts, as in a query: then numbers
+            and booleans are parsed as JSON.
 
     Raises:
-        InvalidJob: `refuse`: a field is unknown, missing, or holds what it cannot.
+        InvalidJob: of the type `refuse`: a field is unknown, missing, or has an invalid value.
     """
     known = {field.name: field for field in msgspec.structs.fields(kind)}
     values = {}
     for name, value in given.items():
         if name not in known:
             shown = name[:MAX_SHOWN_NAME]
-            raise refuse(f"{what} has no {shown!r}; it has {', '.join(known)}", field=shown)
+            raise refuse(f"unknown field {shown!r} in {what}: the known fields are {', '.join(known)}", field=shown)
         try:
             converted = _converted(value, known[name].type) if strict else _converted_text(value, known[name].type)
             values[name] = in_utc(converted) if isinstance(converted, datetime) else converted
@@ -54,7 +55,7 @@ def read(given: Mapping[str, Any], kind: type[T], *, what: str, refuse: type[Inv
 
 
 def in_utc(instant: datetime) -> datetime:
-    """Return a time in UTC: PostgreSQL knows no offset of 16 hours or more. One that is out of range is the nearest in it."""
+    """Return a time in UTC, because PostgreSQL accepts no offset of 16 hours or more. Limit it to the years of `datetime`."""
     try:
         return instant.astimezone(UTC)
     except OverflowError:
@@ -65,14 +66,14 @@ def _converted(value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        # To JSON, 5.0 is the integer 5.
+        # In JSON, 5.0 is the integer 5.
         if isinstance(value, float) and value.is_integer():
             return msgspec.convert(int(value), kind)
         raise
 
 
 def _converted_text(text: str | list[str], kind: Any) -> Any:
-    kind = not_null(kind)  # the text null is a text
+    kind = not_null(kind)  # in a query, "null" is a text like any other
     try:
         return msgspec.convert(text, kind)
     except msgspec.ValidationError:
@@ -82,17 +83,17 @@ def _converted_text(text: str | list[str], kind: Any) -> Any:
 
 
 def not_null(kind: Any) -> Any:
-    """Return a type without the null, and the absence, that it allows."""
+    """Return a type that allows the same values, except for null and `UNSET`."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
     return Union[tuple(inner for inner in get_args(kind) if inner not in {type(None), msgspec.UnsetType})]  # noqa: UP007 - of values
 
 
 def must_be(kind: Any) -> str:
-    """Say what a value of a field's type must be: the description that its annotation gives, the outermost first.
+    """Return the description of the values that a field's type accepts: the outermost one in its annotation.
 
     Raises:
-        LookupError: it gives none.
+        LookupError: the type has no description.
     """
     if get_origin(kind) is Annotated:
         for meta in reversed(get_args(kind)[1:]):

@@ -1,14 +1,14 @@
-"""Submit jobs inside of the caller's own transaction, on the connection that it has.
+"""Submit jobs in the caller's own transaction, on the caller's connection.
 
 ::
 
     with psycopg.connect(...) as conn:
         conn.execute("INSERT INTO orders ...")
         jobqueue.submit(conn, "invoice", {"order": 1}, priority=5)
-    # committed: the order and the job are there; rolled back: neither ever was
+    # after a commit, both the order and the job exist; after a rollback, neither does
 
-The job passes the same checks as one that comes over HTTP, before anything is sent. No driver is loaded for this: a connection is
-known by the name of its class, and whoever has one has loaded its driver.
+Before anything is sent, the job passes the same checks as over HTTP. This module loads no driver: it recognizes a connection by
+the name of its class, and the caller has loaded the driver.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ import msgspec
 from jobqueue import documents, tracing
 from jobqueue.admission import new_job
 from jobqueue.errors import BatchTooLarge, InvalidJob, UnprocessableJob
+from jobqueue.fields import must_be
 from jobqueue.job import MAX_BATCH_JOBS, Submission
 
 
 class SyncConnection(Protocol):
-    """What a type checker knows a sync connection by; `submit` is stricter."""
+    """The type of a sync connection for type checkers; `submit` itself is stricter."""
 
     def execute(self, *args: Any, **options: Any) -> Any: ...
 
 
 class AsyncConnection(Protocol):
-    """What a type checker knows an async connection by."""
+    """The type of an async connection for type checkers."""
 
     def execute(self, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]: ...
 
 
 class Fields(TypedDict, total=False):
-    """What may be said of a job beside its kind and payload: the fields of a submission over HTTP."""
+    """The fields of a job besides its kind and payload: the same as over HTTP."""
 
     queue: str
     priority: int
@@ -64,22 +65,22 @@ def submit(conn: AsyncConnection, kind: str, payload: Any = ..., **fields: Unpac
 @overload
 def submit(conn: SyncConnection, kind: str, payload: Any = ..., **fields: Unpack[Fields]) -> str: ...
 def submit(conn: Any, kind: str, payload: Any = None, **fields: Unpack[Fields]) -> str | Awaitable[str]:
-    """Submit a job in the transaction that the connection is in: commit and the job exists, roll back and it never did.
+    """Submit a job in the current transaction of a connection. After a commit the job exists; after a rollback it does not.
 
     Args:
-        conn: a connection or cursor of psycopg, a connection of asyncpg, or a connection or session of SQLAlchemy, be it sync or
-            async. One in autocommit mode commits the job at once.
-        kind: which handler serves it.
-        payload: what `msgspec.json` can encode, 1 MiB as JSON at most; None is ``{}``.
-        **fields: as over HTTP. Times have their UTC offset, durations are in seconds. Without a `traceparent` the job is of the
-            trace whose span is the current one here, if there is one.
+        conn: a connection or cursor of psycopg, a connection of asyncpg, or a connection or session of SQLAlchemy, sync or
+            async. In autocommit mode, the job is committed at once.
+        kind: the kind of the job, which selects its handler.
+        payload: any value that `msgspec.json` can encode, up to 1 MiB as JSON; None is ``{}``.
+        **fields: as over HTTP. Times need a UTC offset, and durations are in seconds. Without a `traceparent`, the job gets the
+            trace of the current span, if there is one.
 
     Returns:
-        The job's id; for an async connection something to await it from. It is that of another job where one of its keys says so.
+        The job's id; on an async connection, an awaitable of it. If a job with one of the keys exists, it is that job's id.
 
     Raises:
-        TypeError: it is no such connection.
-        InvalidJob, UnprocessableJob, PayloadTooLarge: nothing was sent; the error names the field.
+        TypeError: `conn` is not one of these connections.
+        InvalidJob, UnprocessableJob, PayloadTooLarge: the job is invalid; nothing was sent. The error names the field.
     """
     execute = _executor(conn)
     document = _document({"kind": kind, "payload": payload, **fields})
@@ -92,23 +93,23 @@ def submit_many(conn: AsyncConnection, jobs: Iterable[Mapping[str, Any]]) -> Awa
 @overload
 def submit_many(conn: SyncConnection, jobs: Iterable[Mapping[str, Any]]) -> list[str]: ...
 def submit_many(conn: Any, jobs: Iterable[Mapping[str, Any]]) -> list[str] | Awaitable[list[str]]:
-    """Submit jobs as `submit` does, all in one statement.
+    """Submit jobs like `submit`, all in one statement.
 
     Args:
         conn: see `submit`.
-        jobs: each with the fields of `submit` by name, "kind" and "payload" among them; at most `MAX_BATCH_JOBS`.
+        jobs: one mapping per job with the fields of `submit`, "kind" and "payload" included; at most `MAX_BATCH_JOBS`.
 
     Returns:
         The ids in the order of the jobs.
 
     Raises:
-        TypeError, InvalidJob, UnprocessableJob, PayloadTooLarge, BatchTooLarge: see `submit`; the error has the job's index, too.
+        TypeError, InvalidJob, UnprocessableJob, PayloadTooLarge, BatchTooLarge: see `submit`; the error also has the job's index.
     """
     execute = _executor(conn)
     encoded: list[bytes] = []
     for job in jobs:
         if len(encoded) == MAX_BATCH_JOBS:
-            raise BatchTooLarge(f"more than {MAX_BATCH_JOBS} jobs in one batch: submit it in parts")
+            raise BatchTooLarge(f"the batch has more than {MAX_BATCH_JOBS} jobs: split it into smaller batches")
         try:
             encoded.append(_document(job))
         except InvalidJob as error:
@@ -137,24 +138,29 @@ def _document(fields: Mapping[str, Any]) -> bytes:
     return documents.encode(new_job(submission))
 
 
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(Submission)}
+
+
 def _invalid(reason: str) -> InvalidJob:
-    """Name the field in what msgspec says: "Expected `int` >= 0 - at `$.priority`", "Object contains unknown field `prio`"."""
-    at = re.fullmatch(r"(?s)(.*) - at `\$\.(\w+)`", reason)
+    """Name the field in an error of msgspec, in the words that HTTP and SQL use."""
+    at = re.search(r" - at `\$\.(\w+)`", reason)
     if at is not None:
-        return InvalidJob(f"{at[2]}: {at[1]}", field=at[2])
+        return InvalidJob(f"{at[1]} must be {must_be(_TYPES[at[1]])}", field=at[1])
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason)
-    return InvalidJob(reason) if unknown is None else InvalidJob(f"jobs have no field {unknown[1]!r}", field=unknown[1])
+    if unknown is None:
+        return InvalidJob(reason)
+    return InvalidJob(f"unknown field {unknown[1]!r} in a job: the known fields are {', '.join(_TYPES)}", field=unknown[1])
 
 
 # ----------------------------------------------------------------------------------------------------------------- the connections
 
-# Text in and text out: no driver has an opinion on that, whatever its types are mapped to. The ids are the database's: for those of
-# ours it would look first, under locks that last until the end of the caller's transaction.
+# Parameters and results are text, because all drivers handle text alike. The database chooses the ids: if the statement contained
+# ids, it would first check for existing jobs, under locks that last until the end of the caller's transaction.
 _SQL = "SELECT array_to_json(ids)::text FROM jobqueue.submit_batch(CAST(CAST({} AS text) AS jsonb), uncounted => true)"
 
 _ids = msgspec.json.Decoder(list[str]).decode
 _Execute = Callable[[Any, str, Callable[[list[str]], Any]], Any]
-"""Submits jobs on a connection, and returns, or has awaited, what the last argument makes of their ids."""
+"""Submits jobs on a connection, calls its last argument with their ids, and returns the result or an awaitable of it."""
 
 
 def _first(ids: list[str]) -> str:
@@ -162,12 +168,12 @@ def _first(ids: list[str]) -> str:
 
 
 def _psycopg(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
-    import psycopg  # noqa: PLC0415 - the caller has it, but not everyone does
+    import psycopg  # noqa: PLC0415 - only callers with a psycopg connection have it
     from psycopg.rows import tuple_row  # noqa: PLC0415
 
-    # A plain cursor, whatever the connection's own would make of the statement and of its row.
+    # A plain cursor, because the connection may have its own cursor class or row factory.
     row = psycopg.Cursor(conn, row_factory=tuple_row).execute(_SQL.format("%s"), [jobs]).fetchone()
-    assert row is not None  # noqa: S101 - it is one batch
+    assert row is not None  # noqa: S101 - the statement returns one row
     return answer(_ids(row[0]))
 
 
@@ -212,7 +218,7 @@ _EXECUTORS: dict[str, _Execute] = {
 }
 
 _TAKEN = (
-    "psycopg.Connection, psycopg.AsyncConnection or a cursor of theirs, asyncpg.Connection, or SQLAlchemy's Connection, Session, "
+    "psycopg.Connection or AsyncConnection, a cursor of one, an asyncpg.Connection, or a SQLAlchemy Connection, Session, "
     "AsyncConnection or AsyncSession"
 )
 
@@ -222,4 +228,4 @@ def _executor(conn: object) -> _Execute:
         execute = _EXECUTORS.get(f"{cls.__module__}.{cls.__qualname__}")
         if execute is not None:
             return execute
-    raise TypeError(f"jobs are submitted on a {_TAKEN}, got {type(conn).__module__}.{type(conn).__qualname__}")
+    raise TypeError(f"conn must be a {_TAKEN}, got {type(conn).__module__}.{type(conn).__qualname__}")

@@ -1,7 +1,7 @@
-"""The values that travel through jobqueue: what is submitted, what a handler sees, and what became of a run.
+"""The data types of jobqueue: submissions, jobs as handlers see them, and outcomes of attempts.
 
-All of them are plain data. Three cross the database boundary as JSON: `NewJob` into ``jobqueue.submit_many``, `ClaimedJob` out of
-``jobqueue.claim`` and `Outcome` into ``jobqueue.finish``.
+Three of them cross the database boundary as JSON: `NewJob` goes into ``jobqueue.submit_many``, `ClaimedJob` comes from
+``jobqueue.claim``, and `Outcome` goes into ``jobqueue.finish``.
 """
 
 from __future__ import annotations
@@ -20,75 +20,75 @@ if TYPE_CHECKING:
     import trio
 
 MAX_PAYLOAD_BYTES = 1 << 20
-"""The largest payload of one job, as JSON in UTF-8."""
+"""The maximum size of a job's payload in bytes, as JSON in UTF-8."""
 
 MAX_RESULT_BYTES = 1 << 20
-"""The largest result that a handler may return, as JSON in UTF-8."""
+"""The maximum size of a handler's result in bytes, as JSON in UTF-8."""
 
 MAX_CHECKPOINT_BYTES = 64 << 10
-"""The largest checkpoint of a job, as JSON in UTF-8."""
+"""The maximum size of a job's checkpoint in bytes, as JSON in UTF-8."""
 
 MAX_PROGRESS_MESSAGE = 500
-"""Characters kept of what a job says that it is at."""
+"""The maximum length of a progress message in characters; the rest is cut off."""
 
 MAX_BATCH_JOBS = 100_000
-"""The most jobs in one array or NDJSON body: it is one transaction."""
+"""The maximum number of jobs in one array or NDJSON body, which is one transaction."""
 
 MAX_NAME_LENGTH = 200
-"""The longest kind or queue name, in characters."""
+"""The maximum length of a name, such as a kind or a queue, in characters."""
 
 MAX_PRIORITY = 1_000_000
 MAX_RETRIES = 1_000
 DEFAULT_RETRIES = 3
 
 MAX_TIMEOUT = 7 * 86_400.0
-"""The longest timeout of one attempt, in seconds."""
+"""The maximum timeout of one attempt, in seconds."""
 
 MAX_DELAY = 10 * 365 * 86_400.0
-"""The longest delay of a submission, a snooze or a retry, in seconds."""
+"""The maximum delay of a submission, a snooze or a retry, in seconds."""
 
 MAX_AGING_INTERVAL = 86_400.0
-"""The longest aging interval of a queue, in seconds."""
+"""The maximum aging interval of a queue, in seconds."""
 
 MAX_LIMIT = 1_000_000
 MIN_RATE = 0.00001
-"""The highest limit of a queue or key, of jobs at a time, of starts a second or at once; and the lowest rate: about one a day."""
+"""The maximum limit of a queue or key (running jobs, starts per second, burst), and the minimum rate: about one start a day."""
 
 MAX_WEIGHT = 1_000.0
 MIN_WEIGHT = 0.001
-"""The bounds of a group's weight."""
+"""The maximum and minimum weight of a group."""
 
 UnfinishedState = Literal["pending", "blocked", "scheduled", "inflight"]
 JobState = Literal[UnfinishedState, "succeeded", "cancelled", "dead"]
 
-# A description says what a value must be: in the error for one that is not, and in the API's own description.
+# Each description says what a value must be. Errors and the OpenAPI document use it.
 Name = Annotated[
     str,
     msgspec.Meta(
         min_length=1,
         max_length=MAX_NAME_LENGTH,
         description=f"a string of 1 to {MAX_NAME_LENGTH} characters",
-        extra_json_schema={"pattern": r"^[^\u0000]*$"},  # told, and held by `documents.encode`: here each name would be searched
+        extra_json_schema={"pattern": r"^[^\u0000]*$"},  # only for OpenAPI; `documents.encode` checks it
     ),
 ]
 PathName = Annotated[
     Name,
     msgspec.Meta(
-        pattern=r"^(?!\.{1,2}(?![\s\S]))[^\u0000]*$",  # $ alone may stand before a line's end
+        pattern=r"^(?!\.{1,2}(?![\s\S]))[^\u0000]*$",  # $ alone also matches before a final newline
         description=f'a string of 1 to {MAX_NAME_LENGTH} characters, but not "." or ".."',
     ),
 ]
-"""The name of a queue or a schedule, which is a segment of a URL's path: there, "." and ".." mean something else."""
+"""The name of a queue or a schedule. It is a segment of URL paths, where "." and ".." have another meaning."""
 Text = Annotated[
     Name,
     msgspec.Meta(
-        description=f"the beginning of an id, or a part of the error or the reason, a string of 1 to {MAX_NAME_LENGTH} characters"
+        description=f"a string of 1 to {MAX_NAME_LENGTH} characters: the start of an id, or a part of the error or the reason"
     ),
 ]
 Cause = Annotated[
-    Name, msgspec.Meta(description=f"a cause as GET /dead/causes has it, a string of 1 to {MAX_NAME_LENGTH} characters")
+    Name, msgspec.Meta(description=f"a string of 1 to {MAX_NAME_LENGTH} characters: a cause that GET /dead/causes returns")
 ]
-Part = Annotated[Name, msgspec.Meta(description=f"a part of the reason, a string of 1 to {MAX_NAME_LENGTH} characters")]
+Part = Annotated[Name, msgspec.Meta(description=f"a string of 1 to {MAX_NAME_LENGTH} characters: a part of the reason")]
 Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY, description=f"an integer from 0 to {MAX_PRIORITY}")]
 Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES, description=f"an integer from 0 to {MAX_RETRIES}")]
@@ -104,42 +104,46 @@ Instant = Annotated[
         examples=["2030-01-31T08:00:00Z"],
     ),
 ]
-TraceHeader = Annotated[str, msgspec.Meta(description="a string, as W3C Trace Context has it; a malformed one is ignored")]
+TraceHeader = Annotated[str, msgspec.Meta(description="a string in the format of W3C Trace Context; a malformed one is ignored")]
 Flag = Annotated[bool, msgspec.Meta(description="true or false")]
 All = Annotated[Literal[True], msgspec.Meta(description="true")]
 AgingInterval = Annotated[
     float,
-    msgspec.Meta(ge=0, le=MAX_AGING_INTERVAL, description=f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for 1"),
+    msgspec.Meta(
+        ge=0,
+        le=MAX_AGING_INTERVAL,
+        description=f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for the default, 1",
+    ),
 ]
-Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT, description=f"an integer from 1 to {MAX_LIMIT}, or null for none")]
-KeyLimit = Annotated[Limit, msgspec.Meta(description=f"an integer from 1 to {MAX_LIMIT}, or null for 1")]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT, description=f"an integer from 1 to {MAX_LIMIT}, or null to clear it")]
+KeyLimit = Annotated[Limit, msgspec.Meta(description=f"an integer from 1 to {MAX_LIMIT}, or null for the default, 1")]
 Rate = Annotated[
-    float, msgspec.Meta(ge=MIN_RATE, le=MAX_LIMIT, description=f"a number from {MIN_RATE:.5f} to {MAX_LIMIT}, or null for none")
+    float, msgspec.Meta(ge=MIN_RATE, le=MAX_LIMIT, description=f"a number from {MIN_RATE:.5f} to {MAX_LIMIT}, or null to clear it")
 ]
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What a submitter may say about a job. Every field has a default: ``{}`` is a job.
+    """The fields of a submitted job. Every field has a default, so ``{}`` is a valid job.
 
     Attributes:
-        kind: names the handler.
-        payload: what the handler is given; null is ``{}``.
-        queue: where it waits.
-        priority: higher runs first.
-        max_retries: how often it is run again after a failed attempt; null for the handler's number, or 3.
-        run_at: when it is due; now unless told.
-        delay: how long until it is due.
-        timeout: how long an attempt may take; null for the handler's, or no bound.
-        expires_at: when it is no use to start it any more; not before it is submitted.
-        expires_in: the same, from the submission on.
-        group: whose share of the workers it takes.
-        weight: the group's share; 1 unless told.
-        concurrency_key: what its queue's limits for keys count it by.
-        unique: whether to keep it from coming while another with its kind and payload is not finished.
-        unique_key: the same, for another with this key.
-        idempotency_key: makes a submission that is sent again the same job.
-        traceparent: the span of the submitter, whose child the handler's is.
-        tracestate: what goes along with it.
+        kind: selects the handler.
+        payload: the handler's input; null means ``{}``.
+        queue: the queue in which the job waits.
+        priority: jobs with a higher priority run first.
+        max_retries: how often the job runs again after failed attempts; null means the handler's number, or 3 without one.
+        run_at: when the job is due; default: now.
+        delay: seconds until the job is due.
+        timeout: the time limit of one attempt; null means the handler's limit, if it has one.
+        expires_at: the time after which the job is not started any more; it must be in the future.
+        expires_in: the same, in seconds from the submission.
+        group: the fair group whose share of the workers the job uses.
+        weight: the group's share of the workers; default: 1.
+        concurrency_key: the key to which the queue's key limits apply.
+        unique: if true, the job is not stored while an unfinished job has the same queue, kind and payload.
+        unique_key: the job is not stored while an unfinished job has the same unique key.
+        idempotency_key: identifies the submission, so that sending it again does not create a second job.
+        traceparent: the submitter's span, which becomes the parent of the handler's span.
+        tracestate: the vendor-specific part of the trace.
     """
 
     EXCLUSIVE: ClassVar = (("run_at", "delay"), ("expires_at", "expires_in"))
@@ -166,17 +170,17 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
 
 
 class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What a job asks for beyond the columns of its table, and what the database noted about it. Times are in seconds.
+    """The options of a job that are not columns of its table, and data that the database added. Times are in seconds.
 
     Attributes:
-        expires_at: when it is no use to start the job any more, by the database's clock.
-        expires_in: the same, counted from the submission in a `NewJob`, and from the claim in a `ClaimedJob`.
-        start_by: the same again, by the clock of the node that claimed the job.
-        turn: when the job's turn is among those of its group and the others, in the virtual time of the line.
-        rank: the job's place in the queue, where the database has given it one.
-        schedule: the cron schedule that submitted the job, by name.
-        scheduled_for: the tick that it was submitted for.
-        traceparent: whose span its handler's is a child of, see `jobqueue.tracing`.
+        expires_at: the time after which the job is not started any more, by the database's clock.
+        expires_in: the same time, relative to the submission in a `NewJob`, and to the claim in a `ClaimedJob`.
+        start_by: the same time, by the clock of the node that claimed the job.
+        turn: the job's turn among the jobs of groups, in virtual time.
+        rank: the job's rank in the queue, if the database has fixed it.
+        schedule: the name of the cron schedule that submitted the job.
+        scheduled_for: the tick for which the schedule submitted the job.
+        traceparent: the parent of the handler's span, see `jobqueue.tracing`.
     """
 
     expires_at: float | None = None
@@ -197,7 +201,7 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A submission as ``jobqueue.submit_many`` takes it, with its id; one without an id is given one by the database."""
+    """A submission in the form of ``jobqueue.submit_many``. If it has no id, the database chooses one."""
 
     id: str = ""
     kind: str = "default"
@@ -212,7 +216,7 @@ class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
-    """One row out of ``jobqueue.claim``: a job with the run that this node now owes it. Times are in seconds, by the database."""
+    """A row returned by ``jobqueue.claim``: a job that this node must run. Times are in seconds, by the database's clock."""
 
     queue: str
     id: str
@@ -231,62 +235,62 @@ class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def expired(self) -> bool:
-        """Whether its time was over when it was claimed: it is among the dead letters, and not this node's."""
+        """Whether the job had expired when it was claimed. It is then a dead letter, and does not belong to this node."""
         options = self.options
         return options is not None and options.expires_at is not None and options.expires_in is not None and options.expires_in <= 0
 
     @property
     def last_attempt(self) -> bool:
-        """Whether a failure of this attempt is the job's last."""
+        """Whether this attempt is the job's last one if it fails."""
         return self.attempt > self.max_retries
 
     @property
     def log_context(self) -> Mapping[str, Any]:
-        """The fields that every log line about this job carries."""
+        """The fields of every log line about this job."""
         return {"job_id": self.id, "kind": self.kind, "queue": self.queue, "attempt": self.attempt}
 
 
 class Handle(Protocol):
-    """What a `Job` can reach of the run that it was made for, from any thread."""
+    """The part of an attempt that its `Job` can use, from any thread."""
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was ended early."""
+        """Whether the attempt was ended early."""
         ...
 
     @property
     def nursery(self) -> trio.Nursery | None:
-        """What the handler's tasks run in; None where it is no async handler."""
+        """The nursery of the handler's tasks; None if the handler is not async."""
         ...
 
     def note(self, name: str, document: bytes) -> None:
-        """Keep an encoded document under this name."""
+        """Store an encoded document under this name."""
 
 
 class _Elsewhere:
-    """The handle of a job that was sent to another process: nothing leads back from there."""
+    """The handle of a job in another process, which has no connection to the attempt."""
 
     cancelled = False
     nursery = None
 
-    def note(self, name: str, document: bytes) -> None:  # noqa: ARG002 - it is what a handle has
+    def note(self, name: str, document: bytes) -> None:  # noqa: ARG002 - the signature of `Handle`
         raise RuntimeError(
-            f"job.{name} does not work in another process, as cpu=True makes one: a cpu handler can only return its result"
+            f"job.{name} does not work in a handler with cpu=True: it runs in another process and can only return its result"
         )
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler can know of the job that it runs, and what it can do with it: give it a parameter ``job: jobqueue.Job``.
+    """The job that a handler runs, for handlers with a parameter ``job: jobqueue.Job``.
 
-    A test may make one of its own: it has no run, and what is noted goes nowhere.
+    Tests may create a job. It belongs to no attempt, so progress and checkpoints are discarded.
 
     Attributes:
         id: the job's UUID (version 7), as text.
         payload: the decoded JSON document.
-        attempt: 1 for the first run; `max_retries` + 1 is the last.
+        attempt: 1 for the first attempt; `max_retries` + 1 is the last.
         created_at: when the job was submitted, by the database's clock, in UTC.
-        scheduled_for: the tick of the cron schedule that the job was submitted for, in UTC; None for any other job.
-        last_checkpoint: what `checkpoint` was last given in an earlier attempt; None when it was not.
+        scheduled_for: the tick for which a cron schedule submitted the job, in UTC; None for other jobs.
+        last_checkpoint: the last `checkpoint` of an earlier attempt; None without one.
     """
 
     id: str
@@ -319,38 +323,39 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancelled(self) -> bool:
-        """Whether this run is over for the service: somebody cancelled the job, the node stops, or a thread's time was up.
+        """Whether the handler must stop: the job was cancelled, the node is stopping, or a thread's timeout has passed.
 
-        It is for handlers in threads, which nothing else can stop: look at it now and then, and return. An async handler gets
+        Handlers in threads must check it regularly and return, because nothing else can stop them. Async handlers get
         `trio.Cancelled`.
         """
         return self._run is not None and self._run.cancelled
 
     @property
     def nursery(self) -> trio.Nursery:
-        """What this attempt owns: tasks that an async handler starts in it end before the attempt does.
+        """The nursery of this attempt. Tasks that an async handler starts in it end before the attempt does.
 
-        The handler's return waits for them; its failure, a timeout and a cancellation end them; if some fail, so does the attempt.
+        When the handler returns, the attempt waits for the tasks. When the handler fails, times out or is cancelled, the tasks are
+        cancelled. If a task fails, the attempt fails.
 
         Raises:
-            AttributeError: the handler is not an async one, or nobody runs this job.
+            AttributeError: the handler is not async, or the job belongs to no running attempt.
         """
         nursery = None if self._run is None else self._run.nursery
         if nursery is None:
-            raise AttributeError("job.nursery is there in async handlers (async def) while they run, and nowhere else")
+            raise AttributeError("job.nursery exists only in an async handler (async def), and only while it runs")
         return nursery
 
     def progress(self, fraction: float | None, message: str = "") -> None:
-        """Tell how far the job is, for people to see. It returns at once; a node writes the latest, once a second.
+        """Report the job's progress. The call returns at once; the node writes the latest report once a second.
 
         Args:
-            fraction: from 0 to 1; None when nobody knows.
-            message: what it is at; characters beyond `MAX_PROGRESS_MESSAGE` are cut off.
+            fraction: from 0 to 1; None if unknown.
+            message: the current step; it is cut to `MAX_PROGRESS_MESSAGE` characters.
 
         Raises:
-            ValueError: the fraction is none.
+            ValueError: the fraction is out of range.
         """
-        # Sums of floats end just above 1: that is no reason to fail an attempt at its end.
+        # A sum of floats can end just above 1. This must not make an attempt fail at its end.
         rounded = None if fraction is None else round(fraction, 6)
         if rounded is not None and not 0 <= rounded <= 1:
             raise ValueError(f"job.progress: fraction must be from 0 to 1, or None, got {fraction!r}")
@@ -358,16 +363,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         self._note("progress", documents.encode({"fraction": rounded, "message": text}))
 
     def checkpoint(self, data: Any) -> None:
-        """Keep what a later attempt needs to go on from here, see `last_checkpoint`; the latest counts.
+        """Store data from which a later attempt can continue, see `last_checkpoint`. A checkpoint replaces earlier ones.
 
-        It returns at once. A node writes the latest once a second, and at the end of the attempt: only a process that is killed
-        loses what was not written, of the last second. The data may be changed afterwards.
+        The call returns at once, and the data may be changed afterwards. The node writes the latest checkpoint once a second, and
+        at the end of the attempt. If the process is killed, only checkpoints of the last second are lost.
 
         Args:
-            data: anything that has a form in JSON, of up to `MAX_CHECKPOINT_BYTES`.
+            data: any value with a JSON form of at most `MAX_CHECKPOINT_BYTES`.
 
         Raises:
-            ValueError: it has none, or is larger.
+            ValueError: the data has no JSON form, or is too large.
         """
         try:
             document = documents.encode(data, limit=MAX_CHECKPOINT_BYTES)
@@ -380,7 +385,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             self._run.note(name, document)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go to another process, without the run: see `_Elsewhere`."""
+        """Pickle the job for another process without its attempt, see `_Elsewhere`."""
         return _arrived, ({name: getattr(self, name) for name in self.__struct_fields__ if name != "_run"},)
 
 
@@ -389,12 +394,13 @@ def _arrived(fields: dict[str, Any]) -> Job:
 
 
 class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What may be asked of dead jobs; all conditions hold.
+    """Conditions on dead jobs; all of them must hold.
 
     Attributes:
-        cause: what the last error, or else the reason, has in common with others.
-        reason: a part of the reason that a person reads.
-        died_before: by the database's clock; so is `died_after`. Both are exclusive.
+        cause: the cause of the failure: the last error, or else the reason, without its variable parts.
+        reason: a part of the reason.
+        died_before: the latest time of death, exclusive, by the database's clock.
+        died_after: the earliest time of death, exclusive, by the database's clock.
     """
 
     queue: PathName | None = None
@@ -407,21 +413,22 @@ class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
 
 class DeadFilter(DeadConditions):
-    """Which dead jobs are meant: ``{}`` is refused where jobs are moved or deleted.
+    """A filter of dead jobs. ``{}`` is rejected where jobs are moved or deleted.
 
     Attributes:
-        all: that no condition is meant to be there.
+        all: true selects all jobs, without any condition.
     """
 
     all: All | None = None
 
 
 class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What may be asked of jobs in any state; all conditions hold.
+    """Conditions on jobs in any state; all of them must hold.
 
     Attributes:
-        text: a whole id, or what one begins with, or a part of the last error's message or of the reason, in any case.
-        created_after: by the database's clock, and about that by the time in the id; so is `created_before`. Both are exclusive.
+        text: a whole id, the start of an id, or a part of the last error's message or of the reason, ignoring case.
+        created_after: the earliest time of submission, exclusive, by the database's clock and, within a minute, the id's time.
+        created_before: the latest time of submission, exclusive, by the database's clock and, within a minute, the id's time.
     """
 
     queue: PathName | None = None
@@ -434,11 +441,11 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class JobFilter(JobConditions):
-    """Which jobs are meant: ``{}`` is refused.
+    """A filter of jobs. ``{}`` is rejected.
 
     Attributes:
-        state: one of these.
-        all: that no condition is meant to be there.
+        state: the states to select.
+        all: true selects all jobs, without any condition.
     """
 
     state: Annotated[list[JobState], msgspec.Meta(min_length=1, description=f"of {', '.join(get_args(JobState))}")] | None = None
@@ -446,12 +453,12 @@ class JobFilter(JobConditions):
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What is to be another about a job that waits; null leaves it as it is.
+    """Changes to a waiting job; null leaves a value unchanged.
 
     Attributes:
-        priority: higher runs first.
-        run_at: when it may run; what is past is now.
-        delay: the same, in seconds from now.
+        priority: jobs with a higher priority run first.
+        run_at: when the job is due; a time in the past means now.
+        delay: seconds from now until the job is due.
     """
 
     EXCLUSIVE: ClassVar = (("run_at", "delay"),)
@@ -462,13 +469,13 @@ class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One entry of a job's error history; the database adds when, by its clock, and on which node.
+    """An entry of a job's error history. The database adds the time, by its clock, and the node.
 
     Attributes:
-        attempt: which attempt failed.
-        error: what happened, in one line or a few.
-        duration: seconds that the attempt ran.
-        traceback: where it happened, for an exception.
+        attempt: the number of the failed attempt.
+        error: the message, in one or a few lines.
+        duration: the attempt's duration in seconds.
+        traceback: the traceback of an exception.
     """
 
     attempt: int
@@ -478,16 +485,16 @@ class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class QueueSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
-    """What is to hold for a queue on all nodes. A field that is not given stays as it is; null takes it back to what it is without.
+    """The settings of a queue on all nodes. A missing field leaves a setting unchanged; null resets it to its default.
 
     Attributes:
-        aging_interval: seconds that a job waits to be worth one point of priority more; for jobs that come from now on.
-        max_running: how many of its jobs run at a time.
-        rate: how many start a second, in the long run.
-        burst: how many start at once after a pause; without it as many as the rate gives in a second, at least one.
-        key_max_running: how many jobs of one concurrency key run at a time; 1 without it.
-        key_rate: how many jobs of one concurrency key start a second.
-        key_burst: how many of them start at once after a pause.
+        aging_interval: the waiting time in seconds that is worth one point of priority; applies to new jobs.
+        max_running: the maximum number of its jobs that run at the same time.
+        rate: the maximum number of jobs that start per second, in the long run.
+        burst: the maximum number of jobs that start at once after a pause; default: the starts in a second at `rate`, at least 1.
+        key_max_running: the maximum number of jobs with the same concurrency key that run at the same time; default: 1.
+        key_rate: the maximum number of jobs with the same concurrency key that start per second.
+        key_burst: the maximum number of jobs with the same concurrency key that start at once after a pause.
     """
 
     aging_interval: AgingInterval | UnsetType | None = UNSET
@@ -500,10 +507,10 @@ class QueueSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 def queue_settings(given: Mapping[str, Any]) -> QueueSettings:
-    """Make settings of what somebody gave.
+    """Convert an input to settings.
 
     Raises:
-        InvalidQueueSetting: one of them is unknown, or out of its range.
+        InvalidQueueSetting: a setting is unknown or out of its range.
     """
     return fields.read(given, QueueSettings, what="a queue", refuse=InvalidQueueSetting)
 
@@ -515,7 +522,7 @@ Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released", "cancelle
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What one run has noted, as ``jobqueue.note`` takes it: an object with what is new of `Saved`."""
+    """The notes of one run in the form of ``jobqueue.note``; `saved` is an object with the new progress and checkpoint."""
 
     id: str
     claims: int
@@ -523,15 +530,15 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What became of one run, as ``jobqueue.finish`` takes it. `id` and `claims` name the run: the fencing token.
+    """The outcome of one run in the form of ``jobqueue.finish``. `id` and `claims` identify the run; they are its fencing token.
 
     Attributes:
-        outcome: which way the row moves.
+        outcome: how the run ended. This decides to which table the job's row moves.
         result: the handler's return value as JSON (succeeded).
-        reason: what a person reads in the dead letters (dead).
+        reason: text for the people who read the dead letter (dead).
         error: the entry for the error history (dead, retry).
         delay: seconds until the job is due again (retry, snoozed).
-        saved: what the run noted and did not come to write.
+        saved: notes of the run that are not written yet.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Write lines to a file descriptor in a thread: the caller never waits for the file and never sees its errors.
+"""Write lines to a file descriptor in a thread, so that callers never wait for the file and never see its errors.
 
 ::
 
@@ -6,8 +6,8 @@
     writer.put(line)
     flush([writer], seconds=0.5)        # before the process ends
 
-A bounded queue connects the callers with one daemon thread. A line that does not fit, and a line that the file does not take, is
-dropped and counted. The writer reports the gap in one line once the file takes lines again.
+A bounded queue connects the callers to one daemon thread. The writer drops and counts lines that do not fit into the queue, and
+lines that cannot be written. Once writing works again, it reports the gap in one line.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 MAX_WAITING = 4 * 1024 * 1024
-"""Bytes of lines that may wait to be written, with `PER_LINE` for each of them."""
+"""Maximum size of all waiting lines, including `PER_LINE` per line, in bytes."""
 
 MAX_OF_JOBS = MAX_WAITING // 4 * 3
-"""How much of it all running jobs together may fill, so that the service's own lines find room."""
+"""Maximum size of the waiting lines of all jobs together, so that the lines of the service always fit, in bytes."""
 
 MAX_OF_ONE_JOB = MAX_WAITING // 8
-"""How much of it one job may fill, so that it drops no lines but its own."""
+"""Maximum size of the waiting lines of one job, so that a job cannot crowd out the lines of other jobs, in bytes."""
 
 PER_LINE = 128
-"""Bytes that Python needs for a waiting line beyond its text."""
+"""Bytes of memory per waiting line, in addition to its text."""
 
 BATCH = 64 * 1024
-"""Bytes written at once, at most, where no other process could write into the middle of a line."""
+"""Maximum size of one write, in bytes. For a pipe, the limit can be lower, see `_find_room`."""
 
 PATIENCE = 0.1
-"""Seconds that a caller waits for its line where the process may be killed right after it."""
+"""Seconds that a caller waits for its line to be written, in a process that may be killed at any time."""
 
-_TOO_SLOW = "the log is read too slowly, or not at all"
-_ONE_JOB = "one job logs faster than the log is read"
+_TOO_SLOW = "the reader of the log is too slow, or has stopped"
+_ONE_JOB = "one job logs faster than the reader of the log reads"
 
 
 class _Line(NamedTuple):
@@ -55,7 +55,7 @@ class _Line(NamedTuple):
 
 @dataclass(slots=True)
 class _Gap:
-    """Lines that are missing in the log."""
+    """Lines missing in the log."""
 
     lines: int
     reason: str
@@ -63,19 +63,20 @@ class _Gap:
 
 
 Summary = Callable[[int, str, float], bytes]
-"""Render the line that reports a gap, from the number of dropped lines, the reason, and the seconds."""
+"""Renders the line that reports a gap, from the number of dropped lines, the reason, and the seconds."""
 
 
 class Writer:
-    """Lines on their way to one file descriptor.
+    """Writes lines to one file descriptor.
 
     Args:
-        descriptor: is the writer's from now on.
+        descriptor: the file descriptor, owned by the writer.
         summary: renders the line that reports a gap.
-        patient: whether a caller waits up to `PATIENCE` for its line, as long as the file takes lines.
+        patient: whether callers wait up to `PATIENCE` seconds until their line is written. If a line is not written in this time,
+            callers do not wait again until writing works.
 
     Attributes:
-        dropped: lines that were dropped so far.
+        dropped: the number of dropped lines.
     """
 
     def __init__(self, descriptor: int, summary: Summary, *, patient: bool = False) -> None:
@@ -89,7 +90,7 @@ class Writer:
         self._start()
 
     def _start(self) -> None:
-        # The garbage collector and a signal handler may log in the middle of `put`, in the same thread: lock and queue allow it.
+        # The garbage collector or a signal handler may log during `put`, in the same thread. This lock and this queue allow it.
         self._lock = threading.RLock()
         self._queue: SimpleQueue[_Line | threading.Event | None] = SimpleQueue()
         self._gap: _Gap | None = None
@@ -102,16 +103,16 @@ class Writer:
         threading.Thread(target=self._run, name="log writer", daemon=True).start()
 
     def restart_after_fork(self) -> None:
-        """Go on in a forked child, which has neither the thread nor a share in the lines that wait in its parent."""
-        self._patient = True  # such a child often ends without its exit handlers
+        """Start again in a forked child, which has no writer thread. The parent writes the waiting lines."""
+        self._patient = True  # a forked child often ends without running its exit handlers
         self._start()
 
     def put(self, text: bytes, job_id: str | None = None) -> None:
-        """Queue a line, newline included, or drop it.
+        """Queue a line, or drop it if it does not fit.
 
         Args:
-            text: the line.
-            job_id: the job that it comes from; None for the service itself.
+            text: the line, including its newline.
+            job_id: the job that wrote the line; None for the service.
         """
         size = len(text) + PER_LINE
         with self._lock:
@@ -131,7 +132,7 @@ class Writer:
             self._stuck = not flush([self], PATIENCE)
 
     def drop(self, lines: int, reason: str) -> None:
-        """Count lines that will be missing, and report them where they are missing."""
+        """Count dropped lines, and report them at their place in the log."""
         with self._lock:
             self.dropped += lines
             if self._gap is None:
@@ -140,7 +141,7 @@ class Writer:
             self._gap.lines += lines
 
     def mark(self) -> threading.Event:
-        """Return what is set once the lines that were queued before it are written or dropped."""
+        """Return an event that is set once all lines queued before it are written or dropped."""
         done = threading.Event()
         self._queue.put(done)
         return done
@@ -150,13 +151,13 @@ class Writer:
             item = self._queue.get()
             try:
                 self._take(item)
-            except Exception as error:  # noqa: BLE001 - out of memory: the thread must outlive it
+            except Exception as error:  # noqa: BLE001 - the thread must survive a lack of memory
                 self._end_batch(written=0, reason=type(error).__name__)
             if isinstance(item, threading.Event):
                 item.set()
 
     def _take(self, item: _Line | threading.Event | None) -> None:
-        """Collect lines, and write them when no more fit into one write, or none wait."""
+        """Collect lines. Write them when the next line does not fit into the same write, or when no line is waiting."""
         if isinstance(item, _Line):
             if not self._batch:
                 self._room = self._find_room()
@@ -174,17 +175,17 @@ class Writer:
     def _find_room(self) -> int:
         """Return how many bytes to write at once.
 
-        A pipe that has no room for a write of more than PIPE_BUF bytes takes it in pieces. Other processes may write between these.
-        A write of more than half a page can use up a whole page of the pipe.
+        If a write is larger than PIPE_BUF and the pipe has no room for all of it, the pipe accepts it in pieces. Other processes
+        may then write between the pieces. A write of more than half a page can use up a whole page of the pipe.
         """
         if not self._is_pipe:
             return BATCH
         try:
-            size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)  # Linux has it, other systems do not
+            size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)  # only on Linux
             [unread] = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
         except (AttributeError, OSError):
             return select.PIPE_BUF
-        return min(BATCH, max(select.PIPE_BUF, int(size - 2 * unread) // 4))  # a fourth: others may find the same room
+        return min(BATCH, max(select.PIPE_BUF, int(size - 2 * unread) // 4))  # a quarter: other writers may use the rest
 
     def _write_batch(self) -> None:
         if not self._batch:
@@ -195,7 +196,7 @@ class Writer:
         self._end_batch(self._write(b"".join([line.text for line in self._batch])), self._reason)
 
     def _end_batch(self, written: int, reason: str) -> None:
-        """Make room in the queue, and count the lines beyond the first `written` bytes as dropped."""
+        """Remove the batch from the queue, and count the lines beyond the first `written` bytes as dropped."""
         lost = 0
         with self._lock:
             for line in self._batch:
@@ -216,7 +217,7 @@ class Writer:
                 self._stuck = False
 
     def _report(self) -> bool:
-        """Write the line that reports the gap, if there is one; return whether the file took it."""
+        """Write the line that reports the gap, if there is a gap; return False if the write failed."""
         with self._lock:
             gap, self._gap = self._gap, None
         if gap is not None:
@@ -232,7 +233,7 @@ class Writer:
         return True
 
     def _write(self, data: bytes) -> int:
-        """Write all of it, however long that takes; return how much was written, which is less only after an error."""
+        """Write all data, for as long as it takes; return the number of written bytes. Only after an error is it smaller."""
         written = 0
         try:
             if self._torn:
@@ -256,6 +257,6 @@ class Writer:
 
 
 def flush(writers: Iterable[Writer], seconds: float) -> bool:
-    """Wait until what the writers have is written, for so many seconds; return whether it is."""
+    """Wait up to `seconds` until the queued lines are written; return whether they are."""
     until = time.monotonic() + seconds
-    return all([mark.wait(max(0.0, until - time.monotonic())) for mark in [writer.mark() for writer in writers]])  # noqa: C419 - each has its turn
+    return all([mark.wait(max(0.0, until - time.monotonic())) for mark in [writer.mark() for writer in writers]])  # noqa: C419 - wait for each

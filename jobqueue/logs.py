@@ -1,7 +1,8 @@
-"""Logs: one line per event, for people on a terminal and as JSON elsewhere. Payloads, tokens and passwords are never in them.
+"""Write logs: one line per event, as text to a terminal and as JSON to anything else.
 
-Logging never blocks and never raises: a record is rendered where it is made, since its values may change later, and
-`log_writer.Writer` writes the line in a thread. In a node the same holds for everything that reaches `sys.stdout` and `sys.stderr`.
+Payloads, tokens and passwords are never logged. Logging never blocks and never raises. The calling thread renders the record,
+because its values may change later. `log_writer.Writer` writes the line in another thread. In a node, the same holds for all output
+to `sys.stdout` and `sys.stderr`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 
 from jobqueue.log_writer import Writer, flush
 
-# structlog loads rich where it is installed, for tracebacks that we do not use: 3 MB less for each node without it.
+# structlog imports rich if it is installed, for tracebacks that we do not use. Without it, each node needs 3 MB less memory.
 sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 
 import structlog  # noqa: E402
@@ -32,18 +33,18 @@ if sys.modules["rich"] is None:
 LEVELS = ("debug", "info", "warning", "error")
 
 FLUSH_SECONDS = 0.5
-"""Seconds for the last lines to be written when the process ends."""
+"""Seconds to write the last lines when the process ends."""
 
 MAX_TEXT = 1_000
 MAX_TRACEBACK = 16_000
-"""Characters kept of each value, and of the traceback, in a record that cannot be rendered as it is."""
+"""Maximum length of each value, and of the traceback, in a record that cannot be rendered normally, in characters."""
 
 QUIET = ("asyncio", "hpack", "httpcore", "httpx", "hypercorn", "psycopg", "quart", "trio", "werkzeug")
-"""Loggers of the service's own libraries: their records below a warning are not about the user's jobs."""
+"""Loggers of the libraries of the service. Only their warnings and errors are logged."""
 
 
 class RunningJob(Protocol):
-    """What log lines tell of a job."""
+    """The fields of a job in log lines."""
 
     @property
     def id(self) -> str: ...
@@ -56,7 +57,7 @@ class RunningJob(Protocol):
 
 
 class JobFields(NamedTuple):
-    """A `RunningJob` in another process."""
+    """A `RunningJob` that can be sent to another process."""
 
     id: str
     kind: str
@@ -69,15 +70,15 @@ class JobFields(NamedTuple):
 
 
 running: ContextVar[RunningJob | None] = ContextVar("running", default=None)
-"""The job whose handler or hook runs here: in its task and those that it starts, and in its thread or process."""
+"""The job whose handler or hook runs in this task (or a task that it started), thread or process."""
 
 
 class Setup(NamedTuple):
-    """How a node logs, for the processes that it starts.
+    """How a node logs. The node passes it to its processes.
 
     Attributes:
         level: the lowest level that is logged.
-        fields: what all lines carry.
+        fields: fields of every line.
     """
 
     level: str
@@ -85,32 +86,32 @@ class Setup(NamedTuple):
 
 
 setup: Setup | None = None
-"""What `take_over` was called with; None where this process is not a node."""
+"""The argument of `take_over`; None in a process that is not a node."""
 
 stdout: TextIO = sys.stdout
 stderr: TextIO = sys.stderr
-"""What a node's own messages are printed to, whatever its handlers make of `sys.stdout` and `sys.stderr`."""
+"""The streams for the messages of the node, even if handlers replace `sys.stdout` and `sys.stderr`."""
 
 log = structlog.get_logger()
 
 _writers: list[Writer] = []
-"""The first writes to stderr. In a node, a second one writes to stdout where that is a different file."""
+"""The first writer writes to stderr. In a node, a second one writes to stdout if stdout is a different file."""
 
 _processors: list[Any] = []
-"""What turns a record into a line. The user's module may configure other processors for structlog, for its own lines."""
+"""The processors that render a record. The user's module may configure other processors of structlog for its own lines."""
 
 
 def job_fields() -> dict[str, Any]:
-    """Return `job_id`, `kind`, `queue` and `attempt` of the job that runs here; empty outside of a job.
+    """Return `job_id`, `kind`, `queue` and `attempt` of the running job; an empty dict outside of a job.
 
-    Use it in your own logging configuration: in a processor of structlog, or in a filter of `logging`.
+    Use it in your logging configuration: in a processor of structlog, or in a filter of `logging`.
     """
     job = running.get()
     return {} if job is None else {"job_id": job.id, "kind": job.kind, "queue": job.queue, "attempt": job.attempt}
 
 
 def configure(level: str, *, patient: bool = False) -> None:
-    """Send all log lines from this level on to stderr: as text to a terminal, as JSON to anything else."""
+    """Log to stderr from this level up: as text to a terminal, as JSON to anything else."""
     _open_descriptors()
     if not _writers:
         _writers.append(Writer(os.dup(2), _summary, patient=patient))
@@ -126,7 +127,7 @@ def configure(level: str, *, patient: bool = False) -> None:
 
 
 def take_over(to: Setup, *, patient: bool = False) -> None:
-    """Make everything that this process logs, prints and warns of safe for its event loop: it never blocks and never raises.
+    """Route logs, prints and warnings of this process through the writer thread, so that they never block and never raise.
 
     Args:
         to: how to log.
@@ -149,9 +150,10 @@ def take_over(to: Setup, *, patient: bool = False) -> None:
 
 
 def adopt_root() -> None:
-    """Log the records of `logging`'s loggers, unless the user's module, which is imported by now, gave the root logger a handler.
+    """Log the records of `logging`, unless the user's module has given the root logger a handler.
 
-    A handler of `logging.basicConfig` without a format, a stream or a file does not count: a mere `logging.info` makes it, too.
+    Call it after the import of the module. A handler with the defaults of `logging.basicConfig` does not count, because a call of
+    `logging.info` creates such a handler.
     """
     root = logging.getLogger()
     if setup is not None and all(_is_default(handler) for handler in root.handlers):
@@ -159,7 +161,7 @@ def adopt_root() -> None:
 
 
 def exit_now(code: int) -> None:
-    """Write the last log lines, and end the process without its exit handlers."""
+    """Write the last log lines, and exit without running the exit handlers."""
     _flush()
     os._exit(code)
 
@@ -170,14 +172,14 @@ def dropped() -> int:
 
 
 def _open_descriptors() -> None:
-    """Open stdin, stdout and stderr if they are closed: the next file or socket would get the number, and the log lines."""
+    """Open closed standard descriptors. Otherwise the next file or socket would get a free number, and log lines."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stderr
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def _keep_own_loggers() -> None:
-    """Bind the service's loggers. `structlog.configure` in the user's module must not reach them: it could make them raise."""
+    """Bind the loggers of the service, so that `structlog.configure` in the user's module does not change them."""
     for name, module in list(sys.modules.items()):
         logger = vars(module).get("log") if name.startswith("jobqueue.") else None
         if isinstance(logger, type(log)):
@@ -211,7 +213,7 @@ def _put_bytes(writer: Writer, data: bytes) -> None:
 
 def _chain(*, terminal: bool) -> list[Any]:
     form: list[Any]
-    # Both show the values of variables in a traceback unless told not to, which also takes a second for each.
+    # By default, both renderers show the values of variables in tracebacks. This exposes payloads and takes a second per traceback.
     if terminal:
         form = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
@@ -227,7 +229,7 @@ def _chain(*, terminal: bool) -> list[Any]:
 
 
 def _add_fields(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    if "job_id" not in event:  # a line that names a job may be about another one
+    if "job_id" not in event:  # a line with its own job_id may be about another job
         event = {**job_fields(), **event}
     return event if setup is None else {**setup.fields, **event}
 
@@ -236,7 +238,7 @@ _encoder = msgspec.json.Encoder(enc_hook=repr)
 
 
 _line_ends = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
-"""JSON has them as they are, and many a reader takes them for the end of a line."""
+"""Escapes for line ends that are valid in JSON strings, but that some readers treat as the end of a line."""
 
 
 def _as_json(_: Any, __: str, event: dict[str, Any]) -> str:
@@ -252,15 +254,15 @@ def _render(level: str, event: dict[str, Any]) -> str:
 
 
 def _summary(lines: int, reason: str, seconds: float) -> bytes:
-    event = "log lines were dropped while the log could not be written"
+    event = "log lines dropped: the log could not be written in time"
     return _render("warning", {"event": event, "lines": lines, "reason": reason, "seconds": round(seconds, 1)}).encode() + b"\n"
 
 
-# Nothing below raises, whatever is logged
+# Nothing below raises
 
 
 def _contained(write: Callable[[], object], level: str, event: object, fields: Callable[[], dict[str, Any]]) -> None:
-    """Write a record. If that raises, log the texts of its values instead. If that raises too, count the record as dropped."""
+    """Write a record. If that raises, log its values as text. If that raises too, count the record as dropped."""
     try:
         write()
     except BaseException:  # noqa: BLE001, S110 - nothing is awaited here, so this is not a cancellation
@@ -268,11 +270,12 @@ def _contained(write: Callable[[], object], level: str, event: object, fields: C
     else:
         return
     try:
-        _put(_render(level, _plain(event, fields())))  # here, where `sys.exception` is again what the record is about
+        # Not inside `except`: there, `sys.exception()` would be the error of `write`, not the one to log.
+        _put(_render(level, _plain(event, fields())))
     except BaseException:  # noqa: BLE001 - as above
         try:
             _writers[0].drop(1, "a record cannot be rendered")
-        except BaseException:  # noqa: BLE001 - at the limit of recursion, where nothing can be called
+        except BaseException:  # noqa: BLE001 - at the recursion limit, where no call is possible
             _writers[0].dropped += 1
 
 
@@ -293,11 +296,11 @@ def _text(value: object, limit: int = MAX_TEXT) -> str:
         text = value if type(value) is str else repr(value)
         return text[:limit].encode("utf-8", "backslashreplace").decode()
     except BaseException as error:  # noqa: BLE001 - as above
-        return f"(cannot be shown: {type(error).__name__})"
+        return f"(cannot be rendered: {type(error).__name__})"
 
 
 def _never_raising(lowest: int) -> type[structlog.typing.FilteringBoundLogger]:
-    """Make the class of structlog's loggers. Its `ainfo` and the like work under Trio, too."""
+    """Make the logger class of structlog. Its async methods, such as `ainfo`, also work under Trio."""
     base = structlog.make_filtering_bound_logger(lowest)
     levels = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
     methods: dict[str, Any] = {}
@@ -324,7 +327,7 @@ def _guarded(name: str, method: Callable[..., object]) -> tuple[Callable[..., No
 
 
 class _Lines:
-    """What structlog's loggers hand their lines to."""
+    """The output of structlog's loggers."""
 
     def msg(self, text: str) -> None:
         _put(text)
@@ -333,7 +336,7 @@ class _Lines:
 
 
 class _Records(logging.Handler):
-    """Log the records of `logging`'s loggers in the same form."""
+    """A handler of `logging` that renders records in the same format."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +345,7 @@ class _Records(logging.Handler):
         self.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[*name_and_extra, remove_meta, *_processors]))
 
     def handle(self, record: logging.LogRecord) -> bool:
-        # Without the lock of all handlers: a thread would hold it while it renders a large record.
+        # Do not take the handler's lock. A thread would hold it while it renders a large record, and block the other threads.
         if self.filter(record):
             self.emit(record)
         return True
@@ -357,11 +360,11 @@ class _Records(logging.Handler):
 def _is_default(handler: logging.Handler) -> bool:
     if type(handler) is not logging.StreamHandler or handler.stream is not stderr or handler.formatter is None:
         return False
-    return handler.formatter._fmt == logging.BASIC_FORMAT and handler.formatter.datefmt is None  # noqa: SLF001 - nothing public tells
+    return handler.formatter._fmt == logging.BASIC_FORMAT and handler.formatter.datefmt is None  # noqa: SLF001
 
 
 class _Stream(io.RawIOBase):
-    """Pass what a node prints to a writer. `close` does nothing, since a handler would close it for the service, too."""
+    """A stream to a writer. `close` does nothing, because a handler must not close the stream of the service."""
 
     def __init__(self, descriptor: int, writer: Writer) -> None:
         self._descriptor = descriptor

@@ -1,4 +1,4 @@
-"""The metrics of one node, in Prometheus's terms. Label sets are bounded: whatever is submitted, memory and scrapes stay small."""
+"""The Prometheus metrics of one node. The number of label sets is limited, so memory and scrapes stay small."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobqueue.durations import BOUNDS, Durations
 from jobqueue.job import Verdict
 
 MAX_LABEL_PAIRS = 200
-"""The most (queue, kind) pairs, and (queue, state) pairs, that get series of their own; all others share ``other``."""
+"""The maximum number of (queue, kind) pairs, and of (queue, state) pairs, with their own series; all others share ``other``."""
 
 _OTHER = ("other", "other")
 
@@ -29,11 +29,11 @@ _COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.12
 
 
 _PLACES = [*(BOUNDS.index(seconds) for seconds in _SECONDS), len(BOUNDS)]
-"""Where these bounds, which Prometheus is told of, are among the finer ones that `Durations` count in; the last is infinity."""
+"""The bounds that Prometheus gets, as positions in the finer `BOUNDS`. The last position stands for infinity."""
 
 
 class Totals(NamedTuple):
-    """What a node has counted since it started, over all queues and kinds; the durations by the buckets of `durations.BOUNDS`."""
+    """The counts of a node since it started, over all queues and kinds; durations are in the buckets of `durations.BOUNDS`."""
 
     submitted: int
     completed: int
@@ -44,7 +44,7 @@ class Totals(NamedTuple):
 
 
 class KindMetrics:
-    """The series of one (queue, kind), bound once."""
+    """The series of one (queue, kind) pair."""
 
     def __init__(self, families: _PerKind, queue: str, kind: str) -> None:
         self.submitted = families.submitted.labels(queue, kind)
@@ -67,31 +67,31 @@ class KindMetrics:
 
 
 class _PerKind:
-    """The metric families that have a queue and a kind."""
+    """The metric families with the labels queue and kind."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str) -> Counter:
             return Counter(f"jobqueue_{name}", text, ("queue", "kind"), registry=registry)
 
-        self.submitted = counter("jobs_submitted", "Jobs committed through this node.")
+        self.submitted = counter("jobs_submitted", "Jobs submitted and committed through this node.")
         self.completed = counter("jobs_completed", "Jobs that succeeded on this node.")
-        self.failed = counter("attempts_failed", "Attempts that failed on this node, for whatever reason.")
-        self.retried = counter("jobs_retried", "Failed attempts that were followed by a scheduled retry.")
-        self.snoozed = counter("jobs_snoozed", "Attempts whose handler asked to run again later.")
-        self.released = counter("jobs_released", "Jobs handed back unfinished, their attempt refunded, by a shutdown.")
-        self.dead = counter("jobs_dead", "Jobs that went to the dead letters.")
-        self.expired = counter("jobs_expired", "Jobs that died because they were not started in time.")
+        self.failed = counter("attempts_failed", "Attempts that failed on this node, for any reason.")
+        self.retried = counter("jobs_retried", "Failed attempts for which a retry was scheduled.")
+        self.snoozed = counter("jobs_snoozed", "Attempts that the handler snoozed, to run again later.")
+        self.released = counter("jobs_released", "Claimed jobs that were released without counting the attempt.")
+        self.dead = counter("jobs_dead", "Jobs that became dead letters.")
+        self.expired = counter("jobs_expired", "Jobs that died because they expired before they were started.")
         self.cancelled = counter("jobs_cancelled", "Jobs that were cancelled while this node held them.")
-        self.recovered = counter("jobs_recovered", "Jobs that this node took back from a lost node.")
-        self.stale = counter("stale_completions", "Outcomes that came too late: the run was not this node's any more.")
-        self.unhandled = counter("jobs_unhandled", "Attempts of a kind that this node has no handler for.")
+        self.recovered = counter("jobs_recovered", "Jobs that this node recovered from lost nodes.")
+        self.stale = counter("stale_completions", "Outcomes rejected because this node no longer held the job.")
+        self.unhandled = counter("jobs_unhandled", "Attempts of jobs whose kind has no handler on this node.")
 
 
 class Metrics:
-    """All series of a node, in a registry of their own.
+    """All series of a node, in a separate registry.
 
     Attributes:
-        contained: called for the errors that each part of the node has contained, by its name.
+        contained: returns the number of errors that each part of the node caught and survived, by the part's name.
     """
 
     def __init__(self) -> None:
@@ -109,22 +109,24 @@ class Metrics:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(f"jobqueue_{name}", text, buckets=_COMMIT_SECONDS, registry=registry)
 
-        self.submit_seconds = histogram("submit_commit_seconds", "From a submission's arrival to its commit.")
-        self.claim_seconds = histogram("claim_seconds", "Time of one claim in the database.")
-        self.finish_seconds = histogram("finish_seconds", "Time of one batch of outcomes in the database.")
-        self.depth = gauge("queue_depth", "Jobs in a state, over all nodes.", "queue", "state")
-        self.oldest = gauge("queue_oldest_seconds", "Age of the oldest job in a state, over all nodes.", "queue", "state")
-        self.running = gauge("active_workers", "Workers of this node that run a job.", "queue")
+        self.submit_seconds = histogram("submit_commit_seconds", "Seconds from the arrival of a submission to its commit.")
+        self.claim_seconds = histogram("claim_seconds", "Seconds that one claim takes in the database.")
+        self.finish_seconds = histogram("finish_seconds", "Seconds that writing one batch of outcomes takes in the database.")
+        self.depth = gauge("queue_depth", "Jobs in each state, over all nodes.", "queue", "state")
+        self.oldest = gauge(
+            "queue_oldest_seconds", "Age of the oldest job in each state, in seconds, over all nodes.", "queue", "state"
+        )
+        self.running = gauge("active_workers", "Workers of this node that are running a job.", "queue")
         self.workers = gauge("workers", "Workers of this node.", "queue")
         self.ready = gauge("ready_jobs", "Jobs claimed by this node that wait for a worker.", "queue")
-        self.inflight = gauge("inflight_jobs", "Jobs that this node holds: ready, running or being recorded.")
-        self.waiting_submissions = gauge("waiting_submissions", "Jobs that wait for their commit.")
-        self.lease_remaining = gauge("lease_remaining_seconds", "Until this node's lease runs out.")
+        self.inflight = gauge("inflight_jobs", "Jobs that this node holds: ready, running, or finishing.")
+        self.waiting_submissions = gauge("waiting_submissions", "Submitted jobs that wait for their commit.")
+        self.lease_remaining = gauge("lease_remaining_seconds", "Seconds until this node's lease expires.")
         self.schema_version = gauge("schema_version", "The database's schema version.")
-        self._node = gauge("node_info", "This node.", "node", "host", "version")
+        self._node = gauge("node_info", "The id, host and version of this node; the value is 1.", "node", "host", "version")
 
     def of(self, queue: str, kind: str) -> KindMetrics:
-        """Return the series of a queue and kind, or the shared ones when there are too many."""
+        """Return the series of a queue and kind, or the shared series if there are too many pairs."""
         bound = self._bound.get((queue, kind))
         if bound is None:
             if len(self._bound) >= MAX_LABEL_PAIRS and (queue, kind) != _OTHER:
@@ -133,15 +135,17 @@ class Metrics:
         return bound
 
     def collect(self) -> Iterator[Metric]:
-        """Give the registry what `Durations`, the parts of the node, and the log have counted."""
-        errors = CounterMetricFamily("jobqueue_contained_errors", "Errors that ended no part of this node.", labels=("part",))
+        """Yield the metrics that have no counter in the registry: durations, contained errors, and dropped log lines."""
+        errors = CounterMetricFamily(
+            "jobqueue_contained_errors", "Errors that a part of this node caught and survived.", labels=("part",)
+        )
         for part, count in self.contained().items():
             errors.add_metric((part,), count)
         yield errors
         yield CounterMetricFamily("jobqueue_log_lines_dropped", "Log lines that this process could not write.", logs.dropped())
         for name, text, durations in (
-            ("job_wait_seconds", "From available to claimed, for first attempts.", "wait"),
-            ("job_run_seconds", "From the start of an attempt to its end.", "run"),
+            ("job_wait_seconds", "Seconds from available to claimed, for first attempts.", "wait"),
+            ("job_run_seconds", "Seconds from the start of an attempt to its end.", "run"),
         ):
             family = HistogramMetricFamily(f"jobqueue_{name}", text, labels=("queue", "kind"))
             for labels, bound in self._bound.items():
@@ -152,7 +156,7 @@ class Metrics:
             yield family
 
     def totals(self) -> Totals:
-        """Add up the series of all queues and kinds."""
+        """Return the sums over all queues and kinds."""
         waits, runs = ([0] * (len(BOUNDS) + 1) for _ in range(2))
         for bound in self._bound.values():
             waits = list(map(add, waits, bound.wait.counts))
@@ -168,12 +172,12 @@ class Metrics:
         )
 
     def name_node(self, node: str, host: str, version: str) -> None:
-        """Say which node this is: a new id after a lost lease replaces the old one."""
+        """Set the node's id, host and version. After a lost lease, the new id replaces the old one."""
         self._node.clear()
         self._node.labels(node, host, version).set(1)
 
     def set_depths(self, depths: Iterable[tuple[str, str, int, float]]) -> None:
-        """Replace the depths: (queue, state, jobs, age of the oldest in seconds)."""
+        """Replace the depths: (queue, state, jobs, age of the oldest job in seconds)."""
         self.depth.clear()
         self.oldest.clear()
         others: dict[str, tuple[int, float]] = {}
@@ -189,7 +193,7 @@ class Metrics:
             self.oldest.labels("other", state).set(oldest)
 
     def render(self) -> bytes:
-        """Return everything in the text format."""
+        """Return all metrics in the text format."""
         return generate_latest(self._registry)
 
 

@@ -1,12 +1,12 @@
-"""The HTTP API without a port, straight on a database: for a command line, or a program, that has no service to ask.
+"""The HTTP API as an ASGI app that works directly on a database, without a service and without a port.
 
 ::
 
     async with open_api("postgresql://...") as api:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as http:
-            answer = await http.get("/queues")
+            response = await http.get("/queues")
 
-It is no node: it has no lease and no row in ``nodes``, and it claims nothing. What it submits, the nodes hear of.
+The app is not a node: it has no lease and no row in ``nodes``, and claims no jobs. Nodes are notified of the jobs that it submits.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from jobqueue.storage.store import Store
 
 @asynccontextmanager
 async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
-    """Open the app of a node that runs no jobs, on a database that has the schema already.
+    """Open the HTTP API on a database that already has the schema.
 
     Raises:
-        DatabaseUnavailable: there is no such database, or it cannot be reached.
-        SchemaVersionError: it has no schema of ours, or one that this version does not know.
+        DatabaseUnavailable: the database does not exist or is unreachable.
+        SchemaVersionError: the database has no jobqueue schema, or one of another version.
     """
     settings = Settings(database_url=database_url, queues={})
     await trio.to_thread.run_sync(_require_schema, database_url)

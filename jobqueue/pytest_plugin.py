@@ -1,4 +1,4 @@
-"""The pytest fixtures that come with jobqueue. What they need is imported when a test asks for them, so that no other waits for it.
+"""The pytest fixtures of jobqueue. They import their modules on first use, so that other tests start faster.
 
 ::
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def jobqueue_postgres() -> Iterator[str]:
-    """The URL of an embedded PostgreSQL that runs until the end of the tests; one for each process of pytest-xdist."""
+    """Run an embedded PostgreSQL until the end of the tests, one per process of pytest-xdist; return its URL."""
     from jobqueue.testing import postgres  # noqa: PLC0415 - see above
 
     with postgres.directory() as directory, postgres.server(None, directory / "data") as url:
@@ -32,10 +32,10 @@ def jobqueue_postgres() -> Iterator[str]:
 
 @pytest.fixture
 def jobqueue_service(jobqueue_postgres: str) -> Iterator[Callable[..., RunningService]]:
-    """Start real services on a database of the test's own: ``jobqueue_service("myjobs", queues={"mail": 4})``.
+    """Start real services on a new database: ``jobqueue_service("myjobs", queues={"mail": 4})``.
 
-    It takes the module, or its `jobqueue.App`, and how many jobs of each queue run at once. Several services of one test share the
-    database. All of them end with the test, and the database with them.
+    The arguments are the name of a module, or a `jobqueue.App`, and the concurrency of each queue. All services of a test share its
+    database. The services and the database are removed after the test.
     """
     from jobqueue.testing import postgres  # noqa: PLC0415 - see above
     from jobqueue.testing.service import RunningService  # noqa: PLC0415

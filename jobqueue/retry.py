@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: exponential backoff with jitter, as a value."""
+"""The delay before a retry: exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jobqueue.job import MAX_DELAY
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Double the delay with each attempt, up to a cap, and spread it so that jobs that failed together do not return together.
+    """Double the delay after each failed attempt, up to a cap. Jitter spreads the retries of jobs that failed together.
 
     Attributes:
         base: seconds after the first failed attempt.
-        cap: the longest delay, in seconds, before jitter.
-        jitter: the share by which the delay may fall or rise at random: 0.2 is plus or minus a fifth.
+        cap: the maximum delay in seconds, before jitter.
+        jitter: the share by which the delay varies at random: 0.2 is plus or minus a fifth.
 
     Raises:
-        HandlerError: a value outside of its range.
+        HandlerError: a value is out of its range.
     """
 
     base: float = 1.0
@@ -30,17 +30,17 @@ class Backoff(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not 0 <= self.base <= self.cap <= MAX_DELAY / 2:
             raise HandlerError(
-                f"backoff: 0 <= base <= cap <= {MAX_DELAY / 2:.0f} s must hold, got base={self.base}, cap={self.cap}"
+                f"backoff: must satisfy 0 <= base <= cap <= {MAX_DELAY / 2:.0f} s, got base={self.base}, cap={self.cap}"
             )
         if not 0 <= self.jitter <= 1:
             raise HandlerError(f"backoff: jitter must be from 0 to 1, got {self.jitter}")
 
     def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
-        """Return the seconds to wait after this attempt (from 1) failed."""
-        # The exponent is bounded before the power is taken: 2.0 ** 1024 overflows.
+        """Return the delay in seconds after this attempt (from 1) failed."""
+        # The exponent is limited, because 2.0 ** 1024 overflows.
         delay = min(self.cap, self.base * 2.0 ** min(attempt - 1, 64))
         return delay * (1 + uniform(-self.jitter, self.jitter))
 
 
 DEFAULT_BACKOFF = Backoff()
-"""For handlers that say nothing: 1 s, 2 s, 4 s, up to an hour, each plus or minus a fifth."""
+"""For handlers without a backoff: 1 s, 2 s, 4 s, up to an hour, each plus or minus a fifth."""

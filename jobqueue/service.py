@@ -1,6 +1,6 @@
-"""The assembly of a node: every part is built here, started in order, and stopped in order.
+"""Assemble a node: build its parts, start them in order, and stop them in order.
 
-Reading `serve` from top to bottom is the startup order; `_shut_down` is the shutdown list.
+`serve` lists the startup steps from top to bottom, and `_shut_down` the shutdown steps.
 """
 
 from __future__ import annotations
@@ -60,34 +60,35 @@ from jobqueue.storage.store import RunId, Store
 from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
 
 HTTP_DRAIN = 2.0
-"""Seconds that requests in flight have for their answer when the service stops."""
+"""Seconds for requests in flight to get their responses when the service stops."""
 
 HOOKS_DRAIN = 1.0
-"""Seconds that calls of hooks have to end when the service stops."""
+"""Seconds for running hooks to end when the service stops."""
 
 MAX_THREADS_LEFT_BEHIND = 1_000
-"""Threads that outlived their timeout and may still run, before sync handlers must wait for one of them to end."""
+"""Maximum number of threads that still run after their timeout. Beyond it, sync handlers wait until one of these threads ends."""
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread that computes lets another one in. By default it is ten times as long: a statement's thread would
-wait longer for the loop than for PostgreSQL, and the loop as long for each handler that computes in a thread."""
+"""Seconds after which a computing thread yields the GIL: a tenth of Python's default. With the default, a thread that executes a
+statement waits longer for the event loop than for PostgreSQL. The loop also waits this long for each handler that computes in a
+thread."""
 
 GARBAGE_THRESHOLD = 10_000
-"""New objects between two looks for garbage. A node makes a handful of them a job, and next to no cycles: the default of 700 costs
-a fifth of its time."""
+"""New objects between two garbage collections. A node creates few objects per job and almost no cycles. With Python's default of
+700, garbage collection takes a fifth of the node's time."""
 
 LEFT_BEHIND = 1.0
-"""Seconds for the process to end once everything is stopped; what handlers left behind then ends with it."""
+"""Seconds for the process to end once everything is stopped. After that, it exits despite threads that handlers left behind."""
 
 SHUTDOWN_MARGIN = 5.0
-"""Seconds that everything but running jobs has in a shutdown: exit comes within the grace period and this."""
+"""Seconds that a shutdown may take in addition to the grace period. A node exits within the grace period plus this margin."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a started service can say of itself."""
+    """The addresses of a started service and its database."""
 
     urls: list[str]
     database_url: str
@@ -95,10 +96,10 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The parts of a node, without its ways in.
+    """The parts of a node, without HTTP.
 
     Attributes:
-        troubles: what each part that goes on whatever happens has to say of itself.
+        troubles: the current errors of each part that keeps running after errors.
     """
 
     app: App
@@ -126,21 +127,22 @@ class Engine:
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
-    """Run a node until SIGTERM or SIGINT, then shut down in order.
+    """Run a node until SIGTERM or SIGINT, then shut it down.
 
     Args:
         app: the handlers.
-        settings: everything else.
-        on_serving: called once, when the node takes work.
-        supervised: one of several nodes under `supervisor.supervise`: the port is shared, and listened on only when the node works.
+        settings: the settings of the node.
+        on_serving: called once, when the node accepts work.
+        supervised: whether the node is a process of `supervisor.supervise`. Such a node shares the port, and listens only after all
+            other parts have started.
 
     Raises:
-        SettingsError: a setting that cannot work on this machine.
-        HandlerError: a schedule of the app has no kind, or its name is taken by somebody else's.
-        SchemaVersionError: the database is not one that this version knows.
+        SettingsError: a setting does not work on this machine.
+        HandlerError: a schedule of the app has no kind, or another app has a schedule of the same name.
+        SchemaVersionError: the database has a schema version that this jobqueue does not know.
         EmbeddedPostgresError: the embedded PostgreSQL does not start.
-        DatabaseUnavailable: there is no database at the start.
-        StageCrashed: a part of the service failed; everything else was shut down in order.
+        DatabaseUnavailable: the database is unreachable at the start.
+        StageCrashed: a part of the node failed. All other parts were shut down in order.
     """
     entrance = Entrance(settings)
     sys.setswitchinterval(SWITCH_INTERVAL)
@@ -148,7 +150,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     listeners = None if supervised else listening.open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
         last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
-        # Whoever stops all of a group's processes tells a supervised one twice. It is the parent that decides what is at once.
+        # A signal to the whole process group reaches a supervised node twice, so only the parent acts on a second signal.
         await stages.start("signals", watch_signals, stages, last_resort, None if supervised else logs.exit_now)
         width = sum(settings.worked_queues.values())
         node_state = NodeState.create(2 * width + MAX_THREADS_LEFT_BEHIND)
@@ -168,15 +170,15 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             await stages.start("entrance", entrance.run)
             serve_http = partial(_serve_http, entrance=entrance, server_health=server_health)
             await stages.start("http", serve_http, engine, settings, stages, listeners, http_stopping)
-            gc.freeze()  # what is there now stays until the end: there is no use in looking at it
+            gc.freeze()  # these objects live until the end: exclude them from garbage collection
             on_serving(Serving(listening.urls(listeners, settings.scheme), url))
             await stages.stopping.wait()
-            last_resort.arm()  # after a crash; a signal has armed it already
+            last_resort.arm()  # a signal has armed it already, a crash has not
             await _shut_down(engine, settings, stages, http_stopping)
         last_resort.disarm()
         await stages.stop("postgresql", within=30)
         log.info("stopped")
-        # All is handed back. A handler that swallows its cancellation, or a thread that one left, must not keep the process.
+        # All jobs are released. A handler that swallows its cancellation, or a thread left behind, must not keep the process alive.
         _exit_after(LEFT_BEHIND, code=0 if stages.failure is None else 1)
 
 
@@ -184,20 +186,20 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 async def open_engine(
     app: App, settings: Settings, store: Store, *, lives: bool = True, node_state: NodeState | None = None
 ) -> AsyncIterator[Engine]:
-    """Build the parts of a node around a store, which is closed at the end.
+    """Build the parts of a node. Close the store at the end.
 
     Args:
         app: the handlers.
-        settings: everything else.
+        settings: the settings of the node.
         store: the database.
-        lives: whether it is to be a node, or only what may be asked of one.
-        node_state: what the node shares with its keeper; None without one.
+        lives: whether the parts belong to a node that runs for long; False for the API of `offline`.
+        node_state: the memory that the node shares with its keeper; None without a keeper.
     """
     metrics = Metrics()
     metrics.schema_version.set(SCHEMA_VERSION)
     queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
 
-    # The parts tell each other of work: these are looked up when called, so that the parts can be built one after the other.
+    # The parts call each other. These functions look the parts up when called, so that the parts can be built one by one.
     def lose_lease() -> None:
         workers.lose_lease()
 
@@ -358,20 +360,20 @@ async def open_engine(
 
 @asynccontextmanager
 async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
-    """Open the pool for CPU-bound handlers. By its end no job is in it: a process that must be killed then is no failure."""
+    """Open the pool for CPU-bound handlers. No job runs when it closes, so killing a process at that time causes only a warning."""
     try:
         async with trio_parallel.open_worker_context(init=partial(_prepare_process, logs.setup), grace_period=1.0) as processes:
             yield processes
     except* trio_parallel.BrokenWorkerError as group:
-        # Only leaving the context raises it here: of a handler's process it is a verdict on its job (`executor._judge`).
-        log.warning("worker processes had to be killed", error=str(group.exceptions[0]))
+        # Here, the error can only come from leaving the context. `executor._judge` handles this error for a handler's process.
+        log.warning("killed worker processes that did not end", error=str(group.exceptions[0]))
 
 
 async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
     """Start the parts as stages.
 
     Args:
-        url: of the database, to hear what others do in it; None when there are no others.
+        url: the database to listen to for notifications; None to not listen.
     """
     await engine.store.migrate()
     for queue, said in engine.app.queues.items():
@@ -408,12 +410,12 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
 
 
 def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
-    """What each channel's notifications are for, by its name."""
+    """Return the callback of each notification channel, by the name of the channel."""
 
     def wake(payload: str) -> None:
         rank, _, queue = payload.partition(" ")
         if math.isnan(best := float(rank)):
-            raise ValueError("a rank that is not a number")
+            raise ValueError("the rank is not a number")
         engine.dispatcher.wake({queue: best})
 
     def cancel(payload: str) -> None:
@@ -421,7 +423,7 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
         if payload:
             engine.workers.cancel([(job_id, int(claims))])
         else:
-            engine.lease.renew_soon()  # the next heartbeat of any node says which
+            engine.lease.renew_soon()  # the heartbeat returns the jobs to cancel
 
     return {
         "jobqueue": wake,
@@ -438,7 +440,7 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
 def operations(
     engine: Engine, settings: Settings, *, stopping: Callable[[], bool], server_health: embedded.Health | None = None
 ) -> Operations:
-    """Make what may be asked of a node out of its parts."""
+    """Make the operations of the HTTP API from the parts of a node."""
     server = server_health or embedded.Health()
     return Operations(
         engine.store,
@@ -482,10 +484,10 @@ async def _serve_http(
 
 
 async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_stopping: trio.Event) -> None:
-    """Stop in order: no new work, no new claims, the workers, their outcomes, the lease. Each step has its time."""
+    """Stop new requests, new claims, the workers, their outcomes and the lease, in this order. Each step has a timeout."""
     log.info("shutting down", grace_period=settings.grace_period)
     grace_ends = trio.current_time() + settings.grace_period
-    engine.watcher.close()  # whoever waits for a job gets an answer now
+    engine.watcher.close()  # requests that wait for a job get a response now
     engine.overview.close()
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
     await stages.stop("entrance", within=0.2)
@@ -518,26 +520,26 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     await stages.stop("recovery", within=0.2)
     await stages.stop("pruning", within=0.2)
     await stages.stop("hooks", within=HOOKS_DRAIN, gently=engine.hooks.close)
-    # All that there is to count is counted.
+    # From here on, nothing happens that the history counts.
     await stages.stop("history", within=0.2)
-    if engine.lease.trouble.reason is None:  # a database that is away would only be waited for
+    if engine.lease.trouble.reason is None:  # during an outage, flush would only wait
         with trio.move_on_after(1):
             await engine.history.flush()
 
-    # Only now: while outcomes were being written, a lease that ran out would have given the jobs away.
+    # End the lease last: other nodes may claim the jobs once it has ended, and outcomes must be written before that.
     await stages.stop("heartbeat", within=0.2)
     await stages.stop("keeper", within=2 * keeping.END_SECONDS)
     try:
         with trio.move_on_after(1):
             await engine.lease.leave()
     except DatabaseUnavailable as error:
-        log.warning("could not leave; the visibility timeout frees what is still held", error=str(error))
+        log.warning("could not end the lease: other nodes can claim its jobs after the visibility timeout", error=str(error))
 
 
 async def watch_signals(
     stages: Stages, last_resort: LastResort, at_once: Callable[[int], object] | None, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Have everything stop at the first SIGTERM or SIGINT; at a second one call `at_once`, if there is one, with the exit code."""
+    """Start the shutdown at the first SIGTERM or SIGINT. At later ones, call `at_once` (unless None) with the exit code."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
@@ -553,7 +555,7 @@ async def watch_signals(
 
 
 class LastResort:
-    """Ends the process when an ordered shutdown, or a start that is told to stop, takes longer than so many seconds."""
+    """A timer that ends the process if its shutdown takes longer than `seconds` after `arm`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -569,10 +571,10 @@ class LastResort:
 
 
 def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:
-    """End the process when it does not end by itself: neither a thread nor a database call that never returns can be cancelled."""
+    """Exit the process after `seconds`, because a thread or a database call that never returns cannot be cancelled."""
 
     def give_up() -> None:
-        log.error("the process does not end by itself: exiting", seconds=seconds, code=code)
+        log.error("the process did not end in time: exiting", seconds=seconds, code=code)
         logs.exit_now(code)
 
     timer = threading.Timer(seconds, give_up)
@@ -582,15 +584,15 @@ def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:
 
 
 def _prepare_process(setup: logs.Setup | None) -> None:
-    """In a worker process: leave a SIGTERM to the whole group to the service, log as it does, and end when it is gone."""
+    """Prepare a worker process: ignore SIGTERM, which is for the service, log as the service does, and end when it ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_service, daemon=True).start()
     if setup is not None:
-        logs.take_over(setup, patient=True)  # the process is killed when its handler's time is over
+        logs.take_over(setup, patient=True)  # patient, because a timeout of the handler kills the process
 
 
 def _end_with_the_service() -> None:
-    # A job that went on would run beside its second run on another node, and nobody would take its result.
+    # If the process continued, its job would run while another node runs the next attempt, and its result would be lost.
     service = multiprocessing.parent_process()
     if service is not None:
         service.join()

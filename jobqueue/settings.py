@@ -1,4 +1,4 @@
-"""What a node can be told, with the defaults; the command line and its environment variables fill this in."""
+"""The settings of a node, with their defaults and bounds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jobqueue.job import PathName
 from jobqueue.tokens import gather, parse
 
 MAX_CONCURRENCY = 10_000
-"""The most jobs of one queue that a node runs at once."""
+"""Maximum number of jobs of one queue that a node runs at once."""
 
 MAX_QUEUES = 100
-"""The most queues that one node works."""
+"""Maximum number of queues of one node."""
 
 MAX_PROCESSES = 64
-"""The most nodes that one `jobqueue serve` runs: each has seven connections to PostgreSQL, and more for handlers' transactions."""
+"""Maximum number of nodes of one `jobqueue serve`. Each node has seven connections, and more for handlers with a connection."""
 
 OPENABLE: frozenset[Literal["health", "metrics"]] = frozenset({"health", "metrics"})
-"""What can be open to requests without a token."""
+"""Routes that a setting can open to requests without a token."""
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
@@ -33,31 +33,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one node. Durations are in seconds.
 
     Attributes:
-        database_url: the PostgreSQL to use; None starts the embedded one below `data_dir`.
-        data_dir: where the embedded PostgreSQL keeps its data; None is the user's data directory.
+        database_url: libpq URL of the database; None starts the embedded PostgreSQL.
+        data_dir: the data directory of the embedded PostgreSQL; None is `embedded.default_data_dir`.
         host: the address to listen on.
-        port: the port to listen on; 0 takes a free one.
-        processes: how many nodes share the port, each in a process of its own; what follows holds for each of them.
-        queues: how many jobs of each queue this node runs at once; a queue with 0, or none at all, is only submitted to.
-        strict_kinds: refuse a submission whose kind this node does not serve.
-        tokens: entries of bearer tokens (see `jobqueue.tokens`) that HTTP clients must show one of; needed off loopback. Their
-            secrets are not kept, only the SHA-256 of each.
-        token_file: a file of more such entries, a line each, which is read again when it changes.
-        open: what answers without a token: "health", "metrics", both with a comma between them, or "none".
-        cors_origins: origins, such as "https://jobs.example", whose pages may ask from a browser.
-        certfile: the certificate to serve TLS with, and those between it and a root, in PEM; read again when it changes.
-        keyfile: its private key, in PEM.
-        poll_interval: how often to look for work that no notification told of.
-        visibility_timeout: how long a node may be silent before its jobs are given to others.
-        stall_limit: how long a handler may hold up the node before the node's jobs are given to others.
-        grace_period: how long running jobs may go on after SIGTERM.
-        keep_finished: how long jobs that succeeded are kept, by whole days.
-        keep_cancelled: how long cancelled jobs are kept, by whole days.
+        port: the port to listen on; 0 chooses a free port.
+        processes: the number of nodes that share the port, each in its own process. The settings below apply to each node.
+        queues: the queues to work, with the number of jobs that the node runs at once. A queue with 0 is not worked.
+        strict_kinds: whether to reject jobs whose kind has no handler on this node.
+        tokens: entries of bearer tokens (see `jobqueue.tokens`). Each request must carry one of these tokens. Required unless the
+            host is loopback. The object keeps the SHA-256 of each secret, not the secret.
+        token_file: a file with more entries, one per line; reloaded when it changes.
+        open: the routes that need no token: "health", "metrics", "health,metrics" or "none".
+        cors_origins: origins, such as "https://jobs.example", whose pages may send requests.
+        certfile: the certificate for TLS with its intermediate certificates, in PEM; reloaded when it changes.
+        keyfile: the private key of the certificate, in PEM.
+        poll_interval: the time between polls for work that no notification announced.
+        visibility_timeout: the length of a lease. When a node sends no heartbeat for this time, other nodes take over its jobs.
+        stall_limit: how long a handler may block the node before other nodes take over its jobs.
+        grace_period: how long running jobs may continue after SIGTERM.
+        keep_finished: how long succeeded jobs are kept, in whole days.
+        keep_cancelled: how long cancelled jobs are kept, in whole days.
         keep_dead: how long dead letters are kept.
-        idempotency_ttl: how long an idempotency key stands for the job that was first submitted with it.
+        idempotency_ttl: how long an idempotency key identifies the job that was first submitted with it.
 
     Raises:
-        SettingsError: a value that cannot work.
+        SettingsError: a value is out of range, malformed, or conflicts with another one.
     """
 
     database_url: str | None = None
@@ -84,18 +84,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         bounds = [
-            ("port", self.port, 0, 65_535),
-            ("number of processes", self.processes, 1, MAX_PROCESSES),
-            ("poll interval", self.poll_interval, 0.05, 60),
-            ("visibility timeout", self.visibility_timeout, 2, 86_400),
-            ("stall limit", self.stall_limit, 5, 86_400),
-            ("grace period", self.grace_period, 0, 86_400),
-            ("time to keep finished jobs", self.keep_finished, 0, 10 * 365 * 86_400),
-            ("time to keep cancelled jobs", self.keep_cancelled, 0, 10 * 365 * 86_400),
-            ("time to keep dead jobs", self.keep_dead, 0, 10 * 365 * 86_400),
-            ("time to live of idempotency keys", self.idempotency_ttl, 1, 10 * 365 * 86_400),
-            ("number of queues", len(self.queues), 0, MAX_QUEUES),
-            *((f"concurrency of queue {queue!r}", width, 0, MAX_CONCURRENCY) for queue, width in self.queues.items()),
+            ("port (--port)", self.port, 0, 65_535),
+            ("number of processes (--processes)", self.processes, 1, MAX_PROCESSES),
+            ("poll interval in seconds (--poll-interval)", self.poll_interval, 0.05, 60),
+            ("visibility timeout in seconds (--visibility-timeout)", self.visibility_timeout, 2, 86_400),
+            ("stall limit in seconds (--stall-limit)", self.stall_limit, 5, 86_400),
+            ("grace period in seconds (--grace-period)", self.grace_period, 0, 86_400),
+            ("time in seconds to keep succeeded jobs (--keep-finished)", self.keep_finished, 0, 10 * 365 * 86_400),
+            ("time in seconds to keep cancelled jobs (--keep-cancelled)", self.keep_cancelled, 0, 10 * 365 * 86_400),
+            ("time in seconds to keep dead letters (--keep-dead)", self.keep_dead, 0, 10 * 365 * 86_400),
+            ("lifetime of idempotency keys in seconds (--idempotency-ttl)", self.idempotency_ttl, 1, 10 * 365 * 86_400),
+            ("number of queues (--queue)", len(self.queues), 0, MAX_QUEUES),
+            *((f"concurrency of queue {queue!r} (--queue)", width, 0, MAX_CONCURRENCY) for queue, width in self.queues.items()),
         ]
         for name, value, least, most in bounds:
             if not least <= value <= most:
@@ -104,33 +104,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 msgspec.convert(queue, PathName)
             except msgspec.ValidationError:
-                raise SettingsError(f"the queue name {queue!r} must be {must_be(PathName)}") from None
+                raise SettingsError(f"the queue name {queue!r} (--queue) must be {must_be(PathName)}") from None
         self._check_access()
 
     def _check_access(self) -> None:
         known = gather(parse(entry, f"token {place} of --token (JOBQUEUE_TOKENS)") for place, entry in enumerate(self.tokens, 1))
         msgspec.structs.force_setattr(self, "tokens", tuple(token.entry for token in known))
         if self.open != "none" and not OPENABLE.issuperset(self.open.split(",")):
-            raise SettingsError(f"what is open must be health, metrics, health,metrics or none, got {self.open!r}")
+            raise SettingsError(f"--open must be health, metrics, health,metrics or none, got {self.open!r}")
         for origin in self.cors_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(
-                    f"an origin is what browsers say, such as https://jobs.example or http://localhost:3000, got {origin!r}"
+                    f"--cors-origin must be an origin, such as https://jobs.example or http://localhost:3000, got {origin!r}"
                 )
         if (self.certfile is None) != (self.keyfile is None):
-            raise SettingsError("a certificate needs its key, and a key its certificate: give both --certfile and --keyfile")
+            raise SettingsError("TLS needs a certificate and its key: give both --certfile and --keyfile")
 
     @property
     def scheme(self) -> str:
-        """The scheme of the URLs that are served."""
+        """The scheme of the URLs: http or https."""
         return "http" if self.certfile is None else "https"
 
     @property
     def opened(self) -> frozenset[Literal["health", "metrics"]]:
-        """What answers without a token, of `OPENABLE`."""
+        """The members of `OPENABLE` that need no token."""
         return OPENABLE.intersection(self.open.split(","))
 
     @property
     def worked_queues(self) -> dict[str, int]:
-        """The queues that this node works, with their concurrency."""
+        """The queues with a concurrency above 0, with their concurrency."""
         return {queue: width for queue, width in self.queues.items() if width > 0}

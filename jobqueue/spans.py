@@ -1,8 +1,8 @@
-"""The spans of handlers, for `jobqueue.tracing`: the one module that needs OpenTelemetry.
+"""The spans of handlers, for `jobqueue.tracing`. Only this module needs OpenTelemetry.
 
-They follow the conventions for messaging, https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/. Those have links
-for messages that are processed in batches, and allow a parent where a span processes one message, as here: so one trace shows who
-submitted the job, and each of its attempts.
+They follow the conventions for messaging, https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/. The conventions
+use links for batches of messages. They allow a parent if a span processes only one message, as it does here. So one trace shows the
+submitter of a job and each of its attempts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from jobqueue.job import ClaimedJob, Outcome
 
 OTHER_ERROR = "_OTHER"
-"""What ``error.type`` is where nothing more is known (https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/)."""
+"""The value of ``error.type`` for unknown errors (https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/)."""
 
 _propagator = TraceContextTextMapPropagator()
 
 
 def current_trace() -> dict[str, str]:
-    """Return the trace of the current span; an empty one without a span."""
+    """Return the trace of the current span; empty without a span."""
     headers: dict[str, str] = {}
     _propagator.inject(headers)
     return headers
@@ -33,7 +33,7 @@ def current_trace() -> dict[str, str]:
 
 @contextmanager
 def continued(given: Mapping[str, str]) -> Iterator[None]:
-    """Let the span that a trace names be the current one."""
+    """Use the span that a trace names as the current span."""
     token = context.attach(_propagator.extract(given, Context()))
     try:
         yield
@@ -42,19 +42,19 @@ def continued(given: Mapping[str, str]) -> Iterator[None]:
 
 
 def handler_spans() -> HandlerSpans | None:
-    """Return what makes the spans of handlers; None without an SDK."""
+    """Return the factory of handler spans; None without an SDK."""
     tracer = trace.get_tracer("jobqueue")
     return None if isinstance(tracer, trace.NoOpTracer | trace.ProxyTracer) else HandlerSpans(tracer)
 
 
 class HandlerSpans:
-    """Makes a span of each run, of kind CONSUMER, as a child of the submitter's."""
+    """Creates a span for each run, of kind CONSUMER, as a child of the submitter's span."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     def begin(self, job: ClaimedJob, node_id: str) -> HandlerSpan:
-        """Start the span of a run and make it the current one, for the calling task and what it starts."""
+        """Start the span of a run and make it the current one for the calling task and the tasks that it starts."""
         parent, options = Context(), job.options
         if options is not None and options.traceparent is not None:
             given = {"traceparent": options.traceparent, "tracestate": options.tracestate or ""}
@@ -79,7 +79,7 @@ class HandlerSpan:
     """The span of one run.
 
     Attributes:
-        error_type: what ``error.type`` is to say, should the run have failed.
+        error_type: the value of ``error.type``, if the run fails.
     """
 
     __slots__ = ("_context", "_span", "_token", "error_type")
@@ -92,17 +92,17 @@ class HandlerSpan:
 
     @property
     def trace(self) -> dict[str, str]:
-        """What another process needs to go on from this span."""
+        """The trace that another process needs to continue this span."""
         headers: dict[str, str] = {}
         _propagator.inject(headers, self._context)
         return headers
 
     def leave(self) -> None:
-        """Let the span be no longer the current one, in the task that began it."""
+        """Detach the span from the task that started it."""
         context.detach(self._token)
 
     def end(self, outcome: Outcome | None) -> None:
-        """Say what became of the run: None when the lease is lost and nobody may tell."""
+        """Record the outcome and end the span; None means that the lease is lost and the outcome unknown."""
         span = self._span
         span.set_attribute("jobqueue.outcome", "lease lost" if outcome is None else outcome.outcome)
         if outcome is not None and outcome.delay is not None:
@@ -115,7 +115,7 @@ class HandlerSpan:
         error_type = self.error_type or OTHER_ERROR
         self._span.set_attribute("error.type", error_type)
         if stacktrace is not None:
-            # Not record_exception: to describe an error is to run its code, and the executor has done that with care.
+            # Do not use record_exception: it would run the error's code again. The executor has already made a text of the error.
             said = {"exception.type": error_type, "exception.message": message, "exception.stacktrace": stacktrace}
             self._span.add_event("exception", said)
         self._span.set_status(Status(StatusCode.ERROR, message))

@@ -1,9 +1,9 @@
-"""A node of several: how a process that `supervisor.supervise` started gets its settings, reports, and ends with its parent.
+"""Connect a process of `supervisor.supervise` to its parent: receive the settings, report, and end with the parent.
 
-All goes over one socket, which is the process's standard input. Down comes one line, the settings: passwords and tokens never stand
-on a command line. Up go `Word`s. The socket is open for as long as the parent lives, so its end says that there is no parent any
-more, on every system. (Linux's death signal would not do: it comes when the *thread* that started the process ends, and Trio starts
-processes in threads of its cache, which end when they are idle.)
+The standard input of the process is a socket to the parent. The parent sends the settings in one line, because passwords and tokens
+must not appear on a command line. The process sends `Word`s. The socket closes when the parent ends, on every system. The death
+signal of Linux does not work here: the kernel sends it when the *thread* that started the process ends. Trio starts processes in
+cached threads, which end when they are idle.
 """
 
 from __future__ import annotations
@@ -23,49 +23,54 @@ from jobqueue.service import SHUTDOWN_MARGIN
 from jobqueue.settings import Settings
 
 KILL_MARGIN = 0.5
-"""Seconds beyond its grace period and its margin in which a process may still end by itself."""
+"""Seconds after which a process is killed if it still runs after its grace period and `SHUTDOWN_MARGIN`."""
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a process tells its parent: that it serves; or, with a reason, why it ends, and whether a later start may do better."""
+    """A message to the parent. Without a reason, it means that the process accepts work; with a reason, that the process ends.
+
+    Attributes:
+        reason: why the process ends.
+        passing: whether a later start may succeed.
+    """
 
     reason: str | None = None
     passing: bool = False
 
 
 class Parent:
-    """The parent, as one of its processes sees it. Once this is made, the process does not outlive it.
+    """The connection to the parent. Once it exists, the process ends when the parent ends.
 
     Attributes:
-        settings: what the parent says to serve with.
+        settings: the settings of the node.
 
     Raises:
-        SettingsError: there is no parent, or it is gone.
+        SettingsError: the process has no parent, or the parent has ended.
     """
 
     def __init__(self) -> None:
         try:
             self._socket = socket.socket(fileno=os.dup(0))
         except OSError:
-            raise SettingsError("--supervised is for the processes that --processes starts") from None
+            raise SettingsError("--supervised is internal: only `jobqueue serve --processes` may start a process with it") from None
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a descriptor
-            os.dup2(nothing.fileno(), 0)  # what a handler starts must not read what is ours
+            os.dup2(nothing.fileno(), 0)  # processes that a handler starts must not read the socket
         with self._socket.makefile("rb") as file:
             line = file.readline()
         if not line:
-            raise SettingsError("the parent was gone before it told what to serve")
+            raise SettingsError("the parent process ended before it sent the settings: start the service again")
         self.settings = msgspec.json.decode(line, type=Settings)
         threading.Thread(target=self._end_with_it, daemon=True).start()
 
     def tell(self, word: Word) -> None:
-        """Tell the parent, if it is still there."""
+        """Send a message to the parent, if the parent still runs."""
         with contextlib.suppress(OSError):
             self._socket.sendall(msgspec.json.encode(word) + b"\n")
 
     def _end_with_it(self) -> None:
-        # A thread, because a handler may block the loop.
+        # This runs in a thread, because a handler may block the event loop.
         with contextlib.suppress(OSError):
-            self._socket.recv(1)  # nothing more comes, but the end
+            self._socket.recv(1)  # returns when the parent ends
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(self.settings.grace_period + SHUTDOWN_MARGIN + KILL_MARGIN)
         logs.exit_now(70)

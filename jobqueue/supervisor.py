@@ -1,6 +1,7 @@
-"""Several nodes on one port, each in a process of its own, under one parent: ``jobqueue serve --processes N``.
+"""Run several nodes on one port, each in its own process: ``jobqueue serve --processes N``.
 
-The parent keeps the port and the embedded PostgreSQL, and starts a process again that ended. `supervised` is their side of it.
+The parent process reserves the port, runs the embedded PostgreSQL, and restarts processes that end. The module `supervised` is the
+part that runs in the processes.
 """
 
 from __future__ import annotations
@@ -26,33 +27,33 @@ from jobqueue.storage.store import Store
 from jobqueue.supervised import KILL_MARGIN, Word
 
 START_TRIES = 3
-"""Starts of a process in a row that may fail, before all end with its reason."""
+"""Consecutive failed starts of one process after which the service ends."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds between the end of a process and the start of the next: each pause is twice the last."""
+"""First and longest pause before a process is restarted, in seconds. Each pause is twice as long as the previous one."""
 
 STEADY_SECONDS = 60.0
-"""A process that lasted for so many seconds has the earlier ends forgiven."""
+"""Seconds after which a running process counts as stable, so that the next pause is short again."""
 
 HEAR_OUT = 0.5
-"""Seconds for what a process that has ended still had to say."""
+"""Seconds to wait for the last messages of a process that has ended."""
 
 log = structlog.get_logger()
 
 
 async def supervise(command: Sequence[str], settings: Settings, on_serving: Callable[[Serving], None]) -> None:
-    """Run `settings.processes` nodes until SIGTERM or SIGINT, then have them shut down in order.
+    """Run `settings.processes` nodes until SIGTERM or SIGINT, then shut them down.
 
     Args:
-        command: what starts a node that obeys a `supervised.Parent`; its number is added.
-        settings: of each of them.
-        on_serving: called once, when all of them take work.
+        command: the command that starts a process with a `supervised.Parent`; the number of the process is appended.
+        settings: the settings of each node.
+        on_serving: called once, when all nodes accept work.
 
     Raises:
-        NodeFailed: a process cannot be started, again and again, or did not end in order.
-        JobQueueError: as `service.serve` does, when it is not about one node.
+        NodeFailed: a process failed to start `START_TRIES` times in a row, or did not stop cleanly.
+        JobQueueError: an error that does not concern a single node, as in `service.serve`.
     """
-    Entrance(settings)  # what is wrong with it is wrong for all of them
+    Entrance(settings)  # check the settings of access once, before any process starts
     nodes = [_Node([*command, str(number)], number, settings.grace_period) for number in range(1, settings.processes + 1)]
 
     def exit_at_once(code: int) -> None:
@@ -104,11 +105,11 @@ async def _migrate(url: str) -> None:
 
 
 class _Node:
-    """One of the nodes: a process, and those that take its place.
+    """A node: its current process and the replacements.
 
     Attributes:
-        serving: set from the first time on that it takes work.
-        failure: how its last process ended, where that was not in order.
+        serving: set when the node accepts work for the first time.
+        failure: the error if the last process did not stop cleanly.
     """
 
     def __init__(self, command: Sequence[str], number: int, grace_period: float) -> None:
@@ -121,10 +122,10 @@ class _Node:
         self._words: list[Word] = []
 
     async def run(self, settings: bytes, stopping: trio.Event) -> None:
-        """Keep a process running until all is to stop; then end it, and wait for it.
+        """Keep a process running until `stopping` is set. Then end the process and wait for it.
 
         Raises:
-            NodeFailed: `START_TRIES` of them in a row ended before they served.
+            NodeFailed: `START_TRIES` processes in a row ended before they accepted work.
         """
         ends = failed_starts = 0
         while True:
@@ -133,33 +134,33 @@ class _Node:
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             reason = next((word.reason for word in self._words if word.reason), how)
             if stopping.is_set():
-                if code not in {0, -signal.SIGTERM}:  # one that is still being started ends by the signal
-                    self.failure = NodeFailed(f"process {self.number} did not stop in order: {reason}", _as_shells_say(code))
+                if code not in {0, -signal.SIGTERM}:  # SIGTERM ends a process that is still starting
+                    self.failure = NodeFailed(f"process {self.number} did not stop cleanly: {reason}", _as_shells_say(code))
                 return
             ends = ends + 1 if trio.current_time() - began < STEADY_SECONDS else 1
             failed_starts = 0 if Word() in self._words else failed_starts + 1
-            # One that comes back while the database is away waits for it like those that never went.
+            # A process that restarts during a database outage waits for the database, like the running processes.
             waits = self.serving.is_set() and any(word.passing for word in self._words)
             if failed_starts >= START_TRIES and not waits:
                 raise NodeFailed(f"process {self.number} does not start: {reason}", _as_shells_say(code))
             pause = min(FIRST_PAUSE * 2 ** min(ends - 1, 20), LONGEST_PAUSE)
-            log.error("process ended, starting another", process=self.number, ended_with=how, reason=reason, again_in=pause)
+            log.error("process ended, restarting it", process=self.number, ended_with=how, reason=reason, again_in=pause)
             with trio.move_on_after(pause):
                 await stopping.wait()
                 return
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
 
     async def _run_process(self, settings: bytes, stopping: trio.Event) -> int:
-        """Run a process to its end; return its code, negative for a signal. What it says is in `_words`."""
+        """Run a process to its end; return its exit code, negative for a signal. The messages of the process are in `_words`."""
         self._words = []
         ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with stream, trio.open_nursery() as nursery:
-            # In a session of its own, because Ctrl-C in a terminal is for the parent, which tells the others.
+            # Start it in its own session, because Ctrl-C in a terminal must reach only the parent, which then stops the processes.
             options = {"stdin": theirs, "check": False, "start_new_session": True, "deliver_cancel": self._end}
             with theirs:
                 self._process = process = await nursery.start(partial(trio.run_process, self._command, **options))
@@ -167,7 +168,7 @@ class _Node:
             heard_out = trio.Event()
             nursery.start_soon(self._talk, stream, settings, heard_out)
             code: int = await process.wait()
-            with trio.move_on_after(HEAR_OUT):  # what a handler left behind may hold the other end
+            with trio.move_on_after(HEAR_OUT):  # a process that a handler left behind may hold the other end of the socket
                 await heard_out.wait()
             nursery.cancel_scope.cancel(reason="the process has ended")
         return code
@@ -182,7 +183,7 @@ class _Node:
                 if Word() in self._words:
                     self.serving.set()
         except trio.BrokenResourceError:
-            pass  # it has ended: how, its code says
+            pass  # the process has ended; `_run_process` reads its exit code
         heard_out.set()
 
     async def _end(self, process: trio.Process, when: trio.Event | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Cron schedules: what one says, and the times that its expression means.
+"""Cron schedules: parse them, and compute the ticks of their expressions.
 
-No clock is asked here: whoever wants to know what is due brings the time, which is the database's. Times are seconds since 1970.
+Nothing here reads a clock: callers pass the database's time. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from jobqueue.job import (
 )
 
 MAX_CRON_LENGTH = 200
-"""The longest cron expression, in characters."""
+"""The maximum length of a cron expression, in characters."""
 
 MISSED_AFTER = 60.0
-"""Seconds after which a tick that nobody has submitted counts as missed, for ``missed="skip"``."""
+"""For ``missed="skip"``: a tick that was not submitted within these seconds counts as missed."""
 
 Missed = Literal["one", "skip", "all"]
 
 FIVE_FIELDS = 5
-EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - CronSim knows no time zones here: see ARCHITECTURE.md
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - CronSim gets no time zones here: see ARCHITECTURE.md
 FIFTY_YEARS = 50 * 366 * 86_400
 PROBE_SECONDS = 2 * 86_400
-"""Each zone has kept each of its offsets since 1970 for longer than this."""
+"""Since 1970, every zone has kept each of its offsets for longer than this."""
 
 _SOME_TIME = 946_684_800
-"""The year 2000: whether an expression ever matches can be told from any time on."""
+"""The year 2000. Any time works to test whether an expression has ticks."""
 
 
 class CronSchedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Which job is submitted when.
+    """A cron schedule, and the job that it submits at each tick.
 
     Attributes:
-        name: what there can be only one of in a database.
-        cron: five fields, or six with the seconds first, as ``cronsim`` reads them.
-        timezone: an IANA name, whose local time the expression means.
-        missed: which of several due ticks get a job: the latest ("one"), those of the last `MISSED_AFTER` seconds ("skip"), "all".
-        payload: as JSON.
+        name: the schedule's name, unique in a database.
+        cron: five fields, or six with the second first, as ``cronsim`` parses them.
+        timezone: the time zone of the expression.
+        missed: which of several due ticks get a job: the latest ("one"), those of the last 60 seconds ("skip"), "all".
+        payload: the payload of its jobs.
     """
 
     name: PathName
@@ -68,7 +68,7 @@ class CronSchedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
         ),
     ]
     timezone: Annotated[
-        Name, msgspec.Meta(description=f"the name of a time zone, a string of 1 to {MAX_NAME_LENGTH} characters")
+        Name, msgspec.Meta(description=f"a string of 1 to {MAX_NAME_LENGTH} characters: the IANA name of a time zone")
     ] = "UTC"
     missed: Annotated[Missed, msgspec.Meta(description='one of "one", "skip" and "all"')] = "one"
     kind: Name
@@ -82,11 +82,11 @@ class CronSchedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
 
 
 def schedule_of(given: Mapping[str, Any]) -> CronSchedule:
-    """Make a schedule of what somebody said about it; its kind is its name unless said otherwise.
+    """Parse a schedule; its kind defaults to its name.
 
     Raises:
         InvalidSchedule: a field is missing, unknown, of the wrong type or out of its range.
-        UnprocessableSchedule: the text of a field means nothing, or its payload cannot be stored.
+        UnprocessableSchedule: the expression or the time zone is invalid, or the payload cannot be stored.
     """
     payload = given.get("payload")
     try:
@@ -102,14 +102,14 @@ def schedule_of(given: Mapping[str, Any]) -> CronSchedule:
 
 
 class Timetable:
-    """The ticks of one cron expression, by the local time of one time zone.
+    """The ticks of a cron expression in the local time of a time zone.
 
-    When the clock changes, five fields that name hours and minutes do as in Debian's cron: a tick that is skipped comes at the
-    end of the gap, several of them as one, and a tick that would come twice comes once. All other expressions go by the clock on
-    the wall: what is skipped is left out, and what comes twice ticks twice.
+    When the clock changes, expressions with five fields that name hours and minutes behave as in Debian's cron. A skipped tick
+    comes at the end of the gap, several skipped ticks come as one, and a repeated tick comes once. All other expressions follow
+    the local clock: skipped ticks are left out, and repeated ticks come twice.
 
     Raises:
-        UnprocessableSchedule: there is no such time zone, or the expression cannot be read.
+        UnprocessableSchedule: the time zone is unknown, or the expression is invalid.
     """
 
     def __init__(self, cron: str, timezone: str) -> None:
@@ -121,7 +121,7 @@ class Timetable:
             CronSim(cron, EPOCH)
         except CronSimError as error:
             raise UnprocessableSchedule(
-                f"cron {cron!r} cannot be read: {error}. It takes five fields (minute, hour, day of the month, month, day of the"
+                f"cron expression {cron!r} is invalid: {error}. Use five fields (minute, hour, day of the month, month, day of the"
                 " week), or six with the second first",
                 field="cron",
             ) from None
@@ -130,22 +130,24 @@ class Timetable:
         """Return the first tick after a time.
 
         Raises:
-            UnprocessableSchedule: there is none in fifty years.
+            UnprocessableSchedule: there is no tick in the next 50 years.
         """
         return next(self.all_after(instant))
 
     def all_after(self, instant: float) -> Iterator[float]:
-        """Yield the ticks after a time, one after the other.
+        """Yield the ticks after a time, in order.
 
         Raises:
-            UnprocessableSchedule: there is none in the next fifty years.
+            UnprocessableSchedule: there is no tick in the next 50 years.
         """
         after = math.floor(instant)
         yield from self._once(after) if self._once_a_day else self._on_the_wall(after)
-        raise UnprocessableSchedule(f"cron {self._cron!r} has no tick in the next fifty years", field="cron")
+        raise UnprocessableSchedule(
+            f"cron expression {self._cron!r} has no tick in the next 50 years: correct its dates", field="cron"
+        )
 
     def latest(self, since: float, until: float) -> float:
-        """Return the last tick up to a time; `since` is one, and not after it."""
+        """Return the last tick up to the time `until`. `since` is a tick that is not later than `until`."""
         tick, none_after = since, until
         while (following := self.after(tick)) <= until:
             tick = following
@@ -160,7 +162,7 @@ class Timetable:
         for wall in CronSim(self._cron, _wall(after + self._offset(after))):
             early, late = (wall.replace(tzinfo=self._zone, fold=fold) for fold in (0, 1))
             tick = int(early.timestamp())
-            if tick > (before := int(late.timestamp())):  # the clock skips it
+            if tick > (before := int(late.timestamp())):  # the clock skips this local time
                 tick = self._change(before, tick) or tick
             if tick > after:
                 yield float(tick)
@@ -194,34 +196,34 @@ class Timetable:
         return None
 
     def _offset(self, instant: int) -> int:
-        """Return by how many seconds local time is ahead of UTC."""
+        """Return the offset of local time from UTC, in seconds."""
         return int(cast("timedelta", datetime.fromtimestamp(instant, self._zone).utcoffset()).total_seconds())
 
 
 def _wall(seconds: int) -> datetime:
-    """Return what a clock on the wall shows, from its seconds since 1970."""
+    """Return a local time without a zone, from its seconds since 1970."""
     return EPOCH + timedelta(seconds=seconds)
 
 
 class Due(NamedTuple):
-    """The ticks that are to be submitted now, and the next one."""
+    """The ticks to submit now, and the next one."""
 
     ticks: list[float]
     next_at: float
 
 
 def due(timetable: Timetable, missed: Missed, next_at: float | None, now: float, limit: int) -> Due:
-    """Tell what is due of a schedule.
+    """Compute the due ticks of a schedule.
 
     Args:
-        timetable: of its expression.
-        missed: its rule for ticks that nobody submitted in time.
-        next_at: its first tick that has not been looked at; None for a schedule that begins now.
+        timetable: the timetable of the schedule's expression.
+        missed: the schedule's rule for ticks that were not submitted in time.
+        next_at: the first tick that is not processed yet; None for a new schedule.
         now: the database's time.
-        limit: the most ticks; the others are left for another time.
+        limit: the maximum number of ticks; the others are left to a later call.
 
     Raises:
-        UnprocessableSchedule: it has no next tick.
+        UnprocessableSchedule: the schedule has no next tick.
     """
     if next_at is None:
         return Due([], timetable.after(now))
@@ -239,8 +241,10 @@ def due(timetable: Timetable, missed: Missed, next_at: float | None, now: float,
 
 def _zone(name: str) -> tzinfo:
     if name == "UTC":
-        return UTC  # which has no changes of the clock to look for
+        return UTC  # this object has no clock changes to search for
     try:
         return cast("tzinfo", ZoneInfo(name))
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise UnprocessableSchedule(f"timezone {name!r} is not known: give one like Europe/Berlin", field="timezone") from None
+        raise UnprocessableSchedule(
+            f"timezone {name!r} is unknown: use an IANA name such as Europe/Berlin", field="timezone"
+        ) from None

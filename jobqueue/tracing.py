@@ -1,10 +1,10 @@
-"""A trace on its way: from who submits a job, through the queue, into the span of its handler.
+"""Pass traces on: from the submitter of a job, through the queue, to the span of its handler.
 
-A job may carry a ``traceparent`` and a ``tracestate`` (W3C Trace Context, https://www.w3.org/TR/trace-context/): a trace here is a
-mapping of these two names, as in the headers of a request. One that is malformed is ignored, as the standard has it.
+A job may have a ``traceparent`` and a ``tracestate`` (W3C Trace Context, https://www.w3.org/TR/trace-context/). In this module, a
+trace is a mapping of these two names, as in request headers. Malformed values are ignored, as the standard demands.
 
-Spans are OpenTelemetry's (`jobqueue.spans`), which nothing here is the first to load: who has a span to pass on, or an SDK for
-them, has loaded it. Where nobody has, a job costs what it would without all this.
+`jobqueue.spans` needs OpenTelemetry. This module never loads OpenTelemetry itself: a program with a span to pass on, or with an
+SDK, has already loaded it. In other programs, tracing costs nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from jobqueue.spans import HandlerSpans
 
 _IDS = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-# No version is ff. What a later one than ours adds comes after a dash.
+# The version is never ff. Versions after 00 may append more fields after a dash.
 _TRACEPARENT = re.compile(rf"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-.*)?")
 _TRACEPARENT_LENGTH = 55
 _TRACESTATE = re.compile(r"[ -~]{1,512}")
 
 
 def read(traceparent: str | None, tracestate: str | None = None) -> dict[str, str]:
-    """Make a trace of what somebody sent; an empty one where the ``traceparent`` is missing or malformed."""
+    """Parse the headers of a trace; return an empty trace if ``traceparent`` is missing or malformed."""
     if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
         return {}
     trace = {"traceparent": traceparent[:_TRACEPARENT_LENGTH]}
@@ -36,17 +36,17 @@ def read(traceparent: str | None, tracestate: str | None = None) -> dict[str, st
 
 
 def current_headers() -> dict[str, str]:
-    """Return the trace of the current span, as headers of a request or fields of a job; an empty one without a span."""
+    """Return the trace of the current span, as request headers or fields of a job; empty without a span."""
     if not _is_loaded():
         return {}
-    from jobqueue import spans  # noqa: PLC0415 - only where OpenTelemetry is loaded; so are those below
+    from jobqueue import spans  # noqa: PLC0415 - only if OpenTelemetry is loaded, as below
 
     return spans.current_trace()
 
 
 @contextmanager
 def continued(trace: Mapping[str, str] | None) -> Iterator[None]:
-    """Let the span that a trace names be the current one, for what is called in a process where OpenTelemetry is loaded."""
+    """Use the span that a trace names as the current span, if OpenTelemetry is loaded in this process."""
     if not trace or not _is_loaded():
         yield
         return
@@ -57,7 +57,7 @@ def continued(trace: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def handler_spans() -> HandlerSpans | None:
-    """Return what makes the spans of handlers; None where no SDK of OpenTelemetry has been set up so far, or it is disabled."""
+    """Return the factory of handler spans; None if no OpenTelemetry SDK is set up, or if it is disabled."""
     if not _is_loaded():
         return None
     from jobqueue import spans  # noqa: PLC0415
@@ -67,17 +67,17 @@ def handler_spans() -> HandlerSpans | None:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Log what an SDK raises, or a part that a user has added to it: a job does not fail for it, nor the node."""
+    """Catch and log errors of an SDK or of its plug-ins: they must not make a job or a node fail."""
     try:
         yield
     except Exception:  # noqa: BLE001 - it is logged
-        from jobqueue import logs  # noqa: PLC0415 - a program that only submits jobs does without structlog
+        from jobqueue import logs  # noqa: PLC0415 - a program that only submits jobs does not need structlog
 
         logs.log.exception("a span was lost")
 
 
 def error_type(error: BaseException) -> str:
-    """Name an exception's class, as ``error.type`` and ``exception.type`` have it."""
+    """Return the name of an exception's class, as for ``error.type`` and ``exception.type``."""
     cls: Any = type(error)
     return str(cls.__qualname__) if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 

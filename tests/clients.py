@@ -1,4 +1,4 @@
-"""The clients in all their forms: on Trio, on asyncio, and without a loop. All are used as if they blocked: one test serves all."""
+"""The clients on Trio, on asyncio, and without a loop. All have blocking methods here, so that one test can use each of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMS = ["trio", "asyncio", "sync"]
 
 
 class InLoop:
-    """A `Client` in a loop of its own, in a thread."""
+    """A `Client` with its own loop in a thread."""
 
     def __init__(self, portal: BlockingPortal, *arguments: Any, **named: Any) -> None:
         self._portal = portal
@@ -42,7 +42,7 @@ class InLoop:
 
 
 def opener(form: str, stack: ExitStack) -> Callable[..., Any]:
-    """Return what opens clients of a form; the stack closes them."""
+    """Return a function that opens clients of a form. The stack closes them."""
     if form == "sync":
 
         def open_client(*arguments: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the tests of the command line stand on: the real command as a process, on a real service or straight on its database."""
+"""Helpers for the tests of the command line: the real command as a process, with a real service or directly with its database."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(env: dict[str, str]) -> dict[str, str]:
-    """The environment of a command: nothing in it says where the queue is, but what the test says."""
+    """Return the environment of a command. Only `env` defines the service, the token, and the database."""
     ours = {"JOBQUEUE_URL", "JOBQUEUE_TOKEN", "DATABASE_URL"}
     return {name: value for name, value in os.environ.items() if name not in ours} | env
 
 
 def call(*arguments: str, code: int = 0, stdin: str = "", env: dict[str, str] | None = None) -> Done:
-    """Run ``jobqueue`` to its end, and expect an exit code."""
-    done = fork_server().run(arguments, environment(env or {}), stdin=stdin, timeout=60)
+    """Run ``jobqueue`` to its end, and check its exit code."""
+    done = fork_server().run(arguments, environment(env or {}), stdin=stdin, timeout=300)
     assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
 
 
 class CommandLine:
-    """Commands that all reach the same queue.
+    """Commands for the same service or database.
 
     Args:
-        ways: options that say where the queue is; where there are several, each command takes the next.
+        ways: the options that name the service or the database. If there are several ways, each command takes the next way.
     """
 
     def __init__(self, *ways: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class CommandLine:
         return call(*arguments, *next(self._ways), code=code, stdin=stdin)
 
     def text(self, *arguments: str, stdin: str = "") -> str:
-        """Run a command that must succeed and have nothing to say besides its result."""
+        """Run a command that must succeed and print nothing but its result."""
         done = self(*arguments, stdin=stdin)
         assert done.stderr == ""
         return done.stdout
@@ -55,5 +55,5 @@ class CommandLine:
         return json.loads(self(*arguments, "--json", code=code, stdin=stdin).stdout)
 
     def lines(self, *arguments: str, code: int = 0, stdin: str = "") -> list[Any]:
-        """Run a command with --json, whose output must be a document a line."""
+        """Run a command with --json, whose output must be one document per line."""
         return [json.loads(line) for line in self(*arguments, "--json", code=code, stdin=stdin).stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""What the tests stand on: real PostgreSQL servers, fresh databases, and the real service as a process."""
+"""Fixtures of the tests: real PostgreSQL servers, fresh databases, and the real service as a process."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from jobqueue.testing.process import ServiceProcess
+from jobqueue.testing import process
 from tests import postgres
 from tests.fork_server import Forked, ForkServer
 from tests.storage import Driver, open_driver
 
+process.START_TIMEOUT = 120.0  # longer than the default for users' tests, because a loaded machine may need it
+
 SERVERS = {"embedded": None}
-"""The PostgreSQL servers to test with, by name: the embedded one, and those whose binaries JOBQUEUE_TEST_POSTGRES names."""
+"""The PostgreSQL servers to test with, by name: the embedded PostgreSQL, and the binaries that JOBQUEUE_TEST_POSTGRES names."""
 
 for directory in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split(os.pathsep)):
     SERVERS[f"PostgreSQL at {directory}"] = Path(directory)
 
 SOAK = os.environ.get("JOBQUEUE_TEST_SOAK") == "1"
-"""Whether to take longer: thousands of clients and real limits, not some and shorter ones; all benchmarks, not two."""
+"""Whether to run the long form of some tests: thousands of clients, real limits, and all benchmarks."""
 
 
-# How long an example takes says more about the machine than about the code.
+# Examples have no deadline, because their time depends more on the machine than on the code.
 settings.register_profile("jobqueue", deadline=None)
 settings.load_profile("jobqueue")
 
-# What a test logs in its own process is shown where it fails; with the values of all variables it would take seconds to write.
+# pytest shows the log of a failed test. Tracebacks omit the values of variables, because writing them would take seconds.
 structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
 
 
 class ServerPool:
-    """Servers that run from their first use to the end of the tests."""
+    """Servers that start at their first use and run until the end of the tests."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -55,7 +57,7 @@ class ServerPool:
         return self._urls[name]
 
     def emptied(self, name: str) -> str:
-        """Return the URL of a database with the schema and no rows, the same one each time: for tests of the store's verbs."""
+        """Return the URL of a database with the schema and no rows. All tests of the store's verbs share it."""
         if name not in self._shared:
             url = self._stack.enter_context(postgres.database(self.url(name)))
             self._shared[name] = connection = self._stack.enter_context(psycopg.connect(url, autocommit=True))
@@ -84,7 +86,7 @@ def database_url(servers: ServerPool) -> Iterator[str]:
 
 @pytest.fixture(params=sorted(SERVERS))
 def any_database_url(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[str]:
-    """An empty database on each server that the storage is tested with."""
+    """An empty database on each server in `SERVERS`."""
     with postgres.database(servers.url(request.param)) as url:
         yield url
 
@@ -114,7 +116,7 @@ def run_jobqueue(*arguments: str, env: dict[str, str] | None = None, timeout: fl
 
 @functools.cache
 def fork_server() -> ForkServer:
-    """Return what forks for the commands of these tests."""
+    """Return the server that forks for the commands of these tests."""
     return ForkServer()
 
 
@@ -123,11 +125,17 @@ def pytest_sessionfinish() -> None:
         fork_server().close()
 
 
-class Service(ServiceProcess):
-    """A running ``jobqueue serve``."""
+class Service(process.ServiceProcess):
+    """A running ``jobqueue serve``. It has more time to start and to end than in `ServiceProcess`, for loaded machines."""
 
     def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
         super().__init__(arguments, env, cwd=ROOT)
+
+    def stop(self, timeout: float = 120) -> int:
+        return super().stop(timeout)
+
+    def wait(self, timeout: float = 120) -> int:
+        return super().wait(max(timeout, 60))
 
     def _start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> Any:
         return fork_server().start(arguments, env) if Forked.can_have(env) else super()._start(arguments, env, cwd)
@@ -163,7 +171,7 @@ class Database:
         return value
 
     def states(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Return how many jobs are in each state."""
         return dict(self.rows("SELECT state, count(*) FROM jobqueue.jobs GROUP BY state"))
 
     def close(self) -> None:
@@ -188,3 +196,10 @@ def sql(any_database_url: str) -> Iterator[Database]:
 async def driver(any_database_url: str) -> AsyncIterator[Driver]:
     async with open_driver(any_database_url) as opened:
         yield opened
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that needs no PostgreSQL as `fast`."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not {"servers", "jobqueue_postgres"} & set(item.fixturenames):
+            item.add_marker("fast")

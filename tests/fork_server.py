@@ -1,7 +1,7 @@
 """A process that has loaded jobqueue and forks for each command that a test runs.
 
-Loading takes most of the CPU time of a start, and the tests start a thousand commands. What is forked is a process like any other:
-with signals, an exit code, output and an environment of its own. Tests of the interpreter's start run ``python -m jobqueue``.
+Loading takes most of the CPU time of a start, and the tests start a thousand commands. A forked process has its own signals, exit
+code, output and environment, like any other. Tests of the interpreter's start run ``python -m jobqueue`` instead.
 
     server = ForkServer()
     process = server.start(["serve", "examples.quickstart"], os.environ)
@@ -35,13 +35,13 @@ from typing import IO, Any
 ROOT = Path(__file__).parent.parent
 
 MESSAGE_BYTES = 1 << 17
-"""The longest message: a command with its environment."""
+"""Maximum size of a message, in bytes. The longest message is a command with its environment."""
 
 PR_SET_PDEATHSIG = 1
 
 
 class ForkServer:
-    """The tests' side. It ends, and what it has started with it, when the tests end in any way."""
+    """The tests' side of the server. When the tests end, in whatever way, the server and all its processes end too."""
 
     def __init__(self) -> None:
         self._commands, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -55,7 +55,7 @@ class ForkServer:
             )
 
     def start(self, arguments: Sequence[str], env: Mapping[str, str]) -> Forked:
-        """Run ``jobqueue`` with arguments in the project's root, with pipes to read what it writes."""
+        """Run ``jobqueue`` with arguments in the project's root, with pipes for its output."""
         (stdout, its_stdout), (stderr, its_stderr) = os.pipe(), os.pipe()
         with Path(os.devnull).open() as stdin, os.fdopen(its_stdout, "w") as out, os.fdopen(its_stderr, "w") as err:
             connection = self._fork(arguments, env, [stdin, out, err])
@@ -78,9 +78,9 @@ class ForkServer:
             return subprocess.CompletedProcess(["jobqueue", *arguments], code, out.read(), err.read())
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         self._commands.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def _fork(self, arguments: Sequence[str], env: Mapping[str, str], streams: Sequence[IO[str]]) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -91,10 +91,10 @@ class ForkServer:
 
 
 class Forked:
-    """One process, as `subprocess.Popen` has it.
+    """One process, with the interface of `subprocess.Popen`.
 
     Args:
-        connection: brings its pid, and its exit code once it has ended.
+        connection: receives the pid of the process, and later its exit code.
     """
 
     def __init__(self, connection: socket.socket, stdout: IO[str] | None = None, stderr: IO[str] | None = None) -> None:
@@ -107,7 +107,7 @@ class Forked:
 
     @staticmethod
     def can_have(env: Mapping[str, str]) -> bool:
-        """Whether a process that is forked can have this environment: the interpreter reads some variables when it starts."""
+        """Return whether a forked process can have this environment: the interpreter reads some variables only at its start."""
         return all(os.environ.get(name) == value for name, value in env.items() if name.startswith("PYTHON"))
 
     def poll(self) -> int | None:
@@ -117,7 +117,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return the exit code."""
+        """Wait until it ends and return the exit code."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while self.returncode is None:
             with self._lock:  # another thread may be waiting as well
@@ -144,9 +144,9 @@ class Forked:
 
 
 def serve(commands: socket.socket) -> dict[str, Any]:
-    """Fork for each command, and tell how what was forked ended. Return the command in the process that was forked."""
+    """Fork for each command and report the exit codes. In the forked process, return the command."""
     server = os.getpid()
-    running: dict[int, tuple[int, socket.socket]] = {}  # by descriptor of a process: its pid, and whom to tell
+    running: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: the pid and the connection for the exit code
     with selectors.DefaultSelector() as selector:
         selector.register(commands, selectors.EVENT_READ)
         while True:
@@ -156,7 +156,7 @@ def serve(commands: socket.socket) -> dict[str, Any]:
                     os.close(key.fd)
                     pid, connection = running.pop(key.fd)
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    with connection, suppress(OSError):  # the test may have left
+                    with connection, suppress(OSError):  # the test may have ended
                         connection.send(b"%d" % code)
                     continue
                 order, files, _, _ = socket.recv_fds(commands, MESSAGE_BYTES, 4)
@@ -189,7 +189,7 @@ def _end_with(server: int) -> None:
 
 
 def main() -> None:
-    # Ctrl-C is for the tests, which then end this.
+    # Ignore Ctrl-C. The tests react to it, and then end this process.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     importlib.import_module("jobqueue.service")
     cli = importlib.import_module("jobqueue.cli")

@@ -1,9 +1,10 @@
-"""Handlers for the tests of the whole service. Each writes that it ran to the file that EFFECTS names."""
+"""Handlers for the tests of the whole service. Each appends its runs to the file that EFFECTS names."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import trio
 
@@ -13,7 +14,7 @@ app = jobqueue.App()
 
 
 def effect(job: jobqueue.Job, what: str) -> None:
-    """Append one line, in one write: it survives whatever happens to the process."""
+    """Append one line, in one write, so that it survives the death of the process."""
     with open(os.environ["EFFECTS"], "ab", buffering=0) as file:  # noqa: PTH123
         file.write(f"{what} {job.id} {job.attempt}\n".encode())
 
@@ -65,8 +66,24 @@ async def fail_slowly(job: jobqueue.Job) -> None:
         raise RuntimeError("come back later")
 
 
+def note_start() -> None:
+    """Record that a node has started. A handler that kills its own process first waits for one such record per attempt."""
+    with starts_file().open("a") as file:
+        file.write(".")
+
+
+async def until_started(attempt: int) -> None:
+    """Wait until the test has called `note_start` this many times."""
+    while not (starts_file().exists() and len(starts_file().read_text()) >= attempt):  # noqa: ASYNC110 - no event announces it
+        await trio.sleep(0.02)
+
+
+def starts_file() -> Path:
+    return Path(os.environ["EFFECTS"] + "-starts")
+
+
 @app.handler("kill")
 async def kill(job: jobqueue.Job) -> None:
     effect(job, "ran")
-    await trio.sleep(1)  # let the process say that it serves
+    await until_started(job.attempt)
     os._exit(9)

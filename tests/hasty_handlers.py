@@ -1,4 +1,4 @@
-"""The handlers of tests/running_handlers.py in a service that gives a request two seconds in all, and has room for two watchers."""
+"""The handlers of tests/running_handlers.py, in a service with a request timeout of five seconds and at most two watchers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.running_handlers import app
 
 __all__ = ["app"]
 
-limits.REQUEST_TIMEOUT = 2.0
+limits.REQUEST_TIMEOUT = 5.0
 watching.MAX_WATCHERS = 2
 overview.MAX_PAGES = 2
 overview.LOOK_INTERVAL = 0.5

@@ -1,4 +1,7 @@
-"""Handlers that hold up their node, in C with the interpreter's lock or on the loop. Each writes to the file that EFFECTS names."""
+"""Handlers that block their node: in C with the interpreter's lock, or on the loop.
+
+Each handler writes to the file that EFFECTS names.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from tests.handlers import effect
 app = jobqueue.App()
 
 LIBC = ctypes.PyDLL(None)
-"""What is called through it keeps the interpreter's lock."""
+"""Calls through this object keep the interpreter's lock."""
 
 
 def due(job: jobqueue.Job, seconds: int, again: int | None) -> int:
-    """How long to hold up the node in this attempt."""
+    """Return how many seconds this attempt takes."""
     return seconds if job.attempt == 1 or again is None else again
 
 
 def compute(seconds: float) -> None:
-    """Compute in C with the lock held, as a regular expression that backtracks does, but for a known time: no bytecode runs."""
+    """Compute in C for a known time. This holds the GIL and runs no bytecode, as a backtracking regular expression does."""
     end = time.monotonic() + seconds
     any(map(end.__le__, iter(time.monotonic, None)))
 
@@ -45,7 +48,7 @@ def hold_computing(job: jobqueue.Job, seconds: int, again: int | None = None) ->
 @app.handler("hold-on-loop")
 async def hold_on_loop(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
     effect(job, "began")
-    await trio.sleep(0.3)  # the loop goes on with other jobs, and comes back
+    await trio.sleep(0.3)  # let the loop run other jobs
     LIBC.sleep(due(job, seconds, again))
     effect(job, "ended")
 
@@ -72,9 +75,9 @@ async def block_loop(job: jobqueue.Job, seconds: int, again: int | None = None) 
 
 
 @app.handler("sleep")
-async def sleep(job: jobqueue.Job, seconds: float) -> None:
+async def sleep(job: jobqueue.Job, seconds: int, again: int | None = None) -> None:
     effect(job, "began")
-    await trio.sleep(seconds)
+    await trio.sleep(due(job, seconds, again))
     effect(job, "ended")
 
 
@@ -87,7 +90,7 @@ def sleep_in_thread(job: jobqueue.Job, seconds: float) -> None:
 
 @app.handler("leave-behind")
 def leave_behind(job: jobqueue.Job, after: float, seconds: int) -> None:
-    """Hold the interpreter after the timeout of the job, in the thread that was left behind."""
+    """Hold the interpreter after the job has timed out. This runs in a thread that the node has abandoned by then."""
     effect(job, "began")
     time.sleep(after)
     LIBC.sleep(seconds)
@@ -96,7 +99,7 @@ def leave_behind(job: jobqueue.Job, after: float, seconds: int) -> None:
 
 @app.handler("fork")
 def fork(job: jobqueue.Job) -> None:
-    """Leave a child behind that has all of the node's files open."""
+    """Leave a child process that has all of the node's files open."""
     effect(job, "began")
     if os.fork() == 0:
         time.sleep(8)

@@ -1,9 +1,10 @@
-"""Handlers that fail in every way, and hooks that write what they are told to the file that EFFECTS names, as lines of JSON."""
+"""Handlers that fail in every way, and hooks that write their arguments to the file that EFFECTS names, as lines of JSON."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import msgspec
 import trio
@@ -14,7 +15,7 @@ app = jobqueue.App()
 
 
 def tell(hook: str, job: jobqueue.Job, error: jobqueue.AttemptError) -> None:
-    """Append one line, in one write: it survives whatever happens to the process."""
+    """Append one line, in one write, so that it survives the death of the process."""
     line = msgspec.json.encode({"hook": hook, "job": job, "error": error})
     with open(os.environ["EFFECTS"], "ab", buffering=0) as file:  # noqa: PTH123
         file.write(line + b"\n")
@@ -22,7 +23,7 @@ def tell(hook: str, job: jobqueue.Job, error: jobqueue.AttemptError) -> None:
 
 @app.on_dead
 async def broken(job: jobqueue.Job, error: jobqueue.AttemptError) -> None:  # noqa: ARG001
-    """The first of several: what it raises must not keep the others from being called."""
+    """The first of several hooks. Its error must not prevent the calls of the other hooks."""
     raise SystemExit("as asked")
 
 
@@ -91,7 +92,9 @@ async def long_error() -> None:
 
 
 @app.handler("compute", cpu=True)
-def compute(seconds: float = 0.0) -> None:
+def compute(until: Path | None = None) -> None:
+    """Run until the file exists."""
     with open(os.environ["EFFECTS"], "ab", buffering=0) as file:  # noqa: PTH123
         file.write(b"{}\n")
-    time.sleep(seconds)
+    while until is not None and not until.exists():
+        time.sleep(0.05)

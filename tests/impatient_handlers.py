@@ -1,4 +1,4 @@
-"""The handlers of tests/handlers.py in a service that loses patience with slow clients after so many seconds as PATIENCE says."""
+"""The handlers of tests/handlers.py, in a service that waits PATIENCE seconds for slow clients."""
 
 from __future__ import annotations
 

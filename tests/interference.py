@@ -1,4 +1,4 @@
-"""What is between a client and a service on a bad day: a proxy that loses requests, loses answers, or answers by itself."""
+"""A proxy between a client and a service that loses requests, loses responses, or sends its own responses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import NamedTuple
 import httpx
 
 CUT = "cut"
-"""Take a request and break the connection: it does not arrive."""
+"""Drop a request and close the connection: the request does not arrive."""
 
 LOSE = "lose"
-"""Hand a request on and break the connection: it is carried out, and nobody hears of it."""
+"""Forward a request and close the connection: the service processes it, but the client gets no response."""
 
 
 class Answer(NamedTuple):
-    """Answer in place of the service."""
+    """Respond instead of the service."""
 
     status: int
     headers: Mapping[str, str] = MappingProxyType({})
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A request that came by, when, and the status that it was answered with, if it was."""
+    """A request, its time, and the status of its response, if there was one."""
 
     at: float
     method: str
@@ -38,11 +38,11 @@ class Passage(NamedTuple):
 
 
 class Interference(ThreadingHTTPServer):
-    """Serves in front of a service, whose requests it hands on, as soon as its list of mishaps is used up.
+    """A proxy in front of a service. It forwards requests after its list of mishaps is used up.
 
     Attributes:
-        mishaps: what befalls the requests that come next, in their order.
-        passed: what came by so far.
+        mishaps: the mishaps of the next requests, in this order.
+        passed: the requests so far.
     """
 
     daemon_threads = True
@@ -56,7 +56,7 @@ class Interference(ThreadingHTTPServer):
         self.onward = httpx.Client(base_url=service_url, timeout=60)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that have gone."""
+        """Do not report clients that have disconnected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,15 +89,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answered.content)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle  # noqa: N815 - the names that it looks for
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle  # noqa: N815 - BaseHTTPRequestHandler looks for these names
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name
-        """Say nothing."""
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name in the base class
+        """Log nothing."""
 
 
 @contextmanager
 def interfering(service_url: str) -> Iterator[Interference]:
-    """Serve in front of a service for as long as the context is open."""
+    """Run a proxy in front of a service while the context is open."""
     with Interference(service_url) as interference:
         serving = threading.Thread(target=interference.serve_forever, args=(0.01,))
         serving.start()

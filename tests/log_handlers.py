@@ -1,4 +1,4 @@
-"""Handlers of every sort that log in every way, and hooks that do the same."""
+"""Handlers of every kind that log in every way, and hooks that do the same."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def flood(lines: int) -> None:
 
 @app.handler("vandalize", max_retries=0)
 async def vandalize() -> None:
-    """Do to the log whatever a handler can."""
+    """Damage the log as much as a handler can."""
     logging.shutdown()
     sys.stderr.close()
     sys.stdout.close()

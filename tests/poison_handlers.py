@@ -1,4 +1,4 @@
-"""Handlers that no service would wish for. Each writes that it ran to the file that EFFECTS names."""
+"""Misbehaving handlers. Each appends its runs to the file that EFFECTS names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 import jobqueue
-from tests.handlers import effect
+from tests.handlers import effect, until_started
 
 app = jobqueue.App()
 
@@ -24,11 +24,8 @@ AT_ONCE = jobqueue.Backoff(base=0.01, cap=0.01)
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-SERVING = 1.0
-"""Seconds for a process to say that it serves, before a job ends it."""
-
 MEMORY_LIMIT = 1 << 30
-"""Bytes of address space for a process that is to run out of them."""
+"""Size of the address space of a process that runs out of memory, in bytes."""
 
 
 @app.handler("good")
@@ -57,14 +54,14 @@ def good_cpu(job: jobqueue.Job) -> str:
 @app.handler("exit", backoff=AT_ONCE)
 async def exit_(job: jobqueue.Job) -> None:
     effect(job, "ran")
-    await trio.sleep(SERVING)
+    await until_started(job.attempt)
     os._exit(9)
 
 
 @app.handler("exit-thread", backoff=AT_ONCE)
 def exit_thread(job: jobqueue.Job) -> None:
     effect(job, "ran")
-    time.sleep(SERVING)
+    trio.from_thread.run(until_started, job.attempt)
     os._exit(9)
 
 
@@ -77,14 +74,14 @@ def exit_cpu(job: jobqueue.Job) -> None:
 @app.handler("segfault", backoff=AT_ONCE)
 async def segfault(job: jobqueue.Job) -> None:
     effect(job, "ran")
-    await trio.sleep(SERVING)
+    await until_started(job.attempt)
     ctypes.string_at(0)
 
 
 @app.handler("segfault-thread", backoff=AT_ONCE)
 def segfault_thread(job: jobqueue.Job) -> None:
     effect(job, "ran")
-    time.sleep(SERVING)
+    trio.from_thread.run(until_started, job.attempt)
     ctypes.string_at(0)
 
 
@@ -96,7 +93,7 @@ def segfault_cpu(job: jobqueue.Job) -> None:
 
 @app.handler("killed-cpu", backoff=AT_ONCE, cpu=True)
 def killed_cpu(job: jobqueue.Job) -> None:
-    """What the kernel does to whoever takes too much memory."""
+    """Die like a process that uses too much memory."""
     effect(job, "ran")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -142,7 +139,7 @@ def hang_thread(job: jobqueue.Job) -> None:
 
 @app.handler("hang-cpu", backoff=AT_ONCE, cpu=True)
 def hang_cpu(job: jobqueue.Job) -> None:
-    """Neither SIGTERM nor SIGINT end it."""
+    """Ignore SIGTERM and SIGINT."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     effect(job, "ran")
@@ -152,7 +149,7 @@ def hang_cpu(job: jobqueue.Job) -> None:
 
 @app.handler("block", backoff=AT_ONCE)
 async def block(job: jobqueue.Job, seconds: float) -> str:
-    """Block the loop, in the first attempt."""
+    """Block the loop in the first attempt."""
     effect(job, "ran")
     if job.attempt == 1:
         time.sleep(seconds)  # noqa: ASYNC251 - the fault
@@ -182,7 +179,7 @@ async def shield(job: jobqueue.Job) -> None:
 
 @app.handler("keep-cancelled", backoff=AT_ONCE)
 async def keep_cancelled(job: jobqueue.Job) -> None:
-    """Raise a cancellation again when nobody cancels any more."""
+    """Raise an old trio.Cancelled outside of its scope."""
     effect(job, "ran")
     kept: BaseException = RuntimeError("not cancelled")
     with trio.CancelScope() as scope:
@@ -198,7 +195,7 @@ async def keep_cancelled(job: jobqueue.Job) -> None:
 
 
 class Unpicklable(Exception):
-    """It cannot be made again from its arguments, and holds what no process can send."""
+    """An exception that cannot be rebuilt from its arguments, and has an attribute that cannot be pickled."""
 
     def __init__(self, path: str, *, line: int) -> None:
         super().__init__(f"{path}:{line}")
@@ -299,7 +296,7 @@ def return_cpu(job: jobqueue.Job, name: str) -> Any:
 
 @app.handler("leave-thread")
 def leave_thread(job: jobqueue.Job) -> None:
-    """Leave a thread that Python waits for at the end of a process."""
+    """Leave a thread for which Python waits at the end of a process."""
     effect(job, "ran")
     threading.Thread(target=threading.Event().wait, daemon=False).start()
 

@@ -1,4 +1,4 @@
-"""The servers and databases of `jobqueue.testing.postgres`, and what our own tests need besides."""
+"""The servers and databases of `jobqueue.testing.postgres`, and more helpers for the tests of jobqueue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def empty(connection: psycopg.Connection[Any]) -> None:
 
 @contextmanager
 def role(url: str) -> Iterator[str]:
-    """Create a role that may only log in, and yield its name; drop it afterwards, with all that it got in this database."""
+    """Create a role that may only log in, and yield its name. Drop it afterwards, with its objects in this database."""
     name = f"app_{uuid.uuid4().hex}"
     _execute(url, f"CREATE ROLE {name} LOGIN")
     try:
@@ -39,7 +39,7 @@ def role(url: str) -> Iterator[str]:
 
 
 def as_role(url: str, role: str) -> str:
-    """Return the URL of the same database for a role."""
+    """Return the URL for a role on the same database."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
 

@@ -1,4 +1,4 @@
-"""Ask for every route and method with every kind of token, and show what came: ``python -m tests.route_walk``."""
+"""Request every route and method with every kind of token, and show the responses: ``python -m tests.route_walk``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests import postgres
 from tests.conftest import Service
 
 SECRETS = {"no token": None, "unknown": "walk-stranger", **{role: f"walk-{role}" for role in ROLES}}
-"""Whom the walk asks as, and with which secret."""
+"""The roles of the walk's requests, with their secrets."""
 
 ENTRIES = " ".join(f"{role}:{SECRETS[role]}" for role in ROLES)
-"""The tokens of the service to walk through."""
+"""The tokens of the service."""
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
 
 PAGE = "/"
-"""The dashboard, which tells nothing by itself."""
+"""The dashboard, which contains no data."""
 
 UNKNOWN_PATHS = ("/nowhere", "/health/", "//health", "/submit/", "/jobs/1/2/3", "/%2e%2e/metrics", "/metrics%2f")
 
@@ -33,7 +33,7 @@ UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
 
 
 class Step(NamedTuple):
-    """One request by everybody: the path as the table has it, the route that is asked for, and the answers by who asked."""
+    """One request with every token: the path in the table, the requested route, and the responses by role."""
 
     method: str
     path: str
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 def may(role: str, step: Step) -> bool:
-    """Whether a role may ask for this, as the README has it."""
+    """Return whether a role may make this request according to docs/security.md."""
     looks = step.method in ("GET", "HEAD")
     method, _, path = (step.route or " ").partition(" ")
     if role == "admin" or path in ("", PAGE, "/health", "/health/ready"):
@@ -57,12 +57,12 @@ def may(role: str, step: Step) -> bool:
 
 
 def walk(url: str) -> Iterator[Step]:
-    """Ask for everything of a service that has the tokens of `ENTRIES`, and no jobs."""
+    """Send all requests to a service with the tokens of `ENTRIES` and without jobs."""
     node = cast("Any", None)
     paths = sorted({PAGE, *(route.path for route in api.table(node))})
     map_ = api.build(node, Guard()).url_map.bind("localhost")
-    # Each on a connection of its own: one that a refused body is still coming in on is closed.
-    with httpx.Client(base_url=url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+    # Use a new connection for each request: the service closes a connection if it rejects a request before the end of its body.
+    with httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         for path in [*paths, *UNKNOWN_PATHS]:
             target = re.sub(r"{(\w+)}", lambda found: "walk" if found[1] == "name" else UNKNOWN_ID, path)
             for method in METHODS:
@@ -76,23 +76,23 @@ def walk(url: str) -> Iterator[Step]:
                 for who, secret in SECRETS.items():
                     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
                     with client.stream(method, "/", headers=headers, extensions=exactly, **body) as answers[who]:
-                        if answers[who].headers.get("content-type") != "text/event-stream":  # which may never end
+                        if answers[who].headers.get("content-type") != "text/event-stream":  # an event stream may never end
                             answers[who].read()
                 yield Step(method, path, route, answers)
 
 
 def table(steps: Iterable[Step]) -> str:
-    """Show what came: each route, and what is none by what was wrong with it."""
+    """Show the responses in a table: one row for each route, and one for each kind of request without a route."""
     rows: dict[str, dict[str, set[int]]] = {}
     for step in steps:
         if step.route is not None:
             if not step.route.endswith(f" {step.path}"):
-                continue  # a name may hold slashes: it has a row of its own
+                continue  # a name may contain slashes, so it has its own row
             name = f"{step.method:8}{step.path}"
         elif step.method == "OPTIONS" and step.path not in UNKNOWN_PATHS:
             name = "OPTIONS of these"
         else:
-            name = "a path that there is not" if step.path in UNKNOWN_PATHS else "a method that its path has not"
+            name = "an unknown path" if step.path in UNKNOWN_PATHS else "a method without a route"
         row = rows.setdefault(name, {who: set() for who in SECRETS})
         for who, status in step.statuses.items():
             row[who].add(status)
@@ -103,7 +103,7 @@ def table(steps: Iterable[Step]) -> str:
 
 
 def main() -> None:
-    """Walk through a service of our own and print the table."""
+    """Start a service, walk through it, and print the table."""
     with (
         postgres.directory() as directory,
         postgres.server(None, directory / "data") as url,

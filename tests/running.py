@@ -1,4 +1,4 @@
-"""What the tests of running jobs stand on: services on one database, and what their handlers have done."""
+"""Helpers for the tests of running jobs: services on one database, and the effects of their handlers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HANDLERS = "tests.running_handlers"
 
 
 class Bench:
-    """Services on one database, and what their handlers have done."""
+    """Services on one database, and the effects of their handlers."""
 
     def __init__(self, service: Callable[..., Service], database: Database, effects: Path) -> None:
         self.start_service = service
@@ -29,7 +29,7 @@ class Bench:
         return self.start_service(handlers, *arguments, env={"EFFECTS": str(self.effects_file)})
 
     def start_on(self, port: str, *arguments: str) -> Service:
-        """Start a service on a port that is known before, and end it with the test."""
+        """Start a service on a given port, and end it with the test."""
         given = [HANDLERS, *arguments, "--port", port, "--database-url", self.database.url]
         node = Service(given, {"EFFECTS": str(self.effects_file)})
         self.on_ports.append(node)
@@ -39,21 +39,21 @@ class Bench:
         lines = [line.split() for line in self.effects_file.read_text().splitlines()]
         return [what for what, of, _ in lines if of == job_id]
 
-    def until(self, true: Callable[[], object], seconds: float = 20) -> float:
-        """Wait until it is true; return how long that took."""
+    def until(self, true: Callable[[], object], seconds: float = 120) -> float:
+        """Wait until the condition is true; return how long that took."""
         began = time.monotonic()
         while not true():
             assert time.monotonic() - began < seconds, f"not within {seconds} s"
             time.sleep(0.01)
         return time.monotonic() - began
 
-    def until_effect(self, job_id: str, what: str, seconds: float = 20) -> float:
+    def until_effect(self, job_id: str, what: str, seconds: float = 120) -> float:
         return self.until(lambda: what in self.effects(job_id), seconds)
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self.database.value("SELECT to_jsonb(j) FROM jobqueue.jobs AS j WHERE id = %s", job_id)
 
-    def until_state(self, job_id: str, state: str, seconds: float = 20) -> float:
+    def until_state(self, job_id: str, state: str, seconds: float = 120) -> float:
         return self.until(lambda: self.job(job_id)["state"] == state, seconds)
 
 

@@ -1,4 +1,4 @@
-"""Handlers for the tests of what can be done with a job while it runs: cancel it, follow it, go on where it was."""
+"""Handlers for tests that cancel a running job, follow its progress, or continue from its checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def stubborn(job: jobqueue.Job) -> None:
 
 @app.handler("retries", max_retries=5, backoff=NOW)
 async def retries(job: jobqueue.Job) -> None:
-    """Turn its cancellation into a failure."""
+    """Turn a cancellation into a failure."""
     effect(job, "began")
     try:
         await trio.sleep(LONG)
@@ -58,17 +58,17 @@ async def retries(job: jobqueue.Job) -> None:
 
 @app.handler("succeeds")
 async def succeeds(job: jobqueue.Job) -> str:
-    """Be done when it is cancelled."""
+    """Succeed when cancelled."""
     effect(job, "began")
     with trio.CancelScope(shield=True):
-        while not job.cancelled:  # noqa: ASYNC110 - it is what a handler can look at
+        while not job.cancelled:  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.01)
     return "done all the same"
 
 
 @app.handler("pages", max_retries=5, backoff=NOW)
 async def pages(job: jobqueue.Job, fail_at: int = -1, hold_at: int = -1) -> list[int]:
-    """Do a page after the other, from the last checkpoint on."""
+    """Process page after page, starting at the last checkpoint."""
     first = 0 if job.last_checkpoint is None else job.last_checkpoint["page"]
     effect(job, f"from-{first}")
     done = []
@@ -106,7 +106,7 @@ def cpu_notes(job: jobqueue.Job) -> None:
 
 @app.handler("steps")
 async def steps(job: jobqueue.Job, steps: int = 3, seconds: float = 0.3) -> str:
-    """Tell of each step, and take a while for it."""
+    """Report each step, then sleep."""
     for step in range(steps):
         job.progress(step / steps, f"step {step}")
         job.checkpoint(step)
@@ -116,7 +116,7 @@ async def steps(job: jobqueue.Job, steps: int = 3, seconds: float = 0.3) -> str:
 
 @app.handler("fan-out", max_retries=0)
 async def fan_out(job: jobqueue.Job, children: int = 3, fail: int = 0) -> str:
-    """Start tasks and return long before they end: the attempt ends with the last of them."""
+    """Start tasks and return long before they end. The attempt ends with the last task."""
 
     async def child(number: int) -> None:
         effect(job, f"child-{number}-began")
@@ -124,7 +124,7 @@ async def fan_out(job: jobqueue.Job, children: int = 3, fail: int = 0) -> str:
             await together.wait()
             raise ValueError(f"child {number}")
         try:
-            await trio.sleep(0.3)
+            await trio.sleep(LONG if fail else 0.3)
             effect(job, f"child-{number}-ended")
         except trio.Cancelled:
             effect(job, f"child-{number}-cancelled")

@@ -1,7 +1,6 @@
-"""What schemathesis has to be told: how jobs are written one a line, and what the parts of a request have to do with each other.
+"""Hooks for schemathesis: how to write NDJSON, and how the parts of a request depend on each other.
 
-OpenAPI has no words for the latter. Without them most requests that are valid part by part would be refused for that, and nothing
-else would be seen.
+OpenAPI cannot describe these dependencies. Without the hooks, the service would reject most of the generated requests for them.
 """
 
 import json
@@ -14,7 +13,7 @@ from schemathesis.core.parameters import ParameterLocation
 
 @schemathesis.serializer("application/x-ndjson", "application/ndjson", "application/jsonl")
 def lines(_: Any, value: Any) -> bytes:
-    # What is no list has no lines: it is made one that holds no job.
+    # A value that is not a list has no lines, so send one line that is not a job.
     return "\n".join(json.dumps(job) for job in (value if isinstance(value, list) else [[value]])).encode()
 
 
@@ -35,6 +34,6 @@ def before_call(_: Any, case: Any, __: Any) -> None:
 
 
 def valid(case: Any, location: ParameterLocation) -> bool:
-    """Whether this part of a request is meant to be valid."""
+    """Return whether schemathesis means this part of a request to be valid."""
     part = case.meta.components.get(location)
     return part is None or not part.mode.is_negative

@@ -1,4 +1,4 @@
-"""Short words for the tests of storage: submit, claim and finish without saying everything each time."""
+"""Helpers for the tests of storage: submit, claim and finish with short calls."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jobqueue.storage.store import Node, Recovered, Store, Want
 
 
 class Driver:
-    """A store with one joined node, and the defaults that a test does not care about."""
+    """A store with one joined node, and defaults for the arguments of its verbs."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.node = new_id()
 
     async def join(self, *, lease: float = 3600, queues: Mapping[str, int] | None = None) -> str:
-        """Enter a further node, which the driver uses from now on; return its id."""
+        """Join another node, which the driver uses from now on; return its id."""
         self.node = await self._enter(lease=lease, queues=queues or {"default": 1})
         return self.node
 
     async def recover(self) -> list[Recovered]:
-        """Have a further node judge all others, and take their jobs back."""
+        """Let another node take the expired leases of all nodes, and recover the jobs of lost nodes."""
         return await self.store.recover(judge=await self._enter(lease=30, queues={}))
 
     async def _enter(self, *, lease: float, queues: Mapping[str, int]) -> str:
@@ -37,7 +37,7 @@ class Driver:
         return node
 
     async def end_lease(self, *, ago: float = 0) -> None:
-        """Let the node's lease run out, now or so many seconds ago."""
+        """End the node's lease now, or this many seconds ago."""
         assert await self.store.heartbeat(self.node, lease=-ago) is not None
 
     async def submit(self, **fields: Any) -> str:
@@ -60,7 +60,7 @@ class Driver:
         return job
 
     async def finish(self, job: ClaimedJob, outcome: Verdict, *, node: str | None = None, **fields: Any) -> bool:
-        """Finish one run; return whether it was accepted."""
+        """Finish one attempt; return whether the store accepted it."""
         ended = Outcome(id=job.id, claims=job.claims, outcome=outcome, **fields)
         return await self.store.finish(node or self.node, [ended]) == set()
 
@@ -69,7 +69,7 @@ class Driver:
         return None if job is None else job["state"]
 
     async def in_state(self, state: str) -> ClaimedJob | str:
-        """Make a job in that state; return its run where it has one, its id otherwise."""
+        """Make a job in this state. Return the claimed job if the job had to be claimed for that, otherwise its id."""
         if state == "scheduled":
             return await self.submit(delay=3600)
         job_id = await self.submit()
@@ -88,7 +88,7 @@ def new_id() -> str:
 
 
 async def joined(store: Store) -> Driver:
-    """A driver whose node has its lease."""
+    """Return a driver whose node has joined."""
     driver = Driver(store)
     await driver.join()
     return driver
@@ -96,7 +96,7 @@ async def joined(store: Store) -> Driver:
 
 @asynccontextmanager
 async def open_driver(url: str) -> AsyncIterator[Driver]:
-    """A driver on a database that has the schema."""
+    """Open a driver on a database, and apply the schema."""
     store = Store(url)
     await store.migrate()
     try:

@@ -1,4 +1,4 @@
-"""What a node says of its last minute."""
+"""The throughput that a node reports for its last minute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio.testing
 from jobqueue.engine.activity import RecentActivity
 
 
-async def test_rates_are_those_of_the_last_minute(autojump_clock: trio.testing.MockClock) -> None:
+async def test_rates_cover_the_last_minute(autojump_clock: trio.testing.MockClock) -> None:
     assert autojump_clock
     activity = RecentActivity()
     assert activity.rates() == {}
@@ -25,10 +25,10 @@ async def test_rates_are_those_of_the_last_minute(autojump_clock: trio.testing.M
     assert activity.rates() == {}
 
 
-async def test_little_is_kept_however_much_is_noted(autojump_clock: trio.testing.MockClock) -> None:
+async def test_memory_stays_bounded_whatever_is_noted(autojump_clock: trio.testing.MockClock) -> None:
     assert autojump_clock
     activity = RecentActivity()
-    for _ in range(500):  # while the database is away and nobody asks, too
+    for _ in range(500):
         await trio.sleep(0.5)
         activity.note("mail", 1, failed=False)
     assert len(activity._seconds) == 61

@@ -18,7 +18,7 @@ def nested(levels: int) -> Any:
     return value
 
 
-def test_a_document_has_what_was_submitted_and_an_id() -> None:
+def test_a_document_has_the_submitted_fields_and_an_id() -> None:
     run_at = datetime(2030, 1, 31, 8, tzinfo=UTC)
     jobs = admit(
         [Submission(kind="greet", payload={"name": "Ada"}, queue="q", priority=5, max_retries=1, run_at=run_at, timeout=2.5)]
@@ -101,13 +101,13 @@ def test_the_depth_bound_from_both_sides() -> None:
         "100,000 levels",
     ],
 )
-def test_what_cannot_be_stored_names_its_field_and_place(submission: Submission, field: str) -> None:
+def test_the_error_for_an_unstorable_job_names_field_and_index(submission: Submission, field: str) -> None:
     with pytest.raises(UnprocessableJob) as refused:
         admit([Submission(), submission])
     assert (refused.value.field, refused.value.index) == (field, 1)
 
 
-def test_a_backslash_before_u0000_is_a_text_like_any_other() -> None:
+def test_an_escaped_backslash_before_u0000_is_accepted() -> None:
     assert len(admit([Submission(payload="\\u0000")]).ids) == 1
 
 
@@ -117,7 +117,7 @@ def test_run_at_and_delay_exclude_each_other() -> None:
     assert refused.value.field == "delay"
 
 
-def test_only_a_batch_has_positions() -> None:
+def test_only_a_job_of_a_batch_has_an_index() -> None:
     with pytest.raises(UnprocessableJob) as refused:
         admit([Submission(payload="\0")], many=False)
     assert refused.value.index is None

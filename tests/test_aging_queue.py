@@ -18,7 +18,7 @@ priorities = st.integers(0, MAX_PRIORITY)
 
 
 class Waiting(NamedTuple):
-    """A job as the design has it: its score grows by one with every aging interval that it waits."""
+    """A waiting job, by the definition of aging: its score grows by one per aging interval."""
 
     available_since: int
     priority: int
@@ -89,7 +89,7 @@ async def test_a_job_of_the_least_priority_is_run_in_a_stream_of_the_most_urgent
 
 
 @given(st.lists(st.integers(0, 3)))
-async def test_equal_ranks_leave_in_the_order_in_which_they_came(ranks: list[int]) -> None:
+async def test_items_of_equal_rank_are_popped_in_order_of_arrival(ranks: list[int]) -> None:
     queue = AgingQueue[tuple[int, int]](len(ranks) or 1)
     items = [(rank, arrival) for arrival, rank in enumerate(ranks)]
     for item in items:
@@ -125,7 +125,7 @@ async def test_push_would_block_at_the_capacity_and_not_before(capacity: int) ->
 
 
 class Consumers:
-    """Tasks that pop one item each, and can be cancelled one by one."""
+    """Tasks that pop one item each. Each can be cancelled."""
 
     def __init__(self, queue: AgingQueue[int], nursery: trio.Nursery) -> None:
         self.received: list[tuple[int, int]] = []
@@ -162,7 +162,7 @@ async def start_waiting(consumers: Consumers, tasks: int) -> None:
         await wait_all_tasks_blocked()
 
 
-async def test_whoever_waits_longest_is_served_first(queue: AgingQueue[int], consumers: Consumers) -> None:
+async def test_the_task_that_waits_longest_gets_the_first_item(queue: AgingQueue[int], consumers: Consumers) -> None:
     await start_waiting(consumers, 3)
     for item in (9, 7, 8):
         queue.push(item, item)
@@ -170,7 +170,7 @@ async def test_whoever_waits_longest_is_served_first(queue: AgingQueue[int], con
     assert consumers.received == [(0, 9), (1, 7), (2, 8)]
 
 
-async def test_statistics_tell_of_items_capacity_and_waiting_tasks(queue: AgingQueue[int], consumers: Consumers) -> None:
+async def test_statistics_count_items_capacity_and_waiting_tasks(queue: AgingQueue[int], consumers: Consumers) -> None:
     queue.push(0, 7)
     assert queue.statistics() == AgingQueueStatistics(items=1, capacity=100, tasks_waiting=0)
     await start_waiting(consumers, 3)
@@ -196,7 +196,7 @@ async def test_a_task_cancelled_after_it_was_woken_keeps_its_item(queue: AgingQu
     queue.close()
 
 
-async def test_a_cancelled_task_leaves_the_items_that_are_there(queue: AgingQueue[int], consumers: Consumers) -> None:
+async def test_a_cancelled_task_leaves_present_items_in_the_queue(queue: AgingQueue[int], consumers: Consumers) -> None:
     queue.push(0, 7)
     consumers.start()
     consumers.scopes[0].cancel()
@@ -237,7 +237,7 @@ async def test_no_schedule_of_pushes_pops_and_cancels_loses_or_doubles_an_item_o
 
 
 @given(st.lists(st.integers(0, 5)))
-async def test_clear_and_close_return_what_is_left_best_first(ranks: list[int]) -> None:
+async def test_clear_and_close_return_the_remaining_items_best_first(ranks: list[int]) -> None:
     for remove in (AgingQueue[int].clear, AgingQueue[int].close):
         queue = AgingQueue[int](len(ranks) or 1)
         for rank in ranks:
@@ -246,7 +246,7 @@ async def test_clear_and_close_return_what_is_left_best_first(ranks: list[int]) 
         assert len(queue) == 0
 
 
-async def test_a_cleared_queue_goes_on(queue: AgingQueue[int]) -> None:
+async def test_a_cleared_queue_stays_usable(queue: AgingQueue[int]) -> None:
     queue.push(0, 1)
     queue.clear()
     queue.push(0, 2)
@@ -260,7 +260,7 @@ async def test_at_close_every_waiting_task_sees_the_end(queue: AgingQueue[int], 
     assert sorted(consumers.ended) == [0, 1, 2]
 
 
-async def test_a_closed_queue_takes_nothing_and_gives_nothing(queue: AgingQueue[int]) -> None:
+async def test_a_closed_queue_rejects_push_and_pop(queue: AgingQueue[int]) -> None:
     queue.push(0, 1)
     assert queue.close() == [1]
     assert queue.close() == []
@@ -280,7 +280,7 @@ async def test_an_item_pushed_just_before_the_close_is_returned_and_not_given_to
     assert (consumers.received, consumers.ended) == ([], [0])
 
 
-async def test_items_that_come_together_are_taken_by_rank_and_all_or_none_fit() -> None:
+async def test_push_all_adds_all_items_or_none_and_orders_them_by_rank() -> None:
     queue = AgingQueue[str](3)
     queue.push_all([(2, "c"), (1, "a"), (1, "b")])
     with pytest.raises(trio.WouldBlock):

@@ -1,4 +1,4 @@
-"""Which annotations a handler's parameters may have: pydantic's models and paths work, and what cannot work is refused at once."""
+"""Annotations of a handler's parameters: pydantic's models and paths work, and unusable annotations are rejected."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_value_is_converted_to_the_annotation(annotation: Any, value: Any, res
     assert type(made) is type(result)
 
 
-def test_a_strict_model_takes_what_json_has_for_its_types() -> None:
+def test_a_strict_model_accepts_the_json_forms_of_its_types() -> None:
     made = converted(Strict, STRICT)
     assert (made.due, made.tags, made.wait, made.price) == (date(2030, 1, 31), {"a"}, timedelta(seconds=5), Decimal("1.10"))
 
@@ -224,7 +224,7 @@ def test_a_default_is_left_to_the_function(annotation: Any) -> None:
     assert handler_of(annotation, None).arguments(claimed("{}")) == {}
 
 
-def test_a_model_stands_beside_other_parameters() -> None:
+def test_a_model_is_combined_with_other_parameters() -> None:
     app = App()
 
     @app.handler("test")
@@ -262,63 +262,63 @@ def test_a_model_stands_beside_other_parameters() -> None:
     ],
     ids=str,
 )
-def test_a_value_that_does_not_fit_is_refused_with_its_place(annotation: Any, value: Any, reason: str) -> None:
+def test_the_error_for_a_mismatch_has_its_place(annotation: Any, value: Any, reason: str) -> None:
     message = mismatch(annotation, value)
     assert reason in message
     assert "\n" not in message
     assert "pydantic.dev" not in message
 
 
-def test_of_many_errors_the_first_are_told() -> None:
+def test_a_mismatch_lists_only_the_first_of_many_errors() -> None:
     message = mismatch(Numbers, list("abcdefg"))
     assert message.count("Input should be") == 5
     assert message.endswith("; ... - at `$.x`")
 
 
-def test_a_model_that_fails_on_a_value_makes_a_mismatch_too() -> None:
+def test_a_model_that_raises_another_error_is_a_mismatch_too() -> None:
     assert mismatch(Picky, {"a": 13}) == "KeyError"
 
 
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        (Plain, "parameter 'x': jobqueue cannot make Plain from JSON: annotate it with a dataclass,"),
-        (Plain | None, "cannot make Plain from JSON"),
-        (list[Plain], "cannot make Plain from JSON"),
-        (dict[str, tuple[int, Plain]], "cannot make Plain from JSON"),
-        (Annotated[Plain, 1], "cannot make Plain from JSON"),
-        (Deep, "cannot make Plain from JSON"),
-        (BadTree, "cannot make Plain from JSON"),
-        (list[list[Deep | None]], "cannot make Plain from JSON"),
-        (complex, "cannot make complex from JSON"),
-        (fractions.Fraction, "cannot make Fraction from JSON"),
-        (range, "cannot make range from JSON"),
-        (re.Pattern, "cannot make Pattern from JSON"),
-        (type, "cannot make type from JSON"),
-        (Callable[[int], int], "cannot make Callable from JSON"),
-        (Iterable[int], "cannot make Iterable from JSON"),
-        (Iterator, "cannot make Iterator from JSON"),
-        (collections.deque, "cannot make deque from JSON"),
-        (os.PathLike, "cannot make PathLike from JSON"),
-        (WindowsPath, "cannot make WindowsPath from JSON"),
-        (NotEverywhere, "cannot make NotEverywhere from JSON"),
-        (Validated, "jobqueue cannot validate Validated, a dataclass of pydantic: make it a pydantic.BaseModel"),
+        (Plain, "parameter 'x': jobqueue cannot convert JSON to Plain: annotate the parameter with a dataclass,"),
+        (Plain | None, "cannot convert JSON to Plain"),
+        (list[Plain], "cannot convert JSON to Plain"),
+        (dict[str, tuple[int, Plain]], "cannot convert JSON to Plain"),
+        (Annotated[Plain, 1], "cannot convert JSON to Plain"),
+        (Deep, "cannot convert JSON to Plain"),
+        (BadTree, "cannot convert JSON to Plain"),
+        (list[list[Deep | None]], "cannot convert JSON to Plain"),
+        (complex, "cannot convert JSON to complex"),
+        (fractions.Fraction, "cannot convert JSON to Fraction"),
+        (range, "cannot convert JSON to range"),
+        (re.Pattern, "cannot convert JSON to Pattern"),
+        (type, "cannot convert JSON to type"),
+        (Callable[[int], int], "cannot convert JSON to Callable"),
+        (Iterable[int], "cannot convert JSON to Iterable"),
+        (Iterator, "cannot convert JSON to Iterator"),
+        (collections.deque, "cannot convert JSON to deque"),
+        (os.PathLike, "cannot convert JSON to PathLike"),
+        (WindowsPath, "cannot convert JSON to WindowsPath"),
+        (NotEverywhere, "cannot convert JSON to NotEverywhere"),
+        (Validated, "jobqueue cannot validate Validated, a pydantic dataclass: make it a pydantic.BaseModel"),
         (list[Validated | None], "jobqueue cannot validate Validated"),
-        (pydantic.SecretStr, "cannot make SecretStr from JSON"),
+        (pydantic.SecretStr, "cannot convert JSON to SecretStr"),
         (Order | Item, "a payload cannot be converted to this signature"),
         (str | Path, "a payload cannot be converted to this signature"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("default", [..., None], ids=["required", "optional"])
-def test_a_class_that_nobody_can_make_from_json_is_refused_at_registration(annotation: Any, reason: str, default: Any) -> None:
+def test_a_class_without_a_json_form_is_rejected_at_registration(annotation: Any, reason: str, default: Any) -> None:
     with pytest.raises(HandlerError) as refused:
         handler_of(annotation, default)
     assert str(refused.value).startswith("test: ")
     assert reason in str(refused.value)
 
 
-def test_an_annotation_within_a_class_that_cannot_be_resolved_is_refused_at_registration() -> None:
+def test_an_unresolvable_annotation_within_a_class_is_rejected_at_registration() -> None:
     class Broken(msgspec.Struct):
         a: Missing  # type: ignore[name-defined]  # noqa: F821 - that is the point
 

@@ -60,7 +60,7 @@ def test_the_least_job() -> None:
     assert job["payload"] == {}
 
 
-def test_the_seeds_own_requests() -> None:
+def test_requests_of_the_original_interface() -> None:
     job = one('{"priority": 5, "max_retries": 3}')
     assert (job["priority"], job["max_retries"]) == (5, 3)
     submitted = read('{"id": "job-17", "priority": 2, "payload": "hello", "maxRetries": 4}')
@@ -131,7 +131,7 @@ def test_ignored_names_are_bounded() -> None:
     assert {len(name) for name in ignored} == {fields.MAX_SHOWN_NAME}
 
 
-def test_names_and_values_with_colons_are_no_repeats() -> None:
+def test_names_and_values_with_colons_are_not_duplicates() -> None:
     submitted = read('{"a:b": 1, "payload": {"c:d": ":", "kind": "::"}, "kind": "x:y"}')
     assert submitted.ignored == ["a:b"]
     assert submitted.jobs.kinds == {"x:y"}
@@ -180,7 +180,7 @@ def test_names_and_values_with_colons_are_no_repeats() -> None:
         ('{"payload": "' + '\\"' * 9 + '", "payload": 1e999}', "more than once"),
         (b'{"payload": "\xff", "payload": 1}', "more than once"),
         ('{"x": 1, "x": 2}', "more than once"),
-        ('{"maxRetries": 1, "max_retries": 1}', "two spellings"),
+        ('{"maxRetries": 1, "max_retries": 1}', "camelCase"),
         ('{"run_at": "2030-01-31T08:00:00Z", "delay": 1}', "exclude"),
     ],
 )
@@ -189,7 +189,7 @@ def test_hostile_bodies(body: bytes | str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("line", [b'{"payload": NaN}', b"\xff", b"[]", b'{"kind": "a"} {"kind": "b"}', b'{"payload": "\xff"}'])
-def test_hostile_lines_say_which(line: bytes) -> None:
+def test_the_error_for_a_hostile_line_has_its_index(line: bytes) -> None:
     assert refusal(b"{}\n\n{}\n" + line, NDJSON).index == 2
 
 
@@ -225,11 +225,11 @@ def test_every_field_from_both_sides(field: str, good: list[str], bad: list[str]
             assert refused.reason.startswith(f"{field} must be ")
 
 
-def test_every_field_has_its_words() -> None:
+def test_every_field_has_a_constraint_text() -> None:
     assert bodies._must_be.keys() == {field.name for field in msgspec.structs.fields(Submission)} - {"payload"}
 
 
-def test_what_cannot_be_stored_is_unprocessable() -> None:
+def test_unstorable_values_are_unprocessable() -> None:
     refused = refusal('[{}, {"payload": {"a": "\\u0000"}}]')
     assert isinstance(refused, UnprocessableJob)
     assert (refused.field, refused.index) == ("payload", 1)
@@ -258,7 +258,7 @@ def test_only_json(content_type: str | None) -> None:
 
 
 def outcome(content_type: str, body: bytes) -> Any:
-    """What becomes of a body: what is stored, byte for byte where that is the payload, or the error in full."""
+    """Return the result for a body: the stored jobs with the exact bytes of their payloads, or the whole error."""
     try:
         submitted = bodies.parse(content_type, body)
     except InvalidJob as error:
@@ -319,7 +319,7 @@ job_texts = (
 )
 @example([r'{"kind": "a", "kind": "b\u003a"}'], ("", "", ""), JSON, 1, None)
 @example(['{"kind":"a"', '"queue":"b"}', "{},{}"], ("", "\n", ""), NDJSON, 32, None)
-def test_what_is_read_as_plain_is_what_the_careful_way_makes_of_it(
+def test_the_plain_and_the_careful_path_agree(
     texts: list[str], form: tuple[str, str, str], content_type: str, at_once: int, cut: tuple[int, bytes, int] | None
 ) -> None:
     begin, between, end = form
@@ -360,7 +360,7 @@ def test_ordinary_jobs_are_plain(jobs: list[dict[str, Any]]) -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_what_takes_care_is_not_plain(text: bytes) -> None:
+def test_jobs_that_need_the_careful_path_are_not_plain(text: bytes) -> None:
     assert plain([b"{}", text]) is None
 
 
@@ -411,11 +411,11 @@ def test_the_bound_of_objects_from_both_sides(monkeypatch: pytest.MonkeyPatch) -
     ],
     ids=["empty lines", "tiny lines", "empty objects", "zeros", "huge payload", "many names", "brackets"],
 )
-def test_large_and_worthless_bodies_are_dealt_with_quickly(content_type: str, body: bytes) -> None:
+def test_large_worthless_bodies_are_rejected_quickly(content_type: str, body: bytes) -> None:
     started = time.process_time()
     with contextlib.suppress(InvalidJob):
         read(body, content_type)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 5
 
 
 # ------------------------------------------------------------------------------------------------------------- the key of a request
@@ -448,10 +448,8 @@ def test_a_key_in_the_header_is_the_jobs(header: str, key: str | None, body: byt
         *["ä", "\x7f", "a\tb", "x" * (MAX_NAME_LENGTH + 1), '"' + "x" * (MAX_NAME_LENGTH + 1) + '"'],
     ],
 )
-def test_a_header_that_is_no_key_is_refused(header: str) -> None:
-    with pytest.raises(
-        InvalidJob, match=f"Idempotency-Key header must be one string of 1 to {MAX_NAME_LENGTH} characters"
-    ) as refused:
+def test_an_invalid_key_in_the_header_is_rejected(header: str) -> None:
+    with pytest.raises(InvalidJob, match=f"Idempotency-Key header must be 1 to {MAX_NAME_LENGTH} ASCII characters") as refused:
         bodies.parse(JSON, b"{}", header)
     assert refused.value.field == "idempotency_key"
 
@@ -466,7 +464,7 @@ def test_a_key_in_the_header_that_the_body_has_too_must_be_the_same() -> None:
 
 @pytest.mark.parametrize(("content_type", "body"), [(JSON, b"[{}]"), (JSON, b" []"), (NDJSON, b"{}"), (NDJSON, b"{}\n{}")])
 def test_a_key_in_the_header_is_not_for_a_batch(content_type: str, body: bytes) -> None:
-    with pytest.raises(InvalidJob, match="give each job of a batch an idempotency_key of its own") as refused:
+    with pytest.raises(InvalidJob, match="in a batch, set idempotency_key on each job") as refused:
         bodies.parse(content_type, body, "a")
     assert refused.value.field == "idempotency_key"
 
@@ -484,7 +482,7 @@ def test_a_key_in_the_header_is_not_for_a_batch(content_type: str, body: bytes) 
         ('[{}, {"unique": null}]', False),
     ],
 )
-def test_whether_jobs_have_keys_is_known(body: str, keyed: bool) -> None:
+def test_parsing_detects_jobs_with_keys(body: str, keyed: bool) -> None:
     assert read(body).jobs.keyed == keyed
 
 

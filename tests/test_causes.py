@@ -1,4 +1,4 @@
-"""What two failures have in common: real texts of errors by their causes, hostile ones, and that SQL and Python say the same."""
+"""The cause of a failure: real and hostile error messages, for which SQL and Python must agree."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ CAUSES = {
     "bad answer: '#'": ["bad answer: '<html>'", f"bad answer: '{'<p>' * 5_000}'", "bad answer: b'\\x00'", 'bad answer: "x"'],
     "unknown": [" ", "\t\r\n\x7f"],
 }
-"""Messages by what they must come to: what is the same cause, and what is another."""
+"""Messages by their expected cause."""
 
 HOSTILE = [
     *(character * 5_000 for character in "aA0'\"/.-_:#@ =([{\\~%é\U0001f642"),
@@ -137,13 +137,13 @@ def by_sql(connection: psycopg.Connection, messages: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("cause", "messages"), CAUSES.items())
-def test_the_same_cause_has_the_same_text_and_another_cause_another(cause: str, messages: list[str]) -> None:
+def test_messages_of_one_cause_have_one_text(cause: str, messages: list[str]) -> None:
     assert {cause_of(message, "why") for message in messages} == {cause}
     assert cause_of(None, messages[0]) == cause
     assert cause_of("", messages[0]) == cause
 
 
-def test_sql_and_python_say_the_same_of_real_and_hostile_texts(asked: psycopg.Connection) -> None:
+def test_sql_and_python_agree_on_real_and_hostile_texts(asked: psycopg.Connection) -> None:
     messages = [*MESSAGES, *HOSTILE, ""]
     causes = by_sql(asked, messages)
     assert causes == [cause_of(message, "why") for message in messages]
@@ -151,7 +151,7 @@ def test_sql_and_python_say_the_same_of_real_and_hostile_texts(asked: psycopg.Co
     assert max(map(len, causes)) == MAX_CAUSE_LENGTH
 
 
-def test_sql_and_python_say_the_same_of_random_texts(asked: psycopg.Connection) -> None:
+def test_sql_and_python_agree_on_random_texts(asked: psycopg.Connection) -> None:
     dice = random.Random(7)
     pieces = [
         *"aAbfx019'\"/.-_:#@ =(){}[],e\\~%+\x01\x02\x1f\x7fé€",
@@ -178,16 +178,16 @@ def test_a_cause_is_one_short_line_whatever_the_message(message: str) -> None:
 
 
 @pytest.mark.parametrize("errors", ["[]", "{}", "5", "null", '[{"attempt": 1}]', '[{"error": null}]', '[{"error": ""}]', '["x"]'])
-def test_a_history_without_a_message_leaves_the_reason(asked: psycopg.Connection, errors: str) -> None:
+def test_without_an_error_message_the_reason_is_the_cause(asked: psycopg.Connection, errors: str) -> None:
     assert asked.execute("SELECT jobqueue.cause_of(%s, 'attempt 3 of 4')", (errors,)).fetchone() == ("attempt # of #",)
 
 
-def test_it_is_the_last_error_that_counts(asked: psycopg.Connection) -> None:
+def test_the_last_error_is_the_cause(asked: psycopg.Connection) -> None:
     errors = json.dumps([{"error": "the first"}, {"error": "the last 1"}])
     assert asked.execute("SELECT jobqueue.cause_of(%s, 'why')", (errors,)).fetchone() == ("the last #",)
 
 
-async def test_a_database_of_before_gets_the_column_and_the_causes_of_what_is_dead(any_database_url: str, sql: Database) -> None:
+async def test_an_upgrade_adds_the_causes_of_existing_dead_letters(any_database_url: str, sql: Database) -> None:
     async with open_driver(any_database_url) as driver:
         job = await driver.in_state("dead")
         assert not isinstance(job, str)

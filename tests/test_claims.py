@@ -1,4 +1,4 @@
-"""What a claim returns is read as a whole, or row by row where one of them cannot be read."""
+"""Parse the result of a claim: as a whole, or row by row if a row is unreadable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def row(job_id: str, changes: dict[int, str] | None = None, *, queue: str = "q",
 
 @pytest.mark.parametrize("limited", [False, True], ids=["plain", "limited"])
 @pytest.mark.parametrize("changes", BAD.values(), ids=BAD)
-def test_one_bad_row_costs_its_neighbors_nothing(changes: dict[int, str], *, limited: bool) -> None:
+def test_one_unreadable_row_does_not_affect_its_neighbors(changes: dict[int, str], *, limited: bool) -> None:
     first, bad, last = (new_id() for _ in range(3))
     rows = [row(first), row(bad, changes, queue="a],", kind='{"again":'), row(last)]
     text = f"[{','.join(rows)}]"

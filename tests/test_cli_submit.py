@@ -1,4 +1,4 @@
-"""``jobqueue submit --file``: thousands of jobs over a network that breaks, after a kill, after Ctrl-C, and each of them once."""
+"""``jobqueue submit --file`` submits each of thousands of jobs once, despite network failures, a kill, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_network_that_breaks_neither_loses_nor_doubles_a_job(bad_day: Interference, database: Database, file: Path) -> None:
+def test_network_failures_neither_lose_nor_duplicate_jobs(bad_day: Interference, database: Database, file: Path) -> None:
     bad_day.mishaps = [CUT, LOSE, CUT, Answer(503, {"Retry-After": "0"}), LOSE, LOSE, Answer(502), CUT, LOSE]
     done = call("submit", "default", "--file", str(file), "--json", "--url", bad_day.url)
     assert bad_day.mishaps == []
@@ -69,7 +69,7 @@ def test_a_network_that_breaks_neither_loses_nor_doubles_a_job(bad_day: Interfer
     assert "5,000 jobs submitted" in done.stderr
 
 
-def test_after_a_kill_the_same_command_goes_on_where_it_was(bad_day: Interference, database: Database, file: Path) -> None:
+def test_after_a_kill_the_same_command_resumes_the_run(bad_day: Interference, database: Database, file: Path) -> None:
     arguments = ["default", "--file", str(file), "--run-id", "monday", "--url", bad_day.url]
     bad_day.mishaps = [*[Answer(503, {"Retry-After": "0"})] * 2, LOSE]
     killed = start(*arguments)
@@ -83,27 +83,27 @@ def test_after_a_kill_the_same_command_goes_on_where_it_was(bad_day: Interferenc
 
     done = call("submit", *arguments)
     assert numbers(database) == list(range(JOBS))
-    before = re.search(r"5,000 jobs submitted, ([\d,]+) of them before", done.stdout)
+    before = re.search(r"5,000 jobs submitted, ([\d,]+) of them already existed", done.stdout)
     assert before is not None
     assert there <= int(before[1].replace(",", ""))
-    assert call("submit", *arguments).stdout == "5,000 jobs submitted, 5,000 of them before\n"
+    assert call("submit", *arguments).stdout == "5,000 jobs submitted, 5,000 of them already existed\n"
     assert len(numbers(database)) == JOBS
 
 
-def test_whoever_interrupts_it_is_told_how_to_go_on(bad_day: Interference, database: Database, file: Path) -> None:
+def test_an_interrupted_run_prints_how_to_resume_it(bad_day: Interference, database: Database, file: Path) -> None:
     bad_day.mishaps = [LOSE, *[Answer(503, {"Retry-After": "1"})] * 30]
     interrupted = start("default", "--file", str(file), "--url", bad_day.url)
     while len(bad_day.passed) < 2:
         assert interrupted.poll() is None
         time.sleep(0.01)
     interrupted.send_signal(signal.SIGINT)
-    _, said = interrupted.communicate(timeout=30)
+    _, stderr = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
     bad_day.mishaps = []
-    told = re.search(r"0 jobs are submitted\. To go on after them: the same command with (--run-id \w+)", said)
-    assert told is not None, said
-    done = call("submit", "default", "--file", str(file), "--url", bad_day.url, *told[1].split())
-    assert done.stdout == "5,000 jobs submitted, 1,000 of them before\n"
+    resume = re.search(r"0 jobs submitted\. To submit the rest, run the same command with (--run-id \w+)", stderr)
+    assert resume is not None, stderr
+    done = call("submit", "default", "--file", str(file), "--url", bad_day.url, *resume[1].split())
+    assert done.stdout == "5,000 jobs submitted, 1,000 of them already existed\n"
     assert numbers(database) == list(range(JOBS))
 
 
@@ -111,30 +111,30 @@ def test_whoever_interrupts_it_is_told_how_to_go_on(bad_day: Interference, datab
     ("line", "said"),
     [
         ('{"priority": "high"}', "priority must be an integer"),
-        ("[1]", "is no JSON object"),
+        ("[1]", "is not a JSON object"),
         ('{"payload": "\\u0000"}', "U+0000"),
     ],
 )
-def test_a_line_that_is_no_job_is_named(node: Service, database: Database, line: str, said: str) -> None:
+def test_the_error_for_an_invalid_line_has_its_number(node: Service, database: Database, line: str, said: str) -> None:
     lines = "\n".join(['{"payload": {"n": 1}}'] * 1_000 + ["", line])
     failed = call("submit", "--file", "-", "--url", node.url, stdin=lines, code=1)
     assert failed.stderr.splitlines()[-1].startswith("Error: line 1002")
     assert said in failed.stderr.splitlines()[-1]
-    assert "1,000 jobs are submitted" in failed.stderr
+    assert "1,000 jobs submitted" in failed.stderr
     assert len(numbers(database)) == 1_000
 
 
-def test_what_is_on_the_command_line_holds_for_lines_that_say_nothing_else(node: Service, database: Database) -> None:
+def test_options_are_defaults_for_the_lines_of_the_file(node: Service, database: Database) -> None:
     lines = '{"payload": {"n": 1}}\n{"payload": {"n": 2}, "kind": "flaky", "priority": 1}\n'
     call("submit", "default", "--priority", "5", "--queue", "slow", "--file", "-", "--url", node.url, stdin=lines)
     found = database.rows("SELECT kind, priority, queue FROM jobqueue.jobs ORDER BY payload->>'n'")
     assert found == [("default", 5, "slow"), ("flaky", 1, "slow")]
     for wrong in (["{}"], ["--wait"], ["--unique-key", "k"], ["--idempotency-key", "k"]):
-        assert "--file goes with neither" in call("submit", "default", *wrong, "--file", "-", code=2).stderr
-    assert "--run-id is for --file" in call("submit", "default", "--run-id", "x", code=2).stderr
+        assert "--file cannot be combined" in call("submit", "default", *wrong, "--file", "-", code=2).stderr
+    assert "--run-id requires --file" in call("submit", "default", "--run-id", "x", code=2).stderr
 
 
-def test_progress_is_shown_on_a_terminal_alone(node: Service, file: Path) -> None:
+def test_progress_is_shown_only_on_a_terminal(node: Service, file: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "jobqueue", "submit", "default", "--file", str(file), "--url", node.url]
     shown = subprocess.Popen(
@@ -145,11 +145,11 @@ def test_progress_is_shown_on_a_terminal_alone(node: Service, file: Path) -> Non
     while True:
         try:
             chunk = os.read(ours, 4096)
-        except OSError:  # nobody has the other end any more
+        except OSError:  # the other end is closed
             break
         seen += chunk
     os.close(ours)
-    out, _ = shown.communicate(timeout=30)
+    out, _ = shown.communicate(timeout=60)
     assert out == "5,000 jobs submitted\n"
     assert "━" in seen.decode()
     assert re.search(r"\d,000 jobs, run [0-9a-f]{12}", seen.decode())

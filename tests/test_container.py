@@ -1,4 +1,4 @@
-"""The image's entry point, as PID 1 of a namespace: it reaps what handlers leave behind, and stops in order."""
+"""The image's entry point as PID 1 of a namespace: it reaps orphaned processes of handlers, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def entrypoint() -> list[str]:
 
 
 def children(pid: int) -> dict[str, int]:
-    """Count the processes whose parent is this one, by their state."""
+    """Count the child processes of a process by their state."""
     states: dict[str, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -56,16 +56,16 @@ def first_process(unshare: int) -> int | None:
     return None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a namespace of processes")
-@pytest.mark.skipif(shutil.which("tini") is None, reason="there is no tini: apt install tini")
-def test_what_a_handler_leaves_behind_is_reaped(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a PID namespace")
+@pytest.mark.skipif(shutil.which("tini") is None, reason="tini is not installed: apt install tini")
+def test_orphaned_processes_of_a_handler_are_reaped(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "leaving.py").write_text(HANDLERS)
     port, log = free_port(), tmp_path / "log"
     *init, program = entrypoint()
     assert program == "jobqueue"
     service = [sys.executable, "-m", "jobqueue", "serve", "leaving", "--database-url", database_url, "--port", port]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with log.open("wb") as output, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with log.open("wb") as output, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         unshare = subprocess.Popen(
             ["unshare", "--pid", "--fork", "--mount-proc", *init, *service],
             stdout=output,
@@ -80,14 +80,14 @@ def test_what_a_handler_leaves_behind_is_reaped(database_url: str, tmp_path: Pat
                     return client.get("/health/ready").status_code == 200
                 return False
 
-            wait_for(ready, "it is ready")
+            wait_for(ready, "the service is ready")
             first = first_process(unshare.pid)
             assert first is not None
             ids = client.post("/submit", json=[{"kind": "leave"}] * 10).json()["ids"]
-            wait_for(lambda: all(client.get(f"/jobs/{each}").json()["state"] == "succeeded" for each in ids), "all ran")
-            wait_for(lambda: children(first) == {"S": 1}, "the service is the only child of the init")
+            wait_for(lambda: all(client.get(f"/jobs/{each}").json()["state"] == "succeeded" for each in ids), "all jobs succeed")
+            wait_for(lambda: children(first) == {"S": 1}, "the service is the only child of init")
             os.kill(first, signal.SIGTERM)
-            assert unshare.wait(40) == 0, log.read_text()
+            assert unshare.wait(60) == 0, log.read_text()
             assert '"event": "stopped"' in log.read_text()
         finally:
             unshare.kill()

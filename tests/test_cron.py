@@ -1,4 +1,4 @@
-"""Cron schedules: what times they mean, one job for each tick whoever computes it, and the database's clock above all others."""
+"""Cron schedules: their times, one job per tick with any number of nodes, and the database's clock as the only clock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()
 
 
 def at(text: str) -> float:
-    """Seconds of a time in UTC, such as ``2026-03-29 01:00``."""
+    """Return the timestamp of a time in UTC, such as ``2026-03-29 01:00``."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
@@ -61,18 +61,18 @@ def schedule(name: str = "tick", cron: str = "* * * * * *", **fields: Any) -> Cr
 @pytest.mark.parametrize(
     ("cron", "day", "expected"),
     [
-        # The clock goes from 02:00 to 03:00, which is 01:00 in UTC: what has a time in between ticks at once, and once.
+        # The clock is set forward from 02:00 to 03:00, at 01:00 UTC. Skipped times tick at once, and once.
         ("30 2 * * *", "2026-03-28 12:00", ["29. 01:00", "30. 00:30", "31. 00:30"]),
         ("15,45 2 * * *", "2026-03-28 12:00", ["29. 01:00", "30. 00:15", "30. 00:45"]),
         ("0 * * * *", "2026-03-28 23:30", ["29. 00:00", "29. 01:00", "29. 02:00"]),
         ("*/15 * * * *", "2026-03-29 00:40", ["29. 00:45", "29. 01:00", "29. 01:15"]),
-        ("0 30 2 * * *", "2026-03-28 12:00", ["30. 00:30", "31. 00:30"]),  # six fields go by the clock on the wall
-        # The clock goes from 03:00 back to 02:00, which is 01:00 in UTC: what has a time there ticks once.
+        ("0 30 2 * * *", "2026-03-28 12:00", ["30. 00:30", "31. 00:30"]),  # six fields follow local time exactly
+        # The clock is set back from 03:00 to 02:00, at 01:00 UTC. Repeated times tick once.
         ("30 2 * * *", "2026-10-24 12:00", ["25. 00:30", "26. 01:30", "27. 01:30"]),
         ("0 * * * *", "2026-10-24 23:30", ["25. 00:00", "25. 01:00", "25. 02:00"]),
         ("*/15 * * * *", "2026-10-25 00:40", ["25. 00:45", "25. 01:00", "25. 01:15"]),
         ("0 30 2 * * *", "2026-10-24 12:00", ["25. 00:30", "25. 01:30", "26. 01:30"]),
-        # From a time in the second of the two hours on, nothing is found in the first.
+        # A search that begins in the second of the two hours finds nothing in the first.
         ("30 2 * * *", "2026-10-25 01:10", ["26. 01:30"]),
     ],
 )
@@ -83,10 +83,13 @@ def test_days_on_which_the_clock_changes(cron: str, day: str, expected: list[str
 @pytest.mark.parametrize(
     ("cron", "expected"),
     [
-        ("*/20 * * * * *", ["2026-06-01T12:00:20", "2026-06-01T12:00:40", "2026-06-01T12:01:00"]),  # the first of six is the second
+        (
+            "*/20 * * * * *",
+            ["2026-06-01T12:00:20", "2026-06-01T12:00:40", "2026-06-01T12:01:00"],
+        ),  # the first of six fields is the second
         ("0 0 L * *", ["2026-06-30T00:00:00", "2026-07-31T00:00:00", "2026-08-31T00:00:00"]),
         ("0 9-10 * * MON#1", ["2026-07-06T09:00:00", "2026-07-06T10:00:00", "2026-08-03T09:00:00"]),
-        ("0 0 13 * FRI", ["2026-06-05T00:00:00", "2026-06-12T00:00:00", "2026-06-13T00:00:00"]),  # a day of either sort
+        ("0 0 13 * FRI", ["2026-06-05T00:00:00", "2026-06-12T00:00:00", "2026-06-13T00:00:00"]),  # either day field is enough
     ],
 )
 def test_fields_and_signs(cron: str, expected: list[str]) -> None:
@@ -96,11 +99,11 @@ def test_fields_and_signs(cron: str, expected: list[str]) -> None:
 
 CHANGES = {
     "Australia/Lord_Howe": ["2025-10-04", "2026-04-04", "1981-02-28", "1985-10-19"],  # half an hour; once a whole one
-    "America/Caracas": ["2007-12-09", "2016-05-01"],  # half an hour, for good
-    "Asia/Kathmandu": ["1985-12-31"],  # from 5:30 to 5:45 ahead
-    "Africa/Casablanca": ["2026-02-14", "2026-03-21"],  # back for Ramadan
-    "Pacific/Apia": ["2011-12-29", "2012-03-31"],  # a day left out
-    "Pacific/Kwajalein": ["1993-08-20"],  # another one
+    "America/Caracas": ["2007-12-09", "2016-05-01"],  # half an hour, permanently
+    "Asia/Kathmandu": ["1985-12-31"],  # from UTC+5:30 to UTC+5:45
+    "Africa/Casablanca": ["2026-02-14", "2026-03-21"],  # set back for Ramadan
+    "Pacific/Apia": ["2011-12-29", "2012-03-31"],  # a skipped day
+    "Pacific/Kwajalein": ["1993-08-20"],  # another skipped day
     "Antarctica/Troll": ["2026-03-29", "2026-10-25"],  # two hours
     "Antarctica/Casey": ["2009-10-17", "2010-03-04"],  # three hours
     "Asia/Pyongyang": ["2015-08-14", "2018-05-04"],
@@ -108,14 +111,14 @@ CHANGES = {
     "America/St_Johns": ["1988-04-02", "2010-03-14", "2010-11-06"],  # at 0:01
     "America/Sao_Paulo": ["2017-10-14", "2018-02-17"],  # at midnight
     "Africa/Monrovia": ["1972-01-06"],  # 44 minutes and 30 seconds
-    "America/Montevideo": ["1974-01-13", "1974-03-10"],  # an hour and a half, and back in parts
+    "America/Montevideo": ["1974-01-13", "1974-03-10"],  # an hour and a half, set back in two steps
     "Europe/London": ["1971-10-31", "2026-03-28"],
     "Asia/Gaza": ["2025-04-11"],
     "Africa/Cairo": ["2026-04-23", "2026-10-29"],
     "UTC": ["2026-03-29"],
     BERLIN: ["2026-03-28", "2026-10-24"],
 }
-"""Days on which the clock changes, or the day before."""
+"""Days on which the clock changes, or the days before."""
 
 ODD_CRONS = [
     "15 2 * * *",
@@ -134,7 +137,7 @@ ODD_CRONS = [
 
 
 class Minutes:
-    """A cron expression as the oracle reads it: numbers, ranges, steps and stars in minutes and hours, and every day."""
+    """A cron expression as the oracle reads it: numbers, ranges, steps, and stars for minutes and hours, on every day."""
 
     def __init__(self, cron: str) -> None:
         fields = cron.split()
@@ -157,7 +160,7 @@ class Minutes:
 
 
 def oracle(cron: str, zone: str, begin: float, end: float) -> list[float]:
-    """Walk through all half minutes from a time to another, and look at the clock on the wall at each."""
+    """Find ticks by comparing every half minute with the local time."""
     minutes, tz = Minutes(cron), ZoneInfo(zone)
     found: list[float] = []
     latest = datetime.fromtimestamp(begin - 30, tz).replace(tzinfo=None)
@@ -188,14 +191,14 @@ def test_ticks_are_those_of_a_walk_through_all_half_minutes(zone: str) -> None:
             assert Timetable(cron, zone).latest(expected[0], end - 1) == expected[-1], (cron, change)
 
 
-def test_a_schedule_by_the_day_misses_none_in_years_of_half_hours() -> None:
-    table = Timetable("15 2 * * *", "Australia/Lord_Howe")  # the half hour from 2:00 is left out once a year
+def test_a_daily_schedule_misses_no_day_when_the_clock_changes_by_half_an_hour() -> None:
+    table = Timetable("15 2 * * *", "Australia/Lord_Howe")  # the half hour from 2:00 is skipped once a year
     days = [datetime.fromtimestamp(tick, ZoneInfo("Australia/Lord_Howe")).date() for tick in islice(table.all_after(NOON), 3_000)]
     assert [(later - earlier).days for earlier, later in pairwise(days)] == [1] * 2_999
 
 
-def test_a_time_that_is_left_out_each_year_has_no_tick_by_the_clock_on_the_wall() -> None:
-    with pytest.raises(InvalidSchedule, match="no tick in the next fifty years"):
+def test_a_time_that_is_skipped_each_year_has_no_tick() -> None:
+    with pytest.raises(InvalidSchedule, match="no tick in the next 50 years"):
         schedule(cron="0 30 2 * 3 7L", timezone=BERLIN)
     assert schedule(cron="30 2 * 3 7L", timezone=BERLIN)
 
@@ -210,9 +213,7 @@ CRONS = ["30 2 * * *", "15,45 2 * * *", "0-59 1-3 * * *", "*/15 * * * *", "0 * *
     begin=st.floats(-2 * 86_400, 86_400),
     seconds=st.floats(0, 2 * 86_400),
 )
-def test_ticks_go_forward_and_the_latest_is_the_last_of_them(
-    cron: str, zone: str, change: str, begin: float, seconds: float
-) -> None:
+def test_ticks_increase_and_latest_is_the_last_of_them(cron: str, zone: str, change: str, begin: float, seconds: float) -> None:
     table = Timetable(cron, zone)
     first = table.after(at(change) + begin)
     ticks = [first]
@@ -222,11 +223,11 @@ def test_ticks_go_forward_and_the_latest_is_the_last_of_them(
         ticks.append(tick)
     assert all(earlier < later for earlier, later in pairwise(ticks))
     assert table.latest(first, first + seconds) == ticks[-1]
-    assert all(table.after(earlier) == later for earlier, later in pairwise(ticks[:50])), "it matters not from where one looks"
+    assert all(table.after(earlier) == later for earlier, later in pairwise(ticks[:50])), "the start of the search does not matter"
 
 
 @given(st.text(max_size=20) | st.text("0123456789*/-,#L W?MONFRI\t", min_size=9, max_size=30))
-def test_whatever_is_written_means_times_or_is_refused(cron: str) -> None:
+def test_every_text_is_a_valid_expression_or_is_rejected(cron: str) -> None:
     field: str | None = None
     try:
         assert Timetable(schedule(cron=cron).cron, BERLIN).after(NOON) > NOON
@@ -252,7 +253,7 @@ def test_whatever_is_written_means_times_or_is_refused(cron: str) -> None:
         ("all", 3 * 3600 + 1800, [0, 3600, 7200, 3 * 3600]),
     ],
 )
-def test_what_is_due_after_some_time_of_an_hourly_schedule(missed: Missed, late: float, expected: list[float]) -> None:
+def test_the_due_ticks_of_an_hourly_schedule(missed: Missed, late: float, expected: list[float]) -> None:
     ticks, next_at = due(Timetable("0 * * * *", "UTC"), missed, NOON, NOON + late, 100)
     assert [tick - NOON for tick in ticks] == expected
     assert next_at == NOON + (late // 3600 + 1) * 3600
@@ -263,7 +264,7 @@ def test_a_schedule_begins_with_the_first_tick_after_now() -> None:
         assert due(Timetable("0 * * * *", "UTC"), missed, None, NOON, 100) == ([], NOON + 3600)
 
 
-def test_more_ticks_than_there_is_room_for_are_left_in_order() -> None:
+def test_ticks_beyond_the_limit_remain_due_in_order() -> None:
     table, next_at, seen = Timetable("* * * * * *", "UTC"), NOON, []
     while next_at <= NOON + 1000:
         ticks, next_at = due(table, "all", next_at, NOON + 1000.5, 300)
@@ -272,19 +273,19 @@ def test_more_ticks_than_there_is_room_for_are_left_in_order() -> None:
     assert seen == [NOON + second for second in range(1001)]
 
 
-def test_a_year_of_missed_seconds_is_looked_through_at_once() -> None:
-    started = time.perf_counter()
+def test_a_year_of_missed_ticks_is_skipped_quickly() -> None:
+    started = time.process_time()
     for missed in ("one", "skip", "all"):
         ticks, _ = due(Timetable("* * * * * *", BERLIN), missed, NOON, NOON + 365 * 86_400, 100)
         assert 1 <= len(ticks) <= 100
-    assert time.perf_counter() - started < 1, "a walk through all of them takes minutes"
+    assert time.process_time() - started < 10, "a search through all of them takes minutes"
 
 
 # --------------------------------------------------------------------------------------------------------------- declarations
 
 
 def declared(*decorators: Callable[[jobqueue.App], Callable[[Any], Any]]) -> list[CronSchedule]:
-    """The schedules of an app whose one function has these decorators, the last one nearest to it."""
+    """Return the schedules of an app with one function, which has these decorators. The last one is nearest to it."""
     app = jobqueue.App()
 
     async def function() -> None: ...
@@ -314,7 +315,7 @@ def test_a_schedule_submits_the_kind_of_its_handler_in_whichever_order_they_are_
         assert (one.name, one.kind, one.timezone, one.missed, bytes(one.payload)) == ("report", "report", "UTC", "one", b"{}")
 
 
-def test_a_schedule_says_of_its_jobs_what_a_submission_says() -> None:
+def test_a_schedule_has_the_job_fields_of_a_submission() -> None:
     fields: dict[str, Any] = {"queue": "mail", "priority": 3, "max_retries": 0, "timeout": 2, "name": "n", "timezone": BERLIN}
     [one] = declared(periodic(payload={"to": "ä"}, missed="all", **fields), handler("report"))
     expected = {**fields, "timeout": 2.0, "cron": "* * * * *", "missed": "all", "kind": "report", "payload": '{"to":"ä"}'.encode()}
@@ -326,12 +327,12 @@ def test_a_schedule_may_name_a_kind_without_a_function_and_one_kind_may_have_sev
     app.periodic("0 3 * * *", kind="report")
     app.periodic("0 4 * * 1", kind="report", name="weekly report")
     assert [(one.name, one.kind) for one in app.schedules] == [("report", "report"), ("weekly report", "report")]
-    with pytest.raises(HandlerError, match="'report' is declared already"):
+    with pytest.raises(HandlerError, match="'report' is already declared"):
         app.periodic("0 5 * * *", kind="report")
 
 
-def test_it_must_be_clear_which_kind_is_meant() -> None:
-    assert "several kinds (b, a): say kind=" in refusal(periodic(), handler("a"), handler("b"))
+def test_an_ambiguous_kind_is_rejected() -> None:
+    assert "several kinds (b, a): pass kind=" in refusal(periodic(), handler("a"), handler("b"))
     assert len(declared(periodic(kind="a"), handler("a"), handler("b"))) == 1
     assert "has no kind" in refusal(periodic())
 
@@ -343,13 +344,13 @@ def test_it_must_be_clear_which_kind_is_meant() -> None:
         ({"cron": "* * * *"}, "five fields"),
         ({"cron": "@daily"}, "five fields"),
         ({"cron": "0 0 30 2 *"}, "Bad day-of-month"),
-        ({"cron": "* * */20 * 1L"}, "has no tick in the next fifty years"),
+        ({"cron": "* * */20 * 1L"}, "has no tick in the next 50 years"),
         ({"cron": ""}, "cron must be"),
         ({"cron": None}, "cron must be"),
         ({"cron": "*" * (MAX_CRON_LENGTH + 1)}, f"cron must be a string of 1 to {MAX_CRON_LENGTH}"),
-        ({"timezone": "Mars/Phobos"}, "timezone 'Mars/Phobos' is not known"),
-        ({"timezone": "Europe"}, "is not known"),
-        ({"timezone": "../../etc/passwd"}, "is not known"),
+        ({"timezone": "Mars/Phobos"}, "timezone 'Mars/Phobos' is unknown"),
+        ({"timezone": "Europe"}, "is unknown"),
+        ({"timezone": "../../etc/passwd"}, "is unknown"),
         ({"timezone": "x\0"}, "timezone must be"),
         ({"missed": "some"}, 'missed must be one of "one", "skip" and "all"'),
         ({"priority": -1}, "priority must be"),
@@ -363,16 +364,16 @@ def test_it_must_be_clear_which_kind_is_meant() -> None:
         ({"name": "n" * (MAX_NAME_LENGTH + 1)}, f"name must be a string of 1 to {MAX_NAME_LENGTH}"),
         ({"payload": "\0"}, "payload cannot be stored"),
         ({"payload": float("nan")}, "payload cannot be stored"),
-        ({"payload": "x" * (1 << 20)}, "payload cannot be stored: 1048578 bytes"),
+        ({"payload": "x" * (1 << 20)}, "payload cannot be stored: it has 1048578 bytes"),
     ],
 )
-def test_a_mistake_is_said_where_it_is_written(fields: dict[str, Any], reason: str) -> None:
+def test_an_invalid_schedule_is_rejected_at_its_declaration(fields: dict[str, Any], reason: str) -> None:
     for kind in ({"kind": "report"}, {}):  # also where its kind is not known yet
         if kind or "kind" not in fields:
             assert reason in refusal(periodic(**{"cron": "* * * * *", **kind, **fields}))
 
 
-def test_what_is_just_within_the_limits_is_taken() -> None:
+def test_schedules_at_the_limits_are_accepted() -> None:
     cron = "0," * ((MAX_CRON_LENGTH - 8) // 2)
     [one] = declared(periodic(f"{cron}00 * * * *"[-MAX_CRON_LENGTH:].strip(","), name="n" * MAX_NAME_LENGTH, kind="k"))
     assert len(one.cron) >= MAX_CRON_LENGTH - 1
@@ -380,11 +381,11 @@ def test_what_is_just_within_the_limits_is_taken() -> None:
     for number in range(MAX_SCHEDULES):
         app.periodic("* * * * *", kind="k", name=str(number))
     assert len(app.schedules) == MAX_SCHEDULES
-    with pytest.raises(HandlerError, match=f"more than {MAX_SCHEDULES} schedules"):
+    with pytest.raises(HandlerError, match=f"at most {MAX_SCHEDULES} schedules"):
         app.periodic("* * * * *", kind="k")
 
 
-def test_a_handler_is_told_the_time_of_its_tick() -> None:
+def test_a_handler_receives_the_time_of_its_tick() -> None:
     claimed = ClaimedJob("q", "id", "kind", msgspec.Raw(b"{}"), 0, 1, 1, 3, None, NOON, NOON, 0.0)
     assert Job.from_claim(claimed).scheduled_for is None
     options = jobqueue.job.Options(schedule="s", scheduled_for=NOON)
@@ -395,7 +396,7 @@ def test_a_handler_is_told_the_time_of_its_tick() -> None:
 
 
 class Clocked(MemoryStore):
-    """A store whose clock stands at noon of a day in June when the test's begins; it notes the looks, and fails when told to."""
+    """A store whose clock starts at noon of a day in June. It records queries, and fails on request."""
 
     def __init__(self) -> None:
         super().__init__(trio.current_time)
@@ -418,7 +419,7 @@ class Clocked(MemoryStore):
         return await super().move_schedules(moves)
 
     def ticks(self, name: str = "tick") -> list[float]:
-        """The ticks that got a job, since noon."""
+        """Return the ticks with a job, in seconds since noon."""
         jobs = [row["options"]["scheduled_for"] - NOON for row in self.snapshot() if row["options"]["schedule"] == name]
         return sorted(jobs)
 
@@ -442,7 +443,7 @@ async def test_every_tick_has_its_job_on_time(autojump_clock: MockClock, nursery
     assert max(store.lateness()) < 0.01
 
 
-async def test_no_node_asks_its_own_clock(
+async def test_no_node_reads_its_local_clock(
     autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert autojump_clock is not None
@@ -452,7 +453,7 @@ async def test_no_node_asks_its_own_clock(
         raise AssertionError("a node's clock was asked")
 
     metrics = Metrics()
-    metrics.of("default", "tick")  # a counter notes when it was made
+    metrics.of("default", "tick")  # a new counter reads the clock
 
     class Clock(datetime):
         now = utcnow = today = asked
@@ -468,7 +469,7 @@ async def test_no_node_asks_its_own_clock(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_node_without_anything_due_hardly_asks(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_an_idle_node_rarely_queries_schedules(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     assert autojump_clock is not None
     store = Clocked()
     cron = cron_of(store)
@@ -482,9 +483,7 @@ async def test_a_node_without_anything_due_hardly_asks(autojump_clock: MockClock
     assert len(store.looks) - before <= 3600 / LOOK_INTERVAL + 3
 
 
-async def test_a_change_is_seen_at_once_when_told_and_else_with_the_next_look(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
+async def test_a_change_is_seen_when_notified_or_at_the_next_poll(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     assert autojump_clock is not None
     store = Clocked()
     cron = cron_of(store)
@@ -502,7 +501,9 @@ async def test_a_change_is_seen_at_once_when_told_and_else_with_the_next_look(
     assert len(store.ticks()) > 1
 
 
-async def test_an_outage_delays_ticks_as_their_schedules_say(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_after_an_outage_missed_ticks_follow_the_policy_of_each_schedule(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     assert autojump_clock is not None
     store = Clocked()
     for missed in ("one", "skip", "all"):
@@ -540,7 +541,7 @@ async def test_a_backlog_is_worked_off_in_transactions_of_bounded_size(autojump_
     assert max(store.transactions) == TICKS_PER_TRANSACTION
 
 
-async def test_a_schedule_that_cannot_be_read_is_told_once_and_harms_no_other(
+async def test_an_unreadable_schedule_is_logged_once_and_does_not_affect_others(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
@@ -557,7 +558,7 @@ async def test_a_schedule_that_cannot_be_read_is_told_once_and_harms_no_other(
         await trio.sleep(100.5)
     errors = {row["name"]: row["error"] for row in await store.schedules()}
     assert "five fields" in errors["bad cron"]
-    assert errors["bad zone"] == "timezone 'x' is not known: give one like Europe/Berlin"
+    assert errors["bad zone"] == "timezone 'x' is unknown: use an IANA name such as Europe/Berlin"
     assert errors["refused"] == "as told"
     assert store.ticks() == list(range(1, 101))
     told = Counter(line["schedule"] for line in logs if line["log_level"] == "error")
@@ -565,7 +566,7 @@ async def test_a_schedule_that_cannot_be_read_is_told_once_and_harms_no_other(
 
 
 @pytest.mark.parametrize("ways", WAYS.values(), ids=WAYS)
-async def test_a_call_that_fails_in_any_way_costs_no_tick_and_doubles_none(
+async def test_failing_calls_neither_lose_nor_duplicate_ticks(
     ways: Sequence[Fault], autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
@@ -576,13 +577,13 @@ async def test_a_call_that_fails_in_any_way_costs_no_tick_and_doubles_none(
         await nursery.start(cron_of(FailingStore(store, first, ways)).run)  # type: ignore[arg-type]
         stores.append(store)
     await trio.sleep(30.5)
-    for store in stores:  # the first tick comes after the first look that succeeds
+    for store in stores:  # the first tick follows the first query that succeeds
         assert_one_job_each(store.ticks())
         assert store.ticks()[-1] == 30
         assert len(store.ticks()) >= 30 - len(ways)
 
 
-async def test_a_time_that_no_calendar_has_ends_no_node(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_a_time_outside_the_calendar_does_not_stop_a_node(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     assert autojump_clock is not None
     store = Clocked()
     await store.put_schedule(schedule())
@@ -598,9 +599,9 @@ async def test_a_time_that_no_calendar_has_ends_no_node(autojump_clock: MockCloc
 
 
 class DatabaseClock:
-    """The clock of one database, which a test can set, and have run faster: it stands in its catalog in place of PostgreSQL's own.
+    """The clock of one database, which a test can set and speed up. It replaces PostgreSQL's clock functions in the catalog.
 
-    The schema must come after it: what refers to a function refers to the one that was there then.
+    Create it before the schema, whose defaults keep the functions that exist when it is created.
     """
 
     def __init__(self, url: str) -> None:
@@ -619,7 +620,7 @@ class DatabaseClock:
         """)
 
     def set(self, moment: str, *, speed: float = 1) -> None:
-        """Let it be that time in UTC now."""
+        """Set the clock to a time in UTC."""
         sql = "UPDATE clock.setting SET began = real_clock_timestamp(), shown = %s, speed = %s"
         self._connection.execute(sql, (f"{moment}+00", speed))
 
@@ -635,7 +636,7 @@ def clock(database_url: str) -> Iterator[DatabaseClock]:
 
 
 def ticks_of(database: Database, name: str = "tick") -> list[float]:
-    """The ticks of a schedule that got jobs, in order, as often as they did."""
+    """Return the ticks of a schedule in order, one per job."""
     sql = "SELECT (options ->> 'scheduled_for')::float8 FROM jobqueue.jobs WHERE options ->> 'schedule' = %s ORDER BY 1"
     return [tick for (tick,) in database.rows(sql, name)]
 
@@ -648,7 +649,7 @@ def assert_one_job_each(ticks: Sequence[float], step: float = 1) -> None:
 async def test_each_tick_has_one_job_however_many_nodes_race_for_it(
     clock: DatabaseClock, database_url: str, database: Database
 ) -> None:
-    """Six nodes look as fast as they can, while the database's clock has 60 seconds a second."""
+    """Six nodes compete as fast as they can, while the database's clock runs 60 times as fast."""
     stores = [Store(database_url) for _ in range(6)]
     await stores[0].migrate()
     won: Counter[int] = Counter()
@@ -656,25 +657,30 @@ async def test_each_tick_has_one_job_however_many_nodes_race_for_it(
         await stores[0].put_schedule(schedule(name, missed="all"))
     clock.set("2026-06-01 12:00", speed=60)
 
-    async def race(number: int, until: float) -> None:
+    over = False
+
+    async def race(number: int) -> None:
         cron = cron_of(stores[number])
         cron._on_submitted = lambda _: won.update([number])
-        while trio.current_time() < until:
+        while not over:
             await cron._tick()
 
     async with trio.open_nursery() as nursery:
         for number in range(len(stores)):
-            nursery.start_soon(race, number, trio.current_time() + 4)
+            nursery.start_soon(race, number)
+        await trio.sleep(4)
+        await until(lambda: len(won) > 1 and min(len(ticks_of(database, name)) for name in ("tick", "other")) > 100)
+        over = True
     for store in stores:
         await store.aclose()
     for name in ("tick", "other"):
         ticks = ticks_of(database, name)
         assert_one_job_each(ticks)
         assert len(ticks) > 100
-    assert len(won) > 1, "only one of them ever won: that was no race"
+    assert len(won) > 1, "one node created all jobs: the nodes did not compete"
 
 
-async def test_a_schedule_in_an_open_transaction_holds_up_nobody_else(database_url: str, database: Database) -> None:
+async def test_a_schedule_in_an_open_transaction_does_not_delay_others(database_url: str, database: Database) -> None:
     store = Store(database_url)
     await store.migrate()
     await store.put_schedule(schedule("held", missed="all"))
@@ -694,11 +700,11 @@ async def test_a_schedule_in_an_open_transaction_holds_up_nobody_else(database_u
     assert_one_job_each(ticks_of(database))
 
 
-async def test_a_node_starts_beside_a_transaction_that_holds_its_schedules(database_url: str, database: Database) -> None:
+async def test_a_node_starts_while_a_transaction_locks_its_schedules(database_url: str, database: Database) -> None:
     store = Store(database_url)
     await store.migrate()
     await cron_of(store, "mine", schedule(payload={"a": None}, max_retries=None, timeout=2)).reconcile()
-    with psycopg.connect(database_url) as somebody, trio.fail_after(10):
+    with psycopg.connect(database_url) as somebody, trio.fail_after(60):
         somebody.execute("SELECT jobqueue.schedule('tick', '0 * * * *')")
         declared = [schedule(payload={"a": None}, timeout=2), schedule("new")]
         await cron_of(store, "mine", *declared).reconcile()
@@ -740,7 +746,7 @@ def effects(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(service: Start, tmp_path: Path, effects: Path) -> Start:
-    """Start a node whose module has this code; the module is another one than the last time where `module` says so."""
+    """Start a node whose handlers are in a module with this code and this name."""
 
     def start(code: str, *arguments: str, module: str = "myjobs") -> Service:
         (tmp_path / f"{module}.py").write_text(HEADER + code, encoding="utf-8")
@@ -755,12 +761,13 @@ def names(database: Database) -> list[str]:
 
 
 def test_each_tick_has_one_job_whichever_node_is_killed(start: Start, database: Database, effects: Path) -> None:
-    first, second = start(EVERY_SECOND), start(EVERY_SECOND)
+    long = ["--visibility-timeout", "600"]
+    first, second = start(EVERY_SECOND, *long), start(EVERY_SECOND, *long)
     wait_for(lambda: len(ticks_of(database)) >= 3, "the first ticks")
     first.kill()
     ticks = len(ticks_of(database))
     wait_for(lambda: len(ticks_of(database)) >= ticks + 2, "ticks without the killed node")
-    third = start(EVERY_SECOND)
+    third = start(EVERY_SECOND, *long)
     ticks = len(ticks_of(database))
     wait_for(lambda: len(ticks_of(database)) >= ticks + 2, "ticks with a new one")
     assert second.stop() == 0
@@ -771,12 +778,12 @@ def test_each_tick_has_one_job_whichever_node_is_killed(start: Start, database: 
     late = database.value(
         "SELECT max(extract(epoch FROM created_at) - (options ->> 'scheduled_for')::float8)::float8 FROM jobqueue.jobs"
     )
-    assert 0 <= late < 3
-    kind, told = effects.read_text().splitlines()[0].split()
-    assert (kind, datetime.fromisoformat(told).timestamp()) == ("tick", ticks_of(database)[0])
+    assert 0 <= late < 60, "ticks do not wait until the lease of the killed node has expired"
+    kind, scheduled_for = effects.read_text().splitlines()[0].split()
+    assert (kind, datetime.fromisoformat(scheduled_for).timestamp()) == ("tick", ticks_of(database)[0])
 
 
-def test_a_schedule_goes_with_the_code_that_declares_it(start: Start, database: Database) -> None:
+def test_a_schedule_is_deleted_with_its_declaration(start: Start, database: Database) -> None:
     both = EVERY_SECOND + 'app.periodic("0 3 * * *", kind="tick", name="nightly")\n'
     node = start(both)
     database.rows("SELECT jobqueue.schedule('from SQL', '0 4 * * *', kind => 'tick')")
@@ -796,14 +803,14 @@ def test_a_schedule_goes_with_the_code_that_declares_it(start: Start, database: 
     [
         (
             'app.periodic("0 5 * * *", kind="tick", name="from SQL")',
-            "'from SQL' of myjobs exists already, and was made over HTTP or in SQL",
+            "'from SQL' of myjobs already exists, and it was created over HTTP or SQL",
         ),
-        ('app.periodic("0 5 * * *", kind="tick", name="theirs")', "'theirs' of myjobs exists already, and is one of others:"),
-        ('app.periodic("0 25 * * *", kind="tick")', "cron '0 25 * * *' cannot be read: Bad hour"),
+        ('app.periodic("0 5 * * *", kind="tick", name="theirs")', "'theirs' of myjobs already exists, and it belongs to others:"),
+        ('app.periodic("0 25 * * *", kind="tick")', "cron expression '0 25 * * *' is invalid: Bad hour"),
         ('@app.periodic("0 5 * * *")\nasync def no_handler(): ...', "the schedule '0 5 * * *' of no_handler has no kind"),
     ],
 )
-def test_a_node_with_a_schedule_that_cannot_be_does_not_start(
+def test_a_node_with_an_invalid_schedule_does_not_start(
     code: str, reason: str, start: Start, database: Database, tmp_path: Path
 ) -> None:
     start('app.periodic("0 5 * * *", kind="tick", name="theirs")', module="others").stop()
@@ -831,9 +838,7 @@ def test_the_databases_clock_decides_on_a_day_without_half_past_two(
     assert database.value("SELECT next_at FROM jobqueue.schedules") == datetime(2026, 3, 30, 0, 30, tzinfo=UTC)
 
 
-def test_after_a_time_without_any_node_each_schedule_has_the_jobs_that_it_asks_for(
-    start: Start, clock: DatabaseClock, database: Database
-) -> None:
+def test_after_a_time_without_nodes_missed_ticks_follow_the_policy(start: Start, clock: DatabaseClock, database: Database) -> None:
     code = "\n".join(f'app.periodic("0 * * * *", kind="k", name="{name}", missed="{name}")' for name in ("one", "skip", "all"))
     clock.set("2026-06-01 12:30")
     node = start(code, "--no-workers")
@@ -849,20 +854,22 @@ def test_after_a_time_without_any_node_each_schedule_has_the_jobs_that_it_asks_f
     assert ticks_of(database, "all") == [hour, hour + 3600, hour + 7200, hour + 3 * 3600]
 
 
-def test_a_clock_that_is_set_back_makes_no_tick_come_twice(start: Start, clock: DatabaseClock, database: Database) -> None:
+def test_setting_the_clock_back_repeats_no_tick(start: Start, clock: DatabaseClock, database: Database) -> None:
     clock.set("2026-06-01 11:59:58")
     node = start('app.periodic("* * * * * *", kind="k", name="tick", missed="all")', "--no-workers")
     wait_for(lambda: len(ticks_of(database)) >= 4, "some ticks")
-    clock.set("2026-06-01 11:59:58")
+    clock.set(database.value("SELECT (now() AT TIME ZONE 'UTC' - interval '6 seconds')::text"))
     ticks = len(ticks_of(database))
-    wait_for(lambda: len(ticks_of(database)) >= ticks + 2, "the clock has come to where it was, and the ticks go on")
+    wait_for(lambda: len(ticks_of(database)) >= ticks + 2, "the ticks continue once the clock has caught up")
     node.stop()
     assert_one_job_each(ticks_of(database))
 
 
 def test_schedules_over_http(start: Start, database: Database) -> None:
-    node = start("@app.handler('k')\nasync def k(job): effect(job)")
-    with httpx.Client(base_url=node.url, timeout=30) as client:
+    # The node does not poll the schedules, so it learns of each change from a notification.
+    unpolled = "from jobqueue.engine import cron\ncron.LOOK_INTERVAL = 3600\n"
+    node = start(unpolled + "@app.handler('k')\nasync def k(job): effect(job)")
+    with httpx.Client(base_url=node.url, timeout=60) as client:
         assert client.get("/schedules").json() == []
         body = {"cron": "*/5 * * * *", "timezone": BERLIN, "missed": "skip", "kind": "k", "payload": {"n": [1]}, "priority": 2}
         made = client.put("/schedules/a%2Fb ä", json=body)
@@ -870,7 +877,7 @@ def test_schedules_over_http(start: Start, database: Database) -> None:
         assert made.json()["name"] == "a/b ä"
         assert body.items() <= made.json().items()
         assert client.put("/schedules/a%2Fb ä", json=body).status_code == 200
-        wait_for(lambda: client.get("/schedules/a%2Fb ä").json()["next_at"] is not None, "a node has computed when it is next")
+        wait_for(lambda: client.get("/schedules/a%2Fb ä").json()["next_at"] is not None, "a node has computed the next tick")
         [shown] = client.get("/schedules").json()
         assert (shown["last_at"], shown["paused"], shown["source"], shown["error"]) == (None, False, None, None)
 
@@ -879,16 +886,14 @@ def test_schedules_over_http(start: Start, database: Database) -> None:
         assert triggered.status_code == 201
         job_id = triggered.json()["id"]
         assert triggered.headers["Location"] == f"/jobs/{job_id}"
-        wait_for(lambda: client.get(f"/jobs/{job_id}").json()["state"] == "succeeded", "it ran")
+        wait_for(lambda: client.get(f"/jobs/{job_id}").json()["state"] == "succeeded", "the job succeeds")
         job = client.get(f"/jobs/{job_id}").json()
         assert (job["payload"], job["options"]) == ({"n": [1]}, {"schedule": "a/b ä"})
         assert client.post("/schedules/a%2Fb ä/resume").json()["paused"] is False
 
         every_second = {**body, "cron": "* * * * * *", "missed": "all"}
-        asked = time.monotonic()
         client.put("/schedules/a%2Fb ä", json=every_second)
-        wait_for(lambda: len(ticks_of(database, "a/b ä")) > 0, "a tick of the changed schedule", 10)
-        assert time.monotonic() - asked < LOOK_INTERVAL / 2, "nodes are told of a change"
+        wait_for(lambda: len(ticks_of(database, "a/b ä")) > 0, "a tick of the changed schedule")
         assert client.delete("/schedules/a%2Fb ä").status_code == 200
         for method, path in [
             ("GET", ""), ("DELETE", ""), ("POST", "/pause"), ("POST", "/resume"), ("POST", "/trigger")
@@ -917,7 +922,7 @@ def test_schedules_over_http(start: Start, database: Database) -> None:
         (b"\xff", None),
     ],
 )
-def test_a_body_that_is_no_schedule_is_refused_with_the_field_at_fault(body: Any, field: str | None) -> None:
+def test_an_invalid_schedule_body_is_rejected_with_its_field(body: Any, field: str | None) -> None:
     assert refused(body) == (400, "urn:jobqueue:invalid-schedule", field)
 
 
@@ -932,16 +937,16 @@ def test_a_body_that_is_no_schedule_is_refused_with_the_field_at_fault(body: Any
         ({"cron": "* * * * *", "payload": "x" * (1 << 20)}, "payload"),
     ],
 )
-def test_a_schedule_of_the_right_form_that_cannot_be_is_unprocessable(body: Any, field: str) -> None:
+def test_a_well_formed_but_impossible_schedule_is_unprocessable(body: Any, field: str) -> None:
     assert refused(body) == (422, "urn:jobqueue:unprocessable-schedule", field)
 
 
-def test_a_body_larger_than_a_schedule_may_be_is_not_looked_at() -> None:
+def test_a_body_over_the_size_limit_is_not_parsed() -> None:
     assert refused("[" * (2 << 20)) == (413, "about:blank", None)
 
 
 def refused(body: Any) -> tuple[int, str, str | None]:
-    from jobqueue.http import problems, schedules  # noqa: PLC0415 - what the routes do, without a server for each
+    from jobqueue.http import problems, schedules  # noqa: PLC0415 - the code of the routes, without a server for each case
 
     content = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
     with pytest.raises((InvalidSchedule, RequestEntityTooLarge)) as refused:
@@ -951,11 +956,11 @@ def refused(body: Any) -> tuple[int, str, str | None]:
     return answer.status, problem["type"], problem.get("field")
 
 
-def test_a_refusal_over_http_is_a_problem_and_changes_nothing(start: Start, database: Database) -> None:
+def test_a_rejection_over_http_is_a_problem_and_changes_nothing(start: Start, database: Database) -> None:
     node = start("", "--no-workers")
     answer = httpx.put(f"{node.url}/schedules/x", json={"cron": "* * * * *", "timezone": "Mars/Phobos"}, timeout=60)
     assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
-    assert (answer.json()["field"], answer.json()["title"]) == ("timezone", "The schedule cannot be taken")
+    assert (answer.json()["field"], answer.json()["title"]) == ("timezone", "The schedule cannot be accepted")
     answer = httpx.put(f"{node.url}/schedules/{'n' * 201}", json={"cron": "* * * * *"}, timeout=60)
     assert (answer.status_code, answer.json()["field"]) == (400, "name")
     assert httpx.put(f"{node.url}/schedules/{'n' * 200}", json={"cron": "0 0 1 1 *"}, timeout=60).status_code == 201
@@ -969,8 +974,9 @@ def test_schedules_from_sql(start: Start, database: Database) -> None:
     )
     assert database.value("SELECT jobqueue.schedule('wrong', 'every day')") is True
     wait_for(lambda: len(ticks_of(database, "sql")) >= 2, "ticks")
+    wait_for(lambda: "a schedule has no next tick" in node.log, "the invalid schedule is logged")
     [(error, next_at, kind)] = database.rows("SELECT error, next_at, kind FROM jobqueue.schedules WHERE name = 'wrong'")
-    assert "cron 'every day' cannot be read" in error
+    assert "cron expression 'every day' is invalid" in error
     assert (next_at, kind) == (None, "wrong")
     assert node.log.count("a schedule has no next tick") == 1
     assert database.value("SELECT jobqueue.schedule('wrong', '* * * * * *', kind => 'tick')") is False
@@ -984,5 +990,5 @@ def test_schedules_from_sql(start: Start, database: Database) -> None:
         for wrong in ("'', '* * * * *'", "'x', ''", "'x', '* * * * *', missed => 'some'", "'x', '* * * * *', priority => -1"):
             with pytest.raises(psycopg.errors.CheckViolation):
                 somebody.execute(f"SELECT jobqueue.schedule({wrong})".encode())
-    wait_for(lambda: database.value("SELECT now()") > before + timedelta(seconds=1.5), "the time of a tick or two")
+    wait_for(lambda: database.value("SELECT now()") > before + timedelta(seconds=1.5), "enough time for a tick")
     assert ticks_of(database, "wrong") == ticks

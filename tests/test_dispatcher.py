@@ -1,4 +1,4 @@
-"""When a node looks for work that nobody told of, and where."""
+"""When and where a node polls for work that no notification announced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLL = 2.0
 
 
 class Wading(MemoryStore):
-    """A store in which a claim that looks everywhere takes so many seconds."""
+    """A store in which a claim without a floor, which searches the whole queue, takes a number of seconds."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(trio.current_time)
@@ -41,7 +41,7 @@ def _nothing(*_: object) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "pause"), [(0.001, POLL), (0.1, 0.1 * LOOK_EVERYWHERE_SHARE), (5.0, LONGEST_WITHOUT_LOOK)])
-async def test_a_poll_looks_everywhere_unless_that_takes_long_and_else_from_the_floor_on(
+async def test_a_poll_searches_the_whole_queue_unless_that_is_slow(
     seconds: float, pause: float, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
@@ -61,7 +61,7 @@ async def test_a_poll_looks_everywhere_unless_that_takes_long_and_else_from_the_
         on_expired=lambda _: None,
     )
     await nursery.start(dispatcher.run)
-    for _ in range(100):  # a job that no one tells of is found by the next poll, wherever that looks
+    for _ in range(100):  # the next poll finds a job without a notification, with or without a floor
         await (await joined(store)).submit()
         await trio.sleep(POLL + seconds + 0.1)
         assert len(queue.ready) == 1

@@ -6,13 +6,13 @@ heading of level two, or the text above the first one.
 - ``python``: a module that begins with ``# name.py``, ``import jobqueue`` or ``from jobqueue``. The
   test writes it to a file next to the modules of the page's earlier sections, and imports it with
   warnings as errors. A block that begins otherwise continues the section's module before it. A module
-  that names the database ``user=jobqueue dbname=jobqueue host=... port=5432`` or the service
-  ``http://localhost:8080`` is a script: it runs in its turn, against the section's database and
-  service. pytest runs a module whose name begins with ``test_``.
+  that contains the name of the database, ``user=jobqueue dbname=jobqueue host=... port=5432``, or of
+  the service, ``http://localhost:8080``, is a script. It runs in its turn, against the section's
+  database and service. pytest runs a module whose name begins with ``test_``.
 - ``console``: a line that begins with ``$ curl`` or ``$ jobqueue``, also behind a pipe, is a command. A
-  backslash continues it. The lines up to the next prompt are its output. The command runs against a
-  service of the section's own, on an empty database, with the handlers of the section's last module
-  that has an ``app``, else those of ``examples.quickstart``. A JSON response must have at least the
+  backslash continues it. The lines up to the next prompt are its output. Each section has a
+  separate service, on an empty database, with the handlers of the section's last module that has an
+  ``app``, or with ``examples.quickstart``. A JSON response must have at least the
   fields shown, of the same types, with the same ``state``, ``status`` and ``field``; ``...`` stands for
   more. Printed lines must come in the order shown, with the same words and any numbers and ids; a line
   that ends in ``...`` only has to begin like that. A command must succeed, unless ``Error:`` is shown. A
@@ -59,7 +59,7 @@ SERVICE = "http://localhost:8080"
 
 SENDS = re.compile(r"\s(-d|--data\S*|--json|-X|--request|-T)\b")
 CHANGES = re.compile(r"\b(submit|cancel|retry|discard|change|pause|resume|configure|put|delete|trigger)\b")
-"""curl commands, and commands of ours, that must not be repeated until the output is as shown."""
+"""curl and jobqueue commands that must not be repeated until the output is as shown."""
 
 COMMAND = re.compile(r"\$ (curl|(.* \| )?jobqueue (?!serve|migrate|token|top|doctor))")
 PROMPT = re.compile(r"^(?=\$ |jobqueue=# )", re.MULTILINE)
@@ -90,7 +90,7 @@ class Curl(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command of our own command line."""
+    """A jobqueue command."""
 
     command: str
     output: str
@@ -119,7 +119,7 @@ class Section(NamedTuple):
 
     @property
     def examples(self) -> list[Example]:
-        """What runs, in its order. A script runs in the place of its first block."""
+        """The examples in their order. A script runs in the place of its first block."""
         found: list[Example] = []
         for block in self.blocks:
             if block.reason is None and block.language == "python":
@@ -132,7 +132,7 @@ class Section(NamedTuple):
 
 
 def sections(page: str, text: str) -> Iterator[Section]:
-    """Yield what stands above the first heading of level two, and below each."""
+    """Yield the text above the first heading of level two, and the text below each heading."""
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     for heading, below in zip(["", *parts[1::2]], parts[::2], strict=True):
         yield Section(page, heading, list(blocks(below)))
@@ -158,7 +158,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def python(code: str, found: list[Example]) -> None:
-    """Add a module to what was found, or continue the last one."""
+    """Add a module to the examples, or continue the last one."""
     header = MODULE.match(code)
     if header:
         name = header[1] or f"example_{zlib.crc32(code.encode())}"
@@ -209,7 +209,7 @@ def named(section: Section) -> str:
 
 
 class Session:
-    """One service and one connection to its database, with the ids that came for the ids shown."""
+    """One service and one connection to its database, with the real ids for the ids shown."""
 
     def __init__(self, url: str, database_url: str, connection: psycopg.Connection[Any], directory: Path) -> None:
         self._url = url
@@ -304,7 +304,7 @@ def loads(text: str) -> Any:
         return json.loads(re.sub(r",?\s*\n?\s*\.\.\.\s*(?=[}\]]|$)", "", text))
     except ValueError:
         try:
-            # What the example cuts short: close what is open.
+            # The example is cut short: close the open object.
             return json.loads(re.sub(r",?\s*\.\.\.\s*$", "", text.rstrip()) + "}")
         except ValueError:
             return None

@@ -43,7 +43,7 @@ def endless() -> list[Any]:
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-"""What PostgreSQL's text and jsonb can hold."""
+"""Texts that PostgreSQL's text and jsonb can hold."""
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
@@ -72,12 +72,12 @@ def test_integers_beyond_64_bits_are_kept_exactly() -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("within", [lambda n: n, lambda n: [None, {"a": (1, n)}], lambda n: Point(1, n)])
-def test_numbers_that_json_has_no_form_for_are_refused(within: Callable[[float], Any], number: float) -> None:
+def test_numbers_without_a_json_form_are_rejected(within: Callable[[float], Any], number: float) -> None:
     with pytest.raises(RefusedDocument, match="not JSON compliant"):
         encode(within(number))
 
 
-def test_a_null_that_was_meant_is_no_such_number() -> None:
+def test_an_intended_null_is_accepted() -> None:
     assert encode([None, {"null": 1.5, "raw": msgspec.Raw(b"[null]")}]) == b'[null,{"null":1.5,"raw":[null]}]'
 
 
@@ -108,7 +108,7 @@ class Reading(msgspec.Struct):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_handlers_return_has_a_form_in_json(value: Any, document: Any) -> None:
+def test_common_return_values_have_a_json_form(value: Any, document: Any) -> None:
     assert json.loads(encode(value)) == document
 
 
@@ -117,7 +117,7 @@ def test_what_handlers_return_has_a_form_in_json(value: Any, document: Any) -> N
     ["\\u0000", "\\\\u0000", "ends with a backslash \\", "\\", "\u0001\u001f\u007f", "\u2028\U0001f600", "u0000"],
     ids=ascii,
 )
-def test_a_text_without_nul_is_taken_whatever_it_looks_like_escaped(text: str) -> None:
+def test_a_text_that_looks_like_an_escaped_nul_is_accepted(text: str) -> None:
     assert json.loads(encode({text: [text]})) == {text: [text]}
 
 
@@ -154,7 +154,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "surrogates in the wrong order": (["\udc80\ud800"], "surrogates not allowed"),
     "object": (object(), "type object is unsupported"),
     "function": ({"a": [len]}, "unsupported"),
-    "key that is no text": ({(1, 2): 3}, "keys"),
+    "key that is not a text": ({(1, 2): 3}, "keys"),
     "integer of 5,001 digits": (10**5000, "4300 digits"),
     "100,000 arrays": (arrays(100_000), "nested too deeply"),
     "100,000 objects": (objects(100_000), "nested too deeply"),
@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("value", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_postgresql_cannot_hold_is_refused_with_the_reason(value: Any, reason: str) -> None:
+def test_values_that_postgresql_cannot_store_are_rejected_with_the_reason(value: Any, reason: str) -> None:
     with pytest.raises(RefusedDocument, match=re.escape(reason)):
         encode(value)
 
@@ -173,13 +173,13 @@ def test_what_postgresql_cannot_hold_is_refused_with_the_reason(value: Any, reas
     [b"", b"{", b"1, 2", b"1}", b"nonsense", b'"\\ud800"', b'"\xff"', b"[" * 200, b"[" * 5_000 + b"]" * 5_000],
     ids=lambda raw: ascii(raw)[2:15],
 )
-def test_ready_made_json_passes_the_same_gate(raw: bytes) -> None:
+def test_preencoded_json_is_checked_too(raw: bytes) -> None:
     with pytest.raises(RefusedDocument):
         encode({"ready": msgspec.Raw(raw)})
 
 
 @given(st.lists(st.text("\0\\u0a", max_size=8)), st.lists(st.text("\0\\u0a", max_size=8)))
-def test_exactly_the_documents_with_a_nul_are_refused(keys: list[str], values: list[str]) -> None:
+def test_exactly_the_documents_with_a_nul_are_rejected(keys: list[str], values: list[str]) -> None:
     document = [dict.fromkeys(keys, 1), values]
     if "\0" in "".join(keys + values):
         with pytest.raises(RefusedDocument, match=r"U\+0000"):
@@ -192,7 +192,7 @@ def test_exactly_the_documents_with_a_nul_are_refused(keys: list[str], values: l
 
 
 @given(st.text(st.characters()), st.integers(2, 50))
-def test_a_storable_text_passes_the_gate(text: str, limit: int) -> None:
+def test_storable_texts_are_unchanged(text: str, limit: int) -> None:
     encode(storable(text, limit))
 
 
@@ -201,11 +201,11 @@ def test_a_text_within_the_limit_is_kept_as_it_is(text: str) -> None:
     assert storable(text, len(text)) == text
 
 
-def test_a_text_over_the_limit_keeps_its_ends_and_says_how_much_is_missing() -> None:
+def test_a_text_over_the_limit_keeps_its_ends_and_names_the_omitted_length() -> None:
     assert storable("a" * 50 + "b", 51) == "a" * 50 + "b"
     assert storable("a" * 50 + "-" + "b" * 50, 100) == "a" * 50 + "\n... 1 characters left out ...\n" + "b" * 50
     assert len(storable("x" * 1_000_000, 4_000)) < 4_100
 
 
-def test_what_jsonb_refuses_is_made_visible() -> None:
+def test_characters_that_jsonb_rejects_are_made_visible() -> None:
     assert storable("a\0b\ud800c", 100) == r"a\0b\ud800c"

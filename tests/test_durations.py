@@ -1,4 +1,4 @@
-"""Histograms of durations, and the percentiles that are read off them."""
+"""Histograms of durations, and their percentiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nearest_rank(taken: list[float], share: float) -> float:
     return sorted(taken)[max(0, math.ceil(share * len(taken)) - 1)]
 
 
-def test_the_bounds_are_ten_to_a_decade_and_no_bucket_is_wider_than_is_said() -> None:
+def test_the_bounds_are_ten_per_decade_and_limit_the_width_of_buckets() -> None:
     assert list(BOUNDS) == sorted(set(BOUNDS))
     assert len(BOUNDS) == 92
     ratios = [high / low for low, high in pairwise(BOUNDS)]
@@ -43,7 +43,7 @@ def test_each_duration_is_counted_once_in_the_bucket_whose_bound_it_does_not_exc
 
 
 @given(durations, shares)
-def test_a_percentile_is_in_the_bucket_of_the_duration_that_it_stands_for(taken: list[float], share: float) -> None:
+def test_a_percentile_is_in_the_bucket_of_its_duration(taken: list[float], share: float) -> None:
     told = percentile(counted(taken), share)
     assert told is not None
     place = bisect_left(BOUNDS, nearest_rank(taken, share))
@@ -55,7 +55,7 @@ def test_a_percentile_is_in_the_bucket_of_the_duration_that_it_stands_for(taken:
 
 
 @given(st.lists(st.floats(BOUNDS[0], BOUNDS[-1], exclude_min=True), min_size=1, max_size=200), shares)
-def test_a_percentile_is_off_by_a_bucket_at_the_most(taken: list[float], share: float) -> None:
+def test_a_percentile_is_off_by_at_most_one_bucket(taken: list[float], share: float) -> None:
     told, true = percentile(counted(taken), share), nearest_rank(taken, share)
     assert told is not None
     assert 1 / LARGEST_RATIO - 1e-9 <= told / true <= LARGEST_RATIO + 1e-9
@@ -71,13 +71,13 @@ def test_percentiles_rise_with_the_share(taken: list[float], one: float, other: 
 
 
 @given(durations, shares)
-def test_the_end_of_a_histogram_may_be_left_out_where_it_is_empty(taken: list[float], share: float) -> None:
+def test_empty_buckets_at_the_end_may_be_omitted(taken: list[float], share: float) -> None:
     counts = counted(taken)
     last = max(place for place, count in enumerate(counts) if count)
     assert percentile(counts[: last + 1], share) == percentile(counts, share)
 
 
-def test_of_nothing_there_is_no_percentile() -> None:
+def test_an_empty_histogram_has_no_percentiles() -> None:
     assert percentile([], 0.5) is None
     assert percentile(counted([]), 0.99) is None
 
@@ -88,5 +88,5 @@ def test_durations_that_fill_a_bucket_are_spread_over_it() -> None:
     assert percentile(counts, 1) == pytest.approx(1.2)
 
 
-def test_buckets_of_a_version_that_has_more_are_beyond_the_last_bound() -> None:
+def test_additional_buckets_of_another_version_are_beyond_the_last_bound() -> None:
     assert percentile([0] * (len(BOUNDS) + 5) + [3], 0.5) == BOUNDS[-1]

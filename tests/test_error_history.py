@@ -1,4 +1,4 @@
-"""What is kept of each attempt that failed, as it is seen over HTTP: when, where, for how long, of what, and the traceback."""
+"""The error history over HTTP: for each failed attempt its time, node, duration, error, and traceback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(service: Start, tmp_path: Path) -> Start:
 
 @pytest.fixture
 def client() -> Any:
-    with httpx.Client(timeout=30) as opened:
+    with httpx.Client(timeout=60) as opened:
         yield opened
 
 
@@ -48,7 +48,7 @@ def look(client: httpx.Client, node: Service, job_id: str) -> Any:
         ("nobody's", "no handler for kind", 0),
     ],
 )
-def test_an_attempt_that_failed_says_when_where_how_long_and_of_what(
+def test_a_failed_attempt_records_time_node_duration_and_error(
     start: Start, client: httpx.Client, *, kind: str, error: str, least: float
 ) -> None:
     node = start()
@@ -58,10 +58,11 @@ def test_an_attempt_that_failed_says_when_where_how_long_and_of_what(
     [entry] = job["errors"]
     assert entry["error"].startswith(error)
     assert (entry["attempt"], entry["node"]) == (1, node_id(client, node))
-    assert least <= entry["duration"] < 30
     at, ended_at = datetime.fromisoformat(entry["at"]), datetime.fromisoformat(job["ended_at"])
-    assert datetime.fromisoformat(job["created_at"]) < at == ended_at
-    assert ("Traceback" in entry.get("traceback", "")) is (kind == "fail"), "where it is an exception of the handler's"
+    created_at = datetime.fromisoformat(job["created_at"])
+    assert created_at < at == ended_at
+    assert least <= entry["duration"] <= (ended_at - created_at).total_seconds() + 0.1
+    assert ("Traceback" in entry.get("traceback", "")) is (kind == "fail"), "only exceptions of the handler have a traceback"
 
 
 def test_every_attempt_of_a_job_has_its_entry(start: Start, client: httpx.Client, database: Database) -> None:
@@ -90,7 +91,7 @@ def test_an_attempt_whose_node_was_lost_has_its_entry_too(start: Start, client: 
     assert entry["duration"] == pytest.approx((datetime.fromisoformat(entry["at"]) - claimed_at).total_seconds(), abs=1e-5)
 
 
-def test_a_history_is_bounded_whatever_a_handler_raises(start: Start, client: httpx.Client, database: Database) -> None:
+def test_the_error_history_is_bounded(start: Start, client: httpx.Client, database: Database) -> None:
     node = start()
     job_id = submit(client, node, {"kind": "long-error", "max_retries": 0})
     wait_for(lambda: database.states() == {"dead": 1}, "it is dead")

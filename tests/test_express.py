@@ -1,4 +1,4 @@
-"""The express lane and the way behind it give the same answers, byte for byte; only ids and the time of day differ."""
+"""The express lane and the Quart routes give the same responses, byte for byte, except for ids and the date."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
 def request(
     *lines: bytes, body: bytes = JOB, first: bytes = b"POST /submit HTTP/1.1", host: bytes = b"Host: localhost", length: bool = True
 ) -> bytes:
-    """Make a request of its own lines and the usual ones."""
+    """Build a request with these lines and the usual ones."""
     head = [first, host, *lines]
     if length:
         head.append(b"Content-Length: %d" % len(body))
@@ -52,14 +53,14 @@ PLAIN = {
     "keep-alive said": request(JSON, b"Connection: keep-alive", b"Accept: */*", b"User-Agent: any/1.0 (x; y)"),
     "charset": request(b"Content-Type: application/json; charset=UTF-8"),
     "an unknown field": request(JSON, body=b'{"kind": "mail", "kinds": 1}'),
-    "an origin of ours": request(JSON, b"Origin: http://localhost"),
+    "the same origin": request(JSON, b"Origin: http://localhost"),
     "health": request(first=b"GET /health HTTP/1.1", body=b"", length=False),
     "health with a length": request(first=b"GET /health HTTP/1.1", body=b""),
     "a large batch": request(JSON, body=b"[" + b",".join([JOB] * 9_000) + b"]"),
     "a key": request(JSON, b'Idempotency-Key: "8e03978e"'),
     "a bare key": request(JSON, b"idempotency-key:8e03978e", body=b'{"idempotency_key": "8e03978e", "more": 1}'),
     "keys in a batch": request(JSON, body=b'[{"idempotency_key": "a"}, {"unique": true}, {}]'),
-    # What is refused is refused in the lane too.
+    # The express lane rejects these requests itself.
     "no key": request(JSON, b'Idempotency-Key: "'),
     "an empty key": request(JSON, b"Idempotency-Key: "),
     "two keys": request(JSON, b"Idempotency-Key: a", body=b'{"idempotency_key": "b"}'),
@@ -127,21 +128,29 @@ NOT_PLAIN = {
 
 
 async def exchange(served: Served, pieces: Sequence[bytes], answers: int = 1) -> bytes:
-    """Send a request in pieces; return so many answers, or what comes until the server closes, with ids and the date masked."""
+    """Send a request in pieces, and return that many responses, or all data until the server closes. Mask ids and the date."""
     received = b""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with await served.connect() as stream, trio.open_nursery() as nursery:
             nursery.start_soon(send, stream, pieces)
             while not complete(received, answers):
                 more = b""
-                with trio.move_on_after(0.3 if received else 20):  # not all that hypercorn answers has a length
+                async with trio.open_nursery() as receiving:
+                    if received:  # some responses of hypercorn have no length
+                        receiving.start_soon(cancel_when_idle, receiving.cancel_scope)
                     more = await stream.receive_some(65536)
+                    receiving.cancel_scope.cancel()
                 if not more:
                     break
                 received += more
             nursery.cancel_scope.cancel()
     received = re.sub(rb"(?<=date: )[^\r]*", b"DATE", received)
     return re.sub(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", b"ID", received)
+
+
+async def cancel_when_idle(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.3)
+    scope.cancel()
 
 
 async def send(stream: trio.SocketStream, pieces: Sequence[bytes]) -> None:
@@ -151,7 +160,7 @@ async def send(stream: trio.SocketStream, pieces: Sequence[bytes]) -> None:
 
 
 def complete(received: bytes, answers: int) -> bool:
-    """Whether so many answers are in it, none of them to HEAD."""
+    """Return whether the data has that many responses. None of them may be for HEAD."""
     for _ in range(answers):
         head = re.match(rb"HTTP/1\.1 \d+ [^\r]*\r\n(?:[^\r]+\r\n)*?(?i:content-length): (\d+)\r\n(?:[^\r]+\r\n)*\r\n", received)
         if head is None or len(received) < head.end() + int(head.group(1)):
@@ -168,7 +177,7 @@ def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The requests that the lane answers."""
+    """The paths of the requests that the express lane handles."""
     answer, begin, paths = express.Lane.answer, express.Lane.begin, []
 
     async def noting(lane: express.Lane, request: Request, body: bytes) -> express.Answer:
@@ -186,7 +195,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", [*PLAIN, *NOT_PLAIN])
 @pytest.mark.parametrize("guard", [Guard(None), CLOSED], ids=["open", "with a token"])
-async def test_both_ways_give_the_same_answer(
+async def test_both_lanes_give_the_same_response(
     name: str, guard: Guard, without_lane: Callable[[bool], None], taken: list[str]
 ) -> None:
     sent = (PLAIN | NOT_PLAIN)[name]
@@ -198,7 +207,7 @@ async def test_both_ways_give_the_same_answer(
             submitted.append([{**job, "id": ""} for job in served.node.submitted])
     assert got[0] == got[1]
     assert submitted[0] == submitted[1]
-    # A body that does not come with its head is not waited for before it is known that it may come.
+    # Without a token, the express lane does not wait for a body that arrives after its head.
     assert len(taken) == (name in PLAIN and not (guard is CLOSED and len(sent) > RECEIVE_BYTES))
 
 
@@ -215,7 +224,7 @@ async def test_both_ways_give_the_same_answer(
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_both_ways_tell_an_error_the_same_way(error: Exception, without_lane: Callable[[bool], None]) -> None:
+async def test_both_lanes_report_errors_in_the_same_way(error: Exception, without_lane: Callable[[bool], None]) -> None:
     got = []
     for without in (False, True):
         without_lane(without)
@@ -237,7 +246,7 @@ async def test_both_ways_tell_an_error_the_same_way(error: Exception, without_la
         ("keys in a batch", [0, 1, 2], 200),
     ],
 )
-async def test_both_ways_tell_what_was_there_already(
+async def test_both_lanes_report_existing_jobs(
     name: str, existing: list[int], status: int, without_lane: Callable[[bool], None]
 ) -> None:
     got = []
@@ -259,7 +268,7 @@ async def test_both_ways_tell_what_was_there_already(
     assert json.loads(got[0].partition(b"\r\n\r\n")[2]) == expected
 
 
-async def test_a_token_opens_both(without_lane: Callable[[bool], None]) -> None:
+async def test_both_lanes_accept_a_token(without_lane: Callable[[bool], None]) -> None:
     got = []
     for without in (False, True):
         without_lane(without)
@@ -269,7 +278,7 @@ async def test_a_token_opens_both(without_lane: Callable[[bool], None]) -> None:
     assert got[0].startswith(b"HTTP/1.1 201")
 
 
-async def test_requests_that_follow_each_other_are_answered_in_order_also_where_hypercorn_takes_over(taken: list[str]) -> None:
+async def test_pipelined_requests_are_answered_in_order_across_both_lanes(taken: list[str]) -> None:
     sequence = [PLAIN["one"], PLAIN["health"], PLAIN["half a body of JSON"], PLAIN["one"], NOT_PLAIN["another route"], PLAIN["one"]]
     async with serving() as served:
         received = await exchange(served, [b"".join(sequence)], answers=len(sequence))
@@ -279,7 +288,7 @@ async def test_requests_that_follow_each_other_are_answered_in_order_also_where_
 
 
 @pytest.mark.parametrize("name", ["one", "health", "no content type", "to be closed", "chunked", "HTTP/1.0"])
-async def test_an_empty_line_behind_a_request_changes_nothing(name: str) -> None:
+async def test_an_empty_line_after_a_request_changes_nothing(name: str) -> None:
     sent = (PLAIN | NOT_PLAIN)[name]
     got = []
     for behind in (b"", b"\r\n"):
@@ -302,22 +311,20 @@ async def test_empty_lines_between_requests_are_skipped(
             assert len(served.node.submitted) == 2
 
 
-async def test_a_connection_with_an_empty_line_behind_its_request_is_idle() -> None:
-    async with serving() as served, await served.connect() as stream:
+async def test_a_connection_with_an_empty_line_after_its_request_is_idle() -> None:
+    async with serving(drain_timeout=600) as served, await served.connect() as stream:
         await stream.send_all(PLAIN["one"] + b"\r\n")
         received = b""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not complete(received, 1):
                 received += await stream.receive_some(65536)
             served.stopping.set()
-            began = trio.current_time()
-            assert await stream.receive_some(10) == b""
-    assert trio.current_time() - began < 1, "a shutdown does not wait for it"
+            assert await stream.receive_some(10) == b"", "a shutdown does not wait for the connection"
 
 
 @given(cuts=st.lists(st.integers(0, len(PLAIN["one"])), max_size=6), follow=st.booleans())
 @settings(max_examples=25)
-def test_it_does_not_matter_in_which_pieces_a_request_comes(cuts: list[int], follow: bool) -> None:
+def test_requests_may_arrive_in_any_pieces(cuts: list[int], follow: bool) -> None:
     sent = PLAIN["one"] + (PLAIN["lines"] if follow else b"")
     edges = [0, *sorted(cuts), len(sent)]
 
@@ -331,42 +338,42 @@ def test_it_does_not_matter_in_which_pieces_a_request_comes(cuts: list[int], fol
     trio.run(check)
 
 
-async def test_a_body_that_is_slow_is_left_to_hypercorn(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_body_is_passed_to_hypercorn(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(express, "BODY_PATIENCE", 0.05)
     sent = PLAIN["one"]
     async with serving() as served, await served.connect() as stream:
         await stream.send_all(sent[:-3])
         await trio.sleep(0.2)
         await stream.send_all(sent[-3:])
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 201")
     assert taken == []
     assert len(served.node.submitted) == 1
 
 
-async def test_an_answer_that_does_not_fit_at_once_is_sent_whole(taken: list[str]) -> None:
+async def test_a_response_larger_than_the_send_buffer_is_sent_whole(taken: list[str]) -> None:
     async with serving() as served, await served.connect(receive_buffer=4096) as stream:
         await stream.send_all(PLAIN["a large batch"])
         await trio.sleep(0.3)
         received = b""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not complete(received, 1):
                 received += await stream.receive_some(4096)
     assert taken == ["/submit"]
     assert len(re.findall(rb"[0-9a-f]{8}-", received)) == 9_000
 
 
-async def test_while_it_stops_a_request_in_hand_is_answered_and_the_connection_closed(taken: list[str]) -> None:
+async def test_a_stop_answers_the_current_request_and_closes_the_connection(taken: list[str]) -> None:
     async with serving() as served:
         served.node.hold = trio.Event()
         async with await served.connect() as stream, await served.connect() as resting:
             await stream.send_all(PLAIN["one"])
             await served.node.entered.wait()
             served.stopping.set()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 assert await resting.receive_some(10) == b""
             served.node.hold.set()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 received = await stream.receive_some(65536)
                 assert received.startswith(b"HTTP/1.1 201")
                 assert b"connection: close" in received.lower()
@@ -383,28 +390,31 @@ async def test_while_it_stops_a_request_in_hand_is_answered_and_the_connection_c
     ],
     ids=["lines", "spaces", "spaces inside"],
 )
-def test_no_head_takes_long_to_recognise(head: bytes) -> None:
-    begun = time.process_time()
-    plain.recognise(head)
-    assert time.process_time() - begun < 0.1, "all ways of matching were tried: the loop stands still meanwhile"
+def test_every_head_is_recognized_quickly(head: bytes) -> None:
+    times = []
+    for _ in range(5):
+        begun = time.process_time()
+        plain.recognise(head)
+        times.append(time.process_time() - begun)
+    assert min(times) < 0.1, "the regular expression backtracks, which blocks the event loop"
 
 
-async def test_a_request_that_comes_at_the_end_of_the_patience_with_the_client_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(express.limits, "HEADERS_TIMEOUT", 0.4)
+async def test_a_request_that_begins_just_before_the_timeout_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(express.limits, "HEADERS_TIMEOUT", 4)
     sent = PLAIN["one"]
     async with serving() as served, await served.connect() as stream:
-        await trio.sleep(0.3)
+        await trio.sleep(2)
         await stream.send_all(sent[:-3])
-        await trio.sleep(0.3)
+        await trio.sleep(3)
         await stream.send_all(sent[-3:])
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 201")
 
 
-async def test_who_may_not_come_in_is_refused_before_his_body_is_taken(taken: list[str]) -> None:
+async def test_a_request_without_a_token_is_rejected_before_its_body_is_read(taken: list[str]) -> None:
     async with serving(guard=Guard([parse("submit:secret")])) as served, await served.connect() as stream:
         await stream.send_all(request(JSON, b"Content-Length: 60000000", body=b"{", length=False))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 401")
     assert taken == []
 
@@ -414,13 +424,13 @@ async def test_who_may_not_come_in_is_refused_before_his_body_is_taken(taken: li
 
 async def answered(stream: trio.SocketStream) -> bytes:
     received = b""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while not complete(received, 1):
             received += await stream.receive_some(65536) or pytest.fail(f"closed after {received!r}")
     return received
 
 
-async def test_what_follows_a_request_in_hand_is_answered_after_it(taken: list[str]) -> None:
+async def test_requests_after_a_running_one_are_answered_after_it(taken: list[str]) -> None:
     async with serving() as served, await served.connect() as stream:
         served.node.hold = trio.Event()
         await stream.send_all(PLAIN["one"])
@@ -430,14 +440,14 @@ async def test_what_follows_a_request_in_hand_is_answered_after_it(taken: list[s
         assert taken == ["/submit"]
         served.node.hold.set()
         received = b""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not complete(received, 3):
                 received += await stream.receive_some(65536)
     assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"201", b"200", b"201"]
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_a_client_that_hangs_up_is_let_go_of_after_its_answer(reset: bool) -> None:
+async def test_the_connection_of_a_client_that_disconnects_is_closed_after_its_response(reset: bool) -> None:
     async with serving() as served:
         served.node.hold = trio.Event()
         before = open_files()
@@ -452,44 +462,44 @@ async def test_a_client_that_hangs_up_is_let_go_of_after_its_answer(reset: bool)
         assert len(served.node.submitted) == 1
 
 
-async def test_a_request_in_hand_has_a_deadline_and_its_late_answer_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_running_request_has_a_deadline_and_its_late_response_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(express.limits, "REQUEST_TIMEOUT", 0.1)
     async with serving() as served:
         served.node.hold = trio.Event()
         before = open_files()
         async with await served.connect() as stream:
             await stream.send_all(PLAIN["one"])
-            with trio.fail_after(2):
+            with trio.fail_after(60):
                 assert await stream.receive_some(65536) == b""
         await until(lambda: open_files() == before)
-        async with await served.connect() as another:  # it has the number of the first one's socket
+        async with await served.connect() as another:  # its socket has the number of the first one
             served.node.hold.set()
             await until(lambda: len(served.node.submitted) == 1)
             await another.send_all(PLAIN["health"])
             assert (await answered(another)).endswith(b'{"status":"ok"}')
 
 
-async def test_the_patience_begins_anew_with_each_request_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(express.limits, "HEADERS_TIMEOUT", 0.2)
-    monkeypatch.setattr(express.limits, "KEEP_ALIVE_TIMEOUT", 0.3)
+async def test_the_idle_timeout_starts_again_with_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(express.limits, "HEADERS_TIMEOUT", 2)
+    monkeypatch.setattr(express.limits, "KEEP_ALIVE_TIMEOUT", 3)
     async with serving() as served, await served.connect() as stream:
         for _ in range(4):
-            await trio.sleep(0.15)
+            await trio.sleep(1)
             await stream.send_all(PLAIN["one"])
+            begun = trio.current_time()
             await answered(stream)
-        begun = trio.current_time()
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             assert await stream.receive_some(65536) == b""
-        assert trio.current_time() - begun > 0.25
+        assert trio.current_time() - begun > 2.9
 
 
-async def test_while_it_stops_a_request_that_does_not_end_is_cut_off() -> None:
+async def test_a_stop_cuts_off_a_request_that_does_not_end() -> None:
     async with serving(drain_timeout=0.1) as served, await served.connect() as stream:
         served.node.hold = trio.Event()
         await stream.send_all(PLAIN["one"])
         await served.node.entered.wait()
         served.stopping.set()
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             assert await stream.receive_some(65536) == b""
             await served.stopped.wait()
         served.node.hold.set()
@@ -497,7 +507,7 @@ async def test_while_it_stops_a_request_that_does_not_end_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("broken", ["recognise", "encode"])
-async def test_a_fault_of_ours_ends_only_its_own_connection(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_ends_only_its_connection(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
@@ -509,14 +519,14 @@ async def test_a_fault_of_ours_ends_only_its_own_connection(broken: str, monkeyp
             with monkeypatch.context() as patched:
                 patched.setattr(plain, broken, fail)
                 await stream.send_all(PLAIN["one"])
-                with trio.fail_after(2):
+                with trio.fail_after(60):
                     assert await stream.receive_some(65536) == b""
             await other.send_all(PLAIN["one"])
             await answered(other)
         await until(lambda: open_files() == before)
 
 
-async def test_an_answer_that_the_kernel_does_not_take_at_once_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_response_that_is_written_in_pieces_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(express.ExpressConnection, "_write", lambda connection, data: os.write(connection._fd(), data[:7]))
     async with serving() as served, await served.connect() as stream:
         for _ in range(2):

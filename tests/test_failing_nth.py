@@ -1,7 +1,7 @@
-"""One database call fails, or a few in a row do: for every call that a node makes, in each of the ways in which a call can fail.
+"""Failures of one database call, or of a few in a row: for every call of a node, and for every way to fail.
 
-A node with all of its parts but HTTP takes submissions of several kinds and runs them. Whatever call it was that failed: every
-acknowledged job ends once and as it should, what was refused does not exist, nothing stays claimed, and every part still works.
+A node without HTTP accepts and runs jobs of several kinds. Whichever call fails, every acknowledged job ends exactly once, rejected
+jobs do not exist, no job remains claimed, and every part of the node still works.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database
 
 Fault = Literal["before", "after"]
-"""The call fails before it took effect (no connection), or after it (the answer is lost)."""
+"""The call fails before it takes effect (no connection), or afterwards (the response is lost)."""
 
 WAYS: dict[str, list[Fault]] = {
     "one is refused": ["before"],
@@ -43,7 +43,7 @@ WAYS: dict[str, list[Fault]] = {
     "an outage begins": ["after", "after", "before", "before"],
     "an outage lasts": ["before"] * 12,
 }
-"""In which ways calls fail, from the Nth on: alone, and as an outage begins and lasts."""
+"""The faults of the Nth call and of the following ones: single failures, and the start of an outage."""
 
 LATENCY = 0.001
 POSTGRESQL_SAMPLE = range(3, 60, 8)
@@ -53,7 +53,7 @@ VERBS = {name for name, _ in inspect.getmembers(Store, inspect.iscoroutinefuncti
 LANES = {"submit": "submit", "submit_again": "submit", "claim": "claim", "held": "claim", "finish": "finish"} | dict.fromkeys(
     ("join", "heartbeat", "leave"), "heartbeat"
 )
-"""The connection that a verb goes over; the others have to do with housekeeping."""
+"""The connection of each verb. All other verbs use the housekeeping connection."""
 
 ENDS = {
     "echo": "succeeded",
@@ -63,7 +63,7 @@ ENDS = {
     "snoozing": "succeeded",
     "later": "succeeded",
 }
-"""How a job of each kind ends."""
+"""The final state of a job of each kind."""
 
 JOBS = 30
 TOGETHER = 6
@@ -71,7 +71,7 @@ TOGETHER = 6
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Write no logs: there are thousands of failures here, each with its line."""
+    """Write no logs, because these tests cause thousands of failures."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
@@ -79,12 +79,12 @@ def quiet() -> Iterator[None]:
 
 
 class FailingStore:
-    """A store that fails its Nth call, counted over all verbs, and those after it, in the given ways.
+    """A store in which the Nth call, counted over all verbs, and its successors fail in the given ways.
 
     Args:
-        store: where the calls go that do not fail, or fail too late.
-        first: which call is the first to fail, from 1.
-        ways: how it and its successors fail.
+        store: receives all calls except those that fail before they take effect.
+        first: the number of the first call that fails, from 1.
+        ways: the faults of this call and of its successors.
     """
 
     def __init__(self, store: Store, first: int, ways: Sequence[Fault]) -> None:
@@ -106,7 +106,7 @@ class FailingStore:
             await trio.sleep(LATENCY)
             raise DatabaseUnavailable(f"call {len(self.calls)}, {name}, fails before it took effect")
         result = await verb(*args, **kwargs)
-        with trio.CancelScope(shield=True):  # as with a thread, what was done is told to a cancelled caller too
+        with trio.CancelScope(shield=True):  # like a thread, the call reports its result to a cancelled caller too
             await trio.sleep(LATENCY)
             if fault == "after":
                 raise ConnectionLost(f"the answer to {name} is lost", backend=await self._break_connection(name))
@@ -123,7 +123,7 @@ class FailingStore:
 
 @dataclass
 class Told:
-    """What the submitters were told, and what the handlers saw."""
+    """The responses to the submitters, and the runs of the handlers."""
 
     acknowledged: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Told:
 
 
 def make_app(told: Told) -> jobqueue.App:
-    """Handlers that end in every way."""
+    """Return an application whose handlers end in every way."""
     app = jobqueue.App()
     backoff = jobqueue.Backoff(base=0.01, cap=0.01)
 
@@ -170,9 +170,9 @@ def make_app(told: Told) -> jobqueue.App:
 
 
 @asynccontextmanager
-async def running(app: jobqueue.App, url: str) -> AsyncIterator[tuple[Any, Stages]]:
-    """A node with all of its parts but HTTP: started, and shut down, as the service does it."""
-    settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
+async def running(app: jobqueue.App, url: str, visibility_timeout: float) -> AsyncIterator[tuple[Any, Stages]]:
+    """Start a node without HTTP like the service does, and shut it down."""
+    settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=visibility_timeout, grace_period=1)
     async with AsyncExitStack() as stack:
         stages = await stack.enter_async_context(open_stages())
         engine = await stack.enter_async_context(service.open_engine(app, settings, service.Store(url)))
@@ -182,9 +182,9 @@ async def running(app: jobqueue.App, url: str) -> AsyncIterator[tuple[Any, Stage
 
 
 async def submit(engine: Any, told: Told, number: int) -> None:
-    """Submit as a client does that sends a refused job again, and cannot know more than it was told.
+    """Submit a job like a client that retries rejected requests.
 
-    Every second one has an idempotency key, which is all that it takes to send it again whatever it was told.
+    Every second job has an idempotency key, so the client can also retry it in doubt.
     """
     kind = list(ENDS)[number % len(ENDS)]
     key = f"{len(told.acknowledged)} {number}" if number % 2 else None
@@ -210,24 +210,24 @@ async def submit(engine: Any, told: Told, number: int) -> None:
         return
 
 
-async def scenario(store: Store, failing: FailingStore, url: str) -> Told:
-    """Submit, run everything, and see that every part still works afterwards."""
+async def scenario(store: Store, failing: FailingStore, url: str, *, patience: float = 30, visibility_timeout: float = 2) -> Told:
+    """Submit jobs, run all of them, and check that every part still works."""
     told = Told()
     done = False
-    with trio.fail_after(30):
+    with trio.fail_after(patience):
         while not done:
             try:
-                await work(store, told, url)
+                await work(store, told, url, visibility_timeout)
                 done = True
             except* DatabaseUnavailable:
-                assert not told.acknowledged, "only at its start may a node give up: whoever supervises it starts it again"
+                assert not told.acknowledged, "a node may give up only during its start, and then its supervisor starts it again"
         await store.aclose()
     assert failing.calls
     return told
 
 
-async def work(store: Store, told: Told, url: str) -> None:
-    async with running(make_app(told), url) as (engine, stages):
+async def work(store: Store, told: Told, url: str, visibility_timeout: float) -> None:
+    async with running(make_app(told), url, visibility_timeout) as (engine, stages):
         parts = stages.names()
         async with trio.open_nursery() as clients:
             for number in range(JOBS):
@@ -235,7 +235,7 @@ async def work(store: Store, told: Told, url: str) -> None:
                 if number % TOGETHER == 0:
                     await trio.sleep(0.01)
         await all_ended(store)
-        async with trio.open_nursery() as clients:  # now that nothing fails any more: is every part still at work?
+        async with trio.open_nursery() as clients:  # without failures, to check that every part still works
             for number in range(len(ENDS)):
                 clients.start_soon(submit, engine, told, number)
         await all_ended(store)
@@ -252,31 +252,31 @@ async def all_ended(store: Store) -> None:
 
 def check(told: Told, rows: Sequence[Mapping[str, Any]]) -> None:
     states = Counter((row["id"], row["state"]) for row in rows)
-    assert len(states) == len(rows) == len({row["id"] for row in rows}), "no id twice"
+    assert len(states) == len(rows) == len({row["id"] for row in rows}), "no id is stored twice"
     ends = {row["id"]: row["state"] for row in rows}
     assert {job_id: ends.get(job_id) for job_id in told.acknowledged} == {
         job_id: ENDS[kind] for job_id, kind in told.acknowledged.items()
     }
-    assert set(ends.values()) <= set(ENDS.values()), "nothing stays claimed"
-    assert not ends.keys() & set(told.refused), "what was refused does not exist"
+    assert set(ends.values()) <= set(ENDS.values()), "no job remains claimed"
+    assert not ends.keys() & set(told.refused), "rejected jobs do not exist"
     assert ends.keys() <= told.acknowledged.keys() | told.unknown.keys()
     keys = [row["options"]["idempotency_key"] for row in rows if row["options"]]
     assert sorted(keys) == sorted(told.keys), "each key is one job"
     for row in rows:
         assert row["attempt"] <= row["max_retries"] + 1
         assert told.runs[row["id"]] <= row["claims"], "a run without a claim"
-        assert told.runs[row["id"]] >= 1, "it ended and never ran"
+        assert told.runs[row["id"]] >= 1, "the job ended without a run"
 
 
 async def no_notifications(_: Notifications, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Stand in for the listener where there is nothing to listen to."""
+    """Replace the listener, which has nothing to listen to."""
     task_status.started()
     await trio.sleep_forever()
 
 
 @asynccontextmanager
 async def no_processes(**options: object) -> AsyncIterator[None]:
-    """Stand in for the pool of processes: ending it takes a thread, and a clock that jumps does not wait for threads."""
+    """Replace the process pool, which ends in a thread: virtual time does not wait for threads."""
     assert options
     yield
 
@@ -304,6 +304,6 @@ async def test_any_call_to_postgresql_may_fail(
     store = Store(database_url)
     failing = FailingStore(store, first, ["after", "after", "before"])
     monkeypatch.setattr(service, "Store", lambda _: failing)
-    told = await scenario(store, failing, database_url)
+    told = await scenario(store, failing, database_url, patience=90, visibility_timeout=60)
     rows = [row for (row,) in database.rows("SELECT to_jsonb(j) FROM jobqueue.jobs AS j")]
     check(told, rows)

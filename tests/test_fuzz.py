@@ -1,4 +1,4 @@
-"""The fuzz run in its short form; the long one is ``python -m benchmarks.fuzz``, which ends with an error for what it finds."""
+"""A short fuzz run. ``python -m benchmarks.fuzz`` is the long one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.conftest import run_module
 LIVE_IDS = ("0190a0b0-0000-7000-8000-000000000002",)
 
 
-def test_hostile_requests_leave_the_service_as_it_was() -> None:
-    ended = run_module("benchmarks.fuzz", "--requests", "500", "--seed", "7", timeout=240)
+def test_hostile_requests_do_not_damage_the_service() -> None:
+    ended = run_module("benchmarks.fuzz", "--requests", "500", "--seed", "7", timeout=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "500 cases of seed 7" in ended.stdout
     for answered in ("200", "201", "400", "404", "405", "415"):

@@ -91,7 +91,7 @@ def test_fields_become_keyword_arguments() -> None:
     assert arguments(greet, '{"name": "Ada", "times": 3}') == {"name": "Ada", "times": 3}
 
 
-def test_an_absent_field_is_left_to_the_functions_own_default() -> None:
+def test_an_absent_field_gets_the_default_of_the_function() -> None:
     assert arguments(greet, '{"name": "Ada"}') == {"name": "Ada"}
 
 
@@ -113,19 +113,19 @@ def test_fields_that_the_function_does_not_name_are_ignored() -> None:
     assert arguments(greet, '{"name": "Ada", "surname": "Lovelace", "job": 1}') == {"name": "Ada"}
 
 
-def test_a_function_without_parameters_takes_any_payload() -> None:
+def test_a_function_without_parameters_accepts_any_payload() -> None:
     for payload in ("null", "[1, 2]", '"text"', "17", '{"a": 1}', "[" * 5_000 + "]" * 5_000):
         assert arguments(nothing, payload) == {}
 
 
-def test_each_call_has_arguments_of_its_own() -> None:
+def test_each_call_has_separate_arguments() -> None:
     for function in (nothing, greet):
         handler = registered(function)
         first, second = (handler.arguments(claimed('{"name": "Ada"}')) for _ in range(2))
         assert first is not second
 
 
-def test_parameters_without_annotation_take_any_json() -> None:
+def test_parameters_without_annotation_accept_any_json() -> None:
     def anything(a, b=None) -> None: ...
 
     assert arguments(anything, '{"a": [1, {"x": null}], "b": 2.5}') == {"a": [1, {"x": None}], "b": 2.5}
@@ -160,7 +160,7 @@ def test_arguments_are_converted_to_the_annotated_types() -> None:
     }
 
 
-def test_annotations_may_be_texts() -> None:
+def test_annotations_may_be_strings() -> None:
     def later(to: "Address") -> None: ...
 
     assert arguments(later, '{"to": {"city": "Ulm"}}') == {"to": Address("Ulm")}
@@ -207,7 +207,7 @@ def test_a_parameter_named_job_with_another_annotation_is_a_field() -> None:
     assert arguments(hire, '{"job": "baker"}') == {"job": "baker"}
 
 
-def test_the_job_comes_along_with_arguments() -> None:
+def test_the_job_is_passed_with_other_arguments() -> None:
     def handle(name: str, job: Job, times: int = 1) -> None: ...
 
     values = arguments(handle, '{"name": "Ada"}')
@@ -216,7 +216,7 @@ def test_the_job_comes_along_with_arguments() -> None:
 
 
 @pytest.mark.parametrize("annotation", [Job | None, Annotated[Job, "the one that runs"]], ids=str)
-def test_a_job_is_recognised_in_a_wider_annotation(annotation: Any) -> None:
+def test_a_job_is_recognized_in_a_wider_annotation(annotation: Any) -> None:
     def handle(job: annotation = None) -> None: ...
 
     assert isinstance(arguments(handle, "{}")["job"], Job)
@@ -267,13 +267,13 @@ def test_json_that_python_cannot_hold_is_a_mismatch(function: Callable[..., Any]
     assert mismatch(function, f'{{"value": {value}}}')
 
 
-def test_a_type_that_refuses_a_value_makes_a_mismatch() -> None:
+def test_a_type_that_rejects_a_value_is_a_mismatch() -> None:
     def handle(fussy: Fussy) -> None: ...
 
     assert "a number is positive - at `$.fussy`" in mismatch(handle, '{"fussy": {"number": -1}}')
 
 
-def test_a_type_that_fails_on_a_value_makes_a_mismatch_too() -> None:
+def test_a_type_that_raises_another_error_is_a_mismatch_too() -> None:
     def handle(fussy: Fussy) -> None: ...
 
     assert "KeyError" in mismatch(handle, '{"fussy": {"number": 100}}')
@@ -320,7 +320,7 @@ def test_a_kind_has_one_handler() -> None:
 
 @pytest.mark.parametrize("kind", ["", "x" * (MAX_NAME_LENGTH + 1), None, 1, b"greet", greet], ids=lambda kind: repr(kind)[:10])
 def test_a_kind_is_a_name(kind: Any) -> None:
-    with pytest.raises(HandlerError, match=f"a name of 1 to {MAX_NAME_LENGTH} characters"):
+    with pytest.raises(HandlerError, match=f"kind must be a string of 1 to {MAX_NAME_LENGTH} characters"):
         App().handler(kind)
 
 
@@ -356,7 +356,7 @@ def test_options_at_the_ends_of_their_ranges(options: dict[str, float]) -> None:
     ],
     ids=str,
 )
-def test_options_out_of_their_ranges_are_refused_and_named(options: dict[str, Any]) -> None:
+def test_options_out_of_range_are_rejected_by_name(options: dict[str, Any]) -> None:
     (option,) = options
     reason = refusal(greet, **options)
     assert reason.startswith("test: ")
@@ -460,7 +460,7 @@ class Pair:
         (functools.lru_cache(Mailer().send), "thread"),
     ],
 )
-async def test_whatever_can_be_called_with_a_payloads_fields_is_a_handler(function: Any, mode: str) -> None:
+async def test_any_callable_that_accepts_the_fields_of_a_payload_is_a_handler(function: Any, mode: str) -> None:
     handler = registered(function)
     assert handler.mode == mode
     result = handler.function(**handler.arguments(claimed('{"to": "Ada", "times": 2, "self": 1}')))
@@ -469,13 +469,13 @@ async def test_whatever_can_be_called_with_a_payloads_fields_is_a_handler(functi
         handler.arguments(claimed('{"to": "Ada", "times": "two"}'))
 
 
-def test_what_a_partial_has_given_is_not_asked_of_the_payload() -> None:
+def test_arguments_of_a_partial_are_not_taken_from_the_payload() -> None:
     assert arguments(functools.partial(greet, "Ada"), '{"name": 5, "times": 2}') == {"times": 2}
     assert arguments(functools.partial(greet, name="Ada"), '{"times": 2}') == {"times": 2}
     assert arguments(functools.partial(greet, name="Ada"), '{"name": "Bob"}') == {"name": "Bob"}
 
 
-def test_a_method_is_scheduled_as_any_handler_is() -> None:
+def test_a_method_can_be_scheduled() -> None:
     app, mailer = App(), Mailer()
     app.handler("mail")(mailer.send)
     app.periodic("0 3 * * *")(mailer.send)  # another object, which is equal
@@ -487,9 +487,9 @@ def test_a_method_is_scheduled_as_any_handler_is() -> None:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (variable, "parameter 'names' must be one that can be given by name"),
-        (open_ended, "parameter 'fields' must be one that can be given by name"),
-        (positional, "parameter 'name' must be one that can be given by name"),
+        (variable, "parameter 'names' collects arguments, but each payload field needs a named parameter"),
+        (open_ended, "parameter 'fields' collects arguments, but each payload field needs a named parameter"),
+        (positional, "parameter 'name' is positional-only, but payload fields are passed by name"),
         (misspelled, "the annotations cannot be resolved: name 'Strr' is not defined"),
         (unsupported, "a payload cannot be converted to this signature"),
         (no_type, "a payload cannot be converted to this signature"),
@@ -499,23 +499,23 @@ def test_a_method_is_scheduled_as_any_handler_is() -> None:
         (functools.partial(stream), "it is a generator"),
         (dict, "dict is a class: register a function, or an instance with __call__"),
         (Address, "Address is a class"),
-        ("greet", "a str cannot be called"),
-        (None, "a NoneType cannot be called"),
+        ("greet", "a str is not callable"),
+        (None, "a NoneType is not callable"),
         (classmethod(greet), "register it below the class, as Class.method"),
-        (functools.partial(variable, 1), "parameter 'names' must be one that can be given by name"),
-        (print, "parameter 'args' must be one that can be given by name"),
-        (len, "parameter 'obj' must be one that can be given by name"),
-        (min, "Python knows no parameters of it"),
-        (bare_decorator(greet), "The wrapper of a decorator needs @functools.wraps"),
-        (by_position(greet), "wrapper that a decorator put around the function cannot be called with its parameters by name"),
-        (Mailer.send, "parameter 'self' would be a field of the payload"),
-        (functools.partial(Mailer.send), "parameter 'self' would be a field of the payload"),
-        (Mailer.__dict__["of_class"].__func__, "parameter 'cls' would be a field of the payload"),
+        (functools.partial(variable, 1), "parameter 'names' collects arguments, but each payload field needs a named parameter"),
+        (print, "parameter 'args' collects arguments, but each payload field needs a named parameter"),
+        (len, "parameter 'obj' is positional-only, but payload fields are passed by name"),
+        (min, "Python cannot read its parameters"),
+        (bare_decorator(greet), "A decorator's wrapper needs @functools.wraps"),
+        (by_position(greet), "the decorator's wrapper does not accept the function's parameters by name"),
+        (Mailer.send, "parameter 'self' would be a payload field"),
+        (functools.partial(Mailer.send), "parameter 'self' would be a payload field"),
+        (Mailer.__dict__["of_class"].__func__, "parameter 'cls' would be a payload field"),
         (Pair(), "it is a generator"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or "",
 )
-def test_what_cannot_be_called_with_a_payload_is_refused(function: Any, reason: str) -> None:
+def test_callables_that_do_not_accept_a_payload_are_rejected(function: Any, reason: str) -> None:
     message = refusal(function)
     assert message.startswith("test: ")
     assert reason in message
@@ -552,13 +552,13 @@ def with_subclass(name: str, conn: Traced) -> None: ...
         (greet, None),
     ],
 )
-def test_a_parameter_annotated_as_a_connection_is_not_the_payloads(function: Any, parameter: str | None) -> None:
+def test_a_parameter_annotated_as_a_connection_receives_a_connection(function: Any, parameter: str | None) -> None:
     handler = registered(function)
     assert handler.connection == parameter
     assert handler.arguments(claimed('{"name": "Ada", "conn": 1, "db": 2}')) == {"name": "Ada"}
 
 
-def test_a_name_alone_asks_for_no_connection() -> None:
+def test_a_parameter_name_alone_requests_no_connection() -> None:
     def anything(conn, connection=None) -> None: ...
 
     assert registered(anything).connection is None
@@ -580,20 +580,20 @@ def positional_connection(conn: psycopg.Connection[Any], /) -> None: ...
 @pytest.mark.parametrize(
     ("function", "options", "reason"),
     [
-        (over_connection, {}, "'conn' asks for a psycopg.Connection, but an async def runs on the loop"),
+        (over_connection, {}, "'conn' has type psycopg.Connection, but an async def runs on the Trio loop"),
         (
             with_connection,
             {"cpu": True},
-            "'conn' asks for a psycopg.Connection, but with cpu=True the function runs in another process",
+            "'conn' has type psycopg.Connection, but cpu=True runs the function in another process",
         ),
-        (over_async_connection, {}, "'conn' asks for a psycopg.AsyncConnection; a handler can have a psycopg.Connection"),
-        (two_connections, {}, "parameters 'one' and 'two' ask for the connection: one is enough"),
-        (positional_connection, {}, "parameter 'conn' must be one that can be given by name"),
-        (with_subclass, {}, "'conn' asks for a tests.test_handlers.Traced; a handler can have a psycopg.Connection"),
+        (over_async_connection, {}, "'conn' has type psycopg.AsyncConnection; a handler can receive only a psycopg.Connection"),
+        (two_connections, {}, "parameters 'one' and 'two' receive the connection, so remove all but one"),
+        (positional_connection, {}, "parameter 'conn' is positional-only, but payload fields are passed by name"),
+        (with_subclass, {}, "'conn' has type tests.test_handlers.Traced; a handler can receive only a psycopg.Connection"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or "",
 )
-def test_a_connection_that_cannot_be_given_is_refused(function: Any, options: dict[str, Any], reason: str) -> None:
+def test_unsupported_connections_are_rejected(function: Any, options: dict[str, Any], reason: str) -> None:
     message = refusal(function, **options)
     assert message.startswith("test: ")
     assert reason in message
@@ -607,37 +607,37 @@ def closure() -> Callable[[], int]:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (over_async, "must be a plain def"),
-        (lambda: None, "at the top of a module"),
-        (closure(), "at the top of a module"),
-        (functools.partial(greet, "Ada"), "at the top of a module"),
-        (Mailer(), "at the top of a module"),
-        (Mailer().send, "at the top of a module"),
-        (Mailer.of_nobody, "at the top of a module"),
-        ([].copy, "at the top of a module"),
-        (AsyncMailer(), "must be a plain def"),
-        (functools.partial(over_async), "must be a plain def"),
-        (decorator(lambda: None), "at the top of a module"),
+        (over_async, "needs a plain def"),
+        (lambda: None, "at the top level of a module"),
+        (closure(), "at the top level of a module"),
+        (functools.partial(greet, "Ada"), "at the top level of a module"),
+        (Mailer(), "at the top level of a module"),
+        (Mailer().send, "at the top level of a module"),
+        (Mailer.of_nobody, "at the top level of a module"),
+        ([].copy, "at the top level of a module"),
+        (AsyncMailer(), "needs a plain def"),
+        (functools.partial(over_async), "needs a plain def"),
+        (decorator(lambda: None), "at the top level of a module"),
     ],
 )
-def test_what_another_process_cannot_import_and_call_is_refused_there(function: Any, reason: str) -> None:
+def test_functions_that_another_process_cannot_import_are_rejected_for_processes(function: Any, reason: str) -> None:
     assert reason in refusal(function, cpu=True)
 
 
 @pytest.mark.parametrize("way", [["-c"], ["-"]], ids=["command", "standard input"])
-def test_a_function_of_an_interactive_session_is_refused_for_a_process(way: list[str]) -> None:
+def test_a_function_of_an_interactive_session_is_rejected_for_processes(way: list[str]) -> None:
     program = "import jobqueue\ndef f(): ...\njobqueue.App().handler('k', cpu=True)(f)"
     command = [sys.executable, *way, *([program] if way == ["-c"] else [])]
     ended = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
-    assert "HandlerError: k: cpu=True needs a function at the top of a module" in ended.stderr
+    assert "HandlerError: k: cpu=True needs a function at the top level of a module" in ended.stderr
 
 
-def test_a_function_of_a_program_is_not(tmp_path: Path) -> None:
+def test_a_function_of_a_program_is_accepted_for_processes(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import jobqueue\n@jobqueue.App().handler('k', cpu=True)\ndef f(): ...\n")
     subprocess.run([sys.executable, tmp_path / "program.py"], check=True)
 
 
-def test_a_refused_function_leaves_its_kind_free() -> None:
+def test_a_rejected_function_leaves_its_kind_free() -> None:
     app = App()
     with pytest.raises(HandlerError):
         app.handler("test")(variable)

@@ -1,4 +1,4 @@
-"""The history as SQL sees it: what is submitted in SQL, how small it stays, who waits for whom."""
+"""The history in SQL: counts of jobs submitted in SQL, size, and locks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECORD = "SELECT next_sample FROM jobqueue.record(0, 0, 0, 0, '{}', '{}')"
 
 @pytest.fixture
 async def history(any_database_url: str, sql: Database) -> Callable[[], int]:
-    """How many jobs the history has once it is up to date: of a database with the schema."""
+    """Return a function that brings the history up to date, and returns its number of submitted jobs."""
     async with open_driver(any_database_url):
         pass
 
@@ -33,25 +33,25 @@ async def history(any_database_url: str, sql: Database) -> Callable[[], int]:
     return submitted
 
 
-async def test_what_is_submitted_in_sql_is_counted_once_it_is_committed(
+async def test_jobs_submitted_in_sql_are_counted_after_their_commit(
     any_database_url: str, sql: Database, history: Callable[[], int]
 ) -> None:
     with psycopg.connect(any_database_url) as caller:
         caller.execute("SELECT jobqueue.submit('mail')")
         caller.execute("""SELECT jobqueue.submit_many('[{}, {"delay": 60}, {"concurrency_key": "a"}]')""")
         jobqueue.submit(caller, "mail")
-        assert history() == 0, "it is not committed, and nobody waits for it"
+        assert history() == 0, "the transaction is not committed, and nobody waits for it"
         caller.commit()
         assert history() == 5
         caller.execute("SELECT jobqueue.submit('mail')")
         caller.rollback()
-        assert history() == 5, "it never was"
+        assert history() == 5, "the transaction was rolled back"
     sql.rows("SELECT jobqueue.submit_many('[]')")
     assert history() == 5
     assert sql.value("SELECT count(*) FROM jobqueue.sql_submissions") == 0
 
 
-async def test_what_is_there_already_is_not_counted_again(sql: Database, history: Callable[[], int]) -> None:
+async def test_existing_jobs_are_not_counted_again(sql: Database, history: Callable[[], int]) -> None:
     job = json.dumps([{"id": new_id()}])
     for _ in range(2):
         sql.rows("SELECT jobqueue.submit('mail', idempotency_key => 'a')")
@@ -59,7 +59,7 @@ async def test_what_is_there_already_is_not_counted_again(sql: Database, history
     assert history() == 2
 
 
-async def test_what_a_node_submits_is_for_the_node_to_count(any_database_url: str, history: Callable[[], int]) -> None:
+async def test_the_node_counts_the_jobs_that_it_submits(any_database_url: str, history: Callable[[], int]) -> None:
     async with open_driver(any_database_url) as driver:
         await driver.submit_many({}, {})
         again = [documents.encode(NewJob(id=new_id()))]
@@ -67,10 +67,10 @@ async def test_what_a_node_submits_is_for_the_node_to_count(any_database_url: st
     assert history() == 0
 
 
-async def test_a_call_takes_what_is_committed_and_nothing_twice(
+async def test_concurrent_calls_count_each_committed_job_once(
     any_database_url: str, sql: Database, history: Callable[[], int]
 ) -> None:
-    """Several record while others submit, and each time empty the slots, so that everybody is the first."""
+    """Several threads record while others submit. Each record starts with empty slots, so all of them insert rows."""
     done = threading.Event()
     taken: list[int] = []
 
@@ -102,20 +102,20 @@ async def test_a_call_takes_what_is_committed_and_nothing_twice(
     assert sql.value("SELECT count(*) FROM jobqueue.pending_jobs") == 400
 
 
-async def test_depths_are_counted_for_a_hundredth_of_the_time(sql: Database, history: Callable[[], int]) -> None:
+async def test_depths_are_counted_for_at_most_a_hundredth_of_the_time(sql: Database, history: Callable[[], int]) -> None:
     history()
     sql.rows("UPDATE jobqueue.history SET counted_in = 1")
-    told = []
+    sampled = []
     for _ in range(12):
         sql.rows("DELETE FROM jobqueue.history WHERE counted_in IS NULL")
         sql.rows("UPDATE jobqueue.history SET at = at - interval '10 seconds'")
-        told.append(sql.value(RECORD))
-    assert told[:7] == [False] * 7, "a count took a second: that is enough for a hundred"
-    assert told[-1]
+        sampled.append(sql.value(RECORD))
+    assert sampled[:7] == [False] * 7, "the last count took a second, so the next one is after a hundred seconds"
+    assert sampled[-1]
 
 
 async def test_a_day_of_history_is_less_than_a_megabyte(sql: Database, history: Callable[[], int]) -> None:
-    """Of slots that each have durations of up to 30 s, and are written again and again."""
+    """Slots with durations of up to 30 s that are updated many times."""
     history()
     made = """
         INSERT INTO jobqueue.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
@@ -125,19 +125,19 @@ async def test_a_day_of_history_is_less_than_a_megabyte(sql: Database, history: 
     """
     sql.rows(made, BOUNDS.index(30))
     for _ in range(3):
-        # As autovacuum does after each minute at the latest.
+        # Autovacuum does this at least once a minute.
         sql.rows("UPDATE jobqueue.history SET submitted = submitted + 1 WHERE at > now() - interval '5 minutes'")
         sql.rows("VACUUM jobqueue.history")
     size = sql.value("SELECT pg_total_relation_size('jobqueue.history')")
     assert size < 1e6
 
 
-async def test_one_who_submits_and_does_not_commit_holds_up_nobody(
+async def test_an_open_transaction_with_submissions_blocks_nobody(
     any_database_url: str, sql: Database, history: Callable[[], int]
 ) -> None:
     with psycopg.connect(any_database_url) as caller:
         caller.execute("SELECT jobqueue.submit('mail')")
-        sql.rows("SET lock_timeout = '2s'")
+        sql.rows("SET lock_timeout = '60s'")
         sql.rows("SELECT jobqueue.submit('mail')")
         assert history() == 1
         caller.commit()

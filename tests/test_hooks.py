@@ -1,4 +1,4 @@
-"""What hooks are told, of which jobs, when, and that nothing that they do harms anybody."""
+"""Hooks: their arguments, the jobs and times of their calls, and their isolation from jobs and nodes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start(service: Start, told_to: Path) -> Start:
 
 @pytest.fixture
 def client() -> Any:
-    with httpx.Client(timeout=30) as opened:
+    with httpx.Client(timeout=60) as opened:
         yield opened
 
 
@@ -56,7 +56,7 @@ def told(path: Path, hook: str = "died") -> Told:
 # ------------------------------------------------------------------------------------------------------ with the whole service
 
 
-def test_a_retry_and_a_death_are_told_to_every_hook_once_they_are_committed(
+def test_every_hook_is_called_after_the_commit_of_a_retry_or_death(
     start: Start, client: httpx.Client, told_to: Path, database: Database
 ) -> None:
     node = start()
@@ -72,20 +72,21 @@ def test_a_retry_and_a_death_are_told_to_every_hook_once_they_are_committed(
         assert "Traceback" in error["traceback"]
         assert error["duration"] >= 0
     assert database.states() == {"dead": 1}
-    assert node.log.count("a hook failed") == 1, "one of them raises, and is logged"
+    wait_for(lambda: "a hook failed" in node.log, "the failure of one hook is logged")
+    assert node.log.count("a hook failed") == 1
     assert client.get(f"{node.url}/health/ready").status_code == 200
 
 
-def test_deaths_in_the_database_are_told_by_the_node_that_wrote_them(start: Start, client: httpx.Client, told_to: Path) -> None:
+def test_the_node_that_writes_a_death_in_the_database_calls_the_hooks(start: Start, client: httpx.Client, told_to: Path) -> None:
     node = start("--poll-interval", "0.2")
     killer = submit(client, node, {"kind": "node-dies"})
-    assert node.wait(20) == 9
+    assert node.wait(60) == 9
     assert told(told_to) == []
     node = start("--poll-interval", "0.2")
-    wait_for(lambda: len(told(told_to)) == 1, "the death of the job that killed its node is told")
+    wait_for(lambda: len(told(told_to)) == 1, "a hook is called for the job that killed its node")
     client.post(f"{node.url}/queues/default/pause")
     late = submit(client, node, {"kind": "echo", "expires_in": 0.3, "payload": {"n": 2}})
-    wait_for(lambda: len(told(told_to)) == 2, "the death of the one that expired is told")
+    wait_for(lambda: len(told(told_to)) == 2, "a hook is called for the expired job")
     lost, expired = told(told_to)
     assert (lost["job"]["id"], lost["error"]["attempt"]) == (killer, 1)
     assert lost["error"]["error"].startswith("lease lost")
@@ -93,18 +94,18 @@ def test_deaths_in_the_database_are_told_by_the_node_that_wrote_them(start: Star
     assert (expired["job"]["id"], expired["job"]["payload"], expired["error"]["error"]) == (late, {"n": 2}, "expired")
 
 
-def test_calls_that_wait_are_made_before_the_node_ends(start: Start, client: httpx.Client, told_to: Path) -> None:
+def test_waiting_calls_are_made_before_the_node_stops(start: Start, client: httpx.Client, told_to: Path) -> None:
     node = start()
     submit(client, node, [{"kind": "discard", "payload": {"slow": True}}] * 8)
-    wait_for(lambda: "jobqueue_jobs_dead_total" in client.get(f"{node.url}/metrics").text, "there are some")
+    wait_for(lambda: "jobqueue_jobs_dead_total" in client.get(f"{node.url}/metrics").text, "some jobs are dead")
     assert node.stop() == 0
-    assert len(told(told_to)) >= 4, "what was under way has ended"
+    assert len(told(told_to)) >= 4, "running calls have ended"
 
 
 def test_a_node_without_hooks_has_no_stage_for_them(start: Start, client: httpx.Client, database: Database) -> None:
     node = start(module="tests.handlers")
     submit(client, node, {"kind": "nothing", "max_retries": 0})
-    wait_for(lambda: database.states() == {"dead": 1}, "it is dead")
+    wait_for(lambda: database.states() == {"dead": 1}, "the job is dead")
     assert node.stop() == 0
     assert "hook" not in node.log
 
@@ -123,9 +124,7 @@ async def failed(driver: Driver) -> tuple[Any, Outcome]:
     return job, Outcome(id=job.id, claims=1, outcome="dead", reason="no luck", error=error)
 
 
-async def test_calls_beyond_those_that_may_wait_are_dropped_and_logged(
-    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
-) -> None:
+async def test_calls_over_the_limit_are_dropped_and_logged(monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> None:
     monkeypatch.setattr(hooks, "MAX_WAITING", 5)
     app, calls = App(), []
 
@@ -141,15 +140,15 @@ async def test_calls_beyond_those_that_may_wait_are_dropped_and_logged(
     assert [line["so_far"] for line in lines if "dropped" in line["event"]] == [1, 2, 4]
     await nursery.start(waiting.run)
     waiting.close()
-    waiting.ended(*await failed(driver))  # after the end: dropped, and no error
-    with trio.fail_after(5):
-        while nursery.child_tasks:  # noqa: ASYNC110 - it ends by itself
+    waiting.ended(*await failed(driver))  # after the end: dropped without an error
+    with trio.fail_after(60):
+        while nursery.child_tasks:  # noqa: ASYNC110 - the stage ends
             await trio.sleep(0.01)
     assert len(calls) == 5
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
-async def test_a_hook_that_hangs_is_cut_off_and_the_next_ones_are_called(
+async def test_a_hook_that_hangs_is_cancelled_and_the_next_ones_are_called(
     kind: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     monkeypatch.setattr(hooks, "HOOK_TIMEOUT", 0.2)
@@ -159,7 +158,7 @@ async def test_a_hook_that_hangs_is_cut_off_and_the_next_ones_are_called(
         await trio.sleep_forever()
 
     def hang_in_a_thread(job: Job, error: AttemptError) -> None:  # noqa: ARG001
-        end.wait(20)
+        end.wait(60)
 
     app.on_dead(hang if kind == "async" else hang_in_a_thread)
 
@@ -172,7 +171,7 @@ async def test_a_hook_that_hangs_is_cut_off_and_the_next_ones_are_called(
     await nursery.start(waiting.run)
     for _ in range(2 * hooks.AT_ONCE):
         waiting.ended(*await failed(driver))
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(calls) < 2 * hooks.AT_ONCE:  # noqa: ASYNC110
             await trio.sleep(0.01)
     end.set()
@@ -180,7 +179,7 @@ async def test_a_hook_that_hangs_is_cut_off_and_the_next_ones_are_called(
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("x"), SystemExit(3), KeyboardInterrupt(), trio.Cancelled])
-async def test_whatever_a_hook_raises_ends_nothing(raised: Any, nursery: trio.Nursery) -> None:
+async def test_no_exception_of_a_hook_stops_the_node(raised: Any, nursery: trio.Nursery) -> None:
     app, calls = App(), []
 
     @app.on_dead
@@ -206,13 +205,13 @@ async def test_whatever_a_hook_raises_ends_nothing(raised: Any, nursery: trio.Nu
     await nursery.start(waiting.run)
     for _ in range(10):
         waiting.ended(*await failed(driver))
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while len(calls) < 10:  # noqa: ASYNC110
             await trio.sleep(0.01)
     nursery.cancel_scope.cancel()
 
 
-async def test_a_job_that_was_deleted_meanwhile_is_told_to_nobody(nursery: trio.Nursery) -> None:
+async def test_a_deleted_job_causes_no_call(nursery: trio.Nursery) -> None:
     app, calls = App(), []
 
     @app.on_dead
@@ -228,7 +227,7 @@ async def test_a_job_that_was_deleted_meanwhile_is_told_to_nobody(nursery: trio.
     waiting.expired(expired)
     await nursery.start(waiting.run)
     waiting.close()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while nursery.child_tasks:  # noqa: ASYNC110
             await trio.sleep(0.01)
     assert calls == [(late[1].id, 3, "expired")]
@@ -251,7 +250,7 @@ async def generates(job: Job, error: AttemptError) -> Any:
     "function", [takes_one, takes_a_named_one, generates, functools.partial(generates), "a text", None, dict, staticmethod]
 )
 @pytest.mark.parametrize("register", ["on_dead", "on_retry"])
-def test_what_cannot_be_called_with_a_job_and_an_error_is_no_hook(register: str, function: Any) -> None:
+def test_functions_that_do_not_accept_a_job_and_an_error_are_rejected(register: str, function: Any) -> None:
     with pytest.raises(HandlerError, match=register):
         getattr(App(), register)(function)
 
@@ -295,14 +294,14 @@ async def test_methods_objects_partials_and_wrappers_are_hooks(nursery: trio.Nur
     queue = queue_of(app, store)
     await nursery.start(queue.run)
     queue.ended(*await failed(driver))
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await all_called.wait()
     assert one.calls == ["object: default boom", *["async: default boom"] * 3]
     assert other.calls == ["async: default boom"] * 2
     nursery.cancel_scope.cancel()
 
 
-def test_a_hook_stays_the_function_that_it_is() -> None:
+def test_registration_returns_the_function_unchanged() -> None:
     app = App()
 
     def note(job: Job, error: AttemptError, more: int = 1) -> None: ...

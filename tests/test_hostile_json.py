@@ -1,4 +1,4 @@
-"""What JSON has not, or has in more than one reading, is refused with the reason: in each body, each form, and each way in."""
+"""Invalid and ambiguous JSON is rejected with the reason, in each body, each form, and each lane."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.test_http import JOB_ID, Node, both_lanes, lane, problem, serving
 __all__ = ["lane"]  # the fixture of both lanes
 
 HOSTILE = {
-    "NaN": (b"NaN", "malformed|no JSON number"),
-    "infinity": (b"Infinity", "malformed|no JSON number"),
-    "minus infinity": (b"-Infinity", "malformed|no JSON number"),
+    "NaN": (b"NaN", "malformed|not a JSON number"),
+    "infinity": (b"Infinity", "malformed|not a JSON number"),
+    "minus infinity": (b"-Infinity", "malformed|not a JSON number"),
     "a float out of range": (b"1e999", "out of range"),
     "a negative one": (b"-1e999", "out of range"),
     "an integer above 64 bits": (b"18446744073709551616", "64 bits"),
@@ -49,10 +49,10 @@ HOSTILE = {
     "half an escape": (rb'"\u12"', "malformed|escape"),
     "a line break in a string": (b'"\n"', "malformed|control character"),
 }
-"""What stands where a value should, and what is said of it."""
+"""Hostile values, with the reason of the rejection."""
 
 UNKEPT = {"a NUL", "a NUL in a name", "nesting of 101"}
-"""What is JSON, but cannot be stored: it does not matter in a field that is ignored."""
+"""Valid JSON that cannot be stored, and is accepted in an ignored field."""
 
 WHOLE = {
     "a byte order mark": (b"\xef\xbb\xbf%b", "byte order mark"),
@@ -61,7 +61,7 @@ WHOLE = {
     "a trailing bracket": (b"%b]", "trailing|Extra data|malformed"),
     "UTF-16": (b"\xff\xfe%b", "malformed|UTF-8"),
 }
-"""What is wrong with a document as a whole."""
+"""Faults of a whole document, with the reason of the rejection."""
 
 FORMS = {
     "one": ("application/json", b"%b"),
@@ -81,12 +81,12 @@ def refused(response: httpx.Response, reason: str) -> Any:
 
 @both_lanes
 @each_form
-async def test_no_submission_holds_it_and_the_rest_of_its_batch_is_untouched(form: str) -> None:
+async def test_hostile_values_are_rejected_with_the_index_of_their_job(form: str) -> None:
     content_type, frame = FORMS[form]
     async with serving() as served:
         for what, (value, reason) in HOSTILE.items():
             if form == "lines" and b"\n" in value:
-                reason = "truncated|malformed"  # noqa: PLW2901 - that ends the line
+                reason = "truncated|malformed"  # noqa: PLW2901 - the newline ends the line
             for field in (b"payload", b"unknown"):
                 if field == b"unknown" and what in UNKEPT:
                     continue
@@ -94,20 +94,20 @@ async def test_no_submission_holds_it_and_the_rest_of_its_batch_is_untouched(for
                 assert body.get("index") == (None if form == "one" else 1), what
         for what, (whole, reason) in WHOLE.items():
             body = refused(await served.post("/submit", whole % (frame % b"{}"), content_type), reason)
-            # A line is a document of its own.
+            # Each line is a separate document.
             at_fault = None if form != "lines" else 2 if whole.startswith(b"%b") else 0
             assert body.get("index") == at_fault, what
         assert served.node.submitted == []
 
 
 @pytest.mark.parametrize("form", ["array", "lines"])
-async def test_the_others_are_taken_where_that_is_asked_for(form: str) -> None:
+async def test_a_partial_batch_stores_the_other_jobs(form: str) -> None:
     content_type, frame = FORMS[form]
     async with serving() as served:
         for value, reason in HOSTILE.values():
             served.node.submitted = []
             response = await served.post("/submit?partial=true", frame % (b'{"payload": %b}' % value), content_type)
-            if response.status_code == 400:  # an array that is no JSON has no elements
+            if response.status_code == 400:  # an array that is not JSON has no elements
                 assert form == "array"
                 assert refused(response, reason)["index"] == 1
                 assert served.node.submitted == []
@@ -119,32 +119,32 @@ async def test_the_others_are_taken_where_that_is_asked_for(form: str) -> None:
 
 
 class Steered(Node):
-    """A node that says what it was told."""
+    """A node that records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        self.told.append((wanted, dry_run))
+        self.calls.append((wanted, dry_run))
         return 1
 
     discard_dead = retry_dead
 
     async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
-        self.told.append((wanted, dry_run))
+        self.calls.append((wanted, dry_run))
         return 1
 
     async def change(self, id: str, change: Change) -> bool:  # noqa: A002
-        self.told.append((id, change))
+        self.calls.append((id, change))
         return True
 
     async def configure(self, queue: str, settings: Any) -> dict[str, Any]:
-        self.told.append(settings)
+        self.calls.append(settings)
         return {"name": queue}
 
     async def put_schedule(self, schedule: CronSchedule) -> bool:
-        self.told.append(schedule)
+        self.calls.append(schedule)
         return True
 
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
@@ -159,13 +159,13 @@ OBJECTS = {
     ("POST", "/dead/retry"): (b'{"queue": %b}', b'"a"'),
     ("POST", "/dead/discard"): (b'{"kind": %b}', b'"a"'),
 }
-"""An object that each route takes, and a value in it."""
+"""An object that each route accepts, and a value in it."""
 
 WITH_A_BODY = [route for route in api.table(cast(api.Backend, None)) if route.body is not None]
 
 
 @pytest.mark.parametrize("route", WITH_A_BODY, ids=lambda route: f"{route.method} {route.path}")
-async def test_no_other_body_holds_it(route: Route) -> None:
+async def test_other_bodies_with_hostile_values_are_rejected(route: Route) -> None:
     frame, good = OBJECTS[route.method, route.path]
     node = Steered()
     async with serving(node) as served:
@@ -176,17 +176,17 @@ async def test_no_other_body_holds_it(route: Route) -> None:
 
         for value, reason in HOSTILE.values():
             refused(await send(frame % value), f"{reason}|must be|bytes of JSON")
-            refused(await send(b'{"unknown": %b}' % value), f"{reason}|has no|bytes of JSON")
+            refused(await send(b'{"unknown": %b}' % value), f"{reason}|unknown field|bytes of JSON")
         for whole, reason in WHOLE.values():
             refused(await send(whole % (frame % good)), reason)
         for whole_body in (b"", b"null", b"[]", b'"x"', frame % good + frame % good, b"[%b]" % (frame % good)):
             refused(await send(whole_body), "object|cannot be read")
         assert route.body is not None
         refused(await send(b" " * (route.body.limit + 1)), f"{route.body.limit} bytes")
-        assert node.told == []
+        assert node.calls == []
         full = frame % good
         assert (await send(full + b" " * (route.body.limit - len(full)))).status_code in {200, 201}
-        assert len(node.told) == 1
+        assert len(node.calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ async def test_no_other_body_holds_it(route: Route) -> None:
     ],
 )
 @both_lanes
-async def test_what_there_is_one_reading_of_is_taken(text: bytes) -> None:
+async def test_unambiguous_values_are_accepted(text: bytes) -> None:
     value = strict.read(text)
     async with serving() as served:
         for field in (b"payload", b"unknown"):

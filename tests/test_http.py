@@ -1,4 +1,4 @@
-"""The HTTP layer on real sockets, over a node that only records what it was asked."""
+"""The HTTP layer on real sockets, with a node that only records its calls."""
 
 import re
 import resource
@@ -36,7 +36,7 @@ UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
 
 
 class Node:
-    """A backend that records; each `api.Backend` method answers from the attributes."""
+    """A backend that records its calls; each `api.Backend` method returns values of the attributes."""
 
     def __init__(self) -> None:
         self.submitted: list[Any] = []
@@ -66,7 +66,7 @@ class Node:
         async def submit() -> None:
             try:
                 receipt = await self.submit(jobs)
-            except Exception as error:  # noqa: BLE001 - told, as it would be
+            except Exception as error:  # noqa: BLE001 - reported like by the real node
                 told(None, error)
             else:
                 told(receipt, None)
@@ -145,8 +145,8 @@ class Served:
         return trio.SocketStream(sock)
 
     async def raw(self, request: bytes) -> bytes:
-        """Send bytes, return all that comes until the server closes."""
-        with trio.fail_after(5):
+        """Send bytes, and return all data until the server closes the connection."""
+        with trio.fail_after(60):
             async with await self.connect() as stream:
                 await stream.send_all(request)
                 return await read_all(stream)
@@ -154,7 +154,7 @@ class Served:
 
 @pytest.fixture(params=["express", "hypercorn"])
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which of the two answers plain submissions: the express lane, or hypercorn and the routes behind it."""
+    """The lane of plain submissions: the express lane, or hypercorn with the Quart routes."""
     if request.param == "hypercorn":
         monkeypatch.setattr(plain, "_PLAIN", re.compile(b"(?!)"))
     return str(request.param)
@@ -194,7 +194,7 @@ async def serving(
         async with served.http:
             yield served
         served.stopping.set()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await served.stopped.wait()
 
 
@@ -210,7 +210,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 async def read_until(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
     received = b""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while end not in received:
             received += await stream.receive_some() or pytest.fail(f"closed after {received!r}")
     return received
@@ -250,7 +250,7 @@ async def test_submit_one() -> None:
 
 
 @both_lanes
-async def test_submit_as_the_seed_did() -> None:
+async def test_submit_with_the_original_field_names() -> None:
     async with serving() as served:
         response = await served.post("/submit", '{"id": "job-17", "priority": 2, "payload": "hello", "maxRetries": 4}')
         assert response.status_code == 201
@@ -292,7 +292,7 @@ async def test_refusals_name_the_field_and_the_place() -> None:
 
 @both_lanes
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-async def test_submit_takes_only_json(content_type: str | None) -> None:
+async def test_submit_accepts_only_json(content_type: str | None) -> None:
     async with serving() as served:
         assert "-H 'Content-Type: application/json'" in problem(await served.post("/submit", "{}", content_type), 415)["detail"]
         problem(await served.post("/submit", "{}", **{"Content-Encoding": "gzip"}), 415)
@@ -325,7 +325,7 @@ async def test_failures_of_the_node(error: Exception, status: int, retry_after: 
 @both_lanes
 async def test_a_job_that_no_handler_serves() -> None:
     async with serving() as served:
-        served.node.error = UnprocessableJob("this node serves no kind 'x'", field="kind")
+        served.node.error = UnprocessableJob("this node has no handler for kind 'x'", field="kind")
         assert problem(await served.post("/submit", "{}"), 422)["field"] == "kind"
 
 
@@ -350,7 +350,7 @@ async def test_metrics_queues_and_nodes() -> None:
         assert (await served.http.get("/nodes")).json() == [{"id": "n1"}]
 
 
-async def test_look_a_job_up() -> None:
+async def test_get_a_job() -> None:
     async with serving() as served:
         assert (await served.http.get(f"/jobs/{JOB_ID}")).json() == {"id": JOB_ID, "state": "pending"}
         assert (await served.http.get(f"/jobs/{JOB_ID.upper()}")).status_code == 200
@@ -359,7 +359,7 @@ async def test_look_a_job_up() -> None:
         problem(await served.http.get("/jobs/%00"), 400)
 
 
-async def test_steer_a_job() -> None:
+async def test_cancel_retry_and_discard_a_job() -> None:
     async with serving() as served:
         path = f"/jobs/{JOB_ID}"
         assert "pending" in problem(await served.http.post(f"{path}/retry"), 409)["detail"]
@@ -379,7 +379,7 @@ async def test_steer_a_job() -> None:
         problem(await served.http.post("/jobs/17/cancel"), 400)
 
 
-async def test_change_a_job_that_waits() -> None:
+async def test_change_a_waiting_job() -> None:
     async with serving() as served:
         path = f"/jobs/{JOB_ID}"
         answer = await served.http.patch(path, json={"priority": 5, "run_at": "2030-01-31T08:00:00+01:00"})
@@ -470,7 +470,7 @@ async def test_tokens() -> None:
 
 
 def request_head(length: int, *, token: str = "unknown") -> bytes:
-    """The head of a submission whose body comes later."""
+    """Return the head of a submission whose body arrives later."""
     return (
         "POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
@@ -478,7 +478,7 @@ def request_head(length: int, *, token: str = "unknown") -> bytes:
 
 
 async def read_answer(stream: trio.abc.ReceiveStream) -> bytes:
-    """Read one answer to its end, or what there is before the connection ends."""
+    """Read one response, or all data until the connection ends."""
     received = b""
     while not (b"\r\n\r\n" in received and received.endswith(b"}")) and (more := await stream.receive_some()):
         received += more
@@ -486,9 +486,9 @@ async def read_answer(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 @both_lanes
-async def test_a_refused_body_that_comes_later_ends_no_connection() -> None:
+async def test_a_rejected_body_that_arrives_later_does_not_end_the_connection() -> None:
     async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for length in (2, limits.MAX_REFUSED_BODY_BYTES):
                 await stream.send_all(request_head(length))
                 answer = await read_answer(stream)
@@ -500,7 +500,7 @@ async def test_a_refused_body_that_comes_later_ends_no_connection() -> None:
                 await stream.send_all(b" " * (length - half))
                 await stream.send_all(request_head(2, token=TOKEN) + b"{}")
                 assert (await read_answer(stream)).startswith(b"HTTP/1.1 201")
-            # The next request may come in one piece with the rest.
+            # The next request may arrive in one piece with the rest.
             await stream.send_all(request_head(10))
             assert (await read_answer(stream)).startswith(b"HTTP/1.1 401")
             await stream.send_all(b" " * 10 + request_head(2, token=TOKEN) + b"{}")
@@ -516,15 +516,16 @@ async def test_a_refused_body_that_comes_later_ends_no_connection() -> None:
     ],
     ids=["too long", "of unknown length"],
 )
-async def test_a_refused_body_that_may_be_long_or_never_come_ends_the_connection(head: bytes) -> None:
+async def test_a_rejected_body_that_may_be_long_or_endless_ends_the_connection(head: bytes) -> None:
     async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served:
         assert (await served.raw(head)).startswith(b"HTTP/1.1 401")
 
 
 @both_lanes
-async def test_a_refused_body_that_never_comes_does_not_hold_the_shutdown() -> None:
-    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
-        with trio.fail_after(5):
+async def test_a_rejected_body_that_never_arrives_does_not_delay_the_shutdown() -> None:
+    guard = Guard([parse(f"admin:{TOKEN}")])
+    async with serving(guard=guard, drain_timeout=600) as served, await served.connect() as stream:
+        with trio.fail_after(60):
             await stream.send_all(request_head(2))
             assert (await read_answer(stream)).startswith(b"HTTP/1.1 401")
             served.stopping.set()
@@ -626,7 +627,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 @both_lanes
 async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LINGER_TIMEOUT", 0.2)
-    async with serving(drain_timeout=5) as served, await served.connect() as stream:
+    async with serving(drain_timeout=600) as served, await served.connect() as stream:
         served.node.hold = trio.Event()
         client = h2.connection.H2Connection()
         client.initiate_connection()
@@ -644,13 +645,13 @@ async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
         served.stopping.set()
         await trio.testing.wait_all_tasks_blocked()
         served.node.hold.set()
-        with trio.fail_after(1):
+        with trio.fail_after(60):
             events = client.receive_data(await read_all(stream))
             await served.stopped.wait()
         assert {h2.events.ResponseReceived, h2.events.StreamEnded} <= {type(event) for event in events}
 
 
-async def test_a_body_that_comes_after_its_answer_does_not_end_a_connection_of_http_2() -> None:
+async def test_a_body_that_arrives_after_its_response_does_not_end_an_http_2_connection() -> None:
     async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
         client = h2.connection.H2Connection()
         client.initiate_connection()
@@ -667,7 +668,7 @@ async def test_a_body_that_comes_after_its_answer_does_not_end_a_connection_of_h
                     if isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id:
                         return
 
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await answered(1)
             client.send_data(1, b"{}", end_stream=True)
             client.send_headers(3, [*request, ("content-type", "application/json"), ("authorization", f"Bearer {TOKEN}")])
@@ -719,7 +720,7 @@ async def test_odd_requests(request_: bytes, status: int) -> None:
 
 
 @both_lanes
-async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_is_too_large_is_rejected_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
     async with serving() as served:
         before = open_files()
@@ -727,7 +728,7 @@ async def test_a_body_that_is_too_large_gets_its_answer_at_once(monkeypatch: pyt
         assert (await served.post("/submit", fits)).status_code == 201
         problem(await served.post("/submit", fits + b" "), 413)
         head = b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        # Much more is on its way than is read before the answer: closing at once would reset it away.
+        # The server responds before it has read everything. Closing at once would reset the connection and lose the response.
         assert status_of(await served.raw(head + b"Content-Length: 5000000\r\n\r\n" + b" " * 3_000_000)) == 413
         assert status_of(await served.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n")) == 413
         await served.http.aclose()
@@ -780,32 +781,32 @@ async def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
     async with serving() as served, await served.connect() as stream, trio.open_nursery() as nursery:
         await stream.send_all(b"GET /health HTTP/1.1\r\nX: ")
         nursery.start_soon(drip, stream)
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             assert await read_all(stream) == b""
         nursery.cancel_scope.cancel()
 
 
 async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "KEEP_ALIVE_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "KEEP_ALIVE_TIMEOUT", 3)
     async with serving() as served:
-        # Several: hypercorn's own timer was lost whenever its task happened to be cancelled first.
+        # Several connections: hypercorn lost its timer if its task was cancelled first.
         streams = [await served.connect() for _ in range(20)]
         for stream in streams:
             await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        with trio.fail_after(3):
+        with trio.fail_after(60):
             for stream in streams:
                 assert status_of(await read_all(stream)) == 200
                 await stream.aclose()
 
 
 @both_lanes
-async def test_a_request_as_a_whole_has_a_deadline(lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_whole_request_has_a_deadline(lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REQUEST_TIMEOUT", 0.2)
     async with serving() as served:
         served.node.hold = trio.Event()
         with pytest.raises(httpx.RemoteProtocolError):
             await served.post("/submit", "{}")
-        assert served.node.cancelled == 1 or lane == "express"  # what is in hand there is written in any case
+        assert served.node.cancelled == 1 or lane == "express"  # the express lane writes a running submission in any case
 
 
 async def drip(stream: trio.SocketStream) -> None:
@@ -819,7 +820,7 @@ async def drip(stream: trio.SocketStream) -> None:
 
 @both_lanes
 @pytest.mark.parametrize("headers_too", [True, False])
-async def test_clients_that_vanish_half_way(headers_too: bool) -> None:
+async def test_clients_that_disconnect_during_a_request(headers_too: bool) -> None:
     head = b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
     async with serving() as served:
         before = open_files()
@@ -832,7 +833,7 @@ async def test_clients_that_vanish_half_way(headers_too: bool) -> None:
 
 
 @both_lanes
-async def test_a_client_that_vanishes_before_its_answer(lane: str) -> None:
+async def test_a_client_that_disconnects_before_its_response(lane: str) -> None:
     async with serving() as served:
         served.node.hold = trio.Event()
         before = open_files()
@@ -841,7 +842,7 @@ async def test_a_client_that_vanishes_before_its_answer(lane: str) -> None:
                 b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
             )
             await served.node.entered.wait()
-        if lane == "express":  # it is found out when it is answered
+        if lane == "express":  # the lane notices when it responds
             served.node.hold.set()
         else:
             await until(lambda: served.node.cancelled == 1)
@@ -850,16 +851,16 @@ async def test_a_client_that_vanishes_before_its_answer(lane: str) -> None:
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as served:
-        monkeypatch.setattr(limits, "SEND_TIMEOUT", 0.2)  # not before: it is also what the kernel is told
+        monkeypatch.setattr(limits, "SEND_TIMEOUT", 0.2)  # not before: the server also passes it to the kernel
         before = open_files()
         async with not_reading(served) as stream:
-            await until(lambda: open_files() == before + 1)  # ours; the server's is closed
+            await until(lambda: open_files() == before + 1)  # the test's socket is open, the server's is closed
             assert len(await read_all(stream)) < LARGE
 
 
 @asynccontextmanager
 async def not_reading(served: Served) -> AsyncIterator[trio.SocketStream]:
-    """Ask for more than the kernel buffers hold, and leave it there."""
+    """Request more data than fits into the buffers of the kernel, and do not read it."""
     served.node.jobs[JOB_ID]["payload"] = "x" * LARGE
     async with await served.connect(receive_buffer=4096) as stream:
         await stream.send_all(f"GET /jobs/{JOB_ID} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -867,7 +868,7 @@ async def not_reading(served: Served) -> AsyncIterator[trio.SocketStream]:
         yield stream
 
 
-async def test_connections_over_the_bound_wait_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_over_the_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_CONNECTIONS", 2)
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with serving() as served:
@@ -884,7 +885,7 @@ async def test_connections_over_the_bound_wait_for_a_place(monkeypatch: pytest.M
         await third.aclose()
 
 
-def test_connections_leave_files_to_the_rest_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_leave_file_descriptors_for_the_rest_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, connections in [(1024, 512), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]:
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
         assert listening.max_connections() == connections
@@ -894,8 +895,8 @@ def test_connections_leave_files_to_the_rest_of_the_process(monkeypatch: pytest.
 
 
 @both_lanes
-async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
-    async with serving(drain_timeout=5) as served, await served.connect() as idle, trio.open_nursery() as nursery:
+async def test_stopping_answers_running_requests_and_closes_idle_connections() -> None:
+    async with serving(drain_timeout=600) as served, await served.connect() as idle, trio.open_nursery() as nursery:
         await served.http.get("/health")
         await idle.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await read_until(idle, b"ok")
@@ -908,14 +909,14 @@ async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
         nursery.start_soon(submit)
         await served.node.entered.wait()
         served.stopping.set()
-        with trio.fail_after(1):
+        with trio.fail_after(60):
             assert await read_all(idle) == b""
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(OSError, match="refused"):
             await served.connect()
         assert not served.stopped.is_set()
         served.node.hold.set()
-        with trio.fail_after(1):
+        with trio.fail_after(60):
             await served.stopped.wait()
         await until(lambda: bool(responses))
         assert responses[0].status_code == 201
@@ -923,7 +924,7 @@ async def test_stopping_answers_what_is_in_flight_and_closes_the_rest() -> None:
 
 
 @both_lanes
-async def test_stopping_does_not_wait_for_ever(lane: str) -> None:
+async def test_stopping_does_not_wait_forever(lane: str) -> None:
     async with serving(drain_timeout=0.2) as served:
         served.node.hold = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -935,29 +936,30 @@ async def test_stopping_does_not_wait_for_ever(lane: str) -> None:
             nursery.start_soon(submit)
             await served.node.entered.wait()
             served.stopping.set()
-            with trio.fail_after(1):
+            with trio.fail_after(60):
                 await served.stopped.wait()
         assert served.node.cancelled == 1 or lane == "express"
 
 
-async def test_a_client_that_does_not_read_cannot_hold_up_the_stop() -> None:
+async def test_a_client_that_does_not_read_cannot_delay_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SEND_TIMEOUT", 600)
     async with serving(drain_timeout=0.2) as served:
         before = open_files()
         async with not_reading(served):
             served.stopping.set()
-            with trio.fail_after(2):
+            with trio.fail_after(60):
                 await served.stopped.wait()
         assert open_files() < before
 
 
 async def test_cancelling_the_server_closes_everything_at_once() -> None:
     before = open_files()
-    with trio.fail_after(3):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners = listening.open_listeners("127.0.0.1", 0)
             node = Node()
             run = partial(server.run, api.build(node, Guard(None)), express.Lane(node, Guard(None)), listeners)  # type: ignore[arg-type]
-            await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=60))
+            await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=600))
             served = Served(node, listening.urls(listeners)[0], trio.Event())
             async with not_reading(served):
                 nursery.cancel_scope.cancel()
@@ -968,7 +970,7 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
 # ---------------------------------------------------------------------------------------------------------------------- listening
 
 
-async def test_an_address_in_use_is_said_clearly() -> None:
+async def test_the_error_for_an_address_in_use_is_clear() -> None:
     (listener,) = listening.open_listeners("127.0.0.1", 0)
     async with listener:
         with pytest.raises(SettingsError, match=r"127\.0\.0\.1 port \d+: another process listens there"):
@@ -981,7 +983,7 @@ def test_addresses_that_cannot_be_listened_on(host: str, port: int) -> None:
         listening.open_listeners(host, port)
 
 
-async def test_a_name_is_listened_on_at_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_server_listens_on_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2", "192.0.2.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     listeners = listening.open_listeners("a-name", 0)

@@ -1,7 +1,7 @@
-"""Clients that dawdle, vanish and send garbage, against the real service: limits hold, nothing of them stays.
+"""Slow, vanishing, and malicious clients against the real service: limits hold, and no resources leak.
 
-With JOBQUEUE_TEST_SOAK=1 they come by the thousand, and the service has the patience that it has for users: that takes two minutes.
-Otherwise it has less, so that nobody need wait for its end.
+With JOBQUEUE_TEST_SOAK=1 there are thousands of clients, and the service has its default timeouts: that takes two minutes.
+Otherwise the timeouts are shorter.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ IDLE_CONNECTIONS = 2_000 if SOAK else 500
 MALFORMED = 3_000 if SOAK else 600
 
 PATIENCE = 5.0
-"""Seconds that a slow client has in the short form, see `tests.impatient_handlers`."""
+"""The timeouts for slow clients in the short form, in seconds; see `tests.impatient_handlers`."""
 
 HEADERS_TIMEOUT, BODY_TIMEOUT, SEND_TIMEOUT = (
     (limits.HEADERS_TIMEOUT, limits.BODY_TIMEOUT, limits.SEND_TIMEOUT) if SOAK else (PATIENCE, PATIENCE, PATIENCE)
 )
 
-SLACK = 6.0
-"""Seconds that a busy machine may be late."""
+SLACK = 60.0
+"""Seconds that a loaded machine may be late."""
 
-QUICK = 5.0
-"""Seconds for a good request among bad ones, on a busy machine."""
+QUICK, TIMES_ALONE = 20.0, 20
+"""The most seconds for good requests among bad ones, or the most multiples of their time without bad ones."""
 
 SHUTDOWN_SECONDS = 1 + SHUTDOWN_MARGIN + SLACK
-"""With a grace period of one second."""
+"""The most seconds for a shutdown with a grace period of one second."""
 
 LIMITS = {"headers": HEADERS_TIMEOUT, "body": BODY_TIMEOUT}
-"""Seconds after which the service has lost patience."""
+"""Seconds after which the service closes the connection of a slow client."""
 
 CONNECTION_BYTES = 100_000
-"""What an idle connection may cost."""
+"""The most memory for an idle connection."""
 
 RESET = struct.pack("ii", 1, 0)
-"""The SO_LINGER that makes a close a reset."""
+"""The SO_LINGER value that makes a close a reset."""
 
 GROWTH_BYTES = 64 << 20
-"""What the process may have grown by in the end: allocators keep some of what they once had."""
+"""The most growth of the process. Allocators keep some memory."""
 
 BODY = b'{"kind": "echo", "payload": {"n": 1}}'
 
@@ -103,27 +103,28 @@ CORPUS = [
     b"\0" * 1_000,
     b"\r\n" * 1_000,
 ]
-"""Requests, good and bad: those that broke servers of this family, and what a mutation can start from."""
+"""Good and bad requests: requests that broke similar servers, and starting points of mutations."""
 
 
 class Process:
-    """A service, seen from outside."""
+    """A service as its clients and the kernel see it."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.url = service.url
         self.address = (urlsplit(service.url).hostname, urlsplit(service.url).port)
         self._proc = Path(f"/proc/{service.process.pid}")
+        self._alone = max(self.serve() for _ in range(3))
 
     def memory(self) -> int:
-        """Bytes that it keeps in memory."""
+        """Return the resident memory in bytes."""
         return int((self._proc / "statm").read_text().split()[1]) * resource.getpagesize()
 
     def open_files(self) -> int:
-        """How many file descriptors it has open."""
+        """Return the number of open file descriptors."""
         return len(list((self._proc / "fd").iterdir()))
 
-    def connect(self, *, receive_buffer: int | None = None, timeout: float = 20) -> socket.socket:
+    def connect(self, *, receive_buffer: int | None = None, timeout: float = 60) -> socket.socket:
         client = socket.socket()
         client.settimeout(timeout)
         if receive_buffer is not None:
@@ -131,12 +132,16 @@ class Process:
         client.connect(self.address)
         return client
 
-    def assert_quick(self) -> None:
-        """A good client is served as if it were alone."""
+    def serve(self) -> float:
+        """Send good requests, and return the seconds until their responses."""
         begun = time.monotonic()
         assert httpx.get(f"{self.url}/health", timeout=60).status_code == 200
         assert httpx.post(f"{self.url}/submit", json={"kind": "echo"}, timeout=60).status_code == 201
-        assert time.monotonic() - begun < QUICK
+        return time.monotonic() - begun
+
+    def assert_quick(self) -> None:
+        """Assert that bad clients do not delay good requests."""
+        assert self.serve() < max(QUICK, TIMES_ALONE * self._alone)
 
 
 @pytest.fixture
@@ -156,9 +161,8 @@ def open_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def drip(client: socket.socket, within: float) -> float:
-    """Send a byte now and then until the server hangs up; return after how long."""
-    begun = time.monotonic()
+def drip(client: socket.socket, begun: float, within: float) -> float:
+    """Send a byte now and then until the server closes the connection; return the seconds since the beginning."""
     client.setblocking(False)
     while time.monotonic() - begun < within:
         with suppress(BlockingIOError):
@@ -173,7 +177,7 @@ def drip(client: socket.socket, within: float) -> float:
 
 
 def exchange(process: Process, request: bytes, *, patience: float = 0.2) -> bytes:
-    """Send bytes; return what comes until the server closes, or nothing comes for so long."""
+    """Send bytes; return the data until the server closes the connection, or sends nothing for some seconds."""
     with process.connect(timeout=patience) as client, suppress(OSError):
         client.sendall(request)
         received = b""
@@ -185,14 +189,14 @@ def exchange(process: Process, request: bytes, *, patience: float = 0.2) -> byte
 
 
 def warm_up(process: Process) -> tuple[int, int]:
-    """Use everything once; return the memory and the file descriptors that the service has from then on."""
+    """Use everything once; return the memory and the number of file descriptors of the service afterwards."""
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(lambda request: exchange(process, request), CORPUS * 20))
     with httpx.Client(base_url=process.url, timeout=60) as client:
         for _ in range(20):
             client.get("/metrics")
     time.sleep(limits.CLOSE_TIMEOUT)
-    # The connection for claims may be opened later: without workers it is the first audit that uses it.
+    # The connection for claims may open later: without workers, the first audit opens it.
     return process.memory(), process.open_files() + 1
 
 
@@ -200,7 +204,7 @@ def warm_up(process: Process) -> tuple[int, int]:
 
 
 def dawdle(process: Process, pool: ThreadPoolExecutor, open_sockets: ExitStack) -> dict[str, list[Future[float]]]:
-    """Be slow in every way, with 20 connections each; the results say after how many seconds the server hung up."""
+    """Be slow in every way, with 20 connections each; return the seconds after which the server closed each of them."""
     job = {"payload": "x" * 1_000_000, "delay": 3600}
     large = httpx.post(f"{process.url}/submit", json=job, timeout=60).json()["id"]
     slow_body = b"POST /submit HTTP/1.1\r\n" + LOCAL + JSON + b"Content-Length: 100000\r\n\r\n"
@@ -208,15 +212,16 @@ def dawdle(process: Process, pool: ThreadPoolExecutor, open_sockets: ExitStack) 
     ends: dict[str, list[Future[float]]] = {"headers": [], "body": []}
     for sort, request in [("headers", b"POST /submit HTTP/1.1\r\nX: "), ("body", slow_body), ("reader", slow_reader)]:
         for _ in range(20):
+            begun = time.monotonic()
             client = open_sockets.enter_context(process.connect(receive_buffer=4096))
             client.sendall(request)
             if sort in ends:
-                ends[sort].append(pool.submit(drip, client, LIMITS[sort] + SLACK))
+                ends[sort].append(pool.submit(drip, client, begun, LIMITS[sort] + SLACK))
     return ends
 
 
 def vanish(process: Process, length: int) -> None:
-    """Go away after so many bytes of a request: once with a FIN, once with a reset."""
+    """Disconnect after some bytes of a request: once with a FIN, once with a reset."""
     for reset in (False, True):
         with process.connect() as client:
             if reset:
@@ -226,7 +231,7 @@ def vanish(process: Process, length: int) -> None:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """Take a request of the corpus, and cut, repeat, insert and overwrite pieces of it."""
+    """Take a request of the corpus, and cut, repeat, insert, and overwrite pieces of it."""
     request = bytearray(draw(st.sampled_from(CORPUS)))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(request)))
@@ -237,13 +242,13 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 def send_garbage(process: Process, pool: ThreadPoolExecutor) -> dict[int, bytes]:
-    """Send thousands of malformed requests; return the statuses that came, with a request for each."""
+    """Send many malformed requests; return the statuses of the responses, with a request for each."""
     by_status: dict[int, bytes] = {}
 
     @settings(max_examples=MALFORMED // 20, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(mutated(), min_size=20, max_size=20))
     def send(requests: list[bytes]) -> None:
-        answers = pool.map(lambda request: exchange(process, request, patience=0.1), requests)
+        answers = pool.map(lambda request: exchange(process, request, patience=0.5), requests)
         for request, answer in zip(requests, answers, strict=True):
             if answer.startswith(b"HTTP/1.1 "):
                 by_status[int(answer[9:12])] = request
@@ -255,7 +260,7 @@ def send_garbage(process: Process, pool: ThreadPoolExecutor) -> dict[int, bytes]
 # ---------------------------------------------------------------------------------------------------------------------- the tests
 
 
-def test_clients_that_dawdle_vanish_and_send_garbage_harm_nobody_and_leave_nothing(process: Process) -> None:
+def test_slow_vanishing_and_malicious_clients_affect_nobody_and_leave_nothing(process: Process) -> None:
     memory, sockets = warm_up(process)
     with ExitStack() as stack:
         slow = stack.enter_context(ThreadPoolExecutor(40))
@@ -263,7 +268,7 @@ def test_clients_that_dawdle_vanish_and_send_garbage_harm_nobody_and_leave_nothi
         ends = dawdle(process, slow, stack.enter_context(ExitStack()))
         process.assert_quick()
 
-        assert b"201" in exchange(process, REQUEST, patience=10)
+        assert b"201" in exchange(process, REQUEST, patience=60)
         for _ in fast.map(partial(vanish, process), [*range(len(REQUEST) + 1)] * 3):
             pass
         process.assert_quick()
@@ -276,14 +281,16 @@ def test_clients_that_dawdle_vanish_and_send_garbage_harm_nobody_and_leave_nothi
         for sort, futures in ends.items():
             for future in futures:
                 assert LIMITS[sort] - 1 < future.result() < LIMITS[sort] + SLACK, sort
-        wait_for(lambda: process.open_files() <= sockets, "the slow readers are gone too", seconds=SEND_TIMEOUT + SLACK)
+        wait_for(
+            lambda: process.open_files() <= sockets,
+            "the connections of the slow readers are closed too",
+            seconds=SEND_TIMEOUT + SLACK,
+        )
 
     process.assert_quick()
     assert process.memory() - memory < GROWTH_BYTES
-    wait_for(lambda: process.open_files() <= sockets, "every connection is gone", seconds=SLACK)
-    begun = time.monotonic()
-    assert process.service.stop() == 0
-    assert time.monotonic() - begun < SHUTDOWN_SECONDS
+    wait_for(lambda: process.open_files() <= sockets, "every connection is closed", seconds=SLACK)
+    assert process.service.stop(SHUTDOWN_SECONDS) == 0
     assert "Traceback" not in process.service.log
     assert not [line for line in map(json.loads, process.service.log_lines) if line["level"] in {"error", "critical"}]
 
@@ -301,10 +308,8 @@ def test_idle_connections_by_the_hundred(process: Process) -> None:
         assert process.memory() - memory < IDLE_CONNECTIONS * CONNECTION_BYTES
         for client in clients[::2]:
             client.close()
-        wait_for(lambda: process.open_files() <= sockets + IDLE_CONNECTIONS // 2, "half of them are gone", seconds=20)
+        wait_for(lambda: process.open_files() <= sockets + IDLE_CONNECTIONS // 2, "half of the connections are closed")
         process.assert_quick()
-        # The other half is there when the service stops.
-        begun = time.monotonic()
-        assert process.service.stop() == 0
-        assert time.monotonic() - begun < SHUTDOWN_SECONDS
+        # The other half is open when the service stops.
+        assert process.service.stop(SHUTDOWN_SECONDS) == 0
     assert "Traceback" not in process.service.log

@@ -1,4 +1,4 @@
-"""Jobs submitted on a connection that the caller has: of each driver, sync and async, on real PostgreSQL."""
+"""Submissions on a connection of the caller, with each driver, sync and async, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 import jobqueue
 from jobqueue import in_transaction
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
+from jobqueue.fields import read
 from jobqueue.job import MAX_BATCH_JOBS, MAX_PAYLOAD_BYTES, Submission
 from tests.conftest import ROOT, Database
 
 
 class Connected(NamedTuple):
-    """A connection in a transaction that is committed or rolled back when its context ends; `execute` runs a statement on it."""
+    """A connection in a transaction, which its context commits or rolls back; `execute` runs a statement on it."""
 
     connection: Any
     execute: Callable[[str], Any]
 
 
 class Rollback(Exception):
-    """Ends a context without a commit."""
+    """Ends a context with a rollback."""
 
 
 def sqlalchemy_url(url: str, driver: str) -> str:
@@ -125,7 +126,7 @@ async def async_psycopg_cursor(url: str) -> AsyncIterator[Connected]:
 @asynccontextmanager
 async def asyncpg_connection(url: str) -> AsyncIterator[Connected]:
     conn = await asyncpg.connect(url)
-    # What some applications set, and what would make a text of a text.
+    # Some applications set this codec, which would encode a JSON text again.
     await conn.set_type_codec("jsonb", encoder=msgspec.json.encode, decoder=msgspec.json.decode, schema="pg_catalog", format="text")
     try:
         async with conn.transaction():
@@ -166,7 +167,7 @@ def _end(*, commit: bool) -> None:
 
 
 def in_one_transaction(way: Callable[[str], Any], url: str, submit: Callable[[Any], Any], *, commit: bool) -> Any:
-    """Insert an order and submit in one transaction of that way; return what the submission returned."""
+    """Insert an order and submit in one transaction of this kind; return the result of the submission."""
     insert = "INSERT INTO orders VALUES (1)"
 
     async def awaited() -> Any:
@@ -200,7 +201,7 @@ def database(database: Database) -> Database:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_commit_and_the_job_exists(way: Any, database: Database) -> None:
+def test_after_a_commit_the_job_exists(way: Any, database: Database) -> None:
     job_id = in_one_transaction(
         way, database.url, lambda conn: jobqueue.submit(conn, "mail", {"to": "Ada ☂"}, priority=5), commit=True
     )
@@ -212,7 +213,7 @@ def test_commit_and_the_job_exists(way: Any, database: Database) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_roll_back_and_it_never_did(way: Any, database: Database) -> None:
+def test_after_a_rollback_the_job_does_not_exist(way: Any, database: Database) -> None:
     job_id = in_one_transaction(way, database.url, lambda conn: jobqueue.submit(conn, "mail"), commit=False)
     assert isinstance(job_id, str)
     assert database.states() == {}
@@ -229,11 +230,11 @@ def test_many_jobs_are_one_statement_and_keep_their_order(way: Any, database: Da
 
 
 @pytest.mark.parametrize("way", [psycopg_connection, asyncpg_connection])
-def test_no_jobs_are_no_error(way: Any, database: Database) -> None:
+def test_zero_jobs_are_accepted(way: Any, database: Database) -> None:
     assert in_one_transaction(way, database.url, lambda conn: jobqueue.submit_many(conn, iter([])), commit=True) == []
 
 
-def test_every_field_arrives(database: Database) -> None:
+def test_every_field_is_stored(database: Database) -> None:
     run_at = datetime.now(UTC) + timedelta(hours=1)
     with psycopg.connect(database.url) as conn:
         jobqueue.submit(conn, "a", queue="q", priority=3, max_retries=7, run_at=run_at, timeout=1.5, expires_at=run_at)
@@ -250,16 +251,16 @@ def test_every_field_arrives(database: Database) -> None:
 
 
 def test_the_fields_are_those_of_a_submission() -> None:
-    """A new field of submissions is one here, too."""
+    """A new field of submissions must be added here too."""
     named = {field.name for field in msgspec.structs.fields(Submission)}
     assert set(typing.get_type_hints(in_transaction.Fields)) == named - {"kind", "payload"}
 
 
-def test_nobody_waits_for_a_transaction_that_stays_open(database: Database) -> None:
-    node, others = str(uuid.uuid4()), [{"id": str(uuid.uuid4())} for _ in range(500)]  # of ids that share every lock there could be
+def test_an_open_transaction_blocks_nobody(database: Database) -> None:
+    node, others = str(uuid.uuid4()), [{"id": str(uuid.uuid4())} for _ in range(500)]  # enough ids to cover every lock
     with psycopg.connect(database.url) as conn, psycopg.connect(database.url, autocommit=True) as beside:
         jobqueue.submit_many(conn, [{"kind": "open"}] * 100)
-        beside.execute("SET statement_timeout = '3s'")
+        beside.execute("SET statement_timeout = '60s'")
         beside.execute("SELECT ids FROM jobqueue.submit_batch(%s::jsonb, true)", [json.dumps(others)])
         beside.execute("SELECT jobqueue.join_node(%s, 'here', 1, 'here', '0', '{\"default\": 1}', 30)", [node])
         [claimed] = beside.execute("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", [node]).fetchone() or [None]
@@ -274,7 +275,7 @@ def test_nobody_waits_for_a_transaction_that_stays_open(database: Database) -> N
 
 
 CLOSED = type("Connection", (), {"__module__": "psycopg"})()
-"""A connection to which nothing can be sent."""
+"""A connection on which every call fails."""
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ CLOSED = type("Connection", (), {"__module__": "psycopg"})()
         ({"kind": ""}, InvalidJob, "kind"),
         ({"kind": 5}, InvalidJob, "kind"),
         ({"kind": "a\0"}, UnprocessableJob, "kind"),
-        ({"run_at": datetime(2030, 1, 1)}, InvalidJob, "run_at"),  # noqa: DTZ001 - that is the point
+        ({"run_at": datetime(2030, 1, 1)}, InvalidJob, "run_at"),  # noqa: DTZ001 - a time without a zone is rejected
         ({"delay": 5, "run_at": datetime(2030, 1, 1, tzinfo=UTC)}, InvalidJob, "delay"),
         ({"prio": 5}, InvalidJob, "prio"),
         ({"payload": {"a": "\0"}}, UnprocessableJob, "payload"),
@@ -296,9 +297,7 @@ CLOSED = type("Connection", (), {"__module__": "psycopg"})()
     ],
     ids=lambda value: str(value)[:30].partition(" at 0x")[0] if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_stored_is_refused_before_anything_is_sent(
-    fields: dict[str, Any], error: type[InvalidJob], field: str
-) -> None:
+def test_unstorable_jobs_are_rejected_before_anything_is_sent(fields: dict[str, Any], error: type[InvalidJob], field: str) -> None:
     with pytest.raises(InvalidJob) as refused:
         jobqueue.submit(CLOSED, **{"kind": "a", **fields})
     assert (type(refused.value), refused.value.field, refused.value.index) == (error, field, None)
@@ -307,7 +306,16 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_sent(
     assert (type(refused.value), refused.value.field, refused.value.index) == (error, field, 1)
 
 
-def test_what_is_no_job_and_too_many_are_refused() -> None:
+@pytest.mark.parametrize("fields", [{"priority": -1}, {"kind": 5}, {"timeout": "x"}, {"delay": -1}, {"unique": "no"}, {"prio": 5}])
+def test_errors_have_the_words_of_http(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidJob) as over_http:
+        read(fields, Submission, what="a job", refuse=InvalidJob)
+    with pytest.raises(InvalidJob) as in_python:
+        jobqueue.submit(CLOSED, **{"kind": "a", **fields})
+    assert (str(in_python.value), in_python.value.field) == (str(over_http.value), over_http.value.field)
+
+
+def test_other_objects_than_jobs_and_too_many_jobs_are_rejected() -> None:
     with pytest.raises(InvalidJob, match="must be a mapping"):
         jobqueue.submit_many(CLOSED, ["mail"])  # type: ignore[list-item]
     with pytest.raises(BatchTooLarge, match=str(MAX_BATCH_JOBS)):
@@ -315,14 +323,14 @@ def test_what_is_no_job_and_too_many_are_refused() -> None:
 
 
 @pytest.mark.parametrize("conn", [None, "postgresql://", sqlalchemy.create_engine("postgresql+psycopg://")], ids=str)
-def test_what_is_no_connection_is_refused_with_what_is_one(conn: Any) -> None:
+def test_the_error_for_an_unsupported_connection_lists_the_supported_ones(conn: Any) -> None:
     with pytest.raises(TypeError, match=r"psycopg\.Connection.*asyncpg\.Connection.*AsyncSession, got "):
         jobqueue.submit(conn, "mail")
     with pytest.raises(TypeError, match="got "):
         jobqueue.submit_many(conn, [])
 
 
-def test_no_driver_is_loaded_that_the_caller_has_not() -> None:
+def test_no_database_driver_is_imported() -> None:
     script = "import jobqueue, sys; print(sorted({'psycopg', 'asyncpg', 'sqlalchemy'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

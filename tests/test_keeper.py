@@ -1,4 +1,4 @@
-"""A node's keeper, with real processes: handlers that hold up their node, nodes that die, keepers that die."""
+"""The keeper of a node, with real processes: handlers that block their node, nodes that die, keepers that die."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,20 +26,26 @@ from jobqueue import App
 from jobqueue.job import Options, QueueSettings
 from jobqueue.keeper import threads
 from jobqueue.keeper.node_state import NO_SLOT, Mark, NodeState
-from jobqueue.keeper.watch import Config, Keeper
+from jobqueue.keeper.watch import END, Config, Keeper
 from jobqueue.testing import Queue, in_virtual_time
 from tests import postgres
 from tests.conftest import Database, Service
 from tests.storage import Driver
 
-LEASE = ("--visibility-timeout", "4")
+LEASE_SECONDS = 8
+"""The length of a lease that a handler outlasts. A loaded machine must not stall a node this long."""
+
+LEASE = ("--visibility-timeout", str(LEASE_SECONDS))
+
+HOLD = LEASE_SECONDS + 3
+"""Seconds for which a handler blocks its node, past the lease."""
 
 IN_C = ["hold-computing", "hold-asleep", "hold-on-loop", "hold-in-task"]
 """Handlers that hold the interpreter's lock."""
 
 
 class Nodes:
-    """Nodes on one database, and what their handlers have done."""
+    """Nodes on one database, and the effects of their handlers."""
 
     def __init__(self, service: Callable[..., Service], database: Database, effects: Path) -> None:
         self.database = database
@@ -49,7 +57,7 @@ class Nodes:
         return self._service("tests.holding_handlers", "--queue", queue, *arguments, env={"EFFECTS": str(self._effects)})
 
     def effects(self, what: str) -> list[str]:
-        """The jobs that began, or ended, once for each time."""
+        """Return the ids of the jobs with this effect, once for each time."""
         lines = [line.split() for line in self._effects.read_text().splitlines()]
         return [job_id for done, job_id, _ in lines if done == what]
 
@@ -116,14 +124,14 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
     node = nodes.start(*LEASE)
     judge = nodes.start(*LEASE, queue="other=1")
     before = nodes.ids()
-    neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, 5, 8)]
-    neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, 5)]
+    during = LEASE_SECONDS + 3
+    neighbors = [submit(node, "sleep", {"seconds": seconds}) for seconds in (1, during, during + 3)]
+    neighbors += [submit(node, "sleep-in-thread", {"seconds": seconds}) for seconds in (1, during)]
     wait_for(lambda: len(nodes.effects("began")) == 5, "the neighbors run")
-    time.sleep(4)  # the judge is steady: it would take the lease of a node that does not renew it
-    culprit = submit(node, kind, {"seconds": 7})
+    time.sleep(LEASE_SECONDS)  # now the judge is steady and takes over the jobs of nodes that do not renew their lease
+    culprit = submit(node, kind, {"seconds": HOLD})
     if kind in IN_C:
         wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
-        assert culprit not in nodes.effects("ended"), "while it lasts"
     wait_for(lambda: nodes.database.states() == {"succeeded": 6}, "all are done")
     assert nodes.database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(1, 1)]
     assert sorted(nodes.effects("began")) == sorted(nodes.effects("ended")) == sorted([*neighbors, culprit])
@@ -141,14 +149,14 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
         assert {name: line[name] for name in job} == job
     assert lines(node, end)[-1]["seconds"] >= 5
     events = [json.loads(line)["event"] for line in node.log_lines]
-    assert not {"lease lost: other nodes have this node's jobs", "the handler does not stop: it is left behind"} & set(events)
+    assert not {"lease lost: other nodes have this node's jobs", "the handler does not stop: it is abandoned"} & set(events)
     blamed = {job_id for line in map(json.loads, node.log_lines) if (job_id := line.get("job_id")) is not None}
     assert blamed == {culprit}, "nobody else"
     assert [node.stop(), judge.stop()] == [0, 0]
 
 
 def test_one_of_two_jobs_is_held_back_by_the_other_and_is_not_named(nodes: Nodes) -> None:
-    """Both hold the interpreter in turn. While one computes, the other waits for the lock like the loop does."""
+    """Both hold the interpreter in turn. While one computes, the other waits for the lock like the loop."""
     node = nodes.start(*LEASE)
     both = [submit(node, "hold-computing", {"seconds": 5}) for _ in range(2)]
     wait_for(lambda: nodes.database.states() == {"succeeded": 2}, "both are done")
@@ -161,15 +169,15 @@ def test_one_of_two_jobs_is_held_back_by_the_other_and_is_not_named(nodes: Nodes
 @pytest.mark.parametrize("kind", ["hold-computing", "block-loop"])
 def test_the_time_for_which_the_loop_is_stuck_counts_towards_no_timeout(kind: str, nodes: Nodes) -> None:
     node = nodes.start()
-    hold = 8
-    in_time = [submit(node, neighbor, {"seconds": 3}, timeout=6) for neighbor in ("sleep", "sleep-in-thread")]
-    too_long = [submit(node, neighbor, {"seconds": 60}, timeout=6) for neighbor in ("sleep", "sleep-in-thread")]
+    hold = 12
+    in_time = [submit(node, neighbor, {"seconds": 3}, timeout=10) for neighbor in ("sleep", "sleep-in-thread")]
+    too_long = [submit(node, neighbor, {"seconds": 60}, timeout=10) for neighbor in ("sleep", "sleep-in-thread")]
     wait_for(lambda: len(nodes.effects("began")) == 4, "the neighbors run")
     culprit = submit(node, kind, {"seconds": hold}, timeout=hold / 2)
     wait_for(lambda: nodes.database.states() == {"succeeded": 3, "dead": 2}, "all have ended")
     assert {nodes.job(job_id)["state"] for job_id in (*in_time, culprit)} == {"succeeded"}
     for job_id in too_long:
-        assert nodes.job(job_id)["reason"] == "attempt 1 of 1 failed: timed out after 6.0 s", "it did not swallow its cancellation"
+        assert nodes.job(job_id)["reason"] == "attempt 1 of 1 failed: timed out after 10.0 s", "it did not swallow its cancellation"
     assert node.stop() == 0
 
 
@@ -193,10 +201,10 @@ def test_a_node_that_is_stuck_past_the_limit_gives_its_jobs_back_and_blames_the_
 ) -> None:
     stuck = nodes.start("--stall-limit", "5")
     [old] = nodes.ids()
-    neighbors = [submit(stuck, name, {"seconds": 9}) for name in ("sleep", "sleep-in-thread", "sleep")]
+    neighbors = [submit(stuck, name, {"seconds": 15}) for name in ("sleep", "sleep-in-thread", "sleep")]
     wait_for(lambda: len(nodes.effects("began")) == 3, "the neighbors run")
     culprit = submit(stuck, kind, {"seconds": 16, "again": 0}, max_retries=max_retries)
-    wait_for(lambda: culprit in nodes.effects("began"), "it holds up the node")
+    wait_for(lambda: culprit in nodes.effects("began"), "it blocks the node")
     helper = nodes.start("--poll-interval", "0.2")
     wait_for(lambda: all(nodes.job(job_id)["state"] == "succeeded" for job_id in neighbors), "the helper has done the others")
     assert {(nodes.job(job_id)["attempt"], nodes.job(job_id)["claims"]) for job_id in neighbors} == {(1, 2)}, "refunded"
@@ -204,7 +212,7 @@ def test_a_node_that_is_stuck_past_the_limit_gives_its_jobs_back_and_blames_the_
 
     wait_for(lambda: nodes.job(culprit)["state"] == ("dead" if max_retries == 0 else "succeeded"), "it fails, or runs again")
     ended = nodes.job(culprit)
-    error = rf"its handler \({kind}\) held up the node for (\d+) s: longer than --stall-limit \(5 s\) allows"
+    error = rf"its handler \({kind}\) blocked the node for (\d+) s, longer than --stall-limit \(5 s\) allows"
     assert re.fullmatch(error, ended["errors"][0]["error"]), ended["errors"]
     assert ended["errors"][0]["node"] == old
     assert ended["attempt"] == max_retries + 1
@@ -222,9 +230,9 @@ def test_a_node_that_is_stuck_past_the_limit_gives_its_jobs_back_and_blames_the_
 
 
 def test_a_node_that_is_stuck_for_less_than_the_limit_keeps_its_jobs(nodes: Nodes) -> None:
-    node = nodes.start(*LEASE, "--stall-limit", "12")
+    node = nodes.start(*LEASE, "--stall-limit", "120")
     neighbor = submit(node, "sleep", {"seconds": 3})
-    submit(node, "hold-asleep", {"seconds": 9})
+    submit(node, "hold-asleep", {"seconds": HOLD})
     wait_for(lambda: nodes.database.states() == {"succeeded": 2}, "both are done")
     assert nodes.job(neighbor)["claims"] == 1
     assert lines(node, "the node is stuck: its jobs are handed back") == []
@@ -239,13 +247,13 @@ def test_a_keeper_that_dies_is_replaced_and_the_node_lives(nodes: Nodes) -> None
     before = nodes.ids()
     first = keeper_of(node.process.pid)
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: lines(node, "the keeper of the lease ended, starting another"), "it is reported")
-    [line] = lines(node, "the keeper of the lease ended, starting another")
+    wait_for(lambda: lines(node, "the keeper ended: starting another"), "it is reported")
+    [line] = lines(node, "the keeper ended: starting another")
     assert (line["ended_with"], line["level"]) == ("exit code -9", "error")
     second = keeper_of(node.process.pid)
     assert second != first
-    assert is_gone(first), "it is no zombie"
-    job = submit(node, "hold-asleep", {"seconds": 6})
+    assert is_gone(first), "it is not a zombie"
+    job = submit(node, "hold-asleep", {"seconds": HOLD})
     wait_for(lambda: nodes.job(job)["state"] == "succeeded", "the second one keeps the lease")
     assert nodes.ids() == before
     assert lines(node, "a handler holds the interpreter")
@@ -264,53 +272,51 @@ def test_a_keeper_leaves_signals_to_its_node(number: signal.Signals, nodes: Node
     time.sleep(0.5)
     assert keeper_of(node.process.pid) == keeper
     assert os.getpgid(keeper) != os.getpgid(node.process.pid)
-    began = time.monotonic()
     assert node.stop() == 0
-    assert time.monotonic() - began < 5
     assert is_gone(keeper)
 
 
 @pytest.mark.parametrize("child", [False, True], ids=["alone", "with a child that holds its files"])
 def test_the_jobs_of_a_node_that_is_killed_are_taken_over_at_once(child: bool, nodes: Nodes) -> None:
-    doomed = nodes.start()
+    doomed = nodes.start("--visibility-timeout", "3600")
     other = nodes.start(queue="other=1")
     keeper = keeper_of(doomed.process.pid)
     if child:
         submit(doomed, "fork")
         wait_for(lambda: nodes.database.states() == {"succeeded": 1}, "there is a child")
-    again = submit(doomed, "sleep", {"seconds": 60}, max_retries=1)
-    last = submit(doomed, "sleep-in-thread", {"seconds": 60})
+    again = submit(doomed, "sleep", {"seconds": 600}, max_retries=1)
+    last = submit(doomed, "sleep-in-thread", {"seconds": 600})
     wait_for(lambda: {again, last} <= set(nodes.effects("began")), "they run")
     doomed.process.kill()
-    took = wait_for(lambda: nodes.job(again)["state"] == "pending", "it is taken back")
-    assert took < 3, "the visibility timeout is 30 s"
+    wait_for(lambda: nodes.job(again)["state"] == "pending", "it is taken back, long before the lease runs out")
     assert nodes.job(last)["reason"] == "lease lost 1 times: the job may be killing its process"
     assert len(nodes.ids()) == 1
-    wait_for(lambda: is_gone(keeper), "the keeper has ended", seconds=3)
+    wait_for(lambda: is_gone(keeper), "the keeper has ended")
     assert other.stop() == 0
 
 
 def test_a_node_that_dies_with_its_keeper_is_noticed_after_the_visibility_timeout(nodes: Nodes) -> None:
-    doomed = nodes.start("--visibility-timeout", "4")
+    doomed = nodes.start(*LEASE)
+    [doomed_id] = nodes.ids()
     other = nodes.start(queue="other=1")
-    job = submit(doomed, "sleep", {"seconds": 60}, max_retries=1)
+    job = submit(doomed, "sleep", {"seconds": 600}, max_retries=1)
     wait_for(lambda: nodes.effects("began"), "it runs")
     keeper = keeper_of(doomed.process.pid)
     os.kill(keeper, signal.SIGSTOP)
     doomed.process.kill()
     os.kill(keeper, signal.SIGKILL)
-    time.sleep(1.5)
-    assert nodes.job(job)["state"] == "inflight"
+    lease_until = nodes.database.value("SELECT lease_until FROM jobqueue.nodes WHERE id = %s", doomed_id)
     wait_for(lambda: nodes.job(job)["state"] == "pending", "it is taken back")
+    assert nodes.database.value("SELECT now() >= %s", lease_until), "not before the lease has run out"
     assert other.stop() == 0
 
 
 def test_a_node_that_is_stopped_by_a_signal_loses_its_lease(nodes: Nodes) -> None:
     stopped = nodes.start(*LEASE)
     other = nodes.start(*LEASE, queue="other=1")
-    job = submit(stopped, "sleep", {"seconds": 30}, max_retries=1)
+    job = submit(stopped, "sleep", {"seconds": 600, "again": 0}, max_retries=1)
     wait_for(lambda: nodes.effects("began"), "it runs")
-    time.sleep(4)
+    time.sleep(LEASE_SECONDS)  # now the other node is steady
     stopped.process.send_signal(signal.SIGSTOP)
     wait_for(lambda: nodes.job(job)["state"] == "pending", "its lease has run out")
     stopped.process.send_signal(signal.SIGCONT)
@@ -343,10 +349,9 @@ def test_a_node_with_the_embedded_postgresql_keeps_its_lease(tmp_path: Path) -> 
             {"EFFECTS": str(tmp_path / "effects"), "DATABASE_URL": ""},
         )
         try:
-            job = submit(node, "hold-asleep", {"seconds": 6})
+            job = submit(node, "hold-asleep", {"seconds": HOLD})
             wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
-            answer = wait_for(lambda: httpx.get(f"{node.url}/jobs/{job}", timeout=60).json()["state"] == "succeeded", "it is done")
-            assert answer < 20
+            wait_for(lambda: httpx.get(f"{node.url}/jobs/{job}", timeout=60).json()["state"] == "succeeded", "it is done")
             assert [line["event"] for line in map(json.loads, node.log_lines) if line["event"] == "node joined"] == ["node joined"]
             keeper = keeper_of(node.process.pid)
             assert node.stop() == 0
@@ -370,7 +375,7 @@ async def test_runs_in_memory_start_no_keeper() -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- the database
 
-BLAME = {"error": "it held up the node", "delay": 60}
+BLAME = {"error": "it blocked the node", "delay": 60}
 
 
 def blamed(*runs: Any) -> str:
@@ -437,7 +442,8 @@ async def test_the_end_of_a_lost_node_is_notified_once(driver: Driver, sql: Data
         listening.execute("LISTEN jobqueue_lost")
         for _ in range(2):
             sql.rows("SELECT jobqueue.lose_node(%s)", driver.node)
-        assert [notify.payload for notify in listening.notifies(timeout=0.5)] == [driver.node]
+        assert [notify.payload for notify in listening.notifies(timeout=60, stop_after=1)] == [driver.node]
+        assert list(listening.notifies(timeout=0.5)) == []
     assert sql.value("SELECT count(*) FROM jobqueue.nodes") == 0
 
 
@@ -450,12 +456,17 @@ async def test_a_keeper_renews_the_lease_and_leaves_the_rest_of_the_nodes_row(dr
     state.beat()
     keeper = Keeper(Config(sql.url, os.getpid(), state.file, state.slots, 3.0, 600.0, "error", {}), state)
     await trio.sleep(1.1)
+    asked_at = sql.value("SELECT now()")
     await trio.to_thread.run_sync(keeper.look)
     assert sql.rows("SELECT heartbeat_at, activity FROM jobqueue.nodes") == before
-    assert 0 < sql.value("SELECT extract(epoch FROM lease_until - now()) FROM jobqueue.nodes") <= 3
-    state.beat()
-    sql.rows("UPDATE jobqueue.nodes SET lease_until = now()")
-    await trio.to_thread.run_sync(keeper.look)
+    renewed_at = sql.value("SELECT lease_until - interval '3 seconds' FROM jobqueue.nodes")
+    assert asked_at < renewed_at < sql.value("SELECT now()")
+    late = True
+    while late:  # on a loaded machine, the look may come too long after the beat
+        sql.rows("UPDATE jobqueue.nodes SET lease_until = now()")
+        state.beat()
+        await trio.to_thread.run_sync(keeper.look)
+        late = state.since_beat > 0.5
     assert sql.value("SELECT lease_until <= now() FROM jobqueue.nodes"), "a node whose loop runs renews its lease itself"
 
 
@@ -530,3 +541,10 @@ def test_what_is_not_known_of_threads_blames_none_in_particular() -> None:
     before = threads.sample(os.getpid())
     assert before is not None
     assert not threads.Activity(before, before).known
+
+
+@pytest.mark.parametrize("order", [b"", END])
+def test_a_keeper_ends_in_silence_if_its_node_stops_before_the_configuration(order: bytes) -> None:
+    command = [sys.executable, "-m", "jobqueue.keeper"]
+    done = subprocess.run(command, input=order, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

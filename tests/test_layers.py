@@ -1,4 +1,4 @@
-"""Imports point only downward: what a module may use can be read off the table below."""
+"""Imports point only downward: the table below shows which modules each module may use."""
 
 import ast
 from collections.abc import Iterator
@@ -40,10 +40,10 @@ LAYERS = [
         "spans",
     ],
 ]
-"""The rooms of the house, from the top floor down. A room is a module, or a package with all its modules."""
+"""The layers, from the top down. Each name is a module, or a package with all its modules."""
 
 SHOWN = {"client", "engine.handlers", "in_transaction", *LAYERS[-1]}
-"""Where the names of ``jobqueue/__init__.py``, the public face that stands outside of the floors, may come from."""
+"""The modules from which ``jobqueue/__init__.py`` may import names. It is outside of the layers."""
 
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -60,7 +60,7 @@ def room(module: str) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports of ours, anywhere in it: modules by their names below ``jobqueue``, and names of the public face."""
+    """Yield the imports of a file from ``jobqueue``: modules by their names below it, and public names."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (below for alias in node.names if (below := below_package(alias.name)) is not None)

@@ -13,7 +13,7 @@ from jobqueue.testing.memory_store import MemoryStore
 def _nothing(*_: object) -> None: ...
 
 
-async def test_after_a_pause_of_the_whole_machine_nobody_is_judged_before_the_others_have_renewed(
+async def test_after_a_pause_of_the_machine_a_node_lets_the_others_renew_before_it_judges_them(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     store = MemoryStore(trio.current_time)

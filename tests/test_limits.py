@@ -1,15 +1,15 @@
-"""Limits over all nodes: of queues and of concurrency keys, of jobs at a time and of starts a second. None is ever exceeded.
+"""Limits over all nodes are never exceeded: limits of queues and concurrency keys, on running jobs and on starts per second.
 
-The first part is asked of PostgreSQL and of the store in memory, the second of PostgreSQL alone, the third of whole nodes.
+The first part tests PostgreSQL and the store in memory, the second PostgreSQL only, the third whole nodes.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -43,7 +43,7 @@ async def driver(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIt
 
 @pytest.fixture(params=sorted(SERVERS))
 async def postgres(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIterator[tuple[Driver, Database]]:
-    """The same on PostgreSQL alone, with plain SQL beside it."""
+    """A driver on PostgreSQL, and plain SQL on the same database."""
     url = servers.emptied(request.param)
     database = Database(url)
     async with open_driver(url) as opened:
@@ -56,7 +56,7 @@ async def ids(driver: Driver, jobs: int = 100, queue: str = "default") -> list[s
 
 
 async def claim(driver: Driver, jobs: int = 100) -> tuple[list[ClaimedJob], float | None]:
-    """What a claim brings, and in how many seconds to ask again."""
+    """Claim jobs; return them, and the seconds after which to ask again."""
     claimed = await driver.store.claim(driver.node, {"default": Want(jobs)}, b"{}")
     return list(claimed), claimed.again.get("default")
 
@@ -106,7 +106,7 @@ async def test_the_end_of_a_run_lets_the_next_one_in(
     assert await ids(driver) == []
     assert await driver.finish(run, verdict, **fields)
     if not follows:
-        assert await driver.state(first) == "blocked", "a job that is handed back waits for its turn again"
+        assert await driver.state(first) == "blocked", "a released job waits for its turn again"
     await driver.store.admit()
     assert await ids(driver) == [second if follows else first]
 
@@ -191,7 +191,7 @@ async def test_no_more_of_a_queue_run_than_it_may_and_a_claim_says_that_there_is
     await driver.store.configure("default", QueueSettings(max_running=3))
     await driver.submit_many(*[{}] * 6)
     runs, again = await claim(driver, 2)
-    assert (len(runs), again) == (2, None), "the claim had what it asked for"
+    assert (len(runs), again) == (2, None), "the claim got all the jobs that it asked for"
     more, again = await claim(driver, 5)
     assert (len(more), again) == (1, float("inf"))
     assert await claim(driver) == ([], float("inf"))
@@ -208,7 +208,7 @@ async def test_a_lower_limit_ends_no_run_and_the_jobs_of_other_queues_are_not_co
     await driver.submit_many(*[{}] * 6, *[{"queue": "mail"}] * 6)
     runs = await driver.claim(4)
     await driver.store.configure("default", QueueSettings(max_running=2))
-    assert await driver.claim() == [], "those that run already count, although there was no limit then"
+    assert await driver.claim() == [], "running jobs count, although they started before the limit"
     assert len(await driver.claim(queue="mail")) == 6
     for run in runs[:3]:
         assert await driver.finish(run, "succeeded")
@@ -266,7 +266,7 @@ async def test_the_aging_interval_counts_for_jobs_that_come_from_then_on(driver:
     await driver.store.configure("default", QueueSettings(aging_interval=0))
     old = await driver.submit()
     await driver.submit(priority=1000)
-    assert await ids(driver, 1) == [old], "where a point is worth nothing, the first comes first"
+    assert await ids(driver, 1) == [old], "with an interval of 0, priority has no effect"
     await driver.store.configure("default", QueueSettings(aging_interval=3600))
     await driver.submit()
     urgent = await driver.submit(priority=1)
@@ -308,9 +308,9 @@ def test_queues_that_are_declared_wrongly_are_refused() -> None:
     app = App()
     app.queue("mail", rate=2)
     for name, settings, reason in [
-        ("mail", {}, "declared already"),
+        ("mail", {}, "already declared"),
         ("", {}, "1 to 200 characters"),
-        ("a", {"speed": 1}, "has no 'speed'"),
+        ("a", {"speed": 1}, "unknown field 'speed' in a queue"),
         ("b", {"rate": float("nan")}, "rate must be"),
         ("c", {"max_running": 1.5}, "max_running must be"),
     ]:
@@ -320,7 +320,7 @@ def test_queues_that_are_declared_wrongly_are_refused() -> None:
 
 async def test_a_setting_that_a_queue_does_not_have_cannot_be_cleared(postgres: tuple[Driver, Database]) -> None:
     _, database = postgres
-    with pytest.raises(psycopg.errors.CheckViolation, match="clear must be of aging_interval, "):
+    with pytest.raises(psycopg.errors.CheckViolation, match="clear must only name settings of a queue: aging_interval, "):
         database.rows("SELECT jobqueue.configure('q', clear => '{rate,speed}')")
 
 
@@ -372,26 +372,24 @@ async def test_a_key_starts_so_many_a_second_and_late_starts_do_not_bunch(postgr
     admission = await driver.store.admit()
     assert database.states() == {"blocked": 8, "pending": 2}
     assert admission.next_check is not None
-    await trio.sleep(0.35)  # nobody starts them: the bucket is full, and no more are admitted than it holds
+    await trio.sleep(0.35)  # nobody starts the admitted jobs: the bucket stays full, and no more jobs are admitted
     for _ in range(3):
         admission = await driver.store.admit()
     assert database.states() == {"blocked": 8, "pending": 2}
-    await driver.claim()
-    began = trio.current_time()
-    while trio.current_time() < began + 0.6:
-        admission = await driver.store.admit()
-        await driver.claim()
-        await trio.sleep(0.005 if admission.next_check is None else max(0, admission.next_check))
+    with trio.fail_after(60):
+        while len(await driver.claim()) or database.states() != {"inflight": 10}:
+            admission = await driver.store.admit()
+            assert admission.next_check is None or admission.next_check <= 0.1 + 1e-6, "the next start may come in 1/rate at most"
+            await trio.sleep(0.005 if admission.next_check is None else max(0, admission.next_check))
     starts = [
         when for (when,) in database.rows("SELECT extract(epoch FROM claimed_at)::float8 FROM jobqueue.inflight_jobs ORDER BY 1")
     ]
     assert within(starts, rate=10, burst=2)
-    assert len(starts) >= 6, "and as many as it may"
 
 
 def within(starts: list[float], *, rate: float, burst: float) -> bool:
-    """Whether in every window between two starts there were no more than a bucket allows."""
-    slack = 1e-4  # of a float that holds the microseconds since 1970
+    """Return whether no window between two starts has more starts than a bucket allows."""
+    slack = 1e-4  # for the precision of a float
     return all(
         count <= burst + rate * (last - first + slack)
         for number, first in enumerate(starts)
@@ -442,7 +440,7 @@ async def test_jobs_of_a_key_whose_rows_were_deleted_by_hand_come_to_light(postg
 
 @contextmanager
 def open_transaction(url: str, *statements: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody who does these and does not commit."""
+    """Run the statements in a transaction that stays open."""
     with psycopg.connect(url) as connection:
         for statement in statements:
             connection.execute(statement.encode())
@@ -463,16 +461,16 @@ async def test_open_transactions_hold_up_nobody(postgres: tuple[Driver, Database
         f"SELECT jobqueue.cancel('{blocked}')",
         "SELECT jobqueue.configure('default', max_running => 5, key_max_running => 4, rate => 5)",
     ):
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             await driver.submit(options=KEYED)
             for run in running:
                 assert await driver.finish(run, "succeeded")
             assert (await driver.store.admit()).checks > 0
             assert len(await driver.claim(3)) == 3
-        # Switched on in the open transaction, a limit holds the row that claims lock: they give up on the queue, and go on.
+        # An open transaction that sets the first limit holds the row that claims lock: a claim skips the queue.
     await driver.store.configure("default", QueueSettings(max_running=None, rate=1000))
     await driver.submit(queue="mail")
-    with open_transaction(database.url, "SELECT jobqueue.configure('default', max_running => 5)"), trio.fail_after(2):
+    with open_transaction(database.url, "SELECT jobqueue.configure('default', max_running => 5)"), trio.fail_after(60):
         claimed = await driver.store.claim(driver.node, {"default": Want(1), "mail": Want(1)}, b"{}")
         assert [job.queue for job in claimed] == ["mail"]
         assert claimed.again == {"default": 1.0}
@@ -482,7 +480,7 @@ async def test_a_blocked_job_that_somebody_holds_is_left_out_and_looked_at_again
     driver, database = postgres
     first, second = await driver.submit_many(*[{"options": KEYED}] * 2)
     with open_transaction(database.url, f"SELECT jobqueue.cancel('{first}')"):
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             await driver.store.admit()
         assert [await driver.state(job) for job in (first, second)] == ["blocked", "pending"]
         assert await driver.finish(await driver.claim_one(), "succeeded")
@@ -498,7 +496,7 @@ async def test_a_blocked_job_that_somebody_holds_is_left_out_and_looked_at_again
 
 
 def buffers(database: Database, sql: str, *params: Any) -> int:
-    """How many pages a statement looks at, with all that it calls."""
+    """Return how many pages a statement reads, including the functions that it calls."""
     [[[plan]]] = database.rows("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, *params)
     return int(plan["Plan"]["Shared Hit Blocks"]) + int(plan["Plan"]["Shared Read Blocks"])
 
@@ -509,7 +507,7 @@ async def test_a_hundred_thousand_blocked_jobs_cost_the_others_nothing(postgres:
                                                FROM generate_series(1, 1000) AS n))"""
 
     async def pages() -> tuple[int, int]:
-        """Of an admission and a claim of the thousand."""
+        """Return the pages that an admission and a claim of the thousand jobs read."""
         database.rows(others)
         admit = buffers(database, "SELECT * FROM jobqueue.admit(2000)")
         claim = "SELECT jobqueue.claim(%s, %s::jsonb)"
@@ -537,7 +535,7 @@ async def test_a_hundred_thousand_blocked_jobs_cost_the_others_nothing(postgres:
 
 
 class Watch:
-    """Asks in a loop of its own, over its own connection, for as long as something goes on, and keeps the highest answer."""
+    """Run a query again and again in a thread with its own connection, and keep the highest value."""
 
     def __init__(self, url: str, sql: str) -> None:
         self.highest = 0
@@ -552,7 +550,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(30)
+        self._thread.join(60)
 
     def _run(self) -> None:
         with psycopg.connect(self._url, autocommit=True) as connection:
@@ -568,7 +566,7 @@ PER_KEY = """SELECT max(n) FROM (SELECT count(*) AS n FROM jobqueue.inflight_job
 
 
 async def work(url: str, done: set[str], wanted: int, batch: int, verdicts: Callable[[], str]) -> None:
-    """A node without an engine: claim, finish, admit, promote, as fast as it goes, until so many jobs are done."""
+    """Claim, finish, admit, and promote like a node without an engine, until the wanted number of jobs is done."""
     async with open_driver(url) as driver:
         while len(done) < wanted:
             for run in await driver.claim(batch):
@@ -636,7 +634,7 @@ async def test_several_nodes_together_never_run_more_than_a_key_may(postgres: tu
 
 
 class Scripted(MemoryStore):
-    """A store whose admissions are counted, and fail first."""
+    """A store that records its admissions. The first one fails."""
 
     def __init__(self) -> None:
         super().__init__(trio.current_time)
@@ -649,7 +647,7 @@ class Scripted(MemoryStore):
         return await super().admit()
 
 
-async def test_the_gate_asks_only_when_told_and_again_after_a_refusal(
+async def test_the_gate_asks_only_when_notified_and_again_after_an_error(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
@@ -674,7 +672,8 @@ async def test_the_gate_asks_only_when_told_and_again_after_a_refusal(
 
 Start = Callable[..., Service]
 
-FAST = ("--visibility-timeout", "2", "--poll-interval", "0.5")
+LONGEST_POLL = ("--poll-interval", "60")
+"""With this interval, a test that waited for polls would take many minutes."""
 
 
 def submit(database: Database, jobs: int, **fields: Any) -> None:
@@ -721,27 +720,25 @@ def test_settings_over_http_in_code_and_in_sql(service: Start, database: Databas
     assert httpx.put(url, json={"rate": 1, "x": "x" * 5000}, timeout=60).status_code == 413
     assert httpx.put(url, content="{}", headers={"Content-Type": "application/x-ndjson"}, timeout=60).status_code == 415
     assert httpx.put(f"{node.url}/queues/{'x' * 201}", json={}, timeout=60).status_code == 400
-    # Code wins at each start.
+    # Settings in code replace the stored settings each time a node starts.
     database.rows("SELECT jobqueue.configure('declared', max_running => 100, rate => 1)")
     assert node.stop() == 0
     node = service("tests.limit_handlers", "--queue", "declared=4")
     assert declared.items() <= queue("declared").items()
 
 
-def test_a_running_limit_is_kept_over_nodes_and_reached_by_what_ends_elsewhere(service: Start, database: Database) -> None:
-    nodes = [service("tests.limit_handlers", "--queue", "default=8", "--poll-interval", "60") for _ in range(2)]
+def test_a_running_limit_holds_over_nodes_and_an_end_on_one_lets_another_start_a_job(service: Start, database: Database) -> None:
+    nodes = [service("tests.limit_handlers", "--queue", "default=8", *LONGEST_POLL) for _ in range(2)]
     database.rows("SELECT jobqueue.configure('default', max_running => 3)")
-    began = time.monotonic()
     with Watch(database.url, RUNNING) as watch:
         submit(database, 60, kind="nap", payload={"seconds": 0.05})
-        wait_for(lambda: database.states() == {"succeeded": 60})
+        wait_for(lambda: database.states() == {"succeeded": 60}, "20 rounds of 3 jobs, without a poll before each", 120)
     assert watch.highest == 3
-    assert time.monotonic() - began < 15, "a second at best: a poll, which comes each minute, was not needed"
     assert all(node.process.poll() is None for node in nodes)
 
 
 def test_a_killed_node_is_not_a_way_around_a_limit(service: Start, database: Database) -> None:
-    nodes = [service("tests.limit_handlers", "--queue", "default=8", *FAST) for _ in range(2)]
+    nodes = [service("tests.limit_handlers", "--queue", "default=8", "--poll-interval", "0.5") for _ in range(2)]
     database.rows("SELECT jobqueue.configure('default', max_running => 4, key_max_running => 2)")
     with Watch(database.url, RUNNING) as running, Watch(database.url, PER_KEY) as per_key:
         for key in "ab":
@@ -749,32 +746,32 @@ def test_a_killed_node_is_not_a_way_around_a_limit(service: Start, database: Dat
         submit(database, 20, kind="nap", payload={"seconds": 0.1})
         wait_for(lambda: database.states().get("succeeded", 0) > 20)
         nodes[0].kill()
-        wait_for(lambda: database.states() == {"succeeded": 100}, seconds=60)
+        wait_for(lambda: database.states() == {"succeeded": 100}, seconds=120)
     assert running.highest == 4
     assert 1 <= per_key.highest <= 2
 
 
 def test_a_rate_is_kept_and_reached_by_two_nodes_one_of_which_is_killed(service: Start, database: Database) -> None:
     rate, burst, jobs = 40, 5, 200
-    nodes = [service("tests.limit_handlers", "--queue", "default=8", *FAST) for _ in range(2)]
+    nodes = [service("tests.limit_handlers", "--queue", "default=8", *LONGEST_POLL) for _ in range(2)]
     database.rows("SELECT jobqueue.configure('default', rate => %s, burst => %s)", rate, burst)
     submit(database, jobs, kind="nap")
-    wait_for(lambda: database.states().get("succeeded", 0) > jobs / 2)
+    wait_for(lambda: database.states().get("succeeded", 0) > jobs / 2, seconds=120)
     nodes[0].kill()
-    wait_for(lambda: database.states() == {"succeeded": jobs}, seconds=60)
+    wait_for(lambda: database.states() == {"succeeded": jobs}, seconds=120)
     starts = claims(database)
     assert within(starts, rate=rate, burst=burst)
-    assert len(starts) / (starts[-1] - starts[0]) > rate * 0.5, "the killed one's jobs came late, but the rate was used"
+    assert len(starts) / (starts[-1] - starts[0]) > rate * 0.1, "with polls alone it would be 5 jobs per minute and node"
 
 
 def test_the_rate_of_a_key_is_kept_and_reached_and_other_keys_do_not_wait(service: Start, database: Database) -> None:
     rate, burst, jobs = 20, 2, 60
-    nodes = [service("tests.limit_handlers", "--queue", "default=8", *FAST) for _ in range(2)]
+    nodes = [service("tests.limit_handlers", "--queue", "default=8", *LONGEST_POLL) for _ in range(2)]
     database.rows("SELECT jobqueue.configure('default', key_max_running => 10, key_rate => %s, key_burst => %s)", rate, burst)
     submit(database, jobs, kind="nap", concurrency_key="slow")
     submit(database, 20, kind="nap")
-    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.finished_jobs WHERE options IS NULL") == 20, seconds=5)
-    wait_for(lambda: database.states() == {"succeeded": jobs + 20})
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.finished_jobs WHERE options IS NULL") == 20)
+    wait_for(lambda: database.states() == {"succeeded": jobs + 20}, seconds=120)
     starts = [
         when
         for (when,) in database.rows(
@@ -782,18 +779,18 @@ def test_the_rate_of_a_key_is_kept_and_reached_and_other_keys_do_not_wait(servic
         )
     ]
     assert within(starts, rate=rate, burst=burst)
-    assert len(starts) / (starts[-1] - starts[0]) > rate * 0.7
+    assert len(starts) / (starts[-1] - starts[0]) > rate * 0.1, "with polls alone it would be 2 jobs per minute and node"
     assert all(node.process.poll() is None for node in nodes)
 
 
 def test_keyed_jobs_come_through_by_http_and_by_sql_without_a_poll(service: Start, database: Database) -> None:
-    node = service("tests.limit_handlers", "--queue", "default=8", "--poll-interval", "60")
+    node = service("tests.limit_handlers", "--queue", "default=8", *LONGEST_POLL)
     job = {"kind": "nap", "concurrency_key": "k"}
     with Watch(database.url, PER_KEY) as watch:
         for _ in range(5):
             assert httpx.post(f"{node.url}/submit", json=[job] * 4, timeout=60).status_code == 201
             submit(database, 4, **job)
-        wait_for(lambda: database.states() == {"succeeded": 40}, seconds=20)
+        wait_for(lambda: database.states() == {"succeeded": 40}, seconds=120)
     assert watch.highest == 1
     counted = httpx.get(f"{node.url}/metrics", timeout=60).text
     assert 'jobqueue_jobs_completed_total{kind="nap",queue="default"} 40.0' in counted
@@ -805,31 +802,35 @@ def test_with_every_notification_lost_keyed_jobs_are_found_by_the_poll(service: 
     database.rows("CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void LANGUAGE sql AS 'SELECT'")
     service("tests.limit_handlers", "--queue", "default=8", "--poll-interval", "0.5")
     submit(database, 3, kind="nap", concurrency_key="k")
-    wait_for(lambda: database.states() == {"succeeded": 3}, seconds=10)
+    wait_for(lambda: database.states() == {"succeeded": 3})
 
 
 # ------------------------------------------------------------------------------------------------------------------------ pause
 
 
-def test_a_pause_holds_what_has_not_started_on_every_node_and_running_jobs_finish(service: Start, database: Database) -> None:
-    """Fast jobs, so that the nodes claim ahead, and then slow ones, of which they hold some when the pause comes."""
-    nodes = [service("tests.limit_handlers", "--queue", "default=2", "--poll-interval", "60") for _ in range(2)]
+def test_a_pause_releases_claimed_jobs_on_every_node_and_running_jobs_finish(
+    service: Start, database: Database, tmp_path: Path
+) -> None:
+    """Fast jobs make the nodes claim ahead. When the pause begins, they hold slow jobs that have not started."""
+    nodes = [service("tests.limit_handlers", "--queue", "default=2", *LONGEST_POLL) for _ in range(2)]
+    go_on = tmp_path / "go-on"
     submit(database, 2000, kind="nap", payload={"seconds": 0.001}, priority=100)
-    submit(database, 400, kind="nap", payload={"seconds": 1.5})
+    submit(database, 400, kind="wait-for-file", payload={"path": str(go_on)})
 
     def slow(state: str) -> int:
-        sql = "SELECT count(*) FROM jobqueue.jobs WHERE payload ->> 'seconds' = '1.5' AND state = %s"
-        return int(database.value(sql, state))
+        return int(database.value("SELECT count(*) FROM jobqueue.jobs WHERE kind = 'wait-for-file' AND state = %s", state))
 
-    fast = "SELECT count(*) FROM jobqueue.succeeded_jobs WHERE payload ->> 'seconds' = '0.001'"
-    # More than can run, and nothing else does: the others were claimed ahead.
-    wait_for(lambda: slow("inflight") > 4 and database.value(fast) == 2000)
+    # 4 jobs can run and no fast job is left, so the nodes have claimed the other slow jobs ahead.
+    fast = "SELECT count(*) FROM jobqueue.succeeded_jobs WHERE kind = 'nap'"
+    wait_for(lambda: slow("inflight") > 4 and database.value(fast) == 2000, seconds=120)
     assert httpx.post(f"{nodes[0].url}/queues/default/pause", timeout=60).status_code == 200
-    wait_for(lambda: slow("inflight") <= 4, seconds=1)
-    wait_for(lambda: slow("inflight") == 0, seconds=10)
+    wait_for(lambda: slow("inflight") <= 4, "the nodes release the jobs that have not started")
+    assert slow("succeeded") == 0
+    go_on.touch()
+    wait_for(lambda: slow("inflight") == 0)
     ran = slow("succeeded")
-    assert 1 <= ran <= 8
+    assert 1 <= ran <= 4
     assert slow("pending") == 400 - ran
     assert database.value("SELECT max(attempt) FROM jobqueue.pending_jobs") == 0, "the attempt is refunded"
     assert httpx.post(f"{nodes[1].url}/queues/default/resume", timeout=60).status_code == 200
-    wait_for(lambda: slow("inflight") >= 4, seconds=5)
+    wait_for(lambda: slow("succeeded") > ran)

@@ -1,6 +1,6 @@
-"""Jobs by filter: listed page by page, cancelled, counted; jobs that wait are changed; what queues and nodes do of late.
+"""List, cancel and count jobs by filter; change waiting jobs; show the recent work of queues and nodes.
 
-In memory and on each PostgreSQL that we support. What only SQL can ask or arrange is in `test_listing_sql`.
+These tests run in memory and on each supported PostgreSQL. `test_listing_sql` has the tests that need SQL.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def driver(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIt
 
 
 async def listed(driver: Driver, wanted: JobFilter = ALL, *, limit: int = 100, rows: int = 10_000) -> list[str]:
-    """The ids of a list, by following its pages to the end."""
+    """Return the ids of all pages of a list."""
     ids: list[str] = []
     after = None
     while True:
@@ -53,19 +53,19 @@ async def listed(driver: Driver, wanted: JobFilter = ALL, *, limit: int = 100, r
 
 
 def id_of(seconds: float) -> str:
-    """A UUIDv7 of that time."""
+    """Return a UUIDv7 of this time."""
     milliseconds = f"{int(seconds * 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}{new_id()[13:]}"
 
 
 async def submit_as(driver: Driver, job_id: str) -> str:
-    """Submit a job with an id of the submitter's own."""
+    """Submit a job with this id."""
     await driver.store.submit([documents.encode(NewJob(id=job_id))], wake=False)
     return job_id
 
 
 async def one_of_each(driver: Driver) -> dict[str, str]:
-    """A job in each state, in a queue of the state's name."""
+    """Make a job in each state, in a queue with the name of the state."""
     ids = {"pending": await driver.submit(queue="pending"), "scheduled": await driver.submit(queue="scheduled", delay=3600)}
     ids["blocked"] = await driver.submit(queue="blocked", options=Options(concurrency_key="a"))
     for state in ("inflight", "succeeded", "dead"):
@@ -132,7 +132,7 @@ async def test_a_filter_means_the_jobs_for_which_all_of_it_holds(driver: Driver,
 
 
 async def failing(driver: Driver, error: str, *, reason: str | None = None) -> str:
-    """A job that failed so: it is tried again, or dead for a reason."""
+    """Make a job that failed with this error: it will be retried, or is dead for a reason."""
     job_id = await driver.submit()
     job = await driver.claim_one()
     entry = AttemptError(attempt=1, error=error, duration=0)
@@ -171,7 +171,7 @@ async def test_a_text_is_a_part_of_the_last_error_or_the_reason_in_any_case(driv
     assert await listed(driver, JobFilter(text="order", state=["dead"])) == [ids[2]]
     await driver.store.change(again, Change(run_at=datetime.now(UTC)))
     assert await driver.finish(*await driver.claim(1), "retry", delay=1.0, error=AttemptError(attempt=2, error="other", duration=0))
-    assert await listed(driver, JobFilter(text="'order'")) == [], "it is the last error that counts"
+    assert await listed(driver, JobFilter(text="'order'")) == [], "only the last error counts"
     assert await driver.store.cancel_jobs(JobFilter(text="OTHER")) == (1, None)
     assert await driver.state(again) == "cancelled"
 
@@ -190,7 +190,7 @@ async def test_a_text_that_an_id_begins_with_is_that_id_and_looks_at_no_other(dr
     ):
         page = await driver.store.jobs(JobFilter(text=text), limit=5, rows=2)
         assert ([job["id"] for job in page.jobs], page.next) == ([one], None), text
-    assert await listed(driver, JobFilter(text="0123456789abcdef")) == [], "where a text can be of an id it is no part of an error"
+    assert await listed(driver, JobFilter(text="0123456789abcdef")) == [], "errors are not searched for a possible id"
     for text in ("0123456789abcdef.", one[:7], f" {one}", one[:8] + one[9:14], one[:9] + "-"):
         assert one not in await listed(driver, JobFilter(text=text))
     assert (
@@ -250,7 +250,7 @@ async def test_times_are_those_of_creation_and_exclusive(driver: Driver) -> None
 
 async def test_an_id_of_another_time_is_listed_where_it_stands_and_not_found_by_time(driver: Driver) -> None:
     now = time.time()
-    # Of a node whose clock is half a minute wrong, of one that is hours wrong, and of no time at all.
+    # From a node whose clock is half a minute off, from nodes whose clocks are hours off, and an id without a time.
     near, early, late = [id_of(now + seconds) for seconds in (-30, -7200, 7200)]
     random = "ffffffff-ffff-4fff-bfff-ffffffffffff"
     ids = [await submit_as(driver, job_id) for job_id in (near, early, late, random)]
@@ -271,7 +271,7 @@ async def test_a_list_goes_on_after_any_id(driver: Driver) -> None:
         assert [job["id"] for job in page.jobs] == found
 
 
-async def test_nobody_means_all_by_saying_nothing(driver: Driver) -> None:
+async def test_a_filter_without_conditions_is_rejected(driver: Driver) -> None:
     await driver.submit()
     for call in (driver.store.jobs(JobFilter(), limit=5), driver.store.cancel_jobs(JobFilter())):
         with pytest.raises(RefusedData) as refused:
@@ -291,7 +291,7 @@ async def test_jobs_that_wait_are_cancelled_and_those_that_run_are_asked_to_end_
     for state, job_id in ids.items():
         ended = ("cancelled" if keep else None) if state in ("pending", "blocked", "scheduled") else state
         assert await driver.state(job_id) == ended
-    assert await driver.store.cancel_jobs(ALL, dry_run=True) == (0, None), "what was asked for need not be asked for again"
+    assert await driver.store.cancel_jobs(ALL, dry_run=True) == (0, None), "a cancellation that is requested already does not count"
     assert await driver.store.cancel_jobs(ALL) == (0, None)
     assert await driver.store.heartbeat(driver.node, lease=30) == [(ids["inflight"], 1)]
     assert await driver.store.cancel_jobs(ALL) == (0, None)
@@ -307,7 +307,7 @@ async def test_only_jobs_of_the_states_that_are_meant_are_cancelled(driver: Driv
 
 
 @pytest.mark.parametrize("state", ["succeeded", "cancelled", "dead"])
-async def test_what_has_ended_cannot_be_cancelled_and_that_is_said(driver: Driver, state: JobState) -> None:
+async def test_a_filter_for_ended_jobs_cannot_cancel_and_is_rejected(driver: Driver, state: JobState) -> None:
     ids = await one_of_each(driver)
     with pytest.raises(RefusedData) as refused:
         await driver.store.cancel_jobs(JobFilter(state=["pending", state]))
@@ -342,7 +342,7 @@ async def test_a_dry_run_counts_the_dead_that_would_be_run_again_or_deleted_and_
         [documents.encode(NewJob(id=new_id(), options=Options(unique_key="b"), delay=60))], wake=False, key_ttl=60
     )
     wanted = DeadFilter(kind="fail")
-    assert await driver.store.retry_dead(wanted, dry_run=True) == 2, "of two with one key it is one, and b is another's"
+    assert await driver.store.retry_dead(wanted, dry_run=True) == 2, "one of the two with the same key; another job holds key b"
     assert await driver.store.discard_dead(wanted, dry_run=True) == 4
     assert await driver.store.retry_dead(wanted) == 2
     assert await driver.store.discard_dead(wanted, dry_run=True) == await driver.store.discard_dead(wanted) == 2
@@ -421,7 +421,7 @@ async def test_a_retry_that_is_pulled_forward_keeps_its_place_and_one_that_is_pu
 
 
 @pytest.mark.parametrize("change", [Change(run_at=datetime(2000, 1, 1, tzinfo=UTC)), Change(priority=0), Change()])
-async def test_what_changes_nothing_leaves_a_job_where_it_is(driver: Driver, change: Change) -> None:
+async def test_a_change_without_effect_leaves_a_job_in_its_place(driver: Driver, change: Change) -> None:
     ids = [await driver.submit() for _ in range(3)]
     before = await job_of(driver, ids[1])
     assert await driver.store.change(ids[1], change)
@@ -430,7 +430,7 @@ async def test_what_changes_nothing_leaves_a_job_where_it_is(driver: Driver, cha
 
 
 @pytest.mark.parametrize("state", ["inflight", "succeeded", "cancelled", "dead"])
-async def test_what_does_not_wait_is_not_changed(driver: Driver, state: str) -> None:
+async def test_only_waiting_jobs_can_be_changed(driver: Driver, state: str) -> None:
     ids = await one_of_each(driver)
     before = await job_of(driver, ids[state])
     assert not await driver.store.change(ids[state], Change(priority=5, delay=60))
@@ -496,7 +496,7 @@ async def test_a_changed_job_keeps_all_that_is_known_of_it(driver: Driver) -> No
 # ------------------------------------------------------------------------------------------------------------ queues and nodes
 
 
-async def test_what_nodes_did_of_late_is_summed_over_those_that_live(driver: Driver) -> None:
+async def test_recent_rates_are_summed_over_the_living_nodes(driver: Driver) -> None:
     assert await driver.store.throughput() == {}
     first = driver.node
     await driver.store.heartbeat(first, lease=30, activity={"mail": (1.5, 0.25), "a": (0.1, 0)})
@@ -508,7 +508,7 @@ async def test_what_nodes_did_of_late_is_summed_over_those_that_live(driver: Dri
     await driver.store.heartbeat(second, lease=30)
     assert await driver.store.throughput() == {"mail": (1.5, 0.25), "a": (0.1, 0)}
     await driver.store.heartbeat(first, lease=-1, activity={"mail": (9, 9)})
-    assert await driver.store.throughput() == {}, "what a node said last is not what it does"
+    assert await driver.store.throughput() == {}, "the last rates of a lost node do not count"
     assert {node["throughput"]["completed"] for node in await driver.store.nodes()} == {0}
 
 

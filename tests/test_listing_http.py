@@ -1,4 +1,4 @@
-"""Lists, changes and steering by filter over HTTP, and what queues and nodes are shown to do: a real service."""
+"""List, change and cancel jobs by filter over HTTP, and show queues and nodes, with a real service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def pages(client: httpx.Client, node: Service, query: str = "", limit: int = 2) -> list[dict[str, Any]]:
-    """Every job of a list, by following `next` to its end."""
+    """Return all jobs of a list, page by page."""
     jobs, after = [], ""
     for _ in range(1000):
         page = client.get(f"{node.url}/jobs?limit={limit}{query}{after}")
@@ -199,8 +199,10 @@ def test_queues_and_nodes_show_what_is_there_and_what_was_done(start: Start, cli
         return shown
 
     done, nothing = {"completed": 0.2, "failed": 0.1}, {"completed": 0, "failed": 0}
-    # Rates come with a heartbeat, and counts are shown again while they are young.
-    wait_for(lambda: queue("mail")["throughput"] == done, "the rates are told")
+    # Rates arrive with a heartbeat, and depths are cached for a while.
+    wait_for(lambda: queue("mail")["throughput"] == done, "the node reports its rates")
+    [shown] = client.get(f"{node.url}/nodes").json()
+    assert (shown["throughput"], shown["queues"]) == (done, {"default": 2, "mail": 1})
     wait_for(
         lambda: queue("mail")["depth"] == {"dead": 6} and queue("default")["depth"] == {"inflight": 1}, "the depths are counted"
     )
@@ -213,6 +215,5 @@ def test_queues_and_nodes_show_what_is_there_and_what_was_done(start: Start, cli
     assert [queue["name"] for queue in client.get(f"{node.url}/queues").json()] == ["default", "mail", "nobody's/own"]
     [shown] = client.get(f"{node.url}/nodes").json()
     assert [(row["queue"], row["kind"], row["jobs"]) for row in shown["running"]] == [("default", "sleep", 1)]
-    assert (shown["throughput"], shown["queues"]) == (done, {"default": 2, "mail": 1})
     for name, status in (("unknown", 404), ("x" * 201, 400), ("%00", 400)):
         assert client.get(f"{node.url}/queues/{name}").status_code == status

@@ -1,4 +1,4 @@
-"""Lists, changes and cancelling by filter as SQL sees them: what is read for a page, whom it tells, and who waits for whom."""
+"""List, change and cancel jobs by filter in SQL: the rows that a page reads, notifications, and locks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import trio
 from jobqueue.job import Change, JobFilter, Options
 from tests.conftest import Database
 from tests.storage import Driver, open_driver
+from tests.waiting import until
 
 MANY = 30_000
 
@@ -55,15 +56,22 @@ async def test_a_page_of_tables_without_statistics_reads_what_it_shows_or_what_m
             filling.execute(statement, (MANY,))
         middle = filling.execute("SELECT id FROM jobqueue.succeeded_jobs ORDER BY id OFFSET 15000 LIMIT 1").fetchone()
     assert middle is not None
-    await trio.sleep(0.6)  # the server writes the counters of a connection when it closes
+    await until_alone(sql)
     before = sql.rows(READS)
     with psycopg.connect(any_database_url, autocommit=True) as looking:
         for after in (None, *middle):
             looking.execute("SELECT jobqueue.list_jobs(%s::jsonb, %s, %s)", (wanted, limit, after))
-    await trio.sleep(0.6)
+    await until_alone(sql)
     for (scanned, fetched), (scanned_before, fetched_before) in zip(sql.rows(READS), before, strict=True):
         assert scanned == scanned_before
         assert 0 < fetched - fetched_before <= 2 * most
+
+
+async def until_alone(sql: Database) -> None:
+    """Wait until no other session is open, and a little longer: the server counts a session's reads when it ends."""
+    others = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    await until(lambda: not sql.rows(f"{others} AND backend_type = 'client backend'"))
+    await trio.sleep(0.6)
 
 
 async def test_a_page_for_a_text_is_short_where_histories_are_long(any_database_url: str, sql: Database) -> None:
@@ -85,7 +93,7 @@ async def test_a_page_for_a_text_is_short_where_histories_are_long(any_database_
             page = await driver.store.jobs(JobFilter(text="ERROR 4"), limit=100, after=after)
             pages, found, after = pages + 1, found + len(page.jobs), page.next
         assert found == 111
-        assert pages >= 3, "what is stored of 500 histories of 32 kB is more than 20,000 times 512 bytes"
+        assert pages >= 3, "500 histories of 32 kB are more than 20,000 times 512 bytes"
 
 
 async def test_a_look_far_back_begins_there(any_database_url: str, sql: Database) -> None:
@@ -139,23 +147,23 @@ async def test_a_job_that_somebody_holds_is_left_out_and_nobody_waits_for_it(dri
     held, other = await driver.submit(), await driver.submit()
     with psycopg.connect(sql.url) as holder:
         holder.execute("SELECT FROM jobqueue.pending_jobs WHERE id = %s FOR UPDATE", (held,))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert await driver.store.cancel_jobs(JobFilter(all=True)) == (1, None)
     assert [await driver.state(job_id) for job_id in (held, other)] == ["pending", "cancelled"]
 
 
-async def test_who_cancels_running_jobs_in_a_transaction_that_stays_open_holds_up_nobody(driver: Driver, sql: Database) -> None:
+async def test_an_open_transaction_that_cancels_running_jobs_blocks_nobody(driver: Driver, sql: Database) -> None:
     await driver.submit_many({}, {})
     first, second = await driver.claim()
     with psycopg.connect(sql.url, autocommit=True) as listener, psycopg.connect(sql.url) as other:
         listener.execute("LISTEN jobqueue_cancel")
         assert other.execute("""SELECT jobqueue.cancel_jobs('{"state": "inflight"}')""").fetchone() == (2,)
         assert other.execute("""SELECT jobqueue.cancel_jobs('{"state": "inflight"}')""").fetchone() == (0,)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert await driver.finish(first, "succeeded")
             assert await driver.store.heartbeat(driver.node, lease=30) == []
         other.commit()
-        assert [notify.payload for notify in listener.notifies(timeout=5, stop_after=1)] == [""]
+        assert [notify.payload for notify in listener.notifies(timeout=60, stop_after=1)] == [""]
     assert await driver.store.heartbeat(driver.node, lease=30) == [(second.id, second.claims)]
 
 
@@ -163,9 +171,9 @@ async def test_what_is_claimed_at_this_moment_is_cancelled_where_it_went(driver:
     job_id = await driver.submit()
     with psycopg.connect(sql.url) as claiming:
         claiming.execute("""SELECT jobqueue.claim(%s, '{"default": [1, null]}')""", (driver.node,))
-        # Past the first look, which finds the row locked.
+        # Commit after the first look, which finds the row locked.
         threading.Timer(0.01, claiming.commit).start()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             walked = await driver.store.cancel_jobs(JobFilter(all=True))
     assert walked.jobs == 1
     assert await driver.store.heartbeat(driver.node, lease=30) == [(job_id, 1)]
@@ -175,15 +183,15 @@ async def test_what_is_claimed_at_this_moment_is_cancelled_where_it_went(driver:
 
 
 async def heard(sql: Database, statement: str, *params: Any, channels: tuple[str, ...]) -> dict[str, str]:
-    """What listeners are told of a statement, by channel."""
+    """Run a statement; return the payloads of its notifications by channel."""
     with psycopg.connect(sql.url, autocommit=True) as listener:
         for channel in channels:
             listener.execute(f"LISTEN {channel}")
         assert sql.value(statement, *params) is True
-        return {notify.channel: notify.payload for notify in listener.notifies(timeout=5, stop_after=len(channels))}
+        return {notify.channel: notify.payload for notify in listener.notifies(timeout=60, stop_after=len(channels))}
 
 
-async def test_who_listens_is_told_of_a_better_rank_and_of_an_earlier_time(driver: Driver, sql: Database) -> None:
+async def test_a_better_rank_and_an_earlier_time_are_notified(driver: Driver, sql: Database) -> None:
     pending, scheduled = await driver.submit(queue="q"), await driver.submit(queue="q", delay=3600)
     told = await heard(sql, "SELECT jobqueue.change(%s, 5)", pending, channels=("jobqueue",))
     rank, _, queue = told["jobqueue"].partition(" ")
@@ -205,7 +213,7 @@ async def test_a_job_is_not_claimed_while_somebodys_change_is_open_and_in_its_ne
     first, second = await driver.submit(priority=1), await driver.submit()
     with psycopg.connect(sql.url) as changing:
         changing.execute("SELECT jobqueue.change(%s, 0)", (first,))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert [job.id for job in await driver.claim()] == [second]
         changing.commit()
     assert [(job.id, job.priority) for job in await driver.claim()] == [(first, 0)]
@@ -238,7 +246,7 @@ async def test_jobs_are_neither_lost_nor_doubled_where_all_change_and_claim_at_o
             await driver.store.promote()
             claimed.extend(job.id for job in await driver.claim(3))
 
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(change, sql.url, 0)
             nursery.start_soon(change, sql.url, 3)

@@ -1,4 +1,4 @@
-"""The load script: what it reads, what it reckons, and a whole run against the real service."""
+"""The load script: how it reads responses and computes its figures, and a whole run against the real service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ServiceFactory = Callable[..., Service]
 
 
 async def read_answer(*pieces: bytes) -> tuple[Answer, bool]:
-    """Let the load script read an answer that comes in these pieces, after which the connection is closed."""
+    """Let the load script read a response that arrives in these pieces, followed by the end of the connection."""
     service, client = trio.testing.memory_stream_pair()
     async with service, client, trio.open_nursery() as nursery:
 
@@ -77,7 +77,7 @@ def test_load_accounts_for_every_job(service: ServiceFactory, tmp_path: Path) ->
     running = service("examples.quickstart", "--queue", "default=32")
     figures = tmp_path / "figures.json"
     ran = run_module("benchmarks.load", "--url", running.url, "--jobs", "200", "--clients", "10", "--json", str(figures))
-    dead = run_module("benchmarks.load", "--url", running.url, "--jobs", "3", "--kind", "nobody's", "--timeout", "0.2")
+    dead = run_module("benchmarks.load", "--url", running.url, "--jobs", "3", "--kind", "nobody's", "--timeout", "5")
     assert running.stop() == 0
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -100,7 +100,7 @@ def test_load_reports_refused_submits(service: ServiceFactory) -> None:
     refused = run_module("benchmarks.load", "--url", running.url, "--token", "s3cret", "--jobs", "5", "--kind", "nobody's")
     assert running.stop() == 0
     assert stranger.returncode == 1
-    assert stranger.stderr.strip().splitlines()[-1].startswith(f"Error: {running.url} cannot be used: it answered 401")
+    assert stranger.stderr.strip().splitlines()[-1].startswith(f"Error: {running.url} cannot be used: it responded with 401")
     assert refused.returncode == 1
     assert "5 (422" in refused.stdout
 

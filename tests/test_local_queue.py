@@ -25,13 +25,13 @@ def wanted(queue: LocalQueue) -> int:
 
 
 def claim(queue: LocalQueue, *jobs: ClaimedJob, of: int = 1) -> None:
-    """Let a claim of so many bring these jobs."""
+    """Let a claim of `of` jobs return these jobs."""
     with queue.claiming(Want(of)) as brought:
         brought.extend(jobs)
 
 
 async def measured(queue: LocalQueue, mock_clock: MockClock, *, jobs_per_second: int, seconds: float = 1.0) -> int:
-    """Let the queue see that rate for a while; return what it wants then."""
+    """Let the queue see this rate for a while; return how many jobs it wants then."""
     for _ in range(int(seconds * 10)):
         mock_clock.jump(0.1)
         for _ in range(jobs_per_second // 10):
@@ -111,7 +111,7 @@ async def test_idle_capacity_is_what_could_start_at_once() -> None:
     queue.runs.add(Run(job(), "node", trio.CancelScope()))
     claim(queue, job())
     assert queue.idle_capacity == 1
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await queue.ready.pop()
     assert queue.idle_capacity == 2
 
@@ -120,7 +120,7 @@ async def test_idle_capacity_is_what_could_start_at_once() -> None:
 
 
 def floor(queue: LocalQueue) -> float | None:
-    """Where the next claim looks, once the workers have taken what is ready."""
+    """Return the floor of the next claim, after the workers have started the ready jobs."""
     queue.ready.clear()
     want = queue.wanted()
     assert want is not None

@@ -1,4 +1,4 @@
-"""Logging never blocks and never raises, records carry their job, and what must stay out of the log stays out."""
+"""Logging never blocks and never raises, records name their job, and the log shows no values of variables."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobqueue import logs
+from jobqueue import log_writer, logs
 from jobqueue.log_writer import MAX_OF_JOBS, MAX_OF_ONE_JOB, MAX_WAITING, PER_LINE, Writer, flush
 from tests.conftest import ROOT, Database, Service
 from tests.test_service import Start, submit
 from tests.waiting import wait_for
 
-GAP = "log lines were dropped while the log could not be written"
+GAP = "log lines dropped: the log could not be written in time"
 
 
 class Log:
-    """What is logged in this process goes to a file."""
+    """A file with the log of this process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class Log:
             self.writer = Writer(os.dup(file.fileno()), logs._summary)
 
     def text(self) -> str:
-        assert flush([self.writer], 10)
+        assert flush([self.writer], 60)
         return self.path.read_text()
 
     def records(self) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
 
 
 def records_of(handler: logging.Handler) -> logging.Logger:
-    """A logger of `logging` with one handler, and nothing above it."""
+    """Return a logger of `logging` with one handler and no parent."""
     logger = logging.Logger("orders", logging.INFO)  # noqa: LOG001 - not to be found by its name
     logger.addHandler(handler)
     return logger
@@ -124,7 +124,7 @@ def test_a_node_loads_nothing_that_only_the_other_commands_need() -> None:
 
 
 class Hostile:
-    """A value that fails whichever way it is looked at."""
+    """A value whose every method raises an error."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -243,7 +243,7 @@ def test_what_cannot_be_rendered_at_all_is_counted_and_reported(log: Log, monkey
     with monkeypatch.context() as patched:
         patched.setattr(logs, "_render", broken)
         records_of(logs._Records()).info("%d", "x")
-    assert flush([log.writer], 10)
+    assert flush([log.writer], 60)
     assert log.writer.dropped == 1
     [gap] = log.records()
     assert (gap["event"], gap["lines"], gap["reason"]) == (GAP, 1, "a record cannot be rendered")
@@ -265,22 +265,28 @@ class Sink:
             self.writer.put(f"{number:<{size - 1}}\n".encode(), job_id)
 
     def fill(self) -> None:
-        """Let the pipe be full and the thread wait in its write."""
+        """Fill the pipe, so that the writer's thread waits in its write."""
         self.writer.put(b"x" * 200_000 + b"\n")
         wait_for(lambda: not select.select([], [self.write_end], [], 0)[1], "the pipe is full")
 
     def read(self) -> list[str]:
-        """Read until all that waits is written."""
+        """Read until all waiting lines are written."""
         os.set_blocking(self.read_end, True)
-        chunks: list[bytes] = []
-        reader = threading.Thread(target=lambda: chunks.extend(iter(lambda: os.read(self.read_end, 65536), b"END\n")), daemon=True)
+        received = bytearray()
+
+        def read() -> None:
+            while not received.endswith(b"END\n"):
+                received.extend(os.read(self.read_end, 65536))
+
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        assert flush([self.writer], 20)
-        assert flush([self.writer], 20)  # what the first one found to report
-        time.sleep(0.05)
+        assert flush([self.writer], 60)
+        assert flush([self.writer], 60)  # the report of dropped lines
         os.write(self.write_end, b"END\n")
-        reader.join(10)
-        return [line.strip() for line in b"".join(chunks).decode().splitlines() if not line.startswith("xxx")]
+        reader.join(60)
+        *lines, end = received.decode().splitlines()
+        assert end == "END"
+        return [line.strip() for line in lines if not line.startswith("xxx")]
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -314,13 +320,11 @@ def test_as_many_lines_wait_as_the_bound_says_and_the_gap_is_reported_in_its_pla
     room = (MAX_WAITING - 200_001 - PER_LINE) // 1024
     sink.put(range(room), SIZE)
     assert sink.writer.dropped == 0
-    began = time.monotonic()
     sink.put(range(room, room + 100), SIZE)
-    assert time.monotonic() - began < 5
-    assert sink.writer.dropped == 100
+    assert sink.writer.dropped == 100, "put does not wait: nobody reads yet"
     lines = sink.read()
     assert lines[:room] == [str(number) for number in range(room)]
-    assert lines[room:] == ["-100 the log is read too slowly, or not at all"]
+    assert lines[room:] == ["-100 the reader of the log is too slow, or has stopped"]
     sink.put(["after"])
     assert sink.read() == ["after"]
 
@@ -368,16 +372,16 @@ def test_a_reader_that_goes_away_is_reported_to_the_next_one(tmp_path: Path) -> 
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer = Writer(os.open(path, os.O_WRONLY), lambda lines, reason, _: f"-{lines} {reason}\n".encode())
     writer.put(b"0\n")
-    assert flush([writer], 10)
+    assert flush([writer], 60)
     assert os.read(reader, 100) == b"0\n"
     os.close(reader)
     for number in range(1, 8):
         writer.put(b"%d\n" % number)
-    assert flush([writer], 10)
+    assert flush([writer], 60)
     assert writer.dropped == 7
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer.put(b"8\n")
-    assert flush([writer], 10)
+    assert flush([writer], 60)
     assert os.read(reader, 100) == b"-7 Broken pipe\n8\n"
     os.close(reader)
 
@@ -391,11 +395,11 @@ def test_a_file_that_is_full_in_the_middle_of_a_line_goes_on_with_a_whole_one(tm
         "_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (25, hard))\n"
         "for number in range(4): writer.put(b'line %04d\\n' % number)\n"
-        "assert flush([writer], 10)\n"
+        "assert flush([writer], 60)\n"
         "assert writer.dropped == 2, writer.dropped\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))\n"
         "writer.put(b'line 0004\\n')\n"
-        "assert flush([writer], 10)\n"
+        "assert flush([writer], 60)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], check=True, cwd=ROOT)
     assert (tmp_path / "log").read_text() == "line 0000\nline 0001\nline \n-2 File too large\nline 0004\n"
@@ -405,7 +409,7 @@ def test_a_full_device_takes_nothing_and_harms_nobody() -> None:
     writer = Writer(os.open("/dev/full", os.O_WRONLY), lambda *_: b"gap\n")
     for number in range(50):
         writer.put(b"%d\n" % number)
-    assert flush([writer], 10)
+    assert flush([writer], 60)
     assert writer.dropped == 50
 
 
@@ -414,21 +418,25 @@ def test_flush_gives_up_on_a_stuck_reader() -> None:
     sink.fill()
     began = time.monotonic()
     assert not flush([sink.writer], 0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
     sink.read()
 
 
-def test_a_patient_writer_has_written_a_line_when_put_returns_and_is_patient_once_with_a_stuck_reader() -> None:
+def test_a_patient_writer_has_written_a_line_when_put_returns_and_is_patient_once_with_a_stuck_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     read_end, write_end = os.pipe()
     writer = Writer(write_end, lambda *_: b"gap\n", patient=True)
     for number in range(100):
         writer.put(b"%d\n" % number)
         assert os.read(read_end, 100) == b"%d\n" % number
-    writer.put(b"x" * 200_000)
-    began = time.monotonic()
-    for number in range(100):
-        writer.put(b"%d\n" % number)
-    assert time.monotonic() - began < 5
+    with monkeypatch.context() as patched:
+        patched.setattr(log_writer, "PATIENCE", 10.0)
+        began = time.monotonic()
+        writer.put(b"x" * 200_000)
+        for number in range(100):
+            writer.put(b"%d\n" % number)
+        assert 10 <= time.monotonic() - began < 120, "with each line, it would be 1,000 s"
     received = b""
     while not received.endswith(b"99\n"):
         received += os.read(read_end, 65536)
@@ -457,7 +465,7 @@ KINDS = ["async", "nursery", "thread", "transactional", "process", "fail"]
 
 
 def parsed(node: Service) -> list[dict[str, Any]]:
-    """All that a service has logged: every line is JSON."""
+    """Return the records of a service's log. Every line is JSON."""
     return [json.loads(line) for line in node.log_lines]
 
 
@@ -514,7 +522,7 @@ def test_100_000_lines_of_a_handler_drop_no_line_of_the_service(service: Start, 
     node = service("tests.log_handlers")
     with httpx.Client(timeout=60) as client:
         [flood, fail] = submit(client, node, [{"kind": "flood", "payload": {"lines": 100_000}}, {"kind": "fail"}])
-        wait_for(lambda: database.states() == {"succeeded": 1, "dead": 1}, "both have run")
+        wait_for(lambda: database.states() == {"succeeded": 1, "dead": 1}, "both have run", seconds=300)
     assert node.stop() == 0
     records = parsed(node)
     numbers = [record["number"] for record in records if record["event"] == "one of many"]
@@ -533,12 +541,12 @@ def test_100_000_lines_of_a_handler_drop_no_line_of_the_service(service: Start, 
 
 
 def run_node(*lines: str) -> tuple[list[str], int]:
-    """Run the lines as a module that a node has imported, up to the line `---`, and what its handlers do after it."""
+    """Run the lines before `---` like a module that a node imports, and those after it like its handlers."""
     split = lines.index("---")
     start = ["import logging, logging.config, structlog, sys, warnings", "from jobqueue import logs", "import jobqueue.cli.serve"]
     code = [*start, "logs.take_over(logs.Setup('info', {}))", *lines[:split], "logs.adopt_root()", *lines[split + 1 :]]
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(code)], check=False, cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", "\n".join(code)], check=False, cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     return done.stderr.splitlines(), done.returncode
 
@@ -636,7 +644,7 @@ def test_every_logger_of_the_service_is_out_of_the_users_reach() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     count, bound = done.stdout.split()
-    modules = [path for path in (ROOT / "jobqueue").rglob("*.py") if path.parent.name != "keeper"]  # a process without users' code
+    modules = [path for path in (ROOT / "jobqueue").rglob("*.py") if path.parent.name != "keeper"]  # without users' code
     uses = [path for path in modules if "structlog.get_logger()" in path.read_text()]
     assert (int(count), bound) == (len(uses), "True")
 
@@ -669,7 +677,7 @@ def test_the_last_lines_are_there_however_the_process_ends(end: str, code: int) 
 def test_no_stream_keeps_the_process_or_changes_its_exit_code(end: str, stream: str, state: str) -> None:
     code = (
         "import sys\nfrom jobqueue import logs\nlogs.take_over(logs.Setup('info', {}))\n"
-        f"for _ in range(1000): print('x' * 1000, file=sys.{stream})\nimport time; began = time.monotonic()\n{end}\n"
+        f"for _ in range(1000): print('x' * 1000, file=sys.{stream})\n{end}\n"
     )
     read_end, write_end = os.pipe()
     if state == "abandoned":
@@ -678,14 +686,14 @@ def test_no_stream_keeps_the_process_or_changes_its_exit_code(end: str, stream: 
     streams: dict[str, Any] = {stream: write_end, other: subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **streams)
     os.close(write_end)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     if state == "stuck":
         os.close(read_end)
 
 
-def test_an_error_at_the_start_is_told_and_has_its_exit_code(database_url: str) -> None:
+def test_an_error_at_the_start_is_reported_and_has_its_exit_code(database_url: str) -> None:
     command = [sys.executable, "-m", "jobqueue", "serve", "no.such.module", "--database-url", database_url]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert (done.returncode, done.stderr.splitlines()[-1][:27]) == (1, "Error: there is no module '")
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert (done.returncode, done.stderr.splitlines()[-1][:22]) == (1, "Error: module 'no.such")
     with Path("/dev/full").open("wb") as full:
-        assert subprocess.run(command, check=False, stdout=full, stderr=full, cwd=ROOT, timeout=60).returncode == 1
+        assert subprocess.run(command, check=False, stdout=full, stderr=full, cwd=ROOT, timeout=300).returncode == 1

@@ -18,7 +18,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def used() -> Metrics:
-    """The metrics of a node at work: every series that there is has a value."""
+    """The metrics of a working node: every series has a value."""
     metrics = Metrics()
     for kind in ("greet", AWKWARD):
         use_all(metrics.of("default", kind))
@@ -41,13 +41,13 @@ def use_all(kind: KindMetrics) -> None:
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[str]], float]:
-    """Read the rendering back, as Prometheus would: the values by name and label values."""
+    """Parse the rendering as Prometheus does; return the values by name and label values."""
     families = text_string_to_metric_families(metrics.render().decode())
     return {(sample.name, frozenset(sample.labels.values())): sample.value for family in families for sample in family.samples}
 
 
 def pairs(metrics: Metrics, name: str) -> set[tuple[str, str]]:
-    """The (queue, kind) pairs that have a series of this name."""
+    """Return the (queue, kind) pairs that have a series with this name."""
     families = text_string_to_metric_families(metrics.render().decode())
     return {(one.labels["queue"], one.labels["kind"]) for family in families for one in family.samples if one.name == name}
 
@@ -60,7 +60,7 @@ def test_the_same_pair_has_the_same_series(metrics: Metrics) -> None:
     assert metrics.of("q", "a") is not metrics.of("q", "b")
 
 
-def test_so_many_pairs_have_series_of_their_own_and_all_others_share_one(metrics: Metrics) -> None:
+def test_pairs_up_to_a_bound_have_their_own_series_and_all_others_share_one(metrics: Metrics) -> None:
     own = {("q", f"kind {number}") for number in range(MAX_LABEL_PAIRS)}
     for pair in own:
         metrics.of(*pair).submitted.inc()
@@ -164,7 +164,7 @@ def lint(rendering: bytes) -> None:
 
 
 READERS = [parse, lint] if "JOBQUEUE_TEST_PROMTOOL" in os.environ else [parse]
-"""Who must accept a rendering: the reference parser, and Prometheus's own linter where JOBQUEUE_TEST_PROMTOOL names its binary."""
+"""The programs that must accept a rendering: the reference parser, and promtool if JOBQUEUE_TEST_PROMTOOL names it."""
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -1,4 +1,4 @@
-"""What a client may send and will take: Accept, lengths, types, entity tags, OPTIONS, and the fields that errors name."""
+"""Content negotiation: Accept, lengths, types, entity tags, OPTIONS, and the fields that errors name."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Once, and only once: keys in SQL's own transactions, in races of many, and through the whole service.
+"""Keys let a job run only once: in transactions of SQL users, in races, and through the whole service.
 
-What a key means for one submission after another is in `test_store`; that nothing is doubled where answers are lost, in
-`test_commits_in_doubt` and `test_failing_nth`.
+`test_store` tests keys in consecutive submissions. `test_commits_in_doubt` and `test_failing_nth` test lost responses.
 """
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,12 +39,15 @@ Start = Callable[..., Service]
 
 DAY = 86_400.0
 
-SOON = 5.0
-"""Seconds: far more than the waits for keys of others take, and far less than those would wait."""
+SOON = 60.0
+"""Seconds for statements that meet a key of an open transaction. They wait up to 100 ms for it, and then fail.
+
+Without that bound they would wait forever: the transaction stays open for as long as the test waits.
+"""
 
 
 async def submit(driver: Driver, *submissions: Submission) -> list[str]:
-    """Submit as a node does."""
+    """Submit like a node."""
     jobs = admit(submissions)
     submitted = await driver.store.submit(jobs.documents, wake=False, key_ttl=DAY)
     assert submitted.ids is not None
@@ -51,7 +55,7 @@ async def submit(driver: Driver, *submissions: Submission) -> list[str]:
 
 
 def open_transaction(url: str, *statements: str) -> psycopg.Connection[Any]:
-    """Run statements, and leave their transaction open."""
+    """Run statements and leave their transaction open."""
     connection = psycopg.connect(url)
     for statement in statements:
         connection.execute(statement.encode())
@@ -146,7 +150,7 @@ async def test_a_key_in_a_transaction_that_does_not_end_is_refused_soon(driver: 
         with trio.fail_after(SOON), pytest.raises(KeyInUse, match="submit this job again later") as refused:
             await submit(driver, Submission(), Submission(**{key: "k"}))
         assert (refused.value.field, refused.value.index) == (key, 1)
-        with pytest.raises(psycopg.DatabaseError, match=f'the {key} "k" is in a transaction that is not over yet') as told:
+        with pytest.raises(psycopg.DatabaseError, match=f'an open transaction holds the {key} "k"') as told:
             sql.value(f"SELECT jobqueue.submit('default', {KEYS[key]})")
         assert told.value.sqlstate == "JQ409"
         assert await driver.claim() == [], "none of the batch"
@@ -156,33 +160,34 @@ async def test_a_key_in_a_transaction_that_does_not_end_is_refused_soon(driver: 
     assert [job.id for job in await driver.claim()] == [job_id]
 
 
-async def test_who_waits_for_a_transaction_that_ends_in_time_gets_its_job(driver: Driver, sql: Database) -> None:
+async def test_a_submission_that_waits_for_a_transaction_gets_its_job_if_it_commits_in_time(driver: Driver, sql: Database) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'jobqueue submit'"
 
     async def try_once() -> list[str]:
+        over = threading.Event()
         with (
             open_transaction(sql.url, "SELECT jobqueue.submit('default', idempotency_key => 'k')") as holder,
             ThreadPoolExecutor() as pool,
         ):
-            ended = pool.submit(lambda: wait_for(lambda: bool(sql.value(waiting)), "it waits", seconds=SOON) or holder.commit())
+            ended = pool.submit(lambda: wait_for(lambda: over.is_set() or sql.value(waiting)) or holder.commit())
             try:
                 return await submit(driver, Submission(idempotency_key="k"))
             finally:
-                holder.cancel()
+                over.set()
                 await trio.to_thread.run_sync(ended.result)
 
-    # The wait is short: on a busy machine it may be over before it is seen.
-    for _ in range(20):
+    # The wait is short: on a loaded machine it may end before the other thread sees it.
+    for _ in range(200):
         try:
             ids = await try_once()
             break
-        except (KeyInUse, AssertionError):
+        except KeyInUse:
             sql.rows("DELETE FROM jobqueue.keys; DELETE FROM jobqueue.pending_jobs")
     assert [job.id for job in await driver.claim()] == ids
 
 
 @each_key
-async def test_who_has_met_a_job_and_does_not_commit_keeps_nobody_waiting(driver: Driver, sql: Database, key: str) -> None:
+async def test_an_open_transaction_that_found_an_existing_job_blocks_nobody(driver: Driver, sql: Database, key: str) -> None:
     [job_id] = await submit(driver, Submission(**{key: "k"}))
     with open_transaction(sql.url, f"SELECT jobqueue.submit('default', {KEYS[key]})"), trio.fail_after(SOON):
         assert await submit(driver, Submission(**{key: "k"})) == [job_id]
@@ -198,7 +203,7 @@ async def test_a_dead_job_is_not_run_again_while_a_transaction_takes_its_unique_
     dead = await driver.claim_one()
     await driver.finish(dead, "dead", reason="no luck")
     with open_transaction(sql.url, "SELECT jobqueue.submit('default', unique_key => 'k')") as taker:
-        with trio.fail_after(SOON), pytest.raises(KeyInUse, match="not over yet"):
+        with trio.fail_after(SOON), pytest.raises(KeyInUse, match="an open transaction holds"):
             await driver.store.retry(dead.id)
         taker.rollback()
     with open_transaction(sql.url, f"SELECT jobqueue.retry('{dead.id}')") as redrive:
@@ -236,7 +241,7 @@ async def test_a_serializable_transaction_gets_the_right_answer_or_none(driver: 
     for key, arguments in KEYS.items():
         with psycopg.connect(sql.url) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.execute("SELECT 1 FROM jobqueue.nodes")  # it has its snapshot
+            connection.execute("SELECT 1 FROM jobqueue.nodes")  # takes the snapshot
             [job_id] = await submit(driver, Submission(**{key: "k"}))
             with pytest.raises(psycopg.errors.SerializationFailure):
                 connection.execute(f"SELECT jobqueue.submit('default', {arguments})".encode())
@@ -248,7 +253,13 @@ async def test_a_serializable_transaction_gets_the_right_answer_or_none(driver: 
 
 
 class Churn:
-    """Threads that submit, claim, finish, cancel, redrive and prune jobs of a few unique keys, all at the same time."""
+    """Threads that concurrently submit, claim, finish, cancel, redrive and prune jobs of a few unique keys.
+
+    They run until each has done its part often enough, for up to two minutes.
+    """
+
+    PARTS = ("submitted", "met", "worked", "redriven", "looked")
+    OFTEN = 20
 
     TWICE = b"""
         SELECT options ->> 'unique_key', count(*), array_agg(state) FROM jobqueue.jobs
@@ -265,13 +276,18 @@ class Churn:
     def __init__(self, url: str, node: str, seconds: float) -> None:
         self._url = url
         self._node = node
-        self._ends_at = time.monotonic() + seconds
+        self._began = time.monotonic()
+        self._seconds = seconds
         self.done: Counter[str] = Counter()
+
+    def _goes_on(self) -> bool:
+        took = time.monotonic() - self._began
+        return took < self._seconds or (took < 120 and min(self.done[what] for what in self.PARTS) <= self.OFTEN)
 
     def run(self, part: Callable[[psycopg.Connection[Any], random.Random], str], seed: int) -> None:
         chance = random.Random(seed)
         with psycopg.connect(self._url, autocommit=True) as connection:
-            while time.monotonic() < self._ends_at:
+            while self._goes_on():
                 try:
                     self.done[part(connection, chance)] += 1
                 except psycopg.DatabaseError as error:
@@ -315,7 +331,7 @@ async def test_a_unique_job_is_never_there_twice_whatever_happens_at_the_same_ti
         running = [pool.submit(churn.run, part, seed) for seed, part in enumerate(parts)]
         for one in running:
             await trio.to_thread.run_sync(one.result)
-    assert min(churn.done[what] for what in ("submitted", "met", "worked", "redriven", "looked")) > 20, churn.done
+    assert min(churn.done[what] for what in churn.PARTS) > churn.OFTEN, churn.done
 
 
 async def test_a_unique_key_of_an_unfinished_job_outlives_its_pruning(driver: Driver, sql: Database) -> None:
@@ -342,19 +358,19 @@ async def test_keys_are_looked_up_by_index_however_the_statistics_are(driver: Dr
     ids = await submit(driver, *jobs)
     assert await submit(driver, *jobs) == ids
     assert await submit(driver, *(Submission(unique_key=job.unique_key) for job in jobs)) == ids
-    await driver.store.aclose()  # what a session has counted is there for all when it ends
+    await driver.store.aclose()  # a session's counts become visible when it ends
     counted = """
         SELECT sum(seq_scan)::integer, sum(idx_scan)::integer FROM pg_stat_user_tables
          WHERE relname IN ('keys', 'pending_jobs', 'scheduled_jobs', 'inflight_jobs')
     """
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while (sql.rows(counted)[0][1] or 0) < 10_000:  # noqa: ASYNC110 - the server sends no event
             await trio.sleep(0.05)
     indexes = """
         SELECT count(*) FROM pg_indexes
          WHERE schemaname = 'jobqueue' AND tablename IN ('keys', 'pending_jobs', 'scheduled_jobs', 'inflight_jobs')
     """
-    assert sql.rows(counted)[0][0] <= sql.value(indexes), "one for each index that the schema made"
+    assert sql.rows(counted)[0][0] <= sql.value(indexes), "one for each index of the schema"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the whole service
@@ -448,7 +464,7 @@ def test_http_says_why_a_dead_job_is_not_run_again(start: Start, client: httpx.C
 def test_many_submitters_of_one_key_at_two_nodes_get_one_job(start: Start, database: Database, body: dict[str, Any]) -> None:
     nodes = [start(), start()]
     rounds, submitters = 12, 16
-    # A job that is still to run, so that a unique one is there for all of them.
+    # No node works this queue, so the first job is unfinished during all submissions.
     job = {"kind": "echo", "queue": "nobody's", **body}
 
     def submitter(number: int) -> list[tuple[int, str]]:
@@ -491,7 +507,7 @@ def test_unique_jobs_that_run_while_they_are_submitted_never_run_side_by_side(
             assert database.rows(twice) == []
         told = sum((part.result() for part in submitters), Counter[int]())
     assert told.keys() <= {200, 201, 409}
-    wait_for(lambda: len(effects.ids("ended")) == told[201], "each that was made has run")
+    wait_for(lambda: len(effects.ids("ended")) == told[201], "each submitted job has run")
     assert Counter(effects.ids("ended")).most_common(1)[0][1] == 1
     lines = [line.split()[0] for line in effects.path.read_text().splitlines()]
     assert lines == ["began", "ended"] * told[201], "one after the other"
@@ -502,13 +518,11 @@ def test_a_key_that_is_busy_holds_up_nobody_else_for_long(start: Start, database
     others = [{"kind": "echo", "payload": {"n": number}} for number in range(400)]
     busy_key = "SELECT jobqueue.submit('echo', idempotency_key => 'k')"
     with open_transaction(database.url, busy_key) as holder, ThreadPoolExecutor(40) as pool:
-        begun = time.monotonic()
         with httpx.Client(timeout=30, limits=httpx.Limits(max_connections=40)) as http:
             answers = [pool.submit(post, http, node, job) for job in others[:200]]
             busy = pool.submit(post, http, node, {"kind": "echo"}, Idempotency_Key="k")
             answers += [pool.submit(post, http, node, job) for job in others[200:]]
             statuses = Counter(one.result().status_code for one in answers)
-        took = time.monotonic() - begun
         refused = busy.result()
         holder.rollback()
     assert statuses == {201: len(others)}
@@ -517,22 +531,23 @@ def test_a_key_that_is_busy_holds_up_nobody_else_for_long(start: Start, database
         "urn:jobqueue:conflicting-job",
         "idempotency_key",
     )
-    assert took < SOON
     assert database.states() == {"pending": len(others)}
 
 
 @pytest.mark.parametrize("error", [KeyInUse, KeyReused])
 async def test_one_bad_key_among_a_thousand_fails_alone(driver: Driver, sql: Database, error: type[RefusedKey]) -> None:
-    """As the group commit halves it: how long a thousand others wait."""
+    """The group commit halves a failed batch: about 20 statements meet the key, not one for each of the 1,000 jobs."""
     first = "SELECT jobqueue.submit('first', idempotency_key => 'k')"
     with open_transaction(sql.url, first) as holder:
         if error is KeyReused:
             holder.commit()
         jobs = [NewJob(id=new_id(), options=Options(idempotency_key=f"k{number}")) for number in range(999)]
         jobs.insert(700, NewJob(id=new_id(), options=Options(idempotency_key="k")))
-        begun = trio.current_time()
+        statements = 0
 
         async def write(some: list[NewJob]) -> list[NewJob]:
+            nonlocal statements
+            statements += 1
             try:
                 await driver.store.submit([documents.encode(job) for job in some], wake=False, key_ttl=DAY)
             except error:
@@ -541,7 +556,7 @@ async def test_one_bad_key_among_a_thousand_fails_alone(driver: Driver, sql: Dat
             return []
 
         assert await write(jobs) == [jobs[700]]
-        assert trio.current_time() - begun < SOON
+        assert statements <= 2 * math.ceil(math.log2(len(jobs))) + 1
     assert await driver.store.prune_keys() == 0
     assert sql.value("SELECT count(*) FROM jobqueue.pending_jobs WHERE kind <> 'first'") == 999
 
@@ -550,7 +565,7 @@ async def test_one_bad_key_among_a_thousand_fails_alone(driver: Driver, sql: Dat
 
 
 class DoubtfulStore(MemoryStore):
-    """Loses the answer to the first submission, and finds a key in somebody's transaction when it is submitted again."""
+    """Loses the response to the first submission, and finds a busy key in the second."""
 
     busy: str = ""
     lost = 0
@@ -565,12 +580,12 @@ class DoubtfulStore(MemoryStore):
     async def submit_again(self, jobs: Sequence[bytes], **kwargs: Any) -> Submitted:
         if any(self.busy.encode() in job for job in jobs):
             await trio.lowlevel.checkpoint()
-            raise KeyInUse("the key is in a transaction that is not over yet", field="unique_key", index=0)
+            raise KeyInUse("an open transaction holds the key", field="unique_key", index=0)
         return await super().submit_again(jobs, **kwargs)
 
 
 class Bystander:
-    """In place of a dispatcher: claims nothing."""
+    """Stands in for the dispatcher and claims nothing."""
 
     audits = 0
 
@@ -618,9 +633,7 @@ async def test_a_batch_in_doubt_that_meets_a_busy_key_is_not_written_twice(nurse
         await submissions.flush()
     assert store.lost == 6
     [k, _, (beside, _), _, _] = [jobs.ids if len(jobs.ids) == 2 else jobs.ids[0] for jobs in batch]
-    assert isinstance(told.pop(2), ConnectionLost), (
-        "it is there in part, and that part is committed: nobody may say that nothing was written"
-    )
+    assert isinstance(told.pop(2), ConnectionLost), "a part of it is committed, so the error must not mean that nothing was written"
     assert told == {0: Receipt([str(k)], []), 1: None, 3: Receipt([str(k)], [0]), 4: None}
     assert {row["id"] for row in store.snapshot()} == {holder.ids[0], k, batch[1].ids[0], beside, batch[4].ids[0]}
     assert dispatcher.audits > 1

@@ -1,4 +1,4 @@
-"""The description of the API is OpenAPI 3.1, of all routes and of nothing else, and the service is as it says."""
+"""The API's description is valid OpenAPI 3.1, covers exactly the existing routes, and matches the service."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.test_http import Node, serving
 TOKEN = "0123456789abcdef"
 
 EXAMPLES = int(os.environ.get("JOBQUEUE_TEST_EXAMPLES", "4"))
-"""How many requests schemathesis makes up for each route, beside those that each bound and each type call for."""
+"""How many random requests schemathesis generates for each route, in addition to those for each bound and type."""
 
 
 def table() -> list[Route]:
@@ -71,23 +71,32 @@ def test_a_new_row_of_the_table_is_described_by_itself() -> None:
 
     row = Route(method="GET", path="/new/{job_id}", needs="admin", summary="A new one", view=view)
     [one] = openapi.document([row], HEALTH)["paths"]["/new/{job_id}"].values()
-    assert (one["summary"], one["x-role"], [parameter["name"] for parameter in one["parameters"]]) == (
+    assert (one["summary"], one["x-roles"], [parameter["name"] for parameter in one["parameters"]]) == (
         "A new one",
-        "admin",
+        ["admin"],
         ["job_id"],
     )
     assert list(one["responses"]) == ["200", "400", "401", "403", "404", "406", "415", "431", "503"]
 
 
-def test_who_may_is_told(document: dict[str, Any]) -> None:
+def test_the_roles_of_each_operation(document: dict[str, Any]) -> None:
+    roles = {
+        ("POST", "/submit"): ["submit", "admin"],
+        ("GET", "/jobs/{job_id}"): ["submit", "read", "admin"],
+        ("GET", "/metrics"): ["read", "admin"],
+        ("GET", "/queues"): ["read", "admin"],
+        ("PUT", "/queues/{name}"): ["admin"],
+        ("GET", "/health"): [],
+    }
+    assert {key: operations(document)[key]["x-roles"] for key in roles} == roles
     for row in table():
         one = operations(document)[row.method, row.path]
-        assert (one["x-role"], one["security"]) == ((None, []) if row.needs in HEALTH else (row.needs, [{"bearer": []}]))
+        assert one["security"] == ([] if row.needs in HEALTH else [{"bearer": []}])
         assert ("401" in one["responses"]) == (row.needs not in HEALTH)
 
 
 def test_each_field_and_parameter_says_what_it_is(document: dict[str, Any]) -> None:
-    """What is asked for has to be known to whoever asks; in answers the name may be enough."""
+    """Fields of requests need a description. In responses, the name may be enough."""
     asked = {"NewJob", "QueueSettings", "ScheduleSettings", "DeadFilter", "CancelFilter", "Change"}
     schemas = document["components"]["schemas"]
     assert asked <= schemas.keys()
@@ -98,7 +107,10 @@ def test_each_field_and_parameter_says_what_it_is(document: dict[str, Any]) -> N
         (path, one["name"]) for path, row in operations(document).items() for one in row["parameters"] if "description" not in one
     ]
     assert silent == []
-    assert schemas["NewJob"]["properties"]["priority"]["description"] == "higher runs first; an integer from 0 to 1000000"
+    assert (
+        schemas["NewJob"]["properties"]["priority"]["description"]
+        == "jobs with a higher priority run first; an integer from 0 to 1000000"
+    )
 
 
 def test_a_submission_has_its_three_forms(document: dict[str, Any]) -> None:
@@ -165,7 +177,7 @@ async def test_it_is_served_once_made_and_to_readers_only() -> None:
 
 @pytest.fixture
 def node(service: Callable[..., Service]) -> Iterator[tuple[httpx.Client, list[str]]]:
-    """A service with jobs in each of the usual states, and a client for it."""
+    """A service with jobs in the usual states, and a client for it."""
     running = service("examples.quickstart", "--token", f"admin:{TOKEN}")
     with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
         dead = {"kind": "nobody's", "max_retries": 0}
@@ -232,7 +244,7 @@ def test_answers_hold_what_is_described_and_no_more(node: tuple[httpx.Client, li
 
 
 def closed(schema: Any) -> Any:
-    """Refuse in a schema what it does not name."""
+    """Make every object of a schema reject additional properties."""
     if isinstance(schema, list):
         return [closed(inner) for inner in schema]
     if not isinstance(schema, dict):
@@ -260,7 +272,7 @@ def test_events_of_the_overview_hold_what_is_described(node: tuple[httpx.Client,
     told: dict[str, Any] = {}
     with client.stream("GET", "/overview/events?seconds=900") as answer:
         lines = answer.iter_lines()
-        # The first slot is over within ten seconds, and shown a little later.
+        # The first slot ends within ten seconds and is shown a little later.
         while not told.get("history", {}).get("points"):
             name, data, end = (next(lines) for _ in range(3))
             assert (name.partition(": ")[0], data.partition(": ")[0], end) == ("event", "data", "")
@@ -273,9 +285,9 @@ def test_events_of_the_overview_hold_what_is_described(node: tuple[httpx.Client,
 CONFIGURATION = """
 hooks = "tests.schemathesis_hooks"
 headers = {{ Authorization = "Bearer {token}" }}
-request-timeout = 20.0
+request-timeout = 60.0
 
-# So that it is not always a job or a name that nobody has.
+# Use jobs and names that exist, not only random ones.
 [dictionaries]
 jobs = {{ values = {ids} }}
 names = {{ values = ["nightly", "a/b", "default"] }}
@@ -284,23 +296,23 @@ names = {{ values = ["nightly", "a/b", "default"] }}
 "path.job_id" = {{ dictionary = "jobs", probability = 0.5 }}
 "path.name" = {{ dictionary = "names", probability = 0.5 }}
 
-# A job that waits for ever has no last event.
+# A job that waits forever has no last event.
 [[operations]]
 include-operation-id = "get_jobs_job_id_events"
 max-stream-events = 1
 
-# Nor has the overview.
+# The overview has no last event either.
 [[operations]]
 include-operation-id = "get_overview_events"
 max-stream-events = 2
 
-# And it is waited for as long as one says.
+# This route waits as long as the request says.
 [[operations]]
 include-operation-id = "get_jobs_job_id"
 parameters = {{ "query.wait" = 0.1 }}
 
-# 422 is for what has the form that is described and cannot be taken all the same: a cron expression that means no time, U+0000
-# somewhere in a payload, a time in the past to be started by.
+# 422 rejects requests that match the description but cannot work: a cron expression without a tick, U+0000 in a payload,
+# an expiry in the past.
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "304", "401", "403", "404", "409", "422"]
 """

@@ -1,11 +1,10 @@
-"""The overview as a page follows it: everything at once, then what is new; one look for all pages, none where nobody looks."""
+"""The overview as a page follows it: first everything, then changes. All pages share one query; without a page, there is none."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -43,7 +42,7 @@ Event = tuple[str, Any]
 
 
 class Counted(MemoryStore):
-    """A store in virtual time that counts the looks, and fails when it is told to."""
+    """A store in virtual time that counts its queries, and fails when `failing` is set."""
 
     def __init__(self) -> None:
         super().__init__(trio.current_time)
@@ -108,7 +107,7 @@ async def following(events: AsyncIterator[bytes], pieces: int) -> list[Event]:
 
 
 async def told_of(name: str, events: AsyncIterator[bytes]) -> Any:
-    """What the next event of that name says."""
+    """Return the data of the next event with this name."""
     with trio.fail_after(600):
         while True:
             [(told, data)] = await following(events, 1)
@@ -151,7 +150,7 @@ async def test_slots_are_told_as_they_come_and_none_twice(
     whole = watched.events()
     [_, (_, data)] = await following(whole, 2)
     assert [[point["submitted"]] for point in data["points"]][-19:] == told[1:]
-    assert watched.store.reads.count((10, 900)) == 1, "and of what was read before only the latest is read again"
+    assert watched.store.reads.count((10, 900)) == 1, "later queries read only the latest slots"
 
 
 async def test_a_slot_that_a_node_was_late_for_is_told_again(watched: Watched, autojump_clock: MockClock) -> None:
@@ -211,7 +210,7 @@ async def test_who_reads_slowly_is_told_the_latest_in_one_piece_and_holds_up_nob
     await following(fast, 2)
     points, name = [], ""
     began = trio.current_time()
-    while trio.current_time() - began < 300 or name != "history":  # which comes second, where it comes
+    while trio.current_time() - began < 300 or name != "history":  # the history comes after the overview
         [(name, data)] = await following(fast, 1)
         points += data["points"] if name == "history" else []
     (first, state), (second, history) = await following(slow, 2)
@@ -252,11 +251,11 @@ async def test_a_database_that_is_away_is_told_once_and_what_comes_after_says_th
     events = watched.events(go_on=go_on)
     await following(events, 2)
     watched.store.failing = True
-    assert await following(events, 1) == [("trouble", {"reasons": ["the database cannot be used: as told"]})]
+    assert await following(events, 1) == [("trouble", {"reasons": ["the database is unavailable: as told"]})]
     assert [await anext(events) for _ in range(3)] == [watch.COMMENT] * 3
-    assert prolonged == 6, "the connection's patience begins anew with each piece"
+    assert prolonged == 6, "each piece restarts the timeout of the connection"
     late = watched.events()
-    assert (await following(late, 1))[0][0] == "trouble", "who comes meanwhile is told too"
+    assert (await following(late, 1))[0][0] == "trouble", "a new page gets it too"
     watched.store.failing = False
     [(name, _)] = await following(events, 1)
     assert name == "overview"
@@ -348,7 +347,7 @@ def _events(response: httpx.Response) -> Iterator[Event]:
 
 
 def until(events: Iterator[Event], condition: Callable[[str, Any], bool]) -> Any:
-    """Read to the first event that is as wanted."""
+    """Read up to the first event that matches."""
     return next(data for name, data in events if condition(name, data))
 
 
@@ -364,7 +363,7 @@ def test_two_nodes_have_one_history_and_a_restart_loses_nothing_of_it(bench: Ben
     bench.until(lambda: bench.database.states() == {"succeeded": 6, "dead": 1})
     for node in nodes:
         node.stop()
-    # What the nodes counted is written, but for what was submitted in SQL, if no slot has begun since.
+    # The nodes write what they counted. Jobs submitted in SQL count when the next slot begins.
     counted = "SELECT sum(completed)::integer, sum(dead)::integer, sum(failed)::integer FROM jobqueue.history WHERE step = 10"
     assert bench.database.rows(counted) == [(6, 1, 1)]
     front, other = bench.start("--no-workers"), bench.start("--no-workers")
@@ -375,7 +374,7 @@ def test_two_nodes_have_one_history_and_a_restart_loses_nothing_of_it(bench: Ben
     def history(node: Service, seconds: int = 900) -> Any:
         return httpx.get(f"{node.url}/history?seconds={seconds}", timeout=60).raise_for_status().json()
 
-    wait_for(lambda: known(history(front)) == (7, 6), "the history of those that are gone")
+    wait_for(lambda: known(history(front)) == (7, 6), "the history of the stopped nodes")
     mine, theirs = history(front), history(other)
     shown = {point["at"]: point for point in mine["points"]}
     assert all(shown.get(point["at"], point) == point for point in theirs["points"])
@@ -399,7 +398,7 @@ def test_a_page_is_told_what_goes_on_at_once_and_then_again(bench: Bench) -> Non
             later = until(stream, lambda name, data: name == "overview" and data["nodes"][0]["running"])
             assert later["now"] > state["now"]
             assert later["nodes"][0]["running"][0]["kind"] == "sleep"
-    assert httpx.head(f"{node.url}/overview/events", timeout=20).status_code == 200
+    assert httpx.head(f"{node.url}/overview/events", timeout=60).status_code == 200
 
 
 def test_a_row_that_cannot_be_read_is_told_and_ends_no_node(bench: Bench) -> None:
@@ -416,17 +415,16 @@ def test_a_row_that_cannot_be_read_is_told_and_ends_no_node(bench: Bench) -> Non
     assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
 
 
-def test_a_stop_ends_what_pages_are_told(bench: Bench) -> None:
-    node = bench.start("--grace-period", "1")
+def test_a_stop_ends_the_events_of_pages(bench: Bench) -> None:
+    node = bench.start("--grace-period", "600")
     with open_page(node) as events:
         next(events)
         stopping = threading.Thread(target=node.stop)
         stopping.start()
-        began = time.monotonic()
         for _ in events:
             pass
-        assert time.monotonic() - began < 10
-    stopping.join(20)
+    stopping.join(120)
+    assert not stopping.is_alive(), "it did not wait for the grace period"
     assert "requests were cut off" not in node.log
 
 
@@ -434,12 +432,12 @@ def test_a_page_outlives_the_bound_of_a_request_and_too_many_are_refused(bench: 
     node = bench.start(handlers="tests.hasty_handlers")
     with open_page(node) as first, open_page(node, 3600) as second:
         for events in (first, second):
-            for _ in range(4):
+            for _ in range(12):  # every half second
                 until(events, lambda name, _: name == "overview")
         refused = httpx.get(f"{node.url}/overview/events", timeout=60)
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:jobqueue:too-many-watchers")
         assert refused.headers["retry-after"] == "5"
-    bench.until(lambda: httpx.head(f"{node.url}/overview/events", timeout=20).status_code == 200)
+    bench.until(lambda: httpx.head(f"{node.url}/overview/events", timeout=60).status_code == 200)
 
 
 def test_pages_that_do_not_read_or_go_away_hold_up_nobody(bench: Bench) -> None:
@@ -474,7 +472,7 @@ def test_a_page_is_told_that_the_database_is_away_and_that_it_is_back(database_u
                 proxy.refuse()
                 proxy.cut()
                 trouble = until(events, lambda name, _: name == "trouble")
-                assert trouble["reasons"][0].startswith("the database cannot be used: ")
+                assert trouble["reasons"][0].startswith("the database is unavailable: ")
                 proxy.heal()
                 until(events, lambda name, _: name == "overview")
         finally:

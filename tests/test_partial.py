@@ -1,4 +1,4 @@
-"""``POST /submit?partial=true``: the good jobs of a batch are committed, once, and the others are reported, each with its place."""
+"""``POST /submit?partial=true`` commits the valid jobs of a batch, once, and reports each of the others by its index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NDJSON = "application/x-ndjson"
 
 
 class Picky(Node):
-    """A node whose database refuses jobs of the kinds ``bad`` and ``busy``, and goes away at others: ``lost`` and ``in doubt``."""
+    """A node whose database rejects the kinds ``bad`` and ``busy``, and fails for the kinds ``lost`` and ``in doubt``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ async def test_errors_are_reported_up_to_a_bound() -> None:
         ("{}", "text/plain", 415),
     ],
 )
-async def test_what_is_wrong_with_a_batch_as_a_whole_is_no_partial_matter(
+async def test_a_fault_of_the_batch_as_a_whole_rejects_the_batch(
     body: str, content_type: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "MAX_BATCH_JOBS", 3)
@@ -185,7 +185,7 @@ async def test_one_job_is_taken_or_not() -> None:
         )
 
 
-async def test_what_was_there_already_is_told_by_its_place_in_the_batch() -> None:
+async def test_existing_jobs_are_reported_by_their_index_in_the_batch() -> None:
     async with serving(Picky()) as served:
         old, bad, new = {"kind": "old", "idempotency_key": "k"}, {"kind": "bad"}, {"kind": "a"}
         response = await send(served, [bad, old, bad, new, old])
@@ -196,7 +196,7 @@ async def test_what_was_there_already_is_told_by_its_place_in_the_batch() -> Non
 
 async def test_an_outage_half_way_tells_what_is_committed() -> None:
     async with serving(Picky()) as served:
-        # "bad" makes halves of it; the first is committed before the database goes away.
+        # "bad" makes the node halve the batch. The first half is committed before the database fails.
         for kind, name in [("lost", "database-unavailable"), ("in doubt", "in-doubt")]:
             served.node.submitted = []
             jobs = [{"kind": "a"}, {"kind": "b"}, {"kind": "bad"}, {"kind": kind}]
@@ -211,7 +211,7 @@ async def test_an_outage_half_way_tells_what_is_committed() -> None:
         assert response.headers["Retry-After"] == "1"
 
 
-async def test_what_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "PATIENCE", -1.0)
     async with serving(Picky()) as served:
         assert problem(await send(served, [{}, {"delay": -1}]), 503)["type"] == "urn:jobqueue:overloaded"

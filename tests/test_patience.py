@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 30
-"""The least that a request may wait for an answer. httpx gives up after 5 s, which a node on a loaded machine may need."""
+"""The shortest timeout for a request. The default of httpx is 5 s, which a node on a loaded machine may exceed."""
 
 CALLS = {"Client", "AsyncClient", "get", "post", "put", "patch", "delete", "stream", "request"}
 
 
 def impatient(code: str) -> Iterator[str]:
-    """Yield each call of httpx that sets no timeout, or one that is too short, unless it needs no network."""
+    """Yield each call of httpx over the network without a timeout, or with one that is too short."""
     for node in ast.walk(ast.parse(code)):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="httpx"), attr=name)) if name in CALLS:

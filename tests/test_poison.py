@@ -1,4 +1,4 @@
-"""Handlers that misbehave as handlers can, in the real service: each job ends with a reason, and the others do not notice."""
+"""Misbehaving handlers in the real service: each of their jobs ends with a reason, and other jobs are unaffected."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import Database, Service
+from tests.handlers import note_start
 from tests.waiting import wait_for
 
 Start = Callable[..., Service]
@@ -48,12 +49,12 @@ def submit(client: httpx.Client, node: Service, jobs: list[dict[str, Any]]) -> l
 
 
 def runs(effects: Path) -> Counter[str]:
-    """How often each job ran."""
+    """Return how often each job ran."""
     return Counter(line.split()[1] for line in effects.read_text().splitlines()) if effects.exists() else Counter()
 
 
 def lines(node: Service, event: str) -> list[dict[str, Any]]:
-    """What a node logged of an event."""
+    """Return the lines of an event in a node's log."""
     return [line for line in map(json.loads, list(node.log_lines)) if line["event"] == event]
 
 
@@ -61,10 +62,10 @@ def lines(node: Service, event: str) -> list[dict[str, Any]]:
 
 DIED = r"the process that ran the handler died \(killed, out of memory, or a crash in C\)"
 
-TIMED_OUT = r"timed out after 0\.3 s"
+TIMED_OUT = r"timed out after 2\.0 s"
 
 DEAD: list[tuple[str, str | None, float | None, str]] = [
-    # kind, argument, timeout, what the reason must say
+    # kind, argument, timeout, pattern of the reason
     ("exit-cpu", None, None, DIED),
     ("segfault-cpu", None, None, DIED),
     ("killed-cpu", None, None, DIED),
@@ -72,10 +73,10 @@ DEAD: list[tuple[str, str | None, float | None, str]] = [
     ("recurse", None, None, "RecursionError: maximum recursion depth exceeded"),
     ("recurse-thread", None, None, "RecursionError: maximum recursion depth exceeded"),
     ("recurse-cpu", None, None, "RecursionError: maximum recursion depth exceeded"),
-    ("hang-thread", None, 0.3, TIMED_OUT),
-    ("hang-cpu", None, 3.0, r"timed out after 3\.0 s"),
-    ("swallow", None, 0.3, TIMED_OUT),
-    ("shield", None, 0.3, TIMED_OUT),
+    ("hang-thread", None, 2.0, TIMED_OUT),
+    ("hang-cpu", None, 15.0, r"timed out after 15\.0 s"),
+    ("swallow", None, 2.0, TIMED_OUT),
+    ("shield", None, 2.0, TIMED_OUT),
     ("keep-cancelled", None, None, "Cancelled"),
     *(
         (kind, name, None, reason)
@@ -121,7 +122,7 @@ def test_whatever_a_handler_does_its_job_ends_with_a_reason_and_no_other_job_is_
             for kind, name, timeout, _ in DEAD
         ],
     )
-    wait_for(lambda: database.states() == {"succeeded": len(good), "dead": len(poison)}, "all have ended", seconds=120)
+    wait_for(lambda: database.states() == {"succeeded": len(good), "dead": len(poison)}, "all have ended", seconds=300)
 
     found = {
         str(job_id): (attempt, reason, errors)
@@ -159,17 +160,19 @@ def test_user_code_outside_of_the_handler_is_no_danger_either(start: Start, clie
 
 
 @pytest.mark.parametrize("kind", ["exit", "exit-thread", "segfault", "segfault-thread"])
-def test_a_job_that_ends_its_process_runs_out_of_attempts_and_the_others_are_done(
-    kind: str, start: Start, client: httpx.Client, database: Database, effects: Path
+def test_a_job_that_ends_its_process_runs_out_of_attempts_and_the_others_are_done(  # noqa: PLR0917
+    kind: str, start: Start, client: httpx.Client, database: Database, effects: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EFFECTS", str(effects))
     code = -signal.SIGSEGV if kind.startswith("segfault") else 9
     node = start("--queue", "default=4")
-    # Not over HTTP: the job may end the process before the answer is out.
+    # Not over HTTP: the job may end the process before the response is sent.
     poison = str(database.value("SELECT jobqueue.submit(%s, max_retries => %s, priority => 10)", kind, MAX_RETRIES))
     for _ in range(MAX_RETRIES + 1):
-        assert node.wait(30) == code
+        note_start()
+        assert node.wait(60) == code
         database.rows("SELECT jobqueue.submit('good') FROM generate_series(1, 50)")
-        node = start("--queue", "default=4")  # what a supervisor does
+        node = start("--queue", "default=4")  # like a supervisor
     wait_for(lambda: database.states() == {"dead": 1, "succeeded": 50 * (MAX_RETRIES + 1)}, "the others are done")
     job = client.get(f"{node.url}/jobs/{poison}").json()
     assert (job["attempt"], runs(effects)[poison]) == (MAX_RETRIES + 1, MAX_RETRIES + 1)
@@ -183,13 +186,13 @@ def test_a_job_that_ends_its_process_runs_out_of_attempts_and_the_others_are_don
 def test_a_job_that_blocks_the_loop_past_the_limit_is_named_and_all_run_elsewhere(
     start: Start, client: httpx.Client, database: Database, effects: Path
 ) -> None:
-    stuck = start("--visibility-timeout", "2", "--stall-limit", "5", "--queue", "default=4")
+    stuck = start("--stall-limit", "5", "--queue", "default=4")
     old = database.value("SELECT id FROM jobqueue.nodes")
-    ids = submit(client, stuck, [{"kind": "sleep", "payload": {"seconds": 6}}] * 3)
+    ids = submit(client, stuck, [{"kind": "sleep", "payload": {"seconds": 12}}] * 3)
     wait_for(lambda: len(runs(effects)) == 3, "three run")
-    ids += submit(client, stuck, [{"kind": "block", "payload": {"seconds": 12}}])
+    ids += submit(client, stuck, [{"kind": "block", "payload": {"seconds": 16}}])
     wait_for(lambda: len(runs(effects)) == 4, "the loop is blocked")
-    other = start("--visibility-timeout", "2", "--queue", "default=4")
+    other = start("--queue", "default=4")
     wait_for(lambda: database.states() == {"succeeded": 4}, "the other node has taken them over")
     attempts = dict(database.rows("SELECT id::text, attempt FROM jobqueue.finished_jobs WHERE node_id <> %s", old))
     assert attempts == {**dict.fromkeys(ids[:3], 1), ids[3]: 2}, "the attempt of the one that blocks counts"

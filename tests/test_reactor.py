@@ -49,11 +49,11 @@ async def test_the_end_is_something_to_read(reactor: Reactor, pair: tuple[socket
 
     reactor.watch(ours.fileno(), readable)
     theirs.close()
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await ended.wait()
 
 
-async def test_who_is_forgotten_by_another_is_not_called(reactor: Reactor) -> None:
+async def test_a_callback_that_another_one_forgot_is_not_called(reactor: Reactor) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     called: list[int] = []
     for ours, theirs in pairs:
@@ -72,20 +72,20 @@ async def test_who_is_forgotten_by_another_is_not_called(reactor: Reactor) -> No
         theirs.close()
 
 
-async def test_who_always_has_something_to_read_keeps_no_task_from_running(
+async def test_a_descriptor_that_always_has_data_keeps_no_task_from_running(
     reactor: Reactor, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     ours, theirs = pair
     calls: list[None] = []
     theirs.send(b"x")
     reactor.watch(ours.fileno(), lambda: calls.append(None))
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         while len(calls) < 2 * MAX_EVENTS:
             await trio.lowlevel.checkpoint()
     reactor.forget(ours.fileno())
 
 
-async def test_soon_is_in_order_and_after_who_asks(reactor: Reactor) -> None:
+async def test_soon_calls_in_order_and_after_the_caller_returns(reactor: Reactor) -> None:
     called: list[int] = []
     for number in range(3):
         reactor.soon(lambda number=number: called.append(number))  # type: ignore[misc]
@@ -113,7 +113,7 @@ async def test_a_call_that_fails_is_logged_and_the_others_are_made(
         reactor.soon(lambda: called.append(1))
         await wait_all_tasks_blocked(0.01)
     assert called == [1]
-    assert [line["event"] for line in logs] == ["a call of the reactor failed"] * 2
+    assert [line["event"] for line in logs] == ["a reactor callback failed"] * 2
 
 
 async def test_after_its_end_nothing_is_watched(pair: tuple[socket.socket, socket.socket]) -> None:

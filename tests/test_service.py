@@ -1,4 +1,4 @@
-"""The whole service as a user runs it: a real process, real HTTP, real signals, real PostgreSQL."""
+"""The whole service, as a user runs it: a real process with real HTTP, signals, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, Database, Service, run_jobqueue
+from tests.handlers import note_start
 from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 
 
 class Effects:
-    """What the handlers of tests/handlers.py wrote."""
+    """The lines that the handlers of tests/handlers.py wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def lines(self, what: str) -> list[tuple[str, int]]:
-        """The (job id, attempt) of every line of that sort."""
+        """Return the (job id, attempt) of every line with this effect."""
         if not self.path.exists():
             return []
         split = (line.split() for line in self.path.read_text().splitlines())
@@ -56,7 +57,7 @@ def start(service: Start, effects: Effects) -> Start:
 
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=30) as opened:
+    with httpx.Client(timeout=60) as opened:
         yield opened
 
 
@@ -107,10 +108,12 @@ def test_submissions_of_many_clients_share_transactions_and_none_is_lost(
 ) -> None:
     node = start("--no-workers")
     script = (
-        "import sys, httpx\nwith httpx.Client() as c:\n for _ in range(25): assert c.post(sys.argv[1], json={}).status_code == 201"
+        "import sys, httpx\n"
+        "with httpx.Client(timeout=120) as client:\n"
+        "  for _ in range(25): assert client.post(sys.argv[1], json={}).status_code == 201"
     )
     senders = [subprocess.Popen([sys.executable, "-c", script, f"{node.url}/submit"]) for _ in range(8)]
-    assert [sender.wait(60) for sender in senders] == [0] * 8
+    assert [sender.wait(120) for sender in senders] == [0] * 8
     assert database.states() == {"pending": 200}
     metrics = client.get(f"{node.url}/metrics").text
     assert 'jobqueue_jobs_submitted_total{kind="default",queue="default"} 200.0' in metrics
@@ -166,7 +169,7 @@ def test_a_job_for_an_idle_node_is_claimed_in_the_transaction_that_submits_it(
             "SELECT queue, bool_or(claimed_at = created_at AND finished_at > created_at) FROM jobqueue.finished_jobs GROUP BY queue"
         )
     )
-    assert at_once == {"default": True, "narrow": False}, "with one worker there is no telling whether it took all"
+    assert at_once == {"default": True, "narrow": False}, "with one worker, the node cannot know whether it claimed all jobs"
 
 
 def test_priority_decides_who_runs_first(start: Start, client: httpx.Client, effects: Effects, database: Database) -> None:
@@ -204,12 +207,10 @@ def test_sigterm_among_200_running_jobs_hands_all_of_them_back(
 ) -> None:
     node = start("--queue", "default=200", "--grace-period", "1")
     kinds = ["sleep"] * 80 + ["thread"] * 80 + ["cpu"] * 40
-    ids = submit(client, node, [{"kind": kind, "payload": {"seconds": 60}} for kind in kinds])
-    # All 200 are claimed and with a worker; of the processes, two at a time really sleep.
+    ids = submit(client, node, [{"kind": kind, "payload": {"seconds": 600}} for kind in kinds])
+    # All 200 jobs have a worker. Of those in processes, two at a time run.
     wait_for(lambda: database.states() == {"inflight": 200} and len(effects.ids("began")) >= 161, "200 jobs run")
-    begun = time.monotonic()
     assert node.stop() == 0, node.log
-    assert time.monotonic() - begun < 1 + 5, "exit within the grace period and the margin"
     assert database.states() == {"pending": 200}
     assert database.value("SELECT count(*) FROM jobqueue.pending_jobs WHERE attempt = 0 AND claims = 1") == 200
     assert database.rows("SELECT id::text FROM jobqueue.jobs ORDER BY id") == [(job_id,) for job_id in sorted(ids)]
@@ -218,7 +219,7 @@ def test_sigterm_among_200_running_jobs_hands_all_of_them_back(
 
 def test_the_clock_of_a_cpu_job_starts_when_it_has_a_process(start: Start, client: httpx.Client, database: Database) -> None:
     node = start()
-    submit(client, node, [{"kind": "cpu", "payload": {"seconds": 0.5}, "timeout": 3, "max_retries": 0}] * 16)
+    submit(client, node, [{"kind": "cpu", "payload": {"seconds": 1.5}, "timeout": 10, "max_retries": 0}] * 16)
     wait_for(lambda: sum(database.states().get(state, 0) for state in ("succeeded", "dead")) == 16, "all have ended")
     assert database.states() == {"succeeded": 16}
 
@@ -244,10 +245,10 @@ def test_shutdown_leaves_the_backlog_alone(start: Start, client: httpx.Client, d
 
 def test_a_submit_during_shutdown_is_503(start: Start, client: httpx.Client, effects: Effects) -> None:
     node = start()
-    submit(client, node, {"kind": "sleep", "payload": {"seconds": 1.5}})
+    submit(client, node, {"kind": "sleep", "payload": {"seconds": 6}})
     wait_for(lambda: bool(effects.ids("began")), "a job runs, so that the shutdown takes a while")
     host, port = node.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(
             b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{"
         )
@@ -258,17 +259,17 @@ def test_a_submit_during_shutdown_is_503(start: Start, client: httpx.Client, eff
         answer = connection.recv(65_536)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"retry-after:" in answer.lower()
-    assert node.wait(20) == 0
+    assert node.wait() == 0
 
 
 def test_a_second_signal_exits_at_once(start: Start, client: httpx.Client, effects: Effects) -> None:
-    node = start()
-    submit(client, node, {"kind": "sleep", "payload": {"seconds": 60}})
+    node = start("--grace-period", "3600")
+    submit(client, node, {"kind": "sleep", "payload": {"seconds": 3600}})
     wait_for(lambda: bool(effects.ids("began")), "a job runs")
     node.process.send_signal(signal.SIGTERM)
     wait_for(lambda: "shutting down" in node.log, "the shutdown begins")
     node.process.send_signal(signal.SIGINT)
-    assert node.wait(10) == 128 + signal.SIGINT, "and not after the grace period"
+    assert node.wait() == 128 + signal.SIGINT, "and not after the grace period"
 
 
 def test_a_function_that_is_missing_stops_the_work_and_not_the_node(start: Start, client: httpx.Client, database: Database) -> None:
@@ -291,17 +292,15 @@ def test_a_function_that_is_missing_stops_the_work_and_not_the_node(start: Start
 def test_sigkill_in_the_middle_then_restart_and_all_are_done(
     start: Start, client: httpx.Client, database: Database, effects: Effects
 ) -> None:
-    node = start("--queue", "default=50")
+    node = start("--queue", "default=50", "--visibility-timeout", "3600")
     jobs = [{"kind": kind, "payload": {"seconds": 0.1}} for kind in ("sleep", "thread", "sleep", "thread", "cpu")] * 100
     ids = submit(client, node, jobs)
     wait_for(lambda: 50 <= len(effects.ids("ended")) < 450, "some are done, some run, some wait")
     node.kill()
     states = database.states()
     assert states.get("inflight", 0) > 0
-    begun = time.monotonic()
     start("--queue", "default=50")
-    wait_for(lambda: database.states() == {"succeeded": 500}, "all are done")
-    assert time.monotonic() - begun < 25, "the dead process was recognised: nobody waited for the visibility timeout"
+    wait_for(lambda: database.states() == {"succeeded": 500}, "all are done, long before the lease of the dead node runs out")
     assert set(effects.ids("ended")) == set(ids)
     assert database.value("SELECT max(attempt) FROM jobqueue.jobs") == 2
 
@@ -309,10 +308,10 @@ def test_sigkill_in_the_middle_then_restart_and_all_are_done(
 def test_a_dead_nodes_jobs_are_taken_over_by_a_running_one_at_once(
     start: Start, client: httpx.Client, database: Database, effects: Effects
 ) -> None:
-    doomed = start("--visibility-timeout", "60", "--queue", "default=5")
-    submit(client, doomed, [{"kind": "sleep", "payload": {"seconds": 60, "again": 0.01}}] * 5)
+    doomed = start("--visibility-timeout", "3600", "--queue", "default=5")
+    submit(client, doomed, [{"kind": "sleep", "payload": {"seconds": 3600, "again": 0.01}}] * 5)
     wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
-    survivor = start("--visibility-timeout", "60", "--queue", "default=5")
+    survivor = start("--visibility-timeout", "3600", "--queue", "default=5")
     doomed.kill()
     wait_for(lambda: database.states() == {"succeeded": 5}, "the other node does them")
     assert 'jobqueue_jobs_recovered_total{kind="sleep",queue="default"} 5.0' in client.get(f"{survivor.url}/metrics").text
@@ -323,12 +322,12 @@ def test_a_node_that_slept_past_its_lease_drops_what_it_ran_and_joins_again(
     start: Start, client: httpx.Client, database: Database, effects: Effects
 ) -> None:
     sleeper = start("--visibility-timeout", "4", "--queue", "default=5")
-    payload = {"seconds": 30, "again": 0.01}  # longer than a slow machine takes to begin the last of them
+    payload = {"seconds": 30, "again": 0.01}  # longer than a loaded machine takes to start all of them
     submit(client, sleeper, [{"kind": kind, "payload": payload} for kind in ("sleep", "thread", "sleep", "thread", "cpu")])
     wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
     sleeper.process.send_signal(signal.SIGSTOP)
     old_node = database.value("SELECT id FROM jobqueue.nodes")
-    other = start("--visibility-timeout", "4", "--queue", "default=5")
+    other = start("--queue", "default=5")
     wait_for(lambda: len(effects.ids("began")) == 10, "the other node has taken them over")
     sleeper.process.send_signal(signal.SIGCONT)
     wait_for(lambda: database.states() == {"succeeded": 5}, "all are done")
@@ -341,13 +340,18 @@ def test_a_node_that_slept_past_its_lease_drops_what_it_ran_and_joins_again(
     assert [sleeper.stop(), other.stop()] == [0, 0]
 
 
-def test_a_job_that_kills_its_process_runs_out_of_attempts(start: Start, client: httpx.Client, effects: Effects) -> None:
+def test_a_job_that_kills_its_process_runs_out_of_attempts(
+    start: Start, client: httpx.Client, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFECTS", str(effects.path))
     node = start()
     job_id = submit(client, node, {"kind": "kill", "max_retries": 2})
     for _ in range(2):
-        assert node.wait(20) == 9
+        note_start()
+        assert node.wait() == 9
         node = start()
-    assert node.wait(20) == 9
+    note_start()
+    assert node.wait() == 9
     survivor = start()
     job = client.get(f"{survivor.url}/jobs/{job_id}").json()
     assert (job["state"], job["attempt"]) == ("dead", 3)
@@ -362,7 +366,7 @@ def test_a_retrys_backoff_survives_a_restart(start: Start, client: httpx.Client,
     due = database.value("SELECT run_at FROM jobqueue.scheduled_jobs")
     node.kill()
     start()
-    assert database.value("SELECT run_at FROM jobqueue.scheduled_jobs") == due
+    assert database.rows("SELECT run_at FROM jobqueue.scheduled_jobs") in ([(due,)], []), "none if it has run already"
     wait_for(lambda: database.states() == {"succeeded": 1}, "it runs when it is due")
     assert database.value("SELECT claimed_at >= %s FROM jobqueue.finished_jobs", due)
     assert effects.lines("ran") == [(job_id, 1), (job_id, 2)]
@@ -372,7 +376,7 @@ def test_a_job_is_in_exactly_one_state_at_every_moment(start: Start, client: htt
     node = start()
     submit(client, node, [{"kind": "flaky"}] * 200)
     seen = set()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while database.states() != {"succeeded": 200}:
         assert time.monotonic() < deadline
         seen.add(database.rows("SELECT count(*), count(DISTINCT id) FROM jobqueue.jobs")[0])
@@ -381,7 +385,7 @@ def test_a_job_is_in_exactly_one_state_at_every_moment(start: Start, client: htt
 
 def test_a_cancelled_job_is_never_run(start: Start, client: httpx.Client, database: Database, effects: Effects) -> None:
     node = start("--queue", "default=1")
-    submit(client, node, {"kind": "sleep", "payload": {"seconds": 1}})
+    submit(client, node, {"kind": "sleep", "payload": {"seconds": 8}})
     wait_for(lambda: bool(effects.ids("began")), "the only worker is busy")
     waiting = submit(client, node, {"kind": "echo"})
     assert client.post(f"{node.url}/jobs/{waiting}/cancel").json()["state"] == "cancelled"
@@ -443,12 +447,12 @@ def test_version_and_help_with_every_option_its_variable_and_its_default() -> No
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["serve", "no.such.module"], "there is no module 'no.such.module'"),
+        (["serve", "no.such.module"], "module 'no.such.module' not found in"),
         (["serve", "json"], "has no jobqueue.App named 'app'"),
         (["serve", "examples.quickstart:nothing"], "has no jobqueue.App named 'nothing'"),
-        (["serve"], "Give MODULE"),
+        (["serve"], "give MODULE"),
         (["serve", "examples.quickstart", "--queue", "default"], "NAME=CONCURRENCY"),
-        (["serve", "examples.quickstart", "--port", "70000"], "port must be from 0 to 65535"),
+        (["serve", "examples.quickstart", "--port", "70000"], "port (--port) must be from 0 to 65535"),
         (["serve", "examples.quickstart", "--host", "0.0.0.0"], "token"),
         (
             ["serve", "examples.quickstart", "--port", "0", "--database-url", "postgresql://127.0.0.1:1/x"],
@@ -456,7 +460,7 @@ def test_version_and_help_with_every_option_its_variable_and_its_default() -> No
         ),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(arguments: list[str], reason: str) -> None:
+def test_an_error_in_the_arguments_is_reported_in_one_line(arguments: list[str], reason: str) -> None:
     done = run_cli(*arguments)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -466,7 +470,7 @@ def test_what_cannot_work_is_said_in_one_line(arguments: list[str], reason: str)
 
 def test_migrate_applies_the_schema_once_and_psql_may_have_done_it(database_url: str, database: Database) -> None:
     assert run_cli("migrate", "--database-url", database_url).stdout == "schema version 1: applied\n"
-    assert run_cli("migrate", env={"DATABASE_URL": database_url}).stdout == "schema version 1: already there\n"
+    assert run_cli("migrate", env={"DATABASE_URL": database_url}).stdout == "schema version 1: up to date\n"
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute((ROOT / "schema.sql").read_bytes())
     assert database.rows("SELECT version FROM jobqueue.schema_version") == [(1,)]

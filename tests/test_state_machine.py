@@ -1,7 +1,7 @@
 """The whole state machine against a model: random verbs in random order, in memory and on PostgreSQL.
 
-The model says what each verb must answer and where each job must be afterwards; after every step the store's jobs are compared with
-it, all of them. Due times are now or far away and leases are valid or over, so that nothing depends on how fast a step is.
+The model defines the result of each verb and the state of each job afterwards. Every step compares all jobs of the store with the
+model. Due times are now or far away, and leases are valid or over, so no result depends on the speed of a step.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ QUEUES = ["default", "mail"]
 MEMBERS = 2
 LATER = 86_400.0
 AGING = 3600.0
-"""Seconds: so much that the order of two jobs does not depend on how long a step takes."""
+"""Seconds, long enough that the order of two jobs does not depend on the duration of a step."""
 
 WAITING: list[UnfinishedState] = ["pending", "blocked", "scheduled"]
 MOMENTS = {"past": datetime(2000, 1, 1, tzinfo=UTC), "far": datetime(2100, 1, 1, tzinfo=UTC), None: None}
@@ -85,7 +85,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job as the model has it."""
+    """One job in the model."""
 
     queue: str
     kind: str
@@ -103,30 +103,30 @@ class Job:
 
     @property
     def waiting(self) -> str:
-        """The state in which it waits for its turn: with a key, that is for the key's first."""
+        """The state in which it waits for its turn: `blocked` if it has a key."""
         return "pending" if self.key is None else "blocked"
 
     def back(self, *, refund: int = 0, error: int = 0) -> Job:
-        """Waiting again, unless somebody has asked for its end."""
+        """Return the job waiting again, or cancelled if that was requested."""
         if self.unwanted:
             return replace(self.there(error=error), state="cancelled")
         return replace(self.there(error=error), state=self.waiting, node=None, attempt=self.attempt - refund)
 
     def there(self, *, error: int = 0) -> Job:
-        """Where it is, with one more error perhaps, and nothing asked of it any more."""
+        """Return the job in its state, with its new errors, and without a requested cancellation."""
         return replace(self, due=True, errors=min(KEPT_ERRORS, self.errors + error), unwanted=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A claim as its node saw it; it may be long over."""
+    """A claimed job, as its node received it. The attempt may have ended."""
 
     node: str
     job: ClaimedJob
 
 
 class World(Protocol):
-    """A store, and every job in it."""
+    """A store and all of its jobs."""
 
     store: Store
 
@@ -134,7 +134,7 @@ class World(Protocol):
 
 
 class MemoryWorld:
-    """A store in memory; each look at its clock is a moment later."""
+    """A store in memory. Each reading of its clock is a moment later."""
 
     def __init__(self) -> None:
         ticks = itertools.count()
@@ -168,7 +168,7 @@ class PostgresWorld:
 
 
 class StateMachine(RuleBasedStateMachine):
-    """Every verb, at any time, by anybody."""
+    """Every verb, in any order, by any node."""
 
     jobs = Bundle("jobs")
     runs = Bundle("runs")
@@ -211,7 +211,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule(node=nodes, valid=st.sampled_from([True, True, False]))
     def heartbeat(self, node: str, valid: bool) -> None:
-        """A renewal, or one of no length: the lease runs out."""
+        """Renew a lease, or end it by a renewal for 0 s."""
         unwanted = self.call(self.store.heartbeat, node, lease=LATER if valid else 0)
         marked = {(job_id, self.model[job_id].claims) for job_id in self.held_by(node) if self.model[job_id].unwanted}
         assert (None if unwanted is None else set(unwanted)) == (marked if node in self.valid else None)
@@ -229,7 +229,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule(judge=nodes)
     def recover(self, judge: str) -> None:
-        """Lost nodes lose their jobs; those whose lease ran out are lost once a node that holds its own says so."""
+        """Take the jobs of lost nodes. A node whose lease has run out is lost when a node with a valid lease judges it."""
         if self.valid.get(judge, False):
             self.valid = {node: valid for node, valid in self.valid.items() if valid}
         expected = {}
@@ -257,7 +257,7 @@ class StateMachine(RuleBasedStateMachine):
         fate=st.sampled_from(["acknowledged", "answer lost", "never arrived"]),
     )
     def submit(self, said: list[dict[str, Any]], fate: str) -> Any:
-        """A batch; one whose commit is in doubt is sent again."""
+        """Submit a batch. If its commit is in doubt, submit it again."""
         new = [job_of(fields) for fields in said]
         encoded = [documents.encode(job) for job in new]
         if fate != "never arrived":
@@ -273,18 +273,18 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule(target=jobs, said=st.lists(SUBMISSIONS, min_size=1, max_size=3))
     def submit_late(self, said: list[dict[str, Any]]) -> Any:
-        """A doubt that is settled when the time of its jobs is over: they are there, and will not be started."""
+        """Submit jobs in doubt again after they have expired. They exist, but no node starts them."""
         new = [job_of(fields, expires_at=1e9) for fields in said]
         self.call(self.store.submit_again, [documents.encode(job) for job in new], backend=BACKEND)
         return multiple(*(self.remember(job, fields, late=True) for job, fields in zip(new, said, strict=True)))
 
     @rule(known=st.lists(jobs, min_size=1, max_size=3))
     def submit_again(self, known: Sequence[str]) -> None:
-        """A doubt that is settled late: whatever became of the jobs meanwhile, nothing changes."""
+        """Submit existing jobs again. Nothing changes, whatever their state."""
         there = [job_id for job_id in known if job_id in self.model]
         self.call(self.store.submit_again, [documents.encode(NewJob(id=job_id)) for job_id in there], backend=BACKEND)
 
-    # -- the way of a job
+    # -- claims and outcomes
 
     @rule(
         target=runs,
@@ -293,7 +293,7 @@ class StateMachine(RuleBasedStateMachine):
         above=st.sampled_from([None, None, 0, 1, 2]),
     )
     def claim(self, node: str, limits: dict[str, int], above: int | None) -> Any:
-        """A claim, perhaps with a floor that leaves out the best few of each queue."""
+        """Claim jobs, perhaps with a floor that leaves out the best few of each queue."""
         wants, expected = {}, {}
         for queue, limit in limits.items():
             waiting = sorted(
@@ -332,7 +332,7 @@ class StateMachine(RuleBasedStateMachine):
         other=nodes,
     )
     def finish(self, finished: Sequence[Run], verdict: Verdict, delay: float, *, impostor: bool, other: str) -> None:
-        """Outcomes in one batch: of current runs, of runs that are long over, told twice, or told by another node."""
+        """Finish a batch of attempts: current ones, ended ones, some twice, or by another node."""
         node = other if impostor else finished[0].node
         outcomes = [_outcome(run.job, verdict, delay) for run in finished]
         expected = set()
@@ -354,7 +354,7 @@ class StateMachine(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 0.0, LATER]),
     )
     def finish_one_that_runs(self, place: int, verdict: Verdict, delay: float) -> None:
-        """End a run of now: any run at all seldom is one."""
+        """Finish a current attempt, because random ones seldom are current."""
         inflight = self.in_state("inflight")
         run = self.running[inflight[place % len(inflight)]]
         self.finish([run], verdict, delay, impostor=False, other=run.node)
@@ -362,14 +362,14 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("pending") and any(self.valid.values()))
     @rule(target=runs, place=st.integers(0, 9), limit=st.integers(1, 3))
     def claim_what_waits(self, place: int, limit: int) -> Any:
-        """Claim where there is something, for a node that may: any claim at all seldom brings something."""
+        """Claim waiting jobs for a node with a lease, because random claims seldom return jobs."""
         able = [node for node, valid in self.valid.items() if valid]
         pending = self.in_state("pending")
         return self.claim(able[place % len(able)], {self.model[pending[place % len(pending)]].queue: limit}, None)
 
     @rule(target=runs, run=runs)
     def hand_back_and_claim_again(self, run: Run) -> Any:
-        """A short way to what fencing is for: the same job, the same attempt, the same node, another run."""
+        """Make the case that needs fencing: the same job, attempt, and node, but another claim."""
         self.finish([run], "released", 0.0, impostor=False, other=run.node)
         job = self.model.get(run.job.id)
         if job is None:
@@ -393,7 +393,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule()
     def admit(self) -> None:
-        """Each key that has room lets its best job in: whatever made the room has entered a check."""
+        """Admit the best job of each key with room."""
         keys = {(job.queue, job.key) for job in self.model.values() if job.state == "blocked"}
         held = {(job.queue, job.key) for job in self.model.values() if job.state in ("pending", "inflight")}
         admitted = [
@@ -423,13 +423,13 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("inflight"))
     @rule(place=st.integers(0, 9))
     def cancel_one_that_runs(self, place: int) -> None:
-        """Ask for the end of a run of now: any job at all seldom has one."""
+        """Cancel a running job, because random jobs seldom run."""
         inflight = self.in_state("inflight")
         self.cancel(inflight[place % len(inflight)])
 
     @rule(queue=st.sampled_from(QUEUES), states=st.lists(st.sampled_from(WAITING), min_size=1, unique=True))
     def cancel_by_filter(self, queue: str, states: list[UnfinishedState]) -> None:
-        """All that wait there and no other, counted before. Those that run would end when their nodes hear of it."""
+        """Cancel all waiting jobs of a filter, after a dry run. The nodes of running jobs would end those."""
         wanted = JobFilter(queue=queue, state=[*states])
         meant = [job_id for job_id, job in self.model.items() if job.queue == queue and job.state in states]
         assert self.call(self.store.cancel_jobs, wanted, dry_run=True) == (len(meant), None)
@@ -439,7 +439,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs, priority=st.sampled_from([None, 0, 3]), when=st.sampled_from([None, "past", "far"]))
     def change(self, job_id: str, priority: int | None, when: Literal["past", "far"] | None) -> None:
-        """A new priority keeps the time waited; a job that is put off waits from then on, one that is pulled forward from now."""
+        """Change a job. A new priority keeps the time waited. A postponed job waits from its new time, an advanced one from now."""
         job = self.model.get(job_id)
         legal = job is not None and job.state in WAITING
         assert self.call(self.store.change, job_id, Change(priority=priority, run_at=MOMENTS[when])) is legal
@@ -459,7 +459,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("pending") or self.in_state("scheduled"))
     @rule(place=st.integers(0, 9), priority=st.sampled_from([None, 0, 3]), when=st.sampled_from([None, "past", "far"]))
     def change_one_that_waits(self, place: int, priority: int | None, when: Literal["past", "far"] | None) -> None:
-        """Any job at all seldom waits."""
+        """Change a waiting job, because random jobs seldom wait."""
         waiting = self.in_state("pending") + self.in_state("scheduled")
         self.change(waiting[place % len(waiting)], priority, when)
 
@@ -470,7 +470,7 @@ class StateMachine(RuleBasedStateMachine):
         assert self.call(self.store.retry, job_id) is legal
         if job is not None and legal:
             self.model[job_id] = replace(job, state=job.waiting, node=None, attempt=0, late=False)
-            del self.places[job_id]  # a new place in line
+            del self.places[job_id]  # a new rank
 
     @rule(job_id=consumes(jobs))
     def discard(self, job_id: str) -> None:
@@ -482,7 +482,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("dead"))
     @rule(place=st.integers(0, 9), verb=st.sampled_from(["retry", "retry", "discard"]))
     def redrive_or_discard(self, place: int, verb: str) -> None:
-        """Steer one that is dead: any job at all seldom is."""
+        """Retry or discard a dead job, because random jobs seldom are dead."""
         dead = self.in_state("dead")
         getattr(self, verb)(dead[place % len(dead)])
 
@@ -491,7 +491,7 @@ class StateMachine(RuleBasedStateMachine):
         self.call(self.store.pause, queue, paused=paused)
         (self.paused.add if paused else self.paused.discard)(queue)
 
-    # -- what always holds
+    # -- invariants
 
     @invariant()
     def every_job_is_where_the_model_has_it_and_nowhere_else(self) -> None:
@@ -565,7 +565,7 @@ class StateMachine(RuleBasedStateMachine):
 
 
 def _outcome(job: ClaimedJob, verdict: Verdict, delay: float) -> Outcome:
-    """What a worker would say of the run, and what it should not: that a failed last attempt be tried again."""
+    """Return the outcome of a worker, or a wrong one: a retry after the last attempt."""
     error = AttemptError(attempt=job.attempt, error="boom", duration=0.1) if verdict in ("dead", "retry") else None
     return Outcome(
         id=job.id,

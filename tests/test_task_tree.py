@@ -1,4 +1,4 @@
-"""The tree of a loop's live tasks: what is in it, what each waits on and since when, and its bounds."""
+"""The tree of a loop's tasks: its contents, where each task waits and since when, and its bounds."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ async def test_long_stacks_and_names_are_cut(nursery: trio.Nursery) -> None:
     assert not any("left out" in text for text in named(tree, "20 frames").stack)
     stack = named(tree, "100 frames").stack
     assert len(stack) == task_tree.MAX_FRAMES + 1
-    [place] = [place for place, text in enumerate(stack) if "frames left out" in text]
+    [place] = [place for place, text in enumerate(stack) if "frames omitted" in text]
     assert place == task_tree.MAX_FRAMES // 3
     assert stack[0].startswith("deep (tests/test_task_tree.py:")
     assert "wait_task_rescheduled" in " ".join(stack[-2:])
@@ -214,7 +214,7 @@ async def test_long_stacks_and_names_are_cut(nursery: trio.Nursery) -> None:
 
 def test_a_node_shows_its_tasks_and_what_its_workers_run(service: Start, tmp_path: Path) -> None:
     node: ServiceProcess = service("tests.running_handlers", env={"EFFECTS": str(tmp_path / "effects")})
-    with httpx.Client(base_url=node.url, timeout=30) as client:
+    with httpx.Client(base_url=node.url, timeout=60) as client:
         job_id = submit(client, node, {"kind": "sleeping-children"})
 
         def family() -> list[dict[str, Any]]:

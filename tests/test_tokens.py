@@ -1,4 +1,4 @@
-"""Tokens as entries, as a file, and as ``jobqueue token`` makes them."""
+"""Tokens as entries, in a file, and from ``jobqueue token``."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_plain_secrets_that_others_can_read_are_warned_of(tmp_path: Path, mode: 
 def test_a_file_that_cannot_be_used_is_said_clearly(tmp_path: Path) -> None:
     with pytest.raises(UnusableFile, match=r"No such file.*jobqueue token create --role admin --file"):
         token_file.read(str(tmp_path / "none"))
-    with pytest.raises(UnusableFile, match="holds no token"):
+    with pytest.raises(UnusableFile, match="contains no token"):
         token_file.read(written(tmp_path / "empty", "# nobody\n"))
     with pytest.raises(UnusableFile, match="line 1: the token has no role"):
         token_file.read(written(tmp_path / "bad", "sesame"))
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_used_is_said_clearly(tmp_path: Path) -> None:
         token_file.read(str(tmp_path / "latin"))
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(UnusableFile, match=r"not a file|Is a directory"):
+        with pytest.raises(UnusableFile, match=r"not a regular file|Is a directory"):
             token_file.read(str(path))
 
 
@@ -136,7 +136,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_broken_one_is_logged_once(tm
     reloaded._keep_up()
     assert len(known) == 1, "it has not changed"
 
-    path.write_text("admin:b")  # as long as it was
+    path.write_text("admin:b")  # the same length as before
     with structlog.testing.capture_logs() as logged:
         reloaded._keep_up()
         assert known[-1] == [tokens.parse("admin:b")]

@@ -1,4 +1,4 @@
-"""Traces: from a submitter's span, over every way in, through the queue, into the spans of handlers."""
+"""Traces: from a submitter's span, through HTTP, SQL, or Python and the queue, to the spans of handlers."""
 
 from __future__ import annotations
 
@@ -206,16 +206,16 @@ def test_from_python_the_current_span_is_the_jobs_parent(sql: Database) -> None:
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """An SDK, set up as a user's module would, and the spans that have ended."""
+    """Set up an SDK like a user's module; return the spans that have ended."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)  # in public it can be set once in a process
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)  # its public function works once per process
     return exporter
 
 
 @pytest.fixture
-async def traced(spans: InMemorySpanExporter) -> AsyncIterator[Node]:  # noqa: ARG001 - it is there when the node comes
+async def traced(spans: InMemorySpanExporter) -> AsyncIterator[Node]:  # noqa: ARG001 - the node needs it
     """A node whose runs have spans."""
     async with trio_parallel.open_worker_context(grace_period=10.0) as processes:
         yield Node(processes)
@@ -235,7 +235,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 
 def current() -> tuple[str, str]:
-    """The ids of the current span, as a result."""
+    """Return the ids of the current span."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
 
@@ -391,7 +391,7 @@ async def test_a_failed_attempt_is_an_error_with_its_exception(traced: Node, spa
             (ERROR, "discarded: the account is closed"),
             {"jobqueue.outcome": "dead", "error.type": "jobqueue.errors.Discard"},
         ),
-        (lambda: {object()}, (ERROR, None), {"jobqueue.outcome": "retry", "error.type": "_OTHER"}),  # no JSON has a form for it
+        (lambda: {object()}, (ERROR, None), {"jobqueue.outcome": "retry", "error.type": "_OTHER"}),  # it has no form in JSON
     ],
     ids=["snooze", "retry", "discard", "result"],
 )
@@ -516,7 +516,7 @@ class Traced:
 
     def __init__(self, start: Callable[..., Service], file: Path, *, delay: int = 20) -> None:
         self._file = file
-        # What an SDK's processor does without being told so is to wait for five seconds.
+        # The default delay of an SDK's processor is five seconds.
         self.service = start("tests.traced_handlers", env={"SPANS": str(file), "OTEL_BSP_SCHEDULE_DELAY": str(delay)})
         self.url = self.service.url
         self.tracer = TracerProvider().get_tracer("a submitter")
@@ -525,7 +525,7 @@ class Traced:
         return [json.loads(line) for line in self._file.read_bytes().splitlines()] if self._file.exists() else []
 
     def of(self, job_id: str, count: int = 1) -> list[dict[str, Any]]:
-        """The spans of a job's runs, when there are so many, by their ends."""
+        """Wait until a job has this many spans of runs; return them in the order of their ends."""
 
         def found() -> list[dict[str, Any]]:
             return [span for span in self.spans() if span["attributes"].get("messaging.message.id") == job_id]
@@ -537,7 +537,7 @@ class Traced:
         wait_for(lambda: self.below(span) == set(names), f"{names} below {span['name']}")
 
     def below(self, span: dict[str, Any]) -> set[str]:
-        """The names of its children."""
+        """Return the names of its children."""
         assert {one["context"]["trace_id"] for one in self.spans() if one["parent_id"] == span["context"]["span_id"]} <= {
             span["context"]["trace_id"]
         }
@@ -555,7 +555,7 @@ def is_child(span: dict[str, Any], parent: trace.SpanContext) -> bool:
 
 WAYS_IN = {
     "express": {},
-    "hypercorn": {"TE": "trailers"},  # a header that the express lane leaves to it
+    "hypercorn": {"TE": "trailers"},  # the express lane does not handle this header
 }
 
 

@@ -1,4 +1,4 @@
-"""Handlers of a service that is traced: every span that ends, of theirs too, is a line of JSON in the file that SPANS names."""
+"""Handlers of a traced service. Every ended span, also of handlers, becomes a line of JSON in the file that SPANS names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ToFile(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-if "SPANS" in os.environ:  # also in a process of a cpu handler, which imports this module
+if "SPANS" in os.environ:  # also true in the process of a cpu handler, because that process imports this module
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(ToFile()))
     trace.set_tracer_provider(provider)

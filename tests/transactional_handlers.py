@@ -30,7 +30,7 @@ def write(job: jobqueue.Job, conn: psycopg.Connection[Any]) -> int:
 
 @app.handler("touch-and-wait", timeout=1.0, backoff=jobqueue.Backoff(base=60, cap=60))
 def touch_and_wait(job: jobqueue.Job, conn: psycopg.Connection[Any], flag: str) -> None:
-    """Hold locks, without a statement under way, until the file is there."""
+    """Hold locks without running a statement until the file exists."""
     effect(conn, job)
     while not Path(flag).exists():
         time.sleep(0.02)
@@ -39,7 +39,7 @@ def touch_and_wait(job: jobqueue.Job, conn: psycopg.Connection[Any], flag: str) 
 
 @app.handler("wait-for-lock")
 def wait_for_lock(job: jobqueue.Job, conn: psycopg.Connection[Any], key: int = 1) -> None:
-    """Be in a statement until the advisory lock is free."""
+    """Run a statement that waits until the advisory lock is free."""
     effect(conn, job)
     conn.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
 

@@ -2,7 +2,10 @@
 
     python -m benchmarks.chaos --seed 1 --faults 100 --jobs 20000
 
-`plan` says what breaks and when, `faults` breaks it (with `poison` and `garbage`), `machines` are the processes it is done to,
-`load` submits and keeps what was answered, `handlers` run the jobs and write what really ran (`effects`), `checker` compares the
-three, `recovery` and `report` tell.
+- `plan` draws the faults and their times.
+- `faults` (with `poison` and `garbage`) inflicts them on the processes in `machines`.
+- `load` submits jobs and records the responses.
+- `handlers` run the jobs and record each run (`effects`).
+- `checker` compares responses, database and records.
+- `recovery` and `report` compute and print the results.
 """

@@ -1,4 +1,4 @@
-"""The command, and the order of a run: start, break and load at once, heal, wait for the last job, stop, compare."""
+"""Run the chaos test: start, inflict faults under load, heal, wait for the last job, stop, and check the rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.chaos.report import Report
 from jobqueue import logs
 
 GAP = 5.0
-"""Seconds from one fault to the next; in the short form it is less, and they overlap more."""
+"""Mean time between two faults, in seconds. It is shorter with ``--short``, so that more faults overlap."""
 
 SHORT_KINDS = [kind for kind in plan.Kind if kind not in plan.SLOW]
 
@@ -34,19 +34,22 @@ SHORT = {"faults": len(SHORT_KINDS), "jobs": 3_000, "gap": 2.2}
 KINDS = {kind.name.lower().replace("_", "-"): kind for kind in plan.Kind}
 
 AFTERMATH = 12.0
-"""Seconds of submits after the last fault, in which to see that every node recovers from it."""
+"""How long the load goes on after the last fault, in seconds. Every node must recover within this time."""
 
 SLOWEST_DRAIN = 40.0
-"""Jobs a second: what the last jobs are waited for is reckoned with it."""
+"""Assumed rate of the nodes in jobs per second. It determines how long to wait for the last jobs."""
 
 ALLOWANCE = 90.0
-"""Seconds to wait for the last jobs, however few there are; and for all that starts and stops around them."""
+"""Minimum time to wait for the last jobs, including starts and stops of processes, in seconds."""
 
 
 class Run:
     """One run.
 
     Args:
+        seed: the seed of plan and load.
+        faults: the plan.
+        jobs: the number of jobs.
         directory: for data and logs; PostgreSQL's user must be able to enter it.
     """
 
@@ -60,7 +63,7 @@ class Run:
         self._postgres = Postgres(directory / "data", clock=self._clock())
 
     async def run(self) -> Report:
-        """Do it all, and leave no process behind."""
+        """Do the run, and leave no process behind."""
         began = time.monotonic()
         try:
             with trio.fail_after(self._seconds + AFTERMATH + self._drain_timeout + ALLOWANCE):
@@ -71,7 +74,7 @@ class Run:
         return Report.of(self._seed, time.monotonic() - began, evidence, saboteur)
 
     def _clock(self) -> Clock | None:
-        """Make a clock for the server when the plan steps it, and this machine has the means."""
+        """Return a clock for the server if the plan steps it and libfaketime is installed."""
         if not any(fault.kind is plan.Kind.STEP_CLOCK for fault in self._plan):
             return None
         library = Clock.find_library()
@@ -98,7 +101,7 @@ class Run:
         return evidence, saboteur
 
     async def _drain(self) -> None:
-        """Wait until every job has ended, or for as long as that may take."""
+        """Wait until every job has ended, or until the timeout."""
         with trio.move_on_after(self._drain_timeout):
             while not await trio.to_thread.run_sync(_all_ended, self._postgres.url):  # noqa: ASYNC110 - another process's state
                 await trio.sleep(0.5)
@@ -120,7 +123,7 @@ class Run:
 
 
 async def _break_and_load(saboteur: Saboteur, load: Load, faults: Sequence[plan.Fault]) -> None:
-    """Submit while things break, and then for a while in peace."""
+    """Submit jobs while faults are inflicted, and for some time afterwards."""
     async with trio.open_nursery() as probing:
         probing.start_soon(load.probe)
         async with trio.open_nursery() as nursery:
@@ -131,7 +134,7 @@ async def _break_and_load(saboteur: Saboteur, load: Load, faults: Sequence[plan.
 
 
 def _all_ended(url: str) -> bool:
-    """Return whether no job is left to run; False also when PostgreSQL does not answer."""
+    """Return whether every job has ended; False if PostgreSQL cannot be reached."""
     sql = """
         SELECT NOT EXISTS (SELECT FROM jobqueue.pending_jobs) AND NOT EXISTS (SELECT FROM jobqueue.scheduled_jobs)
            AND NOT EXISTS (SELECT FROM jobqueue.inflight_jobs) AND NOT EXISTS (SELECT FROM jobqueue.blocked_jobs)
@@ -145,20 +148,20 @@ def _all_ended(url: str) -> bool:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--seed", type=int, default=1, help="The same seed gives the same plan and the same jobs.")
-@click.option("--faults", type=click.IntRange(min=0), default=50, help="How many things to break.")
-@click.option("--jobs", type=click.IntRange(min=1), default=20_000, help="How many jobs to submit meanwhile.")
+@click.option("--faults", type=click.IntRange(min=0), default=50, help="Number of faults.")
+@click.option("--jobs", type=click.IntRange(min=1), default=20_000, help="Number of jobs to submit meanwhile.")
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice(list(KINDS)),
-    help="Break nothing but this; may be given again.  [default: everything]",
+    help="Inflict only faults of this kind; repeatable.  [default: all kinds]",
     show_default=False,
 )
 @click.option("--short", is_flag=True, help=f"{SHORT['faults']} faults and {SHORT['jobs']:,} jobs, in about a minute.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write everything to this file as well.")
-@click.option("--keep", is_flag=True, help="Keep the logs even if all is well.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report to this file.")
+@click.option("--keep", is_flag=True, help="Keep the logs even if the run passes.")
 def main(*, seed: int, faults: int, jobs: int, only: tuple[str, ...], short: bool, json_file: Path | None, keep: bool) -> None:
-    """Break a cluster of three nodes on purpose, and account for every job: exit with 1 if a rule was broken."""
+    """Inflict faults on a cluster of three nodes, and account for every job. Exit with 1 if a rule was broken."""
     logs.configure("warning")
     gap = GAP
     if short:
@@ -181,7 +184,7 @@ def main(*, seed: int, faults: int, jobs: int, only: tuple[str, ...], short: boo
 
 
 def _clean_up(directory: Path, *, kept: bool) -> None:
-    """Remove the data, and the logs too if nobody will want them."""
+    """Remove the data, and also the logs unless they are kept."""
     data = directory / "data"
     if kept and (data / "postgresql.log").exists():
         shutil.copy(data / "postgresql.log", directory)

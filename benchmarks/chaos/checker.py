@@ -1,6 +1,6 @@
-"""Compare what was acknowledged, what the database holds and what really ran; every rule that was broken is told with its evidence.
+"""Compare the acknowledgments, the database and the records of runs, and report every broken rule with its evidence.
 
-It trusts nothing that the service says about itself: not its logs, and not its metrics.
+The checker uses neither the logs nor the metrics of the service.
 """
 
 from __future__ import annotations
@@ -25,43 +25,47 @@ from benchmarks.chaos.plan import HARMLESS, LEASE, Kind
 ENDED = frozenset({"succeeded", "dead"})
 
 MUST_DIE = frozenset({"doomed", "rollback", "discard"})
-"""Kinds that cannot succeed. All others must: no fault lasts long enough to use up their attempts."""
+"""Kinds that cannot succeed. All others must succeed, because no fault lasts long enough to use up their attempts."""
 
 TRANSACTIONAL = frozenset({"transaction", "rollback"})
 """Kinds that write a line in the transaction that completes their jobs."""
 
 SHOWN = 20
-"""Cases of a broken rule that are written out."""
+"""Maximum number of reported cases per broken rule."""
 
 RECOVERY = 2 * LEASE
-"""Seconds after the end of a fault in which its consequences count as its own."""
+"""How long after the end of a fault a failure still counts as its consequence, in seconds."""
 
 UNUSUAL = 4
-"""How many times as long as the median one a job of the load may wait, where all have to."""
+"""Maximum wait of a job of the load, as a multiple of the median wait."""
 
 MUST_NOT_STARVE = HARMLESS | {Kind.STEP_CLOCK}
-"""Faults during which a job that goes before all others is started soon. Behind a backlog the clock's step changes who is next."""
+"""Faults during which a job with the best rank must still start soon.
+
+Other jobs may have to wait longer after a step of the clock, because the step changes the order of a backlog.
+"""
 
 VITAL = frozenset({"claim", "submit", "finish"})
-"""What connections are for that a node is not ready without."""
+"""Purposes of the connections that a node needs to be ready."""
 
 HELD_UP_AFTER = 7.0
-"""Seconds after which a node says that it is held up: the 5 s that it waits, and some to notice."""
+"""Time after which a blocked node must report that it is not ready, in seconds: the node's limit of 5 s, plus a margin."""
 
 START = 15.0
-"""Seconds that a node may need to find out that it cannot start."""
+"""Maximum time until a node notices that it cannot start, in seconds."""
 
 STARVED_AFTER = 30.0
-"""Seconds that a job may wait for its first run, besides those in which a node or the database was away."""
+"""Maximum time that a job may wait for its first run, in seconds. Times without a node or the database do not count."""
 
 
 class Row(NamedTuple):
-    """A job as the database has it; `run` is what the accepted run returned.
+    """A job in the database.
 
     Attributes:
-        reason: why it died.
-        delayed: whether it was not to run at once.
-        leases_lost: its attempts that ended because a lease was lost, as far as the history of its errors goes.
+        run: the result of the accepted run.
+        reason: the reason if it is dead.
+        delayed: whether it was submitted with a delay.
+        leases_lost: its attempts that lost their lease, according to its error history, which may be shortened.
     """
 
     id: str
@@ -84,17 +88,19 @@ class Row(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Everything that is known when all is over.
+    """The observations of a run.
 
     Attributes:
-        rows: every row of every state, so that a job that is in two of them is here twice.
-        effects: in the order of time.
-        nodes_left: rows in the table of nodes after all of them have left.
-        written: what was committed with the completion of jobs.
-        poisoned: what is wrong with jobs that no node can run, by id. Not all of them were taken.
-        cancelled: ids of submitted jobs that somebody cancelled.
+        submits: the submissions and their responses.
+        rows: the rows of all states. A job in two states appears twice.
+        effects: the records of the runs, in order of time.
+        exits: how the nodes' processes ended.
+        nodes_left: rows in the table of nodes after all nodes have left.
+        written: the lines that handlers committed together with the completion of their jobs.
+        poisoned: the defects of jobs that no node can run, by id. PostgreSQL rejected some of these jobs.
+        cancelled: ids of cancelled jobs.
         inflicted: the faults.
-        looks: what the nodes said of their readiness.
+        looks: the nodes' responses about their readiness.
     """
 
     submits: Sequence[Submit]
@@ -110,12 +116,12 @@ class Evidence(NamedTuple):
 
     @property
     def innocent(self) -> list[Row]:
-        """The rows of jobs that nothing is wrong with."""
+        """The rows of jobs that are not poisoned."""
         return [row for row in self.rows if row.id not in self.poisoned]
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What must hold, and the cases in which it did not."""
+    """A rule, and the cases that broke it."""
 
     name: str
     broken: int
@@ -180,7 +186,7 @@ def _lost(evidence: Evidence) -> Iterable[str]:
 
 
 def _mistaken(evidence: Evidence) -> Iterable[str]:
-    """Yield acknowledgements with ids that are too few, or of jobs that hold another payload."""
+    """Yield acknowledgments with too few ids, or with ids of jobs that have another payload."""
     numbers = {row.id: row.number for row in evidence.rows}
     for submit in evidence.submits:
         if submit.fate != "acknowledged":
@@ -203,7 +209,7 @@ def _surviving(evidence: Evidence) -> Iterable[str]:
 
 
 def _robbed(evidence: Evidence) -> Iterable[str]:
-    """Yield lost attempts that no fault can explain which was on while they ran, or shortly before they were lost."""
+    """Yield lost attempts that no fault explains: no fault was active during the attempt, or shortly before its loss."""
     sent = {number: submit.sent for submit in evidence.submits for number in submit.kinds}
     began: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for effect in evidence.effects:
@@ -213,17 +219,17 @@ def _robbed(evidence: Evidence) -> Iterable[str]:
         for attempt in row.leases_lost:
             runs = began[row.id]
             until = min((at for later, at in runs.items() if later > attempt), default=math.inf)
-            # A node that was frozen may write that a run began after another node has begun the next one.
+            # A frozen node may record the start of its run after another node has started the next run.
             since = min(until, runs.get(attempt, sent.get(row.number or 0, 0.0)))
             if not _taken_away(evidence, since, until, HARMLESS):
                 yield f"{row}; attempt {attempt}, which began at {since:.3f}; the next one at {until:.3f}"
 
 
 def _starved(evidence: Evidence) -> Iterable[str]:
-    """Yield jobs that were to run at once, and did not for long.
+    """Yield jobs without a delay that waited too long for their first run.
 
-    On a machine that cannot keep up all jobs wait, so the load's have to have waited far longer than most. The saboteur's go before
-    all others.
+    On a slow machine all jobs wait, so a job of the load counts only if it waited far longer than most. The saboteur's jobs have
+    the best ranks, so they must start soon.
     """
     began: dict[str, float] = {}
     for effect in evidence.effects:
@@ -242,7 +248,7 @@ def _starved(evidence: Evidence) -> Iterable[str]:
 
 
 def _seconds_away(evidence: Evidence, since: float, until: float, harmless: AbstractSet[Kind]) -> float:
-    """Return for how many seconds of a time a node or the database was away, or recovering from that."""
+    """Return for how many seconds of a time span a node or the database was away, or was recovering."""
     seconds, covered = 0.0, since
     for one in sorted(evidence.inflicted, key=lambda each: each.began):
         if one.fault.kind not in harmless:
@@ -265,7 +271,7 @@ def _stillborn(evidence: Evidence) -> Iterable[str]:
 
 
 def _untrue(evidence: Evidence) -> Iterable[str]:
-    """Yield frozen backends that a node waited for, and none of them said so. What other faults break is left out."""
+    """Yield frozen backends that blocked a node while every node reported ready. Times with other faults do not count."""
     for one in evidence.inflicted:
         since, until = one.began + HELD_UP_AFTER, one.ended
         overlapped = any(
@@ -287,13 +293,13 @@ def _unknown(evidence: Evidence) -> Iterable[str]:
 
 
 def _refused(evidence: Evidence) -> Iterable[str]:
-    """Yield jobs whose submitter was told that nothing was written, and who will therefore send them again."""
+    """Yield jobs that exist although their submission was rejected. A client would submit them again."""
     rows = {row.number: row for row in evidence.innocent}
     for submit in evidence.submits:
         if submit.fate == "refused":
             for number in submit.kinds:
                 if number in rows:
-                    yield f"{rows[number]}; {_place(submit)} said at {submit.answered:.3f}: {submit.why}"
+                    yield f"{rows[number]}; {_place(submit)} responded at {submit.answered:.3f}: {submit.why}"
 
 
 def _torn(evidence: Evidence) -> Iterable[str]:
@@ -305,17 +311,17 @@ def _torn(evidence: Evidence) -> Iterable[str]:
 
 
 def _unproven(evidence: Evidence) -> Iterable[str]:
-    """Yield jobs whose accepted run did not complete as far as the record knows, or not as the attempt that was accepted."""
+    """Yield succeeded jobs whose accepted run has no record of its completion, or a record of another attempt."""
     completed = {effect.run: effect for effect in evidence.effects if effect.what == "ended"}
     for row in evidence.innocent:
         if row.state == "succeeded" and row.kind not in MUST_DIE:
             effect = completed.get(row.run or "")
             if effect is None or (effect.job_id, effect.attempt) != (row.id, row.attempt):
-                yield f"{row}; the record says {effect}"
+                yield f"{row}; the record is {effect}"
 
 
 def _not_once(evidence: Evidence) -> Iterable[str]:
-    """Yield jobs that succeeded in a transaction and did not write exactly one line in it."""
+    """Yield jobs that succeeded in a transaction without writing exactly one line in it."""
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for written in evidence.written:
         lines[written.job_id].append(written.attempt)
@@ -353,19 +359,19 @@ def _place(submit: Submit) -> str:
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """What may happen at least once and is counted: a job that runs again after a crash is the contract, not a fault.
+    """Counts of events that the contract allows, such as a job that runs again after a crash.
 
     Attributes:
-        double_runs: jobs that ran to their end more than once, one of the runs being accepted.
-        overlapping: pairs of runs of one job that ran at the same time on two nodes; the completion of one of them was refused.
-        overlapping_same_attempt: of those, the ones of the same attempt.
-        late_runs: runs that began after the one that was accepted: claimed before, by a node that slept.
-        runs: all of them.
-        transactions: jobs that succeeded in a transaction of their handler's.
-        transactions_run_again: of those, the ones that had more than one run, each of which wrote its line.
+        double_runs: jobs with more than one complete run, of which one was accepted.
+        overlapping: pairs of runs of one job at the same time on two nodes; the database accepts at most one of them.
+        overlapping_same_attempt: the pairs among these in which both runs are the same attempt.
+        late_runs: runs that began after the accepted run, because a frozen node had claimed them earlier.
+        runs: the number of all runs.
+        transactions: jobs that succeeded in their handler's transaction.
+        transactions_run_again: the jobs among these that ran more than once. Each run wrote its line.
         poisoned: poisoned jobs in the database.
-        leases_lost: attempts that ended because a lease was lost.
-        slowest: the longest time, in seconds, from a job's submit to the end of its accepted run, whatever broke meanwhile.
+        leases_lost: attempts that lost their lease.
+        slowest: the longest time from a job's submission to the end of its accepted run, in seconds.
     """
 
     runs: int
@@ -381,7 +387,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 def count(evidence: Evidence) -> Shown:
-    """Count what is allowed, and worth knowing."""
+    """Count the allowed events."""
     began = {effect.run: effect for effect in evidence.effects if effect.what == "began"}
     over = {effect.run: effect for effect in evidence.effects if effect.what != "began"}
     completions = Counter(effect.job_id for effect in over.values() if effect.what == "ended")
@@ -405,9 +411,9 @@ def count(evidence: Evidence) -> Shown:
 
 
 def _overlaps(began: Mapping[str, Effect], over: Mapping[str, Effect]) -> Iterable[tuple[Effect, Effect]]:
-    """Yield runs of one job of which the second began on another node before the first was over.
+    """Yield pairs of runs of one job where the second began on another node before the first ended.
 
-    A run whose end nobody wrote counts for the moment of its beginning: its process may have died right after.
+    A run without a recorded end counts as ended at its beginning, because its process may have died right then.
     """
     runs: defaultdict[str, list[Effect]] = defaultdict(list)
     for effect in began.values():

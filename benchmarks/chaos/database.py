@@ -1,4 +1,4 @@
-"""Connections of the benchmark itself, which no fault's settings reach."""
+"""Connections of the benchmark itself. Faults that change settings do not affect them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PINNED = {
     "standard_conforming_strings": "on",
     "timezone": "UTC",
 }
-"""Settings of each session. A session's own settings take precedence over those of the database."""
+"""Settings of each session. A session's own settings take precedence over the settings of the database."""
 
 
 def connect(url: str, purpose: str = "chaos") -> psycopg.Connection:
@@ -24,7 +24,7 @@ def connect(url: str, purpose: str = "chaos") -> psycopg.Connection:
         purpose: the application name. Faults that end sessions spare those named "chaos".
 
     Raises:
-        psycopg.OperationalError: PostgreSQL cannot be reached, or refuses.
+        psycopg.OperationalError: PostgreSQL cannot be reached, or refuses the connection.
     """
     options = " ".join(f"-c {name}={value}" for name, value in PINNED.items())
     return psycopg.connect(

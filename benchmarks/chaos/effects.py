@@ -1,6 +1,7 @@
-"""The record of what really ran: a table in the same database, written by the handlers over a connection that nothing breaks.
+"""Record the runs of jobs in a table of the same database.
 
-Nothing but PostgreSQL itself, that is: while it is away a handler cannot write, fails, and is tried again.
+Handlers write the records over a connection that only faults of PostgreSQL itself break. While PostgreSQL is away, a handler cannot
+write, so it fails and is retried.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ SCHEMA = """
         node    integer     NOT NULL,
         pid     integer     NOT NULL,
         what    text        NOT NULL,
-        at      float8      NOT NULL   -- by the machine's clock: a fault may step the database's
+        at      float8      NOT NULL   -- on the machine's clock, because a fault may step the database's clock
     );
-    -- What handlers write in the transactions that complete their jobs. No constraint: it is the transactions that must do.
+    -- Lines that handlers write in their jobs' transactions. It has no constraint, so only transactions prevent duplicates.
     CREATE TABLE chaos.written (
         job_id  uuid    NOT NULL,
         attempt integer NOT NULL
@@ -41,7 +42,7 @@ What = Literal["began", "ended", "failed", "snoozed", "discarded"]
 
 
 class Effect(NamedTuple):
-    """One line of the record; `run` is new for each run of a job, `at` is in seconds since 1970 on the machine's clock."""
+    """One record. Each run of a job has its own `run`; `at` is in seconds since 1970, on the machine's clock."""
 
     run: str
     job_id: str
@@ -52,24 +53,24 @@ class Effect(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A line that a run wrote in the transaction that was to complete its job."""
+    """A line that a run wrote in its job's transaction."""
 
     job_id: str
     attempt: int
 
 
 class Recorder:
-    """This process's writer: one connection for all threads, opened when it is needed and again after it broke."""
+    """Writes the records of this process. All threads share one connection, which opens when needed, and again after it broke."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connection: psycopg.Connection | None = None
 
     def write(self, run: str, job: jobqueue.Job, what: What) -> None:
-        """Commit one line.
+        """Commit one record.
 
         Raises:
-            psycopg.Error: it may or may not be there.
+            psycopg.Error: the record may or may not be committed.
         """
         sql = "INSERT INTO chaos.effects (run, job_id, attempt, node, pid, what, at) VALUES (%s, %s, %s, %s, %s, %s, %s)"
         at = time.time()
@@ -86,16 +87,16 @@ class Recorder:
 
 
 def new_run() -> str:
-    """Name a run."""
+    """Return a new id for a run."""
     return str(uuid.uuid4())
 
 
 def read(connection: psycopg.Connection) -> list[Effect]:
-    """Read the whole record in the order of time."""
+    """Read all records in order of time."""
     sql = "SELECT run::text, job_id::text, attempt, node, what, at FROM chaos.effects ORDER BY at"
     return [Effect(*row) for row in connection.execute(sql)]
 
 
 def read_written(connection: psycopg.Connection) -> list[Written]:
-    """Read everything that was committed with a job's completion."""
+    """Read all lines that were committed with a job's completion."""
     return [Written(*row) for row in connection.execute("SELECT job_id::text, attempt FROM chaos.written")]

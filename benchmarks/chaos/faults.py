@@ -1,4 +1,4 @@
-"""Do what the plan says, when it says so, and write down when each fault really began and ended."""
+"""Inflict the faults of a plan, and record when each one began and ended."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from jobqueue.job import MAX_PRIORITY
 from jobqueue.storage.cluster import DATABASE
 
 OFTEN = 0.2
-"""Seconds between two blows of a fault that strikes again and again."""
+"""Seconds between two actions of a repeated fault."""
 
 BETWEEN_CANARIES = 2.0
-"""Seconds between two jobs that have to start soon, whatever is broken."""
+"""Seconds between two submissions of a job that must start soon, even during a fault."""
 
 BETWEEN_DOSES = 0.05
 """Seconds between two poisoned jobs."""
 
 BETWEEN_NOTIFICATIONS = 0.003
-"""Seconds between two notifications that mean nothing."""
+"""Seconds between two garbage notifications."""
 
 AT_ONCE = 0.002
-"""Seconds between two looks whether a reply was lost."""
+"""Seconds between two polls for a lost reply."""
 
 REACH_TIMEOUT = 15.0
-"""Seconds for which a fault in the database waits for a database that another fault took away."""
+"""Maximum time that a fault in the database waits for the end of another fault of PostgreSQL, in seconds."""
 
 
 STEPS_BACK = (60.0, 120.0)
-"""Seconds by which the database's clock is stepped back, at the least and at the most."""
+"""Minimum and maximum step of the database's clock, in seconds."""
 
 CLOCK_ERROR = 5.0
-"""Seconds by which a clock that was stepped may differ from what it was stepped to, on a busy machine."""
+"""Tolerance for the time of a stepped clock, in seconds, because a machine can be busy."""
 
 PURPOSES = ("claim", "submit", "finish", "heartbeat", "housekeeping")
-"""What the connections of a node are for, one of which may be frozen."""
+"""Purposes of a node's connections. A fault can freeze the backend of each of them."""
 
 SETTINGS = {
     "bytea_output": "escape",
@@ -63,14 +63,14 @@ SETTINGS = {
     "standard_conforming_strings": "off",
     "timezone": "Asia/Tokyo",
 }
-"""Settings of the database that may change, and odd values for them."""
+"""Settings of the database that a fault changes, with unusual values."""
 
 
 class Inflicted(msgspec.Struct, frozen=True):
-    """A fault, and when it really was, in seconds since 1970.
+    """A fault with its actual times, in seconds since 1970.
 
     Attributes:
-        frozen: what the connection was for whose backend was frozen.
+        frozen: the purpose of the connection whose backend was frozen, or None.
     """
 
     fault: Fault
@@ -82,16 +82,15 @@ class Inflicted(msgspec.Struct, frozen=True):
 class Saboteur:
     """Carries out a plan.
 
-    Faults overlap as the plan has it, but for those that are done to the same node or to the clock: the second waits for the end of
-    the first.
+    Faults overlap as planned. Only faults of the same node, or of the clock, wait for each other.
 
     Attributes:
-        inflicted: what was done so far.
-        skipped: what this machine has no means for.
-        submits: jobs that were submitted to break something, and have to succeed like all others.
-        cancelled: ids of those that were cancelled while they ran. They may also succeed.
-        poisoned: what is wrong with jobs that have to die, by id. PostgreSQL may have refused them.
-        refused: how many of these it did refuse.
+        inflicted: the faults so far.
+        skipped: faults that need software this machine lacks.
+        submits: jobs submitted as part of a fault. They must succeed like all others.
+        cancelled: ids of these jobs that were cancelled while running. They may also succeed.
+        poisoned: the defects of jobs that must die, by id. PostgreSQL may have rejected them.
+        refused: how many of these jobs PostgreSQL rejected.
     """
 
     def __init__(self, postgres: Postgres, nodes: Sequence[Node]) -> None:
@@ -99,7 +98,7 @@ class Saboteur:
         self._nodes = nodes
         self._one_at_a_time = [trio.Lock() for _ in nodes]
         self._stepping = trio.Lock()
-        self._numbers = count(-1, -1)  # the load's are positive
+        self._numbers = count(-1, -1)  # the numbers of the load are positive
         self.inflicted: list[Inflicted] = []
         self.skipped: list[Fault] = []
         self.submits: list[Submit] = []
@@ -109,11 +108,11 @@ class Saboteur:
 
     @property
     def replies_lost(self) -> int:
-        """How many replies to committed statements were lost on their way to a node."""
+        """The number of lost replies to committed statements."""
         return sum(node.proxy.lost for node in self._nodes)
 
     async def run(self, plan: Sequence[Fault]) -> None:
-        """Inflict all faults of the plan; return when the last one is over and everything is healed."""
+        """Inflict all faults of the plan. Return when the last one is over and everything is healed."""
         began = trio.current_time()
         async with trio.open_nursery() as submitting:
             submitting.start_soon(self._submit_canaries)
@@ -124,7 +123,7 @@ class Saboteur:
             submitting.cancel_scope.cancel()
 
     async def _submit_canaries(self) -> None:
-        """Submit jobs that no backlog holds up: one that waits is starved."""
+        """Submit jobs with the best ranks, which must not wait behind a backlog."""
         while True:
             await trio.sleep(BETWEEN_CANARIES)
             await trio.to_thread.run_sync(self._submit, {"kind": "async"})
@@ -190,7 +189,7 @@ class Saboteur:
                 raise NotImplementedError(fault.kind)
 
     async def _step_clock(self, fault: Fault) -> None:
-        """Step the database's clock back, while limits have nothing left to give, and forward again later."""
+        """Step the database's clock back while all tokens of the limits are used up, and forward again later."""
         clock = self._postgres.clock
         assert clock is not None
         await trio.to_thread.run_sync(self._use_up_limits)
@@ -209,7 +208,7 @@ class Saboteur:
         time.sleep(2 * OFTEN)
 
     def _poison_rows(self, dice: random.Random, seconds: float) -> None:
-        """Put poison into the tables and into jobqueue.submit_many."""
+        """Insert poisoned rows, and submit poisoned jobs with jobqueue.submit_many."""
         over_at = time.monotonic() + REACH_TIMEOUT + seconds
         doses = poison.doses(dice)
         while time.monotonic() < over_at:
@@ -223,7 +222,7 @@ class Saboteur:
                     time.sleep(BETWEEN_DOSES)
 
     def _submit(self, *jobs: dict[str, Any]) -> tuple[str, ...]:
-        """Submit jobs in SQL that go before all others. Return their ids, or none when nothing was acknowledged for a while."""
+        """Submit jobs with the best ranks from SQL. Return their ids, or none if they were not acknowledged in time."""
         give_up_at = time.monotonic() + REACH_TIMEOUT
         while time.monotonic() < give_up_at:
             numbered = [
@@ -237,7 +236,7 @@ class Saboteur:
         return ()
 
     def _publish_tables(self, fault: Fault) -> None:
-        """Publish every table, as a neighbor does who replicates the database, and cancel a running job meanwhile."""
+        """Publish every table, as for logical replication of the whole database, and cancel a running job meanwhile."""
         name = sql.Identifier(f"chaos_{fault.number}")
         try:
             with suppress(psycopg.Error), _reach(self._postgres.url) as connection:
@@ -250,7 +249,7 @@ class Saboteur:
             _insist(self._postgres.url, sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
 
     def _cancel_one(self, connection: psycopg.Connection, seconds: float) -> None:
-        """Submit a job, and cancel it once it runs, or never when it does not begin to run in time."""
+        """Submit a job, and cancel it once it runs. Do not cancel it if it does not start in time."""
         ids = self._submit({"kind": "async", "payload": {"seconds": seconds}})
         give_up_at = time.monotonic() + seconds
         while ids and time.monotonic() < give_up_at:
@@ -277,7 +276,7 @@ async def _to_a_node(fault: Fault, node: Node) -> None:
 
 
 async def _begin(fault: Fault, node: Node) -> Callable[[], object]:
-    """Begin a fault that lasts; return what ends it."""
+    """Begin a fault with a duration. Return the function that ends it."""
     match fault.kind:
         case Kind.STOP_NODE:
             return node.freeze()
@@ -297,14 +296,17 @@ async def _begin(fault: Fault, node: Node) -> Callable[[], object]:
 
 
 async def _lose_replies(fault: Fault, node: Node) -> None:
-    """Lose replies one after the other; after every second one the node's other connections go, too, while it finds out."""
+    """Lose one reply after another.
+
+    After every second lost reply, also break the other connections of the node, while it finds out whether its commit took effect.
+    """
     dice = fault.dice
     over_at = trio.current_time() + fault.seconds
     while trio.current_time() < over_at:
         lost = node.proxy.lost
         node.proxy.lose_next_reply(dice.choice(LOST_REPLIES).encode())
         with trio.move_on_after(OFTEN):
-            while node.proxy.lost == lost:  # noqa: ASYNC110 - the proxy counts, and tells nobody
+            while node.proxy.lost == lost:  # noqa: ASYNC110 - the proxy has a count, but no event
                 await trio.sleep(AT_ONCE)
             if lost % 2:
                 node.proxy.cut()
@@ -312,7 +314,7 @@ async def _lose_replies(fault: Fault, node: Node) -> None:
 
 
 def _reach(url: str) -> psycopg.Connection:
-    """Connect, also when another fault has taken the database away for a while."""
+    """Connect, and retry while another fault keeps PostgreSQL away."""
     give_up_at = time.monotonic() + REACH_TIMEOUT
     while True:
         try:
@@ -324,7 +326,7 @@ def _reach(url: str) -> psycopg.Connection:
 
 
 def _insist(url: str, *statements: sql.Composed) -> None:
-    """Run all statements, over again when another fault breaks the connection meanwhile."""
+    """Run all statements, and start again if another fault breaks the connection."""
     give_up_at = time.monotonic() + 2 * REACH_TIMEOUT
     while True:
         try:
@@ -353,7 +355,7 @@ def _terminate_all(connection: psycopg.Connection) -> None:
 
 
 def _hold_transaction(url: str, seconds: float) -> None:
-    """Keep a snapshot: rows that die from now on cannot be removed."""
+    """Hold a snapshot, so that PostgreSQL cannot remove rows that die after its start."""
     with suppress(psycopg.OperationalError), _reach(url) as connection:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         connection.execute("SELECT count(*) FROM jobqueue.pending_jobs")
@@ -361,7 +363,7 @@ def _hold_transaction(url: str, seconds: float) -> None:
 
 
 def _exhaust_connections(url: str, seconds: float) -> None:
-    """Take every free connection, then break the others', so that their owners must ask for new ones."""
+    """Take every free connection, then break all other connections, so that their clients need new ones."""
     held = [_reach(url)]
     try:
         over_at = time.monotonic() + seconds
@@ -404,7 +406,7 @@ def _garble_notifications(url: str, dice: random.Random, seconds: float) -> None
 
 
 def _freeze_backend(url: str, fault: Fault) -> str:
-    """SIGSTOP a backend of one node: its connection lives, and nothing is answered on it. Return what it was for."""
+    """Stop a backend of one node with SIGSTOP: its connection stays open without replies. Return the connection's purpose."""
     dice = fault.dice
     purpose = dice.choice(PURPOSES)
     with suppress(psycopg.OperationalError, ProcessLookupError), _reach(url) as connection:
@@ -427,7 +429,7 @@ def _frozen(pid: int) -> Iterator[None]:
 
 
 def _change_settings(url: str, dice: random.Random, seconds: float) -> None:
-    """Change settings of the database and end all sessions, so that new ones begin with them."""
+    """Change settings of the database and terminate all sessions, so that new ones use these settings."""
     chosen = dice.sample(sorted(SETTINGS), 3)
     database = sql.Identifier(DATABASE)
     try:

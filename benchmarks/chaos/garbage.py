@@ -1,4 +1,4 @@
-"""Notifications that mean nothing, for every channel that nodes listen to: any role may send them."""
+"""Garbage notifications for every channel that nodes listen to. Any role may send them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CHANNELS = (
     "jobqueue_freed",
     "jobqueue_paused",
 )
-"""All that nodes listen to, of this version or a later one."""
+"""All channels of nodes, of this version or later ones."""
 
 LONGEST = 7_900
-"""Bytes, just below what NOTIFY takes."""
+"""Maximum size of a payload, in bytes. It is just below the limit of NOTIFY."""
 
 QUEUES = ("default", "no such queue", "", "default ", "Default", "\N{BANANA}")
 

@@ -1,7 +1,7 @@
-"""What the nodes under chaos serve: one kind for each way in which a job can run and end.
+"""The handlers of the nodes: one kind for each way in which a job can run and end.
 
-Every run writes that it began and how it ended, and a run that succeeds returns its name: so the checker knows which one of several
-runs the database accepted.
+Every run records its start and its end. A successful run returns its id, so the checker knows which of several runs the database
+accepted.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import jobqueue
 from benchmarks.chaos.effects import Recorder, What, new_run
 
 PERSISTENT = 40
-"""Retries of the kinds that must succeed in the end, however often a fault ends their runs."""
+"""Maximum number of retries for kinds that must succeed, even if faults end many of their runs."""
 
 QUICK = jobqueue.Backoff(base=0.1, cap=1.0)
 
 _libc = ctypes.PyDLL(None)
-"""Its functions run without letting go of the GIL, unlike those of a `ctypes.CDLL`."""
+"""Its functions do not release the GIL, unlike the functions of a `ctypes.CDLL`."""
 
 app = jobqueue.App()
 recorder = Recorder()
 
-# The service's own limiters must not be what the record waits for.
+# Recording must not wait for the service's own limiters.
 _limiter = trio.CapacityLimiter(4)
 
 
 async def record(run: str, job: jobqueue.Job, what: What) -> None:
-    """Write a line of the record without blocking the loop."""
+    """Write a record without blocking the loop."""
     await trio.to_thread.run_sync(partial(recorder.write, run, job, what), limiter=_limiter)
 
 
@@ -82,7 +82,7 @@ def rollback(job: jobqueue.Job, conn: psycopg.Connection) -> None:
 
 
 def write(conn: psycopg.Connection, job: jobqueue.Job) -> None:
-    """Leave a line behind, if the job's completion is committed with it."""
+    """Write a line that is committed only with the job's completion."""
     conn.execute("INSERT INTO chaos.written (job_id, attempt) VALUES (%s, %s)", (job.id, job.attempt))
 
 
@@ -126,7 +126,7 @@ async def discard(job: jobqueue.Job) -> None:
 
 @app.handler("gil", max_retries=PERSISTENT, backoff=QUICK)
 def gil(job: jobqueue.Job, seconds: float) -> dict[str, str]:
-    """Stop every other thread of the node for a while, as a regular expression that backtracks does."""
+    """Stop all other threads of the node by holding the GIL, as a backtracking regular expression does."""
     run = new_run()
     recorder.write(run, job, "began")
     _libc.usleep(round(seconds * 1e6))
@@ -145,4 +145,4 @@ async def gil_on_the_loop(job: jobqueue.Job, seconds: float) -> dict[str, str]:
 
 @app.handler("poisoned", max_retries=PERSISTENT, backoff=QUICK)
 async def poisoned() -> None:
-    raise jobqueue.Discard("a poisoned job that could be read")
+    raise jobqueue.Discard("a node could read this poisoned job")

@@ -1,6 +1,6 @@
-"""Submit jobs of all sorts to all nodes, in every form, and keep what was answered.
+"""Submit jobs of all kinds to all nodes, in every form, and record the responses.
 
-A submit is never repeated: what got no answer may have been committed, and then it would be two jobs.
+A submission is never repeated: without a response it may have been committed, so repeating it could create duplicates.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from benchmarks.client import Answer, Client, Unanswered, described
 CLIENTS_PER_NODE = 4
 
 PATIENCE = 8.0
-"""Seconds that a client waits for an answer: longer than a node is frozen, shorter than a blackholed node needs to notice."""
+"""How long a client waits for a response, in seconds.
+
+This is longer than a node is frozen, and shorter than a node needs to notice a blackhole.
+"""
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks whether a node is ready."""
+"""Seconds between two polls of a node's readiness."""
 
 PROBE_INTERVAL = 0.25
-"""Seconds between two small submits to each node, which show when it takes work again."""
+"""Seconds between two small submissions to each node, which show when it accepts jobs again."""
 
 LIMITED = "limited"
 """The queue with limits."""
@@ -47,24 +50,24 @@ KINDS: dict[str, int] = {
     "rollback": 2,
     "discard": 4,
 }
-"""Kinds of jobs, and how many of a hundred are of it."""
+"""Kinds of jobs and their percentages."""
 
 FORMS: dict[Form, int] = {"one": 55, "array": 18, "ndjson": 15, "sql": 10, "invalid": 2}
-"""Forms of submits, and how many of a hundred are of it."""
+"""Forms of submissions and their percentages."""
 
 LARGEST: dict[Form, int] = {"one": 1, "array": 40, "ndjson": 80, "sql": 30, "invalid": 10}
-"""The most jobs in one submit."""
+"""Maximum number of jobs in one submission."""
 
 
 class Submit(msgspec.Struct, frozen=True):
-    """One submit: what was sent, and what was answered.
+    """One submission and its response.
 
     Attributes:
-        kinds: of its jobs, by the number that each carries in its payload.
-        node: which node it went to; None for SQL.
-        fate: *refused* says that the answer was a promise that nothing was written; *unknown* that nobody promised anything.
-        ids: what was acknowledged, in the order of `kinds`.
-        why: of a submit that was not acknowledged.
+        kinds: the kinds of its jobs, by the number in each payload.
+        node: the node that received it; None for SQL.
+        fate: *refused* if the response guarantees that nothing was written; *unknown* if the jobs may or may not exist.
+        ids: the acknowledged ids, in the order of `kinds`.
+        why: the error if it was not acknowledged.
         sent, answered: seconds since 1970.
     """
 
@@ -78,7 +81,7 @@ class Submit(msgspec.Struct, frozen=True):
 
 
 class Look(NamedTuple):
-    """What a node answered to GET /health/ready; `status` is 0 when there was no answer, `at` is in seconds since 1970."""
+    """A node's response to GET /health/ready. `status` is 0 without a response; `at` is in seconds since 1970."""
 
     node: int
     at: float
@@ -86,7 +89,7 @@ class Look(NamedTuple):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Jobs to submit together, and how."""
+    """Jobs to submit together, and the form of the submission."""
 
     form: Form
     jobs: list[dict[str, Any]]
@@ -102,7 +105,7 @@ class Batch(msgspec.Struct, frozen=True):
                 return msgspec.json.encode(self.jobs[0])
             case "ndjson":
                 return b"\n".join(msgspec.json.encode(job) for job in self.jobs)
-            case "invalid":  # one of them is, so none may be taken
+            case "invalid":  # one job is invalid, so none may be stored
                 return msgspec.json.encode([*self.jobs, {"priority": -1}])
             case _:
                 return msgspec.json.encode(self.jobs)
@@ -113,13 +116,13 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Impatient(Client):
-    """A client that says what it sends, and gives up soon."""
+    """A client that sets the content type, and gives up after `PATIENCE` seconds."""
 
     async def submit(self, batch: Batch) -> Answer:
         """Submit a batch.
 
         Raises:
-            Unanswered: nobody knows whether it was taken.
+            Unanswered: the batch may or may not be committed.
         """
         body = batch.body
         head = f"POST /submit HTTP/1.1\r\n{self._headers}Content-Type: {batch.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -127,7 +130,7 @@ class Impatient(Client):
             with trio.fail_after(PATIENCE):
                 return await self._exchange(head.encode() + body)
         except trio.TooSlowError:
-            raise Unanswered(f"nothing within {PATIENCE:.0f} s") from None
+            raise Unanswered(f"no response within {PATIENCE:.0f} s") from None
         except (OSError, trio.BrokenResourceError) as error:
             raise Unanswered(str(error) or type(error).__name__) from error
 
@@ -136,14 +139,15 @@ class Load:
     """The clients of all nodes.
 
     Args:
-        jobs: how many to submit.
-        seconds: over how long.
-        urls: of the nodes.
-        database_url: for submits from SQL.
+        seed: determines the jobs.
+        jobs: the number of jobs.
+        seconds: the time over which to spread them.
+        urls: the URLs of the nodes.
+        database_url: for submissions from SQL.
 
     Attributes:
-        submits: what was sent and answered so far.
-        looks: what the nodes said of their readiness.
+        submits: the submissions and responses so far.
+        looks: the nodes' responses about their readiness.
     """
 
     def __init__(self, seed: int, *, jobs: int, seconds: float, urls: Sequence[str], database_url: str) -> None:
@@ -159,7 +163,7 @@ class Load:
         self.looks: list[Look] = []
 
     async def run(self) -> None:
-        """Submit everything, spread over the time; what a slow service holds up is sent as soon as it can be."""
+        """Submit all jobs, spread over the time. If the service is slow, send late submissions as soon as possible."""
         batches = self._batches()
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -168,7 +172,7 @@ class Load:
                     nursery.start_soon(self._submit_some, node, batches, began)
 
     async def probe(self) -> None:
-        """Submit a small job to each node again and again, whatever becomes of the ones before, until `end_probes`."""
+        """Submit a small job to each node repeatedly, without waiting for earlier responses, until `end_probes`."""
         async with trio.open_nursery() as nursery:
             for node in range(len(self._urls)):
                 nursery.start_soon(self._look, node)
@@ -178,7 +182,7 @@ class Load:
                 await trio.sleep(PROBE_INTERVAL)
 
     async def _look(self, node: int) -> None:
-        """Ask a node again and again whether it is ready."""
+        """Poll a node's readiness."""
         while not self._probed.is_set():
             at, status = time.time(), 0
             async with aclosing(Impatient(self._urls[node], None)) as client:
@@ -188,11 +192,11 @@ class Load:
             await trio.sleep(LOOK_INTERVAL)
 
     def end_probes(self) -> None:
-        """Send no more probes; those that are on their way get their answers."""
+        """Send no more probes. Probes already sent still get their responses."""
         self._probed.set()
 
     def _batches(self) -> Iterator[Batch]:
-        """Draw batches; the same seed draws the same ones, whoever sends them."""
+        """Draw batches. The same seed gives the same batches."""
         left = self._jobs
         while left > 0:
             [form] = self._dice.choices(list(FORMS), list(FORMS.values()))
@@ -205,7 +209,7 @@ class Load:
         [kind] = dice.choices(list(KINDS), list(KINDS.values()))
         job = self._small_job(kind)
         if kind in {"async", "thread", "transaction", "cpu"} and dice.random() < 0.4:
-            # Few take long, so that something always runs when a fault comes.
+            # A few jobs run long, so that some job is always running when a fault begins.
             job["payload"]["seconds"] = round(min(2.0, 0.005 / (1 - dice.random())), 4)
         if dice.random() < 0.2:
             job["priority"] = dice.randint(1, 100)
@@ -257,7 +261,7 @@ async def _submit_over_http(client: Impatient, batch: Batch) -> tuple[Fate, tupl
     try:
         answer = await client.submit(batch)
     except Unanswered as error:
-        return "unknown", (), f"no answer: {error}"
+        return "unknown", (), f"no response: {error}"
     if answer.status == 201:
         return "acknowledged", (answer.body["id"],) if batch.form == "one" else tuple(answer.body["ids"]), ""
     in_doubt = isinstance(answer.body, dict) and answer.body.get("type") == "urn:jobqueue:in-doubt"

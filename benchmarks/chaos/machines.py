@@ -1,4 +1,4 @@
-"""The processes that faults are done to: PostgreSQL, and the nodes, each behind a proxy of its own."""
+"""The processes that faults affect: PostgreSQL, and the nodes, each with its own proxy to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,40 +25,47 @@ from jobqueue.storage.cluster import POLL_SECONDS, PORT, ROLE, Cluster
 ROOT = Path(__file__).parent.parent.parent
 
 MAX_CONNECTIONS = 120
-"""For three nodes with 7 and up to 16 each, for what they record, and for the load's own; what is left is taken to exhaust them."""
+"""Enough for three nodes with 7 to 23 connections each, for the records of their handlers, and for the load.
+
+One of the faults takes all connections that are left.
+"""
 
 START_TIMEOUT = 60.0
-"""Seconds for PostgreSQL to accept connections, and for a node to serve."""
+"""Maximum time until PostgreSQL accepts connections, and until a node serves, in seconds."""
 
 GRACE_PERIOD = 3.0
 
 EXIT_TIMEOUT = GRACE_PERIOD + 5 + 4
-"""Seconds from SIGTERM to a node's end: what it promises, and some for a busy machine."""
+"""Maximum time from SIGTERM to a node's end, in seconds: the time that a node guarantees, plus a margin for a busy machine."""
 
 RESTART_PAUSE = 0.5
-"""Seconds until a node that ended by itself is started again."""
+"""Seconds until a node that ended unexpectedly is started again."""
 
 
 SERVES_WITHIN = 20.0
-"""Seconds that a fault waits for its node to serve. A node that cannot start must not hold up the plan."""
+"""Maximum time that a fault waits until its node serves, in seconds. A node that cannot start must not delay the plan."""
 
 FILLER = b"somebody else's line\n" * 100
-"""What fills a log's pipe: less than the PIPE_BUF bytes that a pipe takes whole or not at all."""
+"""Data to fill the pipe of a log. It is smaller than PIPE_BUF, so each write is atomic."""
 
 LAST_WORDS = 0.5
-"""Seconds to read the rest of a log when its node has ended. Processes that outlive the node hold the pipe open."""
+"""Maximum time to read the rest of a log after its node has ended, in seconds.
+
+The end of the log may come later, because processes that outlive the node keep the pipe open.
+"""
 
 RATE, BURST = 20.0, 2
-"""Starts a second, and at once, in the queue with limits and for each of its keys. The load has fewer jobs a second for it."""
+"""Rate per second, and burst, of the queue with limits and of each of its keys. The load submits jobs to it more slowly."""
 
 
 class Clock:
-    """The clock that PostgreSQL sees, and nothing else on the machine: the real one, or one that is some seconds behind.
+    """A simulated clock that only PostgreSQL uses. It shows the real time or a time some seconds earlier.
 
-    Debian has the library in its package libfaketime.
+    The library is in Debian's package libfaketime.
 
     Args:
-        file: where the library reads the offset. PostgreSQL's user must be able to reach it.
+        library: the library's path.
+        file: the file from which the library reads the offset. PostgreSQL's user must be able to read it.
     """
 
     LIBRARIES = ("lib/*/faketime", "lib64/faketime", "lib/faketime", "local/lib/faketime")
@@ -71,30 +78,30 @@ class Clock:
     @classmethod
     def find_library(cls) -> str | None:
         """Return the path of libfaketime; None when it is not installed."""
-        # Not the variant for threads: its mutex and PostgreSQL's signal handlers, which read the clock, would deadlock.
+        # Do not use the variant for threads: its mutex would deadlock with PostgreSQL's signal handlers, which read the clock.
         found = (path for directory in cls.LIBRARIES for path in Path("/usr").glob(f"{directory}/libfaketime.so.1"))
         return next((str(path) for path in found), None)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to see this clock."""
+        """Return the environment variables with which a process uses this clock."""
         return {
             "LD_PRELOAD": self._library,
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",  # else each process would notice a step in a second of its own
+            "FAKETIME_NO_CACHE": "1",  # without it, processes would notice a step at different times
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
 
     def set(self, offset: float) -> None:
-        """Step the clock to so many seconds from the real time."""
+        """Set the clock's offset from the real time, in seconds."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{offset:+.3f}\n")
         new.chmod(0o644)
         new.rename(self._file)
 
     def forget(self, pid: int) -> None:
-        """Remove what the library leaves in shared memory of a process that was killed."""
+        """Remove the shared memory that the library created for a process that was killed."""
         for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
             Path("/dev/shm", name).unlink(missing_ok=True)
 
@@ -103,7 +110,7 @@ class Postgres:
     """A server with fsync on, reached through a Unix socket.
 
     Attributes:
-        clock: that the server sees; None for the machine's.
+        clock: the server's clock; None for the machine's.
     """
 
     def __init__(self, directory: Path, *, clock: Clock | None = None) -> None:
@@ -118,16 +125,16 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """Leads straight to the server, past all proxies."""
+        """The server's URL without a proxy."""
         return self._cluster.url
 
     @property
     def socket(self) -> tuple[str, int]:
-        """Where a proxy finds the server."""
+        """The socket directory and port for a proxy."""
         return str(self._cluster.data_dir / "run"), PORT
 
     async def start(self) -> None:
-        """Initialise and start the server, with the record's table in it."""
+        """Initialize and start the server, and create the tables for records."""
         await trio.to_thread.run_sync(self._cluster.prepare)
         await self._bring_up()
         with connect(self.url) as connection:
@@ -161,14 +168,14 @@ class Postgres:
     async def _bring_up(self) -> None:
         await trio.to_thread.run_sync(self._cluster.end_server)
         self._tidy_up()
-        self._process = self._cluster.start()  # not in a thread: the kernel stops the server when the one that started it ends
+        self._process = self._cluster.start()  # not in a thread: the kernel stops the server when its starting thread ends
         with trio.fail_after(START_TIMEOUT):
             while not (self._cluster.ready() and await trio.to_thread.run_sync(self._cluster.create_database)):  # noqa: ASYNC110 - another process's state
                 await trio.sleep(POLL_SECONDS)
 
 
 class Exit(NamedTuple):
-    """How a node's process ended: what was done to it, and whether it had come so far as to serve."""
+    """The end of a node's process: its cause, and whether the node had begun to serve."""
 
     node: int
     at: float
@@ -179,7 +186,7 @@ class Exit(NamedTuple):
 
 
 class Node:
-    """One ``jobqueue serve`` after the other, on the same port: one that ends, for whatever reason, is started again.
+    """A node whose process is started again on the same port whenever it ends.
 
     Attributes:
         exits: how its processes ended.
@@ -204,11 +211,11 @@ class Node:
 
     @property
     def url(self) -> str:
-        """Where it serves HTTP."""
+        """The URL of its HTTP server."""
         return f"http://127.0.0.1:{self._port}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a process running until `retire`; started once the first one serves."""
+        """Keep a process running until `retire`. Report to `task_status` when the first one serves."""
         async with trio.open_nursery() as nursery:
             proxy_port = await nursery.start(self.proxy.run)
             announce: Callable[[], None] | None = task_status.started
@@ -222,21 +229,21 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def served(self) -> None:
-        """Wait until the present process serves, or the one after it if it does not come so far. Give up after a while."""
+        """Wait until the current process serves, or the next one if it ends before that. Give up after some time."""
         with trio.move_on_after(SERVES_WITHIN):
-            while not self._served.is_set():  # noqa: ASYNC110 - each process has an event of its own
+            while not self._served.is_set():  # noqa: ASYNC110 - each process has its own event
                 await trio.sleep(POLL_SECONDS)
 
     async def kill(self, pause: float) -> None:
-        """End the process by SIGKILL, and return when the next one is started."""
+        """Kill the process with SIGKILL. Return when the next one is started."""
         await self._end("SIGKILL", pause)
 
     async def terminate(self, pause: float) -> None:
-        """End the process by SIGTERM, and return when the next one is started."""
+        """End the process with SIGTERM. Return when the next one is started."""
         await self._end("SIGTERM", pause)
 
     def freeze(self) -> Callable[[], None]:
-        """SIGSTOP the process and all that it started, as a paused machine does. Return what lets them go on."""
+        """Stop the process and its children with SIGSTOP, as if the machine paused. Return the function that resumes them."""
         process = self._process
         if process is None:
             return lambda: None
@@ -244,36 +251,36 @@ class Node:
         return lambda: _signal_group(process.pid, signal.SIGCONT)
 
     async def jam_log(self) -> Callable[[], None]:
-        """Fill the pipe that the process logs to and read no more of it; return what reads on."""
+        """Fill the pipe of the process's log and stop reading it. Return the function that resumes reading."""
         process = self._process
         if process is None:
             return lambda: None
         self._log_flows = flows = trio.Event()
-        for _ in range(2):  # the reader takes what the first one wrote
+        for _ in range(2):  # the reader may still read the data of the first call
             _fill(process)
             await trio.sleep(POLL_SECONDS)
         return flows.set
 
     async def close_log(self) -> None:
-        """Close the pipe that the process logs to: whatever it writes from now on fails."""
+        """Close the pipe of the process's log, so that all further writes fail."""
         if self._process is not None and self._process.stderr is not None:
             await self._process.stderr.aclose()
 
     async def retire(self) -> None:
-        """End the process by SIGTERM, for good."""
+        """End the process with SIGTERM and do not start another one."""
         self._retired = True
         await self._end("SIGTERM", 0)
 
     async def _end(self, wanted: Literal["SIGKILL", "SIGTERM"], pause: float) -> None:
         if self._process is None or self._wanted is not None:
-            return  # it is down, or about to be
+            return  # it has ended or is ending
         self._wanted, self._pause, self._signalled_at = wanted, pause, time.monotonic()
         ended = self._ended
         _signal(self._process, signal.Signals[wanted])
         with trio.move_on_after(EXIT_TIMEOUT):
             await ended.wait()
         if not ended.is_set():
-            _signal(self._process, signal.SIGKILL)  # its exit code tells that it had to be
+            _signal(self._process, signal.SIGKILL)  # its exit code shows this
             await ended.wait()
         if not self._retired:
             await trio.sleep(pause)
@@ -324,7 +331,7 @@ class Node:
                 await self._log_flows.wait()
 
     def _sweep(self) -> None:
-        """End what is left of all its processes, those of CPU-bound handlers included: they outlive a node that is killed."""
+        """Kill all its remaining processes. The processes of CPU-bound handlers outlive a killed node."""
         for group in self._groups:
             _signal_group(group, signal.SIGKILL)
 
@@ -349,8 +356,8 @@ def _free_port() -> int:
 
 
 def _fill(process: trio.Process) -> None:
-    """Write to the pipe that a process logs to until it is full."""
-    with suppress(OSError):  # the process has ended, or nobody reads the pipe
+    """Write to the pipe of a process's log until it is full."""
+    with suppress(OSError):  # the process has ended, or the pipe has no reader
         pipe = os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
         try:
             for piece in (FILLER, b"\n"):
@@ -372,7 +379,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 async def start_nodes(nursery: trio.Nursery, postgres: Postgres, log_directory: Path, count: int) -> list[Node]:
-    """Start so many nodes, and wait until they serve."""
+    """Start `count` nodes, and wait until they serve."""
     environment = {effects.URL_VARIABLE: postgres.url}
     nodes = [Node(number, Proxy(*postgres.socket), log_directory / f"node-{number}.log", environment) for number in range(count)]
     with trio.fail_after(START_TIMEOUT):

@@ -1,4 +1,4 @@
-"""What will be broken, when and for how long: the same seed gives the same plan."""
+"""Draw a plan of faults: their kinds, times and durations. The same seed gives the same plan."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FIRST_FAULT = 4.0
 """Seconds of undisturbed work before the first fault."""
 
 LOST_REPLIES = ("jobqueue.submit_batch", "jobqueue.claim", "jobqueue.finish", "jobqueue.heartbeat", "COMMIT")
-"""Statements whose answers may be lost; each is committed then, and the node cannot know.
+"""Statements whose replies can get lost. A statement is committed before its reply is lost, but the node cannot know that.
 
-COMMIT ends a handler's transaction. A finish may be a statement of one, and is rolled back then.
+COMMIT ends a handler's transaction. If a finish is part of such a transaction and loses its reply, it is rolled back.
 """
 
 
 class Kind(StrEnum):
-    """The ways to break something, as the report names them."""
+    """The kinds of faults, with their names in the report."""
 
     KILL_NODE = "kill -9 a node"
     STOP_NODE = "freeze a node past its lease"
@@ -72,7 +72,7 @@ DURATIONS: dict[Kind, tuple[float, float]] = {
     Kind.FREEZE_BACKEND: (9.0, 14.0),
     Kind.CHANGE_SETTINGS: (3.0, 8.0),
 }
-"""Seconds for which each lasts, at the least and at the most; for what is killed or stopped, until it is started again."""
+"""Minimum and maximum duration of each kind, in seconds. For faults that end a process, this is the time until its next start."""
 
 OF_A_NODE = frozenset(
     {
@@ -99,19 +99,19 @@ HARMLESS = frozenset(
         Kind.PUBLISH_TABLES,
     }
 )
-"""Faults that take away neither a node nor the database: no attempt is lost to them, no node stays down, and no job waits long."""
+"""Faults that stop neither a node nor the database. They lose no attempts, keep no node down, and delay no job for long."""
 
 SLOW = frozenset({Kind.HOLD_GIL, Kind.STEP_CLOCK, Kind.PUBLISH_TABLES, Kind.FREEZE_BACKEND})
-"""Faults that the short form leaves out."""
+"""Faults that ``--short`` omits."""
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing to break.
+    """One planned fault.
 
     Attributes:
-        at: seconds after the load began.
-        seconds: how long it lasts.
-        node: which node it is done to; None for the database's faults.
+        at: its start, in seconds after the start of the load.
+        seconds: its duration.
+        node: the affected node; None for faults of the database.
     """
 
     number: int
@@ -122,12 +122,12 @@ class Fault(msgspec.Struct, frozen=True):
 
     @property
     def over_at(self) -> float:
-        """When it should be over, in seconds after the load began."""
+        """Its planned end, in seconds after the start of the load."""
         return self.at + self.seconds
 
     @property
     def dice(self) -> random.Random:
-        """What else there is to draw about it."""
+        """Return a random generator for its other details."""
         return random.Random(f"fault {self.number} at {self.at}")
 
 
@@ -135,9 +135,10 @@ def make(seed: int, faults: int, *, gap: float, only: Sequence[Kind] = ()) -> li
     """Draw a plan.
 
     Args:
-        faults: how many.
-        gap: seconds from one fault's beginning to the next one's, about; long ones overlap with those that follow.
-        only: the kinds to draw from; all of them when empty.
+        seed: the seed.
+        faults: the number of faults.
+        gap: mean seconds between the starts of two faults; long faults overlap with later ones.
+        only: the kinds to draw from; empty for all.
     """
     dice = random.Random(f"plan {seed}")
     kinds = _kinds(dice, only or list(Kind))
@@ -151,12 +152,12 @@ def make(seed: int, faults: int, *, gap: float, only: Sequence[Kind] = ()) -> li
 
 
 def _kinds(dice: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
-    """Give every kind its turn before any comes again, in an order that differs each time."""
+    """Yield all kinds in random order, repeatedly."""
     while True:
         yield from dice.sample(kinds, len(kinds))
 
 
 def _node(dice: random.Random, plan: list[Fault], at: float) -> int:
-    """Choose a node that nothing is done to at that time, if there is one."""
+    """Choose a node without a fault at that time, if possible."""
     busy = {fault.node for fault in plan if fault.over_at > at}
     return dice.choice([node for node in range(NODES) if node not in busy] or list(range(NODES)))

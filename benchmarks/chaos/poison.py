@@ -1,6 +1,7 @@
-"""Rows and jobs that SQL can make and a node may be unable to read or to move.
+"""Create, in SQL, rows and jobs that a node may be unable to read or move.
 
-PostgreSQL may refuse any of them. A row that it takes must end as a dead job with a reason, and must cost no other job anything.
+PostgreSQL may reject some of them. A row that PostgreSQL accepts must end as a dead job with a reason. It must not affect other
+jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import psycopg
 KIND = "poisoned"
 
 DEPTH = 1_200
-"""Nesting that PostgreSQL takes and Python's decoders do not."""
+"""Nesting depth that PostgreSQL accepts but Python's decoders reject."""
 
 DEEP = f"(repeat('[', {DEPTH}) || repeat(']', {DEPTH}))::jsonb"
 
@@ -40,7 +41,7 @@ TABLES: dict[str, dict[str, str]] = {
     "pending_jobs": {"rank": "now()"},
     "scheduled_jobs": {"run_at": "now() + interval '0.5 s'"},
     "blocked_jobs": {"rank": "now()", "options": """'{"concurrency_key": "poison"}'::jsonb"""},
-    # Of a node that is lost: nobody has this id.
+    # No node has this id, so the job belongs to a lost node.
     "inflight_jobs": {"node_id": "gen_random_uuid()", "claimed_at": "now()", "attempt": "1", "claims": "1"},
 }
 """Tables, and the columns of a healthy row that differ there."""
@@ -80,7 +81,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "created at infinity": {"created_at": "'infinity'::timestamptz"},
     "available at infinity": {"available_since": "'-infinity'::timestamptz"},
 }
-"""What is wrong with a row: the columns that differ from a healthy one."""
+"""The defects of rows: the columns that differ from a healthy row."""
 
 FIELDS: dict[str, Any] = {
     "group": [1, {}, [], "", "g" * 100_000],
@@ -101,7 +102,7 @@ FIELDS: dict[str, Any] = {
     "queue": [5, "", {}, "q" * 100_000],
     "kind": [5, "", {}],
 }
-"""Fields of a job for jobqueue.submit_many, and values that they should not have."""
+"""Fields of a job for jobqueue.submit_many, with invalid values."""
 
 
 WAKE = """
@@ -111,15 +112,16 @@ WAKE = """
     )
     SELECT jobqueue.wake('default', now()), jobqueue.wake_keys(), pg_notify('jobqueue_scheduled', '')
 """
-"""Have the nodes look now, and not at their next poll."""
+"""Wakes the nodes, so that they do not wait for their next poll."""
 
 
 class Dose(NamedTuple):
     """One poisoned job.
 
     Attributes:
-        what: what is wrong with it.
-        statements: that make it, in one transaction, with the parameters `id` and `jobs`.
+        what: its defect.
+        job_id: the job's id.
+        statements: the statements that create it in one transaction, with the parameters `id` and `jobs`.
         jobs: the JSON for jobqueue.submit_many.
     """
 
@@ -130,7 +132,7 @@ class Dose(NamedTuple):
 
 
 def doses(dice: random.Random) -> Iterator[Dose]:
-    """Yield poisoned jobs without end: each kind once before any comes again."""
+    """Yield poisoned jobs without end, in rounds with one job for each defect."""
     rows = [partial(_row, table, what) for table in TABLES for what in COLUMNS if _is_movable(table, what)]
     jobs = [partial(_job, field, value) for field, values in FIELDS.items() for value in values]
     while True:
@@ -139,10 +141,10 @@ def doses(dice: random.Random) -> Iterator[Dose]:
 
 
 def administer(connection: psycopg.Connection, dose: Dose) -> str:
-    """Make a poisoned job; return why PostgreSQL refused it, or nothing.
+    """Create a poisoned job. Return PostgreSQL's error if it rejected the job, else an empty text.
 
     Raises:
-        psycopg.Error: the connection broke. The job may be there.
+        psycopg.Error: the connection broke. The job may exist.
     """
     try:
         with connection.transaction():
@@ -156,13 +158,13 @@ def administer(connection: psycopg.Connection, dose: Dose) -> str:
 
 
 def _is_movable(table: str, what: str) -> bool:
-    # A key leads to a blocked row. Nobody looks for one without a key.
+    # Nodes find a blocked row only by its key.
     options = COLUMNS[what].get("options", "concurrency_key")
     return table != "blocked_jobs" or "concurrency_key" in options
 
 
 def _row(table: str, what: str, dice: random.Random) -> Dose:
-    """Make a row that is poisoned from the start, or by an UPDATE."""
+    """Make a row that is poisoned by its INSERT or by a later UPDATE."""
     healthy = {"id": "%(id)s", **ROW, **TABLES[table]}
     poisoned = COLUMNS[what]
     updated = dice.random() < 0.3

@@ -1,4 +1,4 @@
-"""How long it took after each fault until everything worked again, seen from outside."""
+"""Measure from outside how long recovery took after each fault."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from benchmarks.chaos.plan import NODES
 
 
 class Recovery(msgspec.Struct, frozen=True):
-    """Seconds from a fault's end, or where others went on, from the first moment at which none was; None when it never came.
+    """The recovery from a fault.
+
+    All times count from the end of the fault, or from the end of faults that overlap with it. None means no recovery.
 
     Attributes:
-        alone: whether no other fault was on between this one's beginning and its recovery.
-        completion: until any node completed a job.
-        work: until every node had completed one.
-        submits: until every node had acknowledged a submit that was sent afterwards.
+        alone: whether no other fault was active between this fault's beginning and its recovery.
+        completion: seconds until any node completed a job.
+        work: seconds until every node had completed a job.
+        submits: seconds until every node had acknowledged a submission that was sent after that end.
     """
 
     inflicted: Inflicted
@@ -49,7 +51,7 @@ def measure(evidence: Evidence, inflicted: Sequence[Inflicted]) -> list[Recovery
 
 
 def _healed(one: Inflicted, inflicted: Sequence[Inflicted]) -> float:
-    """Return the first moment after a fault at which nothing is broken."""
+    """Return the first time after a fault without any active fault."""
     moment = one.ended
     while ends := [other.ended for other in inflicted if other.began <= moment < other.ended]:
         moment = max(ends)

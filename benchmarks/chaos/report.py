@@ -1,4 +1,4 @@
-"""What came of it: a table of faults and recoveries, one of jobs, and the rules with what broke them."""
+"""Report a run: a table of faults and recoveries, a table of jobs, and the rules with the cases that broke them."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is told; the JSON file holds it under these names.
+    """The figures of a run. The JSON file uses the same names.
 
     Attributes:
-        skipped: faults that this machine has no means for, by kind.
-        lines: of the faults that no other overlapped, by kind; in the last one those that another did.
-        submits: requests and SQL calls by what became of them, and why.
-        jobs: submitted jobs by what became of their submit.
+        skipped: faults that were not inflicted because this machine lacks the software, by kind.
+        lines: recoveries from faults without overlap, by kind; the last line is for overlapping faults.
+        submits: requests and SQL calls by result and error.
+        jobs: submitted jobs by the result of their submission.
         states: jobs in the database by state.
-        restarts: processes that ended, by how.
+        restarts: ended processes by cause.
     """
 
     seed: int
@@ -125,7 +125,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def _table_of_faults(self) -> Table:
         table = Table(
             "fault",
-            *("faults", "any job done", "every node works", "every node takes"),
+            *("faults", "any job done", "every node works", "every node accepts"),
             title=f"Recovery after {self.faults} faults, seed {self.seed} (seconds, p50 / max)",
             title_justify="left",
         )
@@ -147,7 +147,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         table.add_row("replies lost after the commit", f"{self.replies_lost:,}")
         table.add_row("runs", f"{self.shown.runs:,}")
         table.add_row(
-            "jobs done in a transaction, run again", f"{self.shown.transactions:,}, {self.shown.transactions_run_again:,}"
+            "jobs done in a transaction, of which ran more than once",
+            f"{self.shown.transactions:,}, {self.shown.transactions_run_again:,}",
         )
         table.add_row("jobs that ran to their end twice", f"{self.shown.double_runs:,}")
         table.add_row(
@@ -156,7 +157,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         table.add_row("runs that began after the accepted one", f"{self.shown.late_runs:,}")
         table.add_row("slowest job", f"{self.shown.slowest:.1f} s")
         table.add_row("attempts lost with a lease", f"{self.shown.leases_lost:,}")
-        table.add_row("poisoned jobs, and those that PostgreSQL refused", f"{self.shown.poisoned:,}, {self.poison_refused:,}")
+        table.add_row("poisoned jobs: stored, rejected by PostgreSQL", f"{self.shown.poisoned:,}, {self.poison_refused:,}")
         table.add_section()
         for ending, processes in sorted(self.restarts.items()):
             table.add_row(ending, f"{processes:,}")

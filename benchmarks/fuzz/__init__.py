@@ -1,1 +1,1 @@
-"""Hostile requests by the thousand against a real service: it lives, works, says no 500, and keeps nothing of them."""
+"""Send thousands of hostile requests to a real service, and check that it still works, never responds 500, and leaks nothing."""

@@ -1,9 +1,10 @@
-"""The command: warm the service up, look at it, send it everything, look at it again.
+"""Run the fuzz test: warm the service up, measure it, send all cases, and measure it again.
 
     python -m benchmarks.fuzz [--requests 10000] [--seed N]
 
-It ends with an error unless the service is alive and does jobs, has answered nothing with 500, has logged no traceback and no
-error, and holds no more sockets than before, and `GROWTH_MIB` more memory at the most. The same seed sends the same requests.
+It ends with an error if the service does not run jobs any more, has responded 500, or has logged a traceback or an error. It also
+fails if the service has more open sockets than before, or uses over `GROWTH_MIB` MiB more memory. The same seed sends the same
+requests.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ from benchmarks.harness import Node
 from jobqueue.http import limits
 
 CLIENTS = 32
-"""Connections at a time."""
+"""Number of connections that are open at the same time."""
 
 WARM_UP = 150
-"""Cases before the first look: what is made once is made by then."""
+"""Number of cases before the first measurement. They cause the allocations that happen only once."""
 
 SETTLING = 20.0
-"""Seconds for the sockets to go at the most."""
+"""Maximum time to wait until sockets close, in seconds."""
 
 QUIET = limits.LINGER_TIMEOUT + 1
-"""Seconds without fewer sockets than before, after which no more of them go."""
+"""The waiting ends early if no socket closes for this number of seconds."""
 
 GROWTH_MIB = 64.0
-"""What the process may have grown by: allocators keep some of what they once had, and a large batch is many times its size."""
+"""Allowed growth of the process in MiB. Allocators keep freed memory, and a large batch needs many times its size."""
 
 FILES = 2
-"""Files more than before that may be open: connections to PostgreSQL are opened when they are first used."""
+"""Allowed increase of open files. Some connections to PostgreSQL open only when they are used for the first time."""
 
 QUEUE = "checked"
-"""Where the jobs are that must be done whatever else happens: a case may pause any other queue."""
+"""The queue of the jobs that must always run. Cases may pause any other queue."""
 
 Answered = dict[str, Counter[str]]
 
 
 class Look:
-    """What a node holds."""
+    """A node's memory and open files."""
 
     def __init__(self, node: Node) -> None:
         self.rss_mib = node.usage().rss_mib
@@ -62,7 +63,7 @@ class Look:
 
 
 def ask(node: Node, path: str, document: object = None) -> Any:
-    """Send a good request, and return the document that answers it."""
+    """Send a valid request and return the response's document."""
     body = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(node.url + path, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -70,19 +71,19 @@ def ask(node: Node, path: str, document: object = None) -> Any:
 
 
 def work(node: Node) -> str:
-    """Have a job done, and return its id.
+    """Run a job and return its id.
 
     Raises:
-        RuntimeError: it was not.
+        RuntimeError: the job did not succeed.
     """
     job_id: str = ask(node, "/submit", {"kind": "async", "queue": QUEUE})["id"]
     if (job := ask(node, f"/jobs/{job_id}?wait=20"))["state"] != "succeeded":
-        raise RuntimeError(f"a job was not done: {job}")
+        raise RuntimeError(f"a job did not succeed: {job}")
     return job_id
 
 
 def send_all(node: Node, cases: Sequence[Case]) -> tuple[Answered, list[Case]]:
-    """Send all cases; return how those of each kind were answered, and those that were answered with 500."""
+    """Send all cases. Return the response statuses by kind, and the cases with a response 500."""
     split = urlsplit(node.url)
     assert split.hostname is not None
     assert split.port is not None
@@ -108,7 +109,7 @@ def send_all(node: Node, cases: Sequence[Case]) -> tuple[Answered, list[Case]]:
 
 
 def settle(node: Node) -> Look:
-    """Wait until the node has let go of the last clients, and look at it."""
+    """Wait until the node has closed the connections of all clients, and measure it."""
     deadline = time.monotonic() + SETTLING
     files = Look(node).files
     while time.monotonic() < deadline:
@@ -120,7 +121,7 @@ def settle(node: Node) -> Look:
 
 
 def tell(answered: Answered, title: str) -> None:
-    """Print how the cases were answered."""
+    """Print a table of the response statuses."""
     statuses = sorted({status for counts in answered.values() for status in counts})
     table = Table("kind of request", *statuses, "all", title=title)
     total: Counter[str] = Counter()
@@ -136,7 +137,7 @@ def tell(answered: Answered, title: str) -> None:
 @click.option("--requests", type=click.IntRange(min=1), default=10_000, show_default=True, help="How many.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Which.")
 def main(requests: int, seed: int) -> None:
-    """Send hostile requests to a service, and see what it makes of them."""
+    """Send hostile requests to a service, and check that it still works and leaks nothing."""
     with harness.database() as database, Node(database, "benchmarks.handlers", queues={"default": 16, QUEUE: 1}) as node:
         live_ids = tuple(work(node) for _ in range(3))
         send_all(node, draw_cases(WARM_UP, seed + 1, live_ids))
@@ -151,19 +152,19 @@ def main(requests: int, seed: int) -> None:
         log = [json.loads(line) for line in node.log.splitlines()]
     tell(answered, f"{len(cases):,} cases of seed {seed} in {seconds:.0f} s")
     levels = Counter(line["level"] for line in log)
-    # Jobs of kinds that nobody serves die, and it says so.
+    # Jobs of unknown kinds die, and the node logs that.
     shouts = [
         line for line in log if (line["level"] in {"error", "critical"} and line["event"] != "job died") or "exception" in line
     ]
     print(f"memory       {before.rss_mib:.1f} MiB before, {after.rss_mib:.1f} after (bound: {GROWTH_MIB:g} more)")
     print(f"open files   {before.files} before, {after.files} after (bound: {FILES} more)")
     print(f"log          {', '.join(f'{count} {level}' for level, count in sorted(levels.items())) or 'nothing'}")
-    print("jobs         submitted and done before, between and after")
-    problems = [f"answered with 500: {case}"[:2_000] for case in failed[:10]] + [f"logged: {line}"[:4_000] for line in shouts[:10]]
+    print("jobs         submitted and succeeded before, between and after")
+    problems = [f"response 500: {case}"[:2_000] for case in failed[:10]] + [f"logged: {line}"[:4_000] for line in shouts[:10]]
     if after.files > before.files + FILES:
-        problems.append("sockets were left")
+        problems.append("sockets were leaked")
     if after.rss_mib > before.rss_mib + GROWTH_MIB:
-        problems.append("memory was left")
+        problems.append("memory was leaked")
     if problems:
         raise click.ClickException("\n".join(problems))
 

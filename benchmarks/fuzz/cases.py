@@ -1,4 +1,4 @@
-"""What is sent: requests over all routes, mostly almost right, and broken HTTP; drawn by hypothesis."""
+"""Generate the cases with hypothesis: almost valid requests to all routes, and malformed HTTP."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jobqueue.http.routes import Route
 from jobqueue.job import Submission
 
 Ending = Literal["read", "reset", "vanish", "half"]
-"""How a client leaves: when it has its answer; at once with a reset, or a FIN; or it says that no more comes, and reads."""
+"""How a client ends: after its response; at once, with a reset or a FIN; or it closes its sending side and goes on reading."""
 
-ROUTES = api.table(cast(api.Backend, None))  # nothing is asked of the node
+ROUTES = api.table(cast(api.Backend, None))  # table() does not call the backend
 
 UNKNOWN_ID = "0190a0b0-0000-7000-8000-000000000001"
 
@@ -52,15 +52,15 @@ GOOD = {
     "timezone": '"Europe/Berlin"',
     "missed": '"skip"',
 }
-"""A value that a field may have."""
+"""Valid and invalid values of fields."""
 
 
 class Case(NamedTuple):
     """One connection of a client.
 
     Attributes:
-        kind: what it is called in the summary.
-        pieces: what is sent, with a short pause between them.
+        kind: its name in the summary.
+        pieces: the bytes to send, with a short pause between pieces.
     """
 
     kind: str
@@ -140,7 +140,7 @@ def _names_of(kind: type[msgspec.Struct]) -> list[str]:
 
 @st.composite
 def objects(draw: st.DrawFn, kind: type[msgspec.Struct]) -> bytes:
-    """An object with some of a type's fields, and values that it may have, or may not."""
+    """Draw an object with some of a type's fields, and valid or invalid values."""
     known = st.sampled_from(_names_of(kind))
     good = known.map(lambda name: (name, GOOD.get(name, "1").encode()))
     odd = st.sampled_from(["unknown", "", "é", "__class__", "maxRetries", "\\u006bind", "\\ud800", "a\\u0000"])
@@ -151,7 +151,7 @@ def objects(draw: st.DrawFn, kind: type[msgspec.Struct]) -> bytes:
 
 @st.composite
 def submissions(draw: st.DrawFn) -> bytes:
-    """The body of a submission: a job, an array, lines, or none of them."""
+    """Draw the body of a submission: a job, an array, NDJSON, or something else."""
     jobs = draw(st.lists(st.just(b'{"kind": "async"}') | objects(Submission) | values, min_size=1, max_size=6))
     form = draw(st.sampled_from(["one", "array", "lines", "broken"]))
     if form == "one":
@@ -172,7 +172,7 @@ def _body_of(route: Route) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def queries(draw: st.DrawFn, route: Route) -> str:
-    """A query of a route's own parameters, and of others."""
+    """Draw a query string with the route's parameters and others."""
     known = _names_of(route.query) if route.query is not None else ["x"]
     name = st.sampled_from([*known, *known, "unknown", "é", ""])
     value = st.sampled_from(
@@ -185,7 +185,7 @@ def queries(draw: st.DrawFn, route: Route) -> str:
 
 @st.composite
 def requests(draw: st.DrawFn, live_ids: tuple[str, ...]) -> bytes:
-    """A request to a route, whose parts are each good or not."""
+    """Draw a request to a route. Each part of the request is valid or invalid."""
     route = draw(st.sampled_from(ROUTES) | st.sampled_from([route for route in ROUTES if route.path == "/submit"]))
     job_ids = ids | st.sampled_from(live_ids)
     slashes = draw(st.sampled_from(["", "/"]))
@@ -208,7 +208,7 @@ def requests(draw: st.DrawFn, live_ids: tuple[str, ...]) -> bytes:
 
 
 def _usual(route: Route, job_id: str) -> bytes:
-    """A request to a route with nothing odd about it, but that an empty object may not be what it takes."""
+    """Return a regular request to a route. Its body is an empty object, which the route may reject."""
     path = re.sub(r"{(\w+)}", lambda part: "default" if part[1] == "name" else job_id, route.path)
     head = f"{route.method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     if route.method in {"POST", "PUT", "PATCH"}:
@@ -218,7 +218,7 @@ def _usual(route: Route, job_id: str) -> bytes:
 
 @st.composite
 def mutations(draw: st.DrawFn, of: st.SearchStrategy[bytes]) -> bytes:
-    """Bytes of which pieces were cut, repeated, inserted and overwritten."""
+    """Draw a variation of bytes, in which pieces are cut out, repeated, inserted, or overwritten."""
     mutated = bytearray(draw(of))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(mutated)))
@@ -237,7 +237,7 @@ def _broken(kind: str) -> st.SearchStrategy[Case]:
 
 @st.composite
 def cases(draw: st.DrawFn, live_ids: tuple[str, ...]) -> Case:
-    """What one client does."""
+    """Draw a case."""
     request = requests(live_ids)
     broken = st.sampled_from(sorted(BROKEN)).flatmap(_broken)
     kind = draw(
@@ -266,7 +266,10 @@ def cases(draw: st.DrawFn, live_ids: tuple[str, ...]) -> Case:
 
 
 def draw_cases(number: int, start: int, live_ids: tuple[str, ...]) -> list[Case]:
-    """Take all that is broken, and each route once, and draw the others of so many cases: the same for the same start and ids."""
+    """Return `number` cases: all malformed requests, each route once, and drawn requests.
+
+    The same `start` and ids give the same cases.
+    """
     drawn = [Case(kind, [content]) for kind, contents in BROKEN.items() for content in contents.values()]
     drawn += [Case("requests", [_usual(route, live_ids[0])]) for route in ROUTES]
 

@@ -1,4 +1,4 @@
-"""Send a case, and say how it was answered."""
+"""Send a case and read the responses."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import trio
 from benchmarks.fuzz.cases import Case
 
 PATIENCE = 1.0
-"""Seconds without a byte after which a client gives up: most of those that it gives up on have not said all that they should."""
+"""How long a client waits for the next byte, in seconds. After that, usually the service is waiting for the rest of a request."""
 
 LONGEST = 5.0
-"""Seconds for all of an answer."""
+"""Maximum time for a whole response, in seconds."""
 
 PAUSE = 0.02
 """Seconds between two pieces of a request."""
 
 RESET = struct.pack("ii", 1, 0)
-"""The SO_LINGER that makes a close a reset."""
+"""The SO_LINGER value with which a close resets the connection."""
 
 _status = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _length = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
 async def send(address: tuple[str, int], case: Case) -> list[str]:
-    """Be this client; return the statuses of the answers that came, or else how it ended."""
+    """Send the case. Return the statuses of the responses, or how the connection ended without one."""
     client = trio.socket.socket()
     try:
         await client.connect(address)
@@ -69,16 +69,17 @@ async def _exchange(stream: trio.SocketStream, case: Case) -> tuple[bytes, str]:
 
 
 def _is_whole(received: bytearray) -> bool:
-    """Tell whether the first answer has come, or as much of it as there is to wait for."""
+    """Return whether the first response is complete, or whether its end cannot be expected."""
     head = received.find(b"\r\n\r\n")
     if head < 0 or received.startswith(b"HTTP/1.1 1"):
         return False
     length = _length.search(received, 0, head + 2)
-    return length is None or len(received) >= head + 4 + int(length[1])  # an answer without a length may have no end
+    # A response without a length, such as an event stream, may never end.
+    return length is None or len(received) >= head + 4 + int(length[1])
 
 
 def statuses(received: bytes) -> list[str]:
-    """Find the statuses in what a server has sent, in whichever HTTP; informational ones do not count."""
+    """Return the statuses in a server's data, for HTTP/1 and HTTP/2, without informational ones."""
     if received.startswith(b"HTTP/1"):
         found = [status.decode() for status in _status.findall(received) if not status.startswith(b"1")]
         upgraded = received.find(b"\r\n\r\n", received.find(b"HTTP/1.1 101")) + 4 if b"HTTP/1.1 101" in received else None

@@ -1,4 +1,4 @@
-"""Broken HTTP: bytes that broke servers, each by the name of its kind, and JSON that decoders disagree about."""
+"""Malformed HTTP that broke other servers, by name, and JSON that decoders read differently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def post(*headers: bytes, body: bytes = b"", path: bytes = b"/submit") -> bytes:
-    """Make a POST of a JSON body, with whatever headers say about its length."""
+    """Return a POST with a JSON body. `headers` must declare the length of the body."""
     return b"POST " + path + b" HTTP/1.1\r\n" + LOCAL + JSON + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + body
 
 
@@ -23,7 +23,7 @@ def get(target: bytes, *headers: bytes, version: bytes = b"HTTP/1.1") -> bytes:
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
-    """Make a frame of HTTP/2 (RFC 9113, 4.1)."""
+    """Return an HTTP/2 frame (RFC 9113, 4.1)."""
     return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
 
 
@@ -152,7 +152,7 @@ TARGETS = {
     "a query of bytes": get(b"/metrics?%ff=%00&&=&a=b&a"),
     "a long id": get(b"/jobs/" + b"0" * 5_000),
     "an id with braces": get(b"/jobs/%7B0190a0b0-0000-7000-8000-000000000001%7D"),
-    "a wait that is no number": get(b"/jobs/0190a0b0-0000-7000-8000-000000000001?wait=nan"),
+    "a wait that is not a number": get(b"/jobs/0190a0b0-0000-7000-8000-000000000001?wait=nan"),
     "a wait of infinity": get(b"/jobs/0190a0b0-0000-7000-8000-000000000001?wait=inf"),
     "a page of its own": get(b"/dead?after=99999999999999999999-x&limit=%D9%A1"),
 }
@@ -295,7 +295,7 @@ VALUES = [
         '"one"',
     ),
 ]
-"""Texts where JSON may have a value: good ones, and those that it has not, or has in more than one reading."""
+"""JSON values: valid, invalid, and ambiguous ones."""
 
 RAW_VALUES = [
     b'"\xff"',
@@ -307,4 +307,4 @@ RAW_VALUES = [
     b'"\xe2\x82"',
     b"\0",
 ]
-"""The same, in bytes that are no UTF-8."""
+"""More values, as bytes."""

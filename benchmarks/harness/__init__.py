@@ -1,4 +1,4 @@
-"""What all benchmarks share: a real database, real nodes, what they cost, and how the figures are told.
+"""Run a real database and real nodes for a benchmark, measure their costs, and report the figures.
 
 ::
 
@@ -13,7 +13,7 @@
             report.add("one node", {"jobs/s": harness.Spread.of(rates)})
             report.write()
 
-A figure is worth something only beside another one of the same call: see `interleave`.
+Compare only figures of the same call: see `interleave`.
 """
 
 from benchmarks.harness.database import LOOK_INTERVAL, Cost, Database, database, payload_of

@@ -1,7 +1,7 @@
-"""A throw-away PostgreSQL database with the schema in it, filled at will, that tells what it is made to do.
+"""Create a temporary PostgreSQL database with the schema, fill it with jobs, and measure its work.
 
-It is a database on the server that DATABASE_URL names, else on the embedded one, started in a temporary directory with its default
-settings: fsync is on.
+The database is on the server of DATABASE_URL, else on an embedded PostgreSQL in a temporary directory. The embedded server has its
+default settings, so fsync is on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILL_BATCH = 100_000
 """Jobs in one transaction of `Database.fill`."""
 
 LOOK_INTERVAL = 0.02
-"""Seconds between two looks whether the jobs are done; one look costs the server about 50 microseconds."""
+"""Seconds between two polls for the end of the jobs; a poll costs the server about 50 microseconds."""
 
 TABLES = (
     "jobqueue.pending_jobs, jobqueue.blocked_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs, jobqueue.finished_jobs, "
@@ -49,17 +49,17 @@ FILL = """
            now(), {when}
       FROM (SELECT %(queues)s::text[] AS names, %(kinds)s::text[] AS kinds) AS q, generate_series(%(first)s::bigint, %(last)s) AS n
 """
-"""What submit_batch writes, made by the server: a microsecond between two jobs' places."""
+"""Inserts the rows that submit_batch would write, with one microsecond between the ranks of two jobs."""
 
 
 class Cost(msgspec.Struct):
-    """What a span of time cost the database; set when the span is over.
+    """The work of the database in a span of time. The values are set at the end of the span.
 
     Attributes:
-        seconds: its length.
-        wal_bytes: written ahead.
-        commits: transactions that wrote something, or were rolled back after they had.
-        cpu: seconds of all of the server's processes; None when they are not on this machine.
+        seconds: the length of the span.
+        wal_bytes: bytes of WAL written.
+        commits: transactions that wrote something, including transactions that were rolled back afterwards.
+        cpu: CPU seconds of all server processes; None if they run on another machine.
     """
 
     seconds: float = 0.0
@@ -68,19 +68,19 @@ class Cost(msgspec.Struct):
     cpu: float | None = None
 
     def cpu_per(self, jobs: int) -> float | None:
-        """Microseconds of the server's CPU for each of so many jobs."""
+        """Return the server's CPU time per job, in microseconds."""
         return None if self.cpu is None else self.cpu / jobs * 1e6
 
 
 class Database:
-    """An empty database with our schema.
+    """An empty database with the jobqueue schema.
 
     Args:
-        url: of the database.
+        url: the database's URL.
 
     Attributes:
-        connection: for the benchmark's own questions, in autocommit mode.
-        machine: where it runs.
+        connection: for the benchmark's own queries, in autocommit mode.
+        machine: the machine that runs it.
     """
 
     def __init__(self, url: str) -> None:
@@ -96,15 +96,17 @@ class Database:
         return psycopg.connect(self.url, autocommit=True, application_name="benchmark")
 
     def value(self, sql: str, *params: object) -> Any:
-        """Ask for one value."""
+        """Run a query that returns one value, and return it."""
         [[value]] = self.connection.execute(sql, params or None).fetchall()
         return value
 
     def fill(self, jobs: int, *, queues: Mapping[str, str], payload_bytes: int = 100, due_in: float | None = None) -> None:
-        """Add jobs, dealt out in turn to the queues.
+        """Add jobs, distributed evenly to the queues.
 
         Args:
-            queues: the kind of the jobs in each queue.
+            jobs: the number of jobs.
+            queues: the kind of the jobs, by queue.
+            payload_bytes: the size of each payload.
             due_in: seconds until the jobs are due; None makes them pending.
         """
         table, place, when = "pending_jobs", "rank", "now() + n * interval '1 microsecond'"
@@ -117,29 +119,29 @@ class Database:
             self.connection.execute(statement, {**constant, "first": first, "last": last})
 
     def clear(self) -> None:
-        """Remove all jobs, and give their space back."""
+        """Remove all jobs and free their disk space."""
         self.connection.execute(f"TRUNCATE {TABLES}")
 
     def settle(self) -> None:
-        """Have done now what the server would do by itself in the middle of a measurement: vacuum, statistics, a checkpoint."""
+        """Run VACUUM, ANALYZE and CHECKPOINT now, so that the server does not run them during a measurement."""
         self.connection.execute(f"VACUUM (ANALYZE) {TABLES}")
         self.connection.execute("CHECKPOINT")
 
     def pause(self, *queues: str, paused: bool = True) -> None:
-        """Pause queues, or let the nodes work them."""
+        """Pause or resume queues."""
         self.connection.execute("SELECT jobqueue.pause(q, %s) FROM unnest(%s::text[]) AS q", [paused, list(queues)])
 
     def last_of(self, queue: str) -> uuid.UUID:
-        """The id of the pending job of the worst rank: of those of its queue the last to be done."""
+        """Return the id of the queue's pending job with the worst rank, which nodes claim last."""
         found = self.value("SELECT id FROM jobqueue.pending_jobs WHERE queue = %s ORDER BY rank DESC LIMIT 1", queue)
         assert isinstance(found, uuid.UUID)
         return found
 
     def wait_until_done(self, last: uuid.UUID, timeout: float) -> None:
-        """Wait until this job is taken, and then until no job is pending or in flight.
+        """Wait until the given job is claimed, and then until no job is pending or in flight.
 
         Raises:
-            TimeoutError: that takes longer than so many seconds.
+            TimeoutError: this takes longer than `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         for left in (
@@ -153,7 +155,7 @@ class Database:
 
     @contextmanager
     def span(self) -> Iterator[Cost]:
-        """Measure what the database does while the context lasts; others on the same server are counted in."""
+        """Measure the work of the server during the block, including the work for other databases."""
         cost = Cost()
         wal, transactions, usage, started = self._wal(), self._transactions(), self.usage(), time.monotonic()
         yield cost
@@ -164,14 +166,14 @@ class Database:
         cost.commits = self._transactions() - transactions
 
     def usage(self) -> Usage | None:
-        """What the server's processes have used; None when they are not on this machine."""
+        """Return the resource usage of the server's processes; None if they run on another machine."""
         return None if self._postmaster is None else usage_of_tree(self._postmaster)
 
     def _wal(self) -> int:
         return int(self.value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
 
     def _transactions(self) -> int:
-        # Exact at once, where pg_stat_database is told of a commit up to ten seconds later. It counts those that wrote.
+        # The number of transactions that wrote. It is exact, but pg_stat_database can be up to ten seconds behind.
         return int(self.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
 
     def _find_postmaster(self) -> int | None:
@@ -183,7 +185,7 @@ class Database:
 
 
 def payload_of(size: int) -> str:
-    """Make a JSON object of so many bytes, or as few more as it takes, that does not compress."""
+    """Return an incompressible JSON object of `size` bytes, or slightly more if `size` is very small."""
     alphabet = string.ascii_letters + string.digits
     padding = "".join(random.Random(size).choices(alphabet, k=max(0, size - len('{"padding": ""}'))))
     return f'{{"padding": "{padding}"}}'
@@ -191,12 +193,14 @@ def payload_of(size: int) -> str:
 
 @contextmanager
 def database(**settings: str) -> Iterator[Database]:
-    """Make a database that is gone afterwards. Enter it in the main thread: an embedded server ends with the thread that starts it.
+    """Create a database and remove it after the block.
+
+    Enter the block in the main thread: an embedded server ends with the thread that starts it.
 
     Args:
-        settings: of the embedded server, over its defaults.
+        settings: settings of the embedded server, in addition to its defaults.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nodes and server are ended, too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # runs the cleanup of nodes and server
     url = os.environ.get("DATABASE_URL")
     if url is None:
         with _embedded(settings) as embedded:
@@ -220,7 +224,7 @@ def _opened(url: str) -> Iterator[Database]:
 def _embedded(settings: Mapping[str, str]) -> Iterator[str]:
     logs.configure("warning")
     directory = Path(tempfile.mkdtemp(prefix="jobqueue-benchmark-"))
-    directory.chmod(0o711)  # root's server runs as another user
+    directory.chmod(0o711)  # as root, the server runs as another user
     cluster = Cluster(directory / "data", settings=settings)
     try:
         cluster.prepare()

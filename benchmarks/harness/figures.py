@@ -1,4 +1,4 @@
-"""Samples and what is said of them."""
+"""Statistics of samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """The median of some samples, the least and the greatest."""
+    """The median, minimum and maximum of samples."""
 
     median: float
     low: float
@@ -23,22 +23,22 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        """Summarise at least one sample."""
+        """Summarize at least one sample."""
         return cls(statistics.median(samples), min(samples), max(samples), list(samples))
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the sample that this share of them does not exceed (nearest rank).
+    """Return a percentile by the nearest-rank method.
 
     Args:
-        samples: at least one.
-        share: over 0, at most 1.
+        samples: at least one sample.
+        share: the percentile as a share, greater than 0 and at most 1.
     """
     return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]
 
 
 def interleave(cases: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Call each case so many times in the order A B A B: what else the machine does meanwhile is done to all of them."""
+    """Call each case `repeats` times, in the order A B A B, so that other load on the machine affects all cases alike."""
     results: dict[str, list[T]] = {name: [] for name in cases}
     for number in range(repeats):
         for name, case in cases.items():

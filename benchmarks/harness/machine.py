@@ -1,4 +1,4 @@
-"""Which machine and which PostgreSQL the figures are of."""
+"""Describe the machine and the PostgreSQL server that produced the figures."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import msgspec
 import psycopg
 
 SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size", "wal_level")
-"""The settings of PostgreSQL that decide what a durable commit costs."""
+"""PostgreSQL's settings that determine the cost of a durable commit."""
 
 
 class Machine(msgspec.Struct, frozen=True):
     """A machine, and the server on it.
 
     Attributes:
-        load: the load average of the last minute when the benchmark began: what else the machine was doing.
-        settings: those of `SETTINGS`.
+        settings: the values of `SETTINGS`.
+        load: the load average of the last minute before the benchmark, which shows other work of the machine.
     """
 
     cpu: str
@@ -34,7 +34,7 @@ class Machine(msgspec.Struct, frozen=True):
 
     @classmethod
     def with_server(cls, connection: psycopg.Connection[Any]) -> Machine:
-        """Describe this machine and the server that the connection leads to."""
+        """Describe this machine and the server of the connection."""
         settings = {name: connection.execute("SELECT current_setting(%s)", [name]).fetchall()[0][0] for name in SETTINGS}
         [[version]] = connection.execute("SHOW server_version").fetchall()
         return cls(

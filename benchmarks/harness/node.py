@@ -1,4 +1,4 @@
-"""A real ``jobqueue serve`` in a process of its own, as a user would start it."""
+"""Run ``jobqueue serve`` in a child process."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from benchmarks.harness.processes import Usage, children_of, usage_of
 ROOT = Path(__file__).parent.parent.parent
 
 START_TIMEOUT = 60.0
-"""Seconds for a node to serve."""
+"""Maximum time until a node serves, in seconds."""
 
 STOP_TIMEOUT = 40.0
-"""Seconds from SIGTERM to the end of a node; it promises 25."""
+"""Maximum time from SIGTERM to the end of a node, in seconds. A node guarantees 25 s."""
 
 SAID = 4_000
-"""Characters of a node's log in an error."""
+"""Maximum length of a node's log in an error message, in characters."""
 
 
 class Node:
-    """A node that serves while the context lasts, and is ended by SIGTERM.
+    """A node that serves during the block. SIGTERM ends it.
 
     Args:
-        database: what it works on; None for the embedded one that it starts itself, see `options`.
-        handlers: the module, as ``jobqueue serve`` takes it.
-        queues: how many jobs of each queue it runs at once.
-        options: more of the command line, by name without the dashes.
+        database: its database; None for the embedded PostgreSQL that it starts itself, see `options`.
+        handlers: the module argument of ``jobqueue serve``.
+        queues: the maximum number of jobs that run at once, by queue.
+        options: further command line options, by name without the dashes.
 
     Attributes:
-        start_seconds: from exec to the first line that says that it serves.
-        url: where it serves HTTP.
+        start_seconds: seconds from exec to the line that reports the URL.
+        url: the URL of its HTTP server.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Node:
         finally:
             self._kill()
         if code != 0 and error is None:
-            raise RuntimeError(f"the node ended with {code}:\n{self.log[-SAID:]}")
+            raise RuntimeError(f"the node ended with exit code {code}:\n{self.log[-SAID:]}")
 
     @property
     def pid(self) -> int:
@@ -93,12 +93,12 @@ class Node:
 
     @property
     def log(self) -> str:
-        """What it has logged so far: warnings and worse, unless `options` say otherwise."""
+        """The node's log so far: warnings and errors, unless `options` set another level."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def usage(self) -> Usage:
-        """What its process has used, with those of its CPU-bound handlers."""
+        """Return the resource usage of its process and the processes of its CPU-bound handlers."""
         return sum((usage_of(child) for child in children_of(self.pid)), usage_of(self.pid, ended_children=True))
 
     def _wait_for_banner(self) -> None:

@@ -1,4 +1,4 @@
-"""What a process has used so far, out of ``/proc`` (Linux): proc(5)."""
+"""Read the resource usage of processes from ``/proc`` (Linux); see proc(5)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MIB = 1 << 20
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What processes have used since they started; subtract two of them for a span.
+    """Resource usage of processes since their start. Subtract two values to get the usage of a span.
 
     Attributes:
-        cpu: seconds, user and system, of all threads.
-        wakeups: times that a thread gave up the CPU to wait, and so was woken up again.
-        rss: bytes of memory that they hold now; a difference of two is the growth.
+        cpu: user and system seconds of all threads.
+        wakeups: voluntary context switches: how often a thread waited and was woken up again.
+        rss: resident memory in bytes; the difference of two values is the growth.
     """
 
     cpu: float = 0.0
@@ -39,10 +39,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def usage_of(pid: int, *, ended_children: bool = False) -> Usage:
-    """Read what a process has used; nothing of one that is gone.
+    """Read the usage of a process. All values are 0 if it has ended.
 
     Args:
-        ended_children: count the CPU time of children that have ended, too.
+        pid: the process.
+        ended_children: whether to add the CPU time of its ended children.
     """
     with suppress(OSError):
         fields = _stat(pid)
@@ -52,12 +53,12 @@ def usage_of(pid: int, *, ended_children: bool = False) -> Usage:
 
 
 def usage_of_tree(pid: int) -> Usage:
-    """Read what a process and its children have used, those that have ended included."""
+    """Read the usage of a process and its children, including ended children."""
     return sum((usage_of(child) for child in children_of(pid)), usage_of(pid, ended_children=True))
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that have this one as their parent."""
+    """Return the child processes of a process."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -67,16 +68,16 @@ def children_of(pid: int) -> list[int]:
 
 
 def parent_of(pid: int) -> int:
-    """The parent of a process.
+    """Return the parent of a process.
 
     Raises:
-        OSError: there is no such process here.
+        OSError: the process does not exist on this machine.
     """
     return int(_stat(pid)[1])
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third (the state) on: the second, the name, may hold spaces."""
+    """Return the fields of /proc/PID/stat from the third (the state) on. The second, the name, may contain spaces."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

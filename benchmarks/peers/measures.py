@@ -1,4 +1,4 @@
-"""The four measures, each in a database of its own."""
+"""The four measures, each of which uses its own database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.peers.program import Program, ProgramError
 DRAIN_SECONDS = 5
 SINGLE_SECONDS = 4
 BULK_JOBS = 10_000
-"""At the least: some drain fewer jobs than that in a few seconds, but take more in one."""
+"""Minimum number of jobs of a drain. Some peers drain fewer jobs than this in a few seconds, but claim more than that at once."""
 
 PICKUP_JOBS = 200
 PICKUP_WARM_UP = 20
@@ -31,10 +31,10 @@ SETTLE_SECONDS = 1.0
 
 START_TIMEOUT = 60.0
 SLOWER = 10
-"""A load that takes so many times as long as it is known to take is given up."""
+"""Maximum duration of a load, as a multiple of its expected duration."""
 
 LOOK_INTERVAL = 0.002
-"""Seconds between two looks whether the last jobs are recorded as done."""
+"""Seconds between two polls for whether the last jobs are recorded as done."""
 
 Figures = dict[str, float]
 
@@ -44,7 +44,7 @@ class Bench(msgspec.Struct, frozen=True):
 
     Attributes:
         server: any database on the server.
-        scale: of the numbers of jobs.
+        scale: factor on the numbers of jobs.
     """
 
     peer: Peer
@@ -69,13 +69,13 @@ class Bench(msgspec.Struct, frozen=True):
             return {"bulk/s": jobs / self._submit("bulk", address, jobs=jobs, batch=self.peer.batch, warm=True)}
 
     def single(self, url: str) -> Figures:
-        """Submit jobs one a call, from several callers."""
+        """Submit one job per call, from several callers."""
         jobs = self._jobs(self.peer.singles * SINGLE_SECONDS)
         with self._door(url) as address:
             return {"single/s": jobs / self._submit("single", address, jobs=jobs, producers=self.peer.producers, warm=True)}
 
     def drain(self, url: str) -> Figures:
-        """Have a worker do jobs that were there before it: from the first handler's start until all are recorded as done."""
+        """Drain existing jobs with a worker, timed from the first handler's start until all jobs are recorded as done."""
         jobs = self._drained()
         with self._door(url) as address:
             self._submit("bulk", address, jobs=jobs, batch=1000)
@@ -100,7 +100,7 @@ class Bench(msgspec.Struct, frozen=True):
         return figures if server is None else {**figures, "server us/job": server}
 
     def pickup(self, url: str) -> Figures:
-        """Submit jobs one by one to a worker that is idle: from the submit's beginning to the handler's start."""
+        """Submit jobs one by one to an idle worker, timed from the start of a submission to the handler's start."""
         jobs = self._jobs(PICKUP_JOBS)
         with self._worker(url, PICKUP_WARM_UP + jobs, timed=True) as worker:
             address = self._address(worker, url)
@@ -113,7 +113,7 @@ class Bench(msgspec.Struct, frozen=True):
 
     @contextmanager
     def _database(self) -> Iterator[str]:
-        """Make a database with the peer's schema."""
+        """Create a database with the peer's schema."""
         name = f"peer_{uuid.uuid4().hex[:12]}"
         self.server.connection.execute(f"CREATE DATABASE {name}")
         try:
@@ -125,13 +125,13 @@ class Bench(msgspec.Struct, frozen=True):
             self.server.connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _submit(self, role: str, address: str, **options: Any) -> float:
-        """Have producers put a load on, and return the seconds that it took."""
+        """Run a load with producers and return its duration in seconds."""
         with self._adapter(role, address, options) as program:
             return float(program.event("done", START_TIMEOUT + SLOWER * max(DRAIN_SECONDS, SINGLE_SECONDS))["seconds"])
 
     @contextmanager
     def _door(self, url: str) -> Iterator[str]:
-        """Where producers submit: the database, or our service without workers."""
+        """Yield the address to which producers submit: the database, or jobqueue's service without workers."""
         if not self.peer.service:
             yield url
             return

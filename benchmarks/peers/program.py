@@ -1,4 +1,4 @@
-"""A program that is measured: an adapter, or our service. What it says on its standard output is read here."""
+"""Run a measured program (an adapter, or jobqueue's service) and read its standard output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.harness.processes import usage_of_tree
 from benchmarks.peers.catalog import ADAPTERS
 
 SAID_CHARACTERS = 600
-"""How much of the end of what a failed program said is told."""
+"""Maximum length of a failed program's output in an error message, in characters."""
 
 
 class ProgramError(Exception):
@@ -28,11 +28,11 @@ class ProgramError(Exception):
 
 
 class Program:
-    """A process that runs while the context lasts, and is killed with all of its children at the end.
+    """A process that runs during the block, and is killed with all its children at the end.
 
     Args:
-        command: what to run, in the directory of the adapters.
-        variables: for its environment.
+        command: the command, which runs in the directory of the adapters.
+        variables: additional environment variables.
     """
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
@@ -58,7 +58,7 @@ class Program:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # Not asked to end: what it would still do is nothing that is measured, and some take their time.
+        # Kill the program without a shutdown, because a shutdown is not measured and can be slow.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -66,17 +66,17 @@ class Program:
         self._errors.close()
 
     def event(self, name: str, timeout: float) -> dict[str, Any]:
-        """Wait for an event of this name, and pass over others.
+        """Wait for an event with this name, and ignore others.
 
         Raises:
-            ProgramError: the program ends before that, or so many seconds pass.
+            ProgramError: the program ends before that, or `timeout` seconds pass.
         """
         beginning = f'{{"event": "{name}"'
         said: dict[str, Any] = self._await(lambda line: json.loads(line) if line.startswith(beginning) else None, name, timeout)
         return said
 
     def serving_url(self, timeout: float) -> str:
-        """Wait for our service to say where it serves.
+        """Wait until jobqueue's service prints its URL, and return it.
 
         Raises:
             ProgramError: see `event`.
@@ -85,7 +85,7 @@ class Program:
         return url
 
     def usage(self) -> Usage:
-        """What it has used, with its children."""
+        """Return its resource usage, including its children."""
         return usage_of_tree(self._process.pid)
 
     def _await(self, read: Callable[[str], Any], name: str, timeout: float) -> Any:
@@ -94,9 +94,9 @@ class Program:
             try:
                 line = self._lines.get(timeout=max(0, deadline - time.monotonic()))
             except queue.Empty:
-                raise ProgramError(f"{name!r} did not come within {timeout:.0f} s: {self._said()}") from None
+                raise ProgramError(f"no event {name!r} within {timeout:.0f} s: {self._said()}") from None
             if line is None:
-                raise ProgramError(f"the program ended before {name!r}: {self._said()}")
+                raise ProgramError(f"the program ended before the event {name!r}: {self._said()}")
             if (found := read(line)) is not None:
                 return found
 
@@ -104,10 +104,10 @@ class Program:
         assert self._process.stdout is not None
         with self._process.stdout:
             for line in self._process.stdout:
-                # JSON.stringify leaves the blanks out that json.dumps writes.
+                # Add the space that json.dumps writes and JSON.stringify omits.
                 self._lines.put(line.replace('{"event":"', '{"event": "'))
         self._lines.put(None)
 
     def _said(self) -> str:
         self._errors.seek(0)
-        return " ".join(self._errors.read().decode(errors="replace").split())[-SAID_CHARACTERS:] or "it said nothing"
+        return " ".join(self._errors.read().decode(errors="replace").split())[-SAID_CHARACTERS:] or "no output"

@@ -1,7 +1,7 @@
 """The command line: ``jobqueue COMMAND``.
 
-A command is ``command`` in the module of its name in here, which is imported when the command is asked for: so ``jobqueue serve``
-loads nothing that only the others need. What talks to a queue is made by `connection.remote`.
+Each command is the object ``command`` in the module of the same name. The module is imported when the command runs, so
+``jobqueue serve`` does not load the modules of other commands. The decorator `connection.remote` makes commands that use a queue.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jobqueue import __version__
 from jobqueue.cli.exits import Exit
 
 COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "top", "doctor", "token")
-"""Every command, in the order in which the help lists them."""
+"""Every command, in the order of the help."""
 
 
 class _Commands(click.Group):
@@ -36,13 +36,13 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line, and exit with a code of `Exit`."""
+    """Run the command line and exit with a code of `Exit`."""
     try:
         code = cli.main(prog_name="jobqueue", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except click.Abort:  # what click makes of Ctrl-C
+    except click.Abort:  # click raises this for Ctrl-C
         click.echo("Interrupted.", err=True)
         code = Exit.INTERRUPTED
     sys.exit(code)

@@ -1,7 +1,7 @@
-"""``jobqueue submit --file``: any number of jobs, over a network that breaks, and each of them once.
+"""``jobqueue submit --file``: submit any number of jobs over an unreliable network, each exactly once.
 
-Each line's job gets an idempotency key made of the run's id and the line's number. So whatever is sent again, by the client after
-a failure or by a second run of the command with the same ``--run-id``, is there already, and nothing has to be remembered anywhere.
+The idempotency key of each job is a hash of the run id and the line number. A job that is sent again is therefore recognized: after
+a network failure, or in a second run with the same ``--run-id``. No other state is needed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from jobqueue.client import Client, RequestRefused
 from jobqueue.errors import InvalidJob
 
 PATIENCE = 60.0
-"""Seconds for which a chunk is sent again before the command gives up, and says how to go on."""
+"""Seconds for which the client retries a chunk before the command fails."""
 
 
 async def submit_lines(client: Client, output: Output, file: BinaryIO, defaults: dict[str, Any], run_id: str | None) -> None:
-    """Submit the jobs of a file, and show their ids, or how many there are.
+    """Submit the jobs of a file, and print their ids (as JSON) or their number.
 
     Args:
-        defaults: fields of jobs that do not have them.
-        run_id: of an earlier run of the same file; None begins a new one.
+        defaults: values for fields that a job does not set.
+        run_id: the id of an earlier run of the same file; None starts a new run.
 
     Raises:
-        Failure: a line is no job, or is refused; those before its chunk are committed.
+        Failure: a line is not a job, or the service rejects the job. All chunks before the chunk of this line are committed.
     """
     run_id = run_id or uuid4().hex[:12]
     lines = _Lines(file, defaults, run_id)
@@ -42,7 +42,7 @@ async def submit_lines(client: Client, output: Output, file: BinaryIO, defaults:
     ignored: set[str] = set()
     console = Console(stderr=True)
     if not console.is_terminal:
-        output.note(f"run {run_id}")  # whoever is killed cannot say it any more
+        output.note(f"run {run_id}")  # print it now: a process that is killed cannot print it at the end
     try:
         with _progress(console) as progress:
             task = progress.add_task(f"run {run_id}", total=_size(file))
@@ -59,14 +59,14 @@ async def submit_lines(client: Client, output: Output, file: BinaryIO, defaults:
                 ignored.update(chunk.ignored)
                 progress.update(task, completed=lines.bytes_taken, description=f"{submitted:,} jobs, run {run_id}")
     except BaseException as error:
-        output.note(f"{submitted:,} jobs are submitted. To go on after them: the same command with --run-id {run_id}")
+        output.note(f"{submitted:,} jobs submitted. To submit the rest, run the same command with --run-id {run_id}")
         if isinstance(error, RequestRefused | InvalidJob) and error.index is not None:
             reason = error.problem.get("detail") if isinstance(error, RequestRefused) else error.reason
             raise Failure(f"line {lines.number_of(error.index - submitted)}: {reason}") from None
         raise
     if ignored:
-        output.note(f"Ignored, since jobs have no such fields: {', '.join(sorted(ignored))}")
-    summary = f"{submitted:,} jobs submitted" + (f", {existing:,} of them before" if existing else "")
+        output.note(f"Ignored unknown job fields: {', '.join(sorted(ignored))}")
+    summary = f"{submitted:,} jobs submitted" + (f", {existing:,} of them already existed" if existing else "")
     if output.as_json:
         output.note(summary)
     else:
@@ -74,7 +74,7 @@ async def submit_lines(client: Client, output: Output, file: BinaryIO, defaults:
 
 
 class _Lines:
-    """The jobs of a file. It knows the lines of those that were read and are not committed."""
+    """The jobs of a file, with the line numbers of the jobs that are not committed yet."""
 
     def __init__(self, file: BinaryIO, defaults: dict[str, Any], run_id: str) -> None:
         self._file = file
@@ -94,20 +94,20 @@ class _Lines:
             yield job
 
     def take(self, jobs: int) -> list[int]:
-        """Take so many jobs as committed; return the numbers of their lines."""
+        """Mark the next `jobs` jobs as committed; return their line numbers."""
         taken = [self._uncommitted.popleft() for _ in range(jobs)]
         self.bytes_taken = taken[-1][1]
         return [number for number, _ in taken]
 
     def number_of(self, place: int) -> int:
-        """Return the number of the line of an uncommitted job, by its place among them."""
+        """Return the line number of an uncommitted job, by its position among the uncommitted jobs."""
         return self._uncommitted[place][0]
 
     def _job(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             fields = msgspec.json.decode(line, type=dict[str, Any])
         except (ValueError, RecursionError) as error:
-            raise Failure(f'line {number} is no JSON object, such as {{"kind": "default"}}: {error}') from None
+            raise Failure(f'line {number} is not a JSON object such as {{"kind": "default"}}: {error}') from None
         job = {**self._defaults, **fields}
         if "idempotency_key" not in job and "idempotencyKey" not in job:
             job["idempotency_key"] = sha256(f"{self._run_id} {number}".encode()).hexdigest()
@@ -115,7 +115,7 @@ class _Lines:
 
 
 def _size(file: BinaryIO) -> int | None:
-    """The size of a file, if it has one: pipes do not."""
+    """Return the size of a regular file in bytes; None for anything else, such as a pipe."""
     status = os.fstat(file.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 

@@ -1,4 +1,4 @@
-"""How a command reaches the queue: over HTTP, or straight on the database; each command is written once, against the client.
+"""Connect a command to the queue, over HTTP or directly to the database. In both cases, the command uses a `Client`.
 
 ::
 
@@ -31,7 +31,7 @@ from jobqueue.client import Client, RequestRefused, Unreachable
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError, SettingsError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-"""Where `jobqueue serve` listens, unless it is told otherwise."""
+"""The default address of `jobqueue serve`."""
 
 NOT_NOW = (
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -39,17 +39,17 @@ NOT_NOW = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-"""What a service, or a proxy before it, answers when the same request may be served later."""
+"""Statuses with which a service, or a proxy before it, reports that the same request may succeed later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What a command was told of where the queue is.
+    """The address of the queue.
 
     Attributes:
-        url: of the service.
-        token: its bearer token.
-        database_url: the database to work on directly, in place of a service.
+        url: the URL of the service.
+        token: the bearer token for the service.
+        database_url: the database to work on directly; None to use the service.
     """
 
     url: str = DEFAULT_URL
@@ -61,36 +61,35 @@ class Connection:
         """Open a client.
 
         Args:
-            patience: seconds for which a request that fails is sent again, where that can do no harm. Somebody waits for a command,
-                and would rather hear at once that there is no service.
+            patience: seconds for which the client retries a failed request, where a retry is safe.
 
         Raises:
-            DatabaseUnavailable, SchemaVersionError: the database cannot be worked on.
-            Failure: the URL or the token cannot be one.
+            DatabaseUnavailable, SchemaVersionError: the database cannot be used.
+            Failure: the URL or the token is malformed.
         """
         if self.database_url is None:
             async with _client(self.url, self.token, patience) as client:
                 yield client
             return
-        # The service's side is half a second to import, and most commands have a service to ask.
+        # The import takes half a second, and most commands use a service.
         from jobqueue.offline import open_api  # noqa: PLC0415
 
         async with open_api(self.database_url) as api:
-            transport = httpx.ASGITransport(api)  # type: ignore[arg-type] # ASGI, in the words of another library
+            transport = httpx.ASGITransport(api)  # type: ignore[arg-type] # httpx has its own type names for ASGI
             async with Client("http://localhost", patience=patience, transport=transport) as client:
                 yield client
 
 
 def connecting(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say where the queue is; the function gets them as ``connection``."""
+    """Add the options for the address of the queue. The function gets them as ``connection``."""
 
-    @click.option("--url", envvar="JOBQUEUE_URL", show_envvar=True, help=f"Where the service is.  [default: {DEFAULT_URL}]")
-    @click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="The bearer token to show to the service.")
+    @click.option("--url", envvar="JOBQUEUE_URL", show_envvar=True, help=f"URL of the service.  [default: {DEFAULT_URL}]")
+    @click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="Bearer token to send to the service.")
     @click.option(
         "--database-url",
         envvar="DATABASE_URL",
         show_envvar=True,
-        help="Work straight on this database, without a service: a libpq URL.",
+        help="libpq URL of a database to work on directly, without a service.",
     )
     @click.pass_context
     @wraps(function)
@@ -100,11 +99,11 @@ def connecting(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def remote(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a command's function of an async one that gets a client and an output, and add ``--json`` and where the queue is."""
+    """Make a command of an async function that takes a client and an output. Add ``--json`` and the options of `connecting`."""
 
     @connecting
     @json_option
@@ -122,10 +121,10 @@ def remote(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a command's async part, with every error as one that says how the command ends.
+    """Run the async part of a command.
 
     Raises:
-        click.ClickException: it failed.
+        click.ClickException: the command failed; the exception has the message and the exit code.
     """
     logs.configure("error")
     try:
@@ -133,7 +132,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     except BaseException as group:
         error = first(group)
         if isinstance(error, KeyboardInterrupt | SystemExit | click.ClickException | BrokenPipeError):
-            raise error from None  # out of its groups
+            raise error from None  # raise the error without the exception groups around it
         failure = failure_of(error)
         if failure is None:
             raise
@@ -141,13 +140,15 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def failure_of(error: BaseException) -> Failure | None:
-    """Say how a command ends that failed in this way; None where nobody thought of it."""
+    """Return the message and the exit code for an error; None for an unexpected error."""
     if isinstance(error, RequestRefused):
         if error.status == HTTPStatus.NOT_FOUND:
             return Failure(_said(error), Exit.NOT_FOUND)
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            return Failure("the service requires a token that it knows: give one with --token, or set JOBQUEUE_TOKEN", Exit.REFUSED)
         return Failure(_said(error), Exit.UNREACHABLE if error.status in NOT_NOW else Exit.REFUSED)
     if isinstance(error, Unreachable):
-        return Failure(f"{error}. Start a service with `jobqueue serve`, or say with --url where it is", Exit.UNREACHABLE)
+        return Failure(f"{error}. Start a service with `jobqueue serve`, or give its URL with --url", Exit.UNREACHABLE)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     return None if code is None else Failure(str(error), code)
 
@@ -159,18 +160,18 @@ _CODES: list[tuple[type[BaseException], Exit]] = [
     (TimeoutError, Exit.TIMEOUT),
     (JobQueueError, Exit.REFUSED),
 ]
-"""How a command ends, by the first of these that its error is one of."""
+"""Exit codes by error class; the first class that matches counts."""
 
 
 def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Connection:
-    """Decide between a service and a database: what stands on the command line beats variables, and a service beats a database."""
+    """Choose a service or a database. Options take precedence over environment variables, and a service over a database."""
 
     def typed(name: str) -> bool:
         return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
     if typed("database_url"):
         if typed("url") or typed("token"):
-            raise click.UsageError("--database-url works without a service: it goes with neither --url nor --token")
+            raise click.UsageError("--database-url works without a service: do not combine it with --url or --token")
         return Connection(database_url=database_url)
     if database_url is not None and url is None and token is None:
         return Connection(database_url=database_url)
@@ -185,6 +186,6 @@ def _client(url: str, token: str | None, patience: float) -> Client:
 
 
 def _said(error: RequestRefused) -> str:
-    said = str(error.problem.get("detail") or error.problem.get("title") or f"the service answered {error.status}")
+    said = str(error.problem.get("detail") or error.problem.get("title") or f"the service responded with status {error.status}")
     of_a_field = error.field and error.field not in said and error.status != HTTPStatus.NOT_FOUND
     return f"{error.field}: {said}" if of_a_field else said

@@ -1,4 +1,4 @@
-"""``jobqueue dead``: the dead letters."""
+"""``jobqueue dead``: list, rerun and discard dead letters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobqueue.client import Client
 
 @click.group("dead", cls=Listing)
 def command() -> None:
-    """Look at the dead letters, run them again, or delete them."""
+    """List, rerun and discard dead letters."""
 
 
 @command.command("list")
@@ -24,7 +24,7 @@ def command() -> None:
 @paged
 @remote
 async def list_dead(client: Client, output: Output, *, limit: int, everything: bool, after: str | None, **given: Any) -> None:
-    """List dead letters, the latest first."""
+    """List dead letters, latest first."""
 
     def rows(jobs: list[dict[str, Any]]) -> Any:
         return table(
@@ -35,7 +35,7 @@ async def list_dead(client: Client, output: Output, *, limit: int, everything: b
                     job["kind"],
                     *([job["queue"], job["attempt"]] if output.wide else []),
                     local(job["died_at"], short=True),
-                    (job["error"] or job["reason"] or "").partition("\n")[0],  # the reason says which attempt before it says why
+                    (job["error"] or job["reason"] or "").partition("\n")[0],  # a reason begins with the attempt
                 ]
                 for job in jobs
             ),
@@ -54,10 +54,10 @@ async def list_dead(client: Client, output: Output, *, limit: int, everything: b
 
 @command.command("causes")
 @of_dead
-@click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=DEFAULT_LIMIT, show_default=True, help="How many to show.")
+@click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=DEFAULT_LIMIT, show_default=True, help="Causes to show.")
 @remote
 async def causes(client: Client, output: Output, *, limit: int, **given: Any) -> None:
-    """Group dead letters by what they died of, the largest group first: `#` stands for what differs."""
+    """Group dead letters by cause, largest group first. `#` replaces the parts that differ."""
     found = await client.dead_causes(limit=limit, **wanted(given))
     output.show(
         found,
@@ -77,7 +77,7 @@ async def causes(client: Client, output: Output, *, limit: int, **given: Any) ->
         ),
     )
     if found["more"] and not output.as_json:
-        output.note(f"There are more: --limit {min(MAX_PAGE, limit * 10)}, or --kind")
+        output.note(f"There are more: give --limit {min(MAX_PAGE, limit * 10)}, or --kind")
 
 
 @command.command("retry")
@@ -85,8 +85,8 @@ async def causes(client: Client, output: Output, *, limit: int, **given: Any) ->
 @of_dead
 @remote
 async def retry(client: Client, output: Output, **given: Any) -> None:
-    """Run dead jobs again, with all their attempts: those with these ids, or all that a filter finds."""
-    await apply(Verb(client.retry, client.retry_dead, "run again"), output, **given)
+    """Rerun dead jobs, by id or by filter. Each job gets all of its attempts again."""
+    await apply(Verb(client.retry, client.retry_dead, "rerun"), output, **given)
 
 
 @command.command("discard")
@@ -94,5 +94,5 @@ async def retry(client: Client, output: Output, **given: Any) -> None:
 @of_dead
 @remote
 async def discard(client: Client, output: Output, **given: Any) -> None:
-    """Delete dead jobs for good: those with these ids, or all that a filter finds."""
+    """Delete dead jobs permanently, by id or by filter."""
     await apply(Verb(client.discard, client.discard_dead, "deleted"), output, **given)

@@ -1,4 +1,4 @@
-"""``jobqueue doctor``: what a database lacks that jobqueue needs, and what to do about it."""
+"""``jobqueue doctor``: check a database for problems, and advise how to fix them."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ STYLES: dict[Verdict, str] = {"problem": "bold red", "warning": "yellow", "unkno
 PLURALS: dict[Verdict, str] = {"problem": "problems", "warning": "warnings", "unknown": "unknown", "ok": "ok"}
 
 READABLE_WIDTH = 132
-"""Columns in which findings are wrapped where the output is no terminal."""
+"""Width in columns at which findings wrap when the output is not a terminal."""
 
 
 @click.command("doctor")
-@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, help="The database to look over, as a libpq URL.")
+@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, help="libpq URL of the database to check.")
 @click.option(
     "--data-dir",
     envvar="JOBQUEUE_DATA_DIR",
     show_envvar=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Without a URL: look over the embedded PostgreSQL that runs there.  [default: the user's data directory]",
+    help="Without a URL: check the embedded PostgreSQL that runs in this directory.  [default: the user's data directory]",
 )
 @json_option
 def command(*, database_url: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Look the database over: its settings, what holds back its cleaning, what is stuck, and what to do about it.
+    """Check the database for wrong settings, blocked cleanup and stuck jobs, and advise how to fix them.
 
-    Nothing is changed. Ends with 1 if there is a problem, and with 4 if the database cannot be reached.
+    Changes nothing. Exits with 1 if there is a problem, and with 4 if the database cannot be reached.
     """
     logs.configure("error")
     code = Exit.DONE
@@ -53,7 +53,7 @@ def command(*, database_url: str | None, data_dir: Path | None, as_json: bool) -
         if any(finding.verdict == "problem" for finding in findings):
             code = Exit.REFUSED
     except DatabaseUnavailable as error:
-        findings = [Finding("database", "problem", str(error), "start it, or correct --database-url; its own log says more")]
+        findings = [Finding("database", "problem", str(error), "start it, or correct --database-url; see its log for the reason")]
         code = Exit.UNREACHABLE
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from None
@@ -66,7 +66,7 @@ def _document(findings: list[Finding]) -> dict[str, Any]:
 
 
 def _report(findings: list[Finding]) -> Group:
-    """Make a table of the findings, with what to do under each."""
+    """Make a table of the findings, with the advice under each."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     made.add_column(no_wrap=True)
     made.add_column(no_wrap=True)

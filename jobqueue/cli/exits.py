@@ -1,4 +1,4 @@
-"""How a command ends, for scripts."""
+"""Exit codes."""
 
 from enum import IntEnum
 
@@ -7,12 +7,12 @@ class Exit(IntEnum):
     """The exit codes of all commands.
 
     Attributes:
-        REFUSED: the service said no, or what was waited for has failed.
-        USAGE: the command line is wrong; it is click's own.
-        NOT_FOUND: there is no such job, or whatever was named.
-        UNREACHABLE: the service or the database cannot be reached, or cannot work now: the same command may work later.
-        TIMEOUT: a wait ran out of time.
-        INTERRUPTED: by Ctrl-C, as shells tell it.
+        REFUSED: the service rejected the request, or the awaited job did not succeed.
+        USAGE: the command line is wrong (click uses the same code).
+        NOT_FOUND: the named job, queue or schedule does not exist.
+        UNREACHABLE: the service or the database is unreachable or unavailable; the same command may succeed later.
+        TIMEOUT: a wait reached its timeout.
+        INTERRUPTED: Ctrl-C interrupted the command. The code is 128 plus the number of SIGINT, as in shells.
     """
 
     DONE = 0

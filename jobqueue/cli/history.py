@@ -1,4 +1,4 @@
-"""A job as a person reads it: what it is, what it was given, and what has become of it so far."""
+"""Render a job for people: its fields, payload, result and history."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jobqueue.cli.output import facts, local, pretty, printable, seconds
 
 
 def whole(job: dict[str, Any]) -> RenderableType:
-    """Show all that is known of a job."""
+    """Render all fields of a job."""
     options = job.get("options") or {}
     progress = job.get("progress")
     parts: list[RenderableType] = [
         facts(
             {
                 "job": job["id"],
-                "state": job["state"] + (", to be cancelled" if job.get("cancel_requested_at") else ""),
+                "state": job["state"] + (", cancel requested" if job.get("cancel_requested_at") else ""),
                 "reason": job.get("reason"),
                 "kind": job["kind"],
                 "queue": job["queue"],
@@ -61,7 +61,7 @@ def _progress(progress: dict[str, Any]) -> str:
 
 
 def _history(job: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What happened, and when, as far as it is kept: the failures, and the last start."""
+    """Yield each recorded event with its time: submission, failures, the last claim, the end."""
     happened = [(job.get("created_at"), "submitted")]
     happened += [
         (error.get("at"), f"attempt {error['attempt']} failed after {seconds(error.get('duration'))}: {error['error']}")
@@ -69,7 +69,7 @@ def _history(job: dict[str, Any]) -> Iterator[tuple[str, str]]:
     ]
     happened += [
         (job.get("claimed_at"), f"attempt {job['attempt']} claimed by node {job.get('node_id')}"),
-        (job.get("cancel_requested_at"), "somebody cancelled it"),
+        (job.get("cancel_requested_at"), "cancel requested"),
         (job.get("run_at"), "due"),
         (job.get("ended_at"), job["state"]),
     ]

@@ -1,4 +1,4 @@
-"""``jobqueue jobs``: look at jobs and steer them."""
+"""``jobqueue jobs``: list, show and change jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobqueue.client import Client, JobEnded, NotFound
 
 @click.group("jobs", cls=Listing)
 def command() -> None:
-    """List jobs, look at them, and cancel, retry, discard, change them or wait for them."""
+    """List, show, change, cancel, retry and discard jobs, or wait for them."""
 
 
 @command.command("list")
@@ -29,7 +29,7 @@ def command() -> None:
 @paged
 @remote
 async def list_jobs(client: Client, output: Output, *, limit: int, everything: bool, after: str | None, **given: Any) -> None:
-    """List jobs, the latest first."""
+    """List jobs, latest first."""
 
     def rows(jobs: list[dict[str, Any]]) -> RenderableType:
         return table(
@@ -61,7 +61,7 @@ async def list_jobs(client: Client, output: Output, *, limit: int, everything: b
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @remote
 async def show(client: Client, output: Output, ids: tuple[str, ...]) -> None:
-    """Show all that is known of jobs: payload, history, errors with their tracebacks, result."""
+    """Show all fields of jobs: payload, history, errors with tracebacks, result."""
     await each(ids, client.job, output, whole)
 
 
@@ -70,21 +70,21 @@ async def show(client: Client, output: Output, ids: tuple[str, ...]) -> None:
 @of_jobs(UNFINISHED)
 @remote
 async def cancel(client: Client, output: Output, **given: Any) -> None:
-    """Cancel jobs that wait or run: those with these ids, or all that a filter finds."""
+    """Cancel waiting and running jobs, by id or by filter."""
     await apply(Verb(client.cancel, client.cancel_jobs, "cancelled"), output, **given)
 
 
 @command.command("change")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@click.option("--priority", type=int, help="The new priority.")
-@click.option("--run-at", type=values.time, help="Run it no earlier than this.")
-@click.option("--delay", type=values.duration, help="Run it no earlier than in so many seconds (10m, 2h).")
+@click.option("--priority", type=int, help="New priority.")
+@click.option("--run-at", type=values.time, help="Earliest time to run the job.")
+@click.option("--delay", type=values.duration, help="Time to wait before the job may run (90, 10m, 2h).")
 @remote
 async def change(client: Client, output: Output, ids: tuple[str, ...], **fields: Any) -> None:
-    """Change the priority of jobs that wait, or when they run."""
+    """Change the priority or the due time of waiting jobs."""
     changed = wanted(fields)
     if not changed:
-        raise click.UsageError("what is to change? Give --priority, --run-at or --delay")
+        raise click.UsageError("nothing to change: give --priority, --run-at or --delay")
 
     def readable(job: dict[str, Any]) -> str:
         due = f", due {local(job['run_at'])}" if job["run_at"] else ""
@@ -95,14 +95,14 @@ async def change(client: Client, output: Output, ids: tuple[str, ...], **fields:
 
 @command.command("wait")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@click.option("--timeout", type=values.duration, help="Seconds to wait for all of them (10m, 2h).  [default: for ever]")
+@click.option("--timeout", type=values.duration, help="Longest time to wait for all jobs (90, 10m, 2h).  [default: no limit]")
 @remote
 async def wait(client: Client, output: Output, ids: tuple[str, ...], timeout: float | None) -> None:
-    """Wait until jobs have ended. It is a failure (1) if one has not succeeded, another (5) if time runs out."""
+    """Wait until jobs have ended. Exits with 1 if a job did not succeed, and with 5 at the timeout."""
     give_up_at = None if timeout is None else time.monotonic() + timeout
 
     async def act(job_id: str) -> dict[str, Any]:
-        job = await client.job(job_id)  # says at once that there is no service: to wait for a job is to wait for its service too
+        job = await client.job(job_id)  # fails at once without a service; `result` would wait for the service
         left = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
         try:
             return await ended(client, job["id"], left)
@@ -130,10 +130,10 @@ command.add_command(dead.discard)
 
 
 async def ended(client: Client, job_id: str, timeout: float | None) -> dict[str, Any]:
-    """Wait for a job's end, however it ends, and return the job.
+    """Wait until a job ends in any state, and return the job.
 
     Raises:
-        TimeoutError: it has not ended in time.
+        TimeoutError: the job has not ended within `timeout` seconds.
     """
     try:
         result = await client.result(job_id, timeout=timeout)
@@ -141,11 +141,11 @@ async def ended(client: Client, job_id: str, timeout: float | None) -> dict[str,
         return end.job
     try:
         return await client.job(job_id)
-    except NotFound:  # the service does not keep it
+    except NotFound:  # the service does not keep succeeded jobs
         return {"id": job_id, "state": "succeeded", "result": result}
 
 
 def unsuccessful_failure(job: dict[str, Any]) -> Failure:
-    """Say of a job that it has ended otherwise than it should have."""
+    """Return the failure for a job that did not succeed."""
     reason = f": {job['reason']}" if job.get("reason") else ""
     return Failure(f"job {job['id']} is {job['state']}{reason}", Exit.REFUSED)

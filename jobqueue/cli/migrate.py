@@ -1,4 +1,4 @@
-"""``jobqueue migrate``: make or upgrade the schema."""
+"""``jobqueue migrate``: create, upgrade or repair the schema."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jobqueue.storage.database import connect, one_line
 
 
 @click.command("migrate")
-@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="PostgreSQL to use, as a libpq URL.")
+@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="libpq URL of the database.")
 @log_level_option
 def command(database_url: str, log_level: str) -> None:
-    """Create, upgrade or repair the schema "jobqueue" in a database; the same as running schema.sql there."""
+    """Create, upgrade or repair the schema "jobqueue" in a database. Running schema.sql there does the same."""
     logs.configure(log_level)
     try:
         with connect(database_url, "migrate") as connection:
@@ -24,6 +24,6 @@ def command(database_url: str, log_level: str) -> None:
     except JobQueueError as error:
         raise click.ClickException(str(error)) from None
     except psycopg.Error as error:
-        raise click.ClickException(f"the schema cannot be applied: {one_line(error)}") from None
-    repaired = f"repaired: {', '.join(done.repaired)}" if done.repaired else "already there"
+        raise click.ClickException(f"cannot apply the schema: {one_line(error)}") from None
+    repaired = f"repaired: {', '.join(done.repaired)}" if done.repaired else "up to date"
     click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if done.applied else repaired}")

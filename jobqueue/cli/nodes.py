@@ -1,4 +1,4 @@
-"""``jobqueue nodes``: the processes that run jobs."""
+"""``jobqueue nodes``: list the running nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobqueue.client import Client
 @click.command("nodes")
 @remote
 async def command(client: Client, output: Output) -> None:
-    """List the nodes that are running: how many jobs of each queue, of how many that they may run at once."""
+    """List the running nodes. RUNNING shows how many jobs of each queue a node runs, and how many it can run at once."""
     nodes = await client.nodes()
     output.show(
         nodes,

@@ -1,4 +1,4 @@
-"""What several commands share that needs nothing else: an option, groups with a list, the error in a group of errors."""
+"""Helpers of several commands, without heavy imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log_level_option = click.option(
 
 
 class Listing(click.Group):
-    """A group of commands on things that can be listed: without the name of a command it is the list."""
+    """A group of commands whose default command is ``list``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
@@ -21,7 +21,7 @@ class Listing(click.Group):
 
 
 def first(error: BaseException) -> BaseException:
-    """Take the first error out of a group of them, and of the groups in it; any other error is itself."""
+    """Return the first error inside nested exception groups; an error that is not a group is returned as it is."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

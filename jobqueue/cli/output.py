@@ -1,4 +1,4 @@
-"""What commands print: one JSON document for programs, or something readable for people; all that is no result goes to stderr."""
+"""Print results: as JSON for programs, or readable for people. Everything that is not a result goes to stderr."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from rich.text import Text
 from jobqueue.cli.exits import Exit
 
 WIDE = 110
-"""Columns from which on a table shows what does not fit into 80."""
+"""Minimum width of a terminal at which tables show their optional columns, in characters."""
 
 PIPED_WIDTH = 1_000
-"""Columns of an output that is no terminal: nothing is cut off there."""
+"""Width of an output that is not a terminal, in characters: so large that nothing is cut off."""
 
 
 GAP = 2
-"""Spaces between two columns of a table."""
+"""Spaces between the columns of a table."""
 
 MIN_WIDTH = 8
-"""Columns of a terminal that are left of what has to be cut off."""
+"""Minimum width of a column whose cells are cut off, in characters."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """Make control characters visible: kinds, reasons and errors are what others wrote, and a terminal obeys what it is sent."""
+    """Escape control characters. Otherwise a terminal would execute those in kinds, reasons and errors of other users."""
     return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class Failure(click.ClickException):
-    """Why a command ends, and with which exit code."""
+    """An error message and the exit code of the command."""
 
     def __init__(self, message: str, code: Exit = Exit.REFUSED) -> None:
         super().__init__(printable(message))
@@ -47,26 +47,26 @@ class Failure(click.ClickException):
 
 
 class Output:
-    """Where a command shows what it found.
+    """The output of a command.
 
     Attributes:
-        as_json: whether a program reads it.
+        as_json: whether to print JSON.
         console: standard output, for people.
     """
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         terminal = sys.stdout.isatty()
-        # Markup and highlighting would find their way into what others wrote: kinds, reasons, payloads.
+        # Rich would interpret markup in kinds, reasons and payloads.
         self.console = Console(width=None if terminal else PIPED_WIDTH, markup=False, highlight=False, emoji=False)
 
     @property
     def wide(self) -> bool:
-        """Whether there is room for more than the most important columns."""
+        """Whether the optional columns of tables fit."""
         return self.console.width >= WIDE
 
     def show(self, document: Any, readable: Callable[[], RenderableType]) -> None:
-        """Print a document as JSON, or what is made of it for people."""
+        """Print a document as JSON, or the result of `readable` for people."""
         if self.as_json:
             text = msgspec.json.encode(document)
             if self.console.is_terminal:
@@ -82,38 +82,38 @@ class Output:
             return
         with self.console.capture() as captured:
             self.console.print(shown)
-        # Rich fills cells with spaces, up to the last column.
+        # Remove the spaces with which Rich pads the last column.
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().removesuffix("\n").split("\n")))
         sys.stdout.flush()
 
     def lines(self, documents: Iterable[Any]) -> None:
-        """Print documents as JSON, one a line."""
+        """Print documents as JSON, one per line."""
         for document in documents:
             sys.stdout.write(compact(document) + "\n")
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Say something on stderr that is no result."""
+        """Print a message to stderr."""
         click.echo(printable(text), err=True)
 
 
 def pretty(document: Any) -> Text:
-    """Write a document as JSON for people."""
+    """Format a document as indented JSON."""
     return Text(printable(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
 
 
 def compact(document: Any) -> str:
-    """Write a document as JSON in one line."""
+    """Format a document as JSON in one line."""
     return msgspec.json.encode(document).decode()
 
 
-class table:  # noqa: N801 - it is called like a function, and is nothing to look at
-    """A table that is as good to copy from, and to grep, as to read: no borders, one line a row.
+class table:  # noqa: N801 - used like a function
+    """A table without borders, one line per row, suitable for copying and grep.
 
     Args:
-        columns: their names; one that begins with ">" is aligned to the right.
-        rows: what stands in them; None is an empty place.
-        cut: the columns that are cut off where there is no room for all.
+        columns: the names of the columns; ">" before a name aligns the column to the right.
+        rows: the cells; None is an empty cell.
+        cut: the columns to cut off if the table is too wide.
     """
 
     def __init__(self, columns: Iterable[str], rows: Iterable[Iterable[object]], *, cut: Iterable[str] = ()) -> None:
@@ -139,11 +139,11 @@ class table:  # noqa: N801 - it is called like a function, and is nothing to loo
 
 
 def local(text: str | None, *, short: bool = False) -> str:
-    """Write a time of a JSON document in the local time zone: ``2026-01-31 08:00:00 CET``.
+    """Format a time in the local time zone, such as ``2026-01-31 08:00:00 CET``.
 
     Args:
-        text: in RFC 3339, with its offset; None is an empty text.
-        short: leave out the date if it is today's, and otherwise the time.
+        text: a time in RFC 3339 with its UTC offset; None returns an empty string.
+        short: return only the time if it is today, and only the date otherwise.
     """
     if text is None:
         return ""
@@ -155,10 +155,10 @@ def local(text: str | None, *, short: bool = False) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Write a duration as people do: ``0.25 s``, ``90 s``, ``2 h 5 min``."""
+    """Format a duration in seconds: ``0.25 s``, ``90 s``, ``2 h 5 min``."""
     if value is None:
         return ""
-    if value < 10:  # noqa: PLR2004 - below it fractions matter
+    if value < 10:  # noqa: PLR2004 - fractions matter below 10
         return f"{value:.2g} s"
     for size, unit, smaller, name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (600, "min", 1, "s")):
         if value >= size:
@@ -169,7 +169,7 @@ def seconds(value: float | None) -> str:
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Table:
-    """Make a list of what is known of one thing: a name and a value a line. What is None is left out."""
+    """Make a list with a name and a value per line. Rows whose value is None are left out."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")

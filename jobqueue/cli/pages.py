@@ -1,4 +1,4 @@
-"""Lists that come in pages."""
+"""Options and output of paginated lists."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rich.console import RenderableType
 from jobqueue.cli.output import Output
 
 DEFAULT_LIMIT = 50
-"""Jobs that a list shows, unless told otherwise."""
+"""Jobs that a list shows by default."""
 
 MAX_PAGE = 1_000
-"""Jobs that the service gives at once, at the most."""
+"""Maximum number of jobs on one page."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Jobs = list[dict[str, Any]]
 
 
 def paged(function: Command) -> Command:
-    """Add the options of a list in pages: ``limit``, ``everything`` and ``after``."""
+    """Add the options of a paginated list: ``limit``, ``everything`` and ``after``."""
     for option in (
-        click.option("--after", help="Go on from here: what the list before said."),
-        click.option("--all", "everything", is_flag=True, help="Show all of them; with --json one a line."),
-        click.option("--limit", type=click.IntRange(1), default=DEFAULT_LIMIT, show_default=True, help="How many to show."),
+        click.option("--after", help="Continue a list from this position, as printed below the list."),
+        click.option("--all", "everything", is_flag=True, help="Show all jobs. With --json, print one job per line."),
+        click.option("--limit", type=click.IntRange(1), default=DEFAULT_LIMIT, show_default=True, help="Number of jobs to show."),
     ):
         function = option(function)
     return function
@@ -41,10 +41,10 @@ async def show_pages(
     everything: bool,
     after: str | None,
 ) -> None:
-    """Show as many jobs as were asked for.
+    """Show up to `limit` jobs, or all of them.
 
     Args:
-        pages: iterates over pages of so many jobs, from a place on. A page may have fewer, and not be the last.
+        pages: iterates over pages, given the page size and a position. A smaller page is not always the last one.
         readable: makes a table of jobs.
     """
     if everything:
@@ -53,12 +53,12 @@ async def show_pages(
                 if output.as_json:
                     output.lines(page["jobs"])
                 elif page["jobs"]:
-                    output.show(None, lambda page=page: readable(page["jobs"]))  # type: ignore[misc] # the page of this turn
+                    output.show(None, lambda page=page: readable(page["jobs"]))  # type: ignore[misc] # binds this page
         return
     jobs: Jobs = []
     place = after
     while True:
-        # Asked for anew each time: what is left of the limit is where the next page must end.
+        # Send a new request for each page, because the page size depends on the number of jobs still to show.
         async with aclosing(pages(min(MAX_PAGE, limit - len(jobs)), place)) as found:
             page = await anext(found)
         jobs += page["jobs"]
@@ -67,4 +67,4 @@ async def show_pages(
             break
     output.show({"jobs": jobs, "next": place}, lambda: readable(jobs))
     if place is not None and not output.as_json:
-        output.note(f"There may be more: --after {place}, or --all")
+        output.note(f"There may be more jobs: give --after {place}, or --all")

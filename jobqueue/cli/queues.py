@@ -1,4 +1,4 @@
-"""``jobqueue queues``: depths, limits, pause and resume."""
+"""``jobqueue queues``: show, limit, pause and resume queues."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jobqueue.cli.output import Output, facts, local, seconds, table
 from jobqueue.client import Client
 
 LIMITS = {
-    "max_running": "How many of its jobs run at a time.",
-    "rate": "How many of its jobs start a second.",
-    "burst": "How many start at once after a pause.",
-    "key_max_running": "How many jobs of one concurrency key run at a time.",
-    "key_rate": "How many jobs of one concurrency key start a second.",
-    "key_burst": "How many of one key start at once after a pause.",
-    "aging_interval": "Seconds of waiting that are worth one point of priority.",
+    "max_running": "Maximum number of jobs that run at a time.",
+    "rate": "Maximum number of jobs that start per second, in the long run.",
+    "burst": "Maximum number of jobs that start at once after an idle time.",
+    "key_max_running": "Maximum number of jobs of one concurrency key that run at a time.",
+    "key_rate": "Maximum number of jobs of one concurrency key that start per second, in the long run.",
+    "key_burst": "Maximum number of jobs of one concurrency key that start at once after an idle time.",
+    "aging_interval": "Seconds of waiting that raise the priority of a job by one.",
 }
 STATES = ("pending", "inflight", "scheduled", "blocked", "dead")
 
@@ -30,13 +30,13 @@ _names = click.argument("names", nargs=-1, required=True, metavar="QUEUE...")
 
 @click.group("queues", cls=Listing)
 def command() -> None:
-    """Look at queues, pause and resume them, and set their limits."""
+    """List, show, pause and resume queues, and set their limits."""
 
 
 @command.command("list")
 @remote
 async def list_queues(client: Client, output: Output) -> None:
-    """List the queues with their depths: jobs that wait, run, are not due yet, wait for others of their key, and are dead."""
+    """List the queues with the number of jobs in each state. Blocked jobs wait for a job with the same concurrency key."""
     queues = await client.queues()
     output.show(
         queues,
@@ -61,7 +61,7 @@ async def list_queues(client: Client, output: Output) -> None:
 @_names
 @remote
 async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Show all that is known of queues."""
+    """Show all fields of queues: jobs by state, throughput, limits."""
 
     def readable(queue: dict[str, Any]) -> Any:
         oldest = queue.get("oldest") or {}
@@ -70,13 +70,13 @@ async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
                 "queue": queue["name"],
                 "paused": "yes" if queue["paused"] else "no",
                 **{
-                    state: f"{jobs:,}" + (f", the oldest for {seconds(oldest[state])}" if state in oldest else "")
+                    state: f"{jobs:,}" + (f", oldest {seconds(oldest[state])}" if state in oldest else "")
                     for state, jobs in queue["depth"].items()
                 },
-                "done": None if "throughput" not in queue else f"{_rate(queue, 'completed')} a second",
-                "failed": None if "throughput" not in queue else f"{_rate(queue, 'failed')} a second",
+                "done": None if "throughput" not in queue else f"{_rate(queue, 'completed')} per second",
+                "failed": None if "throughput" not in queue else f"{_rate(queue, 'failed')} per second",
                 **_limits(queue),
-                "since": local(queue.get("created_at")),
+                "created": local(queue.get("created_at")),
             }.items()
         )
 
@@ -87,7 +87,7 @@ async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
 @_names
 @remote
 async def pause(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Start no more jobs of these queues, on any node. What runs goes on."""
+    """Stop starting jobs of these queues, on all nodes. Running jobs continue."""
 
     async def act(name: str) -> dict[str, Any]:
         await client.pause(name)
@@ -100,7 +100,7 @@ async def pause(client: Client, output: Output, names: tuple[str, ...]) -> None:
 @_names
 @remote
 async def resume(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Go on with queues that are paused."""
+    """Resume paused queues."""
 
     async def act(name: str) -> dict[str, Any]:
         await client.resume(name)
@@ -120,10 +120,10 @@ def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
 @_limit_options
 @remote
 async def configure(client: Client, output: Output, name: str, **given: Any) -> None:
-    """Set what holds for a queue on all nodes; what is not given stays. "none" takes a limit away."""
+    """Set the limits of a queue, on all nodes. "none" removes a limit. Limits that you do not give stay as they are."""
     settings = {setting: None if value == "none" else value for setting, value in wanted(given).items()}
     if not settings:
-        raise click.UsageError("what is to hold? Give --max-running, --rate or another limit")
+        raise click.UsageError("nothing to set: give --max-running, --rate or another limit")
     queue = await client.configure(name, **settings)
     output.show(queue, lambda: facts({"queue": queue["name"], **_limits(queue)}.items()))
 
@@ -137,4 +137,4 @@ def _rate(queue: dict[str, Any], what: str) -> str | None:
     if throughput is None:
         return None
     rate = throughput[what]
-    return f"{rate:.2g}" if rate < 10 else f"{rate:,.0f}"  # noqa: PLR2004 - below it fractions matter
+    return f"{rate:.2g}" if rate < 10 else f"{rate:,.0f}"  # noqa: PLR2004 - fractions matter below 10

@@ -1,4 +1,4 @@
-"""What happened between two scrapes of a node's metrics: rates, and quantiles of durations.
+"""Compute rates and quantiles of durations from two scrapes of the metrics of a node.
 
 ::
 
@@ -23,7 +23,7 @@ COUNTERS = {
     "jobqueue_jobs_retried_total": "retried",
     "jobqueue_jobs_dead_total": "dead",
 }
-"""The counters whose rates are of interest, and what they are called here."""
+"""The counters, with the names of their rates."""
 
 HISTOGRAMS = {"jobqueue_job_wait_seconds_bucket": "wait", "jobqueue_job_run_seconds_bucket": "run"}
 
@@ -33,11 +33,11 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many observations fell between two bounds.
+    """The number of observations per bucket.
 
     Attributes:
-        bounds: the upper ones, ascending; the last is infinite.
-        counts: of each bucket alone.
+        bounds: the upper bounds, ascending; the last is infinite.
+        counts: the observations of each bucket, not cumulative.
     """
 
     bounds: tuple[float, ...] = ()
@@ -48,22 +48,25 @@ class Histogram:
         return sum(self.counts)
 
     def since(self, earlier: Histogram) -> Histogram:
-        """Take away what was there earlier; one with other buckets was not there."""
+        """Subtract an earlier histogram. An earlier histogram with other buckets counts as empty."""
         if earlier.bounds != self.bounds:
             return self
         return Histogram(self.bounds, tuple(max(0.0, now - then) for now, then in zip(self.counts, earlier.counts, strict=True)))
 
     def plus(self, other: Histogram) -> Histogram:
-        """Add another one with the same buckets; one without any is nothing."""
+        """Add a histogram with the same buckets, or an empty one."""
         if not self.bounds or not other.bounds:
             return other if not self.bounds else self
         return Histogram(self.bounds, tuple(one + two for one, two in zip(self.counts, other.counts, strict=True)))
 
     def quantile(self, share: float) -> float | None:
-        """Estimate the value below which such a share of the observations is; None without observations.
+        """Estimate a quantile; None without observations.
 
-        As Prometheus's ``histogram_quantile`` does: observations are taken to be spread evenly over their bucket, and what is above
-        the last finite bound to be at it.
+        Works as ``histogram_quantile`` of Prometheus. It assumes that the observations of a bucket are spread evenly, and that
+        observations above the last finite bound are equal to it.
+
+        Args:
+            share: the quantile, from 0 to 1.
         """
         if not self.total:
             return None
@@ -73,19 +76,19 @@ class Histogram:
             if count and below + count >= wanted:
                 return lower if upper == float("inf") else lower + (upper - lower) * max(0.0, wanted - below) / count
             below += count
-        return max(bound for bound in self.bounds if bound != float("inf"))  # rounding alone leads here
+        return max(bound for bound in self.bounds if bound != float("inf"))  # only rounding errors lead here
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One answer of ``GET /metrics``.
+    """One response of ``GET /metrics``.
 
     Attributes:
-        at: when it came, in seconds of a clock that only goes on.
-        node: the id of the node that answered, which may be any of those that share a port.
-        counters: by what they count, queue and kind.
-        wait: from available to claimed.
-        run: from the start of an attempt to its end.
+        at: the time of the response, in seconds of a monotonic clock.
+        node: the id of the node that responded; several nodes can share a port.
+        counters: values by name of the rate, queue and kind.
+        wait: times for which jobs were available before their claim, by queue and kind.
+        run: times from the start of an attempt to its end, by queue and kind.
     """
 
     at: float
@@ -98,11 +101,11 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class KindChange:
-    """What happened to the jobs of a kind.
+    """The rates of one kind between two scrapes.
 
     Attributes:
-        completed: jobs a second.
-        failed: attempts a second.
+        completed: jobs per second.
+        failed: attempts per second.
     """
 
     queue: str
@@ -114,12 +117,12 @@ class KindChange:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened on a node between two scrapes.
+    """The rates and durations of a node between two scrapes.
 
     Attributes:
-        seconds: how long that was.
-        rates: a second, of each of `COUNTERS`.
-        kinds: those of which an attempt ended, the slowest first.
+        seconds: the time between the scrapes.
+        rates: events per second, for each of `COUNTERS`.
+        kinds: the kinds with at least one attempt that ended between the scrapes, slowest first.
     """
 
     node: str
@@ -131,7 +134,7 @@ class Change:
 
 
 def read(text: str, at: float) -> Scrape:
-    """Read an answer in Prometheus's text format."""
+    """Parse a response in the text format of Prometheus."""
     scrape = Scrape(at)
     node, host = "", ""
     buckets: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
@@ -153,7 +156,7 @@ def read(text: str, at: float) -> Scrape:
 
 
 def change(before: Scrape, after: Scrape) -> Change | None:
-    """Tell what happened between two scrapes; None when they are of two nodes, or of one moment."""
+    """Compare two scrapes; return None if they are from different nodes or from the same time."""
     seconds = after.at - before.at
     if before.node != after.node or seconds <= 0:
         return None

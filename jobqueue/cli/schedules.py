@@ -1,4 +1,4 @@
-"""``jobqueue schedules``: jobs by the clock."""
+"""``jobqueue schedules``: list and change cron schedules."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 
 @click.group("schedules", cls=Listing)
 def command() -> None:
-    """Look at cron schedules, make, change, pause and delete them."""
+    """List, create, change, pause, trigger and delete cron schedules."""
 
 
 @command.command("list")
 @remote
 async def list_schedules(client: Client, output: Output) -> None:
-    """List the schedules, with their last and next tick."""
+    """List the schedules with their last and next tick."""
     schedules = await client.schedules()
     output.show(
         schedules,
@@ -52,7 +52,7 @@ async def list_schedules(client: Client, output: Output) -> None:
 @_names
 @remote
 async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Show all that is known of schedules."""
+    """Show all fields of schedules."""
     await each(names, client.schedule, output, _whole)
 
 
@@ -60,16 +60,16 @@ async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
 @click.argument("name")
 @click.argument("cron")
 @click.argument("payload", type=values.json, required=False, metavar="[JSON]")
-@click.option("--kind", help="The kind of its jobs.  [default: NAME]")
-@click.option("--timezone", help="Whose local time CRON means.  [default: UTC]")
-@click.option("--missed", type=click.Choice(["one", "skip", "all"]), help="What becomes of ticks that nobody submitted in time.")
-@click.option("--queue", help="The queue of its jobs.")
-@click.option("--priority", type=int, help="The priority of its jobs.")
-@click.option("--max-retries", type=int, help="How often its jobs are tried again.")
-@click.option("--timeout", type=values.duration, help="Seconds for one attempt of its jobs (90, 10m).")
+@click.option("--kind", help="Kind of the jobs.  [default: NAME]")
+@click.option("--timezone", help="Time zone of CRON, such as Europe/Berlin.  [default: UTC]")
+@click.option("--missed", type=click.Choice(["one", "skip", "all"]), help="Jobs to submit for missed ticks.  [default: one]")
+@click.option("--queue", help="Queue of the jobs.")
+@click.option("--priority", type=int, help="Priority of the jobs.")
+@click.option("--max-retries", type=int, help="Maximum number of retries of each job.")
+@click.option("--timeout", type=values.duration, help="Time limit of one attempt (90, 10m).")
 @remote
 async def put(client: Client, output: Output, name: str, cron: str, **fields: Any) -> None:
-    """Make a schedule, or replace the one of that name: CRON is such as "*/5 * * * *", JSON the payload of its jobs."""
+    """Create or replace the schedule NAME. CRON is an expression such as "*/5 * * * *". JSON is the payload of the jobs."""
     schedule = await client.put_schedule(name, cron, **wanted(fields))
     output.show(schedule, lambda: _whole(schedule))
 
@@ -78,7 +78,7 @@ async def put(client: Client, output: Output, name: str, cron: str, **fields: An
 @_names
 @remote
 async def delete(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Delete schedules. Jobs that they have submitted stay."""
+    """Delete schedules. The jobs that they submitted stay."""
     await each(names, client.unschedule, output, lambda schedule: f"{schedule['name']}  deleted")
 
 
@@ -86,7 +86,7 @@ async def delete(client: Client, output: Output, names: tuple[str, ...]) -> None
 @_names
 @remote
 async def pause(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Submit no more jobs by these schedules until they are resumed. The ticks of that time are dropped."""
+    """Pause schedules. They submit no jobs for the ticks until you resume them."""
     await each(names, client.pause_schedule, output, lambda schedule: f"{schedule['name']}  paused")
 
 
@@ -94,7 +94,7 @@ async def pause(client: Client, output: Output, names: tuple[str, ...]) -> None:
 @_names
 @remote
 async def resume(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Go on with schedules that are paused."""
+    """Resume paused schedules."""
     await each(names, client.resume_schedule, output, lambda schedule: f"{schedule['name']}  {_next(schedule)}")
 
 
@@ -102,7 +102,7 @@ async def resume(client: Client, output: Output, names: tuple[str, ...]) -> None
 @_names
 @remote
 async def trigger(client: Client, output: Output, names: tuple[str, ...]) -> None:
-    """Submit the job of these schedules now, and print its id."""
+    """Submit the job of each schedule now, and print its id."""
 
     async def act(name: str) -> dict[str, Any]:
         return {"id": await client.trigger_schedule(name)}
@@ -113,7 +113,7 @@ async def trigger(client: Client, output: Output, names: tuple[str, ...]) -> Non
 def _next(schedule: dict[str, Any]) -> str:
     if schedule["paused"]:
         return "paused"
-    return local(schedule["next_at"]) or schedule["error"] or "soon known"  # a node computes it
+    return local(schedule["next_at"]) or schedule["error"] or "not computed yet"  # a node computes it soon
 
 
 def _whole(schedule: dict[str, Any]) -> Any:

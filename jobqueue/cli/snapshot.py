@@ -1,4 +1,4 @@
-"""What ``jobqueue top`` knows at one moment, as a document and as a screen."""
+"""The data of ``jobqueue top`` at one time, as a document and as a screen."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from jobqueue.cli.output import printable, seconds, table
 from jobqueue.cli.rates import COUNTERS, Change, Histogram, Scrape
 
 QUEUES, KINDS, NODES = 15, 8, 10
-"""How many are shown; of queues the deepest, of kinds the slowest, of nodes the first."""
+"""Number of rows of each table: the deepest queues, the slowest kinds, the first nodes."""
 
 STATES = ("pending", "inflight", "scheduled", "blocked", "dead")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a service said.
+    """The state of a service.
 
     Attributes:
-        url: of the service.
-        at: when.
-        scrape: of the node that answered.
-        change: what happened on it in the last seconds; None until it was asked twice.
-        queues: as ``GET /queues`` has them, over all nodes.
-        nodes: as ``GET /nodes`` has them.
+        url: the URL of the service.
+        at: the time of the snapshot.
+        scrape: the metrics of the node that responded.
+        change: the rates of this node over the last few seconds; None before the second scrape.
+        queues: the response of ``GET /queues``, over all nodes.
+        nodes: the response of ``GET /nodes``.
     """
 
     url: str
@@ -40,7 +40,7 @@ class Snapshot:
     nodes: list[dict[str, Any]]
 
     def document(self) -> dict[str, Any]:
-        """Make a JSON document of it. Rates and latencies are of the node that is named, all else is of all nodes."""
+        """Return a JSON document. Rates and latencies belong to the node in `node`; everything else covers all nodes."""
         change = self.change
         return {
             "url": self.url,
@@ -64,11 +64,11 @@ class Snapshot:
         }
 
     def screen(self, trouble: str | None = None, *, wide: bool = True) -> RenderableType:
-        """Make a screen of it.
+        """Render the screen.
 
         Args:
-            trouble: why it is not of now; None when it is.
-            wide: whether there is room for all columns; figures are left out rather than cut.
+            trouble: why the data is not current; None if the data is current.
+            wide: whether to show the optional columns.
         """
         parts = [self._head(), *_trouble(trouble), Text(), *self._rates()]
         parts += _section(self._queues(wide), len(self.queues) - QUEUES)
@@ -86,7 +86,7 @@ class Snapshot:
             done, failed = (sum(each.get(name) or 0.0 for each in everywhere) for name in ("completed", "failed"))
             yield Text(f"all nodes, last minute: completed {_rate(done)}, failed {_rate(failed)}")
         if not self.scrape.node:
-            yield Text("rates and latencies are a node's: give the --url of one")
+            yield Text("no rates and latencies: they belong to a node, so give the URL of a node with --url")
             return
         here = f"node {self.scrape.node} on {printable(self.scrape.host)}"
         if self.change is None:
@@ -149,7 +149,7 @@ class Snapshot:
 
 
 def waiting(url: str, trouble: str) -> RenderableType:
-    """Make the screen of a service that has not answered yet."""
+    """Render the screen of a service that has not responded yet."""
     return Group(Text(f"jobqueue top  {url}", "bold"), *_trouble(trouble))
 
 

@@ -1,4 +1,4 @@
-"""``jobqueue submit``: one job, or as many as a file has lines."""
+"""``jobqueue submit``: submit one job, or one per line of a file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from jobqueue.cli.jobs import ended, unsuccessful_failure
 from jobqueue.cli.output import Output, pretty
 
 SHORT_PATIENCE = 3.0
-"""Seconds for which one job is sent again after a failure: the restart of a service."""
+"""Seconds for which the client retries a single submission, such as during a restart of the service."""
 
 _FIELDS: list[Callable[[Any], Any]] = [
-    click.option("--queue", help="The queue to put it in.  [default: default]"),
-    click.option("--priority", type=int, help="The higher the sooner.  [default: 0]"),
-    click.option("--max-retries", type=int, help="How often it is tried again after a failure."),
-    click.option("--delay", type=values.duration, help="Run it no earlier than in so many seconds (10m, 2h)."),
-    click.option("--run-at", type=values.time, help="Run it no earlier than this."),
-    click.option("--timeout", type=values.duration, help="Seconds for one attempt (90, 10m)."),
-    click.option("--expires-in", type=values.duration, help="Give it up if it has not been started within so many seconds."),
-    click.option("--group", help="The group that it shares the workers fairly with."),
-    click.option("--weight", type=float, help="What its group's share weighs.  [default: 1]"),
-    click.option("--concurrency-key", help="Run one job with this key at a time."),
-    click.option("--unique", is_flag=True, default=None, help="Only if no job of its queue, kind and payload waits or runs."),
-    click.option("--unique-key", help="Only if no job with this key waits or runs."),
-    click.option("--idempotency-key", help="The same key is the same job, however often it is submitted."),
+    click.option("--queue", help="Queue of the job.  [default: default]"),
+    click.option("--priority", type=int, help="Priority; jobs with a higher priority run first.  [default: 0]"),
+    click.option("--max-retries", type=int, help="Maximum number of retries after failed attempts."),
+    click.option("--delay", type=values.duration, help="Time to wait before the job may run (90, 10m, 2h)."),
+    click.option("--run-at", type=values.time, help="Earliest time to run the job."),
+    click.option("--timeout", type=values.duration, help="Time limit of one attempt (90, 10m)."),
+    click.option("--expires-in", type=values.duration, help="Time in which the job must start (90, 10m). After that, it is dead."),
+    click.option("--group", help="Fair group of the job: groups share the workers fairly."),
+    click.option("--weight", type=float, help="Weight of the group in sharing the workers.  [default: 1]"),
+    click.option("--concurrency-key", help="Key whose jobs run one at a time, unless the queue allows more."),
+    click.option(
+        "--unique", is_flag=True, default=None, help="Submit only if no unfinished job has the same queue, kind and payload."
+    ),
+    click.option("--unique-key", help="Submit only if no unfinished job has this key."),
+    click.option("--idempotency-key", help="Submitting again with the same key returns the first job."),
 ]
 
 
@@ -44,11 +46,15 @@ def _fields(function: Callable[..., None]) -> Callable[..., None]:
 @click.command("submit")
 @click.argument("kind", required=False)
 @click.argument("payload", type=values.json, required=False, metavar="[JSON]")
-@click.option("--file", type=click.File("rb"), help="Submit the jobs of this file, one a line (NDJSON); - is standard input.")
-@click.option("--run-id", help="Go on with an interrupted --file, by what it said: no job is there twice.")
+@click.option("--file", type=click.File("rb"), help="Submit the jobs of this file, one per line (NDJSON); - is standard input.")
+@click.option("--run-id", help="Continue an interrupted --file with the run id that it printed. No job is submitted twice.")
 @_fields
 @click.option(
-    "--wait", type=values.patience, is_flag=False, flag_value=values.FOR_EVER, help="Wait for its end, and print its result."
+    "--wait",
+    type=values.patience,
+    is_flag=False,
+    flag_value=values.FOR_EVER,
+    help="Wait for the end of the job (at most this time, if given), and print the result.",
 )
 @connecting
 @json_option
@@ -66,26 +72,27 @@ def command(
     wait: float | None,
     **given: Any,
 ) -> None:
-    r"""Submit a job of this KIND and print its id, once it is committed.
+    """Submit a job of kind KIND, and print its id once it is committed.
 
-    With --file, submit a job a line: each is a JSON object with the fields of a job ("kind", "payload", "priority", ...), as HTTP
-    takes them. KIND and the options hold for jobs that say nothing else. Jobs are committed a thousand at a time.
+    With --file, submit one job per line. Each line is a JSON object with the fields of a job as in POST /submit: "kind", "payload",
+    "priority" and so on. KIND and the options are defaults for jobs without these fields. Jobs are committed in batches of up to
+    1,000.
 
     \b
       jobqueue submit resize '{"path": "a.png"}' --priority 5
       jobqueue submit report --delay 10m --wait
       jq -c '{payload: .}' rows.json | jobqueue submit import --file -
-    """
+    """  # noqa: D301 - click needs the character \b, which keeps the line breaks
     output = Output(as_json=as_json)
     fields = wanted(given)
     if file is None:
         if kind is None or run_id is not None:
-            raise click.UsageError("which KIND?" if kind is None else "--run-id is for --file", ctx)
+            raise click.UsageError("give the KIND of the job" if kind is None else "--run-id requires --file", ctx)
         job = {"kind": kind, "payload": payload, **fields}
         run(lambda: _submit_one(connection, output, job, wait))
         return
     if payload is not None or wait is not None or "unique_key" in fields or "idempotency_key" in fields:
-        raise click.UsageError("--file goes with neither JSON nor --wait, --unique-key or --idempotency-key", ctx)
+        raise click.UsageError("--file cannot be combined with JSON, --wait, --unique-key or --idempotency-key", ctx)
     defaults = {**({} if kind is None else {"kind": kind}), **fields}
 
     async def many() -> None:

@@ -1,4 +1,4 @@
-"""``jobqueue token``: tokens are made here, and only their SHA-256 is kept."""
+"""``jobqueue token``: create tokens. Only their SHA-256 is stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobqueue.tokens import Role
 
 @click.group("token")
 def command() -> None:
-    """Make tokens for those who may ask a service."""
+    """Create bearer tokens for the clients of a service."""
 
 
 @command.command("create")
@@ -22,20 +22,20 @@ def command() -> None:
     "--role",
     type=click.Choice(tokens.ROLES),
     required=True,
-    help="submit: submit jobs and follow them. read: look at everything. admin: everything.",
+    help="submit can submit jobs and read their state, read can read everything, admin can do everything.",
 )
-@click.option("--name", default="", help="Whose token it is, for who reads the file.")
+@click.option("--name", default="", help="Name of the owner, as a note in the token file.")
 @click.option(
     "--file",
     "path",
     type=click.Path(),
-    help="Add it to this file, as `jobqueue serve --token-file` reads it; made for its owner alone where there is none.",
+    help="Add the token to this file, for `jobqueue serve --token-file`. Only the owner can read a new file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def create(role: Role, *, name: str, path: str | None, as_json: bool) -> None:
-    """Make a token and print its secret, which is shown only now, and the line that the service has to know.
+    """Create a token. Print its secret, which is not shown again, and the line that the service needs.
 
-    The line goes into the file of --token-file, or (without the name) into JOBQUEUE_TOKENS; with --file it is written for you.
+    Put the line into the file of --token-file or, without the name, into JOBQUEUE_TOKENS. With --file, the command writes the line.
     """
     try:
         secret, token = tokens.create(role, tokens.check_name(name, "--name"))
@@ -49,5 +49,5 @@ def create(role: Role, *, name: str, path: str | None, as_json: bool) -> None:
         return
     click.echo(f"  token  {secret}")
     click.echo(f"  line   {token.entry}")
-    click.echo("The token is for the client, and is not shown again. ", nl=False, err=True)
-    click.echo(f"The line was added to {path}." if path else "The line is for --token-file or JOBQUEUE_TOKENS.", err=True)
+    click.echo("Give the token to the client: it is not shown again. ", nl=False, err=True)
+    click.echo(f"The line was added to {path}." if path else "Put the line into the token file or JOBQUEUE_TOKENS.", err=True)

@@ -1,4 +1,4 @@
-"""``jobqueue top``: what the service does, as it does it."""
+"""``jobqueue top``: show the activity of a service live."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from jobqueue.cli.snapshot import Snapshot, waiting
 from jobqueue.client import Client, RequestRefused, Unreachable
 
 WINDOW = 10.0
-"""Seconds over which rates and latencies are taken: a second of a quiet queue says little."""
+"""Seconds over which rates and latencies are computed."""
 
 PATIENCE = 5.0
-"""Seconds for all answers of one look."""
+"""Timeout for all responses of one snapshot together, in seconds."""
 
 
 @click.command("top")
 @connecting
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS", help="How often to look."
+    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS", help="Time between updates."
 )
-@click.option("--once", is_flag=True, help="Print one screen and end; what is measured is measured for one interval.")
+@click.option("--once", is_flag=True, help="Print one screen, with rates measured over one interval, and exit.")
 @json_option
 def command(*, connection: Connection, interval: float, once: bool, as_json: bool) -> None:
-    """Show rates, queues, latencies, the slowest kinds and what the nodes run, again and again; q or Ctrl-C ends it.
+    """Show rates, latencies, queues, the slowest kinds and the running jobs of the nodes, and update them. q or Ctrl-C quits.
 
-    Rates and latencies are those of the node that answers. What is no terminal, and --json, gets it once.
+    Rates and latencies belong to the node that responds. With --json, or if the output is not a terminal, print once.
     """
     output = Output(as_json=as_json)
 
@@ -58,11 +58,11 @@ def command(*, connection: Connection, interval: float, once: bool, as_json: boo
 
 
 class Monitor:
-    """Asks a service what it does, and remembers what it needs to tell rates.
+    """Takes snapshots of a service, and keeps earlier scrapes to compute rates.
 
     Args:
-        client: of the service.
-        url: as people know it.
+        client: the client of the service.
+        url: the URL to show.
     """
 
     def __init__(self, client: Client, url: str) -> None:
@@ -71,10 +71,10 @@ class Monitor:
         self._scrapes: deque[Scrape] = deque()
 
     async def look(self) -> Snapshot:
-        """Ask once.
+        """Take a snapshot.
 
         Raises:
-            RequestRefused, Unreachable: as the client does.
+            RequestRefused, Unreachable: the client raised this error, or `PATIENCE` seconds have passed (Unreachable).
         """
         try:
             with trio.fail_after(PATIENCE):
@@ -83,17 +83,17 @@ class Monitor:
                 queues = await self._client.request("GET", "/queues")
                 nodes = await self._client.request("GET", "/nodes")
         except trio.TooSlowError:
-            raise Unreachable(f"no answer from {self.url} within {PATIENCE:.0f} s", in_doubt=False) from None
+            raise Unreachable(f"no response from {self.url} within {PATIENCE:.0f} s", in_doubt=False) from None
         return Snapshot(self.url, datetime.now(UTC), scrape, self._since_then(scrape), queues, nodes)
 
     async def measure(self, seconds: float) -> Snapshot:
-        """Ask twice, so many seconds apart."""
+        """Take two snapshots, `seconds` apart, and return the second."""
         await self.look()
         await trio.sleep(seconds)
         return await self.look()
 
     def _since_then(self, scrape: Scrape) -> Change | None:
-        """Compare with the oldest scrape of the window. A node that was restarted, or another one on its port, begins anew."""
+        """Compare with the oldest scrape of the window. Start over when another node or a restarted node responds."""
         kept = self._scrapes
         if kept and kept[-1].node != scrape.node:
             kept.clear()
@@ -119,7 +119,7 @@ async def _watch(monitor: Monitor, output: Output, interval: float) -> None:
                     if isinstance(error, RequestRefused) and error.status not in NOT_NOW:
                         raise
                     lost_at = began if lost_at is None else lost_at
-                    trouble = f"lost for {trio.current_time() - lost_at:.0f} s, asking again: {error}"
+                    trouble = f"no data for {trio.current_time() - lost_at:.0f} s, trying again: {error}"
                     screen = snapshot.screen(trouble, wide=output.wide) if snapshot else waiting(monitor.url, trouble)
                 live.update(screen, refresh=True)
                 await trio.sleep_until(began + interval)
@@ -139,7 +139,7 @@ async def _until_quit(scope: trio.CancelScope) -> None:
 
 @contextmanager
 def _each_key(terminal: int) -> Iterator[int]:
-    """Have the terminal give each key at once, and not show it."""
+    """Read each key at once, and do not echo it."""
     before = termios.tcgetattr(terminal)
     tty.setcbreak(terminal)
     try:

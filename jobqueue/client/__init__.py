@@ -1,6 +1,6 @@
 """Submit jobs over HTTP, wait for their results, and operate the service.
 
-On Trio and asyncio alike::
+`Client` works on Trio and asyncio::
 
     from jobqueue import Client
 
@@ -8,12 +8,13 @@ On Trio and asyncio alike::
         job_id = await client.submit("thumbnail", {"path": "a.png"}, priority=5)
         result = await client.result(job_id, timeout=60)
 
-`SyncClient` has the same methods, for code without a loop::
+`SyncClient` has the same methods for code without an event loop::
 
     with SyncClient("http://127.0.0.1:8080") as client:
         ids = client.submit_many({"kind": "thumbnail", "payload": {"path": path}} for path in paths)
 
-What fails on its way is sent again for a while, if that can do no harm; so that it can do none, jobs are submitted with keys.
+Both retry failed requests for some time if that is safe. Submissions carry idempotency keys, so
+that retrying them is safe.
 """
 
 from jobqueue.client.chunks import Chunk

@@ -1,4 +1,4 @@
-"""What a client can ask of a service: every call, written once, over whatever wire."""
+"""The calls of both clients, written once for any wire."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jobqueue.client.waiting import Event, ended, events
 from jobqueue.client.wires import Wire
 
 FILTER_SECONDS = 150.0
-"""Seconds for what goes on until it has done with all jobs that a filter wants: longer than the service takes for any request."""
+"""Timeout in seconds of calls that process all jobs that match a filter. It exceeds the service's own limit for any request."""
 
 PAGE = 100
-"""Jobs on one page, unless told otherwise."""
+"""Default number of jobs on one page."""
 
 _REPEATABLE = {"GET", "HEAD", "PUT"}
 
 
 class Calls:
-    """The calls of a client. Each raises, besides what it says itself, `RequestRefused` and `Unreachable`.
+    """The calls of a client. Besides the errors that a call lists, it can raise `RequestRefused` and `Unreachable`.
 
     Args:
-        wire: to the service.
-        patience: seconds for which a request is sent again.
+        wire: the connection to the service.
+        patience: seconds for which a request is retried.
     """
 
     def __init__(self, wire: Wire, patience: float) -> None:
@@ -38,37 +38,39 @@ class Calls:
         self._patience = patience
 
     async def request(self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """Send one request and return the document that it is answered with, or the text, where it is one.
+        """Send one request; return the JSON document or the text of the response.
 
         Args:
-            method: GET, HEAD and PUT are sent again also where the one before may have been carried out.
-            path: below the URL of the service, its names percent-encoded.
-            json: the body, if there is one: anything that has a form in JSON.
-            params: the query. None stands for a parameter that is not given, a list for its elements with commas between them.
+            method: GET, HEAD and PUT are retried even if the service may have processed the previous request.
+            path: the path below the service's URL, with names percent-encoded.
+            json: the body, if any: any value that JSON can represent.
+            params: the query. None omits a parameter, and the elements of a list are joined with commas.
 
         Raises:
-            JobNotFound: there is no such job.
-            NotFound: nor anything else of that name.
-            RequestRefused: the service says no, or it cannot do it now, and has not in all the time that the client has patience.
-            Unreachable: no answer came.
-            ValueError: the body has no form in JSON.
+            JobNotFound: the job does not exist.
+            NotFound: another resource does not exist.
+            RequestRefused: the service rejects the request, or is still unavailable after `patience` seconds.
+            Unreachable: no response was received.
+            ValueError: JSON cannot represent the body.
         """
         again_at = HARMLESS if method.upper() in _REPEATABLE else NEVER
         content = None if json is None else documents.encode(json)
         return await self._document(build(self._wire, method, path, content, params=params), again_at)
 
     async def submit(self, /, kind: str, payload: Any = None, **fields: Any) -> str:
-        """Submit a job and return its id, once it is committed.
+        """Submit a job and return its id once it is committed.
 
         Args:
-            kind: which handler runs it.
-            payload: anything that has a form in JSON; None is ``{}``.
-            fields: the others that a job has: ``priority``, ``queue``, ``delay``, and so on. With its ``idempotency_key``, or one
-                made up here, it is sent again after a failure, and is one job all the same; with None for a key it is not.
+            kind: the kind, which selects the handler.
+            payload: any value that JSON can represent; None becomes ``{}``.
+            fields: other fields of the job: ``priority``, ``queue``, ``delay``, and so on. Without
+                an ``idempotency_key``, the client generates one. With a key, it can retry the
+                request without creating a second job. With ``idempotency_key=None`` it does not
+                retry.
 
         Raises:
-            RequestRefused: something is wrong with the job, or the service takes none now (503).
-            InvalidJob: it has no form in JSON.
+            RequestRefused: the job is invalid, or the service does not accept jobs now (503).
+            InvalidJob: JSON cannot represent the job.
         """
         job = encode({"kind": kind, "payload": payload, **fields})
         document = await self._document(build(self._wire, "POST", "/submit", job.body), KEYED if job.keyed else NEVER)
@@ -77,15 +79,16 @@ class Calls:
     async def submit_many(self, jobs: Iterable[Mapping[str, Any]], *, chunk: int = CHUNK_JOBS) -> list[str]:
         """Submit many jobs and return their ids, in their order.
 
-        Each chunk is committed as a whole, or not at all; when one fails, those before it stay. `submit_chunks` tells of each.
+        Each chunk is committed as a whole or not at all. If a chunk fails, the chunks before it stay
+        committed. `submit_chunks` reports each chunk.
 
         Args:
-            jobs: mappings of the fields that jobs have, ``kind`` and ``payload`` among them; keys as for `submit`.
-            chunk: how many are submitted in one request, at the most.
+            jobs: mappings of job fields, such as ``kind`` and ``payload``; keys as for `submit`.
+            chunk: the maximum number of jobs in one request.
 
         Raises:
-            RequestRefused: something is wrong with a job, whose ``index`` it has, or the service takes none now (503).
-            InvalidJob: a job has no form in JSON.
+            RequestRefused: a job is invalid (see its ``index``), or the service does not accept jobs now (503).
+            InvalidJob: JSON cannot represent a job.
         """
         ids: list[str] = []
         async for done in self.submit_chunks(jobs, chunk=chunk):
@@ -93,9 +96,9 @@ class Calls:
         return ids
 
     async def submit_chunks(self, jobs: Iterable[Mapping[str, Any]], *, chunk: int = CHUNK_JOBS) -> AsyncGenerator[Chunk, None]:
-        """Submit many jobs as `submit_many` does, and iterate over the chunks as each is committed.
+        """Submit many jobs as `submit_many` does; yield each chunk once it is committed.
 
-        Of ``jobs`` no more is read than is in the chunk that comes next: they may be any number.
+        Reads only one chunk at a time from ``jobs``, so the iterable can have any length.
         """
         first = 0
         for body, keyed in cut(jobs, chunk):
@@ -109,30 +112,30 @@ class Calls:
             first += len(document["ids"])
 
     async def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job with everything that is known of it.
+        """Return a job with all its fields.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: the job does not exist.
         """
         return await self._object("GET", below("jobs", job_id))
 
     def jobs(self, /, *, limit: int = PAGE, after: str | None = None, **wanted: Any) -> AsyncGenerator[dict[str, Any], None]:
-        """Iterate over the pages of a list of jobs, the latest first: ``{"jobs": [...], "next": ...}``.
+        """Yield the pages of a list of jobs, newest first: ``{"jobs": [...], "next": ...}``.
 
         Args:
-            limit: jobs on a page, at the most; a page may have fewer, or none, and not be the last.
-            after: the ``next`` of an earlier page, to go on from there.
-            wanted: any of ``state`` (one, or a list), ``queue``, ``kind``, ``group``, ``concurrency_key``, ``text``,
-                ``created_after``, ``created_before``.
+            limit: the maximum number of jobs on a page. A page with fewer jobs, or none, is not always the last.
+            after: the ``next`` of an earlier page, to continue from there.
+            wanted: any of ``state`` (one or a list), ``queue``, ``kind``, ``group``,
+                ``concurrency_key``, ``text``, ``created_after``, ``created_before``.
         """
         return self._pages("/jobs", limit, after, wanted)
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
-        """Cancel a job and return it: one that waited is cancelled, one that runs (``inflight``) will be in a moment.
+        """Cancel a job and return it. A waiting job is cancelled at once, and a running one (``inflight``) shortly after.
 
         Raises:
-            RequestRefused: it has ended already (409).
-            JobNotFound: there is none.
+            RequestRefused: the job has already ended (409).
+            JobNotFound: the job does not exist.
         """
         return await self._object("POST", below("jobs", job_id, "cancel"))
 
@@ -140,54 +143,54 @@ class Calls:
         """Run a dead job again with all its attempts, and return it.
 
         Raises:
-            RequestRefused: it is not dead, or another job has its unique key (409).
-            JobNotFound: there is none.
+            RequestRefused: the job is not dead, or another job has its unique key (409).
+            JobNotFound: the job does not exist.
         """
         return await self._object("POST", below("jobs", job_id, "retry"))
 
     async def discard(self, job_id: str) -> dict[str, Any]:
-        """Delete a dead job and return what it was.
+        """Delete a dead job and return its last state.
 
         Raises:
-            RequestRefused: it is not dead (409).
-            JobNotFound: there is none.
+            RequestRefused: the job is not dead (409).
+            JobNotFound: the job does not exist.
         """
         return await self._object("DELETE", below("jobs", job_id))
 
     async def update(self, /, job_id: str, **fields: Any) -> dict[str, Any]:
-        """Change a job that waits, and return it.
+        """Change a waiting job and return it.
 
         Args:
             job_id: the job.
-            fields: its new ``priority``, and when it is to run: ``run_at`` or ``delay``.
+            fields: the new ``priority``, and the new start: ``run_at`` or ``delay``.
 
         Raises:
-            RequestRefused: it does not wait (409), or a value cannot be.
-            JobNotFound: there is none.
+            RequestRefused: the job is not waiting (409), or a value is invalid.
+            JobNotFound: the job does not exist.
         """
         return await self._object("PATCH", below("jobs", job_id), json=fields)
 
     async def cancel_jobs(self, /, *, dry_run: bool = False, **wanted: Any) -> int:
-        """Cancel all jobs that are wanted and return how many.
+        """Cancel all matching jobs; return their number.
 
         Args:
-            dry_run: count them only.
-            wanted: what `jobs` takes, or ``all=True``.
+            dry_run: only count them.
+            wanted: the filters of `jobs`, or ``all=True``.
         """
         return await self._by_filter("/jobs/cancel", wanted, dry_run=dry_run)
 
     async def result(self, job_id: str, *, timeout: float | None = None) -> Any:
-        """Wait for a job's end and return its result. Restarts of the service, and its absence, are waited through.
+        """Wait until a job ends and return its result. Continues to wait while the service restarts or is unavailable.
 
         Args:
             job_id: the job.
-            timeout: seconds to wait; None waits for ever, 0 looks once.
+            timeout: seconds to wait; None waits forever, 0 checks once.
 
         Raises:
-            JobFailed: it is dead.
-            JobCancelled: it was cancelled.
-            JobNotFound: there is none, also where it succeeded and the service keeps no such jobs.
-            TimeoutError: it has not ended in time. It goes on.
+            JobFailed: the job is dead.
+            JobCancelled: the job was cancelled.
+            JobNotFound: the job does not exist, or it succeeded and the service does not keep succeeded jobs.
+            TimeoutError: the job has not ended in time. The job continues.
         """
         job = await ended(self._wire, job_id, math.inf if timeout is None else timeout)
         if job["state"] == "succeeded":
@@ -197,51 +200,52 @@ class Calls:
         raise JobFailed(job)
 
     def events(self, job_id: str) -> AsyncGenerator[Event, None]:
-        """Iterate over what becomes of a job, from its state now to its end; as `result`, it waits through restarts and absences.
+        """Yield a job's events from its current state to its end. Continues to wait while the service restarts or is unavailable.
 
-        It tells the latest, not every step, and begins with the state again after a break. Who leaves it early closes it
-        (`contextlib.aclosing`).
+        Yields the latest state, not every change. After an interruption, it yields the current state
+        again. To stop early, close the iterator (`contextlib.aclosing`).
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: the job does not exist.
         """
         return events(self._wire, job_id)
 
     def dead(self, /, *, limit: int = PAGE, after: str | None = None, **wanted: Any) -> AsyncGenerator[dict[str, Any], None]:
-        """Iterate over the pages of the dead letters, the latest first: ``{"jobs": [...], "next": ...}``.
+        """Yield the pages of the dead letters, newest first: ``{"jobs": [...], "next": ...}``.
 
         Args:
-            limit: jobs on a page.
-            after: the ``next`` of an earlier page, to go on from there.
-            wanted: any of ``queue``, ``kind``, ``group``, ``cause``, ``reason`` (a part of it), ``died_before``, ``died_after``.
+            limit: the maximum number of jobs on a page.
+            after: the ``next`` of an earlier page, to continue from there.
+            wanted: any of ``queue``, ``kind``, ``group``, ``cause``, ``reason`` (a part of it),
+                ``died_before``, ``died_after``.
         """
         return self._pages("/dead", limit, after, wanted)
 
     async def dead_causes(self, /, *, limit: int = PAGE, **wanted: Any) -> dict[str, Any]:
-        """Return the dead letters in groups of one queue, kind and cause, the largest first: ``{"causes": [...], "more": False}``.
+        """Return the dead letters grouped by queue, kind and cause, largest group first: ``{"causes": [...], "more": False}``.
 
         Args:
-            limit: the most groups.
-            wanted: what `dead` takes.
+            limit: the maximum number of groups.
+            wanted: the filters of `dead`.
         """
         document: dict[str, Any] = await self.request("GET", "/dead/causes", params={**wanted, "limit": limit})
         return document
 
     async def retry_dead(self, /, *, dry_run: bool = False, **wanted: Any) -> int:
-        """Run all dead letters again that are wanted, and return how many.
+        """Redrive all matching dead letters; return their number.
 
         Args:
-            dry_run: count them only.
-            wanted: what `dead` takes, or ``all=True``.
+            dry_run: only count them.
+            wanted: the filters of `dead`, or ``all=True``.
         """
         return await self._by_filter("/dead/retry", wanted, dry_run=dry_run)
 
     async def discard_dead(self, /, *, dry_run: bool = False, **wanted: Any) -> int:
-        """Delete all dead letters that are wanted, and return how many.
+        """Delete all matching dead letters; return their number.
 
         Args:
-            dry_run: count them only.
-            wanted: what `dead` takes, or ``all=True``.
+            dry_run: only count them.
+            wanted: the filters of `dead`, or ``all=True``.
         """
         return await self._by_filter("/dead/discard", wanted, dry_run=dry_run)
 
@@ -253,16 +257,16 @@ class Calls:
         """Return one queue as `queues` does.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the queue does not exist.
         """
         return await self._object("GET", below("queues", name))
 
     async def configure(self, /, name: str, **settings: Any) -> dict[str, Any]:
-        """Set what holds for a queue on every node, and return all its settings.
+        """Change a queue's settings on every node; return all its settings.
 
         Args:
-            name: of the queue.
-            settings: ``max_running``, ``rate`` and the others; None takes one away, and what is not given stays.
+            name: the queue.
+            settings: ``max_running``, ``rate`` and others. None removes a setting; omitted settings stay unchanged.
         """
         return await self._object("PUT", below("queues", name), json=settings)
 
@@ -271,15 +275,15 @@ class Calls:
         await self.request("POST", below("queues", name, "pause"))
 
     async def resume(self, name: str) -> None:
-        """Go on with a queue that is paused."""
+        """Resume a paused queue on every node."""
         await self.request("POST", below("queues", name, "resume"))
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """Return every node that is running."""
+        """Return every running node."""
         return await self._list("/nodes")
 
     async def tasks(self) -> dict[str, Any]:
-        """Return the live Trio tasks of the node that answers, as a tree from its ``root`` on."""
+        """Return the live Trio tasks of the node that responds, as a tree below its ``root``."""
         return await self._object("GET", "/tasks")
 
     async def schedules(self) -> list[dict[str, Any]]:
@@ -290,25 +294,25 @@ class Calls:
         """Return one cron schedule.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the schedule does not exist.
         """
         return await self._object("GET", below("schedules", name))
 
     async def put_schedule(self, /, name: str, cron: str, **fields: Any) -> dict[str, Any]:
-        """Make a cron schedule, or change it, and return it.
+        """Create or change a cron schedule, and return it.
 
         Args:
-            name: of the schedule.
-            cron: when, such as ``"*/5 * * * *"``.
-            fields: ``timezone``, ``missed``, ``kind`` (the name), and the fields of its jobs.
+            name: the schedule.
+            cron: when to submit jobs, such as ``"*/5 * * * *"``.
+            fields: ``timezone``, ``missed``, ``kind`` (by default the name), and the fields of its jobs.
         """
         return await self._object("PUT", below("schedules", name), json={"cron": cron, **fields})
 
     async def unschedule(self, name: str) -> dict[str, Any]:
-        """Delete a cron schedule and return what it was; the jobs that it has submitted stay.
+        """Delete a cron schedule and return its last state. Jobs that it has submitted stay.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the schedule does not exist.
         """
         return await self._object("DELETE", below("schedules", name))
 
@@ -316,15 +320,15 @@ class Calls:
         """Pause a cron schedule and return it.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the schedule does not exist.
         """
         return await self._object("POST", below("schedules", name, "pause"))
 
     async def resume_schedule(self, name: str) -> dict[str, Any]:
-        """Go on with a cron schedule that is paused, and return it.
+        """Resume a paused cron schedule and return it.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the schedule does not exist.
         """
         return await self._object("POST", below("schedules", name, "resume"))
 
@@ -332,12 +336,12 @@ class Calls:
         """Submit a schedule's job now and return its id.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the schedule does not exist.
         """
         return str((await self._object("POST", below("schedules", name, "trigger")))["id"])
 
     async def close(self) -> None:
-        """Close all connections. A client that is a context manager does so at its end."""
+        """Close all connections. A client used as a context manager does this on exit."""
         await self._wire.close()
 
     async def _pages(

@@ -1,4 +1,4 @@
-"""From jobs to the bodies of their submissions: each job with a key, as many together as one request should have."""
+"""Encode jobs into request bodies: each job with a key, in chunks of a suitable size."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from jobqueue.errors import InvalidJob, UnprocessableJob
 from jobqueue.job import MAX_BATCH_JOBS
 
 CHUNK_JOBS = 1_000
-"""Jobs in one request, unless told otherwise."""
+"""Default number of jobs in one request."""
 
 MAX_CHUNK_BYTES = 8 << 20
-"""The most bytes in one request, unless one job has more: at 3 Mbit/s it comes within the half minute that a body may take."""
+"""Maximum size of a request with several jobs, in bytes. A larger job gets its own request.
+
+At 3 Mbit/s, a request of this size arrives within the 30 s that the service allows for a body.
+"""
 
 NDJSON = "application/x-ndjson"
 
@@ -25,10 +28,10 @@ _KEYS = (_KEY, "idempotencyKey")
 
 
 class Encoded(NamedTuple):
-    """One job, or the jobs of a chunk, one a line.
+    """An encoded job, or an encoded chunk with one job per line.
 
     Attributes:
-        keyed: whether all have keys, so that they may be sent again.
+        keyed: whether all jobs have keys, so that the request can be retried safely.
     """
 
     body: bytes
@@ -39,9 +42,9 @@ class Chunk(NamedTuple):
     """Jobs that were submitted in one request, and so in one transaction.
 
     Attributes:
-        ids: of its jobs, in their order.
-        existing: the places in it, from 0, of jobs that were there already: by an earlier request, or this one, sent again.
-        ignored: names of fields that jobs do not have.
+        ids: the ids of the jobs, in their order.
+        existing: indexes, from 0, of the jobs that an earlier request, or an earlier try of this request, had already created.
+        ignored: names of unknown fields.
     """
 
     ids: list[str]
@@ -50,13 +53,13 @@ class Chunk(NamedTuple):
 
 
 def encode(fields: Mapping[str, Any], index: int | None = None) -> Encoded:
-    """Encode a job, with a key made up where it has none; one that is None stays away.
+    """Encode a job. Adds a generated key if the job has none, and omits a key that is None.
 
     Args:
-        index: its place among others, for the error.
+        index: the job's index in its submission, for the error; None for a single job.
 
     Raises:
-        InvalidJob: it holds what JSON has no form for, or what PostgreSQL cannot store.
+        InvalidJob: JSON cannot represent the job, or PostgreSQL cannot store it.
     """
     if not isinstance(fields, Mapping):
         raise InvalidJob(f"a job must be a mapping of its fields, got {type(fields).__name__}", index=index)
@@ -77,13 +80,13 @@ def encode(fields: Mapping[str, Any], index: int | None = None) -> Encoded:
 
 
 def cut(jobs: Iterable[Mapping[str, Any]], chunk: int) -> Iterator[Encoded]:
-    """Cut jobs into chunks, each taken from them no earlier than it is asked for.
+    """Yield the jobs in encoded chunks. Reads the jobs of a chunk only when the chunk is requested.
 
     Raises:
         InvalidJob: see `encode`.
     """
     if not 1 <= chunk <= MAX_BATCH_JOBS:
-        raise ValueError(f"chunk must be from 1 to {MAX_BATCH_JOBS} jobs")
+        raise ValueError(f"chunk must be from 1 to {MAX_BATCH_JOBS} jobs, got {chunk}")
     lines: list[Encoded] = []
     size = 0
     for index, fields in enumerate(jobs):

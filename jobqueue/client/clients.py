@@ -1,4 +1,4 @@
-"""The two clients: the same calls over an asynchronous and over a blocking wire."""
+"""The two clients: the same calls over an asynchronous and a blocking wire."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ T = TypeVar("T")
 
 
 class Client(Calls):
-    """One service, for Trio and asyncio, over connections that are kept. Use it in the loop that it was made in.
+    """A client for Trio and asyncio, with persistent connections. Use it only in the event loop that created it.
 
     Args:
-        url: of the service, such as ``"http://127.0.0.1:8080"``.
-        token: its bearer token, if it has any.
-        patience: seconds for which a request that fails is sent again, where that can do no harm; 0 tries once.
-        transport: what carries the requests, in place of connections to the service.
+        url: the service's URL, such as ``"http://127.0.0.1:8080"``.
+        token: the bearer token, if the service requires one.
+        patience: seconds for which a failed request is retried if that is safe; 0 tries once.
+        transport: replaces the connections to the service.
 
     Raises:
-        ValueError: the URL or the token cannot be one.
+        ValueError: the URL or the token is invalid.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ def _iterating(call: Callable[Concatenate[Calls, P], AsyncGenerator[T, None]]) -
 
 
 class SyncClient:
-    """One service, for code without a loop, over connections that are kept. Threads may share it.
+    """A client for code without an event loop, with persistent connections. Threads may share it.
 
     Args:
-        url: of the service, such as ``"http://127.0.0.1:8080"``.
-        token: its bearer token, if it has any.
-        patience: seconds for which a request that fails is sent again, where that can do no harm; 0 tries once.
-        transport: what carries the requests, in place of connections to the service.
+        url: the service's URL, such as ``"http://127.0.0.1:8080"``.
+        token: the bearer token, if the service requires one.
+        patience: seconds for which a failed request is retried if that is safe; 0 tries once.
+        transport: replaces the connections to the service.
 
     Raises:
-        ValueError: the URL or the token cannot be one.
+        ValueError: the URL or the token is invalid.
     """
 
     def __init__(
@@ -130,9 +130,9 @@ def _checked(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"the service's URL cannot be read: {error}") from None
+        raise ValueError(f"the service's URL is not valid: {error}; use a URL such as http://127.0.0.1:8080") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError("the service's URL must be such as http://127.0.0.1:8080")
+        raise ValueError("the service's URL needs http or https and a host, such as http://127.0.0.1:8080")
     return parsed
 
 
@@ -140,5 +140,5 @@ def _headers(token: str | None) -> dict[str, str]:
     if token is None:
         return {}
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ValueError("a token is of printable ASCII characters without spaces, and not empty")
+        raise ValueError("token must be printable ASCII without spaces, and not empty")
     return {"Authorization": f"Bearer {token}"}

@@ -1,4 +1,4 @@
-"""What a client raises. The arguments are kept as they are, so that an error can go from a process to another."""
+"""The errors that a client raises. They keep their arguments, so that they can be pickled."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from jobqueue.errors import JobQueueError
 
 
 class RequestRefused(JobQueueError):
-    """The service refused a request.
+    """The service rejected a request.
 
     Args:
-        status: of HTTP.
-        problem: what the service said, by RFC 9457: ``title``, ``detail``, ``field`` and so on, as far as they are there.
+        status: the HTTP status.
+        problem: the response's problem document (RFC 9457): ``title``, ``detail``, ``field`` and so on, if present.
 
     Attributes:
-        field: the field at fault, if it is one.
-        index: the place of the job at fault among those that were submitted together, from 0.
+        field: the field at fault, if any.
+        index: the index of the job at fault in its submission, from 0, if any.
     """
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
@@ -32,19 +32,19 @@ class RequestRefused(JobQueueError):
 
 
 class NotFound(RequestRefused):
-    """There is nothing of that name (404)."""
+    """A resource does not exist (404)."""
 
 
 class JobNotFound(NotFound):
-    """There is no such job: it never was, or it has ended and was not kept."""
+    """The job does not exist: it never existed, or it has ended and the service did not keep it."""
 
 
 class Unreachable(JobQueueError):
-    """No answer came from the service, as often as it was asked. The error of httpx is the ``__cause__``.
+    """The service did not respond to any attempt. The error of httpx is the ``__cause__``.
 
     Args:
-        reason: why, in words.
-        in_doubt: whether the service may have done what it was asked to: the request, or a part of it, was on its way.
+        reason: the cause, as text.
+        in_doubt: whether the service may have processed the request, because at least a part of it was sent.
     """
 
     def __init__(self, reason: str, in_doubt: bool) -> None:
@@ -53,14 +53,14 @@ class Unreachable(JobQueueError):
         self.in_doubt = in_doubt
 
     def __str__(self) -> str:
-        return self.reason + (" (the request may have been carried out)" if self.in_doubt else "")
+        return self.reason + (" (the service may have processed the request)" if self.in_doubt else "")
 
 
 class JobEnded(JobQueueError):
     """A job has ended without a result.
 
     Args:
-        job: the whole job, as ``GET /jobs/{id}`` has it.
+        job: the whole job, as in the response of ``GET /jobs/{id}``.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -76,11 +76,11 @@ class JobCancelled(JobEnded):
 
 
 class JobFailed(JobEnded):
-    """The job is dead: its attempts are used up, or its handler gave it up.
+    """The job is dead: it has used all attempts, or its handler discarded it.
 
     Attributes:
-        reason: why, in words.
-        errors: its failed attempts, the last ten, oldest first.
+        reason: the cause, as text.
+        errors: its last ten failed attempts, oldest first.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:

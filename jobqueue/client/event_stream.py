@@ -10,10 +10,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class EventStream:
-    """Collect the chunks of one response, and return each event once its closing blank line has come.
+    """Parser for the chunks of one response. Returns each event once its closing blank line has arrived.
 
-    Lines end with LF, CR or CRLF and nothing else: JSON may hold U+2028, U+2029 and U+0085 unescaped, where `str.splitlines` and
-    `httpx.Response.iter_lines` cut.
+    Lines end only with LF, CR or CRLF. JSON may contain U+2028, U+2029 and U+0085 unescaped, where
+    `str.splitlines` and `httpx.Response.iter_lines` would split.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,9 @@ class EventStream:
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
-        """Take the next chunk, and yield the name and the data of each event that it completes."""
+        """Parse the next chunk; yield the name and the data of each event that it completes."""
         if self._after_cr and chunk:
-            chunk = chunk.removeprefix(b"\n")  # the other half of a CRLF, whose CR has ended the line
+            chunk = chunk.removeprefix(b"\n")  # the LF of a CRLF: its CR has already ended the line
             self._after_cr = False
         if not chunk:
             return

@@ -1,8 +1,9 @@
-"""When a request is sent again, and when not.
+"""Decide when to retry a request.
 
-A request that was not sent, or that the service says it has not carried out (429 or 503 with ``Retry-After``), is always sent
-again. Where nobody knows (a connection that broke, 503 without ``Retry-After``, a gateway's 502 and 504), only one is that does no
-harm when it is carried out twice.
+A request that was not sent, or that the service reports as unprocessed (429 or 503 with
+``Retry-After``), is always retried. If the service may have processed a request, it is retried only
+if it is safe to process twice. This is the case after a broken connection, a 503 without
+``Retry-After``, or a gateway's 502 or 504.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from jobqueue.client.errors import Unreachable
 from jobqueue.client.wires import Wire
 
 PATIENCE = 30.0
-"""Seconds for which a request is sent again before its call fails, unless the client is told otherwise."""
+"""Default time for which a request is retried before the call fails, in seconds."""
 
 FIRST_BACKOFF = 0.05
 LONGEST_BACKOFF = 1.5
-"""Seconds between the first two requests, at the most, and between any two while the service cannot be reached."""
+"""Maximum wait before the first retry, and before any retry while the service is unreachable, in seconds."""
 
 SPREAD = 0.5
-"""Seconds over which clients that got the same ``Retry-After`` spread their requests."""
+"""Seconds over which clients with the same ``Retry-After`` spread their requests."""
 
 Statuses = frozenset[int]
-"""The statuses at which a request is sent again that may be carried out twice."""
+"""The statuses after which a request is retried even though the service may have processed it."""
 
 NEVER: Statuses = frozenset()
-"""It may not."""
+"""For requests that must not be processed twice."""
 
 HARMLESS: Statuses = frozenset(
     {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
 )
-"""To read is harmless, and to write the same again."""
+"""For reads, and for writes of the same value."""
 
 KEYED: Statuses = HARMLESS | {HTTPStatus.CONFLICT}
-"""Jobs with keys. A 409 says that a transaction which is not over yet has one of them, such as that of a request that broke off."""
+"""For jobs with keys. A 409 means that an unfinished transaction, such as that of an interrupted request, uses a key."""
 
 _NOT_CARRIED_OUT = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -47,14 +48,14 @@ _BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, http
 
 
 async def ask(wire: Wire, request: httpx.Request, patience: float, again_at: Statuses) -> httpx.Response:
-    """Send a request, again and again if need be, and return the answer, be it a refusal.
+    """Send a request, with retries; return the response, even if it is an error.
 
     Args:
-        patience: seconds after which it is not sent again.
+        patience: seconds after which the request is no longer retried.
         again_at: see `Statuses`.
 
     Raises:
-        Unreachable: no answer came.
+        Unreachable: no response was received.
     """
     give_up_at = wire.now() + patience
     in_doubt = False
@@ -76,17 +77,17 @@ async def ask(wire: Wire, request: httpx.Request, patience: float, again_at: Sta
 
 
 def backoff(failures: int) -> float:
-    """Choose how many seconds to wait after so many failures in a row: longer each time, and never the same for two clients."""
+    """Return the seconds to wait after this many failures in a row: increasing, with jitter."""
     return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10)) * random.uniform(0.5, 1)
 
 
 def pause_after_error(error: httpx.RequestError, failures: int, again_at: Statuses) -> float | None:
-    """Say how many seconds after an error the request is to be sent again; None when it is not."""
+    """Return the seconds before a retry after an error; None for no retry."""
     return backoff(failures) if isinstance(error, _NOT_SENT) or (again_at and isinstance(error, _BROKEN)) else None
 
 
 def pause_after_answer(answer: httpx.Response, failures: int, again_at: Statuses) -> float | None:
-    """Say how many seconds after an answer the request is to be sent again; None when the answer is the last word."""
+    """Return the seconds before a retry after a response; None if the response is final."""
     asked = _retry_after(answer.headers.get("Retry-After"))
     if answer.status_code in again_at or (asked is not None and answer.status_code in _NOT_CARRIED_OUT):
         return asked + random.uniform(0, SPREAD) if asked else backoff(failures)
@@ -94,19 +95,19 @@ def pause_after_answer(answer: httpx.Response, failures: int, again_at: Statuses
 
 
 def may_have_arrived(error: httpx.RequestError) -> bool:
-    """Whether the service may have got a request that failed in this way."""
+    """Return whether a request that failed with this error may have reached the service."""
     return not isinstance(error, (*_NOT_SENT, httpx.UnsupportedProtocol, httpx.LocalProtocolError))
 
 
 def unreachable(error: httpx.RequestError, *, in_doubt: bool) -> Unreachable:
-    """Say so of the service, by its address, without what else is in its URL."""
+    """Return the error for an unreachable service. It contains only the scheme, host and port of the URL."""
     url = error.request.url
     reason = str(error) or type(error).__name__
-    return Unreachable(f"no answer from {url.scheme}://{url.netloc.decode()}: {reason}", in_doubt=in_doubt)
+    return Unreachable(f"no response from {url.scheme}://{url.netloc.decode()}: {reason}", in_doubt=in_doubt)
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Read the header in either of its forms (RFC 9110, 10.2.3), in seconds from now."""
+    """Parse a Retry-After header, a number or a date (RFC 9110, 10.2.3), as seconds from now."""
     if value is None:
         return None
     if value.isascii() and value.isdecimal():

@@ -1,4 +1,4 @@
-"""Requests of the HTTP API, and what their answers say."""
+"""Build requests of the HTTP API and read their responses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jobqueue.client.errors import JobNotFound, NotFound, RequestRefused
 from jobqueue.client.wires import Wire
 
 ANSWER_SECONDS = 20.0
-"""Seconds for an answer, beyond those that the service was asked to wait."""
+"""Seconds to wait for a response, in addition to the wait that the request asks for."""
 
 JSON = "application/json"
 
 _DOTS = {".": "%2E", "..": "%2E%2E"}
-"""Names that httpx would resolve as a part of the path; so the service gets them, and refuses them."""
+"""Names that httpx would resolve as relative path segments. If they are encoded, they reach the service, which rejects them."""
 
 
 def build(
@@ -33,13 +33,13 @@ def build(
     params: Mapping[str, Any] | None = None,
     seconds: float = ANSWER_SECONDS,
 ) -> httpx.Request:
-    """Make a request; where a span of OpenTelemetry is current, it carries its trace.
+    """Build a request. It carries the trace of the current OpenTelemetry span, if any.
 
     Args:
-        wire: that it will be sent on.
-        path: below the URL of the service.
-        params: the query; a parameter that is None is left out.
-        seconds: for connecting, for each piece of the body, and for each of the answer.
+        wire: the wire that will send it.
+        path: the path below the service's URL.
+        params: the query; None omits a parameter.
+        seconds: timeout for connecting, for sending each piece, and for receiving each piece.
     """
     headers = tracing.current_headers() | ({} if content is None else {"Content-Type": content_type})
     query = {name: _text(value) for name, value in (params or {}).items() if value is not None}
@@ -47,15 +47,15 @@ def build(
 
 
 def below(*names: str) -> str:
-    """Make a path of names, whatever characters they have."""
+    """Return a path of these names, with all characters encoded."""
     return "".join(f"/{_DOTS.get(name) or quote(name, safe='')}" for name in names)
 
 
 def read(answer: httpx.Response) -> Any:
-    """Return the document, or the text, of an answer; None where there is none.
+    """Return the JSON document or the text of a response; None for an empty one.
 
     Raises:
-        RequestRefused: it is a refusal, or not from a job queue.
+        RequestRefused: the response is an error, or does not come from jobqueue.
     """
     content_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if answer.is_success and (not answer.content or content_type == "text/plain"):
@@ -63,7 +63,7 @@ def read(answer: httpx.Response) -> Any:
     try:
         document = answer.json()
     except ValueError:
-        document = {"title": "the answer is no JSON: is this the URL of a job queue?"}
+        document = {"title": "the response is not JSON: check that the URL is a jobqueue service"}
     else:
         if answer.is_success:
             return document
@@ -75,7 +75,7 @@ def read(answer: httpx.Response) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Write a parameter of a query."""
+    """Return the text of a query parameter."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime):

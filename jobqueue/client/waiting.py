@@ -1,4 +1,4 @@
-"""Wait for a job: for its end, or for the news on the way there. Restarts of the service, and its absence, are waited through."""
+"""Wait for a job's end or for its events, even while the service restarts or is unavailable."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from jobqueue.client.wires import Wire, is_event_stream
 from jobqueue.job import UNFINISHED
 
 POLL_SECONDS = 30.0
-"""Seconds for which the service is asked to wait for a job's end, at the most; then it is asked again."""
+"""Maximum duration of one long poll for a job's end, in seconds."""
 
 LOOK_SECONDS = 1.0
-"""Seconds for an answer at the end of a wait, when there is less time left than that."""
+"""Minimum timeout of a request, in seconds, even if less time is left."""
 
 LAST = "end"
-"""The event that ends a job's events."""
+"""The name of a job's last event."""
 
-NOT_EVENTS = "the answer is not a stream of events: is this the URL of a job queue?"
+NOT_EVENTS = "the response is not an event stream: check that the URL is a jobqueue service"
 
 _WAITED_THROUGH: Statuses = HARMLESS | frozenset(range(500, 600))
 
 
 class Event(NamedTuple):
-    """News of a job.
+    """An event of a job.
 
     Attributes:
         name: ``state``, ``progress``, ``checkpoint`` or ``end``, which is the last.
-        data: the state and the attempt; the fraction and the message; the checkpoint; the whole job.
+        data: for ``state``, the state and the attempt; for ``progress``, the fraction and the message; for ``checkpoint``,
+            the checkpoint; for ``end``, the whole job.
     """
 
     name: str
@@ -50,14 +51,14 @@ class Event(NamedTuple):
 
 
 async def ended(wire: Wire, job_id: str, timeout: float) -> dict[str, Any]:
-    """Return a job when it has ended.
+    """Wait until a job has ended, and return it.
 
     Args:
         timeout: seconds, or infinity.
 
     Raises:
-        TimeoutError: it has not ended in time.
-        JobNotFound: there is none.
+        TimeoutError: the job has not ended in time.
+        JobNotFound: the job does not exist.
     """
     give_up_at = wire.now() + timeout
     failures = 0
@@ -80,9 +81,9 @@ async def ended(wire: Wire, job_id: str, timeout: float) -> dict[str, Any]:
                 job: dict[str, Any] = read(answer)
                 if job["state"] not in UNFINISHED:
                     return job
-                pause = backoff(failures)  # a node that stops answers at once
+                pause = backoff(failures)  # a node responds at once while it shuts down, so pause
                 if wire.now() - asked_at > wait / 2:
-                    failures, pause = 0, 0.0  # it waited as it was asked to
+                    failures, pause = 0, 0.0  # the service has waited as requested
         left = give_up_at - wire.now()
         if left <= 0:
             raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
@@ -90,10 +91,10 @@ async def ended(wire: Wire, job_id: str, timeout: float) -> dict[str, Any]:
 
 
 async def events(wire: Wire, job_id: str) -> AsyncGenerator[Event, None]:
-    """Iterate over the news of a job, to its end.
+    """Yield a job's events until its end.
 
     Raises:
-        JobNotFound: there is none.
+        JobNotFound: the job does not exist.
     """
     failures = 0
     name = ""
@@ -107,7 +108,7 @@ async def events(wire: Wire, job_id: str) -> AsyncGenerator[Event, None]:
                         read(answer)
                         raise RequestRefused(answer.status_code, {"title": NOT_EVENTS})
                     stream = EventStream()
-                    # Read to the end of the response: Trio warns about async generators that nobody has finished.
+                    # Read the whole response, because Trio warns about unfinished async generators.
                     async for chunk in chunks:
                         for name, data in stream.feed(chunk):
                             failures = 1

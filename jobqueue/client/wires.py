@@ -1,7 +1,7 @@
-"""What is between a call and the service: sending and sleeping, in a loop or blocking.
+"""Send requests and sleep, asynchronously or blocking.
 
-Calls are written once, as coroutines over a `Wire`. Those of a `BlockingWire` do their work before they return, so a coroutine that
-waits for nothing else never stops in the middle: `run` takes it from its beginning to its end in one step, without any loop.
+Calls are written once, as coroutines over a `Wire`. The coroutines of a `BlockingWire` block and
+never suspend, so `run` can execute such a call in one step, without an event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httpx
 T = TypeVar("T")
 
 Stream = tuple[httpx.Response, AsyncIterator[bytes]]
-"""A response, and the chunks of its body as they come if it is an event stream; any other body has been read already."""
+"""A response and the chunks of its body. Only the chunks of an event stream arrive later; any other body is already read."""
 
 EVENT_STREAM = "text/event-stream"
 
@@ -27,28 +27,28 @@ class Wire(Protocol):
 
     @property
     def http(self) -> httpx.AsyncClient | httpx.Client:
-        """What makes the requests."""
+        """The httpx client that builds the requests."""
         ...
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and return the whole answer; raises `httpx.RequestError`."""
+        """Send a request; return the complete response. Raises `httpx.RequestError`."""
         ...
 
     def stream(self, request: httpx.Request) -> AbstractAsyncContextManager[Stream]:
-        """Send a request and go on while the answer comes; raises `httpx.RequestError`, also from the chunks."""
+        """Send a request and stream the response. Raises `httpx.RequestError`, also while reading chunks."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
 
     def now(self) -> float:
-        """Seconds on a clock that only goes forward."""
+        """Return the seconds of a monotonic clock."""
         ...
 
     async def close(self) -> None: ...
 
 
 class AsyncWire:
-    """For Trio and asyncio."""
+    """A wire for Trio and asyncio."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -77,7 +77,7 @@ class AsyncWire:
 
 
 class BlockingWire:
-    """For code without a loop: each coroutine of it blocks, and ends without ever having been suspended."""
+    """A wire for code without an event loop: its coroutines block and never suspend."""
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
@@ -96,7 +96,7 @@ class BlockingWire:
             answer.close()
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 - to block is what it is for
+        time.sleep(seconds)  # noqa: ASYNC251 - blocking is intended
 
     def now(self) -> float:
         return time.monotonic()
@@ -106,7 +106,7 @@ class BlockingWire:
 
 
 def is_event_stream(answer: httpx.Response) -> bool:
-    """Tell whether a response carries server-sent events."""
+    """Return whether a response contains server-sent events."""
     content_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return answer.is_success and content_type == EVENT_STREAM
 
@@ -117,11 +117,11 @@ async def _async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def run(call: Coroutine[Any, Any, T]) -> T:
-    """Run a call over a `BlockingWire` to its end."""
+    """Run a call over a `BlockingWire` until it ends."""
     try:
         call.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     call.close()
-    raise RuntimeError(f"{call!r} waits for something that is not its wire")
+    raise RuntimeError(f"{call!r} waits for something other than its wire")

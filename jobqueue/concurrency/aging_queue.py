@@ -1,4 +1,4 @@
-"""A bounded priority queue in which every item ages at the same rate, so that nothing in it starves.
+"""A bounded priority queue in which all items age at the same rate, so that none starves.
 
 ::
 
@@ -6,9 +6,10 @@
     queue.push(job.rank, job)       # synchronous
     job = await queue.pop()         # the smallest rank; waits while the queue is empty
 
-The rank is fixed when the item is made (``available_since - priority * aging_interval``): waiting longer and having a higher
-priority move an item the same way, and as all items age alike, the order of two items never changes. So a plain heap *is* the
-priority queue with aging: no aging task, no re-heapify.
+The rank is fixed when the item is created (``available_since - priority * aging_interval``). A
+longer wait and a higher priority improve it in the same way. Because all items age alike, the order
+of two items never changes. A plain heap is therefore enough, without an aging task and without
+reordering.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AgingQueueStatistics:
-    """A moment of a queue: items in it, the most it takes, and tasks that wait for one."""
+    """A snapshot of a queue: its items, its capacity, and the tasks that wait for an item."""
 
     items: int
     capacity: int
@@ -37,7 +38,7 @@ class AgingQueue(Generic[T]):
     """A heap of items by rank, and the tasks that wait for them.
 
     Args:
-        capacity: the most items it takes.
+        capacity: the maximum number of items in the queue.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -57,23 +58,23 @@ class AgingQueue(Generic[T]):
 
     @property
     def tasks_waiting(self) -> int:
-        """How many tasks are parked in `pop`."""
+        """Number of tasks that wait in `pop`."""
         return len(self._waiting)
 
     def statistics(self) -> AgingQueueStatistics:
         return AgingQueueStatistics(len(self._heap), self._capacity, len(self._waiting))
 
     def push(self, rank: float, item: T) -> None:
-        """Add an item; equal ranks leave in the order in which they came.
+        """Add an item. Items of equal rank leave in the order of their arrival.
 
         Raises:
-            trio.WouldBlock: the queue is at capacity.
-            trio.ClosedResourceError: the queue was closed.
+            trio.WouldBlock: the queue is full.
+            trio.ClosedResourceError: the queue is closed.
         """
         self.push_all([(rank, item)])
 
     def push_all(self, items: Sequence[tuple[float, T]]) -> None:
-        """Add items, each with its rank; all of them or, with what `push` raises, none."""
+        """Add all items, each with its rank, or none. Raises the same errors as `push`."""
         if self._closed:
             raise trio.ClosedResourceError
         if len(self._heap) + len(items) > self._capacity:
@@ -83,12 +84,13 @@ class AgingQueue(Generic[T]):
         self._waiting.unpark(count=len(items))
 
     async def pop(self) -> T:
-        """Take the item with the smallest rank, waiting for one if there is none.
+        """Remove and return the item with the smallest rank. Wait while the queue is empty.
 
-        There is no checkpoint between the removal and the return: a cancelled task has not taken anything.
+        No checkpoint separates the removal from the return, so a cancelled task has not removed an
+        item.
 
         Raises:
-            trio.EndOfChannel: the queue was closed and is empty.
+            trio.EndOfChannel: the queue is closed and empty.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._heap:
@@ -98,17 +100,17 @@ class AgingQueue(Generic[T]):
         return self.pop_nowait()
 
     def pop_nowait(self) -> T:
-        """Take the item with the smallest rank.
+        """Remove and return the item with the smallest rank.
 
         Raises:
-            trio.WouldBlock: there is none.
+            trio.WouldBlock: the queue is empty.
         """
         if not self._heap:
             raise trio.WouldBlock
         return heapq.heappop(self._heap)[2]
 
     def withdraw(self, unwanted: Callable[[T], bool]) -> list[T]:
-        """Remove the items that are unwanted and return them."""
+        """Remove and return the items for which `unwanted` is true."""
         withdrawn = [entry[2] for entry in self._heap if unwanted(entry[2])]
         if withdrawn:
             self._heap = [entry for entry in self._heap if not unwanted(entry[2])]
@@ -116,13 +118,13 @@ class AgingQueue(Generic[T]):
         return withdrawn
 
     def clear(self) -> list[T]:
-        """Remove all items and return them, best rank first."""
+        """Remove all items; return them, best rank first."""
         left = [item for _, _, item in sorted(self._heap)]
         self._heap.clear()
         return left
 
     def close(self) -> list[T]:
-        """Take no more items, let every waiting task see the end, and return what was left, best rank first."""
+        """Accept no more items, end all waiting tasks, and return the remaining items, best rank first."""
         self._closed = True
         self._waiting.unpark_all()
         return self.clear()

@@ -1,17 +1,18 @@
-"""Write many callers' items in few transactions: while one batch is being written, the next one gathers.
+"""Write the items of many callers in few transactions. While a batch is written, new items gather for the next batch.
 
 ::
 
-    group = GroupCommit(write, max_items=500, max_waiting=10_000)
+    group = GroupCommit(write, max_weight=500, max_waiting=10_000, splits_on=RefusedData)
     nursery.start(group.run)
     result = await group.commit(item)    # returns once the item's batch is committed
-    group.begin(item, told)              # calls told(result, error) then, and nobody waits
+    group.begin(item, told)              # returns at once, and calls told(result, error) after the commit
 
-There is no timer and no added delay: an item that comes alone is written alone, at once; under load a batch holds all that came
-while the one before was being written. The bound on waiting items is the backpressure.
+The group commit uses no timer and adds no delay. A single item is written at once. Under load, a
+batch contains all items that arrived while the previous batch was written. A limit on the waiting
+items provides backpressure.
 
-This is the group commit of databases (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984), one
-level up.
+Databases use the same technique (DeWitt et al., "Implementation Techniques for Main Memory Database
+Systems", 1984).
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Told = Callable[[Result | None, Exception | None], None]
-"""Hears what became of an item: its result, or the error that kept it from being written. It runs in the writer's task, with the
-next batch behind it, so it must be short. What it raises is logged, and keeps nobody else from hearing."""
+"""Callback that receives an item's result, or the error that kept it from being written.
+
+It runs in the writer's task and delays the next batch, so it must be short. Its exceptions are
+logged, and other callbacks still run.
+"""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class GroupCommitStatistics:
-    """What a group commit holds (weights, not calls) and has done."""
+    """The load of a group commit (waiting and writing are weights), and the number of its batches."""
 
     waiting: int
     writing: int
@@ -59,11 +63,12 @@ class GroupCommit(Generic[Item, Result]):
     """One writer task, and the callers that wait for it.
 
     Args:
-        write: write the items in one transaction and return their results in the same order. It is never cancelled by a caller.
-        max_weight: the most weight in one batch; a single heavier item is a batch of its own.
-        max_waiting: the most weight that may wait for its batch.
-        splits_on: an error of `write` that one bad item may have caused: the batch was rolled back and is written again in
-            halves, so that only the bad item's caller gets the error.
+        write: writes items in one transaction and returns their results in the same order. A
+            caller's cancellation does not cancel the write.
+        max_weight: the maximum total weight of one batch. A heavier item gets its own batch.
+        max_waiting: the maximum total weight of the items that wait for a batch.
+        splits_on: the error of `write` that a single bad item may cause. The rolled-back batch is
+            then written again in halves, so that only the bad item's caller receives the error.
     """
 
     def __init__(
@@ -92,34 +97,34 @@ class GroupCommit(Generic[Item, Result]):
         return GroupCommitStatistics(self._waiting, self._writing, self._batches)
 
     async def commit(self, item: Item, *, weight: int = 1) -> Result:
-        """Have the item written with others; return its result once the batch is committed.
+        """Write the item in a batch with others; return its result once the batch is committed.
 
-        A cancelled caller stops waiting; the item is written all the same.
+        A cancelled caller stops waiting, but the item is still written.
 
         Raises:
             Overloaded, ShuttingDown: see `begin`.
-            Exception: what `write` raised for the item's batch.
+            Exception: the error of `write` for the item's batch.
         """
         return await until_told(lambda hear: self.begin(item, hear, weight=weight))
 
     def begin(self, item: Item, told: Told[Result], *, weight: int = 1) -> None:
-        """Have the item written with others; call ``told(result, error)`` once the batch is committed, or was not.
+        """Write the item in a batch with others; call ``told(result, error)`` once the batch is committed or has failed.
 
         Raises:
-            Overloaded: more than `max_waiting` would wait.
-            ShuttingDown: the group commit was closed.
+            Overloaded: the waiting items would exceed `max_waiting`.
+            ShuttingDown: the group commit is closed.
         """
         if self._closed:
             raise ShuttingDown("the service is shutting down")
         if self._waiting and self._waiting + weight > self._max_waiting:
-            raise Overloaded(f"{self._waiting} items already wait for their commit")
+            raise Overloaded(f"{self._waiting} items already wait for a commit: try again later")
         self._add(_Entry(item, weight, told))
 
     async def put(self, item: Item, *, weight: int = 1) -> None:
-        """Hand the item over without waiting for its commit; wait only while too many are waiting.
+        """Add the item to a batch without waiting for the commit. Wait only while too many items wait.
 
-        `write` must cope with every error of such an item itself: one that it raises ends `run`. An item that comes after that is
-        dropped, and so is what had gathered; who stops the service hands back what they are about.
+        `write` must handle all errors of such items. If it raises an error, `run` ends. After that,
+        gathered and new items are dropped. The shutdown of the service releases their jobs.
         """
         while self._waiting >= self._max_waiting:
             await self._room.park()
@@ -127,7 +132,7 @@ class GroupCommit(Generic[Item, Result]):
             self._add(_Entry(item, weight, told=None))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write batch after batch until cancelled; callers that still wait then are told so."""
+        """Write batches until cancelled. Callers that still wait then receive `ShuttingDown`."""
         task_status.started()
         batch: list[_Entry[Item, Result]] = []
         try:
@@ -142,12 +147,12 @@ class GroupCommit(Generic[Item, Result]):
             self._end(batch)
 
     async def flush(self) -> None:
-        """Wait until everything that was handed over is written, or nobody is there to write it."""
+        """Wait until all items are written, or until `run` has ended."""
         while self._gathering or self._writing:
             await self._idle.park()
 
     def close(self) -> None:
-        """Refuse new commits; what waits is still written."""
+        """Reject new commits. Waiting items are still written."""
         self._closed = True
 
     def _add(self, entry: _Entry[Item, Result]) -> None:
@@ -168,7 +173,7 @@ class GroupCommit(Generic[Item, Result]):
         return batch
 
     def _end(self, batch: list[_Entry[Item, Result]]) -> None:
-        """Nobody writes any more: let go of everyone who waits, whether their item was in a batch or still gathering."""
+        """Fail all waiting items, in the batch or still gathering, because the writer has ended."""
         self._closed = self._ended = True
         left = [*batch, *self._gathering]
         self._gathering.clear()
@@ -194,14 +199,14 @@ class GroupCommit(Generic[Item, Result]):
         except Exception as error:
             _refuse(batch, error)
             if nobody_waits:
-                raise  # it is the callers' error, but nobody waits for this one: it must not pass in silence
+                raise  # no caller waits for this item, so the error must end `run`
         else:
             for entry, result in zip(batch, results, strict=True):
                 _tell(entry, result, None)
 
 
 async def until_told(begin: Callable[[Told[Result]], None]) -> Result:
-    """Call ``begin`` with something to tell, wait until it is told, and return the result or raise the error."""
+    """Call ``begin`` with a callback, and wait until it is called. Return the result or raise the error that it receives."""
     task = trio.lowlevel.current_task()
     waiting = True
 
@@ -225,10 +230,10 @@ def _refuse(batch: list[_Entry[Item, Result]], error: Exception) -> None:
 
 
 def _tell(entry: _Entry[Item, Result], result: Result | None, error: Exception | None) -> None:
-    """Tell the caller, if there is one, and never again."""
+    """Call the item's callback, if it has one, at most once."""
     told, entry.told = entry.told, None
     if told is not None:
         try:
             told(result, error)
         except Exception:
-            log.exception("a caller could not be told what became of its item")
+            log.exception("a callback of a group commit failed")

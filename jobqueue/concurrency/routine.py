@@ -1,4 +1,4 @@
-"""A part that does one thing again and again: do it, sleep for as long as it says, or until told that something is due sooner.
+"""Repeat one step: run it, then sleep for the seconds that it returns, or until `due_in` ends the sleep earlier.
 
 ::
 
@@ -18,10 +18,10 @@ from jobqueue.concurrency.trouble import Trouble
 
 
 class Routine:
-    """One step, repeated. An error of the step is contained, and the step is repeated after a pause.
+    """Repeats one step. An error of the step is contained, and the step is repeated after a pause.
 
     Args:
-        step: does what there is to do; returns the seconds until there is more.
+        step: does the work that is due; returns the seconds until the next work.
         trouble: contains the step's errors.
     """
 
@@ -31,14 +31,14 @@ class Routine:
         self._sleep = trio.CancelScope()
 
     def due_in(self, seconds: float) -> None:
-        """Say that there is something to do in so many seconds: the sleep ends by then."""
+        """Run the step in at most `seconds` seconds."""
         self._sleep.deadline = min(self._sleep.deadline, trio.current_time() + seconds)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Repeat the step until cancelled."""
         task_status.started()
         while True:
-            # A new scope before the step: what is said during the step shortens the sleep after it.
+            # Create the scope before the step, so that `due_in` calls during the step shorten the sleep after it.
             self._sleep = trio.CancelScope()
             seconds = math.inf
             with self.trouble.contained():

@@ -1,4 +1,4 @@
-"""Stages: the long-lived parts of a service, each in a cancel scope of its own, so that they can be stopped in order.
+"""Run the long-lived parts of a service as stages that can be stopped in order. Each stage has its own cancel scope.
 
 ::
 
@@ -9,8 +9,8 @@
         await stages.stop("workers", within=30)
         await stages.stop("outcomes", within=5)
 
-A flat nursery is a trap: cancelled as one, the writer dies together with the workers, and a worker's last completion waits for
-ever. Here nothing stops until its turn.
+In a flat nursery, one cancellation ends the writer together with the workers, and a worker's last
+outcome waits forever. Stages stop one after the other.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class _Stage:
 
 
 class Stages:
-    """The running stages, by name, in the order in which they were started.
+    """The running stages by name, in the order of their start.
 
     Attributes:
-        stopping: set when the service should stop: by a signal, or because a stage crashed.
-        failure: the first crash, for the exit code and the last line.
+        stopping: set when the service should stop, because of a signal or a crashed stage.
+        failure: the first crash, for the exit code and the last log line.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -50,9 +50,10 @@ class Stages:
         self._stages: dict[str, _Stage] = {}
 
     async def start(self, name: str, run: Callable[..., Awaitable[None]], *args: Any) -> Any:
-        """Start a stage and wait until it is ready; return what it passed to ``task_status.started``.
+        """Start a stage and wait until it is ready; return the value that it passed to ``task_status.started``.
 
-        An error before that is raised here; one after it is a crash, which asks the whole service to stop.
+        An error before the stage is ready is raised here. A later error is a crash, which stops the
+        whole service.
         """
         stage = _Stage(name)
         value = await self._nursery.start(self._run, stage, run, args, name=f"stage {name}")
@@ -60,34 +61,34 @@ class Stages:
         return value
 
     async def stop(self, name: str, *, within: float, gently: Callable[[], None] | None = None) -> bool:
-        """End a stage and wait for it.
+        """Stop a stage and wait until it has ended.
 
         Args:
-            name: the stage; one that was never started has ended.
+            name: the stage. A stage that was never started counts as ended.
             within: seconds to wait.
-            gently: asks the stage to end by itself; only when it has not done so in time is it cancelled.
+            gently: asks the stage to end. The stage is cancelled only if it does not end in time.
 
         Returns:
-            Whether it ended in time. One that did not is left behind, cancelled.
+            Whether the stage ended in time. Otherwise, the stage is cancelled, and `stop` no longer waits for it.
         """
         stage = self._stages.get(name)
         if stage is None:
             return True
         stage.expected_to_end = True
         if gently is None:
-            stage.scope.cancel(reason="its turn in the shutdown order")
+            stage.scope.cancel(reason="the shutdown stops this stage")
         else:
             gently()
         with trio.move_on_after(within):
             await stage.ended.wait()
         if stage.ended.is_set():
             return True
-        stage.scope.cancel(reason="its time in the shutdown order is over")
+        stage.scope.cancel(reason="the stage did not stop in time")
         log.warning("stage did not stop in time", stage=name, seconds=within)
         return False
 
     def names(self) -> list[str]:
-        """The stages that are running."""
+        """Return the names of the running stages."""
         return [name for name, stage in self._stages.items() if not stage.ended.is_set()]
 
     async def _run(
@@ -103,7 +104,7 @@ class Stages:
             with stage.scope:
                 await run(*args, task_status=started)
             if not stage.expected_to_end:
-                self._crashed(stage, StageCrashed(f"{stage.name}: ended by itself"))
+                self._crashed(stage, StageCrashed(f"{stage.name}: ended unexpectedly"))
         except Exception as error:
             if not started.called:
                 raise
@@ -121,7 +122,7 @@ class Stages:
 
 
 class _Started:
-    """A task status that remembers whether the stage became ready."""
+    """A task status that records whether the stage became ready."""
 
     def __init__(self, task_status: trio.TaskStatus[Any]) -> None:
         self._task_status = task_status
@@ -140,10 +141,10 @@ def _describe(error: BaseException) -> str:
 
 @asynccontextmanager
 async def open_stages() -> AsyncIterator[Stages]:
-    """Hold the nursery of all stages; leaving it cancels whatever was not stopped in order.
+    """Open the nursery of all stages. On exit, cancel the stages that still run.
 
     Raises:
-        StageCrashed: after everything ended, when a stage crashed.
+        StageCrashed: a stage crashed; raised after all stages have ended.
     """
     async with trio.open_nursery() as nursery:
         stages = Stages(nursery)

@@ -1,4 +1,4 @@
-"""Contain the errors of a part that must go on: log them, count them, and say how long to wait before the next try.
+"""Contain the errors of a part that must continue: log them, count them, and compute the pause before the next try.
 
 ::
 
@@ -8,8 +8,8 @@
             await promote()
         await trio.sleep(trouble.pause)     # 0 after a success
 
-A node ends only when it is told to, when it cannot begin, or when its own invariants are broken. Whatever a database, a row or a
-notification causes ends here, and the part tries again.
+A node ends only on request, if it cannot start, or if its own invariants are broken. Errors caused
+by the database, a row or a notification are contained here, and the part tries again.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ import trio
 from jobqueue.errors import JobQueueError
 
 FIRST_PAUSE = 0.05
-"""Seconds between a first failure and the next try; each further failure doubles it."""
+"""Seconds between the first failure and the next try. Each further failure doubles the pause."""
 
 LONGEST_PAUSE = 1.0
-"""The most seconds between two tries, unless the part says otherwise."""
+"""Maximum pause between two tries, in seconds, unless the part sets another limit."""
 
 LOG_INTERVAL = 10.0
-"""Seconds between two log lines about the same part: an error that comes and goes, each time with another text, fills no log."""
+"""Seconds between two log lines about the same part, so that an error whose text varies does not fill the log."""
 
 log = structlog.get_logger()
 
 
 class Trouble:
-    """What keeps one part of a node from working.
+    """The current failure of one part of a node, if any.
 
-    State: *working* -> *failing* (an error; logged, and logged again when its text has changed) -> *working* (a success; logged).
+    States: *working* -> *failing* (after an error) -> *working* (after a success). Both changes are
+    logged. While the part is failing, an error with a new text is logged too.
 
     Args:
-        part: names the part, in logs, in the metric and in the answer of ``GET /health/ready``.
-        vital: whether the node cannot do its work while this part fails. ``GET /health/ready`` tells only of such parts.
-        longest_pause: the most seconds between two tries.
+        part: the part's name in logs, in the metric, and in the response of ``GET /health/ready``.
+        vital: whether the node cannot work while this part fails. ``GET /health/ready`` reports only vital parts.
+        longest_pause: the maximum pause between two tries, in seconds.
 
     Attributes:
-        errors: how many errors were contained so far.
-        reason: the error of the last try; None when it succeeded.
+        errors: number of contained errors so far.
+        reason: the error of the last try; None after a success.
     """
 
     def __init__(self, part: str, *, vital: bool = False, longest_pause: float = LONGEST_PAUSE) -> None:
@@ -71,16 +72,16 @@ class Trouble:
 
     @contextmanager
     def contained(self) -> Iterator[None]:
-        """Contain the error that the block raises. Cancellation, and what is not an `Exception`, passes."""
+        """Contain an `Exception` of the block. Other exceptions, such as cancellation, pass."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - containing it is what this is for
+        except Exception as error:  # noqa: BLE001 - this function contains errors
             self.failed(error)
         else:
             self.succeeded()
 
     def failed(self, error: Exception) -> None:
-        """Take note of an error."""
+        """Record an error."""
         reason = _text_of(error) or type(error).__name__
         if not isinstance(error, JobQueueError):
             reason = f"{type(error).__name__}: {reason}"
@@ -88,7 +89,7 @@ class Trouble:
         if not self._streak:
             self._failing_since = now
         if reason != self._logged and now >= self._log_after:
-            # An error that is not one of ours is worth its traceback.
+            # Other errors are unexpected, so the log gets their traceback.
             unexpected = None if isinstance(error, JobQueueError) else error
             log.warning("a part of the node fails", part=self.part, error=reason, exc_info=unexpected)
             self._logged = reason
@@ -98,7 +99,7 @@ class Trouble:
         self.reason = reason
 
     def succeeded(self) -> None:
-        """Take note of a success."""
+        """Record a success."""
         if not self._streak:
             return
         if self._logged is not None:
@@ -109,8 +110,8 @@ class Trouble:
 
 
 def _text_of(error: Exception) -> str:
-    """An error's text in one line, which JSON can hold: names of files may have surrogates, which UTF-8 has not."""
+    """Return an error's text in one line of valid UTF-8. File names may contain surrogates."""
     try:
         return " ".join(str(error).split()).encode(errors="backslashreplace").decode()
-    except Exception:  # noqa: BLE001 - a class of somebody's, whose text is code of theirs
+    except Exception:  # noqa: BLE001 - a user's exception class may fail to format itself
         return ""

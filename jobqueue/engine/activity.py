@@ -1,4 +1,4 @@
-"""What a node has done of late: it goes along with the renewal of its lease, so that anybody can see it, and nobody has to ask."""
+"""Compute a node's recent throughput. Each renewal of the lease stores the throughput, so that other nodes can show it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import trio
 from jobqueue.storage.store import Activity
 
 WINDOW = 60
-"""Seconds that are looked back."""
+"""Seconds over which the rates are averaged."""
 
 
 class RecentActivity:
-    """Jobs that succeeded and attempts that failed over the last minute, by queue."""
+    """Counts of succeeded jobs and failed attempts over the last minute, by queue."""
 
     def __init__(self) -> None:
         self._seconds: deque[tuple[int, Counter[tuple[str, bool]]]] = deque(maxlen=WINDOW + 1)
 
     def note(self, queue: str, jobs: int, *, failed: bool) -> None:
-        """Count so many that were written just now."""
+        """Count jobs whose outcome was just written."""
         second = int(trio.current_time())
         if not self._seconds or self._seconds[-1][0] != second:
             self._seconds.append((second, Counter()))
         self._seconds[-1][1][queue, failed] += jobs
 
     def rates(self) -> Activity:
-        """Return how many there were a second; without the queues that had none."""
+        """Return (succeeded, failed) per second by queue. Omit queues without activity."""
         oldest = int(trio.current_time()) - WINDOW
         while self._seconds and self._seconds[0][0] <= oldest:
             self._seconds.popleft()

@@ -1,7 +1,8 @@
-"""Decoders of payloads: from a function's annotations to its keyword arguments.
+"""Compile decoders that turn a payload into the keyword arguments of a function.
 
-msgspec converts what it knows. It leaves the other classes to `_make`, which knows pydantic's models and paths. A class that nobody
-can make from JSON is found when the handler is registered, wherever it is in an annotation.
+msgspec converts the types that it supports. `_make` converts pydantic models and paths. If an
+annotation contains a class that neither msgspec nor `_make` can create from JSON, the registration
+of the handler fails.
 """
 
 from __future__ import annotations
@@ -18,30 +19,30 @@ Decode = Callable[[msgspec.Raw], dict[str, Any]]
 Field = tuple[str, Any] | tuple[str, Any, Any]
 
 MAX_ERRORS_TOLD = 5
-"""Errors of one pydantic model that a message names."""
+"""Maximum number of errors of one pydantic model that a message lists."""
 
-_TAKEN = "annotate it with a dataclass, a TypedDict, a msgspec.Struct, an attrs class, or a pydantic model"
+_TAKEN = "annotate the parameter with a dataclass, a TypedDict, a msgspec.Struct, an attrs class, or a pydantic model"
 
 
 class Unconvertible(TypeError):
-    """No payload can be converted to these parameters; the message says which one, and what to do."""
+    """No payload can be converted to these parameters. The message names the parameter and suggests a fix."""
 
 
 def decoder(fields: list[Field]) -> Decode:
-    """Compile a decoder of JSON objects with these fields. An optional field that a document leaves out is not in the result.
+    """Compile a decoder of JSON objects with these fields. The decoder omits optional fields that are missing in the object.
 
     Raises:
-        Unconvertible: nothing can be converted to a field's type.
+        Unconvertible: no JSON value can be converted to a field's type.
     """
     if not fields:
-        return lambda payload: {}  # noqa: ARG005 - nothing is asked of the payload, so any will do
+        return lambda payload: {}  # noqa: ARG005 - without parameters, any payload fits
     try:
         struct = msgspec.defstruct("Payload", fields, kw_only=True)
         decoder = msgspec.json.Decoder(struct, dec_hook=_make)
         info = types.type_info(struct)
     except Exception as error:
         raise Unconvertible(f"a payload cannot be converted to this signature: {error}") from error
-    assert isinstance(info, types.StructType)  # noqa: S101 - it is one
+    assert isinstance(info, types.StructType)  # noqa: S101 - defstruct creates a struct
     for field in info.fields:
         for node in _nodes(field, set()):
             if (reason := _refusal(node)) is not None:
@@ -56,7 +57,7 @@ def decoder(fields: list[Field]) -> Decode:
 
 
 def _nodes(node: object, seen: set[int]) -> Iterator[types.Type]:
-    """Walk through all types that a type is made of. A class may contain itself."""
+    """Yield a type and all types that it contains. Yield each type only once, because a class can contain itself."""
     if isinstance(node, tuple):
         for one in node:
             yield from _nodes(one, seen)
@@ -69,38 +70,38 @@ def _nodes(node: object, seen: set[int]) -> Iterator[types.Type]:
 
 
 def _refusal(node: types.Type) -> str | None:
-    """Say why nothing in JSON becomes this type; None where something does."""
+    """Return why no JSON value converts to this type; None if some value does."""
     match node:
         case types.DataclassType(cls=cls) if hasattr(cls, "__pydantic_validator__"):
-            return f"jobqueue cannot validate {cls.__qualname__}, a dataclass of pydantic: make it a pydantic.BaseModel"
+            return f"jobqueue cannot validate {cls.__qualname__}, a pydantic dataclass: make it a pydantic.BaseModel"
         case types.CustomType(cls=cls) if not _makes(cls):
             name = getattr(cls, "__qualname__", str(cls))
-            return f"jobqueue cannot make {name} from JSON: {_TAKEN}, or take a dict and make it in the handler"
+            return f"jobqueue cannot convert JSON to {name}: {_TAKEN}, or take a dict and convert it in the handler"
     return None
 
 
 def _makes(cls: Any) -> bool:
-    """Whether `_make` makes this class."""
+    """Return whether `_make` can create this class."""
     if cls is object or _is_model(cls):
         return True
     if not (isinstance(cls, type) and issubclass(cls, PurePath)):
         return False
     try:
         return isinstance(_make(cls, "a/b"), cls)
-    except Exception:  # noqa: BLE001 - a subclass runs code of its own; WindowsPath exists on Windows only
+    except Exception:  # noqa: BLE001 - a user's subclass may raise any error, and WindowsPath works only on Windows
         return False
 
 
 def _is_model(cls: Any) -> bool:
-    """Whether it is a model of pydantic 2, which is known by its marks: an application without one need not have pydantic."""
+    """Return whether a class is a pydantic 2 model. Checks attributes, so that pydantic need not be installed."""
     return hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json")
 
 
 def _make(cls: Any, value: Any) -> Any:
-    """Make an instance of a class that msgspec does not know.
+    """Create an instance of a class that msgspec does not support.
 
     Raises:
-        ValueError: the value does not fit. msgspec adds the place to the message.
+        ValueError: the value does not fit. msgspec adds the location of the value to the message.
     """
     if cls is object:
         return value
@@ -110,7 +111,7 @@ def _make(cls: Any, value: Any) -> Any:
         except ValueError as error:
             raise ValueError(_told(error)) from None
     if not isinstance(value, str):
-        raise ValueError(f"Expected `str`, got `{_JSON_NAMES.get(type(value), 'object')}`")  # noqa: TRY004 - as msgspec has it
+        raise ValueError(f"Expected `str`, got `{_JSON_NAMES.get(type(value), 'object')}`")  # noqa: TRY004 - see Raises
     return cls(value)
 
 
@@ -118,7 +119,7 @@ _JSON_NAMES = {bool: "bool", int: "int", float: "float", list: "array", type(Non
 
 
 def _told(error: ValueError) -> str:
-    """Tell pydantic's errors in one line, in which its own text has three for each, with the value and an address."""
+    """Return pydantic's errors in one line. Pydantic's own text has three lines for each error, with the value and a URL."""
     errors: Callable[..., list[dict[str, Any]]] | None = getattr(error, "errors", None)
     if errors is None:
         return str(error)

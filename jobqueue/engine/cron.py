@@ -1,7 +1,7 @@
-"""Submit the jobs of cron schedules, each tick once: sleep until the next one, or until told of a change.
+"""Submit one job for each tick of each cron schedule.
 
-Every node does it, for all schedules of the database. The database says what is due, by its clock; the node computes the ticks from
-that time, and none of its own; the database takes them from whoever comes first (`Store.move_schedules`).
+Every node does this for all schedules. PostgreSQL's clock decides which schedules are due. The node
+computes the ticks from that time, and the first node to store them wins (`Store.move_schedules`).
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from jobqueue.storage.store import SCHEDULE_BATCH, DueSchedule, Move, Moved, Ran
 from jobqueue.timetable import CronSchedule, Timetable, due
 
 LOOK_INTERVAL = 15.0
-"""Seconds after which a node looks at the schedules without a reason: for a change that nobody told of, a clock that was set."""
+"""Seconds between checks if no event triggers one. These checks find changes without a notification, and a changed clock."""
 
 RETRY_INTERVAL = 1.0
-"""Seconds until a look that found other nodes at the same schedules is repeated."""
+"""Seconds until the next check if other nodes were moving the same schedules."""
 
 TICKS_PER_TRANSACTION = 500
-"""The most ticks that get their jobs in one transaction; more follow at once in the next."""
+"""Maximum number of ticks whose jobs are submitted in one transaction. The next transaction starts at once."""
 
 MAX_ERROR = 500
-"""The longest error of a schedule, in characters."""
+"""Maximum length of a schedule's error, in characters."""
 
 log = structlog.get_logger()
 
 
 class Cron:
-    """The ticks of all schedules.
+    """Submits the jobs of all schedules.
 
     Args:
-        source: the module whose schedules are declared here; None when there is none.
-        declared: its schedules.
-        on_submitted: called with the best rank of each queue that got jobs.
+        source: the module that declares schedules; None without one.
+        declared: the schedules that the module declares.
+        on_submitted: called with the best rank of each queue that received jobs.
     """
 
     def __init__(
@@ -63,25 +63,25 @@ class Cron:
         self.run = self._routine.run
 
     async def reconcile(self) -> None:
-        """Make the database's schedules of this source those that are declared.
+        """Replace the stored schedules of this source with the declared schedules.
 
         Raises:
-            HandlerError: a name is taken by somebody else's schedule.
-            DatabaseUnavailable: PostgreSQL is away.
+            HandlerError: a declared name already belongs to another owner's schedule.
+            DatabaseUnavailable: PostgreSQL is unavailable.
         """
         if self._source is None:
             return
         taken = await self._store.reconcile_schedules(self._source, self._declared)
         for name, owner in taken.items():
-            who = "was made over HTTP or in SQL: delete it there" if owner is None else f"is one of {owner}: change it there"
-            raise HandlerError(f"schedule {name!r} of {self._source} exists already, and {who}, or give this one another name")
+            who = "it was created over HTTP or SQL: delete it there" if owner is None else f"it belongs to {owner}: change it there"
+            raise HandlerError(f"schedule {name!r} of {self._source} already exists, and {who}, or rename this schedule")
 
     def look(self) -> None:
-        """Say that schedules may have changed."""
+        """Check the schedules now, because they may have changed."""
         self._routine.due_in(0)
 
     async def _tick(self) -> float:
-        """Submit what is due; return the seconds until there is reason to look again."""
+        """Submit the jobs that are due; return the seconds until the next check."""
         found = await self._store.due_schedules()
         if not found.due:
             return _at_least_now(found.next_in)
@@ -89,12 +89,12 @@ class Cron:
         moves = []
         for schedule in found.due:
             moves.append(_move(schedule, found.at, share))
-            await trio.lowlevel.checkpoint()  # each takes up to some milliseconds
+            await trio.lowlevel.checkpoint()  # the ticks of one schedule take up to a few milliseconds
         moved = await self._move(moves)
         if moved.names and len(found.due) == SCHEDULE_BATCH:
             return 0
         wait = _at_least_now(moved.next_in)
-        # Of those that another node had first, nobody here knows when they are next.
+        # If another node moved a schedule first, this node does not know the schedule's next tick.
         return wait if len(moved.names) == len(moves) else min(wait, RETRY_INTERVAL)
 
     async def _move(self, moves: list[Move]) -> Moved:
@@ -103,7 +103,8 @@ class Cron:
         except RefusedData as error:
             if len(moves) > 1:
                 return await self._move_each(moves)
-            # A job that no table takes. Every node would meet it at every look: so it is shown, and left until it is changed.
+            # PostgreSQL rejects the job, and would reject it on every node and at every check. So
+            # the schedule stores the error and stops until somebody changes it.
             reason = documents.storable(str(error), MAX_ERROR)
             moves = [msgspec.structs.replace(moves[0], ticks=[], next_at=None, error=reason)]
             moved = await self._store.move_schedules(moves)
@@ -132,8 +133,8 @@ def _move(schedule: DueSchedule, now: float, limit: int) -> Move:
         ticks, next_at = due(Timetable(schedule.cron, schedule.timezone), schedule.missed, schedule.next_at, now, limit)
     except InvalidSchedule as invalid:
         error = documents.storable(str(invalid), MAX_ERROR)
-    except Exception as wrong:  # noqa: BLE001 - such as a time that no calendar has: the other schedules go on
-        error = documents.storable(f"its next tick cannot be computed: {wrong}", MAX_ERROR)
+    except Exception as wrong:  # noqa: BLE001 - for example, a time outside of the calendar; the other schedules must continue
+        error = documents.storable(f"the next tick cannot be computed: {wrong}", MAX_ERROR)
     return Move(
         name=schedule.name,
         cron=schedule.cron,

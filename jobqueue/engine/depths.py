@@ -1,4 +1,4 @@
-"""How much there is to do: the depths of all queues, counted seldom enough that counting stays cheap."""
+"""Count the jobs of all queues, rarely enough that counting stays cheap."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jobqueue.job import QueueSettings
 from jobqueue.storage.store import Depth, Store
 
 DEPTH_INTERVAL = 1.0
-"""Seconds for which counted depths are shown again, at the least."""
+"""Minimum time for which a count is reused, in seconds."""
 
 DEPTH_SHARE = 20
-"""Depths are shown again for this many times as long as counting them took: with a million jobs it stays cheap."""
+"""If a count takes *t*, it is reused for this many times *t*. So counting stays cheap even with a million jobs."""
 
 _UNSET = dict.fromkeys(QueueSettings.__struct_fields__) | {"aging_interval": 1.0}
-"""The settings of a queue that nobody has set."""
+"""The settings of a queue that nobody has configured."""
 
 
 class Depths:
-    """The depths, for whoever asks."""
+    """Caches the queue depths."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -31,13 +31,13 @@ class Depths:
         self._took = 0.0
 
     async def counted(self, *, share: int = DEPTH_SHARE) -> list[Depth]:
-        """Count them, or give the last count again while it is young.
+        """Return the depths: the last count if it is recent, or else a new count.
 
         Args:
-            share: for how many times as long as it took the last count is young.
+            share: if a count takes *t*, reuse it for this many times *t*.
 
         Raises:
-            DatabaseUnavailable: PostgreSQL is away.
+            DatabaseUnavailable: PostgreSQL is unavailable.
         """
         async with self._counting:
             now = trio.current_time()
@@ -47,7 +47,7 @@ class Depths:
             return self._counted
 
     async def queues(self, *, share: int = DEPTH_SHARE) -> list[dict[str, Any]]:
-        """Every queue that is known, with its depth and the age of the oldest job by state, and what all nodes did of late.
+        """Return every known queue with its depth and oldest job's age by state, and its recent throughput on all nodes.
 
         Args:
             share: see `counted`.

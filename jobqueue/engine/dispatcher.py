@@ -1,7 +1,8 @@
-"""Claim what the workers will soon run: decide, then act.
+"""Claim the jobs that the workers will soon run.
 
-The decision is a synchronous look at the local queues; the act is one claim for all of them. It is woken by a local submit, by a
-notification, by a worker that runs low, and by the poll floor, which finds what every other hint missed.
+The dispatcher first decides, synchronously, how many jobs each local queue needs. Then it makes one
+claim for all of them. Three hints wake the dispatcher: a local submission, a notification, and a
+worker that runs out of jobs. A regular poll finds jobs that no hint announced.
 """
 
 from __future__ import annotations
@@ -28,30 +29,34 @@ from jobqueue.storage.claims import Claimed, Expired, Unreadable
 from jobqueue.storage.store import Claim, Ranks, Store, Submitted, Want
 
 AUDIT_INTERVAL = 10.0
-"""Seconds between two comparisons of what the database says that this node holds with what it knows of."""
+"""Seconds between two audits. An audit compares the jobs that this node holds with the jobs that the database records for it."""
 
 DOUBT_INTERVAL = 0.1
-"""The same at first, while the answer to a claim is lost and its transaction may not be over; then twice as long each time."""
+"""First interval between audits, in seconds, after the response to a claim was lost. The interval
+doubles after each audit, until the claim's transaction has ended."""
 
 MAX_REASON = 500
-"""The longest reason of a job that this node cannot read, in characters."""
+"""Maximum length of the reason of a job that this node cannot read, in characters."""
 
 LOOK_EVERYWHERE_SHARE = 200
 LONGEST_WITHOUT_LOOK = 30.0
-"""Where claims that look below the floor take long, as while an old transaction holds back vacuum, a poll has them do so only after
-this many times as long, or so many seconds."""
+"""Limits for polls that claim without a floor. Such a claim can be slow while an old transaction holds back vacuum.
+
+After a claim without a floor that takes *t*, polls use the floor for the next
+`LOOK_EVERYWHERE_SHARE` times *t*, but for `LONGEST_WITHOUT_LOOK` seconds at most.
+"""
 
 log = structlog.get_logger()
 
 
 class Along(NamedTuple):
-    """A claim that goes along with a submission: what to ask for, and what takes the jobs that came of it."""
+    """A claim in the transaction of a submission, and the function that takes the claimed jobs."""
 
     claim: Claim
     bring: Callable[[Claimed], None]
 
     def take(self, submitted: Submitted) -> Ranks:
-        """Give the claimed jobs to the workers; return the best ranks of the queues where more may be pending."""
+        """Give the claimed jobs to the workers; return the best ranks of the queues where more jobs may be pending."""
         if submitted.claimed is None:
             return submitted.best
         self.bring(submitted.claimed)
@@ -67,9 +72,9 @@ class Dispatcher:
     """Moves jobs from the database to the local queues.
 
     Args:
-        queues: the queues that this node works, by name.
-        handlers: by kind; their retry limits go with each claim.
-        poll_interval: seconds after which every queue is looked at without a hint.
+        queues: the queues of this node, by name.
+        handlers: the handlers by kind. Each claim sends their retry limits.
+        poll_interval: seconds between polls of every queue.
         on_expired: called with the jobs that died instead of being claimed.
     """
 
@@ -93,22 +98,22 @@ class Dispatcher:
         self._queues = queues
         self._poll_interval = poll_interval
         self._hint = trio.Event()
-        self._one_claim = trio.Lock()  # whoever claims, or asks for what was claimed, is the only one
+        self._one_claim = trio.Lock()  # held during a claim and during an audit
         self._running = False
         self._audit_at = math.inf
-        self._lost: list[tuple[int, str]] = []  # the backends of claims whose answers were lost
+        self._lost: list[tuple[int, str]] = []  # the backends of claims whose responses were lost
         self._doubt_interval = DOUBT_INTERVAL
         self._look_everywhere_at = -math.inf
-        self._again_at: dict[str, float] = {}  # queues that a limit left short, and when to ask again
+        self._again_at: dict[str, float] = {}  # queues where a limit cut the claim short, and when to claim again
         self._paused_jobs: list[ClaimedJob] = []
         self._unreadable: list[Unreadable] = []
-        self._pausing: set[str] = set()  # queues of which nothing more is to start, until what is ready is handed back
+        self._pausing: set[str] = set()  # paused queues whose ready jobs are not yet released
         self.trouble = Trouble("claims", vital=True)
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
 
     def wake(self, best: Ranks) -> None:
-        """Say that these queues got jobs, and of what rank at best; others than this node's are ignored."""
+        """Record that these queues received jobs, with the best rank of each. Ignores queues of other nodes."""
         for name, rank in best.items():
             queue = self._queues.get(name)
             if queue is not None:
@@ -116,17 +121,17 @@ class Dispatcher:
                 self._hint.set()
 
     def wake_all(self) -> None:
-        """Say that any queue may have got jobs of any rank."""
+        """Record that any queue may have received jobs of any rank."""
         self.wake(dict.fromkeys(self._queues, -math.inf))
 
     def freed(self, queues: Iterable[str]) -> None:
-        """Say that jobs of these queues have ended, or that their limits are others: what a limit held back may go on."""
+        """Claim again from these queues: jobs have ended or limits have changed, so a limit may have room."""
         for name in self._again_at.keys() & set(queues) if self._again_at else ():
             del self._again_at[name]
             self.wake({name: math.inf})
 
     def pause(self, name: str) -> None:
-        """Say that a queue was paused: what was claimed of it and has not started is handed back."""
+        """Release the queue's claimed jobs that have not started, because it was paused."""
         queue = self._queues.get(name)
         if queue is not None:
             self._pausing.add(name)
@@ -134,11 +139,11 @@ class Dispatcher:
             self._hint.set()
 
     def look_again(self) -> None:
-        """Say that a worker may soon have nothing to do."""
+        """Decide again whether to claim, because a worker may soon run out of jobs."""
         self._hint.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Claim until cancelled. What a claim brought is always in a local queue before the cancellation is seen."""
+        """Claim until cancelled. Before a cancellation takes effect, all claimed jobs are in a local queue."""
         self._running = True
         task_status.started()
         try:
@@ -168,16 +173,16 @@ class Dispatcher:
             self.freed([name for name, again_at in self._again_at.items() if again_at <= now])
 
     def _poll(self) -> None:
-        """Look for what nobody told of."""
+        """Look for jobs that no hint announced."""
         if trio.current_time() >= self._look_everywhere_at:
             self.wake_all()
         else:
-            self.wake(dict.fromkeys(self._queues, math.inf))  # from the floor on
+            self.wake(dict.fromkeys(self._queues, math.inf))  # a poll is not evidence of a better rank, so keep the floor
 
     async def _act(self) -> bool:
-        """Do what there is to do; tell whether that was a claim."""
+        """Do the work that is due; return whether that included a claim."""
         async with self._one_claim:
-            # No claim is under way: from now on the database gives none of a queue that it was told to pause.
+            # No claim is running, and later claims skip paused queues, so no more jobs of paused queues can arrive.
             self._pausing.clear()
             while self._paused_jobs:
                 await self._outcomes.release([self._paused_jobs.pop()])
@@ -190,7 +195,7 @@ class Dispatcher:
             return bool(wants)
 
     def _decide(self) -> dict[str, Want]:
-        """What to claim of each queue now; empty when there is nothing to do, or no lease to do it under."""
+        """Return how many jobs to claim from each queue. The result is empty if no queue needs jobs, or without a valid lease."""
         if not self._lease.valid:
             return {}
         return {name: want for name, queue in self._queues.items() if (want := queue.wanted())}
@@ -212,7 +217,7 @@ class Dispatcher:
 
     @contextmanager
     def _claiming(self, wants: Mapping[str, Want]) -> Iterator[Callable[[Claimed], None]]:
-        """Take what one claim brings, by a call of what this yields: it is ready for the workers afterwards."""
+        """Yield a function that takes the result of one claim. On exit, the jobs are ready for the workers."""
         node_id = self._lease.node.id
         asked_at = trio.current_time()
         with ExitStack() as claiming:
@@ -223,18 +228,19 @@ class Dispatcher:
                 if [job for job in jobs if job.options is not None]:
                     jobs = self._in_time(jobs, asked_at)
                 if node_id != self._lease.node.id:
-                    return  # the lease was lost meanwhile, and the jobs with it
+                    return  # the lease was lost during the claim, so other nodes have the jobs
                 self._outcomes.held.update([(job.id, job.claims) for job in jobs])
                 if claimed.unreadable:
                     self._outcomes.held.update([(job.id, job.claims) for job, _ in claimed.unreadable])
                     self._unreadable += claimed.unreadable
-                    self.wake(dict.fromkeys(wants, -math.inf))  # they took the place of others in this claim
+                    # Unreadable jobs used up part of this claim's limit, so more jobs may be pending.
+                    self.wake(dict.fromkeys(wants, -math.inf))
                 for name in self._again_at.keys() & wants.keys() if self._again_at else ():
                     del self._again_at[name]
                 for name, seconds in claimed.again.items():
                     self._again_at[name] = trio.current_time() + seconds
                 if claimed.dead:
-                    # They took the place of others in this claim: there may be more.
+                    # Dead jobs used up part of this claim's limit, so more jobs may be pending.
                     self.wake(dict.fromkeys([job.queue for job in claimed.dead], -math.inf))
                     self._on_expired(claimed.dead)
                 for job in self._without_paused(jobs) if self._pausing else jobs:
@@ -245,10 +251,10 @@ class Dispatcher:
             yield bring
 
     def _in_time(self, jobs: Sequence[ClaimedJob], asked_at: float) -> list[ClaimedJob]:
-        """Leave out those that expired before they were claimed, and say of the others until when they may be started."""
+        """Remove the jobs that expired before the claim. For each remaining job, set the time by which it must start."""
         late = [job for job in jobs if job.expired]
         if late:
-            # They took the place of others in this claim: there may be more.
+            # Expired jobs used up part of this claim's limit, so more jobs may be pending.
             self.wake({job.queue: job.rank for job in late})
             self._on_expired([Expired(job.id, job.queue, job.kind, job.attempt - 1) for job in late])
         for job in jobs:
@@ -258,19 +264,20 @@ class Dispatcher:
         return [job for job in jobs if not job.expired]
 
     def _without_paused(self, jobs: Sequence[ClaimedJob]) -> list[ClaimedJob]:
-        """Keep back what a claim brought that began before its queue was paused."""
+        """Hold back the jobs of queues that were paused while the claim ran."""
         self._paused_jobs += [job for job in jobs if job.queue in self._pausing]
         self._hint.set()
         return [job for job in jobs if job.queue not in self._pausing]
 
     @contextmanager
     def along(self, due: Mapping[str, int]) -> Iterator[Along | None]:
-        """Claim in the transaction of a submission: from a submit to its handler there is one commit then, and not two.
+        """Claim in the transaction of a submission, so that a job needs only one commit before its handler starts.
 
-        Only where it is sure to serve: workers of this node have nothing else to do, and no other claim is under way.
+        Yields None unless this is certain to help: the node has idle workers, and no other claim is
+        running.
 
         Args:
-            due: how many jobs the submission brings, by queue.
+            due: number of submitted jobs by queue.
         """
         wants = {
             name: want for name, jobs in due.items() if name in self._queues and (want := self._queues[name].wanted_along(jobs))
@@ -287,9 +294,10 @@ class Dispatcher:
             self._one_claim.release()
 
     def audit(self, lost: ConnectionLost) -> None:
-        """Compare soon what the database says that this node holds with what it knows of: the answer to a claim was lost.
+        """Start audits soon, because the response to a claim was lost.
 
-        Claims go on meanwhile. What the lost one brought is handed back once its transaction is over.
+        Claims continue meanwhile. An audit releases the jobs of the lost claim once its transaction
+        has ended.
         """
         self._lost.append(lost.backend)
         self._doubt_interval = DOUBT_INTERVAL / 2
@@ -297,20 +305,21 @@ class Dispatcher:
         self._hint.set()
 
     async def _audit(self) -> None:
-        """Hand back what the database says this node holds and nobody here knows of."""
+        """Release the jobs that the database records for this node, but that the node does not hold."""
         self._doubt_interval = min(AUDIT_INTERVAL, self._doubt_interval * 2)
         self._audit_at = trio.current_time() + (self._doubt_interval if self._lost else AUDIT_INTERVAL)
         if not self._lease.valid:
             return
         node_id = self._lease.node.id
         lost = tuple(self._lost)
-        known = frozenset(self._outcomes.held)  # before the question: what ends during it is not forgotten, and nothing is claimed
+        # Read the held jobs before the query, so that a job that ends during the query is not released. No claim runs meanwhile.
+        known = frozenset(self._outcomes.held)
         try:
             forgotten = await self._store.held(node_id, lost=lost) - known
         except DatabaseUnavailable as error:
             if not lost:
                 raise
-            log.debug("a lost claim is not settled yet", error=str(error))
+            log.debug("a claim without a response is still unresolved", error=str(error))
             return
         if lost:
             del self._lost[: len(lost)]
@@ -318,11 +327,11 @@ class Dispatcher:
         if forgotten:
             outcomes = [Outcome(id=job_id, claims=claims, outcome="released") for job_id, claims in sorted(forgotten)]
             await self._store.finish(node_id, outcomes)
-            log.warning("forgotten claims handed back", jobs=len(forgotten))
+            log.warning("forgotten claims released", jobs=len(forgotten))
             self.wake_all()
 
     async def _bury(self, unreadable: Unreadable) -> None:
-        """Let a job end that this node cannot read: no other node could, and it would be claimed again and again."""
+        """Mark a job as dead because no node can read it. Otherwise, nodes would claim the job again and again."""
         job = unreadable.job
         reason = documents.storable(f"the job cannot be read: {unreadable.reason}", MAX_REASON)
         log.error("job died", **job.log_context, reason=reason)

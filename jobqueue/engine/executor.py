@@ -1,4 +1,4 @@
-"""Run one attempt of a job and say what became of it. It knows nothing of SQL.
+"""Run one attempt of a job and return its outcome. This module contains no SQL.
 
 payload -> arguments -> cancel scope with the timeout -> handler -> verdict
 """
@@ -35,32 +35,33 @@ if TYPE_CHECKING:
 
 MAX_ERROR_LENGTH = 4_000
 MAX_TRACEBACK_LENGTH = 16_000
-"""Characters kept of an error's text and of its traceback, for each of the last ten errors of a job."""
+"""Maximum length of an error's text and of its traceback, in characters. A job keeps its last ten errors."""
 
 STOP_SECONDS = 2.0
-"""Seconds for an async handler to end when it is cancelled; then its run is given up, and its task left behind."""
+"""Seconds that an async handler may take to end after its cancellation. Then the worker abandons its task."""
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
 Cause = Literal["interrupted", "cancelled", "lease lost"]
-"""Why a run is ended early: by a shutdown, because somebody asked for it, or because it is another node's by now."""
+"""Why a run ends early: a shutdown, a request to cancel the job, or another node that holds the job now."""
 
 Completion = Literal["committed", "stale", "in doubt"]
 
 
 class Run:
-    """One job while it runs on this node, and the handle to end it early.
+    """One job while it runs on this node. Call `cancel` to end it early.
 
     Args:
-        scope: what the handler runs in; the same for many runs, until one of them is cancelled.
+        scope: the cancel scope of the handler. Runs share a scope until one of them is cancelled.
 
     Attributes:
-        given_up: its handler did not end when it was cancelled; the outcome is told already, and the task left behind.
-        handle: what the handler's `Job` reaches of this; None where the handler did not ask for one.
-        span: of its trace; None where nobody traces.
-        transaction: what became of the transaction that was to complete the job; None without one, and where it was rolled back.
+        given_up: whether the worker abandoned the run, because its handler did not end when
+            cancelled. The outcome of such a run is already recorded.
+        handle: the part of the run that the handler's `Job` uses; None if the handler does not receive the job.
+        span: the run's trace span; None without tracing.
+        transaction: the state of the transaction that completes the job; None without one, and after a rollback.
     """
 
     __slots__ = (
@@ -91,19 +92,19 @@ class Run:
         self.span: HandlerSpan | None = None
 
     def limit(self, timeout: float) -> None:
-        """Let the handler's time end so many seconds after its start."""
+        """Set the deadline of the handler: `timeout` seconds after its start."""
         self.timeout = timeout
         self.scope.deadline = self.started + timeout
         self.cancelled_at = min(self.cancelled_at, self.scope.deadline)
 
     def excuse(self, seconds: float) -> None:
-        """Add to the handler's time, and to its time to stop, what the loop was stuck for."""
+        """Extend the handler's timeout, and its time to stop, by the seconds for which the loop was blocked."""
         self.cancelled_at += seconds
         if self.timeout is not None:
             self.scope.deadline += seconds
 
     def cancel(self, cause: Cause) -> None:
-        """Cancel the handler; its outcome will say why. The first cause stays, but for a lost lease: then nobody may tell any."""
+        """Cancel the handler. The outcome contains the first cause, except that a lost lease replaces any other cause."""
         if self.cause is None or cause == "lease lost":
             self.cause = cause
         self.cancelled_at = min(self.cancelled_at, trio.current_time())
@@ -113,26 +114,27 @@ class Run:
 
     @property
     def stubborn(self) -> bool:
-        """Whether the handler goes on although it was cancelled long ago."""
+        """Return whether the handler still runs more than `STOP_SECONDS` after its cancellation."""
         return trio.current_time() - self.cancelled_at > STOP_SECONDS
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
+        """Seconds since the run started."""
         return trio.current_time() - self.started
 
 
 def run_of(frames: Iterable[FrameType]) -> Run | None:
-    """Return the run that these frames of a task are at; None where they are at none."""
-    code = Executor._attempt.__code__  # noqa: SLF001 - where a run is on the stack
+    """Return the run that these frames of a task belong to; None if there is none."""
+    code = Executor._attempt.__code__  # noqa: SLF001 - the frame that has the run as a local variable
     found = (frame.f_locals.get("run") for frame in frames if frame.f_code is code)
     return next((run for run in found if isinstance(run, Run)), None)
 
 
 def is_late(job: ClaimedJob) -> bool:
-    """Tell whether a job may not be started any more, as far as this node can tell.
+    """Return whether the job's time to start has passed, by this node's estimate.
 
-    It is handed back then: whether its time is over is for the database's clock to say, and its next claim ends it there.
+    The worker releases such a job. The next claim decides with PostgreSQL's clock whether the job has
+    expired, and marks it dead if so.
     """
     return job.options is not None and job.options.start_by is not None and trio.current_time() >= job.options.start_by
 
@@ -142,11 +144,12 @@ Record = Callable[[Run, Outcome | None], Awaitable[None]]
 
 
 class _TooLate(Exception):
-    """The time of a job was over before there was a process to start it in."""
+    """The job's time to start passed before a process was free."""
 
 
 class _Failure(NamedTuple):
-    """A failed attempt: what to tell, when to run again (None: the handler's backoff), and what a trace calls it."""
+    """A failed attempt: the error, the delay before the retry, and the error's name in traces. Without
+    a delay, the backoff applies."""
 
     error: str
     traceback: str | None = None
@@ -158,13 +161,13 @@ class Executor:
     """Runs attempts with the handlers of one app.
 
     Args:
-        handlers: by kind.
-        threads: bounds the threads of sync handlers, so that the default limiter stays free for the service.
-        processes: where CPU-bound handlers run, on at most as many processes as `process_limiter` allows.
-        process_limiter: bounds the processes.
-        transactions: for handlers that complete their jobs in a transaction of their own.
-        notes: takes what handlers note of their jobs.
-        node_state: where jobs in threads are marked, for the node's keeper; None without one.
+        handlers: the handlers by kind.
+        threads: limits the threads of sync handlers. Trio's default limiter stays free for the service.
+        processes: runs CPU-bound handlers, in at most as many processes as `process_limiter` allows.
+        process_limiter: limits the processes.
+        transactions: for handlers that complete their jobs in their own transaction.
+        notes: receives the progress and checkpoints of handlers.
+        node_state: the memory in which jobs in threads are marked for the keeper; None without a keeper.
     """
 
     def __init__(
@@ -190,11 +193,11 @@ class Executor:
         self._spans = tracing.handler_spans()
 
     async def run_each(self, take: Take, record: Record) -> None:
-        """Run attempts one after the other, each to its end or until `Run.cancel`, until `take` or `record` raises.
+        """Run attempts, one after the other, until `take` or `record` raises.
 
         Args:
-            take: get the next one, to run in this scope.
-            record: take what became of it; None when the lease is lost and nobody may tell.
+            take: returns the next run, to be executed in the given scope.
+            record: receives the run's outcome, or None if the lease is lost. In that case, it must not write an outcome.
         """
         if self._spans is not None:
             take, record = _with_spans(self._spans, take, record)
@@ -202,7 +205,11 @@ class Executor:
             await self._run_in_one_scope(take, record)
 
     async def _run_in_one_scope(self, take: Take, record: Record) -> None:
-        """Run attempts until one of them uses the scope up: it is good for one cancellation, and costs as much as a small job."""
+        """Run attempts until one of them is cancelled.
+
+        A cancel scope can be cancelled only once, and a new scope costs as much as a small job. So
+        the attempts share a scope until it is cancelled.
+        """
         run: Run | None = None
         outcome: Outcome | None = None
         try:
@@ -214,21 +221,22 @@ class Executor:
                     logs.running.set(None)
                     if scope.cancel_called or _left_open(scope):
                         break
-                    # No checkpoint since the handler's end: a cancellation could only mean this run.
+                    # No checkpoint has run since the handler ended, so a cancellation can only concern this run.
                     ended, run = run, None
                     await record(ended, outcome)
         except BaseException as error:
             if run is None:
                 raise
             outcome = self._verdict(run, error)
-        assert run is not None  # noqa: S101 - only with a run does the loop end
+        assert run is not None  # noqa: S101 - the loop ends only with a run
         if scope.cancelled_caught:
             outcome = _cut_short(run, self._handlers.get(run.job.kind))
         logs.running.set(None)
         await record(run, outcome)
 
     async def _attempt(self, run: Run) -> Outcome | None:
-        """Call the handler. What comes out of a scope that was cancelled is raised, to be judged outside of it."""
+        """Call the handler. If its scope was cancelled, raise the handler's error, so that the caller
+        judges it outside of the scope."""
         job = run.job
         handler = self._handlers.get(job.kind)
         if handler is None:
@@ -261,7 +269,7 @@ class Executor:
                 run.scope.deadline = math.inf
 
     async def _call(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
-        """Call a handler that needs more around it than an async one does that knows nothing of its job."""
+        """Call a handler that runs in a thread or process, or that receives its job."""
         if handler.mode == "process":
             return await self._call_process(run, handler, arguments, timeout)
         if timeout is not None:
@@ -271,34 +279,34 @@ class Executor:
             result = handler.function(**arguments)
         else:
             [result] = await self._call_thread(run, in_list, functools.partial(handler.function, **arguments))
-            if not inspect.iscoroutine(result):  # one is of an async def in a decorator that is a plain def: the loop runs it
+            if not inspect.iscoroutine(result):  # a plain wrapper around an async def returns a coroutine, which the loop runs
                 return result
         return await (result if handle is None else _await_in_nursery(result, handle))
 
     def _hand_out(self, run: Run, handler: Handler, arguments: dict[str, Any]) -> Handle | None:
-        """Let the handler's job, if it asked for it, reach its run."""
+        """If the handler receives its job, connect this `Job` to the run."""
         if handler.job_parameter is not None:
             run.handle = self._notes.handle(run.job, run.node_id)
             force_setattr(arguments[handler.job_parameter], "_run", run.handle)
         return run.handle
 
     def _verdict(self, run: Run, error: BaseException) -> Outcome | None:
-        """Judge what a handler raised, whatever it is, unless it is the worker that is being cancelled."""
+        """Convert an exception of the handler to an outcome. Re-raise it if the worker itself is being cancelled."""
         if _is_cancellation(error) and trio.current_effective_deadline() == -math.inf:
             raise error
         if run.given_up:
-            return None  # it was told when the run was given up
+            return None  # the outcome was recorded when the run was abandoned
         handler = self._handlers[run.job.kind]
         try:
             return _judge(run, handler, error)
-        except BaseException as broken:  # noqa: BLE001 - to describe an error is to run its code
-            what = f"{type(error).__name__}, and looking at it raised {type(broken).__name__}"
+        except BaseException as broken:  # noqa: BLE001 - formatting an error may run user code
+            what = f"{type(error).__name__}, and formatting it raised {type(broken).__name__}"
             return _failed(run, handler, _Failure(what))
 
     def give_up(self, run: Run) -> Outcome | None:
-        """Leave a stubborn handler behind: return the outcome that its cancellation has; None when nobody may tell one."""
+        """Abandon a handler that does not stop. Return the outcome of its cancellation; None if no outcome may be written."""
         run.given_up = True
-        log.error("the handler does not stop: it is left behind", **run.job.log_context, seconds=round(run.seconds, 1))
+        log.error("the handler does not stop: it is abandoned", **run.job.log_context, seconds=round(run.seconds, 1))
         outcome = _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
         _end_span(run, outcome)
         return outcome
@@ -307,33 +315,34 @@ class Executor:
         call = functools.partial(function, *arguments)
         if self._node_state is not None:
             call = functools.partial(self._node_state.call_in_thread, run.job, call)
-        # Python cannot stop a thread. One that outlives its timeout is left behind and keeps its place in the limiter.
+        # Python cannot stop a thread. A thread that outlives its timeout is abandoned, and keeps
+        # its place in the limiter.
         try:
             return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         except trio.Cancelled:
             if run.handle is not None:
-                run.handle.cancelled = True  # it can stop itself
+                run.handle.cancelled = True  # the handler can check this and return
             raise
 
     async def _complete_in_transaction(
         self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None
     ) -> Outcome:
-        """Call the handler in a transaction that completes its job as well. A failure is told like any other's, by the worker."""
+        """Call the handler in a transaction that also completes its job. If the handler fails, the worker records the failure as usual."""
         outcome = Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded")
         self._hand_out(run, handler, arguments)
         work = functools.partial(_work_with, handler, arguments, outcome)
         try:
             async with self._transactions.open() as transaction:
-                run.started = trio.current_time()  # what came before was waiting for a connection
+                run.started = trio.current_time()  # the wait for a connection does not count toward the timeout
                 if timeout is not None:
                     run.limit(timeout)
                 committed = await self._call_thread(run, transaction.run, run.node_id, work)
         except NoConnection as error:
-            log.warning("no connection for the handler: the job is handed back", **run.job.log_context, error=str(error))
+            log.warning("no database connection for the handler: the job is released", **run.job.log_context, error=str(error))
             return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
         except CommitInDoubt as error:
             run.transaction = "in doubt"
-            return _failed(run, handler, _Failure(f"{error}; whether it took effect is for the database to say"))
+            return _failed(run, handler, _Failure(f"{error}; PostgreSQL decides whether the job is complete"))
         run.transaction = "committed" if committed else "stale"
         return outcome
 
@@ -341,10 +350,10 @@ class Executor:
         in_process = functools.partial(self._processes.run_sync, kill_on_cancel=True, limiter=_NO_LIMIT)
         async with self._process_limiter:
             if not self._processes.statistics().idle_workers:
-                await in_process(bool)  # starts a process: that second is not the handler's
+                await in_process(bool)  # starts a process; the handler's timeout begins afterwards
             if is_late(run.job):
                 raise _TooLate
-            run.started = trio.current_time()  # what came before was waiting for a place to run
+            run.started = trio.current_time()  # the wait for a process does not count toward the timeout
             if timeout is not None:
                 run.limit(timeout)
             trace = None if run.span is None else run.span.trace
@@ -353,7 +362,7 @@ class Executor:
 
 
 def _with_spans(spans: HandlerSpans, take: Take, record: Record) -> tuple[Take, Record]:
-    """Give each run a span, from when it is taken until its outcome is recorded. Where nobody traces, nothing of this is called."""
+    """Wrap `take` and `record` so that each run has a span, from its start until its outcome is recorded."""
 
     async def begin(scope: trio.CancelScope) -> Run:
         run = await take(scope)
@@ -378,11 +387,12 @@ def _end_span(run: Run, outcome: Outcome | None) -> None:
 
 
 def _left_open(scope: trio.CancelScope) -> bool:
-    """Tell whether the handler left a scope of its own open, as an async generator with one does that is not exhausted (trio #638).
+    """Return whether the handler left a cancel scope open, as an unfinished async generator can do (trio #638).
 
-    It would cancel whatever runs next. Leaving our scope raises then, and closes the other.
+    The open scope would cancel the next run. It is closed when the executor leaves its own scope,
+    which raises an error.
     """
-    return trio.lowlevel.current_task()._cancel_status is not scope._cancel_status  # noqa: SLF001 - nothing public tells
+    return trio.lowlevel.current_task()._cancel_status is not scope._cancel_status  # noqa: SLF001 - Trio has no public API for it
 
 
 _NO_LIMIT = trio.CapacityLimiter(math.inf)
@@ -391,7 +401,7 @@ _CUT_OFF = object()
 
 
 async def _await_in_nursery(coroutine: Awaitable[Any], handle: Handle) -> Any:
-    """Run a handler with a nursery for its own tasks, and wait for these too."""
+    """Run a handler with a nursery for its tasks. Wait until the handler and all its tasks have ended."""
     result = _CUT_OFF
     alone: BaseException
     try:
@@ -404,14 +414,14 @@ async def _await_in_nursery(coroutine: Awaitable[Any], handle: Handle) -> Any:
         alone = group.exceptions[0]
     else:
         if result is _CUT_OFF:
-            raise RuntimeError("trio.Cancelled ended the handler: its job.nursery was cancelled, or it raised one that it had kept")
+            raise RuntimeError("trio.Cancelled ended the handler: job.nursery was cancelled, or it raised an old trio.Cancelled")
         return result
-    raise alone  # here, where the group is no part of its context: with one error there is nothing to tell apart
+    raise alone  # raise it here, so that its context does not contain the group
 
 
 def _work_with(handler: Handler, arguments: dict[str, Any], outcome: Outcome, connection: Any) -> bytes:
-    """Call the handler, and return its job's outcome for the database."""
-    assert handler.connection is not None  # noqa: S101 - it is what brought the run here
+    """Call the handler and return the encoded outcome of its job."""
+    assert handler.connection is not None  # noqa: S101 - only handlers with a connection reach this function
     result = handler.function(**arguments, **{handler.connection: connection})
     try:
         outcome.result = _kept(result)
@@ -421,14 +431,17 @@ def _work_with(handler: Handler, arguments: dict[str, Any], outcome: Outcome, co
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Whether the worker itself is being cancelled: the run's own scope has absorbed its own cancellation already."""
+    """Return whether the error contains trio.Cancelled.
+
+    If so, the worker is being cancelled, because the run's scope absorbs its own cancellation.
+    """
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(trio.Cancelled) is not None
     return isinstance(error, trio.Cancelled)
 
 
 def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
-    """Turn what a handler raised into an outcome. A verdict raised inside of the handler's own nurseries counts too."""
+    """Convert a handler's exception to an outcome. Unwraps a group of one exception, so that a `Retry` in a nursery counts too."""
     cause = error
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
@@ -440,11 +453,9 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
         case trio_parallel.BrokenWorkerError():
             return _failed(run, handler, _Failure(_PROCESS_DIED))
         case trio.Cancelled():
-            return _failed(
-                run, handler, _Failure("the handler raised a trio.Cancelled that it had kept from an earlier cancellation")
-            )
+            return _failed(run, handler, _Failure("the handler raised a trio.Cancelled from an earlier cancellation"))
         case _ if run.cause is not None:
-            # Clean-up that fails while it is cancelled is no failure of the job.
+            # An error during the cleanup after a cancellation is not a failure of the job.
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
@@ -453,8 +464,8 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
 
 
 _ON_TRIO = (
-    "jobqueue runs async def handlers on Trio, where asyncio libraries do not work: write a plain def that calls asyncio.run(...),"
-    " or use a library for Trio or anyio, such as httpx"
+    "jobqueue runs async def handlers on Trio, where asyncio libraries do not work. Write a plain def that calls asyncio.run(...),"
+    " or use a Trio or anyio library, such as httpx"
 )
 
 _ASYNCIO_MISSED = (
@@ -468,11 +479,11 @@ _ASYNCIO_MISSED = (
     "unknown async library, or not in async context",
     "Not currently running on any asynchronous event loop",
 )
-"""What asyncio, its libraries, sniffio, anyio and Trio say when code of asyncio runs without its loop."""
+"""Messages of asyncio, its libraries, sniffio, anyio and Trio when asyncio code runs without its loop."""
 
 
 def _is_of_asyncio(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that caused it, comes of code of asyncio that runs elsewhere."""
+    """Return whether an error or one of its causes comes from asyncio code that runs outside of asyncio."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_of_asyncio, error.exceptions))
     while error is not None:
@@ -494,7 +505,7 @@ def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> O
     if isinstance(verdict, Retry) and delay is None:
         return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__)), error_type=name))
     if not isinstance(delay, int | float) or math.isnan(delay):
-        return _failed(run, handler, _Failure(f"{type(verdict).__name__} takes its delay in seconds, got {text_of(delay)}"))
+        return _failed(run, handler, _Failure(f"{type(verdict).__name__} needs a delay in seconds, got {text_of(delay)}"))
     delay = min(max(delay, 0.0), MAX_DELAY)
     if isinstance(verdict, Retry):
         return _failed(run, handler, _Failure(text_of(getattr(verdict, "reason", type(verdict).__name__)), None, delay, name))
@@ -509,9 +520,9 @@ def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> 
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="cancelled")
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
-    # A thread is given up when its time is over: only what runs on the loop can hold its worker.
+    # A thread is abandoned at its timeout, so only an async handler can hold its worker.
     stays = stubborn and handler is not None and handler.mode == "async"
-    more = ", and does not stop: the handler swallows trio.Cancelled, or shields itself from it" if stays else ""
+    more = ", and does not stop: the handler catches trio.Cancelled, or shields itself from cancellation" if stays else ""
     return _failed(run, handler, _Failure(f"timed out after {run.timeout} s{more}", error_type="timeout"))
 
 
@@ -523,12 +534,12 @@ def _succeeded(run: Run, handler: Handler, result: Any) -> Outcome:
 
 
 def _kept(result: Any) -> msgspec.Raw | None:
-    # NULL in the column says "no result" as well as null in JSON does, and is smaller.
+    # Store a JSON null as NULL, which takes less space. So NULL in the column means "no result" or a JSON null.
     return None if result is None else msgspec.Raw(documents.encode(result, limit=MAX_RESULT_BYTES))
 
 
 def _failed(run: Run, handler: Handler | None, failure: _Failure) -> Outcome:
-    """Make the outcome of a failed attempt: a retry, or death when it was the last."""
+    """Return the outcome of a failed attempt: a retry, or death after the last attempt."""
     job = run.job
     if job.last_attempt:
         first_line = failure.error.splitlines()[0] if failure.error else "failed"

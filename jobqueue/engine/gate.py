@@ -1,4 +1,4 @@
-"""Let jobs with a concurrency key through when their key has room: sleep until the next check is due, or until told of one."""
+"""Admit blocked jobs when their concurrency key has room."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from jobqueue.storage.store import ADMIT_BATCH, Ranks, Store
 
 
 class Gate:
-    """The admission of blocked jobs. Every node does it for all queues, one at a time, and whoever comes first has the checks.
+    """Admits blocked jobs. Every node does this for all queues. If several nodes find the same check, only one of them makes it.
 
-    After its first look it asks the database only when told: whoever enters a check notifies it. The promotion of scheduled jobs,
-    which looks at the checks too, finds the others.
+    After the first time, the node asks the database for checks only after a notification. Every
+    transaction that adds a check sends a notification. If a notification is lost, the promotion of
+    scheduled jobs finds the check.
 
     Args:
-        on_admitted: called with the best rank of each queue that got jobs.
+        on_admitted: called with the best rank of each queue that received jobs.
     """
 
     def __init__(self, store: Store, *, on_admitted: Callable[[Ranks], None]) -> None:
@@ -29,7 +30,7 @@ class Gate:
         self.due_in = self._routine.due_in
 
     async def _admit(self) -> float:
-        """Make the checks that are due; return the seconds until there is reason to look again."""
+        """Make the checks that are due; return the seconds until the next one."""
         admission = await self._store.admit()
         if admission.best:
             self._on_admitted(admission.best)

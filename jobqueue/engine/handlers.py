@@ -1,4 +1,4 @@
-"""The user's handlers: registered by kind, their signatures compiled once into decoders of payloads."""
+"""Register the user's handlers by kind, and compile their signatures into payload decoders."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from jobqueue.timetable import CronSchedule, Missed
 Mode = Literal["async", "thread", "process"]
 Signature = tuple[dict[str, Any], Mapping[str, inspect.Parameter]]
 Compiled = tuple[Callable[[ClaimedJob], dict[str, Any]], str | None]
-"""What a function's parameters are annotated with, and the parameters."""
+"""A function that returns the keyword arguments of a claimed job, and the name of the parameter that receives the `Job`, if any."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PayloadMismatch(ValueError):
-    """A payload does not fit the handler's arguments; no retry can change that."""
+    """The payload does not fit the handler's parameters. Retrying cannot help."""
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that serves a kind, and how its jobs are run.
+    """A function that handles a kind, and the settings for its jobs.
 
     Attributes:
-        mode: on the loop (async def), in a thread (def), or in a process (def, ``cpu=True``).
-        timeout: seconds for one attempt; None for no bound. A job's own timeout goes first.
-        max_retries: for jobs submitted without; None for the default of 3.
-        arguments: make the keyword arguments of one call; raises `PayloadMismatch`.
+        mode: where the function runs: on the loop (async def), in a thread (def), or in a process (def, ``cpu=True``).
+        timeout: seconds for one attempt; None means no limit. A job's own timeout takes precedence.
+        max_retries: default for jobs without their own value; None means 3.
+        arguments: returns the keyword arguments of one call; raises `PayloadMismatch`.
         connection: the parameter that receives the connection whose transaction completes the job; None without one.
-        job_parameter: the argument that is the `Job`; None where the handler does not ask for it.
+        job_parameter: the parameter that receives the `Job`; None without one.
     """
 
     kind: str
@@ -56,11 +56,11 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hook(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that is told what became of jobs.
+    """A function that is called when a job dies or is retried.
 
     Attributes:
-        name: for the log.
-        is_async: whether it is called on the loop, or in a thread.
+        name: the hook's name in the log.
+        is_async: whether the function runs on the loop; otherwise it runs in a thread.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Hook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class App:
-    """A set of handlers, by kind: what ``jobqueue serve MODULE`` serves.
+    """A set of handlers, by kind, which ``jobqueue serve MODULE`` serves.
 
     ::
 
@@ -79,7 +79,7 @@ class App:
         def thumbnail(path: str, width: int = 256) -> dict[str, int]: ...
 
     Attributes:
-        source: what ``jobqueue serve`` was given, which owns the schedules of this app; None for an app that nobody serves.
+        source: the argument of ``jobqueue serve``, which owns this app's schedules; None if the app is not served.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class App:
         """The declared schedules.
 
         Raises:
-            HandlerError: one has no kind.
+            HandlerError: a schedule has no kind.
         """
         return self._schedules.declared()
 
@@ -110,23 +110,24 @@ class App:
         return self._queues
 
     def queue(self, name: str, **settings: float | None) -> None:
-        """Declare what holds for a queue on all nodes. It is set when a node starts, whatever was set in between by other means.
+        """Declare a queue's settings for all nodes. They replace the stored settings each time a node starts.
 
         Args:
             name: the queue.
-            **settings: ``aging_interval`` in seconds, ``max_running``, ``rate`` (a second), ``burst``, ``key_max_running``,
-                ``key_rate``, ``key_burst``: the fields of `jobqueue.job.QueueSettings`. One that is not given stays as it is in the
-                database; None is no limit (and 1 for ``aging_interval`` and ``key_max_running``).
+            **settings: ``aging_interval`` in seconds, ``max_running``, ``rate`` (per second),
+                ``burst``, ``key_max_running``, ``key_rate``, ``key_burst``. These are the fields of
+                `jobqueue.job.QueueSettings`. Omitted settings keep their stored value. None means
+                no limit, or 1 for ``aging_interval`` and ``key_max_running``.
 
         Raises:
-            HandlerError: the queue was declared already, or a setting is unknown or out of its range.
+            HandlerError: the queue is already declared, or a setting is unknown or out of range.
         """
         try:
             msgspec.convert(name, PathName)
         except msgspec.ValidationError:
             raise HandlerError(f"a queue's name must be {must_be(PathName)}, got {name!r}") from None
         if name in self._queues:
-            raise HandlerError(f"queue {name!r} is declared already")
+            raise HandlerError(f"queue {name!r} is already declared: declare each queue once")
         try:
             self._queues[name] = queue_settings(settings)
         except InvalidQueueSetting as error:
@@ -143,25 +144,30 @@ class App:
     ) -> Callable[[Function], Function]:
         """Register the decorated function for a kind of job.
 
-        The payload object's fields become keyword arguments, converted to the annotated types (msgspec's, pydantic models, and
-        paths); fields that the function does not name are ignored. A parameter annotated `jobqueue.Job` receives the job. One
-        annotated `psycopg.Connection`, of a plain def, receives a connection in a transaction that is committed together with the
-        job's completion. What the function returns, as JSON, is the job's result.
+        The payload's fields become keyword arguments, converted to the annotated types. Annotate
+        with types that msgspec supports, pydantic models, or paths. Fields without a parameter are
+        ignored. A parameter of type `jobqueue.Job` receives the job.
+
+        In a plain def, a parameter of type `psycopg.Connection` receives a connection in a
+        transaction. This transaction also completes the job. The return value, as JSON, is the
+        job's result.
 
         Args:
-            kind: the name that submitters use.
+            kind: the name that callers use to submit jobs.
             timeout: seconds for one attempt.
-            max_retries: attempts after the first one, for jobs submitted without a number of their own.
+            max_retries: attempts after the first one, for jobs without their own value.
             backoff: the delay before each retry.
-            cpu: run in a process. The function must be importable by its name.
+            cpu: run in another process, which must be able to import the function by name.
 
         Raises:
-            HandlerError: the kind is taken, a value is out of range, or the signature cannot be filled from a payload.
+            HandlerError: the kind already has a handler, a value is out of range, or the payload cannot fill the signature.
         """
         if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_NAME_LENGTH:
-            raise HandlerError(f'a kind is a name of 1 to {MAX_NAME_LENGTH} characters: write @app.handler("name")')
+            raise HandlerError(
+                f'kind must be a string of 1 to {MAX_NAME_LENGTH} characters, got {kind!r}: write @app.handler("name")'
+            )
         if kind in self._handlers:
-            raise HandlerError(f"kind {kind!r} already has a handler")
+            raise HandlerError(f"kind {kind!r} already has a handler: register each kind once")
         if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= MAX_TIMEOUT):
             raise HandlerError(f"{kind}: timeout must be over 0 and at most {MAX_TIMEOUT:.0f} s, got {timeout!r}")
         if max_retries is not None and not (isinstance(max_retries, int) and 0 <= max_retries <= MAX_RETRIES):
@@ -204,9 +210,11 @@ class App:
         max_retries: int | None = None,
         timeout: float | None = None,
     ) -> Callable[[Function], Function]:
-        """Submit a job by the clock: of the decorated handler's kind, or of `kind` (then a call by itself will do).
+        """At each tick of a cron schedule, submit a job of the decorated handler's kind, or of `kind`.
 
-        However many nodes there are, each tick has one job. Its handler finds the tick's time in `Job.scheduled_for`.
+        With `kind`, you can also call `periodic` without decorating a function. Each tick submits one
+        job, regardless of the number of nodes. The handler reads the tick's time from
+        `Job.scheduled_for`.
 
         ::
 
@@ -215,17 +223,18 @@ class App:
             async def report(job: jobqueue.Job) -> None: ...
 
         Args:
-            cron: minute, hour, day of the month, month, day of the week; with six fields, the first is the second.
-            timezone: the IANA name of the time zone that it means.
-            missed: when several ticks are due, as after a time without any node, submit a job for the latest ("one"), for those of
-                the last minute ("skip"), or for each ("all").
-            kind: of the jobs; the handler's.
-            name: of the schedule; the kind. There is one of a name in a database.
-            payload: of the jobs, as JSON has it; none is ``{}``.
-            queue, priority, max_retries, timeout: of the jobs.
+            cron: minute, hour, day of the month, month, day of the week. With six fields, the first one is the second.
+            timezone: the IANA name of the schedule's time zone.
+            missed: which jobs to submit if several ticks are due, for example after all nodes were
+                down: only the latest ("one"), only ticks of the last minute ("skip"), or all of
+                them ("all").
+            kind: the kind of the jobs; by default the kind of the handler.
+            name: the schedule's name, unique in a database; by default the kind.
+            payload: the jobs' payload, as a JSON value; by default ``{}``.
+            queue, priority, max_retries, timeout: settings of the jobs.
 
         Raises:
-            HandlerError: a value cannot be, the name is taken, or it is not clear which kind is meant.
+            HandlerError: a value is invalid, the name is taken, or the kind is ambiguous.
         """
         fields = {
             "cron": cron,
@@ -250,32 +259,35 @@ class App:
 
     @property
     def dead_hooks(self) -> Sequence[Hook]:
-        """What `on_dead` registered."""
+        """The hooks registered with `on_dead`."""
         return self._on_dead
 
     @property
     def retry_hooks(self) -> Sequence[Hook]:
-        """What `on_retry` registered."""
+        """The hooks registered with `on_retry`."""
         return self._on_retry
 
     def on_dead(self, function: Function) -> Function:
-        """Have the decorated function called with ``(job: jobqueue.Job, error: jobqueue.AttemptError)`` when a job has died.
+        """Call the decorated function with ``(job: jobqueue.Job, error: jobqueue.AttemptError)`` when a job dies.
 
-        It is called once that is committed, by the node that wrote it: also where the job was not started in time, or its node was
-        lost. ``async def`` is called on the loop, ``def`` in a thread, each within 30 s. What it raises is logged and changes
-        nothing. A crash between the commit and the call loses the call: what must not be missed is in the dead letters.
+        The node that marks the job dead calls the hook after the commit. This includes jobs that
+        did not start in time and jobs of lost nodes. An ``async def`` runs on the loop, a ``def``
+        in a thread, each for at most 30 s. Errors of the hook are logged and have no other effect.
+
+        A crash between the commit and the call loses the call. The dead letters are the reliable
+        record.
 
         Raises:
-            HandlerError: it cannot be called so.
+            HandlerError: the function cannot be called with these arguments.
         """
         self._on_dead.append(_hook("on_dead", function))
         return function
 
     def on_retry(self, function: Function) -> Function:
-        """Have the decorated function called as `on_dead` does, when an attempt has failed and the job will be tried again.
+        """Call the decorated function, as `on_dead` does, when an attempt fails and the job will be retried.
 
         Raises:
-            HandlerError: it cannot be called so.
+            HandlerError: the function cannot be called with these arguments.
         """
         self._on_retry.append(_hook("on_retry", function))
         return function
@@ -284,30 +296,30 @@ class App:
 def _hook(event: str, function: Callable[..., Any]) -> Hook:
     name = f"{event} {getattr(function, '__qualname__', function)!s}"
     if (reason := _not_a_function(function)) is not None:
-        raise HandlerError(f"{name}: {reason}. A hook is a def or an async def, and @app.{event} has no parentheses")
+        raise HandlerError(f"{name}: {reason}. A hook must be a def or an async def, and @app.{event} takes no parentheses")
     try:
         inspect.signature(function).bind(None, None)
     except (TypeError, ValueError) as error:
-        raise HandlerError(f"{name}: a hook is called with (job, error): {error}") from None
+        raise HandlerError(f"{name}: a hook must accept (job, error): {error}") from None
     return Hook(name=name, function=function, is_async=_is_async(function))
 
 
 def _not_a_function(function: Any) -> str | None:
-    """Say why something is not a function that a node could call; None where it is one."""
+    """Return why a node cannot call this object; None if it can."""
     if isinstance(function, classmethod):
-        return "a classmethod has no class yet in the class's body: register it below the class, as Class.method"
+        return "a classmethod cannot be registered inside its class: register it below the class, as Class.method"
     if not callable(function):
-        return f"a {type(function).__name__} cannot be called"
+        return f"a {type(function).__name__} is not callable: register a function"
     if inspect.isclass(function):
         return f"{function.__name__} is a class: register a function, or an instance with __call__"
     called = _called(function)
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
-        return "it is a generator, and nobody iterates over it: use def or async def with return"
+        return "it is a generator, which jobqueue does not iterate: use a def or async def that returns its result"
     return None
 
 
 def _called(function: Any) -> Any:
-    """Return the def that a call ends up in, behind partials, methods, and objects with ``__call__``."""
+    """Return the function that a call reaches, behind partials, methods, and objects with ``__call__``."""
     while True:
         if isinstance(function, functools.partial):
             function = function.func
@@ -324,8 +336,8 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 _NO_CONNECTION: dict[Mode, str] = {
-    "async": "an async def runs on the loop, which its statements would block: write a plain def, which runs in a thread",
-    "process": "with cpu=True the function runs in another process: write a plain def without it, which runs in a thread",
+    "async": "an async def runs on the Trio loop, which SQL statements would block: write a plain def, which runs in a thread",
+    "process": "cpu=True runs the function in another process: remove cpu=True, and the function runs in a thread",
 }
 
 
@@ -334,14 +346,16 @@ def _mode_of(kind: str, function: Callable[..., Any], *, cpu: bool) -> Mode:
         raise HandlerError(f"{kind}: {reason}")
     if _is_async(function):
         if cpu:
-            raise HandlerError(f"{kind}: cpu=True runs a function in a process, so it must be a plain def")
+            raise HandlerError(
+                f"{kind}: cpu=True needs a plain def, not an async def, because the function runs in another process"
+            )
         return "async"
     if not cpu:
         return "thread"
     if not _importable(function):
         raise HandlerError(
-            f"{kind}: cpu=True needs a function at the top of a module, where another process can import it. It cannot be a lambda,"
-            " a method, a partial, an object, a function within a function, or one of an interactive session"
+            f"{kind}: cpu=True needs a function at the top level of a module, where another process can import it."
+            " It cannot be a lambda, a method, a partial, an object, a nested function, or a function of an interactive session"
         )
     return "process"
 
@@ -353,9 +367,9 @@ def _importable(function: Callable[..., Any]) -> bool:
 
 
 def _compile(kind: str, signature: Signature, connection: str | None) -> Compiled:
-    """Turn a signature into a function from a claimed job to keyword arguments, but for the one that takes the connection.
+    """Compile a signature into a function that returns a claimed job's keyword arguments, without the connection.
 
-    Also returns the name of the one that is the job, if there is one.
+    Also returns the name of the parameter that receives the job; None without one.
     """
     hints, parameters = signature
     job_parameter: str | None = None
@@ -366,12 +380,12 @@ def _compile(kind: str, signature: Signature, connection: str | None) -> Compile
         annotation = hints.get(name, Job if name == "job" else Any)
         if _is_job(annotation):
             if job_parameter is not None:
-                raise HandlerError(f"{kind}: parameters {job_parameter!r} and {name!r} both ask for the job: one is enough")
+                raise HandlerError(f"{kind}: parameters {job_parameter!r} and {name!r} both receive the job, so remove one")
             job_parameter = name
         elif parameter.default is parameter.empty:
             fields.append((name, annotation))
         else:
-            # Absent means absent: the function's own default applies, and is never copied or converted.
+            # If a field is missing, the function's own default applies. The default is neither copied nor converted.
             fields.append((name, Union[annotation, msgspec.UnsetType], msgspec.UNSET))  # noqa: UP007 - "|" needs a type on its left
     decode = _decoder(kind, fields)
 
@@ -382,7 +396,7 @@ def _compile(kind: str, signature: Signature, connection: str | None) -> Compile
                 values[job_parameter] = Job.from_claim(claimed)
         except (msgspec.ValidationError, RecursionError) as error:
             raise PayloadMismatch(f"the payload does not fit the handler: {error}") from None
-        except BaseException as error:  # the user's types run code of their own (__post_init__)
+        except BaseException as error:  # user types may run code, such as __post_init__
             raise PayloadMismatch(f"the payload does not fit the handler: {type(error).__name__}") from error
         return values
 
@@ -400,31 +414,34 @@ def _signature(kind: str, function: Callable[..., Any]) -> Signature:
     try:
         parameters = inspect.signature(function).parameters
     except ValueError as error:
-        raise HandlerError(f"{kind}: {error}: Python knows no parameters of it, so call it in a def of your own") from error
+        raise HandlerError(f"{kind}: {error}: Python cannot read its parameters, so wrap it in a def") from error
     hints = _hints(kind, function)
     for position, (name, parameter) in enumerate(parameters.items()):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise HandlerError(
-                f"{kind}: parameter {name!r} must be one that can be given by name. Name each field, or take a job: jobqueue.Job"
-                " and read job.payload. The wrapper of a decorator needs @functools.wraps"
+                f"{kind}: parameter {name!r} collects arguments, but each payload field needs a named parameter."
+                " Name each field, or add job: jobqueue.Job and read job.payload. A decorator's wrapper needs @functools.wraps"
             )
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise HandlerError(f"{kind}: parameter {name!r} must be one that can be given by name: leave out the slash")
+            raise HandlerError(
+                f"{kind}: parameter {name!r} is positional-only, but payload fields are passed by name."
+                " Remove the slash from the signature"
+            )
         if position == 0 and name in ("self", "cls") and name not in hints:
             raise HandlerError(
-                f"{kind}: parameter {name!r} would be a field of the payload: a method is registered on its object, as in"
-                f' app.handler("{kind}")(thing.{getattr(function, "__name__", "method")}), or made a staticmethod'
+                f"{kind}: parameter {name!r} would be a payload field. Register the method on its object, as in"
+                f' app.handler("{kind}")(thing.{getattr(function, "__name__", "method")}), or make it a staticmethod'
             )
     if (reason := _obstacle(function, parameters)) is not None:
         raise HandlerError(
-            f"{kind}: the wrapper that a decorator put around the function cannot be called with its parameters by name: {reason}."
-            " Let it take *args and **kwargs"
+            f"{kind}: the decorator's wrapper does not accept the function's parameters by name: {reason}."
+            " Let the wrapper take *args and **kwargs"
         )
     return hints, parameters
 
 
 def _obstacle(function: Callable[..., Any], parameters: Iterable[str]) -> str | None:
-    """Say why what is called does not take the parameters of the function that it wraps; None where it does, as far as is known."""
+    """Return why a wrapper does not accept the parameters of its wrapped function; None if it does, or if it has no signature."""
     try:
         own = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
@@ -437,7 +454,7 @@ def _obstacle(function: Callable[..., Any], parameters: Iterable[str]) -> str | 
 
 
 def _hints(kind: str, function: Any) -> dict[str, Any]:
-    """Return the annotations of the function whose signature this one's is."""
+    """Return the annotations that belong to the function's signature."""
     while isinstance(function, functools.partial):
         function = function.func
     if not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):
@@ -449,29 +466,30 @@ def _hints(kind: str, function: Any) -> dict[str, Any]:
 
 
 def _is_job(annotation: Any) -> bool:
-    """Whether a parameter of this type receives the job: ``Job``, also as ``Job | None`` or ``Annotated[Job, ...]``."""
+    """Return whether a parameter of this type receives the job: ``Job``, ``Job | None`` or ``Annotated[Job, ...]``."""
     return annotation is Job or (get_origin(annotation) in (Annotated, Union, UnionType) and Job in get_args(annotation))
 
 
 def _connection_parameter(kind: str, signature: Signature, mode: Mode) -> str | None:
-    """Return the name of the parameter that asks for a connection; None without one."""
+    """Return the name of the parameter that receives a connection; None without one."""
     hints, parameters = signature
     asking = {name: cls for name in parameters if (cls := _connection_class(hints.get(name))) is not None}
     for name, cls in asking.items():
         if (cls.__module__, cls.__name__) != ("psycopg", "Connection"):
             asked = f"{cls.__module__}.{cls.__name__}"
-            raise HandlerError(f"{kind}: parameter {name!r} asks for a {asked}; a handler can have a psycopg.Connection")
+            raise HandlerError(f"{kind}: parameter {name!r} has type {asked}; a handler can receive only a psycopg.Connection")
         if mode != "thread":
-            raise HandlerError(f"{kind}: parameter {name!r} asks for a psycopg.Connection, but {_NO_CONNECTION[mode]}")
+            raise HandlerError(f"{kind}: parameter {name!r} has type psycopg.Connection, but {_NO_CONNECTION[mode]}")
     if len(asking) > 1:
-        raise HandlerError(f"{kind}: parameters {' and '.join(map(repr, asking))} ask for the connection: one is enough")
+        raise HandlerError(f"{kind}: parameters {' and '.join(map(repr, asking))} receive the connection, so remove all but one")
     return next(iter(asking), None)
 
 
 def _connection_class(annotation: Any) -> type | None:
-    """Return the class where a parameter is annotated with one of psycopg's connections, also with its rows, or None, beside it.
+    """Return the psycopg connection class that a parameter is annotated with; None for other annotations.
 
-    psycopg is known by name: an application that has no such handler, and a process of a CPU-bound one, need not load it for that.
+    Also finds the class in unions, in ``Annotated``, and with a row type. Compares names, so that
+    only apps with such a handler need psycopg.
     """
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return next(filter(None, map(_connection_class, get_args(annotation))), None)

@@ -1,6 +1,6 @@
-"""The history: every node adds what it has counted to slots in the database, and every node can tell what all of them did.
+"""Record the history: each node adds its counts to slots in the database, and reads the counts of all nodes from them.
 
-When a slot is over is for the database to say, with each answer. A node's clock is not asked.
+PostgreSQL's clock decides when a slot ends. Each write returns the seconds until then.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ from jobqueue.metrics import Metrics, Totals
 from jobqueue.storage.store import HISTORY, Slot, Store
 
 EARLIEST, LATEST = 0.1, 1.0
-"""Seconds after the end of a slot between which a node writes: the nodes do not all come at once, nor after `HISTORY_SETTLE`."""
+"""Minimum and maximum delay of a write after the end of a slot, in seconds.
+
+The delay is random, so that the nodes do not all write at once. It ends before `HISTORY_SETTLE`.
+"""
 
 RETRY_INTERVAL = 10.0
-"""The most seconds until what could not be written is tried again."""
+"""Maximum delay before a failed write is retried, in seconds."""
 
 SAMPLE_SHARE = 100
-"""A try to count the depths that failed is not repeated by this node for so many times as long as it took; of those that succeed
-the database keeps account."""
+"""If a sample of the depths fails after *t*, this node waits this many times *t* before it takes another sample.
+
+After a successful sample, PostgreSQL decides which node takes the next sample, and when.
+"""
 
 NOTHING = Totals(0, 0, 0, 0)
 
@@ -36,10 +41,10 @@ PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class History:
-    """What this node has counted, on its way into the history.
+    """Writes this node's counts to the history.
 
     Args:
-        steady: whether slots in which nothing happened are written too, as those of a node are: a gap means that none ran.
+        steady: whether to write empty slots too. Nodes do this, so a gap in the history shows that no node ran.
     """
 
     def __init__(self, store: Store, metrics: Metrics, *, steady: bool = True) -> None:
@@ -54,13 +59,13 @@ class History:
         self.run = self._routine.run
 
     async def flush(self) -> None:
-        """Write what was counted since the last time, if anything was."""
+        """Write the counts since the last write, if there are any."""
         if self._since(self._metrics.totals()) != NOTHING:
             with self.trouble.contained():
                 await self._write()
 
     async def _write(self) -> float:
-        """Write; return the seconds until it is to be done again. What is not written goes along with the next time."""
+        """Write; return the seconds until the next write. Counts that could not be written are part of the next write."""
         totals = self._metrics.totals()
         new = self._since(totals)
         if new == NOTHING and not self._steady:
@@ -69,10 +74,10 @@ class History:
         try:
             recorded = await self._store.record(new, sample=self._sample and began >= self._sample_after)
         except RefusedData:
-            self._written = totals  # more than a column holds: the next slot is another one
+            self._written = totals  # a count exceeds the range of its column: drop these counts
             raise
         except Exception:
-            if self._sample:  # counting may be what took too long
+            if self._sample:  # counting the depths may have caused the timeout
                 self._sample_after = began + SAMPLE_SHARE * (trio.current_time() - began)
             raise
         self._written = totals
@@ -80,7 +85,7 @@ class History:
         return max(0.0, recorded.next_in) + random.uniform(EARLIEST, LATEST)
 
     def _since(self, totals: Totals) -> Totals:
-        """What these totals have more than those that are written."""
+        """Return these totals minus the totals already written."""
         then = self._written
         return Totals(
             submitted=totals.submitted - then.submitted,
@@ -93,22 +98,22 @@ class History:
 
 
 def step_of(seconds: int) -> int:
-    """The length of the slots that are shown of so many seconds: the shortest that are kept so long."""
+    """Return the shortest slot length, in seconds, whose slots are kept for at least `seconds`."""
     return next(step for step, kept in HISTORY.items() if seconds <= kept)
 
 
 async def look_back(store: Store, seconds: int) -> dict[str, Any]:
-    """What all nodes did in so many seconds, up to a day, as people are shown it.
+    """Return the history of all nodes over the last `seconds`, up to a day.
 
     Raises:
-        DatabaseUnavailable: PostgreSQL is away.
+        DatabaseUnavailable: PostgreSQL is unavailable.
     """
     step = step_of(seconds)
     return {"step": step, "points": [point(step, slot) for slot in await store.history(step, seconds=seconds)]}
 
 
 def point(step: int, slot: Slot) -> dict[str, Any]:
-    """One slot as people are shown it: what happened a second, and percentiles in seconds."""
+    """Convert a slot to its JSON form: events per second, and percentiles in seconds."""
     counts = slot.counts
     return {
         "at": slot.at,
@@ -123,13 +128,13 @@ def point(step: int, slot: Slot) -> dict[str, Any]:
 
 
 def _percentiles(counts: Sequence[int]) -> dict[str, float] | None:
-    """Three digits of each: it is not known any better."""
+    """Return the percentiles with three significant digits, because they are not more precise; None without counts."""
     told = {name: percentile(counts, share) for name, share in PERCENTILES.items()}
     return {name: float(f"{seconds:.3g}") for name, seconds in told.items() if seconds is not None} or None
 
 
 def _without_end(counts: list[int]) -> tuple[int, ...]:
-    """Leave out the last buckets, where there is nothing in them."""
+    """Remove the empty buckets at the end."""
     while counts and not counts[-1]:
         counts.pop()
     return tuple(counts)

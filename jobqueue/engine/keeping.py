@@ -1,7 +1,7 @@
-"""The node's side of its keeper: run the keeper's process, and write what it needs to know into shared memory.
+"""Run the keeper process, and write the state that it needs into shared memory.
 
-A handler can hold the interpreter's lock for minutes, in C. No thread of the node runs meanwhile, so another process renews the
-lease and reports the job: see `jobqueue.keeper`.
+C code of a handler can hold the interpreter's lock for minutes. No thread of the node runs
+meanwhile, so the keeper renews the lease and reports the job: see `jobqueue.keeper`.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import END, Config
 
 STALL_SECONDS = 1.0
-"""Seconds that the loop may be late before it counts as stuck."""
+"""Seconds that the loop may be late before it counts as blocked."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds between the end of a keeper and the start of the next: each pause is twice the last."""
+"""First and longest delay before a keeper is restarted, in seconds. Each delay is twice the previous one."""
 
 STEADY_SECONDS = 60.0
-"""A keeper that lasted for so many seconds has the earlier ends forgiven."""
+"""The restart delay starts anew after a keeper has run for this many seconds."""
 
 END_SECONDS = 0.5
-"""Seconds for a keeper to end when it is ordered to. Then it is killed."""
+"""Seconds that a keeper may take to end on request. Then it is killed."""
 
 slot_of_task: ContextVar[int] = ContextVar("slot_of_task", default=0)
-"""The number of the slot in which a worker marks its job. Tasks that a handler starts inherit it."""
+"""The number of the slot where a worker marks its job. Tasks started by the handler inherit the number."""
 
 log = structlog.get_logger()
 
 
 class Pulse(trio.abc.Instrument):
-    """Writes that the loop runs, and for which job, as an instrument of Trio.
+    """Trio instrument that records that the loop runs, and for which job.
 
     Args:
-        on_stall: called when the loop runs again after it was stuck, with the seconds that this lasted, before any deadline that
-            passed meanwhile takes effect.
+        on_stall: called when the loop runs again after it was blocked, with the duration in seconds.
+            The call happens before Trio acts on deadlines that passed meanwhile.
     """
 
     def __init__(self, state: NodeState, on_stall: Callable[[float], None]) -> None:
@@ -53,7 +53,8 @@ class Pulse(trio.abc.Instrument):
         self._last = state.beat()
         current = state.current
 
-        # A closure is called in two thirds of the time of a method, and this is called at each step of each task.
+        # A call of a closure takes two thirds of the time of a method call, and Trio calls this at
+        # each step of each task.
         def before_task_step(task: trio.lowlevel.Task) -> None:
             current[0] = task.context.get(slot_of_task, 0)
 
@@ -76,12 +77,12 @@ async def run(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep a keeper running until cancelled, then end it. Its failures are reported, and are not the node's.
+    """Run a keeper and restart it when it ends, until cancelled. Failures of the keeper are logged.
 
     Args:
-        pid: of this process.
-        lease: seconds that a renewal lasts.
-        stall_limit: seconds that the loop may be stuck before the node's jobs are handed back.
+        pid: the process id of this node.
+        lease: the visibility timeout, in seconds.
+        stall_limit: seconds that the loop may be blocked before the keeper hands the node's jobs back.
     """
     level, fields = logs.setup or ("info", {})
     config = Config(database_url, pid, state.file, state.slots, lease, stall_limit, level, dict(fields))
@@ -96,12 +97,12 @@ async def run(
             how = str(error)
         ends = ends + 1 if trio.current_time() - began < STEADY_SECONDS else 1
         pause = min(FIRST_PAUSE * 2 ** min(ends - 1, 20), LONGEST_PAUSE)
-        log.error("the keeper of the lease ended, starting another", ended_with=how, again_in=pause)
+        log.error("the keeper ended: starting another", ended_with=how, again_in=pause)
         await trio.sleep(pause)
 
 
 async def _run_process(order: bytes, file: int) -> int:
-    # In a session of its own: Ctrl-C in a terminal is for the node.
+    # Start the keeper in a new session, so that Ctrl-C in a terminal reaches only the node.
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "jobqueue.keeper"],
         stdin=subprocess.PIPE,
@@ -109,7 +110,7 @@ async def _run_process(order: bytes, file: int) -> int:
         pass_fds=[file],
         start_new_session=True,
     )
-    assert process.stdin is not None  # noqa: S101 - it is a pipe
+    assert process.stdin is not None  # noqa: S101 - stdin is a pipe
     try:
         with contextlib.suppress(trio.BrokenResourceError):
             await process.stdin.send_all(order)

@@ -1,8 +1,12 @@
-"""The node's lease: one row, renewed on the database's clock, that covers every job the node holds.
+"""Hold the node's lease. The lease is one row that covers all jobs of the node. PostgreSQL's clock decides when it expires.
 
-State: *held* (claims allowed) -> *in doubt* (the last renewal is too long ago: no claims, running jobs go on) -> *held* again, or
-*lost* (the row is gone: somebody else has the jobs). A lost lease is told to the engine, which drops what it runs, and the node
-joins again under a new id, so that nothing of the old one can be mistaken for the new one's.
+States:
+
+- *held*: the node may claim.
+- *in doubt*: the last renewal is too old. The node does not claim, and running jobs continue. A
+  successful renewal leads back to *held*.
+- *lost*: the row is gone, and other nodes have the jobs. The node drops its runs and joins again
+  under a new id. Late writes of the old runs carry the old id, so the database rejects them as stale.
 """
 
 from __future__ import annotations
@@ -27,31 +31,34 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, RunId, Store
 
 RENEWALS_PER_LEASE = 6
-"""How often a lease is renewed within its time, at least: five renewals may fail before it is lost."""
+"""Minimum number of renewals per lease duration. Five renewals in a row can fail before the lease is lost."""
 
 LONGEST_INTERVAL = 2.0
-"""Seconds between two renewals, at the most: they are also what tells that the database is away."""
+"""Maximum interval between two renewals, in seconds. Renewals also detect that PostgreSQL is unavailable."""
 
 STEADY_AFTER = 10.0
-"""Seconds of undisturbed renewals before a node judges others: after an outage all leases have run out, and each needs a moment."""
+"""Seconds of successful renewals before a node may end the expired leases of other nodes.
+
+After an outage all leases have expired, and each node needs time to renew its own.
+"""
 
 log = structlog.get_logger()
 
 
 class Lease:
-    """This process's membership in the cluster.
+    """The lease of this process.
 
     Args:
-        queues: concurrency by queue, for others to see.
+        queues: concurrency by queue, shown to other nodes.
         seconds: the visibility timeout.
-        on_lost: called, synchronously, when the lease is lost and before a new one is taken.
-        on_held: called when the lease is valid again: nothing was claimed meanwhile.
-        on_unwanted: called with runs of this node that somebody wants cancelled; again with each renewal until they have ended.
-        node_state: where the node's id is written for its keeper; None without one.
+        on_lost: called synchronously when the lease is lost, before the node joins again.
+        on_held: called when the lease is valid again. The node claimed no jobs while it was not valid.
+        on_unwanted: called at each renewal with the runs that are to be cancelled and have not ended.
+        node_state: where to write the node's id for its keeper; None without one.
 
     Attributes:
-        node: this process as the others see it; replaced when the lease is lost.
-        activity: what the others are told of it with each renewal.
+        node: this process as other nodes see it; replaced when the lease is lost.
+        activity: the throughput that each renewal stores.
     """
 
     def __init__(
@@ -85,26 +92,26 @@ class Lease:
 
     @property
     def valid(self) -> bool:
-        """Whether the lease is known to hold: without it nothing may be claimed."""
+        """Whether the lease is valid. Without a valid lease the node claims no jobs."""
         return trio.current_time() < self._valid_until
 
     @property
     def steady(self) -> bool:
-        """Whether the lease has been renewed without a failure for long enough to judge nodes that have not done so."""
+        """Whether renewals have succeeded long enough for this node to end expired leases of other nodes."""
         return self.valid and trio.current_time() - self._undisturbed_since >= min(STEADY_AFTER, self._seconds)
 
     @property
     def remaining(self) -> float:
-        """Seconds until the lease runs out unless it is renewed; negative afterwards."""
+        """Seconds until the lease expires without a renewal; negative afterwards."""
         return self._valid_until - trio.current_time()
 
     async def join(self) -> None:
-        """Enter the node and take its first lease.
+        """Insert the node's row with its first lease.
 
         Raises:
-            DatabaseUnavailable: PostgreSQL is away.
+            DatabaseUnavailable: PostgreSQL is unavailable.
         """
-        # Counted from before the call: the local estimate ends before the database's lease does, whatever the call took.
+        # Take the time before the call, so that the local estimate ends before the lease in the database.
         before = trio.current_time()
         await self._store.join(self.node, lease=self._seconds)
         self._hold(before)
@@ -112,17 +119,17 @@ class Lease:
         log.info("node joined", node=self.node.id)
 
     def renew_soon(self) -> None:
-        """Say that there is something that only a renewal brings: a job that is to be cancelled."""
+        """Renew the lease now, to learn which jobs are to be cancelled."""
         self._routine.due_in(0)
 
     async def leave(self) -> None:
-        """Hand back what is still held and remove the node."""
+        """Release the jobs that the node still holds, and delete its row."""
         self._valid_until = -1.0
         released = await self._store.leave(self.node.id)
         log.info("node left", node=self.node.id, jobs_handed_back=released)
 
     async def _renew(self) -> float:
-        """Renew the lease, or take a new one when it is lost; return the seconds until the next renewal."""
+        """Renew the lease, or join again if it is lost; return the seconds until the next renewal."""
         before = trio.current_time()
         try:
             unwanted = await self._store.heartbeat(self.node.id, lease=self._seconds, activity=self.activity.rates())
@@ -146,7 +153,8 @@ class Lease:
         self._valid_until = renewed_at + self._seconds
         if was_valid:
             self._undisturbed_since = min(self._undisturbed_since, trio.current_time())
-        else:  # it had run out, as all have when the machine was paused: the others' need a moment, too
+        else:
+            # The lease had expired. If the machine was paused, the leases of other nodes have expired too, and these nodes need time.
             self._undisturbed_since = trio.current_time()
             self._on_held()
 
@@ -165,30 +173,30 @@ class Lease:
 
 
 async def expire_dead_neighbours(store: Store) -> None:
-    """End the leases of processes of this machine that are gone, so that a restart need not wait for the visibility timeout.
+    """End the leases of dead processes on this machine, so that a restart need not wait for the visibility timeout.
 
-    Only a process that certainly ended counts: one of the same boot and the same process namespace whose pid is free, or was
-    given to a process that started at another time.
+    A process counts as dead only if it ran in the same boot and the same PID namespace, and its PID
+    is now free or belongs to a process with another start time.
     """
     here = _namespace()
     if here is None:
         return
     dead = [process for process in await store.processes() if _certainly_ended(process, here)]
     if dead:
-        log.info("dead nodes of this machine found", nodes=await store.expire(dead))
+        log.info("dead nodes found on this machine", nodes=await store.expire(dead))
 
 
 def _certainly_ended(process: str, here: str) -> bool:
-    """Whether the process that has this identity ran in this namespace, and is gone. Other text in its place says nothing."""
+    """Return whether this identity belongs to a process in this namespace that has ended; False for any other text."""
     pid = process.removeprefix(f"{here}:").partition(":")[0]
     known = process.startswith(f"{here}:") and re.fullmatch("[0-9]{1,10}", pid) is not None
     return known and process != process_identity(int(pid))
 
 
 def process_identity(pid: int) -> str:
-    """Name a process so that no other of this machine, before or after, has the same name: boot, namespace, pid, start time.
+    """Return a unique name of a process on this machine, across reboots: boot, namespace, PID, start time.
 
-    Outside of Linux, where there is no such name, it says so, and is of no use to `expire_dead_neighbours`.
+    Outside of Linux, the name starts with "unknown", and `expire_dead_neighbours` ignores it.
     """
     return f"{_namespace() or 'unknown'}:{pid}:{_start_time(pid)}"
 
@@ -202,7 +210,7 @@ def _namespace() -> str | None:
 
 
 def _start_time(pid: int) -> str:
-    """When the process started, in clock ticks after boot: field 22 of proc(5)'s stat; "gone" when there is none."""
+    """Return the process's start time in clock ticks after boot (field 22 of proc(5)'s stat), or "gone"."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,9 +1,12 @@
-"""One queue as this node works it: what is claimed and waits, what runs, how far ahead to claim, and where to look.
+"""One queue's state on this node: claimed jobs, running jobs, how many jobs to prefetch, and the floor of the next claim.
 
-Where to look is the *floor*: the best rank that may still be pending. Claims of this node have taken what is better, and every way
-by which a better job can come (submit, promotion, recovery, hand-back) tells its rank. It matters while an old transaction holds
-back vacuum: the rows of all claimed jobs then lie in front of the pending ones in the index, and a claim without a floor wades
-through them. A hint may be lost, so now and then a claim looks everywhere.
+The *floor* is the best rank that a pending job can have, because claims have taken all jobs with a
+better rank. Each event that adds a pending job (submission, promotion, recovery, release) sends a hint
+with the job's rank, which can lower the floor.
+
+The floor matters while an old transaction holds back vacuum. The dead rows of all claimed jobs then
+precede the pending jobs in the index, and a claim without a floor scans all of these rows. If a hint
+is lost, the floor hides its job, so some claims ignore the floor.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ from jobqueue.job import ClaimedJob
 from jobqueue.storage.store import Want
 
 AHEAD = 0.05
-"""Seconds of work that a node claims ahead of its workers: fast jobs come by the hundred, slow ones are never hoarded."""
+"""Seconds of work to prefetch. So a node prefetches hundreds of fast jobs, but only a few slow jobs."""
 
 MAX_PREFETCH = 5_000
-"""The most jobs of one queue that a node claims ahead of its workers."""
+"""Maximum number of jobs of one queue to prefetch."""
 
 MAX_CLAIM = 2_000
-"""The most jobs of one queue in one claim: it bounds the time of the transaction."""
+"""Maximum number of jobs of one queue in one claim. This limits the duration of the transaction."""
 
 CLAIM_BYTES = 8 << 20
-"""About how many bytes of payload one claim may bring: it bounds the memory of a node whose jobs are large."""
+"""Approximate maximum size of all payloads in one claim, in bytes. This limits the node's memory."""
 
 FLOOR_MARGIN = 0.001
 
@@ -40,8 +43,8 @@ class LocalQueue:
     """The state that the dispatcher and the workers of one queue share.
 
     Attributes:
-        ready: jobs that are claimed and wait for a worker.
-        runs: what the workers run now.
+        ready: claimed jobs that wait for a worker.
+        runs: the jobs that run now.
     """
 
     def __init__(self, name: str, concurrency: int) -> None:
@@ -49,8 +52,8 @@ class LocalQueue:
         self.concurrency = concurrency
         self.ready: AgingQueue[ClaimedJob] = AgingQueue(concurrency + MAX_PREFETCH)
         self.runs: set[Run] = set()
-        self._more = True  # whether the database may hold more: set by any hint, cleared by a claim that came back short
-        self._floor = -math.inf  # the best rank that may still be pending, as far as this node knows
+        self._more = True  # whether more jobs may be pending: set by any hint, cleared by a claim that returned too few jobs
+        self._floor = -math.inf  # the best rank that a pending job can have, as far as this node knows
         self._prefetch = 0
         self._rate = 0.0
         self._finished = 0
@@ -58,15 +61,15 @@ class LocalQueue:
         self._payload_bytes = 1.0
 
     def hint(self, rank: float) -> None:
-        """Learn that the database may hold a job of this rank, or worse."""
+        """Record that a job of this rank or worse may be pending."""
         self._more = True
         self._floor = min(self._floor, rank)
 
     @contextmanager
     def claiming(self, want: Want) -> Iterator[list[ClaimedJob]]:
-        """Take what one claim brings: jobs that are put into the list are ready for the workers afterwards.
+        """Yield a list for the jobs of one claim. On exit, its jobs are ready for the workers.
 
-        Hints that come during the claim are kept: what they tell of may not have been visible to it.
+        Hints during the claim are kept, because the claim possibly did not see their jobs.
         """
         floor, self._floor = self._floor, math.inf
         self._more = False
@@ -76,39 +79,42 @@ class LocalQueue:
         except BaseException:
             self.hint(floor)
             raise
-        if jobs and not self.ready.closed:  # what a shutdown finds claimed and not started is handed back, see `service`
+        if jobs and not self.ready.closed:  # a shutdown releases claimed jobs that have not started, see `service`
             self.ready.push_all([(job.rank, job) for job in jobs])
-            # Close to the largest of late: one large payload after many small ones is enough to be careful.
+            # Track the largest recent payload, because one large payload among many small ones should limit claims.
             largest = max([memoryview(job.payload).nbytes for job in jobs])
             self._payload_bytes = max(largest, self._payload_bytes * 0.99 ** len(jobs))
-            # Everything better is taken, but for ties; the margin covers what the rank lost on its way through a float.
+            # All jobs with a better rank are claimed, but not all with an equal rank. The margin covers the rounding to a float.
             floor = max(floor, max([job.rank for job in jobs]) - FLOOR_MARGIN)
         self._floor = min(self._floor, floor)
         self._more = self._more or len(jobs) >= want.jobs
 
     def finished_one(self) -> None:
-        """Count a job towards the rate that the prefetch follows."""
+        """Count a finished job for the rate that determines the prefetch."""
         self._finished += 1
 
     @property
     def hungry(self) -> bool:
-        """Whether it is time to claim: half of the prefetch is used up, or a worker has nothing to do."""
+        """Whether to claim now: half of the prefetch is used up, or a worker is idle."""
         return self._more and len(self.ready) <= self._prefetch // 2 and self._room > 0
 
     @property
     def idle_capacity(self) -> int:
-        """How many jobs could start at once."""
+        """Number of jobs that could start at once."""
         return self.concurrency - len(self.runs) - len(self.ready)
 
     def wanted(self) -> Want | None:
-        """What to claim now: None unless it is time to."""
+        """Return how many jobs to claim now; None if it is too early."""
         self._measure()
         if not self.hungry:
             return None
         return self._want(min(self._room, self._most))
 
     def wanted_along(self, jobs: int) -> Want | None:
-        """What to claim along with a submission of so many jobs: one more, to know whether that was all. None: too few workers."""
+        """Return a claim for the transaction of a submission of `jobs` jobs; None if too few workers are idle.
+
+        The claim asks for one additional job, to find out whether further jobs are pending.
+        """
         return self._want(jobs + 1) if jobs < min(self.idle_capacity, self._most) else None
 
     def _want(self, jobs: int) -> Want:
@@ -116,7 +122,7 @@ class LocalQueue:
 
     @property
     def _most(self) -> int:
-        """The most jobs of one claim."""
+        """Maximum number of jobs in one claim, given the size of recent payloads."""
         return min(MAX_CLAIM, max(1, int(CLAIM_BYTES / self._payload_bytes)))
 
     @property
@@ -129,7 +135,8 @@ class LocalQueue:
         if elapsed < _RATE_WINDOW:
             return
         rate = self._finished / elapsed
-        # Up at once, so that a burst is not starved; down by halves, so that one pause is not the end of it.
+        # The rate rises at once, so that workers do not run out of jobs in a burst. It falls by at
+        # most half, so that one pause does not reset it.
         self._rate = max(rate, (self._rate + rate) / 2)
         self._prefetch = min(MAX_PREFETCH, int(self._rate * AHEAD))
         self._finished = 0

@@ -1,4 +1,4 @@
-"""What every node does for all of them: take back the jobs of lost nodes, and let old ones go."""
+"""Maintenance that every node does for all nodes: recover the jobs of lost nodes, and delete old jobs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jobqueue.engine.leases import Lease
 from jobqueue.storage.store import PRUNE_BATCH, RECOVER_BATCH, Store
 
 PRUNE_INTERVAL = 3600.0
-"""Seconds between two looks at partitions and retention."""
+"""Seconds between two checks of partitions and retention."""
 
 PRUNE_PAUSE = 60.0
-"""The most seconds between two tries while that fails."""
+"""Maximum interval between two attempts while pruning fails, in seconds."""
 
 log = structlog.get_logger()
 
 
 def recovery(store: Store, lease: Lease, hooks: Hooks, interval: float) -> Routine:
-    """Take back the jobs of lost nodes every `interval` seconds.
+    """Recover the jobs of lost nodes every `interval` seconds.
 
-    A node judges others, which is to end a lease that has run out, only while its own lease is steady.
+    A node ends expired leases of other nodes only while its own lease is steady.
     """
 
     async def recover() -> float:
@@ -36,12 +36,12 @@ def recovery(store: Store, lease: Lease, hooks: Hooks, interval: float) -> Routi
 
 
 def pruning(store: Store, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> Routine:
-    """Keep partitions ahead, drop the old ones, and delete old dead letters and keys.
+    """Create partitions in advance, drop old ones, and delete old dead letters and keys.
 
     Args:
-        keep_finished: seconds for which jobs that succeeded are kept.
-        keep_cancelled: the same for cancelled jobs.
-        keep_dead: the same for dead letters.
+        keep_finished: seconds to keep succeeded jobs.
+        keep_cancelled: seconds to keep cancelled jobs.
+        keep_dead: seconds to keep dead letters.
     """
 
     async def prune() -> float:

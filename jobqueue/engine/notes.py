@@ -1,10 +1,10 @@
-"""What running jobs note, progress and checkpoints, on its way to the database: the latest of each, once a second at the most.
+"""Write the progress and checkpoints of running jobs to the database: the latest of each, at most once per second.
 
-A handler notes in no time, from whatever thread it runs in, and as often as it likes. What it noted last is in memory until the
-next write; a run that ends before that takes it along with its outcome, so that only a process that is killed loses any, of one
-second.
+A handler saves a note from any thread, as often as it likes, without waiting. The latest note stays
+in memory until the next write. If a run ends before the next write, its outcome contains the note. So
+only a killed process loses notes, and at most the notes of one second.
 
-An idle node does nothing here: the stage sleeps until somebody notes something.
+An idle node does nothing here: the stage sleeps until a handler saves a note.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from jobqueue.job import ClaimedJob, Note
 from jobqueue.storage.store import Store
 
 NOTE_INTERVAL = 1.0
-"""Seconds between two writes of what was noted."""
+"""Seconds between two writes of notes."""
 
 MAX_WRITE_BYTES = 4 << 20
-"""About how many bytes of notes go in one statement."""
+"""Approximate limit of the bytes of notes in one statement."""
 
 Documents = Mapping[str, bytes]
-"""Encoded JSON by what it is: ``progress``, ``checkpoint``."""
+"""Encoded JSON documents by name: ``progress``, ``checkpoint``."""
 
 
 class Handle:
-    """What the `Job` that a handler has can reach of its run, from any thread.
+    """The part of a run that the handler's `Job` can use, from any thread.
 
     Attributes:
-        cancelled: whether the run was ended early, for whatever reason.
-        nursery: for what an async handler starts; None in a thread.
+        cancelled: whether the run was ended early, for any reason.
+        nursery: for tasks that an async handler starts; None in a thread.
     """
 
     __slots__ = ("_asked", "_closed", "_fresh", "_latest", "_notes", "_writing", "cancelled", "job", "node_id", "nursery")
@@ -54,7 +54,7 @@ class Handle:
         self._closed = False
 
     def note(self, name: str, document: bytes) -> None:
-        """Keep an encoded document under this name, in place of the one before. A run that is over notes nothing more."""
+        """Store an encoded document under this name and replace the previous one. Does nothing after the run has ended."""
         with self._notes.lock:
             if self._closed:
                 return
@@ -64,19 +64,19 @@ class Handle:
             self._notes.ask(self)
 
     def latest(self) -> Documents:
-        """Everything that was noted, the latest of each; from now on a further note asks again."""
+        """Return the latest document of each name. The next note schedules another write."""
         with self._notes.lock:
             self._asked = False
             return dict(self._latest)
 
     def begin_write(self) -> msgspec.Raw | None:
-        """Take what is to be written; None when there is nothing."""
+        """Return the documents to write; None if there are none."""
         with self._notes.lock:
             self._writing, self._fresh = self._fresh, {}
         return _object(self._writing)
 
     def end_write(self, *, written: bool) -> bool:
-        """Let go of what was taken, or have it written again; tell whether there is reason to."""
+        """End a write. If it failed, its documents are part of the next write. Return whether another write is necessary."""
         with self._notes.lock:
             if not written:
                 self._fresh = {**self._writing, **self._fresh}
@@ -84,7 +84,7 @@ class Handle:
             return not written and not self._closed
 
     def close(self) -> msgspec.Raw | None:
-        """Take no more notes; return what is not known to be written, as one JSON object."""
+        """Accept no more notes; return the notes that are not known to be written, as one JSON object."""
         with self._notes.lock:
             self._closed = True
             left, self._fresh = {**self._writing, **self._fresh}, {}
@@ -92,10 +92,10 @@ class Handle:
 
 
 class Notes:
-    """Writes what running jobs note. Made on the loop's thread.
+    """Writes the notes of running jobs. Must be created on the loop's thread.
 
     Args:
-        on_noted: called on the loop, soon after a run has noted something, with all that it has noted.
+        on_noted: called on the loop soon after a run saved a note, with the latest note of each name.
     """
 
     def __init__(self, store: Store, *, on_noted: Callable[[ClaimedJob, Documents], None]) -> None:
@@ -108,16 +108,16 @@ class Notes:
         self.lock = threading.Lock()
 
     def handle(self, job: ClaimedJob, node_id: str) -> Handle:
-        """Make the handle of a run that begins."""
+        """Return the handle of a new run."""
         return Handle(self, job, node_id)
 
     def ask(self, handle: Handle) -> None:
-        """Have a handle's notes written, from any thread."""
-        with suppress(trio.RunFinishedError):  # a thread that was left behind may outlive the loop
+        """Schedule a write of a handle's notes, from any thread."""
+        with suppress(trio.RunFinishedError):  # an abandoned thread may outlive the loop
             self._token.run_sync_soon(self._collect, handle)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until cancelled."""
+        """Write notes until cancelled."""
         task_status.started()
         while True:
             await self._something.wait()
@@ -131,7 +131,7 @@ class Notes:
     def _collect(self, handle: Handle) -> None:
         self._changed.add(handle)
         self._something.set()
-        with self.trouble.contained():  # an error in what the loop calls would end the loop
+        with self.trouble.contained():  # an error in a callback of the loop would end the loop
             self._on_noted(handle.job, handle.latest())
 
     async def _write(self, node_id: str, batch: Mapping[Handle, Note]) -> None:
@@ -140,9 +140,9 @@ class Notes:
             try:
                 written = await self._store.note(node_id, list(batch.values()))
             except RefusedData:
-                written = {note.id for note in batch.values()}  # there is no use in another try
+                written = {note.id for note in batch.values()}  # do not retry these notes: they would fail again
                 raise
-        # What was not written is written again; where the run has ended meanwhile, its outcome has it.
+        # Notes that were not written are written again. If the run has ended meanwhile, its outcome contains them.
         again = [handle for handle in batch if handle.end_write(written=handle.job.id in written)]
         if again:
             self._changed.update(again)
@@ -150,7 +150,7 @@ class Notes:
 
 
 def _batches(handles: Iterable[Handle]) -> Iterator[tuple[str, Mapping[Handle, Note]]]:
-    """Take what the handles have to write, in batches of one node id and a bounded size: almost always in one."""
+    """Yield the documents of the handles in batches of one node id and a limited size: usually one batch."""
     batch: dict[Handle, Note] = {}
     size = 0
     for handle in sorted(handles, key=lambda handle: (handle.node_id, handle.job.id)):

@@ -1,4 +1,4 @@
-"""What a person or a program may ask of a running node: the verbs behind the HTTP routes."""
+"""The operations of a running node. The HTTP routes call them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jobqueue.timetable import CronSchedule
 
 
 class Operations:
-    """One node, as seen from outside."""
+    """The public operations of one node."""
 
     def __init__(
         self,
@@ -69,16 +69,16 @@ class Operations:
         return await until_told(lambda told: self.begin(jobs, told))
 
     def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
-        """Have jobs committed; see `Submissions.begin`."""
+        """Start to commit jobs; see `Submissions.begin`."""
         if self._stopping():
             raise ShuttingDown("the service is shutting down")
         self._submissions.begin(jobs, told)
 
     def troubles(self) -> list[str]:
-        """Why this node cannot work now; empty when it can."""
+        """Return why this node is not ready; empty if it is ready."""
         if self._stopping():
             return ["shutting down"]
-        reasons = [] if self._lease.valid else ["the lease is not valid: nothing is claimed"]
+        reasons = [] if self._lease.valid else ["the lease is not valid: this node claims no jobs"]
         if (down := self._server_trouble()) is not None:
             reasons.append(f"the embedded PostgreSQL is down: {down}")
         failing: dict[str, list[str]] = {}
@@ -86,12 +86,12 @@ class Operations:
             if trouble.vital and trouble.reason is not None:
                 failing.setdefault(trouble.reason, []).append(trouble.part)
         reasons += [f"failing: {', '.join(parts)}: {reason}" for reason, parts in failing.items()]
-        reasons += [f"a {name} has been under way for {seconds:.0f} s" for name, seconds in self._store.slow_calls().items()]
+        reasons += [f"a {name} has been running for {seconds:.0f} s" for name, seconds in self._store.slow_calls().items()]
         return reasons
 
     async def metrics(self) -> tuple[bytes, str]:
-        """Render the metrics: this node's counters, and the depths of all queues while the database answers."""
-        # The node's own counters are worth a scrape without the depths, and now more than ever.
+        """Render this node's metrics, and the depths of all queues while the database is available."""
+        # Without the depths, a scrape still gets the node's own counters, which matter most in an outage.
         if not self.troubles():
             with suppress(DatabaseUnavailable):
                 depths = await self._depths.counted()
@@ -106,7 +106,7 @@ class Operations:
         return self._metrics.render(), CONTENT_TYPE
 
     async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the route's word
-        """One job with everything that is known of it; None when there is none."""
+        """Return one job with all its fields; None if it does not exist."""
         row = await self._store.job(id)
         if row is None:
             return None
@@ -120,12 +120,12 @@ class Operations:
         return self._watcher.watch(id)
 
     async def jobs(self, wanted: JobFilter, limit: int, after: str | None) -> dict[str, Any]:
-        """A page of the jobs that are wanted, and where the next one begins."""
+        """Return a page of the matching jobs, and the start of the next page."""
         page = await self._store.jobs(wanted, limit=limit, after=after)
         return {"jobs": [{**row, "options": _asked(row["options"])} for row in page.jobs], "next": page.next}
 
     async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
-        """Cancel all that are wanted, in transactions of a thousand; or count them."""
+        """Cancel all matching jobs, 1,000 per transaction. With `dry_run`, only count them. Return the number of jobs."""
         total, place = 0, None
         while True:
             walk = await self._store.cancel_jobs(wanted, keep=self._keep_cancelled, after=place, dry_run=dry_run)
@@ -148,7 +148,7 @@ class Operations:
         try:
             return await self._store.retry(id)
         except KeyInUse as error:
-            raise ConflictingJob(f"the job cannot be run again: {error}", field=error.field) from None
+            raise ConflictingJob(f"the job cannot be retried: {error}", field=error.field) from None
 
     async def discard(self, id: str) -> bool:  # noqa: A002
         return await self._store.discard(id)
@@ -162,19 +162,19 @@ class Operations:
         return {"causes": causes.causes, "more": causes.more}
 
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Run all that are wanted again, in transactions of a thousand; or count them."""
+        """Redrive all matching dead letters, 1,000 per transaction. With `dry_run`, only count them. Return the number of jobs."""
         if dry_run:
             return await self._store.retry_dead(wanted, dry_run=True)
         return await self._repeat(self._store.retry_dead, wanted)
 
     async def discard_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Delete all that are wanted, in transactions of a thousand; or count them."""
+        """Delete all matching dead letters, 1,000 per transaction. With `dry_run`, only count them. Return the number of jobs."""
         if dry_run:
             return await self._store.discard_dead(wanted, dry_run=True)
         return await self._repeat(self._store.discard_dead, wanted)
 
     async def _repeat(self, verb: Callable[[DeadFilter], Awaitable[int]], wanted: DeadFilter) -> int:
-        # What dies while this goes on, perhaps again, is not meant: it would never end.
+        # Exclude jobs that die from now on, such as jobs that this call redrove. Otherwise, this call might never end.
         now = await self._store.now()
         wanted = msgspec.structs.replace(wanted, died_before=min(now, wanted.died_before or now))
         total = 0
@@ -183,35 +183,35 @@ class Operations:
         return total
 
     async def queues(self) -> list[dict[str, Any]]:
-        """Every queue that is known, with its depth and the age of the oldest job by state, and what all nodes did of late."""
+        """Return every known queue with its depth and oldest job's age by state, and its recent throughput on all nodes."""
         return await self._depths.queues()
 
     async def queue(self, name: str) -> dict[str, Any] | None:
-        """One of these; None when it is not known."""
+        """Return one queue as `queues` does; None if it is unknown."""
         return next((row for row in await self.queues() if row["name"] == name), None)
 
     async def pause(self, queue: str, paused: bool) -> None:
         await self._store.pause(queue, paused=paused)
 
     async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
-        """Set what holds for a queue, and return how it stands then."""
+        """Change a queue's settings; return all its settings."""
         await self._store.configure(queue, settings)
         [row] = [row for row in await self._store.queues() if row["name"] == queue]
         return row
 
     async def history(self, seconds: int) -> dict[str, Any]:
-        """What all nodes did in so many seconds; see `look_back`."""
+        """Return the history of all nodes; see `look_back`."""
         return await look_back(self._store, seconds)
 
     def watch_overview(self, seconds: int) -> AbstractContextManager[Page]:
-        """Watch everything at once; see `Overview.watch`."""
+        """Watch queues, nodes and history; see `Overview.watch`."""
         return self._overview.watch(seconds)
 
     async def nodes(self) -> list[dict[str, Any]]:
         return await self._store.nodes()
 
     def tasks(self) -> dict[str, Any]:
-        """The live tasks of this process."""
+        """Return the tree of this process's Trio tasks."""
         tree = self._tasks.look()
         return {"node": self._lease.node.id, "at": datetime.now(UTC).isoformat(), "tasks": tree.tasks, "root": _shown(tree.root)}
 
@@ -245,11 +245,11 @@ def _shown(task: TaskState) -> dict[str, Any]:
 
 
 def _asked(options: Any) -> Any:
-    """What was asked of a job, as people write it: without what the database has noted for itself, and with times as times."""
+    """Return a job's options as the caller gave them: without internal fields, and with times as ISO 8601 text."""
     if not isinstance(options, dict):
         return options
     asked = {name: value for name, value in options.items() if name not in {"rank", "turn"}}
     for name in ("expires_at", "scheduled_for"):
-        with suppress(KeyError, TypeError, ValueError, OverflowError):  # somebody's SQL may have written anything
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # user SQL may have written any value
             asked[name] = datetime.fromtimestamp(asked[name], UTC).isoformat()
     return asked or None

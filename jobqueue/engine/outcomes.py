@@ -1,4 +1,4 @@
-"""Record what became of the runs: many outcomes in one transaction, kept until the database has taken them."""
+"""Write the outcomes of runs: many in one transaction, retried until the database accepts them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Store
 
 MAX_BATCH = 2_000
-"""Outcomes in one transaction, with results of up to 16 KiB each; one with a larger result counts for several."""
+"""Maximum number of outcomes in one transaction. An outcome with a result over 16 KiB counts as several."""
 
 MAX_WAITING = 5_000
-"""Outcomes that may wait for the database; beyond it workers wait before they take another job."""
+"""Maximum number of outcomes that wait for the database. Beyond this number, workers wait before they take another job."""
 
 STRANGE_ERRORS = 3
-"""Errors that no absence of the database explains, after which a batch itself is suspected: if an empty one can be written."""
+"""After this many errors without an outage, try an empty batch. If the database accepts it, the failed batch is at fault."""
 
 log = structlog.get_logger()
 
 
 class Finished(NamedTuple):
-    """A run's outcome on its way to the database, and the node id that it was claimed under.
+    """The outcome of a run, and the id of the node that claimed it.
 
     Attributes:
-        in_doubt: whether the handler's own transaction may have completed the job, and nobody knows.
+        in_doubt: whether the handler's own transaction may have completed the job.
     """
 
     job: ClaimedJob
@@ -46,14 +46,14 @@ class Finished(NamedTuple):
 
 
 class Outcomes:
-    """The group commit of outcomes, and the register of what this node holds.
+    """The group commit of outcomes, and the set of the node's unfinished runs.
 
     Args:
-        keep_finished: whether jobs that succeeded are kept in the database, or forgotten at once.
-        on_scheduled: called with the seconds until a job is due again, after it was written.
-        on_failed: called with each failed attempt, after it was written; None where nobody wants to know.
-        on_written: called with each batch that was committed.
-        on_freed: called with the queues of runs that ended, after that was written, and whether some had a concurrency key.
+        keep_finished: whether the database keeps succeeded jobs or deletes them at once.
+        on_scheduled: called after the commit with the seconds until a job is due again.
+        on_failed: called with each failed attempt after its commit; None without hooks.
+        on_written: called with each committed batch.
+        on_freed: called after the commit with the queues of the ended runs, and with whether any of the runs had a concurrency key.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
@@ -69,7 +69,7 @@ class Outcomes:
         on_scheduled: Callable[[float], None],
         on_written: Callable[[Sequence[Finished]], None],
         on_failed: Callable[[ClaimedJob, Outcome], None] | None = None,
-        on_freed: Callable[[AbstractSet[str], bool], None] = lambda queues, keyed: None,  # noqa: ARG005 - nobody waits for it
+        on_freed: Callable[[AbstractSet[str], bool], None] = lambda queues, keyed: None,  # noqa: ARG005 - the default does nothing
     ) -> None:
         self._on_failed = on_failed
         self._store = store
@@ -83,33 +83,34 @@ class Outcomes:
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
         self.trouble = Trouble("outcomes", vital=True)
-        self.telling = Trouble("telling of outcomes")
+        self.telling = Trouble("outcome callbacks")
         self.held: set[tuple[str, int]] = set()
         self.run = self._group.run
         self.flush = self._group.flush
 
     async def put(self, job: ClaimedJob, outcome: Outcome, node_id: str, *, in_doubt: bool = False) -> None:
-        """Hand an outcome over; it is written with others, and tried again for as long as the database is away.
+        """Add an outcome to the next batch. The batch is retried while the database is unavailable.
 
         Args:
-            in_doubt: whether the job may be completed already. Its row's lock makes sure that this outcome meets what came of that.
+            in_doubt: whether the handler's own transaction may have completed the job. If that
+                transaction is still open, it holds a lock on the job's row, so this write waits for it.
         """
         weight = 1 if outcome.result is None else documents.weight(memoryview(outcome.result).nbytes)
         await self._group.put(Finished(job, outcome, node_id, in_doubt), weight=weight)
 
     def note(self, job: ClaimedJob, outcome: Outcome, node_id: str, *, stale: bool) -> None:
-        """Take note of an outcome that the handler's own transaction has committed, or was refused."""
+        """Count an outcome that the handler's own transaction has committed, or that was stale."""
         finished = [Finished(job, outcome, node_id)]
         self.held.discard((job.id, job.claims))
         self._count(finished, finished if stale else [])
 
     async def release(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Hand jobs back that were claimed and never started."""
+        """Release jobs that were claimed and not started."""
         for job in jobs:
             await self.put(job, Outcome(id=job.id, claims=job.claims, outcome="released"), self._lease.node.id)
 
     async def _write(self, batch: Sequence[Finished]) -> Sequence[None]:
-        # What was claimed under a lost lease is stale whatever the database would say: it is another node's by now.
+        # Outcomes of a lost lease are stale: other nodes may have the jobs by now.
         node_id = self._lease.node.id
         current = [finished for finished in batch if finished.node_id == node_id]
         stale = [finished for finished in batch if finished.node_id != node_id]
@@ -122,15 +123,15 @@ class Outcomes:
                 current = [_refused(current[0], error)]
                 stale += await self._commit_the_last_way(node_id, current)
         self.held.difference_update([(finished.job.id, finished.job.claims) for finished in batch])
-        with self.telling.contained():  # it is committed: nobody who hears of it can change that
+        with self.telling.contained():  # the batch is committed, so a failing callback must not fail it
             self._count(current, stale)
         return [None] * len(batch)
 
     async def _commit(self, node_id: str, batch: Sequence[Finished]) -> list[Finished]:
-        """Write a batch, however long it takes; return the stale ones.
+        """Write a batch, with retries; return its stale outcomes.
 
         Raises:
-            RefusedData: an outcome holds what cannot be written, so that there is no use in trying again.
+            RefusedData: PostgreSQL rejects an outcome, so retries are useless.
         """
         outcomes = [finished.outcome for finished in batch]
         failures = strange = 0
@@ -154,25 +155,25 @@ class Outcomes:
             self._metrics.finish_seconds.observe(trio.current_time() - started)
             if failures:
                 log.info("outcomes written", outcomes=len(batch), tries=failures + 1)
-            # After a broken connection a missing row most likely means that the first try was committed: not a stale completion.
+            # After a broken connection, a missing row most likely means that the first try was committed.
             return [] if in_doubt else [batch[place] for place in stale]
 
     async def _can_finish(self, node_id: str) -> bool:
-        """Whether the database takes outcomes at all: then the one that just failed is at fault, and not the database."""
+        """Return whether the database accepts an empty batch. If it does, the failed batch is at fault."""
         try:
             await self._store.finish(node_id, [], keep=self._keep_finished)
-        except Exception as error:  # noqa: BLE001 - which of them it is says the log already
+        except Exception as error:  # noqa: BLE001 - the log has the error already
             log.debug("no outcomes can be written", error=str(error))
             return False
         return True
 
     async def _commit_the_last_way(self, node_id: str, batch: Sequence[Finished]) -> list[Finished]:
-        """Write an outcome that stands for one that was refused; where this is refused too, leave the run to the audit."""
+        """Write the substitute for a rejected outcome. If PostgreSQL rejects the substitute too, leave the run to the audit."""
         try:
             return await self._commit(node_id, batch)
         except RefusedData as error:
             self.trouble.failed(error)
-            self.trouble.succeeded()  # with the others: the database takes outcomes, this one alone it does not
+            self.trouble.succeeded()  # PostgreSQL rejects only this outcome, not the others
             return list(batch)
 
     def _count(self, batch: Sequence[Finished], stale: Sequence[Finished]) -> None:
@@ -181,7 +182,7 @@ class Outcomes:
         if log.is_enabled_for(logging.DEBUG):
             for job, outcome, _, _ in written:
                 log.debug("run recorded", **job.log_context, outcome=outcome.outcome)
-        # One call a batch and series, not one a job.
+        # Update each metric once per batch and label set, not once per job.
         alike = Counter([(job.queue, job.kind, outcome.outcome, outcome.error is not None) for job, outcome, _, _ in written])
         for (queue, kind, verdict, failed), count in alike.items():
             metrics = self._metrics.of(queue, kind)
@@ -205,7 +206,7 @@ class Outcomes:
     def _drop(self, stale: Sequence[Finished]) -> None:
         for job, outcome, _, in_doubt in stale:
             metrics = self._metrics.of(job.queue, job.kind)
-            if in_doubt:  # no loss: what nobody knew of is what the handler's transaction had done
+            if in_doubt:  # nothing is lost: the handler's transaction completed the job
                 metrics.by_outcome["succeeded"].inc()
                 log.info("the commit in doubt took effect", **job.log_context)
                 continue
@@ -214,7 +215,7 @@ class Outcomes:
 
 
 def _refused(finished: Finished, error: RefusedData) -> Finished:
-    """PostgreSQL cannot hold this outcome. It passed our gate, so it is our fault; the job must still end somewhere."""
+    """Return a substitute for an outcome that PostgreSQL rejects, so that the job ends. Validation should prevent such outcomes."""
     job = finished.job
     log.error("outcome refused by the database", **job.log_context, error=str(error))
     reason = "its outcome could not be stored"

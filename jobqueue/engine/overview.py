@@ -1,6 +1,8 @@
-"""Watch everything at once, for those who have the overview open: one look for all of them, each thing that is told encoded once.
+"""Watch queues, nodes and history for the pages that show the overview. One query serves all pages,
+and each result is encoded once.
 
-A watcher keeps nothing but how far it has read: one that reads slowly is told what is new by then, all in one piece.
+A page stores only its read position. A slow page therefore receives all changes since its last read
+as one event.
 """
 
 from __future__ import annotations
@@ -22,46 +24,46 @@ from jobqueue.errors import TooManyWatchers
 from jobqueue.storage.store import HISTORY_SETTLE, Store
 
 LOOK_INTERVAL = 2.0
-"""Seconds between two looks, while somebody watches."""
+"""Seconds between two reads while a page watches."""
 
 SHORTEST_INTERVAL = 0.5
-"""Seconds between two looks where there is reason to look sooner."""
+"""Minimum interval between two reads, in seconds."""
 
 MAX_PAGES = 200
-"""The most pages that watch everything on a node."""
+"""Maximum number of pages that watch one node."""
 
 DEPTH_SHARE = 100
-"""Depths are told again for this many times as long as counting them took: 1 % of a core, for a page that is open all day."""
+"""If a count of the depths takes *t*, it is reused for this many times *t*. So a page that is open all day uses 1 % of a core."""
 
 LATE_SLOTS = 3
-"""How many of the latest slots are read again: a node may have been late to write what it did in them."""
+"""Number of the latest history slots to read again, because a node may write its counts late."""
 
 
 class News(NamedTuple):
-    """One thing to tell: its name, and what there is to say as JSON."""
+    """One event: its name, and its data as JSON."""
 
     name: str
     data: bytes
 
 
 class _Range:
-    """The history of so many seconds, as far as it was read.
+    """A cache of the history over the last `seconds`.
 
     Attributes:
-        pages: how many watch it.
+        pages: number of pages that watch it.
     """
 
     def __init__(self, seconds: int) -> None:
         self.pages = 0
         self._seconds = seconds
         self._step = step_of(seconds)
-        self._points: dict[datetime, tuple[int, bytes]] = {}  # with the look that found each to be so
+        self._points: dict[datetime, tuple[int, bytes]] = {}  # each point with the number of the read that found it
         self._told: dict[int, bytes] = {}
         self._over: float | None = None
         self._read_at = 0.0
 
     async def read(self, store: Store, now: datetime, look: int) -> None:
-        """Read what is new, if a slot is over since the last time."""
+        """Read the new points, if a slot has ended since the last read."""
         over = (now.timestamp() - HISTORY_SETTLE) // self._step
         if over == self._over:
             return
@@ -81,7 +83,10 @@ class _Range:
         self._told = {}
 
     def since(self, look: int) -> bytes | None:
-        """What was found after a look, as JSON; None where that is nothing. All pages that ask for the same get the same."""
+        """Return the points that were found after the read `look`, as JSON; None if there are none.
+
+        Pages with the same range share the result.
+        """
         if look in self._told:
             return self._told[look]
         new = [encoded for found, encoded in self._points.values() if found > look]
@@ -92,7 +97,7 @@ class _Range:
 
 
 class Page:
-    """What one page has been told."""
+    """The read position of one page."""
 
     def __init__(self, overview: Overview, watched: _Range, seen: int) -> None:
         self._overview = overview
@@ -102,11 +107,11 @@ class Page:
 
     @property
     def closed(self) -> bool:
-        """Whether the node stops: nothing more will be seen."""
+        """Whether the node is stopping and sends no more events."""
         return self._overview.closed
 
     def news(self) -> list[News]:
-        """What is new since the last time. Where the database was away, that is that what was told before is old."""
+        """Return the events since the last call. While the database is unavailable, the only event is that the data is stale."""
         overview = self._overview
         if self._seen == overview.look:
             return []
@@ -121,7 +126,7 @@ class Page:
         return told
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until there are news, or the node stops; False when neither comes in time."""
+        """Wait until there is news or the node is stopping. Return False if neither happens within `seconds`."""
         with trio.move_on_after(seconds):
             while self._seen == self._overview.look and not self.closed:
                 await self._overview.changed.park()
@@ -130,14 +135,14 @@ class Page:
 
 
 class Overview:
-    """Everybody who has the overview open on this node.
+    """All pages that watch the overview on this node.
 
     Attributes:
         closed: see `close`.
-        look: the number of the look that found what there is to tell; 0 before the first.
+        look: the number of the latest read; 0 before the first.
         state: the queues and nodes, as JSON.
-        stale: why the state is old, as JSON; None while it is not.
-        changed: where to wait for the next look.
+        stale: why the state is stale, as JSON; None while it is current.
+        changed: pages wait here for the next read.
     """
 
     def __init__(self, store: Store, depths: Depths, lease: Lease) -> None:
@@ -146,7 +151,7 @@ class Overview:
         self._lease = lease
         self._ranges: dict[int, _Range] = {}
         self._hurry = trio.Event()
-        self._old = 0  # nobody watched for a while after this look
+        self._old = 0  # the last read before all pages were closed
         self.closed = False
         self.look = 0
         self.state = b""
@@ -156,14 +161,14 @@ class Overview:
 
     @contextmanager
     def watch(self, seconds: int) -> Iterator[Page]:
-        """Watch everything, with the history of so many seconds, for as long as the context is open.
+        """Watch queues, nodes, and the history of the last `seconds`, while the context is open.
 
         Raises:
-            TooManyWatchers: so many do already.
+            TooManyWatchers: the node has reached its limit of pages.
         """
         pages = sum(watched.pages for watched in self._ranges.values())
         if pages >= MAX_PAGES:
-            raise TooManyWatchers(f"{pages} pages watch this node")
+            raise TooManyWatchers(f"too many overview pages: {pages} already watch this node")
         if not self._ranges:
             self._old, self.stale = self.look, None
         seen = self._old
@@ -171,7 +176,7 @@ class Overview:
             self._ranges[seconds] = _Range(seconds)
             self._hurry.set()
             if self.stale is None:
-                seen = self.look  # its history comes with the next
+                seen = self.look  # the next read provides the history of this range
         watched = self._ranges[seconds]
         watched.pages += 1
         try:
@@ -182,12 +187,12 @@ class Overview:
                 del self._ranges[seconds]
 
     def close(self) -> None:
-        """Let every page go: the node stops."""
+        """Wake all pages, because the node is stopping."""
         self.closed = True
         self.changed.unpark_all()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look until cancelled, while somebody watches."""
+        """Read until cancelled, while a page watches."""
         task_status.started()
         look_at = math.inf
         while True:
@@ -212,7 +217,7 @@ class Overview:
             self.state = msgspec.json.encode({"now": now, "node": self._lease.node.id, "queues": queues, "nodes": nodes})
         stale = None
         if self.trouble.reason is not None:
-            stale = msgspec.json.encode({"reasons": [f"the database cannot be used: {self.trouble.reason}"]})
+            stale = msgspec.json.encode({"reasons": [f"the database is unavailable: {self.trouble.reason}"]})
             if stale == self.stale:
                 return
         self.stale = stale

@@ -1,4 +1,4 @@
-"""The schedules that an app declares, and for which kinds. A mistake in one is said when the module is imported."""
+"""Collect the schedules of an app and their kinds. An invalid schedule raises an error when the module is imported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jobqueue.errors import HandlerError, InvalidSchedule
 from jobqueue.timetable import CronSchedule, schedule_of
 
 MAX_SCHEDULES = 1_000
-"""The most schedules of one app."""
+"""Maximum number of schedules in one app."""
 
 PENDING = "(the handler's kind)"
-"""Stands for a kind, and a name, that are not known before the handler is registered."""
+"""Placeholder for a kind and a name that are unknown until the handler is registered."""
 
 
 class Schedules:
-    """What `App.periodic` gathers."""
+    """The schedules declared with `App.periodic`."""
 
     def __init__(self) -> None:
         self._declared: dict[str, CronSchedule] = {}
@@ -26,41 +26,41 @@ class Schedules:
         """Return all schedules.
 
         Raises:
-            HandlerError: one has no kind: its function never became a handler.
+            HandlerError: a schedule has no kind, because its function is not a handler.
         """
         for function, fields in self._waiting:
             raise HandlerError(
                 f"the schedule {fields['cron']!r} of {getattr(function, '__qualname__', function)} has no kind:"
-                " add @app.handler(kind), or say kind="
+                " add @app.handler(kind), or pass kind="
             )
         return list(self._declared.values())
 
     def declare(self, fields: Mapping[str, Any]) -> None:
-        """Add the schedule of these fields, of which `kind` is one.
+        """Add a schedule. The fields include `kind`.
 
         Raises:
-            HandlerError: it is not valid, its name is taken, or there are too many.
+            HandlerError: the schedule is invalid, its name is taken, or the app has too many schedules.
         """
         schedule = _checked({**fields, "name": fields.get("name", fields["kind"])})
         if schedule.name in self._declared:
-            raise HandlerError(f"schedule {schedule.name!r} is declared already: several of one kind need names (name=)")
+            raise HandlerError(f"schedule {schedule.name!r} is already declared: pass a different name= for each one")
         if len(self._declared) >= MAX_SCHEDULES:
-            raise HandlerError(f"more than {MAX_SCHEDULES} schedules in one app")
+            raise HandlerError(f"an app can declare at most {MAX_SCHEDULES} schedules")
         self._declared[schedule.name] = schedule
 
     def declare_for(self, function: Callable[..., Any], kinds: list[str], fields: Mapping[str, Any]) -> None:
-        """Add a schedule for the kind that a function serves, now or once it is a handler.
+        """Add a schedule for the kind that a function handles, now or once the function becomes a handler.
 
         Args:
-            function: what was decorated.
-            kinds: the kinds that it is the handler of.
-            fields: all but `kind`.
+            function: the decorated function.
+            kinds: the kinds that the function handles.
+            fields: all fields except `kind`.
 
         Raises:
-            HandlerError: as `declare`, or the function is the handler of several kinds.
+            HandlerError: as `declare`, or the function handles several kinds.
         """
         if len(kinds) > 1:
-            raise HandlerError(f"the schedule {fields['cron']!r} is of a handler of several kinds ({', '.join(kinds)}): say kind=")
+            raise HandlerError(f"the schedule {fields['cron']!r} is on a handler of several kinds ({', '.join(kinds)}): pass kind=")
         if kinds:
             self.declare({**fields, "kind": kinds[0]})
         else:
@@ -68,7 +68,7 @@ class Schedules:
             self._waiting.append((function, fields))
 
     def handled(self, function: Callable[..., Any], kind: str) -> None:
-        """Say that a function has become the handler of a kind: schedules that waited for that have theirs."""
+        """Declare the schedules that waited for this function to become a handler."""
         for waiting in [waiting for waiting in self._waiting if waiting[0] == function]:
             self._waiting.remove(waiting)
             self.declare({**waiting[1], "kind": kind})

@@ -1,8 +1,8 @@
-"""The far side of a CPU-bound handler: what runs in the worker process around the user's function, and in part in threads.
+"""Run the user's function of a CPU-bound handler in a worker process. Some helpers also run in threads.
 
-Only JSON and texts cross back. What the handler returns passes the gate where it was made: the service neither unpickles nor
-measures a result that is too large. What it raises becomes text there: an exception may not survive the way, and its class need not
-exist here.
+Only JSON and text return to the service. The worker process encodes the result, so that the service
+never unpickles or measures a large result. It also converts exceptions to text, because some cannot
+be pickled, or are of a class that the service does not know.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from jobqueue.errors import Discard, Retry, Snooze
 from jobqueue.job import MAX_RESULT_BYTES
 
 MAX_ERRORS_TOLD = 5
-"""Errors of one group that an error's line names; its traceback has all."""
+"""Maximum number of errors of one exception group that a message lists. The traceback contains all of them."""
 
 
 class HandlerFailed(Exception):
     """A handler in a process failed.
 
     Args:
-        text: what happened.
-        traceback: where; None when it did not raise.
-        error_type: the class of what it raised, by name.
+        text: the error as one line.
+        traceback: its traceback; None if the handler did not raise.
+        error_type: the name of the exception's class.
     """
 
     def __init__(self, text: str, traceback: str | None, error_type: str | None = None) -> None:
@@ -42,15 +42,15 @@ def call_handler(
     """Call the handler and return its result as a JSON document.
 
     Args:
-        trace: of its span, which is the service's; None without one.
-        job: what log lines tell of it.
+        trace: the context of the service's span for the handler; None without one.
+        job: the job's fields for log lines.
 
     Raises:
-        Retry, Snooze, Discard: the handler's verdict, as the plain class.
-        HandlerFailed: anything else that it raised, or a result that cannot be stored.
+        Retry, Snooze, Discard: the handler's verdict, as an instance of the plain class.
+        HandlerFailed: any other exception, or a result that cannot be stored.
     """
     result: Any = None
-    logs.adopt_root()  # the handler's module was imported to get the function
+    logs.adopt_root()  # importing the handler's module may have changed the root logger
     logs.running.set(job)
     try:
         with tracing.continued(trace):
@@ -58,38 +58,38 @@ def call_handler(
         return documents.encode(result, limit=MAX_RESULT_BYTES)
     except documents.RefusedDocument as error:
         failure: Exception = HandlerFailed(unstorable(result, error), None)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it must get back
+    except BaseException as error:  # noqa: BLE001 - every error must reach the service
         failure = _sendable(error)
-    raise failure  # here, where it has no context: what it came from need not survive the way
+    raise failure  # raise it here, without a context, which might not be picklable
 
 
 def in_list(function: Callable[[], Any]) -> list[Any]:
-    """Call a function in a thread. Trio refuses a coroutine that a thread returns, but not one in a list."""
+    """Call a function and return its result in a list. Trio lets a thread return a coroutine only inside of a list."""
     return [function()]
 
 
 def unstorable(result: object, error: documents.RefusedDocument) -> str:
-    """Say why a result cannot be stored. A coroutine that nobody will await is closed, so that Python does not warn of it."""
+    """Return why a result cannot be stored. Closes a coroutine, so that Python does not warn that it was never awaited."""
     if not inspect.isawaitable(result):
         return f"the result cannot be stored as JSON: {error}"
     if inspect.iscoroutine(result):
         result.close()
     return (
-        f"the handler returned something to await ({type(result).__name__}), which cannot be stored: await it in an async def,"
+        f"the handler returned an awaitable ({type(result).__name__}), which cannot be stored: await it in an async def,"
         " or run it before the handler returns (trio.run, asyncio.run)"
     )
 
 
 def text_of(value: object) -> str:
-    """The text of something of the user's, whose ``__str__`` may fail."""
+    """Return the text of a user object, whose ``__str__`` may fail."""
     try:
         return str(value)
-    except BaseException:  # noqa: BLE001 - nothing is awaited here, so this is no cancellation
-        return "(it has no text: __str__ failed)"
+    except BaseException:  # noqa: BLE001 - nothing is awaited here, so this is not a cancellation
+        return "(no text: __str__ failed)"
 
 
 def error_line(error: BaseException) -> str:
-    """Say what was raised; of a group with several errors, how many, and the first of them."""
+    """Return an exception as one line. For a group, the line has the number of errors and the first errors."""
     if not isinstance(error, BaseExceptionGroup):
         return f"{type(error).__name__}: {text_of(error)}"
     leaves = list(_leaves(error))
@@ -111,7 +111,7 @@ def _sendable(error: BaseException) -> Exception:
         cause = cause.exceptions[0]
     match cause:
         case Snooze():
-            delay: Any = getattr(cause, "delay", None)  # the executor says what is wrong with it
+            delay: Any = getattr(cause, "delay", None)  # the executor reports an invalid delay
             return Snooze(delay)
         case Retry():
             return Retry(getattr(cause, "delay", None), text_of(getattr(cause, "reason", type(cause).__name__)))

@@ -1,4 +1,4 @@
-"""Move due jobs to pending, on time: sleep until the next one is due, or until told of an earlier one."""
+"""Promote scheduled jobs to pending when they are due."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from jobqueue.storage.claims import Expired
 from jobqueue.storage.store import PROMOTE_BATCH, Ranks, Store
 
 LOCKED_INTERVAL = 0.1
-"""What is due for so many seconds and could not be moved is held by somebody's transaction: the next look is as many later."""
+"""If a job is still scheduled this many seconds after it was due, another transaction holds its lock.
+The next check comes after the same number of seconds."""
 
 
 class Schedule:
-    """The promotion of scheduled jobs; every node does it, and whoever comes first has them.
+    """Promotes scheduled jobs. Every node does this, and the first one to lock a job promotes it.
 
     Args:
-        poll_interval: the longest sleep, in seconds: what nobody told of is found then.
-        on_promoted: called with the best rank of each queue that got jobs.
-        on_expired: called with the jobs that died: their time to be started was over, or their row cannot be moved.
-        on_check: called with the seconds until the next check of a concurrency key is due, where there is one.
+        poll_interval: the longest time between checks, in seconds. So the node also finds jobs that no notification announced.
+        on_promoted: called with the best rank of each queue that received jobs.
+        on_expired: called with the jobs that died, because their time to start had passed or their row cannot be moved.
+        on_check: called with the seconds until the next check of a concurrency key, if there is one.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Schedule:
         self.due_in = self._routine.due_in
 
     async def _promote(self) -> float:
-        """Promote what is due; return the seconds until there is reason to look again."""
+        """Promote the jobs that are due; return the seconds until the next check."""
         promotion = await self._store.promote()
         if promotion.best:
             self._on_promoted(promotion.best)

@@ -1,4 +1,4 @@
-"""Take submissions and return once they are committed: group commit in front of ``jobqueue.submit_many``."""
+"""Commit submissions, many in one transaction, with ``jobqueue.submit_many``."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Ranks, Store, Submitted
 
 MAX_BATCH = 1_000
-"""Jobs in one transaction, of up to 16 KiB each (a larger one counts for several); a larger submission is one of its own."""
+"""Maximum number of jobs in one transaction. A job over 16 KiB counts as several. A submission that
+exceeds the limit gets its own transaction."""
 
 MAX_WAITING = 20_000
-"""Jobs that may wait for their commit, counted the same way; beyond it submitters get 503."""
+"""Maximum number of jobs that wait for their commit. A job over 16 KiB counts as several. Beyond the limit, callers receive 503."""
 
 IN_DOUBT_PATIENCE = 10.0
-"""Seconds to find out whether a commit whose connection broke took place, before the submitters are told that it is unknown."""
+"""Time to find out whether a commit took effect after its connection broke, in seconds. After that, callers get ConnectionLost."""
 
 log = structlog.get_logger()
 
@@ -47,10 +48,11 @@ class Submissions:
     """The group commit of submissions.
 
     Args:
-        kinds: what this node serves when it is strict about kinds; None takes any.
-        dispatcher: claims what this node has workers for in the transaction of the submission, and is told of the rest.
-        idle_capacity: how many jobs of a queue this node could start at once; with enough of it no other node is woken.
-        key_ttl: for how many seconds an idempotency key is known.
+        kinds: the kinds that a strict node accepts; None accepts any kind.
+        dispatcher: claims jobs for idle workers in the submission's transaction, and is notified of the other jobs.
+        idle_capacity: returns how many jobs of a queue this node could start at once. If it can start all
+            submitted jobs, no other node is woken.
+        key_ttl: seconds for which an idempotency key is remembered.
         on_blocked: called when jobs with a concurrency key were committed.
     """
 
@@ -74,7 +76,7 @@ class Submissions:
         self._key_ttl = key_ttl
         self._doubts: dict[
             int, ConnectionLost
-        ] = {}  # by the identity of a submission that is to be written again, in a smaller batch
+        ] = {}  # the lost connection of each submission that must be written again in a smaller batch, by `id`
         self._group: GroupCommit[Admitted, Receipt | None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -84,7 +86,7 @@ class Submissions:
         self.close = self._group.close
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write what is submitted until cancelled."""
+        """Write submissions until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._probing.run)
             await self._group.run(task_status=task_status)
@@ -93,31 +95,35 @@ class Submissions:
         return self._group.statistics()
 
     async def submit(self, jobs: Admitted) -> Receipt | None:
-        """Commit the jobs, all or none; return once they are durable: with a receipt, where some of them have keys.
+        """Commit all jobs or none. Return once they are durable, with a receipt if some of them have keys.
 
         Raises:
-            UnprocessableJob, ConflictingJob, Overloaded, ShuttingDown, DatabaseUnavailable, ConnectionLost: see `begin`.
+            UnprocessableJob, ConflictingJob, Overloaded, ShuttingDown, DatabaseUnavailable,
+                ConnectionLost: see `begin`.
         """
         return await until_told(lambda told: self.begin(jobs, told))
 
     def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
-        """Have the jobs committed, all or none; call ``told(receipt, error)`` once they are durable, or why they are not.
+        """Start to commit all jobs or none. Call ``told(receipt, error)`` once they are durable or have failed.
 
-        What can be said at once is raised; which error comes which way depends on the moment.
+        An error that is known at once is raised here instead. The same error can be raised in one
+        call and passed to ``told`` in another.
 
         Raises:
-            UnprocessableJob: a kind that this node does not serve, a refused value, or a key that stands for another job.
-            ConflictingJob: a key is in a transaction that is not over yet.
-            Overloaded: too much waits already.
-            ShuttingDown: no new work is taken.
-            DatabaseUnavailable: PostgreSQL is away, nothing was written.
-            ConnectionLost: PostgreSQL went away during the commit; whether the jobs exist is unknown.
+            UnprocessableJob: this node does not handle a kind, PostgreSQL rejects a value, or a key
+                belongs to another job.
+            ConflictingJob: an unfinished transaction uses a key.
+            Overloaded: too many jobs wait already.
+            ShuttingDown: the node accepts no new jobs.
+            DatabaseUnavailable: PostgreSQL is unavailable, and nothing was written.
+            ConnectionLost: the connection broke during the commit; whether the jobs exist is unknown.
         """
         if self._kinds is not None and (unknown := jobs.kinds - self._kinds):
             served = ", ".join(sorted(self._kinds)) or "none"
-            raise UnprocessableJob(f"this node serves no kind {min(unknown)!r} (it serves: {served})", field="kind")
+            raise UnprocessableJob(f"this node has no handler for kind {min(unknown)!r} (it serves: {served})", field="kind")
         if self._store.submit_trouble is not None and (self.trouble.reason is not None or self._group.statistics().writing):
-            # The probe, or the batch that is being written, finds out whether the database is back; nobody else waits for that.
+            # The probe or the current batch finds out whether the database is available again.
+            # Other submissions do not wait for the result.
             raise DatabaseUnavailable(self._store.submit_trouble)
         arrived = trio.current_time()
 
@@ -126,16 +132,17 @@ class Submissions:
                 self._metrics.submit_seconds.observe(trio.current_time() - arrived)
             elif isinstance(error, RefusedKey):
                 kind = ConflictingJob if isinstance(error, KeyInUse) else UnprocessableJob
-                # It was written alone in the end, so that its places are those of the batch.
+                # The failing submission was written in its own batch, so the index refers to its jobs.
                 error = kind(str(error), field=error.field, index=error.index if len(jobs.ids) > 1 else None)
             elif isinstance(error, RefusedData):
-                error = UnprocessableJob(str(error) if error.field else f"PostgreSQL refused the job: {error}", field=error.field)
+                error = UnprocessableJob(str(error) if error.field else f"PostgreSQL rejected the job: {error}", field=error.field)
             told(receipt, error)
 
         self._group.begin(jobs, settled, weight=jobs.weight)
 
     async def _probe(self) -> float:
-        """While submissions fail, try an empty one: a node that is not ready gets none that could show that it is again."""
+        """Submit an empty batch while submissions fail. Otherwise a node that is not ready might not
+        notice the recovery, because it receives no submissions."""
         if self.trouble.reason is not None:
             await self._store.submit([], wake=False)
         return math.inf
@@ -154,11 +161,11 @@ class Submissions:
         return receipts
 
     async def _commit_or_find_fault(self, batch: Sequence[Admitted]) -> Sequence[Receipt | None]:
-        """Commit a batch. If that fails for no known reason, find out whether the database or a job of the batch is at fault."""
+        """Commit a batch. If it fails for an unknown reason, find out whether the database or a job in the batch is at fault."""
         try:
             return await self._commit(batch)
         except StatementFailed:
-            await self._store.submit([], wake=False)  # in a session of its own; if it fails, the database is at fault
+            await self._store.submit([], wake=False)  # if an empty batch fails too, the database is at fault
         try:
             return await self._commit(batch)
         except StatementFailed as error:
@@ -181,8 +188,9 @@ class Submissions:
                 submitted = await self._store.submit(encoded, wake=self._others_needed(due), along=claim, key_ttl=key_ttl)
                 best = submitted.best if along is None else along.take(submitted)
         except NotReplicated as lost:
-            self._dispatcher.audit(lost)  # for what was claimed along, and came to nobody
-            raise  # it is committed here: sending it again would find it, and prove nothing about the standby
+            self._dispatcher.audit(lost)  # releases the jobs that were claimed in the same transaction
+            # Do not submit again: this server would find the jobs, but that would not prove that the standby has them.
+            raise
         except ConnectionLost as lost:
             submitted = await self._settle(batch, lost, key_ttl)
             best = submitted.best
@@ -206,20 +214,20 @@ class Submissions:
         return any(count > self._idle_capacity(queue) for queue, count in due.items())
 
     async def _settle(self, batch: Sequence[Admitted], lost: ConnectionLost, key_ttl: float | None) -> Submitted:
-        """Write a batch again whose commit is in doubt; where a key is refused now, its halves are in doubt too."""
+        """Submit a batch again because its commit is in doubt. If a key is rejected, submit each half of the batch in this way."""
         try:
             return await self._make_sure([document for jobs in batch for document in jobs.documents], lost, key_ttl)
         except RefusedKey as error:
             if len(batch) > 1:
                 self._doubts |= {id(jobs): lost for jobs in batch}
             elif isinstance(error, KeyInUse):
-                raise lost from error  # what it met the first time may have ended since: the rest of it may be there
+                raise lost from error  # the jobs may exist: the first try may have succeeded before the key was in use
             raise
         finally:
             self._dispatcher.audit(lost)
 
     async def _make_sure(self, encoded: Sequence[bytes], lost: ConnectionLost, key_ttl: float | None) -> Submitted:
-        """Find out what became of a commit, and commit what is missing."""
+        """Find out which jobs of a commit in doubt exist, and commit the missing ones."""
         log.warning("commit in doubt", jobs=len(encoded), error=str(lost))
         deadline = trio.current_time() + IN_DOUBT_PATIENCE
         failures = 0
@@ -247,7 +255,7 @@ _names = msgspec.json.Decoder(_Names)
 
 
 def _receipts(batch: Sequence[Admitted], ids: Sequence[str]) -> list[Receipt | None]:
-    """Deal the ids of a batch out to those who submitted it; who has no keys needs none."""
+    """Distribute the ids of a batch to its submissions. Submissions without keys need no receipt."""
     dealt = iter(ids)
     receipts: list[Receipt | None] = []
     for jobs in batch:
@@ -258,7 +266,7 @@ def _receipts(batch: Sequence[Admitted], ids: Sequence[str]) -> list[Receipt | N
 
 
 def _already_there(batch: Sequence[Admitted], receipts: Sequence[Receipt | None]) -> Iterator[tuple[str, str]]:
-    """The queue and kind of each job that was not stored, because another one is there."""
+    """Yield the queue and kind of each job that was not stored, because its key belongs to an existing job."""
     for jobs, receipt in zip(batch, receipts, strict=True):
         for place in receipt.existing if receipt is not None else ():
             names = _names.decode(jobs.documents[place])

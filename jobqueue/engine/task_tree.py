@@ -1,10 +1,10 @@
-"""The tree of the live Trio tasks: what each waits on and for how long, and which job it runs.
+"""Show the tree of the live Trio tasks, with each task's wait, its duration, and its job.
 
-Trio tells which tasks there are, and where each is suspended. It does not tell since when, and an instrument that noted it would
-cost every step of every task. So a stage looks at all tasks every `NOTE_SECONDS`, and notes how often each has been suspended: what
-has the same number later has not run since.
+Trio provides the tasks and where each is suspended, but not since when. An instrument that recorded
+the time would slow down every step of every task. Instead, a stage reads how often each task has been
+suspended, every `NOTE_SECONDS`. If the count of a task is unchanged, the task has not run in between.
 
-What is shown are names of functions and places in the code, never values of variables.
+The tree shows names of functions and places in the code, never values of variables.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from jobqueue.documents import storable
 from jobqueue.engine.executor import Run, run_of
 
 NOTE_SECONDS = 15.0
-"""Seconds between two looks at which tasks have moved."""
+"""Seconds between two reads of the suspension counts."""
 
 MAX_TASKS = 2_000
 MAX_DEPTH = 40
-"""Tasks that one tree shows, and how deep; the children that are left out are counted."""
+"""Maximum number of tasks, and of levels, that a tree shows. Omitted children are counted."""
 
 MAX_FRAMES = 30
-"""Frames of one task's stack that are shown: the outermost third and the innermost ones of a longer one."""
+"""Maximum number of stack frames to show per task. A third of them are the outermost frames, the others the innermost."""
 
 MAX_NAME = 200
-"""Characters that are shown of the name of a task or a function."""
+"""Maximum length of a shown name of a task or a function, in characters."""
 
 RUNNING = "running"
-"""What a task waits on that runs: the one that looks."""
+"""The `waits_on` of the running task. This is always the task that reads the tree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """One task as it is now.
+    """The state of one task.
 
     Attributes:
-        waits_on: the call that it is suspended in, or `RUNNING`.
-        stack: its frames, the outermost first.
-        since: seconds for which it has waited at the least; None while that is not known.
-        run: of a worker: what it runs.
-        nurseries: the tasks in each of its nurseries, the outer ones first.
-        more: children that are not shown.
+        waits_on: the call in which the task is suspended, or `RUNNING`.
+        stack: its frames, outermost first.
+        since: the task has waited for at least this time, in seconds; None while unknown.
+        run: a worker's current run.
+        nurseries: the tasks in each of its nurseries, outermost first.
+        more: number of children that are not shown.
     """
 
     name: str
@@ -64,14 +64,14 @@ class TaskState:
 
 
 class Tree(NamedTuple):
-    """All tasks of the loop, and how many there are."""
+    """The root of the tree, and the number of all tasks."""
 
     root: TaskState
     tasks: int
 
 
 class TaskTree:
-    """Looks at the tasks of the loop that it is used in."""
+    """Reads the tasks of the loop that runs it."""
 
     def __init__(self) -> None:
         self._noted: dict[trio.lowlevel.Task, _Note] = {}
@@ -79,22 +79,22 @@ class TaskTree:
         self.run = Routine(self._note_now, self.trouble).run
 
     async def _note_now(self) -> float:
-        """Note which tasks have moved; return the seconds until that is to be done again."""
+        """Record the suspension counts; return the seconds until the next record."""
         self._note(trio.current_time())
         return NOTE_SECONDS
 
     def look(self, *, most: int = MAX_TASKS, depth: int = MAX_DEPTH) -> Tree:
-        """Return the tree as it is now. What has moved since the last look, or the last note, has no `TaskState.since` yet.
+        """Return the current tree. Tasks that ran since the last read have no `TaskState.since` yet.
 
         Args:
-            most: tasks that are shown: those next to the root come first.
-            depth: levels that are shown below the root.
+            most: the maximum number of tasks to show; tasks next to the root come first.
+            depth: the maximum number of levels to show below the root.
         """
         now = trio.current_time()
         self._note(now)
         shown = [_Node(_root(), 0)]
         left = most - 1
-        for node in shown:  # it grows
+        for node in shown:  # the list grows during the loop
             for nursery in node.task.child_nurseries:
                 children = sorted(nursery.child_tasks, key=_order)
                 nodes = [_Node(child, node.level + 1) for child in (children[:left] if node.level < depth else ())]
@@ -102,9 +102,9 @@ class TaskTree:
                 node.more += len(children) - len(nodes)
                 left -= len(nodes)
                 shown += nodes
-        for node in reversed(shown):  # children before their parents
+        for node in reversed(shown):  # visit children before their parents
             node.state = self._state(node, now)
-        assert shown[0].state is not None  # noqa: S101 - it was the last one
+        assert shown[0].state is not None  # noqa: S101 - the loop set it last
         return Tree(shown[0].state, len(self._noted))
 
     def _note(self, now: float) -> None:
@@ -113,7 +113,7 @@ class TaskTree:
             suspended = times_suspended(task)
             before = self._noted.get(task)
             noted[task] = before if before is not None and before.suspended == suspended else _Note(suspended, now)
-        self._noted = noted  # what ends meanwhile it holds until the next time
+        self._noted = noted  # keeps references to ended tasks until the next read
 
     def _state(self, node: _Node, now: float) -> TaskState:
         task, note = node.task, self._noted[node.task]
@@ -132,7 +132,7 @@ class TaskTree:
 
 
 class _Note(NamedTuple):
-    """How often a task had been suspended when it was first seen so, and when that was."""
+    """A task's suspension count, and when this count was first seen."""
 
     suspended: int | None
     at: float
@@ -140,7 +140,7 @@ class _Note(NamedTuple):
 
 @dataclass(slots=True)
 class _Node:
-    """A task on its way into the tree."""
+    """A task during the construction of the tree."""
 
     task: trio.lowlevel.Task
     level: int
@@ -150,16 +150,17 @@ class _Node:
 
 
 def times_suspended(task: trio.lowlevel.Task) -> int | None:
-    """How often a task has been suspended; None where this Trio does not count it: then nothing but `TaskState.since` is lost.
+    """Return how often a task has been suspended; None if this version of Trio does not count it.
 
-    Trio counts it for `trio.testing.assert_checkpoints`, and has no public name for it.
+    Without the count, only `TaskState.since` is missing. Trio counts suspensions for
+    `trio.testing.assert_checkpoints`. The counter has no public name.
     """
     return getattr(task, "_schedule_points", None)
 
 
 def _root() -> trio.lowlevel.Task:
     root = trio.lowlevel.current_root_task()
-    assert root is not None  # noqa: S101 - somebody asks, so the loop runs
+    assert root is not None  # noqa: S101 - this code runs on the loop
     return root
 
 
@@ -173,7 +174,7 @@ def _all_tasks() -> Iterator[trio.lowlevel.Task]:
 
 
 def _order(task: trio.lowlevel.Task) -> tuple[int, str]:
-    return len(task.name), task.name  # worker 9 before worker 10
+    return len(task.name), task.name  # sorts worker 9 before worker 10
 
 
 # ------------------------------------------------------------------------------------------------------------------- stacks
@@ -183,11 +184,11 @@ Place = tuple[FrameType, int, str]
 
 _THREAD_CALL = inspect.unwrap(trio.to_thread.run_sync).__code__
 _TRAPS = "trio._core._traps"
-"""The module that every wait ends in."""
+"""The Trio module where every wait ends."""
 
 
 def _waits_on(frames: Sequence[Place]) -> str:
-    """Say what the innermost code that is not Trio's has called; nothing for a task that has just ended."""
+    """Return the call made by the innermost code outside of Trio; empty for a task that has just ended."""
     called = None
     for frame in reversed(frames):
         theirs = frame[2] == "trio" or frame[2].startswith("trio.")
@@ -207,7 +208,7 @@ def _stack(frames: Sequence[Place]) -> list[str]:
     inner = frames[MAX_FRAMES // 3 :]
     kept = inner[-(MAX_FRAMES - MAX_FRAMES // 3) :]
     if len(kept) < len(inner):
-        stack.append(f"... {len(inner) - len(kept)} frames left out ...")
+        stack.append(f"... {len(inner) - len(kept)} frames omitted ...")
     return stack + [_shown(frame) for frame in kept]
 
 
@@ -235,7 +236,7 @@ def _cut(name: str) -> str:
 
 @functools.lru_cache(maxsize=2_000)
 def _told(function: str, path: str, module: str) -> tuple[str, str]:
-    """Return a function as it is shown, and its file from the topmost package on."""
+    """Return a function's shortened name, and the path of its file, starting with the top-level package."""
     parts = PurePath(path).parts
     levels = module.count(".") + (parts[-1:] == ("__init__.py",)) + 1
     return _cut(function), _cut("/".join(parts[-levels:]))

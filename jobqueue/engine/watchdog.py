@@ -1,13 +1,14 @@
-"""Notice that the loop is blocked, and say which job blocks it.
+"""Report that the loop is blocked, and which job blocks it.
 
-An async handler that calls ``time.sleep``, or computes, stops everything that runs on the loop: HTTP, the other jobs and, after the
-visibility timeout, this node's hold on all of its jobs. The loop cannot tell of it while it lasts. A thread can: it looks at the
-loop's stack from outside.
+An async handler that calls ``time.sleep`` or computes for long blocks the loop, and with it HTTP,
+other jobs and the renewal of the lease. A blocked loop cannot report this. A thread can, because it
+reads the loop's stack from outside.
 
-State: *running* (the loop beats once a second) -> *blocked* (a beat is overdue; said once) -> *running* (said, with the total).
+States: *running* (the loop beats once per second) -> *blocked* (a beat is overdue, which is logged
+once) -> *running* (logged, with the duration).
 
-While a handler holds the interpreter's lock, in C, the thread cannot run either. Then the node's keeper reports the job, and the
-thread leaves it at that (`NodeState.reported`).
+While C code of a handler holds the interpreter's lock, the thread cannot run either. The node's
+keeper then reports the job instead (`NodeState.reported`).
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ STALL_SECONDS = 1.0
 """Seconds that the loop may be late before it counts as blocked."""
 
 BEAT_SECONDS = 1.0
-"""Seconds between two signs of life of the loop."""
+"""Seconds between two beats of the loop."""
 
 LOOK_AGAIN_SECONDS = 0.1
-"""Seconds between two looks at a blocked loop, to tell when it is over."""
+"""Seconds between two checks whether a blocked loop runs again."""
 
 _LIBRARIES = tuple(
     f"{directory}{os.sep}"
     for directory in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {str(Path(__file__).parent.parent)}
 )
-"""Where code is that is not the user's."""
+"""Directories of code that is not the user's."""
 
 log = structlog.get_logger()
 
 
 class _Pulse:
-    """What the loop writes and the thread reads.
+    """State that the loop writes and the thread reads.
 
     Attributes:
-        due: when the loop will beat next, if nothing blocks it; on the monotonic clock.
+        due: when the loop will beat next unless it is blocked, on the monotonic clock.
         stopped: ends the thread.
     """
 
@@ -66,12 +67,12 @@ class _Pulse:
 
 
 async def run(node_state: NodeState | None = None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Watch the loop that this is called on, until cancelled.
+    """Watch the calling loop until cancelled.
 
-    The thread ends soon after; nothing waits for it.
+    The thread ends soon after the cancellation, and nothing waits for it.
 
     Args:
-        node_state: what the node shares with its keeper; None without one.
+        node_state: the memory shared with the keeper; None without one.
     """
     pulse = _Pulse()
     threading.Thread(target=_watch, args=(pulse, node_state), name="jobqueue watchdog", daemon=True).start()
@@ -96,7 +97,8 @@ def _watch(pulse: _Pulse, node_state: NodeState | None) -> None:
         blocked = time.monotonic() - due >= STALL_SECONDS
         culprit = _culprit(pulse) if blocked else {}
         if overslept > STALL_SECONDS and "job_id" not in culprit:
-            # Not the loop alone: SIGSTOP, a paused machine, or C code of a thread that kept the interpreter's lock.
+            # No thread of the process ran, so not only the loop was blocked. Causes are SIGSTOP, a paused machine, and C code of a
+            # thread that held the interpreter's lock.
             log.warning("no thread of the node ran", seconds=round(overslept, 1))
         elif blocked:
             log.warning("the loop is blocked", seconds=round(time.monotonic() - due, 1), **culprit)
@@ -107,7 +109,7 @@ def _watch(pulse: _Pulse, node_state: NodeState | None) -> None:
 
 
 def _wait(pulse: _Pulse, node_state: NodeState | None, seconds: float) -> bool:
-    """Wait, and return whether it is time to end."""
+    """Wait up to `seconds`; return whether the thread is to end."""
     stopped = pulse.stopped.wait(seconds)
     if node_state is not None:
         node_state.beat_of_thread()
@@ -115,16 +117,16 @@ def _wait(pulse: _Pulse, node_state: NodeState | None, seconds: float) -> bool:
 
 
 def _culprit(pulse: _Pulse) -> dict[str, Any]:
-    """Say what is on the loop: the job, and the line of its code. Without a job it is the service, and the line is ours."""
-    stack = list(_outward(sys._current_frames().get(pulse.loop_thread)))  # noqa: SLF001 - documented, for debuggers
+    """Return the job that runs on the loop and the current line of its code. Without a job, return the service's own line."""
+    stack = list(_outward(sys._current_frames().get(pulse.loop_thread)))  # noqa: SLF001 - a documented function, meant for debuggers
     try:
         tasks = _running(pulse.root_task)
-        # A task of a handler's own nursery does not have the executor on its stack: one of its parents has.
+        # The executor is not on the stack of a task in a handler's nursery, but on the stack of one of its ancestors.
         frames = [*stack, *(frame for task in tasks[1:] for frame, _ in task.iter_await_frames())]
     except (RuntimeError, TypeError):
-        return {}  # tasks came, went or moved on while we looked: the loop runs again
+        return {}  # tasks changed during the read, so the loop runs again
     if tasks:
-        # What is further out is Trio, and whoever called it.
+        # Frames outside of the task's outermost frame belong to Trio and its caller.
         outermost = getattr(tasks[0].coro, "cr_frame", None)
         stack = stack[: stack.index(outermost) + 1] if outermost in stack else stack
     run = run_of(frames)
@@ -141,7 +143,7 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _running(root: trio.lowlevel.Task | None) -> list[trio.lowlevel.Task]:
-    """The task that the loop is at, then its parents; empty when it is at none."""
+    """Return the task that the loop currently runs, then its ancestors; an empty list if no task runs."""
     seen = [] if root is None else [root]
     while seen:
         task = seen.pop()

@@ -1,8 +1,8 @@
-"""Watch jobs for those who wait for them: one query for all that are watched on this node, wherever they run.
+"""Watch jobs for waiting requests. One query covers all jobs that are watched on this node, even if they run on other nodes.
 
-A watch is told the latest, never all that was: somebody who reads slowly misses what came in between, and holds nobody up. What
-this node itself learns of a job (its notes, its end) is told at once; the rest is found by looking, twice a second while somebody
-watches.
+A watcher receives the latest state, not every change, so a slow reader delays nobody. Changes on
+this node (notes, outcomes) are visible at once. While jobs are watched, two queries per second find
+all other changes.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from jobqueue.job import UNFINISHED, ClaimedJob
 from jobqueue.storage.store import Glance, Store
 
 LOOK_INTERVAL = 0.5
-"""Seconds between two looks at the jobs that are watched."""
+"""Seconds between two queries of the watched jobs."""
 
 SHORTEST_INTERVAL = 0.05
-"""Seconds between two looks where there is reason to look sooner."""
+"""Minimum interval between two queries, in seconds."""
 
 MAX_WATCHERS = 1_000
-"""The most requests of a node that watch a job, be it for its events or for its end."""
+"""Maximum number of requests that watch jobs on a node, for events or for the end."""
 
 LOOKS_TO_BE_GONE = 2
-"""A job that so many looks in a row do not find is gone. One is too few: its end may be on its way to us from this very node."""
+"""A job counts as gone if this many queries in a row do not find it.
+
+One query is not enough, because this node may be about to report the job's end itself.
+"""
 
 
 class View(NamedTuple):
-    """A job as its watchers see it; its state is ``gone`` when the database keeps nothing of it any more."""
+    """A job's state as its watchers see it. After the database has deleted the job, the state is ``gone``."""
 
     state: str
     attempt: int
@@ -45,10 +48,10 @@ class View(NamedTuple):
 
 
 class _Watched:
-    """A job that somebody watches.
+    """A watched job.
 
     Attributes:
-        kept: the job as a whole, where it succeeded on this node and the database does not keep it.
+        kept: the whole job, if it succeeded on this node and the database does not keep it.
     """
 
     def __init__(self) -> None:
@@ -66,7 +69,7 @@ class _Watched:
             self.changed.unpark_all()
 
     def seen(self, glance: Glance | None) -> None:
-        """Take what a look has found."""
+        """Apply the result of a query."""
         if self.kept is not None:
             return
         if glance is None:
@@ -75,13 +78,13 @@ class _Watched:
                 self.show(View("gone", 0))
             return
         self._missed = 0
-        # What a run of this node has noted is newer than what it has come to write.
+        # The notes of a run on this node are newer than the stored ones.
         saved = glance.saved if isinstance(glance.saved, dict) else {}
         saved = {**saved, **self._noted} if glance.claims == self._noted_in else saved
         self.show(View(glance.state, glance.attempt, saved.get("progress"), saved.get("checkpoint")))
 
     def noted(self, job: ClaimedJob, notes: dict[str, Any]) -> None:
-        """Take what a run of this node has noted."""
+        """Apply the notes of a run on this node."""
         if self.view is not None and self.view.state not in UNFINISHED:
             return
         self._noted, self._noted_in = notes, job.claims
@@ -91,7 +94,7 @@ class _Watched:
 
 
 class Watch:
-    """One watcher's look at one job."""
+    """One watcher of one job."""
 
     def __init__(self, watcher: Watcher, watched: _Watched) -> None:
         self._watcher = watcher
@@ -100,22 +103,22 @@ class Watch:
 
     @property
     def view(self) -> View | None:
-        """The job as it is now, as far as is known; None before the first look."""
+        """The job's latest known state; None before the first query."""
         self._seen = self._watched.view
         return self._seen
 
     @property
     def kept(self) -> dict[str, Any] | None:
-        """The job as a whole, where it succeeded on this node and the database does not keep it."""
+        """The whole job, if it succeeded on this node and the database does not keep it."""
         return self._watched.kept
 
     @property
     def closed(self) -> bool:
-        """Whether the node stops: nothing more will be seen."""
+        """Whether the node is stopping and reports no more changes."""
         return self._watcher.closed
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until the job is not any more as `view` last had it, or the watch is closed; False when neither comes in time."""
+        """Wait until the job differs from the last `view`, or the watch is closed. Return False if neither happens in `seconds`."""
         with trio.move_on_after(seconds):
             while self._watched.view == self._seen and not self.closed:
                 await self._watched.changed.park()
@@ -124,10 +127,10 @@ class Watch:
 
 
 class Watcher:
-    """Everybody who watches a job on this node.
+    """All watchers of jobs on this node.
 
     Args:
-        keep_finished: whether jobs that succeeded are kept in the database.
+        keep_finished: whether the database keeps succeeded jobs.
 
     Attributes:
         closed: see `close`.
@@ -144,13 +147,13 @@ class Watcher:
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
-        """Watch a job for as long as the context is open.
+        """Watch a job while the context is open.
 
         Raises:
-            TooManyWatchers: so many do already.
+            TooManyWatchers: the node has reached its limit of watchers.
         """
         if self._watchers >= MAX_WATCHERS:
-            raise TooManyWatchers(f"{self._watchers} requests watch jobs on this node")
+            raise TooManyWatchers(f"too many watchers: {self._watchers} requests already watch jobs on this node")
         watched = self._watched.setdefault(job_id, _Watched())
         watched.watchers += 1
         self._watchers += 1
@@ -164,18 +167,18 @@ class Watcher:
                 del self._watched[job_id]
 
     def look_soon(self, job_id: str) -> None:
-        """Say that a job may have changed."""
+        """Query soon, because a job may have changed."""
         if job_id in self._watched:
             self._hurry.set()
 
     def noted(self, job: ClaimedJob, documents: Documents) -> None:
-        """Hear what a run of this node has noted."""
+        """Apply the notes of a run on this node, if its job is watched."""
         watched = self._watched.get(job.id)
         if watched is not None:
             watched.noted(job, {name: msgspec.json.decode(document) for name, document in documents.items()})
 
     def written(self, batch: Sequence[Finished]) -> None:
-        """Hear which outcomes of this node's runs were committed."""
+        """Apply the committed outcomes of this node's runs."""
         if not self._watched:
             return
         for job, outcome, *_ in batch:
@@ -190,13 +193,13 @@ class Watcher:
                 self._hurry.set()
 
     def close(self) -> None:
-        """Let every watcher go: the node stops."""
+        """Wake all watchers, because the node is stopping."""
         self.closed = True
         for watched in self._watched.values():
             watched.changed.unpark_all()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look until cancelled, while there is something to look for."""
+        """Query until cancelled, while jobs are watched."""
         task_status.started()
         look_at = math.inf
         while True:
@@ -219,7 +222,7 @@ class Watcher:
 
 
 def _document(job: ClaimedJob, result: msgspec.Raw | None, last: View) -> dict[str, Any]:
-    """What is left to say of a job that the database has let go of."""
+    """Return the document of a job that the database has deleted."""
     kept: Mapping[str, Any] = {
         "id": job.id,
         "kind": job.kind,

@@ -19,10 +19,10 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import RunId
 
 LOOP_SHARE = 0.001
-"""Seconds for which the workers may go from job to job without letting other tasks run."""
+"""Maximum time for which workers go from job to job before they let other tasks run, in seconds."""
 
 LOOK_FOR_STUBBORN = 1.0
-"""Seconds between two looks for handlers that do not stop although they were cancelled."""
+"""Seconds between two checks for handlers that do not stop when cancelled."""
 
 log = structlog.get_logger()
 
@@ -31,9 +31,9 @@ class Workers:
     """All workers of the node.
 
     Args:
-        queues: the queues that they work.
-        on_hungry: called when it is time to claim more.
-        node_state: where the jobs that run are marked, for the node's keeper; None without one.
+        queues: the queues of the workers.
+        on_hungry: called when it is time to claim more jobs.
+        node_state: marks running jobs for the keeper; None without a keeper.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Workers:
         self.trouble = Trouble("workers")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Work until cancelled. Workers whose queue was closed end by themselves, see `drained`."""
+        """Run jobs until cancelled. Workers end when their queue is closed, see `drained`."""
         async with trio.open_nursery() as nursery:
             for queue in self._queues:
                 for number in range(queue.concurrency):
@@ -75,23 +75,23 @@ class Workers:
                     await self._give_up_stubborn_runs(nursery)
                     await self._record_withdrawn()
             if not all(queue.ready.closed for queue in self._queues):
-                raise RuntimeError("the workers have ended by themselves: a handler reached into their nursery")
+                raise RuntimeError("all workers ended outside of a shutdown: a handler changed their nursery")
             self._all_done.set()
             await trio.sleep_forever()
 
     async def drained(self) -> None:
-        """Wait until every worker has ended, after their queues were closed."""
+        """Wait until every worker has ended, after all queues were closed."""
         await self._all_done.wait()
 
     def interrupt(self) -> int:
-        """Cancel everything that still runs; the jobs are handed back. Return how many there were."""
+        """Cancel all running jobs, which are then released. Return their number."""
         runs = [run for queue in self._queues for run in queue.runs]
         for run in runs:
             run.cancel("interrupted")
         return len(runs)
 
     def cancel(self, unwanted: Iterable[RunId]) -> None:
-        """Cancel what this node holds of these runs: one that has not started does not start."""
+        """Cancel these runs on this node. A job that has not started does not start."""
         named = frozenset(unwanted)
         for queue in self._queues:
             waiting = queue.ready.withdraw(lambda job: (job.id, job.claims) in named)
@@ -102,13 +102,13 @@ class Workers:
             self._ended.unpark_all()
 
     def excuse(self, seconds: float) -> None:
-        """Give all running jobs the time back for which the loop was stuck: their handlers could neither end nor stop."""
+        """Extend the time of all running jobs by `seconds`, because they could not end while the loop was blocked."""
         for queue in self._queues:
             for run in queue.runs:
                 run.excuse(seconds)
 
     def lose_lease(self) -> None:
-        """Drop everything that is held: it is another node's now."""
+        """Drop all claimed jobs, because other nodes have them now."""
         for queue in self._queues:
             queue.ready.clear()
             for run in queue.runs:
@@ -120,11 +120,11 @@ class Workers:
         nursery.start_soon(self._work, nursery, queue, number, name=f"worker {queue.name} {number}")
 
     async def _give_up_stubborn_runs(self, nursery: trio.Nursery) -> None:
-        """Tell the outcome of handlers that do not stop, and put a worker in the place of each that they hold."""
+        """Record the outcomes of handlers that do not stop, and start a new worker for each."""
         for queue in self._queues:
             for run in [run for run in queue.runs if run.stubborn]:
                 if run not in queue.runs:
-                    continue  # it has ended while another one's outcome was told
+                    continue  # the handler ended while another outcome was recorded
                 queue.runs.discard(run)
                 queue.finished_one()
                 self._working -= 1
@@ -133,7 +133,7 @@ class Workers:
                 await self._tell(run, outcome)
 
     async def _record_withdrawn(self) -> None:
-        """Tell the outcome of what was cancelled before it started."""
+        """Record the outcomes of jobs that were cancelled before they started."""
         while self._withdrawn:
             job, node_id = self._withdrawn.pop()
             await self._outcomes.put(job, Outcome(id=job.id, claims=job.claims, outcome="cancelled"), node_id)
@@ -145,7 +145,7 @@ class Workers:
         enter, leave = slot.enter, slot.leave
 
         async def take(scope: trio.CancelScope) -> Run:
-            # From job to job without a checkpoint: `_record` sees to it that other tasks get their turn.
+            # This function has no checkpoint if a job is ready. `_record` lets other tasks run.
             nonlocal taken
             job = queue.ready.pop_nowait() if queue.ready else await queue.ready.pop()
             while job.options is not None and is_late(job):
@@ -159,7 +159,7 @@ class Workers:
         async def record(run: Run, outcome: Outcome | None) -> None:
             leave()
             if run.given_up:
-                log.info("a handler that was left behind has ended", **run.job.log_context)
+                log.info("an abandoned handler has ended", **run.job.log_context)
                 raise _Replaced
             queue.runs.discard(run)
             await self._record(queue, run, outcome)
@@ -170,7 +170,7 @@ class Workers:
             pass
         except _Replaced:
             return
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is one job's: the queue has as many workers as before
+        except Exception as error:  # noqa: BLE001 - one job's error must not end the worker
             self._lose(queue, taken, error)
             await trio.sleep(self.trouble.pause)
             self._start_worker(nursery, queue, number)
@@ -180,10 +180,10 @@ class Workers:
         self._ended.unpark_all()
 
     def _lose(self, queue: LocalQueue, run: Run | None, error: Exception) -> None:
-        """Forget a run whose outcome could not be recorded: the dispatcher's audit hands its job back."""
+        """Forget a run whose outcome could not be recorded. The dispatcher's audit releases its job."""
         self.trouble.failed(error)
         if run is not None:
-            log.error("the outcome of a run is lost: its job is handed back", **run.job.log_context)
+            log.error("the outcome of a run is lost: the job is released", **run.job.log_context)
             queue.runs.discard(run)
             self._outcomes.held.discard((run.job.id, run.job.claims))
 
@@ -192,7 +192,7 @@ class Workers:
         queue.finished_one()
         self._metrics.of(run.job.queue, run.job.kind).run.observe(now - run.started)
         if outcome is not None and run.handle is None and run.transaction is None:
-            await self._outcomes.put(run.job, outcome, run.node_id)  # as almost always, with no more ado
+            await self._outcomes.put(run.job, outcome, run.node_id)  # the common case, without further calls
         else:
             await self._tell(run, outcome)
         if queue.hungry:
@@ -202,7 +202,7 @@ class Workers:
             self._yielded_at = trio.current_time()
 
     async def _tell(self, run: Run, outcome: Outcome | None) -> None:
-        """Hand an outcome over, with what the run noted and nobody has written yet."""
+        """Record an outcome, together with the run's unwritten notes."""
         if run.handle is not None:
             left = run.handle.close()
             if outcome is not None:
@@ -216,4 +216,4 @@ class Workers:
 
 
 class _Replaced(Exception):
-    """The worker's run was given up meanwhile, and another worker is in its place."""
+    """The worker's run was abandoned, and another worker has taken its place."""

@@ -1,4 +1,4 @@
-"""What goes over the wire, whichever way a request came in."""
+"""Responses, as both the express lane and the Quart routes send them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypercorn.typing import ASGISendCallable
 JSON = "application/json"
 
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-"""On every answer."""
+"""Headers of every response."""
 
 
 class Answer(NamedTuple):
@@ -22,12 +22,12 @@ class Answer(NamedTuple):
 
 
 def json_answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
-    """Answer with a value as JSON."""
+    """Return a response with a value as JSON."""
     return Answer(status, {**(headers or {}), "Content-Type": JSON}, msgspec.json.encode(value))
 
 
 async def respond(send: ASGISendCallable, answer: Answer) -> None:
-    """Give an answer to a request that no route has."""
+    """Send a response from ASGI code, outside of any Quart route."""
     headers = [(name.encode(), value.encode()) for name, value in (answer.headers | SECURITY_HEADERS).items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})

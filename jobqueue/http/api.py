@@ -1,4 +1,4 @@
-"""The app of a node: its routes, and what holds for all of them."""
+"""Build the ASGI app of a node: its routes, and the checks and headers that apply to all of them."""
 
 from __future__ import annotations
 
@@ -52,27 +52,27 @@ class Backend(
     tasks.Introspected,
     Protocol,
 ):
-    """What the routes need of a node. Each method may raise the `jobqueue.errors.Unavailable` family."""
+    """The methods of a node that the routes call. Each may raise `jobqueue.errors.Unavailable` or a subclass."""
 
 
 def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
-    """Make all routes of the API, in the order of the description; `opened` is what needs no token."""
+    """Make all routes of the API, in the order of the OpenAPI document; `opened` is the kinds of access that need no token."""
     topics = (submit, job_lists, jobs, dead_letters, queues, schedules, service, overview, tasks)
     routes = [route for topic in topics for route in topic.routes(backend)]
     return [*routes, openapi.route(routes, opened)]
 
 
 def build(backend: Backend, guard: Guard) -> QuartTrio:
-    """Make the ASGI app of a node. It needs no lifespan events, and adds no task to the app's nursery.
+    """Make the ASGI app of a node. It needs no lifespan events, and starts no task in the app's nursery.
 
     Args:
         backend: the node.
-        guard: decides who may ask; it also covers routes that are added to the app later.
+        guard: decides which requests are allowed, also for routes that are added to the app later.
     """
     app = _App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = limits.MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
-    # A redirect would show through the guard which paths exist.
+    # A redirect would reveal which paths exist to clients without a token.
     app.url_map.merge_slashes = False
     routes = [*table(backend, guard.opened), *dashboard.routes()]
     for route in routes:
@@ -85,12 +85,12 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
 
 
 class _Front:
-    """What holds for all routes, before them and after."""
+    """Runs before and after every route."""
 
     def __init__(self, routes: Sequence[Route], guard: Guard) -> None:
         self._guard = guard
         self._routes = {_endpoint(route): route for route in routes}
-        # Of paths without parameters: ``/jobs/cancel`` is what it says, and not a job of that name.
+        # This has only the paths without parameters, because ``/jobs/cancel`` must not match ``/jobs/{job_id}``.
         self._methods: dict[str, set[str]] = {}
         for route in routes:
             if not route.path_parameters:
@@ -98,14 +98,14 @@ class _Front:
                 self._methods.setdefault(route.path, set()).update({route.method}, implied)
 
     async def let_in(self) -> Response | None:
-        """Refuse a request, or answer it in place of its route; None lets it in."""
+        """Reject a request, or respond in place of its route. None lets the route run."""
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
         if _head_bytes(cast(HTTPScope, request.scope)) > limits.MAX_HEADER_BYTES:
-            raise RequestHeaderFieldsTooLarge(f"A request line with its headers may have {limits.MAX_HEADER_BYTES} bytes.")
+            raise RequestHeaderFieldsTooLarge(f"The request line and headers may have at most {limits.MAX_HEADER_BYTES} bytes.")
         if preflight := cors.preflight(self._guard, request.method, request.headers):
             return _response(preflight)
-        # A path or a method that there is not needs a token too, of any role.
+        # Unknown paths and methods require a token too, with any role.
         route = self._asked()
         check = partial(door.check, self._guard, request.method, None if route is None else route.needs, request.headers)
         check()
@@ -115,7 +115,7 @@ class _Front:
             if request.method not in self._methods.get(request.path, {request.method}):
                 raise MethodNotAllowed
             _negotiate(route)
-        state = request.scope.get("state", {})  # a client in this process has no connection
+        state = request.scope.get("state", {})  # a test client within the process has no connection
         if PROLONG in state:
             state[PROLONG] = partial(_go_on, check, state[PROLONG])
         return None
@@ -131,16 +131,16 @@ class _Front:
             response.headers.setdefault(name, value)
         response.headers.update(cors.answer_headers(self._guard, request.headers))
         if response.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
-            for name in ("Content-Type", "Content-Length"):  # of what is not there
+            for name in ("Content-Type", "Content-Length"):  # the body is empty
                 response.headers.pop(name, None)
         return response
 
     def _asked(self) -> Route | None:
-        """Return the route that is asked for; None where there is none, or only what its path takes is asked."""
+        """Return the requested route; None for an unknown path or method, and for OPTIONS."""
         return None if request.method == "OPTIONS" else self._routes.get(request.endpoint or "")
 
     def _allowed(self) -> list[str]:
-        """Return the methods of the path that is asked for. It asks werkzeug to match the path again: for errors and OPTIONS."""
+        """Return the methods of the requested path. This may match the path once more, so use it for errors and OPTIONS only."""
         if request.path in self._methods:
             return sorted(self._methods[request.path])
         adapter = current_app.create_url_adapter(request)
@@ -153,13 +153,13 @@ def _endpoint(route: Route) -> str:
 
 class _App(QuartTrio):
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Keep from Quart what it would fail on or let pass: targets without a path, hosts that are none, and WebSockets."""
+        """Reject WebSockets, which Quart would accept, and targets without a path and invalid hosts, on which Quart would fail."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] == "http" and not _has_path(scope["path"]):
-            await respond(send, problems.answer(BadRequest("The request target has no path, or is no URL.")))
+            await respond(send, problems.answer(BadRequest("The request target has no path, or is not a URL.")))
         elif scope["type"] == "http" and not all(_is_host(value) for name, value in scope["headers"] if name == b"host"):
-            await respond(send, problems.answer(BadRequest("The Host header is no host.")))
+            await respond(send, problems.answer(BadRequest("The Host header is not a valid host.")))
         else:
             if scope["type"] == "http":
                 scope["path"] = routed(scope["raw_path"])
@@ -167,7 +167,7 @@ class _App(QuartTrio):
 
 
 def _has_path(target: str) -> bool:
-    """Tell whether Quart can take a path out of a target: it takes whole URLs too, and fails on what is none."""
+    """Return whether Quart can read a path from a request target. Quart also accepts whole URLs, and fails on malformed URLs."""
     try:
         urlsplit(target)
     except ValueError:
@@ -176,7 +176,7 @@ def _has_path(target: str) -> bool:
 
 
 def _is_host(header: bytes) -> bool:
-    """Tell whether Quart can make a URL of a host: it fails on a name with a part that is empty, or has more than 63 characters."""
+    """Return whether Quart can make a URL of a host. Quart fails if a label of the name is empty or exceeds 63 characters."""
     try:
         header.decode("latin-1").lower().partition(":")[0].encode("idna")
     except UnicodeError:
@@ -185,14 +185,14 @@ def _is_host(header: bytes) -> bool:
 
 
 def _head_bytes(scope: HTTPScope) -> int:
-    """How long the head of a request is in HTTP/1.1: hypercorn's own bound is for heads that come in pieces."""
+    """Return the size in bytes of a request's head in HTTP/1.1. hypercorn limits only heads that do not arrive at once."""
     target = len(scope["raw_path"]) + len(scope["query_string"]) + bool(scope["query_string"])
     fields = sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
     return len(scope["method"]) + target + len("  HTTP/1.1\r\n\r\n") + fields
 
 
 def _view(route: Route) -> Callable[..., Awaitable[Response]]:
-    """Make what Quart calls for a route."""
+    """Make the view function that Quart calls for a route."""
 
     async def view(**given: Any) -> Response:
         given = {name: path_value(name, value) for name, value in given.items()}
@@ -221,7 +221,7 @@ def _negotiate(route: Route) -> None:
 
 
 def _go_on(check: Callable[[], None], prolong: Callable[[], None]) -> bool:
-    """Give an answer without end more time, if whoever asked still may: a token can be taken back meanwhile."""
+    """Extend the deadline of an endless response and return True; False if the client's token is no longer valid."""
     try:
         check()
     except HTTPException:

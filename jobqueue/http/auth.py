@@ -1,4 +1,4 @@
-"""Who may ask what: bearer tokens with a role, or else only this machine; and no page of another site, in nobody's browser."""
+"""Authorize requests: by bearer tokens with roles, or by loopback host names without tokens. Reject requests from other sites."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from jobqueue.tokens import HOW_TO_MAKE_ONE, ROLES, Role, Token
 READS = frozenset({"GET", "HEAD"})
 
 HEALTH: frozenset[Access] = frozenset({"health"})
-"""What is open unless said otherwise: load balancers carry no tokens."""
+"""The kinds of access that need no token by default. Load balancers check the health, and have no token."""
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Guard:
-    """The rules of admission of one service.
+    """The authorization rules of one service.
 
     Args:
-        tokens: those that are known; without any, whoever reaches the service may do everything.
-        hosts: names, besides those of loopback, that clients may call a service without tokens by: the one it is bound to.
-        opened: what needs no token; everything else, be there such a route or not, is closed.
-        origins: origins whose pages may ask, besides the service's own.
+        tokens: the known tokens. Without any, every client that reaches the service may do everything.
+        hosts: the host names, in addition to loopback names, that a service without tokens accepts.
+        opened: the kinds of access that need no token. Everything else needs one, including paths that do not exist.
+        origins: the origins whose pages may send requests, in addition to the service's own.
 
     Attributes:
-        tokens: the known tokens; another tuple from each `admit` on.
-        opened: as given, as are the `origins`.
+        tokens: the known tokens; each `admit` replaces the tuple.
+        opened: as given.
+        origins: as given.
     """
 
     def __init__(
@@ -51,72 +52,78 @@ class Guard:
         self.admit(tokens or ())
 
     def admit(self, tokens: Iterable[Token]) -> None:
-        """Know these tokens from now on, and no others."""
+        """Replace the known tokens."""
         self.tokens = tuple(tokens)
 
     def check(self, method: str, needs: Access | None, *, authorization: str | None, host: str | None, origin: str | None) -> None:
-        """Let a request pass, or not.
+        """Raise unless a request is allowed.
 
         Args:
-            method: in capitals.
-            needs: what its route says; None where there is no route, and any token will do.
-            authorization: its header of that name, as are `host` and `origin`.
+            method: the HTTP method, in capitals.
+            needs: the access that the route needs; None if there is no such route. Then any known token is enough.
+            authorization: the header Authorization.
+            host: the header Host.
+            origin: the header Origin.
 
         Raises:
-            Unauthorized: it shows no token that is known.
-            Forbidden: its token is for other things, a page of another site sent it, or it came for a host name that is not ours
-                (DNS rebinding).
+            Unauthorized: the request has no known token.
+            Forbidden: the token's role is not enough, a page of another origin sent the request, or the host name is not the
+                service's (DNS rebinding).
         """
         is_open = needs == "page" or needs in self.opened
         if is_open and needs == "health":
-            return  # load balancers come by any name
-        # A browser tells the origin with every request that a foreign page could misuse, and pages cannot change it.
+            return  # load balancers use any host name
+        # Browsers add an Origin header to every cross-site request that could do harm, and a page cannot forge that header.
         if origin is not None and origin.partition("://")[2].lower() != (host or "").lower() and origin not in self.origins:
-            raise Forbidden("Requests from pages of another origin are refused.")
+            raise Forbidden("Requests from pages of other origins are rejected.")
         if not self.tokens:
             if _host_name(host or "") not in self._hosts:
                 names = ", ".join(sorted(self._hosts))
                 raise Forbidden(
-                    f"Without a token this service answers only to the host names {names}: the Host header has another."
+                    f"A service without tokens accepts only the host names {names}: the Host header has a different name."
                 )
         elif not is_open:
             held = self._role_of(authorization or "")
             if not permits(held, method, needs):
                 named = " or ".join(role for role in ROLES if permits(role, method, needs))
-                raise Forbidden(f"This needs a token of the role {named}: yours has the role {held}.")
+                raise Forbidden(f"This request requires a token with the role {named}: yours has the role {held}.")
 
     def _role_of(self, authorization: str) -> Role:
         scheme, _, secret = authorization.partition(" ")
         given = sha256(secret.strip().encode()).digest()
-        tokens = self.tokens  # there may be others in a moment
-        # All are compared, each in constant time: how long it takes tells nothing.
+        tokens = self.tokens  # another thread may replace them
+        # Comparing all tokens, each in constant time, leaks nothing through timing.
         same = [hmac.compare_digest(given, token.digest) for token in tokens]
         if scheme.lower() != "bearer" or True not in same:
-            raise Unauthorized("Send a token: -H 'Authorization: Bearer TOKEN'", www_authenticate=WWWAuthenticate("bearer"))
+            reason = "The token is unknown or was revoked." if authorization else "Send a token: -H 'Authorization: Bearer TOKEN'"
+            raise Unauthorized(reason, www_authenticate=WWWAuthenticate("bearer"))
         return tokens[same.index(True)].role
 
 
 def permits(held: Role, method: str, needs: Access | None) -> bool:
-    """Tell whether a role is enough for a request: admin is for all, read also for what submitters may look at."""
+    """Return whether a role is enough for a request.
+
+    `admin` is enough for everything. `read` is also enough for the metrics, and for GET and HEAD on the routes of `submit`.
+    """
     if needs is None or needs in {"page", "health"} or held == "admin":
         return True
     return held == needs or (held == "read" and (needs == "metrics" or (needs == "submit" and method in READS)))
 
 
 def require_token_off_loopback(host: str, tokens: Collection[Token]) -> None:
-    """Refuse to serve the network without a token: a job API that is open to all runs code for all.
+    """Raise if a service without tokens would listen on the network, where anybody could make it run jobs.
 
     Args:
         host: the address or name to listen on.
-        tokens: those that are known.
+        tokens: the known tokens.
 
     Raises:
         SettingsError: there is no token, and the host is not loopback.
     """
     if not tokens and not _is_loopback(host):
         raise SettingsError(
-            f"listening on {host} without a token would let everybody who reaches it submit and cancel jobs: "
-            f"give it a token, or listen on 127.0.0.1; {HOW_TO_MAKE_ONE}"
+            f"listening on {host} without a token would let everybody who can connect submit and cancel jobs: "
+            f"set a token, or listen on 127.0.0.1; {HOW_TO_MAKE_ONE}"
         )
 
 
@@ -128,6 +135,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """Take the name out of a Host header, without its port and the brackets of IPv6."""
+    """Return the name in a Host header, without the port and the brackets of IPv6; empty if it is malformed."""
     matched = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::\d*)?", host)
     return (matched.group(1) or matched.group(2)).lower().rstrip(".") if matched else ""

@@ -1,7 +1,7 @@
-"""From a request's body to jobs. Whatever is wrong with a body comes out as `InvalidJob` with a reason for its author.
+"""Parse the jobs in a request's body. An invalid body raises `InvalidJob` with a reason for the caller.
 
-A body may be 64 MiB of malice, so nothing here grows with more than what is allowed: a job is measured before it is decoded, and
-the jobs of a batch are decoded one at a time, or some that are together no larger than one may be.
+A body of 64 MiB may be hostile, so memory is bounded by the limits on a job, not by the body. Each job is measured before it is
+decoded. The jobs of a batch are decoded one at a time, or in groups that together stay within the limit of one job.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from jobqueue.http.answers import JSON
 from jobqueue.job import MAX_BATCH_JOBS, MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES, Submission
 
 MAX_JOB_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
-"""The largest text of one job: its payload, and room for the other fields."""
+"""Maximum size of one job's JSON, in bytes: its payload, and room for the other fields."""
 
 AT_ONCE = 32
-"""How many jobs of a batch are read together. Few, because one that is not plain sends all of them the careful way."""
+"""Number of jobs of a batch that are parsed together. It is small, because one job that is not plain slows all of them down."""
 
 MAX_ARRAY_OBJECTS = 4_000_000
-"""The most JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would become gigabytes. Where elements of any type
-are looked at, the most commas. NDJSON has no such bound."""
+"""Maximum number of JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would decode to gigabytes. With
+``partial=true``, elements may have any type, so this is also the maximum number of commas. NDJSON has no such limit."""
 
 MAX_SPLIT_BYTES = 1 << 20
-"""How far into an array to look for the element that cannot be read; beyond that the error tells the byte at the most."""
+"""The search for the malformed element of an array ends after this many bytes. If it finds nothing, the error has no index."""
 
 MAX_IGNORED_NAMES = 20
-"""How many names of ignored fields are given back."""
+"""Maximum number of names of ignored fields that the response lists."""
 
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 MEDIA_TYPES = (JSON, *sorted(NDJSON, reverse=True))
-"""What may hold jobs; the usual ones first."""
+"""Media types of bodies that may hold jobs; the usual ones first."""
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """What a body held.
+    """The jobs of a body.
 
     Attributes:
         jobs: the jobs, ready for the database.
-        many: whether the body was a batch, be it of one job.
-        ignored: names of fields that jobs do not have, so that the answer can show a typo: sorted, each once.
-        faults: what is wrong with the jobs of a batch that are not among `jobs`; None where nothing may be.
+        many: whether the body was a batch; a batch may have one job.
+        ignored: names of unknown fields, sorted, each once; the response lists them so that the caller notices a typo.
+        faults: the problems of rejected jobs, which are not in `jobs`; None unless ``partial=true``.
     """
 
     jobs: Admitted
@@ -62,18 +62,21 @@ class Submitted(msgspec.Struct, frozen=True):
 
 
 def require_json(content_type: str | None) -> str:
-    """Return the media type of a body that may hold jobs.
+    """Return the media type of a Content-Type header.
 
     Raises:
-        UnsupportedMediaType: it is missing or another one. What a browser sends from a foreign page without asking is among those.
+        UnsupportedMediaType: the header is missing or names another type. This covers every type that a browser sends
+            cross-origin without a preflight.
     """
     media_type = _media_type(content_type)
     if media_type is None:
-        raise UnsupportedMediaType(f"send JSON in UTF-8 and say so: -H 'Content-Type: {JSON}', or {min(NDJSON)} for one job a line")
+        raise UnsupportedMediaType(
+            f"the body must be JSON in UTF-8: send -H 'Content-Type: {JSON}', or {min(NDJSON)} for one job per line"
+        )
     return media_type
 
 
-@lru_cache(maxsize=64)  # a client says the same with every request
+@lru_cache(maxsize=64)  # clients repeat the same header
 def _media_type(content_type: str | None) -> str | None:
     media_type, options = parse_options_header(content_type)
     known = media_type.lower() in MEDIA_TYPES and options.get("charset", "utf-8").lower() in {"utf-8", "utf8"}
@@ -88,18 +91,18 @@ def parse(
     *,
     partial: bool = False,
 ) -> Submitted:
-    """Read the jobs in a body: one object is one job, an array or lines of JSON are many.
+    """Parse the jobs in a body: an object is one job, an array or lines of JSON are a batch.
 
     Args:
-        key: the ``Idempotency-Key`` header of the request: the same as the field of one job.
-        trace: of the request, for all jobs that have none of their own.
-        partial: whether the good jobs of a batch are taken where others are not; what holds for the batch as a whole still does.
+        key: the request's ``Idempotency-Key`` header; it has the meaning of the field ``idempotency_key`` of a single job.
+        trace: the request's trace headers, for all jobs without their own.
+        partial: whether to accept the valid jobs of a batch when others are invalid. Errors of the whole batch still raise.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
-        InvalidJob: the body, a job in it, or the key is not of the form that it should have.
-        PayloadTooLarge, BatchTooLarge: a bound is passed.
-        UnprocessableJob: a value that cannot be stored.
+        InvalidJob: the body, one of its jobs, or the key is malformed.
+        PayloadTooLarge, BatchTooLarge: a size limit is exceeded.
+        UnprocessableJob: a value cannot be stored.
     """
     first = body.lstrip()[:1]
     if not first:
@@ -129,27 +132,29 @@ _well_formed_key = re.compile(KEY_PATTERN)
 
 
 def _key(header: str) -> str:
-    """Read an ``Idempotency-Key``: a string as structured fields have it (RFC 8941, 3.3.3), or the same without quotes.
+    """Parse an ``Idempotency-Key`` header (draft-ietf-httpapi-idempotency-key-header).
 
-    The header is that of draft-ietf-httpapi-idempotency-key-header.
+    It is a string of structured fields (RFC 8941, 3.3.3). The same string without quotes is accepted too.
     """
     if not _well_formed_key.fullmatch(header):
-        rule = f'be one string of 1 to {MAX_NAME_LENGTH} characters of ASCII, in quotes or without, such as "8e03978e-40d5"'
+        rule = f'be 1 to {MAX_NAME_LENGTH} ASCII characters, with or without quotes, such as "8e03978e-40d5"'
         raise InvalidJob(f"the Idempotency-Key header must {rule}", field="idempotency_key")
     return re.sub(r"\\(.)", r"\1", header[1:-1]) if header.startswith('"') else header
 
 
 def _with_key(header: str, media_type: str, body: bytes, ignored: set[str]) -> Submission:
-    """Read the one job in a body that came with a key."""
+    """Parse the single job of a request with an ``Idempotency-Key`` header."""
     key = _key(header)
     if media_type in NDJSON or body.lstrip()[:1] == b"[":
         raise UnprocessableJob(
-            "the Idempotency-Key header is for a request with one job: give each job of a batch an idempotency_key of its own",
+            "the Idempotency-Key header requires a request with one job: in a batch, set idempotency_key on each job",
             field="idempotency_key",
         )
     submission = _submission(body, ignored)
     if submission.idempotency_key not in {None, key}:
-        raise UnprocessableJob("the Idempotency-Key header and the job's idempotency_key differ", field="idempotency_key")
+        raise UnprocessableJob(
+            "the Idempotency-Key header and the job's idempotency_key differ: send one of them", field="idempotency_key"
+        )
     submission.idempotency_key = key
     return submission
 
@@ -161,18 +166,18 @@ _line_end = re.compile(rb"\n[ \t\r\n]*")
 
 
 def _lines(body: bytes) -> list[bytes]:
-    """Cut a body into the lines that hold something; one of a million empty ones costs nothing."""
+    """Split a body into its lines that are not empty; a million empty lines cost no memory."""
     lines = _line_end.split(body.lstrip(b" \t\r\n"), MAX_BATCH_JOBS + 1)
     return lines if lines[-1] else lines[:-1]
 
 
 def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
-    """Cut an array into the texts of its elements."""
+    """Split an array into the texts of its elements."""
     if max(body.count(b"{"), body.count(b",") if of_any_type else 0) > MAX_ARRAY_OBJECTS:
         what = "commas" if of_any_type else "objects"
-        raise BatchTooLarge(f"more than {MAX_ARRAY_OBJECTS} {what} in one array: send it in parts, or as {min(NDJSON)}")
+        raise BatchTooLarge(f"the array has more than {MAX_ARRAY_OBJECTS} {what}: split it, or send it as {min(NDJSON)}")
     try:
-        # Elements of any other type end this at the first of them, before they are a list of millions.
+        # The first element that is not an object ends the decoding here, before a list of millions of elements exists.
         if not of_any_type and len(_objects.decode(body)) > MAX_BATCH_JOBS:
             raise _batch_too_large()
         elements = _texts.decode(body)
@@ -187,7 +192,10 @@ def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
 
 
 def _place(body: bytes) -> int | None:
-    """Find the first element of an array that cannot be read; None where it is none of them, or is too far to look for."""
+    """Return the index of an array's first malformed element.
+
+    None means that the fault is outside of the elements, or beyond `MAX_SPLIT_BYTES`.
+    """
     for index, element in enumerate(_split(body)):
         try:
             _text.decode(element)
@@ -200,7 +208,7 @@ _structure = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def _split(array: bytes) -> Iterator[bytes]:
-    """Cut an array at its commas, whatever is between them: so they are its elements up to the first that is none."""
+    """Split an array at its commas without validating it. The parts are its elements up to the first malformed element."""
     begin = depth = 0
     for token in _structure.finditer(array, 0, MAX_SPLIT_BYTES):
         mark = token[0]
@@ -239,14 +247,14 @@ def _jobs(texts: Sequence[bytes], ignored: set[str], faults: Faults | None) -> I
 
 
 def _batch_too_large() -> BatchTooLarge:
-    return BatchTooLarge(f"more than {MAX_BATCH_JOBS} jobs in one batch: send it in parts")
+    return BatchTooLarge(f"the batch has more than {MAX_BATCH_JOBS} jobs: split it into smaller batches")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- one job
 
 
 class _Object(msgspec.Struct):
-    """Any JSON object, at the least cost."""
+    """Any JSON object. Decoding to it skips all members, so it is cheap."""
 
 
 _objects = msgspec.json.Decoder(list[_Object])
@@ -262,7 +270,9 @@ _must_be = {field.name: must_be(field.type) for field in msgspec.structs.fields(
 
 def _submission(text: bytes, ignored: set[str]) -> Submission:
     if len(text) > MAX_JOB_BYTES:
-        raise PayloadTooLarge(f"a job may have {MAX_JOB_BYTES} bytes, {MAX_PAYLOAD_BYTES} of them its payload", field="payload")
+        raise PayloadTooLarge(
+            f"a job may have at most {MAX_JOB_BYTES} bytes, with at most {MAX_PAYLOAD_BYTES} bytes of payload", field="payload"
+        )
     try:
         members = _members.decode(text)
         if _repeats(text, members):
@@ -277,7 +287,7 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
         text = msgspec.json.encode(members)
     payload = members.get("payload", b"")
     if memoryview(payload).nbytes > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(f"the payload is sent with more than {MAX_PAYLOAD_BYTES} bytes of JSON", field="payload")
+        raise PayloadTooLarge(f"the payload has more than {MAX_PAYLOAD_BYTES} bytes of JSON", field="payload")
     try:
         submission = _decoded(text, members)
     except (ValueError, RecursionError):
@@ -288,9 +298,9 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
 
 
 def _is_unambiguous(text: bytes, value: object) -> bool:
-    """Tell that no name is given twice in a text, at whatever depth, and that no integer is too large; False when it might be.
+    """Return True if a text certainly has no duplicate name, at any depth, and no integer beyond 64 bits.
 
-    A repeated name is encoded once, which leaves its colon over.
+    Encoding the decoded value writes a duplicate name only once, so the text then has more colons.
     """
     if may_hold_large_integer(text) or b"\\u003" in text:
         return False
@@ -301,11 +311,11 @@ def _is_unambiguous(text: bytes, value: object) -> bool:
 
 
 def _check(name: str, text: bytes | msgspec.Raw) -> None:
-    """Read a field's value the strict way."""
+    """Validate a field's value with `strict.read`."""
     try:
         strict.read(bytes(text))
     except strict.TooLarge as error:
-        raise UnprocessableJob(f"{_shown(name)} cannot be taken: {error}", field=_shown(name)) from None
+        raise UnprocessableJob(f"{_shown(name)} cannot be accepted: {error}", field=_shown(name)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"{_shown(name)} cannot be read: {_malformed(text, error)}", field=_shown(name)) from None
 
@@ -322,7 +332,7 @@ _float = re.compile(rb"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
 
 def _integral(value: msgspec.Raw) -> msgspec.Raw:
-    """Write a number without a fraction as an integer: to JSON, 5.0 and 5 are the same."""
+    """Rewrite a number without a fraction as an integer: in JSON, 5.0 and 5 are the same."""
     text = bytes(value)
     if _float.fullmatch(text) and (number := float(text)).is_integer():
         return msgspec.Raw(b"%d" % number)
@@ -330,10 +340,10 @@ def _integral(value: msgspec.Raw) -> msgspec.Raw:
 
 
 def _repeats(text: bytes, members: dict[str, msgspec.Raw]) -> bool:
-    """Tell whether a field is given more than once, which JSON allows and decoders settle in silence.
+    """Return whether a field is given more than once. JSON allows that, and decoders keep one of the values silently.
 
-    Each member has one colon outside of its name and value: a repeated one leaves a colon over. (A colon that a name spells as an
-    escape can hide a repeat, but no field of ours has such a name.)
+    Each member has one colon outside of its name and value, so a duplicate leaves an extra colon in the text. An escaped colon in
+    a name can hide a duplicate, but no known field has such a name.
     """
     colons = len(members) + b"".join(members.values()).count(b":") + "".join(members).count(":")
     return text.count(b":") > colons
@@ -346,12 +356,12 @@ def _repeated(text: bytes) -> str:
 
 
 def _known(members: dict[str, msgspec.Raw], ignored: set[str]) -> dict[str, msgspec.Raw]:
-    """Keep the fields that jobs have, also under their names in camelCase, and note the names of the others."""
+    """Return the known fields, also those with names in camelCase; add the names of the others to `ignored`."""
     known: dict[str, msgspec.Raw] = {}
     for name, value in members.items():
         field = _camel_case.get(name, name)
         if field in known:
-            raise InvalidJob(f"{field} is given twice, in two spellings", field=field)
+            raise InvalidJob(f"{field} is given twice, in snake_case and in camelCase", field=field)
         if field in _fields:
             known[field] = value
             continue
@@ -362,7 +372,7 @@ def _known(members: dict[str, msgspec.Raw], ignored: set[str]) -> dict[str, msgs
 
 
 def _fault(members: dict[str, msgspec.Raw]) -> InvalidJob:
-    """Find the field that cannot be decoded."""
+    """Return the error for the first field that cannot be decoded."""
     for name, value in members.items():
         try:
             _fields[name].decode(value)
@@ -379,7 +389,7 @@ _MALFORMATIONS: list[tuple[bytes, str]] = [
 
 
 def _malformed(text: bytes | msgspec.Raw, error: Exception) -> str:
-    """Say what is wrong with a JSON text: what the decoder said, where that is not beside the point."""
+    """Return why a JSON text is malformed: a clearer reason for known cases, else the decoder's message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeError):

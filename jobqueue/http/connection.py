@@ -1,6 +1,6 @@
-"""One client's connection as hypercorn's protocols serve it: HTTP/1.1 and HTTP/2, every route.
+"""Serve one client's connection with hypercorn's protocols: HTTP/1.1 and HTTP/2, all routes.
 
-hypercorn's own server waits without a deadline in places where a client decides for how long. Here each way to dawdle has a bound.
+hypercorn's own server sometimes waits for a client without a deadline. Here every wait has one.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from hypercorn.utils import parse_socket_addr
 from jobqueue.http import limits
 
 MAX_LOGGED_ERROR = 200
-"""Characters of an error that are logged: it may quote the client."""
+"""Maximum length of an error in the log, in characters. It limits what a client can write to the log: an error may quote
+the client."""
 
 RECEIVE_BYTES = 1 << 16
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 
 PROLONG = "jobqueue.prolong"
-"""What prolongs an answer without end, in a request's ``scope["state"]``: see `limits.REQUEST_TIMEOUT`."""
+"""The key in a request's ``scope["state"]`` under which a function is stored. The function extends the deadline of an endless
+response; see `limits.REQUEST_TIMEOUT`."""
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -45,7 +47,7 @@ log = structlog.get_logger()
 
 
 def configuration() -> Config:
-    """Make hypercorn's configuration: its limits and its log. The timeouts are ours, it never sees them."""
+    """Return hypercorn's configuration: its limits and its log. `Connection` enforces the timeouts itself."""
     config = Config()
     config.h11_max_incomplete_size = limits.MAX_HEADER_BYTES
     config.h2_max_header_list_size = limits.MAX_HEADER_BYTES
@@ -56,7 +58,7 @@ def configuration() -> Config:
 
 
 class _Log(Logger):
-    """hypercorn's log, in ours: all it has to say is that something failed around the app, whose routes log their own failures."""
+    """Forward hypercorn's log to the service's log, but only failures outside of the app: its routes log their own failures."""
 
     def __init__(self, config: Config) -> None:
         pass
@@ -69,10 +71,10 @@ class _Log(Logger):
 
 
 class _Requests(h11.Connection):
-    """h11's server side, which does not mind what clients may send between and behind requests.
+    """h11's server side, made tolerant of bytes between and after requests.
 
-    It skips empty lines before a request line (RFC 9112, section 2.2), and takes no notice of bytes behind the last request of a
-    connection. h11 answers both with 400, the second even in place of the answer to a request that was carried out.
+    It skips empty lines before a request line (RFC 9112, section 2.2), and ignores bytes after the last request of a connection.
+    h11 responds to both with 400. In the second case the 400 even replaces the response to a request that was carried out.
     """
 
     def receive_data(self, data: bytes) -> None:
@@ -84,18 +86,18 @@ class _Requests(h11.Connection):
             return h11.NEED_DATA
         if self.their_state is h11.IDLE:
             received, _ = self.trailing_data
-            if empty := _EMPTY_LINES.match(received).end():  # type: ignore[union-attr] # it matches nothing, too
+            if empty := _EMPTY_LINES.match(received).end():  # type: ignore[union-attr] # always matches
                 self._receive_buffer.maybe_extract_at_most(empty)
             if received[empty:] == b"\r":
-                return h11.NEED_DATA  # half an empty line
+                return h11.NEED_DATA  # the empty line is not complete yet
         return super().next_event()
 
 
 class _H11(H11Protocol):
-    """hypercorn's HTTP/1.1, which hangs up without a word where an answer is complete before the body that it refuses has come.
+    """hypercorn's HTTP/1.1, which keeps a connection open after it rejects a request before its body has arrived.
 
-    Clients send a body after its headers, and many send it whatever the answer: a short one is waited for, as the next request is,
-    and thrown away. RFC 9112, section 9.3: a server reads the whole body, or closes the connection.
+    hypercorn closes such a connection. But many clients send the body in any case, so this class reads a short body and drops it.
+    RFC 9112, section 9.3: a server reads the whole body, or closes the connection.
     """
 
     _short = False
@@ -110,7 +112,7 @@ class _H11(H11Protocol):
         await super()._create_stream(request)
 
     async def _maybe_recycle(self) -> None:
-        await self._close_stream()  # first: more may have come when it is done
+        await self._close_stream()  # first, because more bytes may have arrived by the time it returns
         if self.connection.our_state is h11.DONE and self.connection.their_state is h11.SEND_BODY and self._short:
             self._discarding = True
             await self.send(Updated(idle=True))
@@ -133,13 +135,16 @@ class _H11(H11Protocol):
 
 
 class _H2(H2Protocol):
-    """hypercorn's HTTP/2, which lets go of a connection when a body comes for a request that was answered without it."""
+    """hypercorn's HTTP/2, which also accepts body data for a request that already has its response.
+
+    hypercorn drops the connection in that case.
+    """
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         pending: list[h2.events.Event] = []
         for event in events:
             if isinstance(event, h2.events.DataReceived):
-                await super()._handle_events(pending)  # the stream may begin, or end, in there
+                await super()._handle_events(pending)  # these events may begin or end the stream
                 pending = []
                 if event.stream_id not in self.streams:
                     self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -148,25 +153,25 @@ class _H2(H2Protocol):
         await super()._handle_events(pending)
 
 
-# Where ProtocolWrapper looks them up.
+# ProtocolWrapper looks up its protocol classes in this module.
 hypercorn.protocol.H11Protocol = _H11  # type: ignore[attr-defined]
 hypercorn.protocol.H2Protocol = _H2  # type: ignore[attr-defined]
 
 
 class Connection:
-    """One client's connection: bytes in to hypercorn's protocol and out of it, and the deadlines of both.
+    """One client's connection: it moves bytes into and out of hypercorn's protocol, with deadlines for both.
 
-    It takes the place of hypercorn's own ``TCPServer``. One task reads; how long it may go on depends on what the connection is at,
-    and when it ends, so does the connection. What the protocol asks for is done without a checkpoint, or under a shield with a
-    deadline: it asks from the task of a request, which is cancelled as soon as its answer is out.
+    It replaces hypercorn's own ``TCPServer``. One task reads, with a deadline that depends on the state of the connection. When
+    that task ends, the connection ends. Sending cannot be cancelled: it has no checkpoint, or runs under a shield with a deadline.
+    This is necessary because it runs in a request's task, which is cancelled as soon as its response is complete.
 
     Args:
         app: the ASGI app, wrapped for hypercorn.
-        config: hypercorn's.
-        context: hypercorn's. Its ``terminated`` is never set: it would cut off the last frame of an HTTP/2 answer.
-        stream: the accepted socket; whoever accepted it closes it after `run`.
-        received: what was read from it already: the beginning of a request, or nothing.
-        tls: what to encrypt with; None for plain HTTP.
+        config: hypercorn's configuration.
+        context: hypercorn's context. Its ``terminated`` is never set: it would cut off the last frame of an HTTP/2 response.
+        stream: the accepted socket; the caller closes it after `run`.
+        received: bytes already read from the socket: the beginning of a request, or nothing.
+        tls: the TLS context; None for plain HTTP.
     """
 
     def __init__(
@@ -197,18 +202,18 @@ class Connection:
         self._lingers = False
 
     async def run(self) -> None:
-        """Serve the connection to its end. Errors are logged, not raised; only cancellation passes."""
+        """Serve the connection until it ends. Errors are logged, not raised, except cancellation."""
         with contained(), self._everything:
             await self._run()
 
     def finish(self) -> None:
-        """End the connection when no request is in flight, which for an idle one is now."""
+        """End the connection once no request is in flight; an idle connection ends now."""
         self._finishing = True
         if self._idle:
             self._reading.cancel()
 
     def drop(self) -> None:
-        """End the connection at once, whatever is waiting on its socket, shielded or not."""
+        """End the connection at once, also for tasks that wait on its socket under a shield."""
         self._socket.close()
         self._reading.cancel()
 
@@ -237,7 +242,7 @@ class Connection:
                 await linger(self._stream)
 
     async def _shake_hands(self, secure: trio.SSLStream[trio.SocketStream]) -> bool:
-        """Agree on the encryption; False when there was no time for it. It is ended from elsewhere as an idle connection is."""
+        """Perform the TLS handshake; False if its deadline passes or `finish` or `drop` ends it."""
         self._reading.deadline = trio.current_time() + limits.HANDSHAKE_TIMEOUT
         with self._reading:
             await secure.do_handshake()
@@ -248,13 +253,13 @@ class Connection:
         return shaken
 
     async def _read(self) -> None:
-        """Feed the protocol until the client hangs up, the connection is ended from elsewhere, or a deadline passes."""
+        """Pass received bytes to the protocol until the client hangs up, `finish` or `drop` is called, or a deadline passes."""
         self._reading.deadline = trio.current_time() + limits.HEADERS_TIMEOUT
         with self._reading:
             while data := self._received or await self._stream.receive_some(RECEIVE_BYTES):
                 self._received = b""
                 if self._idle and data.strip(b"\r\n"):
-                    # The first byte of a request sets the deadline of its headers; those that follow do not move it.
+                    # The first byte of a request sets the deadline of its headers; later bytes do not move it.
                     self._reading.deadline = min(self._reading.deadline, trio.current_time() + limits.HEADERS_TIMEOUT)
                 await self._protocol.handle(RawData(bytes(data)))
 
@@ -262,12 +267,12 @@ class Connection:
         self._reading.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
 
     async def _send(self, event: Event) -> None:
-        """Do what the protocol asks for."""
+        """Handle an event from the protocol: send bytes, update the deadline, or close."""
         if isinstance(event, RawData):
             await self._send_all(event.data)
         elif isinstance(event, Updated):
             self._idle = event.idle
-            # Even when finishing there is a while to it: an HTTP/2 stream is called done before its last frame is sent.
+            # Even when finishing, wait a little: hypercorn reports an HTTP/2 stream as idle before its last frame is sent.
             idle_timeout = limits.LINGER_TIMEOUT if self._finishing else limits.KEEP_ALIVE_TIMEOUT
             self._reading.deadline = trio.current_time() + (idle_timeout if event.idle else limits.REQUEST_TIMEOUT)
         elif isinstance(event, Closed):
@@ -283,9 +288,9 @@ class Connection:
 
 
 async def send_all(stream: Stream, data: bytes) -> bool:
-    """Send it whole, whatever is cancelled meanwhile; False when the client is gone or does not take it.
+    """Send all bytes, even if the caller is cancelled. Return False if the client is gone or does not read in time.
 
-    After half a frame there is nothing more to say on a connection: it has to be dropped.
+    After False the caller must drop the connection, because a frame may be incomplete.
     """
     with trio.move_on_after(limits.SEND_TIMEOUT, shield=True):
         try:
@@ -297,10 +302,10 @@ async def send_all(stream: Stream, data: bytes) -> bool:
 
 
 async def linger(stream: Stream) -> None:
-    """Tell the client that nothing more comes, and wait until it hangs up."""
+    """Signal the end of the connection to the client, and wait up to `limits.LINGER_TIMEOUT` seconds for it to hang up."""
     with trio.move_on_after(limits.LINGER_TIMEOUT):
         if isinstance(stream, trio.SSLStream):
-            with suppress(trio.BrokenResourceError):  # it still sends a request, or has gone without a word
+            with suppress(trio.BrokenResourceError):  # the client still sends a request, or is gone
                 await stream.unwrap()
             stream = stream.transport_stream
         await stream.send_eof()
@@ -310,17 +315,17 @@ async def linger(stream: Stream) -> None:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let nothing that a connection can cause get further than here: it is logged, not raised; only cancellation passes."""
+    """Log every error of a connection instead of raising it, except cancellation."""
     try:
         yield
     except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
         pass  # the client is gone
-    except* Exception as errors:  # noqa: BLE001 - whatever a request can cause ends here
+    except* Exception as errors:  # noqa: BLE001 - no request may end the server
         _log_contained("a connection was dropped", errors)
 
 
 def _log_contained(message: str, error: BaseException | None) -> None:
-    """Log one line: most often it was a malformed request, and whoever sends those must not fill the disk with tracebacks."""
+    """Log one line. The traceback is at debug level, so that malformed requests do not fill the disk."""
     log.warning(message, errors=[f"{type(leaf).__name__}: {leaf}"[:MAX_LOGGED_ERROR] for leaf in _leaves(error)])
     log.debug(message, exc_info=error)
 

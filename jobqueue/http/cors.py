@@ -1,7 +1,7 @@
-"""Cross-origin requests (the Fetch standard's CORS protocol), for pages of the origins that were named, and of no others.
+"""Allow cross-origin requests (the Fetch standard's CORS protocol) for pages of the configured origins only.
 
-A token comes in the header Authorization, which a page has to set: cookies and their like are never asked for, so no answer allows
-credentials, and an origin is answered with itself and never with ``*``.
+Tokens are in the header Authorization, which a page must set itself. The service uses no cookies, so no response allows
+credentials. Access-Control-Allow-Origin names the page's origin, never ``*``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jobqueue.http.auth import Guard
 from jobqueue.http.door import Headers
 
 MAX_AGE = 600
-"""Seconds for which a browser may keep the answer to a preflight."""
+"""Seconds that a browser may cache the response to a preflight."""
 
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
@@ -26,9 +26,9 @@ _EXPOSED = {"Access-Control-Expose-Headers": "Allow, ETag, Location, Retry-After
 
 
 def preflight(guard: Guard, method: str, headers: Headers) -> Answer | None:
-    """Answer what a browser asks before it sends a page's request; None when this is no such question of a page that may ask.
+    """Return the response to a browser's preflight from an allowed origin; None for any other request.
 
-    Paths and tokens are not looked at: a preflight has no token, and the answer tells nothing of what there is.
+    The path is not checked, because a preflight has no token and the response must not reveal which paths exist.
     """
     if method == "OPTIONS" and headers.get("access-control-request-method") is not None and headers.get("origin") in guard.origins:
         return Answer(204, _PREFLIGHT, b"")
@@ -36,7 +36,7 @@ def preflight(guard: Guard, method: str, headers: Headers) -> Answer | None:
 
 
 def answer_headers(guard: Guard, headers: Headers) -> Mapping[str, str]:
-    """What each answer to a request says besides: nothing where no origins were named."""
+    """Return the CORS headers of a response; empty if no origins are configured."""
     if not guard.origins:
         return {}
     origin = headers.get("origin")

@@ -1,7 +1,7 @@
-"""The dashboard: one page, and the files that it is made of. All that it shows it asks the API for, as anybody could.
+"""Serve the dashboard: one page and its files. The page reads all its data from the API, as any other client.
 
-The page itself tells nothing, so it needs no token: it asks for one, and sends it along with its requests. A browser adds nothing
-to these by itself, so no other site can have it act (and `Guard` refuses what another site's page sends).
+The page contains no data, so it needs no token. It asks the user for a token and sends it with its API requests. The browser adds
+no credentials automatically, so a page of another site cannot act through it. `Guard` also rejects requests from such pages.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jobqueue.http.routes import Route
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types lit-html"  # no text becomes a document but our own templates
+    "require-trusted-types-for 'script'; trusted-types lit-html"  # only the page's own templates become HTML
 )
-"""What the page may do: fetch from its own service. Nothing inline runs, whatever a job holds (CSP level 3, Trusted Types)."""
+"""Lets the page fetch from its own service only. No inline script runs, even if a job contains one (CSP level 3, Trusted Types)."""
 
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -31,22 +31,22 @@ PAGE_HEADERS = {
 }
 
 FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Cross-Origin-Resource-Policy": "same-origin"}
-"""Of the files: where they are says what they hold, so they never change."""
+"""The headers of the files. A file's path contains a digest of all files, so its content never changes."""
 
 _PAGE = PurePosixPath("index.html")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-"""The media types of what is served, by suffix; licences are there too, and are not served."""
+"""The media types of served files, by suffix; other files, such as licenses, are not served."""
 
 
 def routes() -> list[Route]:
-    """Make the routes of the page and its files. They are for browsers, and no part of the API's description."""
+    """Make the routes of the page and its files. The OpenAPI document leaves them out."""
     files = dict(sorted(_files(resources.files("jobqueue.http") / "static", PurePosixPath())))
     digest = sha256()
     for path, content in files.items():
         digest.update(f"{path} {len(content)} ".encode() + content)
     base = f"/assets/{digest.hexdigest()[:16]}"
     page = files.pop(_PAGE).decode()
-    # Modules import each other: the browser would hear of the last ones only after several round trips.
+    # Modules import each other, so without preloads the browser finds the last ones only after several round trips.
     preloads = "\n".join(f'<link rel="modulepreload" href="{base}/{path}">' for path in files if _is_module(path))
     page = page.replace("{assets}", base).replace("{preloads}", preloads)
     return [

@@ -1,4 +1,4 @@
-"""The routes of dead letters: what a request says of which are meant, and the pages of a list."""
+"""The routes of dead letters: list, group by cause, redrive, and delete."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Cursor = Annotated[
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Place = tuple[datetime, str]
-"""Where a page ends: the time of death and the id of its last job."""
+"""The position where a page ends: the time of death and the id of its last job."""
 
 
 class DeadQuery(DeadConditions):
-    """Which page of which dead letters is asked for.
+    """The query of a list of dead letters.
 
     Attributes:
-        limit: how many are on a page.
+        limit: the maximum number of dead letters on a page.
         after: where the page begins.
     """
 
@@ -39,32 +39,32 @@ class DeadQuery(DeadConditions):
 
 
 class CausesQuery(DeadConditions):
-    """Which dead letters are grouped.
+    """The query of the groups of dead letters.
 
     Attributes:
-        limit: how many groups are shown, the largest.
+        limit: the maximum number of groups to return; the largest come first.
     """
 
     limit: filters.PageSize = filters.DEFAULT_PAGE
 
 
 class Buried(Protocol):
-    """A node whose dead letters can be looked at and moved."""
+    """The methods of a node for dead letters."""
 
     async def dead(self, wanted: DeadFilter, limit: int, after: Place | None) -> list[dict[str, Any]]:
-        """Return the dead jobs that are wanted, the latest first, from a place on."""
+        """Return the dead letters that match, the latest first, starting after a position."""
         ...
 
     async def dead_causes(self, wanted: DeadFilter, limit: int) -> dict[str, Any]:
-        """Return the dead jobs that are wanted in groups of one queue, kind and cause, the largest first."""
+        """Return the dead letters that match, grouped by queue, kind, and cause, the largest group first."""
         ...
 
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Run all dead jobs again that are wanted; return how many."""
+        """Redrive all dead letters that match; return how many. With `dry_run`, only count them."""
         ...
 
     async def discard_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Delete all dead jobs that are wanted; return how many."""
+        """Delete all dead letters that match; return how many. With `dry_run`, only count them."""
         ...
 
 
@@ -72,7 +72,7 @@ BODY = Body(DeadFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES, {"qu
 
 
 def routes(node: Buried) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of a node's dead letters."""
     views = _Views(node)
     return [
         Route(
@@ -88,7 +88,7 @@ def routes(node: Buried) -> list[Route]:
             method="GET",
             path="/dead/causes",
             needs="read",
-            summary="Group dead letters by their cause",
+            summary="Group dead letters by cause",
             view=views.causes,
             query=CausesQuery,
             answers={HTTPStatus.OK: shapes.DeadCauses},
@@ -97,7 +97,7 @@ def routes(node: Buried) -> list[Route]:
             method="POST",
             path="/dead/retry",
             needs="admin",
-            summary="Run dead letters again, or count them",
+            summary="Redrive dead letters, or count them",
             view=views.retry,
             query=filters.DryRunQuery,
             body=BODY,
@@ -135,7 +135,7 @@ class _Views:
 
 
 def place(cursor: str | None) -> Place | None:
-    """Read where a page begins: what a `Cursor` says."""
+    """Parse a `Cursor` into the position after which a page begins."""
     if cursor is None:
         return None
     microseconds, _, job_id = cursor.partition("-")

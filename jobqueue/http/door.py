@@ -1,4 +1,4 @@
-"""What a request has to pass before it is looked at: who asks, from where, and that no proxy may read it otherwise than we do."""
+"""Check a request before its route runs: authorization, origin, and headers that a proxy might interpret differently."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Headers(Protocol):
-    """The headers of a request, by their names in lower case."""
+    """The headers of a request, by lower-case name."""
 
     def get(self, name: str, /) -> str | None: ...
 
 
 def check(guard: Guard, method: str, needs: Access | None, headers: Headers) -> None:
-    """Let a request pass, or not. It needs what its route says; None where there is no route.
+    """Raise unless a request is allowed; `needs` is the access that its route needs, None if the route does not exist.
 
     Raises:
         Unauthorized, Forbidden: see `Guard.check`.
-        BadRequest, UnsupportedMediaType: its form is ambiguous, or is one that a page of another site could send.
+        BadRequest, UnsupportedMediaType: the request is ambiguous, or a page of another site could have sent it.
     """
     guard.check(
         method,
@@ -34,9 +34,9 @@ def check(guard: Guard, method: str, needs: Access | None, headers: Headers) -> 
         origin=headers.get("origin"),
     )
     if headers.get("content-length") is not None and headers.get("transfer-encoding") is not None:
-        raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
+        raise BadRequest("Send either Content-Length or Transfer-Encoding, not both.")
     if (headers.get("content-encoding") or "identity").lower() != "identity":
-        raise UnsupportedMediaType("Send the body without a Content-Encoding.")
+        raise UnsupportedMediaType("Send the body without Content-Encoding.")
     content_type = headers.get("content-type")
     if content_type is not None and method not in WITHOUT_BODY:
         bodies.require_json(content_type)

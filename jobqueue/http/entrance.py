@@ -1,4 +1,4 @@
-"""What of access a service's settings say, with the files that they name: who may ask, and with which certificate it answers."""
+"""Load tokens and TLS certificates from the settings and their files, and reload the files when they change."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jobqueue.settings import Settings
 
 
 class Entrance:
-    """Who may ask, and how connections are encrypted.
+    """The authorization and TLS of a service, from its settings.
 
     Attributes:
-        guard: who may ask.
+        guard: decides which requests are allowed.
 
     Raises:
-        SettingsError: a token is no token, off loopback there is none, or a file cannot be used.
+        SettingsError: a token is invalid, a host other than loopback has no token, or a file cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -44,11 +44,11 @@ class Entrance:
         auth.require_token_off_loopback(settings.host, self.guard.tokens)
 
     def tls(self) -> ssl.SSLContext | None:
-        """Return what the next connection is encrypted with; None when none is."""
+        """Return the TLS context for the next connection; None for plain HTTP."""
         return self._tls
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep up with the files."""
+        """Reload the files when they change, until cancelled."""
         async with trio.open_nursery() as nursery:
             for reloaded in self._reloaded:
                 await nursery.start(reloaded.run)
@@ -66,7 +66,7 @@ class Entrance:
     def _load_certificate(self, certfile: str, keyfile: str) -> None:
         config = configuration()
         config.certfile, config.keyfile = certfile, keyfile
-        config.keyfile_password = ""  # a key that needs one is refused, and not asked about on the terminal
+        config.keyfile_password = ""  # reject an encrypted key; otherwise OpenSSL asks for its password on the terminal
         try:
             self._tls = config.create_ssl_context()
         except (OSError, ValueError) as error:

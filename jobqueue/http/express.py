@@ -1,9 +1,10 @@
-"""The express lane: answers plain submissions itself, and hands any other connection on with the bytes that it has read.
+"""The express lane: answer plain submissions directly, and pass other connections on to hypercorn, with the bytes received so far.
 
-hypercorn on Trio spends more than a millisecond on a request: tasks, channels and events for what HTTP may be. A submission is
-almost always one form of it: ``POST /submit`` in HTTP/1.1 with its body behind it. That form is recognised by one strict
-expression (`plain`), and answered without a switch of tasks where it comes whole. Whatever is not plainly of this form goes to
-hypercorn, from its first byte on. What a request means, and every answer, comes from where the routes have it from.
+hypercorn on Trio spends more than a millisecond per request on tasks, channels, and events. But almost every submission has the
+same form: ``POST /submit`` in HTTP/1.1, directly followed by its body. One strict regular expression recognizes that form
+(`plain`). A request that arrives whole gets its response without a task switch. Any other request goes to hypercorn, from its
+first byte on.
+The lane uses the same code as the Quart routes to interpret requests and to make responses.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from jobqueue.http.submit import CONTENT, Submitting, committed, submit
 from jobqueue.tokens import Token
 
 BODY_PATIENCE = 1.0
-"""Seconds for the body to follow its headers; a slower one is hypercorn's to wait for."""
+"""Seconds for a body to arrive after its headers. hypercorn waits for slower bodies."""
 
 NEEDS: dict[str, Access] = {"/submit": "submit", "/health": "health"}
-"""What the requests of the lane need, by their path, as their routes say."""
+"""The access that each path of the lane needs. It is the same as in the path's route."""
 
 
 class Lane:
     """Makes the express connections of one node.
 
     Args:
-        node: takes the jobs.
-        guard: decides who may ask.
+        node: submits the jobs.
+        guard: decides which requests are allowed.
 
     Attributes:
         guard: as given.
@@ -53,19 +54,19 @@ class Lane:
         self.run = self.reactor.run
 
     def connection(self, stream: trio.SocketStream) -> ExpressConnection:
-        """Take a connection that was accepted."""
+        """Return the express connection of an accepted socket."""
         return ExpressConnection(self, stream)
 
     def recognise(self, received: bytes) -> Request | None:
-        """Read the head of a request if it is one for the lane."""
+        """Parse the head of a request; None if the request is not for the lane."""
         request = plain.recognise(received)
-        # What a page of another origin may read of an answer is said in headers that the lane does not know.
+        # The lane does not send the CORS headers that a page of another origin needs to read the response.
         if request is not None and self.guard.origins and "origin" in request.headers:
             return None
         return request
 
     def lets_in(self, request: Request) -> bool:
-        """Tell whether a request may come in, before its body has: one that may not is hypercorn's to refuse."""
+        """Return whether a request is allowed, before its body is read. If not, the request goes to hypercorn, which rejects it."""
         try:
             self._check(request)
         except HTTPException:
@@ -73,7 +74,7 @@ class Lane:
         return True
 
     async def answer(self, request: Request, body: bytes) -> Answer:
-        """Do what a plain request asks for."""
+        """Process a plain request and return its response."""
         try:
             self._check(request)
             if request.path == "/health":
@@ -81,7 +82,7 @@ class Lane:
             headers = request.headers
             key, trace = headers.get("idempotency-key"), _trace(headers)
             return await submit(self._node, headers.get("content-type"), body, key, trace)
-        except Exception as error:  # noqa: BLE001 - each becomes an answer, and is logged where it is our fault
+        except Exception as error:  # noqa: BLE001 - every error becomes a response; unexpected ones are logged
             return _problem(request, error)
 
     def _check(self, request: Request) -> None:
@@ -89,13 +90,13 @@ class Lane:
         negotiation.check_accept(request.headers.get("accept"), JSON)
 
     def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
-        """Take a submission that was let in, in no time; call ``answered`` once, now or later."""
+        """Start an allowed submission without waiting. ``answered`` is called once with the response, now or later."""
         try:
             headers = request.headers
             submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"), _trace(headers))
 
             def told(receipt: Receipt | None, error: Exception | None) -> None:
-                # Soon: the next batch is to be on its way before the answers are.
+                # Do not respond at once: the next batch should start before the responses are sent.
                 self.reactor.soon(lambda: answered(committed(submitted, receipt) if error is None else _problem(request, error)))
 
             self._node.begin(submitted.jobs, told)
@@ -112,14 +113,14 @@ def _trace(headers: Mapping[str, str]) -> Mapping[str, str] | None:
 
 
 class ExpressConnection:
-    """One client's connection for as long as its requests are plain ones.
+    """One client's connection while all its requests are plain.
 
-    Its task sleeps while it rests, and while the reactor answers the plainest submissions: those that come whole, one after the
-    other, and that the door lets in. Whatever else there is to do wakes the task.
+    The connection's task sleeps while the connection is idle. It also sleeps while the reactor handles the simplest submissions:
+    allowed requests that arrive whole, one after the other. Anything else wakes the task.
 
     Args:
-        lane: answers.
-        stream: the accepted socket; whoever accepted it closes it after `run`, or gives it to hypercorn.
+        lane: processes the requests.
+        stream: the accepted socket; after `run` the caller closes it or passes it to hypercorn.
     """
 
     def __init__(self, lane: Lane, stream: trio.SocketStream) -> None:
@@ -141,13 +142,13 @@ class ExpressConnection:
         self._known_tokens: tuple[Token, ...] = ()
 
     async def run(self) -> bytes | None:
-        """Answer plain requests. Return the bytes of one that is not, or None when the connection is over."""
+        """Respond to plain requests. Return the bytes of the first other request, or None when the connection has ended."""
         with contained(), self._everything:
             return await self._run()
         return None
 
     def finish(self) -> None:
-        """End the connection when no request is in flight, which for an idle one is now."""
+        """End the connection once no request is in flight; an idle connection ends now."""
         self._finishing = True
         if self._idle:
             self._everything.cancel()
@@ -186,10 +187,13 @@ class ExpressConnection:
         await linger(self._stream)
         return None
 
-    # -- asleep: what the reactor does
+    # -- while the task sleeps: called by the reactor
 
     async def _rest(self) -> bytes:
-        """Sleep until something was read that is not for the reactor to answer, or is the end; or until there is `_unsent`."""
+        """Sleep until the reactor wakes this task, and return the bytes that it has read but does not handle.
+
+        The reactor also wakes this task at the end of the client's data, and to send `_unsent`. Then it returns no bytes.
+        """
         self._everything.deadline = math.inf
         self._resting = True
         self._watch()
@@ -211,10 +215,10 @@ class ExpressConnection:
         self._bed.unpark_all()
 
     def _readable(self) -> None:
-        """Read, and take what was read if it is a whole submission."""
+        """Read from the socket, and start a submission if the bytes are one whole submission."""
         try:
             if not self._idle:
-                self._unwatch()  # one after the other: what more there is, be it the end, is looked at after the answer
+                self._unwatch()  # one request at a time: read further bytes, or the end, after the response
                 return
             received = os.read(self._fd(), RECEIVE_BYTES)
             self._idle = False
@@ -226,13 +230,13 @@ class ExpressConnection:
             self._lane.begin(request, received[request.body_begins :], self._answered)
         except BlockingIOError:
             pass
-        except Exception as error:  # noqa: BLE001 - contained in the connection's own task
+        except Exception as error:  # noqa: BLE001 - the connection's own task handles it
             self._wake_up(outcome.Error(error))
 
     def _answered(self, answer: Answer) -> None:
-        """Send an answer at once if it can be, and nothing else is to be done."""
+        """Send a response now, or wake the task to send the part that the socket does not accept."""
         if not self._resting:
-            return  # it came too late
+            return  # too late: the task has left `_rest`
         try:
             data = plain.encode(answer, closing=self._finishing)
             sent = 0 if self._finishing else self._write(data)
@@ -260,16 +264,19 @@ class ExpressConnection:
         self._be_patient(limits.KEEP_ALIVE_TIMEOUT)
 
     def _be_patient(self, seconds: float) -> None:
-        """Set the end of the patience. To set it later costs nothing: the task finds out when it wakes up."""
+        """Set the deadline to `seconds` from now.
+
+        Only an earlier deadline changes the scope. For a later deadline, the task checks the time when it wakes up.
+        """
         self._patience_ends = trio.current_time() + seconds
-        if self._patience_ends < self._nap.deadline:  # noqa: PLR1730 - setting it to what it is would cost
+        if self._patience_ends < self._nap.deadline:  # noqa: PLR1730 - an assignment of the same value costs time
             self._nap.deadline = self._patience_ends
 
-    # -- awake or asleep
+    # -- called by both
 
     def _recognise(self, received: bytes) -> Request | None:
-        # A client says the same again and again, but for the body.
-        tokens = self._lane.guard.tokens  # others mean that another look is due at who asks
+        # A client usually repeats the same head, and only the body differs.
+        tokens = self._lane.guard.tokens  # new tokens require a new check
         if not (self._request and received.startswith(self._head) and tokens is self._known_tokens):
             self._known_tokens = tokens
             self._request = self._lane.recognise(received)
@@ -279,7 +286,7 @@ class ExpressConnection:
 
     async def _receive(self) -> bytes:
         while True:
-            # Waiting comes first: a client that has just got its answer has sent nothing yet.
+            # Wait first: a client that has just received its response has sent nothing yet.
             await trio.lowlevel.wait_readable(self._fd())
             try:
                 return os.read(self._fd(), RECEIVE_BYTES)
@@ -306,5 +313,5 @@ class ExpressConnection:
             return 0
 
     def _fd(self) -> int:
-        # Asked for each time: the number of a socket that `drop` has closed may be that of another file by now.
+        # The number is not cached: after `drop` has closed the socket, it may belong to another file.
         return self._stream.socket.fileno()

@@ -1,4 +1,4 @@
-"""What the routes of jobs by filter have in common: which jobs a body or a query means, pages, and dry runs."""
+"""Shared parts of the routes that select jobs by filter: filters in bodies and queries, pages, and dry runs."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from jobqueue.job import Flag
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
-"""Jobs on one page of a list."""
+"""The default number of items on a page."""
 
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE, description=f"an integer from 1 to {MAX_PAGE}")]
 
-CURSOR = 'what the page before gave as "next"'
+CURSOR = 'the value of "next" in the previous page'
 
 Filter = TypeVar("Filter", bound=msgspec.Struct)
 
 
 class DryRunQuery(msgspec.Struct, frozen=True):
-    """Whether the jobs are only to be counted.
+    """The query of routes that change jobs by filter.
 
     Attributes:
-        dry_run: whether to count them, and change nothing.
+        dry_run: whether to count the jobs and change nothing.
     """
 
     dry_run: Flag = False
 
 
 def of_body(given: Mapping[str, Any], kind: type[Filter]) -> Filter:
-    """Read which jobs are to be moved or deleted.
+    """Parse the filter of jobs to change or delete.
 
     Raises:
-        InvalidFilter: it is no filter, or an empty one.
+        InvalidFilter: the object is not a filter, or has no condition.
     """
     wanted = fields.read(given, kind, what="a filter", refuse=InvalidFilter)
     if wanted == kind():
-        raise InvalidFilter('the filter is empty: {"all": true} means all', field="all")
+        raise InvalidFilter('the filter is empty: give a condition, or {"all": true} to select all', field="all")
     return wanted
 
 
 def of_query(query: msgspec.Struct, kind: type[Filter]) -> Filter:
-    """Read which jobs a list is of: without a condition, all."""
+    """Return the filter in a list's query. Without any condition it matches all jobs."""
     said = {name: getattr(query, name) for name in kind.__struct_fields__ if getattr(query, name, None) is not None}
     return kind(**(said or {"all": True}))

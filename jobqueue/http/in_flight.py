@@ -1,4 +1,4 @@
-"""Bound how many requests are answered at a time: connections alone do not, since one of HTTP/2 carries many."""
+"""Limit the requests in flight. A limit on connections is not enough, because one HTTP/2 connection carries many requests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from jobqueue.http import limits, problems
 from jobqueue.http.answers import respond
 
 UNCOUNTED = frozenset({"/health", "/health/ready"})
-"""What asks nobody, and has to be answered above all while a node has too much to do."""
+"""Paths that are never rejected: they need no database, and matter most while a node is overloaded."""
 
 
 def bounded(app: ASGIFramework) -> ASGIFramework:
-    """Refuse requests beyond `limits.MAX_REQUESTS`, before their bodies are read. One counts until the app is done with it.
+    """Wrap an app to reject requests beyond `limits.MAX_REQUESTS`, before their bodies are read.
 
-    The express lane has no part in it: there a connection has one request, and the group commit bounds what waits.
+    A request counts until the app has finished it. The express lane has no such limit: there each connection has one request, and
+    the group commit limits the waiting jobs.
     """
     in_flight = 0
 

@@ -1,4 +1,4 @@
-"""The routes of jobs by filter: lists, page by page, and cancelling all that are meant."""
+"""The routes of jobs by filter: list them page by page, and cancel them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Cursor = Annotated[UUID, msgspec.Meta(description=filters.CURSOR)]
 
 
 class JobsQuery(JobConditions):
-    """Which page of which jobs is asked for.
+    """The query of a list of jobs.
 
     Attributes:
-        state: any of these.
-        limit: how many are on a page, at most.
+        state: the states of the jobs.
+        limit: the maximum number of jobs on a page.
         after: where the page begins.
     """
 
@@ -41,21 +41,21 @@ class JobsQuery(JobConditions):
 
 
 class CancelFilter(JobConditions):
-    """Which jobs are to be cancelled, of those that have not ended."""
+    """A filter of jobs to cancel; finished jobs never match."""
 
     state: Unfinished | None = None
     all: All | None = None
 
 
 class Listing(Protocol):
-    """A node that can list and cancel jobs by filter."""
+    """The methods of a node for jobs by filter."""
 
     async def jobs(self, wanted: JobFilter, limit: int, after: str | None) -> dict[str, Any]:
-        """Return a page of the jobs that are wanted, the latest first, and what the next one begins after."""
+        """Return a page of the jobs that match, the latest first, and the position of the next page."""
         ...
 
     async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
-        """Cancel all jobs that are wanted and have not ended; return how many."""
+        """Cancel all unfinished jobs that match; return how many. With `dry_run`, only count them."""
         ...
 
 
@@ -63,7 +63,7 @@ BODY = Body(CancelFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES, {"
 
 
 def routes(node: Listing) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of jobs by filter."""
     views = _Views(node)
     return [
         Route(

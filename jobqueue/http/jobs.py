@@ -1,4 +1,4 @@
-"""The routes of single jobs: look, wait, steer."""
+"""The routes of single jobs: show, wait, follow, change, cancel, retry, and delete."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from jobqueue.job import Change
 STEERED = frozenset({HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE})
 
 LastEventId = Annotated[
-    str, msgspec.Meta(description=f'the id of the last event that was seen; after "{watch.LAST_ID}" nothing follows')
+    str, msgspec.Meta(description=f'the id of the last event that the client received; "{watch.LAST_ID}" gets a 204')
 ]
 
 
 class Steering(watch.Watchable, Protocol):
-    """A node that can show and steer jobs."""
+    """The methods of a node for single jobs."""
 
-    async def cancel(self, id: str) -> bool:  # noqa: A002 - what it is called everywhere
-        """Cancel a job that waits, or have one cancelled that runs; False when it does neither."""
+    async def cancel(self, id: str) -> bool:  # noqa: A002 - the name used everywhere
+        """Cancel a waiting job, or request the cancellation of a running one; False if it has ended or does not exist."""
         ...
 
     async def change(self, id: str, change: Change) -> bool:  # noqa: A002
-        """Change a job that waits; False when it does not."""
+        """Change a waiting job; False if it is not waiting."""
         ...
 
     async def retry(self, id: str) -> bool:  # noqa: A002
-        """Run a dead job again; False when it is not dead.
+        """Run a dead job again; False if it is not dead.
 
         Raises:
             ConflictingJob: another job has its unique key.
@@ -48,7 +48,7 @@ class Steering(watch.Watchable, Protocol):
         ...
 
     async def discard(self, id: str) -> bool:  # noqa: A002
-        """Delete a dead job; False when it is not dead."""
+        """Delete a dead job; False if it is not dead."""
         ...
 
 
@@ -56,10 +56,10 @@ BODY = Body(Change, "a change of a job", InvalidJob, limits.MAX_CHANGE_BYTES, {"
 
 
 class WaitQuery(msgspec.Struct, frozen=True):
-    """How long to wait.
+    """The query of a single job.
 
     Attributes:
-        wait: for the job's end; then it is told as it is by then.
+        wait: how long to wait for the job to end; after that the response shows the job as it is.
     """
 
     wait: Annotated[
@@ -68,7 +68,7 @@ class WaitQuery(msgspec.Struct, frozen=True):
 
 
 def routes(node: Steering) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of single jobs."""
     views = _Views(node)
     path = "/jobs/{job_id}"
     left = shapes.JobDetails | shapes.GoneJob
@@ -77,7 +77,7 @@ def routes(node: Steering) -> list[Route]:
             method="GET",
             path=path,
             needs="submit",
-            summary="Show a job, or wait for its end",
+            summary="Show a job, or wait until it ends",
             view=views.one,
             query=WaitQuery,
             answers={HTTPStatus.OK: shapes.JobDetails},
@@ -87,7 +87,7 @@ def routes(node: Steering) -> list[Route]:
             method="GET",
             path=f"{path}/events",
             needs="submit",
-            summary="Follow a job to its end",
+            summary="Stream the events of a job until it ends",
             view=views.events,
             headers={"Last-Event-ID": LastEventId},
             answers={HTTPStatus.OK: shapes.Event, HTTPStatus.NO_CONTENT: None},
@@ -97,7 +97,7 @@ def routes(node: Steering) -> list[Route]:
             method="PATCH",
             path=path,
             needs="admin",
-            summary="Change a job that waits",
+            summary="Change a waiting job",
             view=views.change,
             body=BODY,
             answers={HTTPStatus.OK: left},
@@ -116,7 +116,7 @@ def routes(node: Steering) -> list[Route]:
             method="POST",
             path=f"{path}/cancel",
             needs="admin",
-            summary="Cancel a job that waits or runs",
+            summary="Cancel a waiting or running job",
             view=views.cancel,
             answers={HTTPStatus.OK: left, HTTPStatus.ACCEPTED: shapes.JobDetails},
             refuses=STEERED,
@@ -125,7 +125,7 @@ def routes(node: Steering) -> list[Route]:
             method="POST",
             path=f"{path}/retry",
             needs="admin",
-            summary="Run a dead job again",
+            summary="Retry a dead job",
             view=views.retry,
             answers={HTTPStatus.OK: left},
             refuses=STEERED,
@@ -147,8 +147,8 @@ class _Views:
 
     async def events(self, job_id: str) -> Response:
         if request.headers.get("Last-Event-ID") == watch.LAST_ID:
-            return Response("", HTTPStatus.NO_CONTENT)  # an EventSource connects again until it is told so
-        with self._node.watch(job_id):  # refused here, where there still is an answer for it
+            return Response("", HTTPStatus.NO_CONTENT)  # an EventSource reconnects until it gets a 204
+        with self._node.watch(job_id):  # raises here, while an error response is still possible
             job = await self._found(job_id)
         if request.method == "HEAD":
             return Response("", headers=watch.HEADERS)
@@ -158,22 +158,22 @@ class _Views:
 
     async def _steered(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> dict[str, Any]:
         if await act(job_id):
-            # It may be gone already, where none is kept.
+            # The job may be deleted already, if the retention period is zero.
             return await self._node.job(job_id) or {"id": job_id, "state": becomes}
         job = await self._found(job_id)
         raise Conflict(f"The job is {job['state']}: {rule}.")
 
     async def cancel(self, job_id: str) -> Answer:
-        job = await self._steered(job_id, self._node.cancel, "cancelled", "it has ended already")
-        # The node that runs it hears of it.
+        job = await self._steered(job_id, self._node.cancel, "cancelled", "it has already ended")
+        # A running job ends later, when its node has stopped it.
         return json_answer(job, HTTPStatus.ACCEPTED if job["state"] == "inflight" else HTTPStatus.OK)
 
     async def change(self, job_id: str, body: Mapping[str, Any]) -> Answer:
         change = fields.read(body, Change, what=BODY.what, refuse=InvalidJob)
         if change == Change():
-            raise InvalidJob("there is nothing to change: give priority, and run_at or delay", field="priority")
+            raise InvalidJob("the change is empty: set priority, run_at, or delay", field="priority")
         refuse_both(change, Change.EXCLUSIVE)
-        rule = "only jobs that wait can be changed"
+        rule = "only waiting jobs can be changed"
         return json_answer(await self._steered(job_id, partial(self._node.change, change=change), "pending", rule))
 
     async def retry(self, job_id: str) -> Answer:
@@ -188,6 +188,6 @@ class _Views:
 
 def _existing(job_id: str, job: dict[str, Any] | None) -> dict[str, Any]:
     if job is None:
-        reason = f"there is no job {job_id}: it never was, or was deleted when its time to be kept was over"
+        reason = f"job {job_id} not found: it never existed, or its retention period has passed"
         raise Missing(reason, field="job_id")
     return job

@@ -1,60 +1,63 @@
-"""The bounds of HTTP: how much a client may send, how many may come, and how long each may take."""
+"""The limits of the HTTP server: sizes, counts, and timeouts."""
 
 MAX_CONNECTIONS = 4096
-"""Connections open at once, unless half of the files that the process may open are fewer. More wait in the backlog."""
+"""Maximum number of open connections. Half of the process's file descriptor limit applies instead if it is lower. Further
+connections wait in the backlog."""
 
 BACKLOG = 1024
-"""Connections that the kernel holds until they are accepted."""
+"""Maximum number of connections that the kernel queues until the server accepts them."""
 
 MAX_STREAMS = 100
-"""Requests that one connection of HTTP/2 may have in flight."""
+"""Maximum number of requests in flight on one HTTP/2 connection."""
 
 MAX_REQUESTS = 2_000
-"""Requests in flight of all connections, those that wait for a job (`engine.watching.MAX_WATCHERS`) among them. Probes of the
-service's health, and what the express lane answers, are not counted."""
+"""Maximum number of requests in flight on all connections. Requests that wait for a job (`engine.watching.MAX_WATCHERS`) count.
+Health probes and requests in the express lane do not count."""
 
 MAX_HEADER_BYTES = 16 << 10
-"""The most bytes of a request line with its headers."""
+"""Maximum size of a request line and its headers, in bytes."""
 
 MAX_BODY_BYTES = 64 << 20
-"""The largest body of a request."""
+"""Maximum size of a request's body, in bytes."""
 
 MAX_REFUSED_BODY_BYTES = 64 << 10
-"""The longest body of a refused request that is waited for and thrown away, in HTTP/1.1. For a longer one its connection ends."""
+"""In HTTP/1.1, the server reads and drops the body of a rejected request. This is the maximum size of such a body, in bytes. If a
+body is longer, the server closes the connection."""
 
 MAX_SCHEDULE_BYTES = (1 << 20) + (64 << 10)
-"""The largest body that describes a schedule: the payload of its jobs, and room for the other fields."""
+"""Maximum size of a body that describes a schedule, in bytes: the payload of its jobs, and room for the other fields."""
 
 MAX_SETTINGS_BYTES = 4 << 10
-"""The largest body that holds the settings of a queue."""
+"""Maximum size of a body with a queue's settings, in bytes."""
 
 MAX_CHANGE_BYTES = 4 << 10
-"""The largest body that changes a job."""
+"""Maximum size of a body that changes a job, in bytes."""
 
 MAX_FILTER_BYTES = 16 << 10
-"""The largest body that holds a filter."""
+"""Maximum size of a body with a filter, in bytes."""
 
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds for a TLS handshake, from connecting to its end."""
+"""Seconds from the connection to the end of its TLS handshake."""
 
 HEADERS_TIMEOUT = 10.0
-"""Seconds from the first byte of a request, or from connecting, until its headers are complete."""
+"""Seconds from the connection, or from the first byte of a request, until the headers are complete."""
 
 BODY_TIMEOUT = 30.0
-"""Seconds in which the whole body must have come in."""
+"""Seconds to receive a whole body."""
 
 KEEP_ALIVE_TIMEOUT = 60.0
-"""Seconds for which a connection may rest between two requests."""
+"""Seconds that a connection may stay idle between two requests."""
 
 REQUEST_TIMEOUT = 120.0
-"""Seconds from a request's headers to the end of its answer: the bound of last resort, behind those of the routes. Where events are
-sent, from one piece of the answer to the next: a client that does not take one holds up the next."""
+"""Seconds from a request's headers to the end of its response. This is the last resort; routes have shorter limits.
+
+For an event stream, it limits the time between two parts of the response: a client that does not read delays the next part."""
 
 SEND_TIMEOUT = 30.0
-"""Seconds for a client to take one piece of an answer, of at most a job's result in size."""
+"""Seconds for a client to receive one part of a response. A part is at most as large as a job's result."""
 
 LINGER_TIMEOUT = 2.0
-"""Seconds between the last answer and the close, unless the client hangs up first: closing at once can take the answer away."""
+"""Seconds for which the server waits for the client to hang up, before it closes. Closing at once can destroy the last response."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds for what runs for a connection to end when the connection is over; then it is cancelled."""
+"""Seconds that the tasks of a closed connection may take to end. After that, they are cancelled."""

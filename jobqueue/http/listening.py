@@ -1,4 +1,4 @@
-"""Listen on sockets, and accept from them while there is room."""
+"""Listen on sockets, and limit the open connections."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.S
     """Listen on every address of a host.
 
     Args:
-        host: an address, or a name, which may have several.
-        port: from 0 to 65535; 0 takes a free one, the same for all addresses.
-        shared: listen beside others that do so too; the kernel deals the connections out (SO_REUSEPORT).
+        host: an address, or a name, which may have several addresses.
+        port: from 0 to 65535; 0 selects a free port, the same for all addresses.
+        shared: share the port with other processes (SO_REUSEPORT); the kernel distributes the connections.
 
     Raises:
-        SettingsError: no address can be listened on, or one is in use.
+        SettingsError: the server cannot listen on any address, or the port is in use on one.
     """
     listeners: list[trio.SocketListener] = []
     failures: list[OSError] = []
@@ -33,7 +33,7 @@ def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.S
             try:
                 listeners.append(_listen(family, (name, port, *rest), shared=shared))
             except OSError as error:
-                # A name may have an address of a family that this machine does not use: one that works is enough.
+                # A name may have an address of a family that this machine does not use. One usable address is enough.
                 if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                     raise
                 failures.append(error)
@@ -50,20 +50,20 @@ def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.S
 
 @contextmanager
 def reserved(host: str, port: int, scheme: str = "http") -> Iterator[tuple[int, list[str]]]:
-    """Keep a port that nobody listens on for our own processes, which listen there with `open_listeners(..., shared=True)`.
+    """Reserve a port for the service's own processes, which listen there with `open_listeners(..., shared=True)`.
 
     Args:
-        host: an address, or a name, which may have several.
-        port: from 0 to 65535; 0 takes a free one.
-        scheme: of the URLs.
+        host: an address, or a name, which may have several addresses.
+        port: from 0 to 65535; 0 selects a free port.
+        scheme: the scheme of the URLs.
 
     Returns:
-        A context; its value is the port, and the URLs that will be served there.
+        A context manager; its value is the port and the URLs that the processes will serve.
 
     Raises:
-        SettingsError: no address can be listened on, or one is in use, shared or not.
+        SettingsError: the server cannot listen on any address, or the port is in use on one, shared or not.
     """
-    listeners = open_listeners(host, port)  # only an unshared socket is refused beside shared ones
+    listeners = open_listeners(host, port)  # fails if any other process listens there; with a shared socket, it would not
     found = [(listener.socket.family, listener.socket.getsockname()) for listener in listeners]
     served = urls(listeners, scheme)
     for listener in listeners:
@@ -73,7 +73,7 @@ def reserved(host: str, port: int, scheme: str = "http") -> Iterator[tuple[int, 
         try:
             for family, address in found:
                 sock = kept.enter_context(_bind(family, address, shared=True))
-                # It was needed to bind beside what is left of old connections. From now on it would let others bind beside us.
+                # bind() needed this option because of old connections in TIME_WAIT. Now it would let other processes bind here.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError as error:
             raise _refusal(host, port, error) from error
@@ -116,7 +116,7 @@ def _bind(family: int, address: Any, *, shared: bool) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # What is accepted inherits these.
+        # Accepted sockets inherit these options.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.SEND_TIMEOUT * 1000))
@@ -130,7 +130,7 @@ def _bind(family: int, address: Any, *, shared: bool) -> socket.socket:
 
 
 class BoundedListener(trio.abc.Listener[trio.SocketStream]):
-    """A listener that accepts only while there is a slot. The kernel holds who comes meanwhile: a burst waits, it does not fail."""
+    """A listener that accepts only while there is a free slot. The kernel queues further connections, so a burst waits."""
 
     def __init__(self, listener: trio.SocketListener, slots: trio.Semaphore) -> None:
         self._listener = listener

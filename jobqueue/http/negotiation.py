@@ -1,6 +1,6 @@
-"""What a client takes, and what a route takes of it: RFC 9110, section 12.
+"""Negotiate media types between clients and routes (RFC 9110, section 12).
 
-A type is what a client wants unless its Accept header says otherwise; with q=0 it says so too.
+A client accepts a media type unless its Accept header leaves it out, or lists it with q=0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jobqueue.http import problems
 from jobqueue.http.answers import Answer
 
 TELLS_WHAT_IS_TAKEN = {"POST": "Accept-Post", "PATCH": "Accept-Patch", "PUT": "Accept"}
-"""The header of an answer that names the media types that a method takes."""
+"""The response header that lists the media types that a method accepts."""
 
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _RANGE = re.compile(r"\s*([!#-'*+.^-z|~-]+/[!#-'*+.^-z|~-]+)\s*(;.*)?", re.ASCII)
@@ -23,20 +23,20 @@ _WEIGHT = re.compile(r";\s*[qQ]=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.
 
 
 def check_accept(accept: str | None, offered: str) -> None:
-    """Make sure that an answer will be taken. Whoever takes only problems is given any JSON.
+    """Raise unless the client accepts the route's responses. A client that accepts only problem documents gets any type.
 
     Args:
         accept: the request's Accept header.
-        offered: the media type of an answer that is no problem.
+        offered: the media type of a successful response.
 
     Raises:
-        NotAcceptable: it will not be.
+        NotAcceptable: the client does not accept `offered`.
     """
     if accept is not None and not _takes(accept, offered):
-        raise NotAcceptable(f"The answer is {offered}: leave the Accept header out, or name it there.")
+        raise NotAcceptable(f"The response is {offered}: remove the Accept header, or include this type.")
 
 
-@lru_cache(maxsize=64)  # a client says the same with every request
+@lru_cache(maxsize=64)  # clients repeat the same header
 def _takes(accept: str, offered: str) -> bool:
     weights: dict[str, float] = {}
     for element in _ELEMENT.findall(accept):
@@ -45,13 +45,13 @@ def _takes(accept: str, offered: str) -> bool:
             kind = found[1].lower()
             weights[kind] = max(weights.get(kind, 0.0), float(weight[1]) if weight else 1.0)
     if not weights:
-        return True  # it says nothing, or nothing that can be read
+        return True  # the header is empty or malformed
     told = _weight(weights, offered)
     return told > 0 if told is not None else weights.get(problems.CONTENT_TYPE, 0) > 0
 
 
 def _weight(weights: dict[str, float], kind: str) -> float | None:
-    """Take the weight of the most special range that a type is in."""
+    """Return the weight of the most specific range that includes a type; None if no range does."""
     for media_range in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
         if media_range in weights:
             return weights[media_range]
@@ -59,17 +59,17 @@ def _weight(weights: dict[str, float], kind: str) -> float | None:
 
 
 def require_length(http_version: str, content_length: str | None, transfer_encoding: str | None) -> None:
-    """Make sure that there is a body to read; HTTP/2 ends one without either header.
+    """Raise if an HTTP/1 request has no body; HTTP/2 marks the end of a body without these headers.
 
     Raises:
-        LengthRequired: nothing says how long the body is: there is none.
+        LengthRequired: the request has neither Content-Length nor Transfer-Encoding.
     """
     if http_version.startswith("1.") and content_length is None and transfer_encoding is None:
-        raise LengthRequired("Send a body, with its Content-Length.")
+        raise LengthRequired("Send a body with a Content-Length header.")
 
 
 def advertised(answer: Answer, method: str, takes: Collection[str]) -> Answer:
-    """Say in the answer to a body of another type, or that is encoded, what is taken."""
+    """Add the accepted media types and encodings to a 415 response; return any other response unchanged."""
     if answer.status != UnsupportedMediaType.code:
         return answer
     types = {TELLS_WHAT_IS_TAKEN[method]: ", ".join(takes)} if takes else {}

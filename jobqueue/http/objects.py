@@ -1,4 +1,4 @@
-"""Read a JSON object out of a body, strictly: for every route but ``POST /submit``, whose bodies are large (`bodies`)."""
+"""Parse the JSON object in a body, strictly. ``POST /submit`` has its own parser for large bodies (`bodies`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from jobqueue.http.answers import JSON
 
 
 class Body(NamedTuple):
-    """The JSON object that a route takes.
+    """The JSON object that a route expects.
 
     Attributes:
-        kind: the struct that describes it.
-        what: what it is, for an error: ``"a schedule"``.
-        refuse: the error for one that is no such object.
-        limit: the most bytes.
-        example: one of them.
-        may_be_empty: whether an object without any value means something.
+        kind: the struct that describes the object.
+        what: its name in error messages, such as ``"a schedule"``.
+        refuse: the error to raise for an invalid object.
+        limit: the maximum size of the JSON, in bytes.
+        example: an example for the OpenAPI document.
+        may_be_empty: whether an object without any value is valid.
     """
 
     kind: type[msgspec.Struct]
@@ -33,24 +33,24 @@ class Body(NamedTuple):
     may_be_empty: bool = True
 
     def read(self, content_type: str | None, content: bytes) -> dict[str, Any]:
-        """Read the object, of which there is one reading: see `strict.read`.
+        """Parse the object and reject ambiguous JSON, see `strict.read`. The fields are not validated here.
 
         Raises:
             UnsupportedMediaType: the content type is not that of one JSON document.
-            RequestEntityTooLarge: it is.
-            UnprocessableEntity: an integer in it is beyond 64 bits.
-            InvalidJob: `refuse`: it is no object.
+            RequestEntityTooLarge: the body exceeds `limit`.
+            UnprocessableEntity: an integer does not fit into 64 bits.
+            InvalidJob: the body is not a JSON object; the class is `refuse`.
         """
         if bodies.require_json(content_type) != JSON:
-            raise UnsupportedMediaType(f"send one JSON object: -H 'Content-Type: {JSON}'")
+            raise UnsupportedMediaType(f"the body is one JSON object, not one per line: send it with -H 'Content-Type: {JSON}'")
         if len(content) > self.limit:
-            raise RequestEntityTooLarge(f"{self.what} may have {self.limit} bytes of JSON")
+            raise RequestEntityTooLarge(f"{self.what} may have at most {self.limit} bytes of JSON")
         try:
             given = strict.read(content)
         except strict.Repeated as error:
             raise self.refuse(f"{error.name} is given more than once", field=error.name) from None
         except strict.TooLarge as error:
-            raise UnprocessableEntity(f"{self.what} cannot be taken: {error}") from None
+            raise UnprocessableEntity(f"{self.what} cannot be accepted: {error}") from None
         except RecursionError:
             raise self.refuse(f"{self.what} cannot be read: it is nested too deeply") from None
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""``GET /openapi.json``: the table of routes, as OpenAPI 3.1 has it. All that it says comes from the rows and their types."""
+"""``GET /openapi.json``: describe the table of routes in OpenAPI 3.1, from the routes and their types alone."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from jobqueue.errors import InvalidJob
 from jobqueue.fields import must_be, not_null
 from jobqueue.http import negotiation, problems, shapes
 from jobqueue.http.answers import Answer, json_answer
+from jobqueue.http.auth import permits
 from jobqueue.http.routes import PATH_PARAMETERS, Access, Route
 from jobqueue.http.schemas import GIVEN, Schemas, alternatives, attributes, described
 from jobqueue.job import Priority
+from jobqueue.tokens import ROLES
 
 PATH = "/openapi.json"
 
-ABOUT = """Jobs in PostgreSQL: submit them, look at them, steer them.
+ABOUT = """Submit, inspect, and manage jobs that are stored in PostgreSQL.
 
-Whoever has a token may do what its role allows: `submit` submits jobs and follows them, `read` looks at everything, `admin` does
-everything. A service without tokens listens on loopback only, and asks for none.
+The role of a token decides its access: `submit` submits and follows jobs, `read` reads everything, and `admin` does everything.
+A service without tokens listens on loopback only and requires none.
 
-Every route with GET answers HEAD too, and every path OPTIONS. What is wrong with a request is said as RFC 9457 has it. 400 is for
-what is not of the form that is described here, 422 for what is, and cannot be taken all the same."""
+Every GET route supports HEAD, and every path supports OPTIONS. Errors are problem documents (RFC 9457). Status 400 means that the
+request does not match this description. Status 422 means that it matches, but cannot be accepted."""
 
-# Everything that comes to the door may be of a form that is ambiguous, encoded or too long, or want another type than there is.
+# Any request may be ambiguous, encoded, or too long, or may accept only other media types.
 _DOOR = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
@@ -51,27 +53,28 @@ _BODY = frozenset(
 
 _TEXT = {"type": "string"}
 _PROBLEM_HEADERS: dict[int, dict[str, str]] = {
-    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "the scheme: Bearer"},
+    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "the authentication scheme: Bearer"},
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: {
-        "Accept-Encoding": "the encodings that are taken: none",
-        **{header: f"the types that {method} takes" for method, header in negotiation.TELLS_WHAT_IS_TAKEN.items()},
+        "Accept-Encoding": "the accepted content encodings: only identity",
+        **{header: f"the media types that {method} accepts" for method, header in negotiation.TELLS_WHAT_IS_TAKEN.items()},
     },
-    HTTPStatus.SERVICE_UNAVAILABLE: {
-        "Retry-After": "after how many seconds to send it again; not there where it may have been done"
-    },
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": "seconds to wait before a retry; absent if the request may have taken effect"},
 }
 
-If_None_Match = Annotated[str, msgspec.Meta(description="tags that the client has: 304 says that it has what is there")]
+If_None_Match = Annotated[
+    str, msgspec.Meta(description="entity tags that the client has; the response is 304 if one of them is current")
+]
 
 
 def route(routes: Sequence[Route], opened: Collection[Access]) -> Route:
-    """Make the route that describes all the others, and itself. It is made once, when somebody asks.
+    """Make the route that describes all others and itself. The document is built at the first request.
 
-    What it tells is no secret, but it is closed like the rest: who has no token is told nothing at all, not even what runs here.
+    The document holds no secrets, but it requires a token like the other routes. A client without a token learns nothing about the
+    service.
 
     Args:
-        routes: the others.
-        opened: what needs no token.
+        routes: the other routes.
+        opened: the kinds of access that need no token.
     """
 
     @cache
@@ -94,7 +97,7 @@ def route(routes: Sequence[Route], opened: Collection[Access]) -> Route:
 
 
 def document(routes: Sequence[Route], opened: Collection[Access]) -> dict[str, Any]:
-    """Describe routes."""
+    """Return the OpenAPI document of some routes; `opened` is the kinds of access that need no token."""
     schemas = Schemas(_types(routes))
     paths: dict[str, dict[str, Any]] = {}
     for row in routes:
@@ -135,17 +138,22 @@ def _types(routes: Iterable[Route]) -> Iterator[Any]:
 
 
 def _operation(row: Route, routes: Sequence[Route], schemas: Schemas, *, is_open: bool) -> dict[str, Any]:
+    roles = [] if is_open else [role for role in ROLES if permits(role, row.method, row.needs)]
     operation: dict[str, Any] = {
         "operationId": _operation_id(row),
         "summary": row.summary,
-        "description": "Open to all." if is_open else f"Needs the role `{row.needs}`.",
-        "x-role": None if is_open else row.needs,
+        "description": f"Requires a token with the role {' or '.join(roles)}." if roles else "Requires no token.",
+        "x-roles": roles,
         "tags": [_tag(row)],
         "security": [] if is_open else [{"bearer": []}],
         "parameters": list(_parameters(row, schemas)),
         "responses": {
             **{str(status): _answer(row, status, kind, routes, schemas) for status, kind in sorted(row.answers.items())},
-            **({"304": {"description": "The client has it.", "headers": _headers(ETag="its tag")}} if row.tagged else {}),
+            **(
+                {"304": {"description": "The client's version is current.", "headers": _headers(ETag="the entity tag")}}
+                if row.tagged
+                else {}
+            ),
             **{str(status): {"$ref": f"#/components/responses/{_name(status)}"} for status in _refusals(row, is_open=is_open)},
         },
     }
@@ -171,7 +179,7 @@ def _parameters(row: Route, schemas: Schemas) -> Iterator[dict[str, Any]]:
     if row.query is not None:
         told = attributes(row.query)
         for field in msgspec.structs.fields(row.query):
-            # What is not given is not there: a query has no null.
+            # A query parameter is absent or has a value; it is never null.
             schema = schemas.of(not_null(field.type))
             if field.default not in {NODEFAULT, UNSET, None}:
                 schema = {**schema, "default": field.default}
@@ -201,10 +209,10 @@ def _answer(row: Route, status: int, kind: Any, routes: Sequence[Route], schemas
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     headers: dict[str, Any] = {}
     if row.tagged:
-        headers |= _headers(ETag="the tag of what it holds")
+        headers |= _headers(ETag="the entity tag of the body")
     made = [isinstance(inner, type) and issubclass(inner, shapes.MadeJob) for inner in alternatives(kind)]
     if any(made):
-        headers |= _headers(Location="where the job is")
+        headers |= _headers(Location="the path of the job")
     if all(made):
         follow = [other for other in routes if other.path_parameters == ["job_id"]]
         answer["links"] = _links(follow, "job_id", "$response.body#/id")
@@ -220,7 +228,7 @@ def _answer(row: Route, status: int, kind: Any, routes: Sequence[Route], schemas
 
 
 def _links(routes: Iterable[Route], parameter: str, found: str) -> dict[str, Any]:
-    """Say what can be asked next about what was made."""
+    """Return the OpenAPI links from a created object to the routes that take its id or name."""
     ids = [_operation_id(row) for row in routes]
     return {operation_id: {"operationId": operation_id, "parameters": {parameter: found}} for operation_id in ids}
 
@@ -233,7 +241,7 @@ def _headers(**descriptions: str) -> dict[str, Any]:
 
 
 def _refusals(row: Route, *, is_open: bool) -> list[int]:
-    """Tell the statuses of the problems that a request to a route may come to."""
+    """Return the error statuses that a request to a route may get."""
     statuses = {*_DOOR, *row.refuses}
     if not is_open:
         statuses |= _GUARD

@@ -1,4 +1,4 @@
-"""The routes of who looks at everything at once: what all nodes did of late, and what they do now, as it comes."""
+"""The routes of the overview: the history of all nodes, and a stream of their current state."""
 
 from __future__ import annotations
 
@@ -17,65 +17,65 @@ from jobqueue.http.routes import Route
 
 
 class News(Protocol):
-    """One thing to tell."""
+    """One event of the overview."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def data(self) -> bytes:
-        """What there is to say, as JSON."""
+        """The event's data, as JSON."""
         ...
 
 
 class Page(Protocol):
-    """A look at everything that goes on."""
+    """An ongoing watch of the overview."""
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will be seen."""
+        """Whether the watch has ended."""
         ...
 
     def news(self) -> Iterable[News]:
-        """Return what is new since the last time."""
+        """Return the events since the last call."""
         ...
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for news, or the end of it; False when neither comes in time."""
+        """Wait for events or for the end of the watch; False if neither happens within `seconds`."""
         ...
 
 
 class Overseen(Protocol):
-    """A node that can tell of all of them."""
+    """The methods of a node that report on all nodes."""
 
     async def history(self, seconds: int) -> dict[str, Any]:
-        """Return what all nodes did in so many seconds."""
+        """Return the history of all nodes for the last `seconds`."""
         ...
 
     def watch_overview(self, seconds: int) -> AbstractContextManager[Page]:
-        """Watch everything for as long as the context is open, and the history of so many seconds; raises `TooManyWatchers`."""
+        """Watch the overview, with a history of `seconds`, while the context is open; raises `TooManyWatchers`."""
         ...
 
 
 class RangeQuery(msgspec.Struct, frozen=True):
-    """How far to look back.
+    """The range of the history.
 
     Attributes:
-        seconds: a quarter of an hour, an hour, six or a day.
+        seconds: the length of the history: 15 minutes, 1 hour, 6 hours, or 1 day.
     """
 
     seconds: Annotated[Literal[900, 3600, 21600, 86400], msgspec.Meta(description="900, 3600, 21600 or 86400 seconds")] = 900
 
 
 def routes(node: Overseen) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of the overview."""
     views = _Views(node)
     return [
         Route(
             method="GET",
             path="/history",
             needs="read",
-            summary="Show what all nodes did of late",
+            summary="Show the history of all nodes",
             view=views.history,
             query=RangeQuery,
             answers={HTTPStatus.OK: shapes.History},
@@ -84,7 +84,7 @@ def routes(node: Overseen) -> list[Route]:
             method="GET",
             path="/overview/events",
             needs="read",
-            summary="Follow queues, nodes and history",
+            summary="Stream the state of queues and nodes, and their history",
             view=views.events,
             query=RangeQuery,
             answers={HTTPStatus.OK: shapes.OverviewEvent},
@@ -101,7 +101,7 @@ class _Views:
         return json_answer(await self._node.history(query.seconds))
 
     async def events(self, query: RangeQuery) -> Response:
-        with self._node.watch_overview(query.seconds):  # refused here, where there still is an answer for it
+        with self._node.watch_overview(query.seconds):  # raises here, while an error response is still possible
             pass
         if request.method == "HEAD":
             return Response("", headers=watch.HEADERS)
@@ -112,12 +112,12 @@ class _Views:
 
 
 async def events(node: Overseen, seconds: int, go_on: Callable[[], bool]) -> AsyncGenerator[bytes]:
-    """Tell everything, and then what is new, until the node stops.
+    """Yield the whole overview as events, and then its changes, until the node stops.
 
     Args:
-        node: where it is watched.
-        seconds: how far back the history goes.
-        go_on: called before each piece; the connection's patience begins anew with it, or it says that this is to be the end.
+        node: the node that watches the overview.
+        seconds: the length of the history.
+        go_on: called before each part; it extends the connection's deadline, or returns False to end the stream.
     """
     with node.watch_overview(seconds) as page:
         while not page.closed:

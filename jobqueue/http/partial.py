@@ -1,4 +1,4 @@
-"""``POST /submit?partial=true``: commit the good jobs of a batch, and say what is wrong with the others."""
+"""``POST /submit?partial=true``: commit the valid jobs of a batch, and report the problems of the others."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.bodies import Submitted
 
 PATIENCE = 20.0
-"""Seconds in which the database must have taken or refused all jobs of a batch; what is not tried by then is not written."""
+"""Seconds to commit or reject all jobs of a batch. Jobs that were not tried by then are not written."""
 
 PART_IN_THREAD_JOBS = 1_000
-"""From so many jobs on a part is made in a thread."""
+"""A part of a batch is made in a thread if it has at least this many jobs."""
 
 
 async def submit(commit: Callable[[Admitted], Awaitable[Receipt | None]], submitted: Submitted, found: Faults) -> Answer:
-    """Commit the jobs of a batch that the database takes, and answer with the ids: null for the others.
+    """Commit the jobs of a batch that the database accepts. The response has the id of each of them, and null for each other job.
 
-    A batch that is refused is submitted again in halves, until those at fault are alone: they are committed in more than one
-    transaction then.
+    If the database rejects a batch, its two halves are submitted separately, and so on until each rejected job is alone. The jobs
+    are then committed in more than one transaction.
 
     Args:
         commit: `Submitting.submit` of a node.
-        found: what is wrong with the jobs of the batch that are not among those that were submitted.
+        found: the problems of the jobs that are not in `submitted`; database errors are added to it.
 
     Raises:
-        Unavailable: nothing was written, or nobody knows (`ConnectionLost`).
+        Unavailable: nothing was written. If it is `ConnectionLost`, it is unknown whether anything was written.
     """
     jobs = submitted.jobs
     ids: list[str | None] = [None] * (len(jobs.ids) + len(found.places))
@@ -42,7 +42,7 @@ async def submit(commit: Callable[[Admitted], Awaitable[Receipt | None]], submit
         begin, end = to_do.pop()
         try:
             if trio.current_time() > deadline:
-                raise Overloaded(f"{end - begin} jobs and more were not tried in time")
+                raise Overloaded(f"at least {end - begin} jobs were not tried in time")
             receipt = await commit(await _part(jobs, begin, end))
         except InvalidJob as error:
             if end - begin == 1:

@@ -1,6 +1,6 @@
-"""The plain form of HTTP/1.1 that the express lane speaks: recognise a request of it, and write an answer.
+"""Parse the simple HTTP/1.1 requests of the express lane, and encode their responses.
 
-Nothing is parsed here that could be read in two ways: a request either is plainly of this form, or is nobody's business here.
+Only requests with exactly one interpretation are accepted here. The Quart routes get all others.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from jobqueue.http import limits
 from jobqueue.http.answers import SECURITY_HEADERS, Answer
 
-# Visible ASCII, one Content-Length: there is no second way of reading this. Possessive, so that there is no second way of matching
-# it either: a head that fails at its end would be tried in all of them.
+# Visible ASCII and one Content-Length leave a single interpretation. The quantifiers are possessive, so a head that fails to match
+# at its end causes no backtracking.
 _PLAIN = re.compile(rb"(POST|GET) (/submit|/health) HTTP/1\.1\r\n((?:[a-zA-Z0-9-]++:[ \t]*+[ -~]*+\r\n)++)\r\n")
 _HEADER = re.compile(r"([a-zA-Z0-9-]++):[ \t]*+([ -~]*+)\r\n")
 _HOST = re.compile(r"[a-zA-Z0-9.:\[\]_-]+")
@@ -25,7 +25,7 @@ _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer
 
 
 class Request(NamedTuple):
-    """A request whose head is plain: its headers by their names in lower case, and where in what was received its body lies."""
+    """A plain request: its headers by lower-case name, and the offsets of its body in the received bytes."""
 
     method: str
     path: str
@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
 
 def recognise(received: bytes) -> Request | None:
-    """Read the head of a request if it is plain."""
+    """Parse the head of a request; None if it is not plain."""
     match = _PLAIN.match(received, 0, limits.MAX_HEADER_BYTES)
     if match is None:
         return None
@@ -56,7 +56,7 @@ def recognise(received: bytes) -> Request | None:
 
 
 def encode(answer: Answer, *, closing: bool) -> bytes:
-    """Write an answer; `closing` says that it is the connection's last."""
+    """Encode a response; `closing` announces that the connection ends after the response."""
     lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in answer.headers.items()])
     ending = "Connection: close\r\n\r\n" if closing else "\r\n"
     length, date = len(answer.body), _date(int(time.time()))
@@ -69,5 +69,5 @@ _SECURITY = "".join(f"{name.lower()}: {value}\r\n" for name, value in SECURITY_H
 
 @lru_cache(maxsize=1)
 def _date(second: int) -> str:
-    """The time as HTTP writes it (RFC 9110, 5.6.7), made once a second."""
+    """Return a Unix time in HTTP's format (RFC 9110, 5.6.7). Because of the cache, it is formatted only once per second."""
     return formatdate(second, usegmt=True)

@@ -1,4 +1,4 @@
-"""Errors as answers: one table from exception to status, and RFC 9457's ``application/problem+json``."""
+"""Turn exceptions into error responses: one table of statuses, and RFC 9457's ``application/problem+json``."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ log = structlog.get_logger()
 
 
 class Problem(msgspec.Struct, kw_only=True, rename={"kind": "type"}):
-    """The body of an answer that is an error.
+    """The body of an error response.
 
     Attributes:
-        kind: a URN for programs, one per way to fail; ``about:blank`` where the status says it all.
-        title: what every problem of this kind has in common.
-        detail: what was wrong this time, and what to do.
-        field: the field at fault: of the job, the body, the query or the path.
+        kind: a URN that identifies the kind of problem; ``about:blank`` when the status code says enough.
+        title: a summary that is the same for every problem of this type.
+        detail: what is wrong with this request, and what to do about it.
+        field: the field at fault, in the job, the body, the query, or the path.
         index: the job's position in the batch, from 0.
-        ids: where some jobs of a batch are committed, the id of each; null for the others.
-        errors: what is wrong with single jobs of a batch, see `faults`.
-        refused: how many jobs that holds for.
+        ids: set when only some jobs of a batch are committed; the id of each committed job, null for the others.
+        errors: the problems of single jobs of a batch, at most 100.
+        refused: the number of rejected jobs in the batch.
     """
 
     kind: str = "about:blank"
@@ -79,7 +79,7 @@ class _Absence(NamedTuple):
     retry_after: int | None
 
 
-# The most special class of an error decides.
+# If the table has several classes of an error, the most specific class decides.
 _REFUSALS: dict[type[BaseException], _Refusal] = {
     InvalidPath: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-path", "The path is not valid"),
     InvalidQuery: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-query", "The query is not valid"),
@@ -89,44 +89,55 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
     InvalidQueueSetting: _Refusal(HTTPStatus.BAD_REQUEST, "invalid-setting", "The queue's settings are not valid"),
     PayloadTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The payload is too large"),
     BatchTooLarge: _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "batch-too-large", "The batch is too large"),
-    ConflictingJob: _Refusal(HTTPStatus.CONFLICT, "conflicting-job", "The job conflicts with another one"),
-    Missing: _Refusal(HTTPStatus.NOT_FOUND, "missing", "There is no such thing"),
-    UnprocessableJob: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-job", "The job cannot be taken"),
-    UnprocessableSchedule: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-schedule", "The schedule cannot be taken"),
+    ConflictingJob: _Refusal(HTTPStatus.CONFLICT, "conflicting-job", "The job conflicts with another job"),
+    Missing: _Refusal(HTTPStatus.NOT_FOUND, "missing", "Not found"),
+    UnprocessableJob: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-job", "The job cannot be accepted"),
+    UnprocessableSchedule: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-schedule", "The schedule cannot be accepted"),
 }
 
-# All of them are 503. What PostgreSQL said stays in the log: it names hosts and users. Retry-After is in seconds.
+# All of these are 503. PostgreSQL's own messages stay in the log, because they name hosts and users. Retry-After is in seconds.
 _ABSENCES: dict[type[BaseException], _Absence] = {
-    Unavailable: _Absence("unavailable", "The service cannot do this now", "Send the request again later.", 1),
-    Overloaded: _Absence("overloaded", "Too much work waits to be committed", "Nothing was written. Send it again later.", 1),
+    Unavailable: _Absence("unavailable", "The service cannot do this now", "Retry the request later.", 1),
+    Overloaded: _Absence(
+        "overloaded", "Too much work is waiting to be committed", "Nothing was written. Retry the request later.", 1
+    ),
     TooManyRequests: _Absence(
-        "too-many-requests", "Too many requests are in flight", "Send the request again later, or to another node.", 1
+        "too-many-requests", "Too many requests are in flight", "Retry the request later, or send it to another node.", 1
     ),
     TooManyWatchers: _Absence(
-        "too-many-watchers", "Too many requests watch this node", "Ask again later, without waiting, or ask another node.", 5
+        "too-many-watchers", "Too many requests are watching this node", "Retry later, ask without waiting, or use another node.", 5
     ),
-    ShuttingDown: _Absence("shutting-down", "This node is shutting down", "Nothing was written. Send it to another node.", 1),
+    ShuttingDown: _Absence(
+        "shutting-down", "This node is shutting down", "Nothing was written. Send the request to another node.", 1
+    ),
     DatabaseUnavailable: _Absence(
-        "database-unavailable", "The database cannot be reached", "Nothing was written. Send it again later.", 1
+        "database-unavailable", "The database cannot be reached", "Nothing was written. Retry the request later.", 1
     ),
     StatementFailed: _Absence(
-        "database-failed", "The database cannot do this", "Nothing was written. The node's log has the reason.", 5
+        "database-failed", "A database statement failed", "Nothing was written. The node's log has the reason.", 5
     ),
-    # No Retry-After: a client that repeats this by itself may submit its jobs twice.
-    ConnectionLost: _Absence("in-doubt", "The database went away during the commit", "Whether it was written is unknown.", None),
-    UnreadableAnswer: _Absence("unreadable-answer", "The database's answer cannot be read", "The node's log has the reason.", None),
+    # No Retry-After: a client that retries automatically may submit its jobs twice.
+    ConnectionLost: _Absence(
+        "in-doubt",
+        "The database connection was lost during the commit",
+        "It is unknown whether anything was written. Check before you send the request again.",
+        None,
+    ),
+    UnreadableAnswer: _Absence(
+        "unreadable-answer", "The database's response cannot be read", "The node's log has the reason.", None
+    ),
 }
 
 
 def kinds(status: int) -> dict[str, str]:
-    """Tell of the problems with a status that have a type of their own: their titles, by their types."""
+    """Return the titles of a status's problems, by problem type; problems of type ``about:blank`` are left out."""
     absences = _ABSENCES.values() if status == HTTPStatus.SERVICE_UNAVAILABLE else ()
     known = [*(refusal for refusal in _REFUSALS.values() if refusal.status == status), *absences]
     return {_urn(each.kind): each.title for each in known}
 
 
 def answer(error: Exception) -> Answer:
-    """Turn an error into the answer that its client gets; log it when it is a fault of ours."""
+    """Turn an error into a response. An unexpected error is logged, and its response is a 500."""
     if isinstance(error, InvalidJob):
         return _answer(_refused(error))
     if isinstance(error, Unavailable):
@@ -143,19 +154,19 @@ def _urn(kind: str) -> str:
 
 
 def faults(found: Faults) -> list[Problem]:
-    """Say what is wrong with single jobs of a batch, in their order: a problem each, and no more than `MAX_FAULTS`."""
+    """Return one problem per rejected job of a batch, in the order of the jobs, at most `MAX_FAULTS`."""
     return [_refused(error) for error in sorted(found.errors, key=lambda error: error.index or 0)[:MAX_FAULTS]]
 
 
 def none_taken(found: Faults) -> Answer:
-    """Answer that no job of a batch could be taken, with the status of the first."""
+    """Return the response for a batch without any acceptable job; its status is that of the first problem."""
     errors = faults(found)
     return _answer(
         Problem(
             kind="urn:jobqueue:no-job-taken",
-            title="No job of the batch can be taken",
+            title="No job of the batch can be accepted",
             status=errors[0].status,
-            detail="errors says what is wrong with each.",
+            detail="The field errors lists what is wrong with each job.",
             errors=errors,
             refused=len(found.places),
         )
@@ -163,13 +174,13 @@ def none_taken(found: Faults) -> Answer:
 
 
 def broken_off(error: Unavailable, ids: list[str | None], found: Faults) -> Answer:
-    """Answer that some jobs of a batch are committed, and then the service could not go on."""
+    """Return the response for a batch of which some jobs are committed when the service becomes unavailable."""
     problem = _absent(_absence(error))
-    problem.detail = "Jobs with an id in ids are committed. Send those without, and without an error, again later."
+    problem.detail = "Jobs with an id in ids are committed. Retry later the jobs that have neither an id nor an error."
     if isinstance(error, ConnectionLost):
-        problem.detail = "Jobs with an id in ids are committed. Whether others were written is unknown."
+        problem.detail = "Jobs with an id in ids are committed. It is unknown whether the other jobs were written."
     problem.ids, problem.errors, problem.refused = ids, faults(found), len(found.places)
-    return _answer(problem)  # no Retry-After: a client that repeats all of it by itself submits what is committed twice
+    return _answer(problem)  # no Retry-After: a client that retries the whole batch submits the committed jobs twice
 
 
 def _refused(error: InvalidJob) -> Problem:

@@ -1,4 +1,4 @@
-"""Read what the query of a URL asks for."""
+"""Parse the query of a URL."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read(parameters: MultiDict[str, str], kind: type[T]) -> T:
-    """Make a value of a struct's type out of the parameters of a query, each given once: several values are separated by commas.
+    """Convert query parameters to a struct. A parameter with several values separates them with commas.
 
     Raises:
-        InvalidQuery: one is unknown, given twice, or has a value that cannot be.
+        InvalidQuery: a parameter is unknown, is given more than once, or has an invalid value.
     """
     for name, values in parameters.lists():
         if len(values) > 1:

@@ -15,21 +15,21 @@ from jobqueue.job import QueueSettings, queue_settings
 
 
 class Queueing(Protocol):
-    """A node that can show and steer queues."""
+    """The methods of a node for queues."""
 
     async def queues(self) -> list[dict[str, Any]]:
-        """Return every queue that is known, with what is in it and what it does."""
+        """Return all known queues, with their depths and throughput."""
         ...
 
     async def queue(self, name: str) -> dict[str, Any] | None:
-        """Return one of them; None when it is not known."""
+        """Return one queue; None if it is not known."""
         ...
 
     async def pause(self, queue: str, paused: bool) -> None:
         """Pause a queue on every node, or resume it."""
 
     async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
-        """Set what holds for a queue on every node, and return that."""
+        """Change the settings of a queue on all nodes, and return the queue."""
         ...
 
 
@@ -39,7 +39,7 @@ BODY = Body(
 
 
 def routes(node: Queueing) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of queues."""
     views = _Views(node)
     path = "/queues/{name}"
     return [
@@ -97,7 +97,7 @@ class _Views:
     async def one(self, name: str) -> Answer:
         queue = await self._node.queue(name)
         if queue is None:
-            raise Missing(f"there is no queue {name!r}: nobody works or has configured it, and no job is in it", field="name")
+            raise Missing(f"queue {name!r} not found: no node works it, it has no settings, and it has no jobs", field="name")
         return json_answer(queue)
 
     async def configure(self, name: str, body: Mapping[str, Any]) -> Answer:

@@ -1,15 +1,15 @@
-"""Call back when sockets can be read: one task and one epoll for all of them.
+"""Call functions when sockets become readable: one task and one epoll for all sockets.
 
 ::
 
     reactor = Reactor()
     nursery.start_soon(reactor.run)
-    reactor.watch(fd, readable)       # calls readable() for as long as there is something to read
+    reactor.watch(fd, readable)       # calls readable() while there is something to read
     reactor.forget(fd)                # before the socket is closed
-    reactor.soon(call)                # calls it once, when the tasks that can run now have run
+    reactor.soon(call)                # calls it once, after the tasks that can run now
 
-`trio.lowlevel.wait_readable` costs a system call for each wait, and two switches of tasks. Here a socket is registered once, and
-what can be done without waiting is done in the reactor's own task.
+`trio.lowlevel.wait_readable` costs a system call and two task switches per wait. Here a socket is registered once, and its function
+runs in the reactor's own task.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import structlog
 import trio
 
 MAX_EVENTS = 64
-"""Calls in a row before other tasks run."""
+"""Maximum number of calls in a row. After that, other tasks run."""
 
 log = structlog.get_logger()
 
 
 class Reactor:
-    """One epoll. An error that comes out of a call is logged, and keeps nobody else waiting."""
+    """Calls functions for readable sockets. An error in one function is logged, and does not affect the others."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -37,7 +37,7 @@ class Reactor:
         self._wake = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
-        """Call back until cancelled; from then on nothing is called."""
+        """Call functions until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._call_readable)
@@ -46,19 +46,19 @@ class Reactor:
             self._epoll.close()
 
     def watch(self, fd: int, readable: Callable[[], None]) -> None:
-        """Call ``readable`` whenever there is something to read, be it the end."""
+        """Call ``readable`` whenever the socket has bytes to read or is at its end."""
         if not self._epoll.closed:
             self._epoll.register(fd, select.EPOLLIN)
             self._readable[fd] = readable
 
     def forget(self, fd: int) -> None:
-        """Call nothing any more for a socket that is watched."""
+        """Stop watching a socket."""
         if not self._epoll.closed:
             del self._readable[fd]
             self._epoll.unregister(fd)
 
     def soon(self, call: Callable[[], None]) -> None:
-        """Call it once, from a task of the reactor's."""
+        """Call a function once, from a task of the reactor."""
         self._soon.append(call)
         if self._wake:
             self._wake.unpark()
@@ -67,7 +67,7 @@ class Reactor:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for fd, _ in self._epoll.poll(0, MAX_EVENTS):
-                # One of those before it may have forgotten it.
+                # An earlier call may have removed this socket.
                 if readable := self._readable.get(fd):
                     _contained(readable)
 
@@ -82,4 +82,4 @@ def _contained(call: Callable[[], None]) -> None:
     try:
         call()
     except Exception:
-        log.exception("a call of the reactor failed")
+        log.exception("a reactor callback failed")

@@ -1,7 +1,7 @@
-"""Files that are read again when they change, without a restart.
+"""Reload files when they change, without a restart.
 
-They are looked at from a task, once a second, and not when a request comes: so requests pay nothing for it, and a mistake in a file
-is in the log at once. From a thread, because a file system may hang, and the loop must not.
+The files are checked once a second, not at each request. So the checks do not slow down requests, and an error in a file is logged
+at once. The checks run in a thread, because a file system that hangs must not block the event loop.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import structlog
 import trio
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 log = structlog.get_logger()
 
 
 class Reloaded:
-    """What is made of files, and made again when one of them changes.
+    """Calls a function at once, and again whenever one of the given files changes.
 
     Args:
-        files: their paths.
-        load: reads them all and puts what they say in force, or raises UnusableFile and leaves all as it was. It is called at
-            once, and from then on in a thread.
+        files: the paths of the files.
+        load: reads all files and applies their contents, or raises UnusableFile and changes nothing. The first call runs in
+            the caller's thread. Later calls run in a worker thread.
 
     Raises:
-        UnusableFile: from the first `load`.
+        UnusableFile: the first `load` failed.
     """
 
     def __init__(self, files: Sequence[str], load: Callable[[], None]) -> None:
         self._files = files
         self._load = load
         self._trouble = ""
-        # Taken before: what changes while it is read is read again.
+        # Look before `load`, so that a change during the load causes a reload.
         self._seen = self._look()
         load()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep up with the files. While they cannot be used, what was in force stays so, which is logged once."""
+        """Reload the files when they change, until cancelled. If they become unusable, log it once and keep the old contents."""
         threads = trio.CapacityLimiter(1)
         task_status.started()
         while True:
@@ -53,12 +53,12 @@ class Reloaded:
             return
         try:
             self._load()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the service goes on with what it has
+        except Exception as error:  # noqa: BLE001 - a broken file must not stop the service
             if str(error) != self._trouble:
-                log.error("what was read before stays in force", reason=str(error))  # noqa: TRY400 - the operator's mistake
+                log.error("cannot reload files: the previous contents stay in force", reason=str(error))  # noqa: TRY400
             self._trouble = str(error)
         else:
-            log.info("files were read again", files=list(self._files))
+            log.info("files were reloaded", files=list(self._files))
             self._trouble = ""
         self._seen = seen
 
@@ -67,6 +67,6 @@ class Reloaded:
         for file in self._files:
             found.append(None)
             with contextlib.suppress(OSError):
-                status = os.stat(file)  # noqa: PTH116 - what is a link here may lead elsewhere tomorrow
+                status = os.stat(file)  # noqa: PTH116 - os.stat follows links; their targets may change
                 found[-1] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return found

@@ -1,4 +1,4 @@
-"""What a route is: one row of the table from which the app, the door and the description of the API are made."""
+"""Define a route: one row of the table from which the app, the access check, and the OpenAPI document are made."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from jobqueue.job import PathName
 
 PATH_PARAMETERS: Mapping[str, Any] = {
     "job_id": Annotated[UUID, msgspec.Meta(description="a UUID")],
-    "name": Annotated[PathName, msgspec.Meta(description=f"{must_be(PathName)}, without U+0000; a slash in it is %2F")],
+    "name": Annotated[PathName, msgspec.Meta(description=f"{must_be(PathName)}, without U+0000; encode a slash as %2F")],
 }
-"""The types of what paths hold."""
+"""The types of path parameters."""
 
 SLASH = "\udc2f"
-"""A slash that was encoded: a surrogate, which no decoded text holds."""
+"""Stands for an encoded slash: a surrogate, which decoded text never contains."""
 
 Access = Literal["page", "health", "metrics", "submit", "read", "admin"]
-"""What a request must be allowed: to get the dashboard's page, which tells nothing; to see the service's health or its metrics; to
-submit; to look at anything; to do anything."""
+"""The access that a request needs: the dashboard's page (without data), the service's health, its metrics, submitting jobs, reading
+everything, or doing everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +39,19 @@ class Route:
     """One method of one path.
 
     Attributes:
-        path: with its parameters in braces, see `PATH_PARAMETERS`.
-        needs: what whoever asks must be allowed.
-        summary: what it does, in one line for people.
-        view: gets the parameters of the path by name, as texts of their form, `query` as a value of its type, and `body` as the
-            object that was sent.
-        query: the struct that describes the query's parameters; None where there are none. The view gets no query without it.
-        body: None where the view reads it by itself, or there is none.
-        content: the types of what a view reads by itself, by media type.
-        headers: the types of the headers that a view looks at.
-        answers: the type of what each answer holds that is no problem, by status; None for one that holds nothing.
-        media_type: of the answers that are no problem.
-        refuses: the statuses of the problems that the view comes to, beside those that a route of its form has anyway.
-        tagged: whether its answers have entity tags, and need not be sent to a client that has them.
+        path: the path, with parameters in braces, see `PATH_PARAMETERS`.
+        needs: the access that a request needs.
+        summary: what the route does, in one line for people.
+        view: called with the path parameters by name, as validated texts; with `query` as a value of its type; and with `body` as
+            the object that was sent.
+        query: the struct of the query parameters; None if there are none. Without it the view gets no query.
+        body: the JSON object that the route expects; None if the view reads the body, or there is none.
+        content: the types of a body that the view reads, by media type.
+        headers: the types of the headers that the view reads.
+        answers: the body type of each successful response, by status; None for an empty body.
+        media_type: the media type of successful responses.
+        refuses: the error statuses of the view itself. `openapi` adds those that follow from the other attributes.
+        tagged: whether responses have entity tags, so that a client with the current version gets 304.
     """
 
     method: str
@@ -70,32 +70,32 @@ class Route:
 
     @property
     def takes(self) -> Mapping[str, Any]:
-        """The types of the bodies that it takes, by media type; nothing where it needs none."""
+        """The types of the bodies that the route accepts, by media type; empty if it needs no body."""
         return self.content if self.body is None else {JSON: self.body.kind}
 
     @property
     def path_parameters(self) -> list[str]:
-        """The names of what its path holds."""
+        """The names of the path parameters."""
         return re.findall(r"{(\w+)}", self.path)
 
     @property
     def rule(self) -> str:
-        """The path as werkzeug has it."""
+        """The path in werkzeug's syntax."""
         return self.path.replace("{", "<").replace("}", ">")
 
 
 def routed(raw_path: bytes) -> str:
-    """Decode a path for the routes. A slash of its own separates what it holds; one that is encoded is a part of it, `SLASH`."""
+    """Decode a path for routing. A literal slash separates segments. An encoded slash becomes `SLASH`, within a segment."""
     path = "/".join(unquote(part).replace("/", SLASH) for part in raw_path.decode("latin-1").split("/"))
-    # werkzeug drops all slashes at the beginning but one: a proxy that guards /metrics may not know that //metrics is the same.
+    # werkzeug merges leading slashes. A proxy that blocks /metrics does not know that //metrics would be the same path.
     return path.replace("//", f"/{SLASH}", 1) if path.startswith("//") else path
 
 
 def path_value(name: str, given: str) -> str:
-    """Read what a path holds.
+    """Validate a path parameter and return it decoded.
 
     Raises:
-        InvalidPath: it is not of the form that it has to have.
+        InvalidPath: the value does not match the parameter's type.
     """
     kind = PATH_PARAMETERS[name]
     try:

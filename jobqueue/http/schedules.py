@@ -18,26 +18,26 @@ from jobqueue.timetable import CronSchedule, schedule_of
 
 
 class Scheduling(Protocol):
-    """A node that can show and change schedules."""
+    """The methods of a node for schedules."""
 
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Return every schedule, or the one of that name."""
+        """Return all schedules, or the one with that name."""
         ...
 
     async def put_schedule(self, schedule: CronSchedule) -> bool:
-        """Make a schedule or change it; True when it is new."""
+        """Create or change a schedule; True if it is new."""
         ...
 
     async def unschedule(self, name: str) -> bool:
-        """Delete a schedule; False when there is none."""
+        """Delete a schedule; False if it does not exist."""
         ...
 
     async def pause_schedule(self, name: str, paused: bool) -> bool:
-        """Pause a schedule or resume it; False when there is none."""
+        """Pause or resume a schedule; False if it does not exist."""
         ...
 
     async def trigger_schedule(self, name: str) -> str | None:
-        """Submit a schedule's job now and return its id; None when there is no schedule."""
+        """Submit a schedule's job now and return its id; None if the schedule does not exist."""
         ...
 
 
@@ -45,8 +45,8 @@ class ScheduleSettings(CronSchedule, frozen=True, kw_only=True):
     """A schedule whose name is in the path.
 
     Attributes:
-        name: the one in the path, if any.
-        kind: of its jobs; the schedule's name unless told.
+        name: if given, must be the name in the path.
+        kind: the kind of its jobs; by default the schedule's name.
     """
 
     name: PathName | UnsetType = UNSET  # type: ignore[assignment]
@@ -58,7 +58,7 @@ BODY = Body(ScheduleSettings, "a schedule", InvalidSchedule, limits.MAX_SCHEDULE
 
 
 def routes(node: Scheduling) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of schedules."""
     views = _Views(node)
     path = "/schedules/{name}"
     shown: dict[int, Any] = {HTTPStatus.OK: shapes.ScheduleState}
@@ -76,7 +76,7 @@ def routes(node: Scheduling) -> list[Route]:
             method="PUT",
             path=path,
             needs="admin",
-            summary="Make a schedule or change it",
+            summary="Create or change a schedule",
             view=views.put,
             body=BODY,
             answers={HTTPStatus.CREATED: shapes.ScheduleState, **shown},
@@ -141,16 +141,16 @@ class _Views:
 
 
 def schedule_named(name: str, given: Mapping[str, Any]) -> CronSchedule:
-    """Make the schedule of a name of what a body says.
+    """Make a schedule from a body, with the name in the path.
 
     Raises:
-        InvalidSchedule: it is none.
-        UnprocessableSchedule: it says another name, or see `schedule_of`.
+        InvalidSchedule: the body is not a schedule.
+        UnprocessableSchedule: the body has another name, or see `schedule_of`.
     """
     if given.get("name", name) != name:
-        raise UnprocessableSchedule("name must be the one in the URL", field="name")
+        raise UnprocessableSchedule("name must be the name in the URL", field="name")
     return schedule_of({**given, "name": name})
 
 
 def _no_schedule(name: str) -> Missing:
-    return Missing(f"there is no schedule {name!r}", field="name")
+    return Missing(f"schedule {name!r} not found", field="name")

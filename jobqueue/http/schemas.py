@@ -1,4 +1,4 @@
-"""JSON Schemas of types, in the words of their docstrings."""
+"""Make JSON Schemas of types, with descriptions from their docstrings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 
 GIVEN = {"not": {"type": "null"}}
-"""What is not null."""
+"""The schema of any value except null."""
 
 
 class Schemas:
-    """The JSON Schemas of types; unions have those of what they are of.
+    """The JSON Schemas of types. A union's schema combines the schemas of its members.
 
     Attributes:
-        components: the schemas of structs, by their names.
+        components: the schemas of structs, by name.
     """
 
     def __init__(self, kinds: Iterable[Any]) -> None:
@@ -29,18 +29,18 @@ class Schemas:
             self.components[struct.__name__] = _told(struct, self.components[struct.__name__])
 
     def of(self, kind: Any) -> dict[str, Any]:
-        """Return the schema of a type that was given."""
+        """Return the schema of a type; the type must be one of `kinds`."""
         schemas = [self._made[inner] for inner in alternatives(kind)]
         return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
-    """Return the types that a union is of; of any other type, itself."""
+    """Return the members of a union; for any other type, the type itself."""
     return get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
-    """Find the structs that a type is made of."""
+    """Find all structs within a type."""
     found: set[Any] = set()
     to_do = [kind]
     while to_do:
@@ -54,7 +54,7 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 
 
 def _told(struct: type[msgspec.Struct], schema: dict[str, Any]) -> dict[str, Any]:
-    """Say in a schema what the docstring says of each field, and which fields exclude each other."""
+    """Add to a struct's schema the descriptions from its docstring, and its mutually exclusive fields."""
     told = attributes(struct)
     names = {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
     properties = {name: described(inner, told.get(names[name])) for name, inner in schema["properties"].items()}
@@ -65,7 +65,7 @@ def _told(struct: type[msgspec.Struct], schema: dict[str, Any]) -> dict[str, Any
 
 
 def described(schema: dict[str, Any], told: str | None) -> dict[str, Any]:
-    """Say in a schema what a value means, beside what it must be."""
+    """Put the meaning of a value in front of a schema's own description, which describes the valid values."""
     must = schema.get("description")
     said = "; ".join(text for text in (told, must) if text)
     return {**schema, "description": said} if said else schema
@@ -76,7 +76,7 @@ def _summary(struct: type[msgspec.Struct]) -> str:
 
 
 def attributes(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Read what docstrings say of a struct's fields, its own above those of what it is made from."""
+    """Return the field descriptions in the docstrings of a struct and its bases; the struct's own take precedence."""
     told: dict[str, str] = {}
     for kind in reversed(struct.__mro__):
         text = inspect.cleandoc(kind.__dict__.get("__doc__") or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]

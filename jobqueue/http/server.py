@@ -1,7 +1,6 @@
-"""Serve an ASGI app on sockets: hypercorn's protocols under an accept loop of our own, behind the express lane.
+"""Serve an ASGI app on sockets, with the express lane and hypercorn's protocols under a custom accept loop.
 
-hypercorn's own loop lets one malformed request end the process. Here a connection is contained: whatever goes wrong in it ends only
-itself.
+In hypercorn's own loop one malformed request can end the process. Here an error in a connection ends only that connection.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ async def run(
     tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until told to stop, then let the requests in flight be answered, and return.
+    """Serve until `stopping` is set, then finish the requests in flight and return.
 
-    The listeners and all connections are closed in any case. No error of a connection, or of the app, comes out of here.
+    The listeners and all connections are always closed. Errors of a connection or of the app do not propagate.
 
     Args:
         app: an ASGI app; it gets no lifespan events.
-        lane: takes each connection first.
-        stopping: set it to stop. Nothing is accepted from then on, and connections without a request are closed.
-        drain_timeout: seconds for the requests in flight after that; then they are cancelled.
-        tls: what to encrypt the next connection with, asked for each; None for plain HTTP. The lane does not take part in TLS.
+        lane: the express lane; it handles each connection without TLS first.
+        stopping: set it to stop. From then on no connection is accepted, and idle connections are closed.
+        drain_timeout: seconds that the requests in flight may then take; after that they are cancelled.
+        tls: called for each connection; returns its TLS context, or None for plain HTTP.
     """
     config = configuration()
     context = WorkerContext(max_requests=None)
@@ -94,7 +93,7 @@ async def run(
 
 
 def _announcing_close(app: ASGIFramework, stopping: trio.Event) -> ASGIFramework:
-    """Tell HTTP/1.1 clients with each answer after `stopping` that the connection ends, so they do not use it again."""
+    """Wrap an app to send ``Connection: close`` in HTTP/1.1 once `stopping` is set, so that clients do not reuse connections."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         async def announcing(message: ASGISendEvent) -> None:

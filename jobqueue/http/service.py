@@ -1,4 +1,4 @@
-"""The routes that are about the service itself: its health, its metrics, its nodes."""
+"""The routes of the service itself: health, readiness, metrics, and nodes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jobqueue.http.routes import Route
 
 
 class Observed(Protocol):
-    """A node that can say how it is."""
+    """The methods of a node that report its own state."""
 
     def troubles(self) -> list[str]:
-        """Say why this node is not ready: nothing when it is able to work."""
+        """Return the reasons why this node is not ready; empty when it is."""
         ...
 
     async def metrics(self) -> tuple[bytes, str]:
@@ -22,12 +22,12 @@ class Observed(Protocol):
         ...
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """Return every node that is running, with what it runs and does."""
+        """Return all running nodes, with their running jobs and throughput."""
         ...
 
 
 def routes(node: Observed) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the routes of the service itself."""
 
     async def health() -> Answer:
         return json_answer({"status": "ok"})
@@ -49,7 +49,7 @@ def routes(node: Observed) -> list[Route]:
             method="GET",
             path="/health",
             needs="health",
-            summary="Whether the service is alive",
+            summary="Check that the service is alive",
             view=health,
             answers={HTTPStatus.OK: shapes.Health},
             refuses=frozenset(),
@@ -58,7 +58,7 @@ def routes(node: Observed) -> list[Route]:
             method="GET",
             path="/health/ready",
             needs="health",
-            summary="Whether the service is able to work",
+            summary="Check that the node is ready to run jobs",
             view=ready,
             answers={HTTPStatus.OK: shapes.Health, HTTPStatus.SERVICE_UNAVAILABLE: shapes.Trouble},
             refuses=frozenset(),
@@ -67,7 +67,7 @@ def routes(node: Observed) -> list[Route]:
             method="GET",
             path="/metrics",
             needs="metrics",
-            summary="Metrics in Prometheus' text format",
+            summary="Show metrics in Prometheus's text format",
             view=metrics,
             answers={HTTPStatus.OK: str},
             media_type="text/plain",

@@ -1,6 +1,6 @@
-"""What the answers of HTTP hold, one struct for each kind of document: the description of the API is made of them.
+"""The bodies of HTTP responses, one struct per kind of document. The OpenAPI document is made from them.
 
-The views do not make these: they pass on what the node gives. `tests/test_openapi.py` holds each answer against its shape.
+The views do not construct these structs; they pass on the node's values. `tests/test_openapi.py` checks responses against them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class MadeJob(msgspec.Struct, kw_only=True):
-    """The job that was submitted: it is committed.
+    """The submitted job, which is committed.
 
     Attributes:
         id: the job's id, a UUID of version 7.
@@ -30,22 +30,22 @@ class MadeJob(msgspec.Struct, kw_only=True):
 
 
 class SubmittedJob(MadeJob, kw_only=True):
-    """The job that was submitted: it is committed.
+    """The submitted job, which is committed.
 
     Attributes:
-        ignored: names of fields that jobs do not have, sorted.
+        ignored: names of unknown fields, sorted.
     """
 
     ignored: list[str] | UnsetType = UNSET
 
 
 class SubmittedJobs(msgspec.Struct, kw_only=True):
-    """The jobs that were submitted: all of them are committed.
+    """The submitted jobs, which are all committed.
 
     Attributes:
-        ids: the jobs' ids, in their order.
-        existing: the positions of those that were there already, as their keys tell; left out where no job has a key.
-        ignored: names of fields that jobs do not have, sorted.
+        ids: the jobs' ids, in the order of the batch.
+        existing: the positions of jobs that existed before, according to their keys; absent if no job has a key.
+        ignored: names of unknown fields, sorted.
     """
 
     ids: list[UUID]
@@ -54,14 +54,14 @@ class SubmittedJobs(msgspec.Struct, kw_only=True):
 
 
 class PartialBatch(msgspec.Struct, kw_only=True):
-    """What was committed of a batch that was sent with `partial=true`.
+    """The committed jobs of a batch that was sent with `partial=true`.
 
     Attributes:
-        ids: the jobs' ids, in their order; null for those that are refused.
-        existing: the positions of those that were there already; left out where no job has a key.
-        ignored: names of fields that jobs do not have, sorted.
-        errors: what is wrong with those that are refused, of up to 100.
-        refused: how many that are.
+        ids: the jobs' ids, in the order of the batch; null for rejected jobs.
+        existing: the positions of jobs that existed before; absent if no job has a key.
+        ignored: names of unknown fields, sorted.
+        errors: the problems of rejected jobs, at most 100.
+        refused: the number of rejected jobs.
     """
 
     ids: list[UUID | None]
@@ -72,18 +72,18 @@ class PartialBatch(msgspec.Struct, kw_only=True):
 
 
 class JobOptions(msgspec.Struct, kw_only=True):
-    """What was asked of a job beyond the usual, and what its schedule noted.
+    """The optional settings of a job, and the schedule that submitted it.
 
     Attributes:
-        expires_at: when it is no use to start the job any more.
-        group: what it shares the workers as.
-        weight: the group's share.
-        concurrency_key: what its queue's limits for keys count it by.
+        expires_at: the time after which the job is no longer started.
+        group: the fair group that the job belongs to.
+        weight: the group's share of the workers.
+        concurrency_key: the key of the job for the queue's limits per concurrency key.
         unique: whether it is the only unfinished job of its kind and payload.
-        unique_key: what only one unfinished job may have.
-        idempotency_key: what a submission that is sent again is known by.
+        unique_key: a key that only one unfinished job may have.
+        idempotency_key: the key that identifies a repeated submission.
         schedule: the cron schedule that submitted the job.
-        scheduled_for: the tick that it was submitted for.
+        scheduled_for: the tick that the job was submitted for.
     """
 
     expires_at: Time | UnsetType = UNSET
@@ -101,12 +101,12 @@ class FailedAttempt(msgspec.Struct, kw_only=True):
     """One entry of a job's error history.
 
     Attributes:
-        attempt: which attempt failed, from 1.
-        at: when, by the database's clock.
+        attempt: the number of the attempt, from 1.
+        at: when it failed, by the database's clock.
         node: the node that ran it.
-        error: what happened.
-        duration: seconds that the attempt ran.
-        traceback: where it happened, for an exception.
+        error: the error message.
+        duration: the duration of the attempt, in seconds.
+        traceback: the traceback, if the error is an exception.
     """
 
     attempt: Count
@@ -118,11 +118,11 @@ class FailedAttempt(msgspec.Struct, kw_only=True):
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """How far a job is, as its handler told.
+    """The progress of a job, as its handler reported it.
 
     Attributes:
-        fraction: from 0 to 1; null when nobody knows.
-        message: what it is at.
+        fraction: from 0 to 1; null if unknown.
+        message: the handler's description of its progress.
     """
 
     fraction: Annotated[float, Meta(ge=0, le=1)] | None
@@ -130,29 +130,30 @@ class Progress(msgspec.Struct, kw_only=True):
 
 
 class JobDetails(msgspec.Struct, kw_only=True):
-    """A job with everything that is known of it. Times are by the database's clock.
+    """A whole job. Times are by the database's clock.
 
     Attributes:
         id: a UUID of version 7.
-        state: where it is on its way.
-        payload: what its handler is given.
-        priority: higher runs first.
-        attempt: how many attempts have begun.
-        claims: how often a node took it, which includes what was not counted as an attempt.
-        max_retries: null until the first attempt: then the job's own number, its handler's, or 3.
-        timeout: seconds that an attempt may take; null for its handler's, or none.
+        state: the state of the job.
+        payload: the argument of its handler.
+        priority: jobs with a higher priority run first.
+        attempt: the number of attempts that have begun.
+        claims: the number of times a node claimed it, including claims that did not count as an attempt.
+        max_retries: the maximum number of retries. If the job was submitted without a value, it is null until the first attempt.
+            The first attempt sets it to the handler's value, or to 3 if the handler has none.
+        timeout: the maximum duration of an attempt, in seconds. If it is null, the handler's timeout applies, or none.
         created_at: when it was submitted.
-        available_since: what it has waited from.
-        run_at: when it is due, while it is scheduled.
-        claimed_at: when a node took it.
-        cancel_requested_at: when somebody asked for the end of a job that runs.
-        ended_at: when it succeeded, died or was cancelled.
-        node_id: the node that has it, or had it last.
-        result: what its handler returned.
+        available_since: when its wait began.
+        run_at: when it is due, if it is scheduled.
+        claimed_at: when a node claimed it.
+        cancel_requested_at: when the cancellation of a running job was requested.
+        ended_at: when it succeeded, died, or was cancelled.
+        node_id: the node that runs it, or ran it last.
+        result: the return value of its handler.
         reason: why it is dead.
-        errors: its failed attempts, the last ten.
-        progress: what its handler told last.
-        checkpoint: what its handler kept for a later attempt.
+        errors: its last ten failed attempts.
+        progress: the last progress that its handler reported.
+        checkpoint: the value that its handler saved for a later attempt.
     """
 
     id: UUID
@@ -181,10 +182,10 @@ class JobDetails(msgspec.Struct, kw_only=True):
 
 
 class GoneJob(msgspec.Struct, kw_only=True):
-    """What is left to say of a job that was not kept.
+    """A job that is no longer stored.
 
     Attributes:
-        state: what became of it.
+        state: its last known state, or `gone`.
     """
 
     id: UUID
@@ -198,12 +199,12 @@ class DiscardedJob(JobDetails, kw_only=True):
 
 
 class ListedJob(msgspec.Struct, kw_only=True):
-    """A job on a list: what it is about, and where it is on its way.
+    """A job on a list, without its payload, result, and errors.
 
     Attributes:
-        attempt: how many attempts have begun.
-        run_at: when it is due, while it is scheduled.
-        node_id: the node that has it, or had it last.
+        attempt: the number of attempts that have begun.
+        run_at: when it is due, if it is scheduled.
+        node_id: the node that runs it, or ran it last.
         reason: why it is dead.
     """
 
@@ -228,8 +229,8 @@ class Jobs(msgspec.Struct, kw_only=True):
     """A page of jobs.
 
     Attributes:
-        jobs: the latest first; there may be few or none while there is a next page.
-        next: where the next page begins, for `after`; null on the last one.
+        jobs: the jobs, the latest first; a page may have few jobs, or none, even if there is a next page.
+        next: the value of `after` for the next page; null on the last page.
     """
 
     jobs: list[ListedJob]
@@ -241,11 +242,11 @@ class DeadLetter(msgspec.Struct, kw_only=True):
 
     Attributes:
         reason: why it is dead.
-        error: the last error of its history.
-        cause: what that, or else the reason, has in common with others.
-        attempt: how many attempts it had.
+        error: the last error in its history.
+        cause: the error, or else the reason, without its variable parts; equal for similar failures.
+        attempt: the number of its attempts.
         died_at: when it died, by the database's clock.
-        node_id: the node that had it last.
+        node_id: the node that ran it last.
     """
 
     id: UUID
@@ -267,8 +268,8 @@ class DeadLetters(msgspec.Struct, kw_only=True):
     """A page of dead letters.
 
     Attributes:
-        jobs: the latest first.
-        next: where the next page begins, for `after`; null on the last one.
+        jobs: the dead letters, the latest first.
+        next: the value of `after` for the next page; null on the last page.
     """
 
     jobs: list[DeadLetter]
@@ -279,11 +280,11 @@ class DeadCause(msgspec.Struct, kw_only=True):
     """Dead letters of one queue and kind that have the same cause.
 
     Attributes:
-        cause: the last error, or else the reason, without numbers, ids, addresses and quoted values: `#` stands for them.
-        jobs: how many.
+        cause: the last error, or else the reason, with `#` in place of numbers, ids, addresses, and quoted values.
+        jobs: the number of dead letters.
         first_died_at: when the first of them died, by the database's clock.
-        last_died_at: when the latest did.
-        example: the id of the latest.
+        last_died_at: when the latest of them died.
+        example: the id of the dead letter that died last.
     """
 
     queue: str
@@ -299,8 +300,8 @@ class DeadCauses(msgspec.Struct, kw_only=True):
     """The causes of dead letters.
 
     Attributes:
-        causes: the largest first.
-        more: whether there are more than were asked for.
+        causes: the groups, the largest first.
+        more: whether there are more groups than `limit`.
     """
 
     causes: list[DeadCause]
@@ -308,17 +309,17 @@ class DeadCauses(msgspec.Struct, kw_only=True):
 
 
 class Moved(msgspec.Struct, kw_only=True):
-    """How many jobs were meant."""
+    """The number of jobs that match the filter."""
 
     jobs: Count
 
 
 class Throughput(msgspec.Struct, kw_only=True):
-    """What was done over the last minute.
+    """Rates over the last minute.
 
     Attributes:
-        completed: jobs that succeeded, a second.
-        failed: attempts that failed, a second.
+        completed: succeeded jobs per second.
+        failed: failed attempts per second.
     """
 
     completed: float
@@ -326,19 +327,19 @@ class Throughput(msgspec.Struct, kw_only=True):
 
 
 class QueueState(msgspec.Struct, kw_only=True):
-    """A queue with what holds for it on all nodes. One that nobody has configured or worked has only a name, and is not paused.
+    """A queue with its settings for all nodes. A queue that was never configured or worked has only a name, and is not paused.
 
     Attributes:
-        aging_interval: seconds that a job waits to be worth one point of priority more.
-        max_running: how many of its jobs run at a time; null for no limit.
-        rate: how many start a second, in the long run; null for no limit.
-        burst: how many start at once after a pause; null for as many as the rate gives in a second.
-        key_max_running: how many jobs of one concurrency key run at a time; null for 1.
-        key_rate: how many jobs of one concurrency key start a second; null for no limit.
-        key_burst: how many of them start at once after a pause.
-        depth: how many jobs there are, by state.
-        oldest: for how many seconds the oldest job has been in a state; of scheduled jobs, since it was due.
-        throughput: on all nodes.
+        aging_interval: the seconds of waiting that raise a job's priority by one point.
+        max_running: the maximum number of running jobs; null for no limit.
+        rate: the maximum number of jobs started per second, in the long run; null for no limit.
+        burst: the maximum number of jobs started at once after a pause; null for the number that `rate` allows in a second.
+        key_max_running: the maximum number of running jobs per concurrency key; null for 1.
+        key_rate: the maximum number of jobs started per second for each concurrency key; null for no limit.
+        key_burst: the maximum number of jobs of one concurrency key started at once after a pause.
+        depth: the number of jobs, by state.
+        oldest: the age of the oldest job in seconds, by state. For a scheduled job, this is the time since it was due.
+        throughput: the rates on all nodes.
     """
 
     name: str
@@ -357,18 +358,18 @@ class QueueState(msgspec.Struct, kw_only=True):
 
 
 class PausedQueue(msgspec.Struct, kw_only=True):
-    """Whether a queue is paused now."""
+    """A queue that was paused or resumed."""
 
     queue: str
     paused: bool
 
 
 class RunningJobs(msgspec.Struct, kw_only=True):
-    """What a node holds of one queue and kind.
+    """The claimed jobs of one queue and kind on a node.
 
     Attributes:
-        jobs: how many.
-        oldest: for how many seconds it has held the oldest.
+        jobs: the number of jobs.
+        oldest: the seconds since the oldest of them was claimed.
     """
 
     queue: str
@@ -378,12 +379,12 @@ class RunningJobs(msgspec.Struct, kw_only=True):
 
 
 class NodeState(msgspec.Struct, kw_only=True):
-    """A running node, by the database's clock.
+    """A running node. Times are by the database's clock.
 
     Attributes:
-        id: a new one with each start.
-        queues: how many jobs of each queue it runs at once.
-        lease_until: when its jobs are given to others, unless it is heard of before.
+        id: the node's id; each start has a new one.
+        queues: the number of workers per queue.
+        lease_until: when its lease ends, unless a heartbeat renews it first. After that, other nodes get its jobs.
     """
 
     id: UUID
@@ -399,7 +400,7 @@ class NodeState(msgspec.Struct, kw_only=True):
 
 
 class TaskJob(msgspec.Struct, kw_only=True):
-    """The job that a task runs."""
+    """The job that a worker task runs."""
 
     id: UUID
     kind: str
@@ -413,15 +414,15 @@ class TaskNursery(msgspec.Struct, kw_only=True):
 
 
 class Task(msgspec.Struct, kw_only=True):
-    """A live Trio task. What is shown are names of functions and places in the code, never values.
+    """A live Trio task. It shows function names and code locations, never values.
 
     Attributes:
-        waits_on: the call that it is suspended in: `function (file:line)`, or `running` for the task that answers.
-        stack: the functions that it is in, the outermost first.
-        since: seconds for which it has waited, at the least; null while that is not known.
-        job: what it runs, if it is a worker.
-        nurseries: its children, the outer nursery first.
-        more: children that are left out.
+        waits_on: the call that the task waits in, as `function (file:line)`; `running` for the task that makes this response.
+        stack: the functions on its stack, the outermost first.
+        since: the minimum number of seconds that it has waited; null if unknown.
+        job: the job that it runs, if it is a worker.
+        nurseries: its nurseries with its child tasks, the outer nursery first.
+        more: the number of child tasks that are left out.
     """
 
     name: str
@@ -434,13 +435,13 @@ class Task(msgspec.Struct, kw_only=True):
 
 
 class Tasks(msgspec.Struct, kw_only=True):
-    """The live tasks of the node that answers.
+    """The live Trio tasks of the node that responds.
 
     Attributes:
-        node: its id.
-        at: when this was, by the node's own clock.
-        tasks: how many there are, those that are left out among them.
-        root: the first task, below which all others are.
+        node: the node's id.
+        at: the time of this snapshot, by the node's own clock.
+        tasks: the number of tasks, including those that are left out.
+        root: the root of the tree of tasks.
     """
 
     node: UUID
@@ -450,12 +451,12 @@ class Tasks(msgspec.Struct, kw_only=True):
 
 
 class ScheduleState(msgspec.Struct, kw_only=True):
-    """A cron schedule, and where it stands.
+    """A cron schedule with its next and last tick.
 
     Attributes:
-        source: the module that declares it; null where it was made over HTTP or in SQL.
-        missed: which of several due ticks get a job.
-        next_at: its next tick; null until a node has computed it, or when there is an error.
+        source: the module that declares it; null if it was created over HTTP or in SQL.
+        missed: which ticks get a job if several are due.
+        next_at: its next tick; null until a node has computed it, or if `error` is set.
         last_at: the last tick that got a job.
         error: why there is no next tick.
     """
@@ -480,13 +481,13 @@ class ScheduleState(msgspec.Struct, kw_only=True):
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """That all is well."""
+    """A healthy service."""
 
     status: Literal["ok"]
 
 
 class Trouble(msgspec.Struct, kw_only=True):
-    """Why a node is not able to work."""
+    """A node that is not ready, with the reasons."""
 
     status: Literal["unavailable"]
     reasons: list[str]
@@ -496,9 +497,9 @@ class Event(msgspec.Struct, kw_only=True):
     """One server-sent event.
 
     Attributes:
-        event: what changed; `end` is the last.
+        event: what changed; `end` is the last event.
         id: a number, or `end`.
-        data: JSON: the state with the attempt, the progress, the checkpoint, and at the end the whole job.
+        data: JSON, by `event`: the state with the attempt, the progress, the checkpoint, or at the end the whole job.
     """
 
     event: Literal["state", "progress", "checkpoint", "end"]
@@ -507,7 +508,7 @@ class Event(msgspec.Struct, kw_only=True):
 
 
 class Percentiles(msgspec.Struct, kw_only=True):
-    """How long something took, in seconds, known to a third of itself at the worst."""
+    """Percentiles of a duration, in seconds. Each is accurate to within a third of its value."""
 
     p50: float
     p95: float
@@ -515,7 +516,7 @@ class Percentiles(msgspec.Struct, kw_only=True):
 
 
 class DepthByState(msgspec.Struct, kw_only=True):
-    """How many jobs there were in each state that waits or runs, and dead ones."""
+    """The number of waiting, running, and dead jobs, by state."""
 
     pending: Count
     scheduled: Count
@@ -525,17 +526,17 @@ class DepthByState(msgspec.Struct, kw_only=True):
 
 
 class HistoryPoint(msgspec.Struct, kw_only=True):
-    """What all nodes did in one slot of the history.
+    """The activity of all nodes in one slot of the history.
 
     Attributes:
         at: when the slot began, by the database's clock.
-        submitted: jobs that were submitted, a second.
-        completed: jobs that succeeded, a second.
-        failed: attempts that failed, a second.
-        dead: jobs that died, a second.
-        wait: how long jobs had waited that were claimed for the first time; null where none was.
-        run: how long attempts took; null where none ended.
-        depth: as counted last in the slot; null where nobody counted.
+        submitted: submitted jobs per second.
+        completed: succeeded jobs per second.
+        failed: failed attempts per second.
+        dead: jobs per second that died.
+        wait: how long jobs waited for their first claim; null if there was none.
+        run: how long attempts took; null if none ended.
+        depth: the last count of jobs in the slot; null if there was none.
     """
 
     at: Time
@@ -549,11 +550,11 @@ class HistoryPoint(msgspec.Struct, kw_only=True):
 
 
 class History(msgspec.Struct, kw_only=True):
-    """What all nodes did of late.
+    """The history of all nodes.
 
     Attributes:
-        step: the length of a slot in seconds.
-        points: the slots that are over, the oldest first; one in which no node ran is left out.
+        step: the length of a slot, in seconds.
+        points: the completed slots, the oldest first, without slots in which no node ran.
     """
 
     step: Literal[10, 60, 300]
@@ -561,11 +562,11 @@ class History(msgspec.Struct, kw_only=True):
 
 
 class Overview(msgspec.Struct, kw_only=True):
-    """The queues and nodes as they are now.
+    """The current state of queues and nodes.
 
     Attributes:
-        now: by the database's clock.
-        node: the node that answers.
+        now: the current time, by the database's clock.
+        node: the node that responds.
     """
 
     now: Time
@@ -575,7 +576,7 @@ class Overview(msgspec.Struct, kw_only=True):
 
 
 class Troubles(msgspec.Struct, kw_only=True):
-    """Why what was told before is old."""
+    """The reasons why the data sent so far is out of date."""
 
     reasons: list[str]
 
@@ -584,8 +585,8 @@ class OverviewEvent(msgspec.Struct, kw_only=True):
     """One server-sent event.
 
     Attributes:
-        event: what it tells of.
-        data: JSON: an `Overview`, a `History` with the points that are new or have changed, or `Troubles`.
+        event: the kind of data.
+        data: JSON, by `event`: an `Overview`, a `History` with new and changed points, or `Troubles`.
     """
 
     event: Literal["overview", "history", "trouble"]

@@ -1,6 +1,7 @@
-"""Read JSON of which there is one reading: what other readers would settle in silence, each in its own way, is refused.
+"""Parse JSON and reject ambiguous documents: duplicate names, NaN, numbers out of range, and unpaired surrogates.
 
-That is slower than msgspec by far. Where a glance tells that there is nothing to settle, there is no need for it.
+Other parsers accept these silently, each in its own way. This parser is much slower than msgspec, so callers skip it when a cheap
+check shows that a document is not ambiguous.
 """
 
 from __future__ import annotations
@@ -13,37 +14,37 @@ from typing import Any
 from jobqueue.fields import MAX_SHOWN_NAME
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
-"""The integers that every reader has a type for."""
+"""The range of integers that common parsers have a type for."""
 
 FLOAT_DIGITS = 17
-"""The significant digits of a 64-bit float; an integer beyond 64 bits may have as many."""
+"""The significant digits of a 64-bit float; an integer beyond 64 bits may have at most this many."""
 
 MAX_DIGITS = 310
-"""The characters of the longest float that is written as an integer."""
+"""Maximum length of a float that is written as an integer, in characters."""
 
 MAX_SHOWN_DIGITS = 40
-"""Digits of a number that an error quotes."""
+"""Maximum number of digits that an error message quotes."""
 
 
 class Repeated(ValueError):
-    """An object has a name more than once."""
+    """An object has a duplicate name."""
 
     def __init__(self, name: str) -> None:
-        self.name = name[:MAX_SHOWN_NAME].encode(errors="backslashreplace").decode()  # it may hold half of a surrogate pair
+        self.name = name[:MAX_SHOWN_NAME].encode(errors="backslashreplace").decode()  # it may contain an unpaired surrogate
         super().__init__(f"the name {json.dumps(self.name)} is given more than once in one object")
 
 
 class TooLarge(ValueError):
-    """An integer is one to JSON, but not to every reader."""
+    """An integer is valid JSON, but too large for common parsers."""
 
 
 def read(text: bytes) -> Any:
-    """Read one JSON document.
+    """Parse one JSON document.
 
     Raises:
-        TooLarge: an integer in it does not fit into 64 bits, and has more digits than a float.
-        ValueError: it is none, or there is more than one way to read it; the message says why.
-        RecursionError: it is nested too deeply.
+        TooLarge: an integer does not fit into 64 bits, and has more significant digits than a float.
+        ValueError: the text is not JSON, or is ambiguous; the message has the reason.
+        RecursionError: the document is nested too deeply.
     """
     if text.startswith(b"\xef\xbb\xbf"):
         raise ValueError("it begins with a byte order mark")
@@ -71,7 +72,10 @@ def _integer(digits: str) -> int:
 
 
 def _has_digits_of_float(digits: str) -> bool:
-    """Tell whether an integer may be a float: PostgreSQL shows 1e20 with all its digits, and that job can be submitted again."""
+    """Return whether a large integer may be a float.
+
+    PostgreSQL prints 1e20 with all its digits, and a caller must be able to submit such a payload again.
+    """
     return len(digits.lstrip("-").rstrip("0")) <= FLOAT_DIGITS and math.isfinite(float(digits))
 
 
@@ -83,7 +87,7 @@ def _finite(digits: str) -> float:
 
 
 def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _check_strings(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""``POST /submit``: from a body to jobs that are committed, for the routes and for the express lane alike."""
+"""``POST /submit``: parse a body and commit its jobs, for both the Quart route and the express lane."""
 
 from __future__ import annotations
 
@@ -21,60 +21,60 @@ from jobqueue.http.routes import Route
 from jobqueue.job import MAX_BATCH_JOBS, Submission, TraceHeader
 
 PARSE_IN_THREAD_BYTES = 256 << 10
-"""From this size on a body is parsed in a thread: it takes milliseconds in which the loop would serve nobody else."""
+"""A body of at least this size is parsed in a thread, because parsing it would block the event loop for milliseconds."""
 
 
 class NewJob(Submission, forbid_unknown_fields=False, kw_only=True):
-    """A job to be submitted: ``{}`` is one.
+    """A job to submit. ``{}`` is a valid job.
 
-    Names in camelCase are understood too. Fields that jobs do not have are ignored, and named in the answer's ``ignored``.
+    Names in camelCase are accepted too. Unknown fields are ignored, and the response lists them in ``ignored``.
     """
 
 
-NewJobs = Annotated[list[NewJob], msgspec.Meta(min_length=1, max_length=MAX_BATCH_JOBS, description="all of them, or none")]
+NewJobs = Annotated[list[NewJob], msgspec.Meta(min_length=1, max_length=MAX_BATCH_JOBS, description="all are committed, or none")]
 Key = Annotated[
     str,
     msgspec.Meta(
-        pattern=bodies.KEY_PATTERN, description="the same as the field idempotency_key of one job; it may stand in quotes"
+        pattern=bodies.KEY_PATTERN, description="the same as the field idempotency_key of a single job; quotes are optional"
     ),
 ]
 CONTENT = {JSON: NewJob | NewJobs} | {media_type: NewJobs for media_type in bodies.MEDIA_TYPES if media_type != JSON}
 REFUSES = frozenset({HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE})
 
-# One at a time: what a large body decodes to is many times its size.
+# Only one body is parsed at a time, because a decoded body takes many times the memory of its text.
 _parsing = trio.CapacityLimiter(1)
 
 
 class Submitting(Protocol):
-    """What takes the jobs."""
+    """The methods of a node that submit jobs."""
 
     async def submit(self, jobs: Admitted) -> Receipt | None:
-        """Return once the jobs are committed; where some of them have keys, with what that came to.
+        """Commit the jobs. Return a receipt if some of them have keys, else None.
 
         Raises:
-            UnprocessableJob: no handler serves a kind, the database refused a value, or a key stands for another job.
-            ConflictingJob: a key is being submitted by somebody else at this moment.
-            Unavailable: nothing was written, or nobody knows (`ConnectionLost`).
+            UnprocessableJob: a kind has no handler, the database rejected a value, or an idempotency key belongs to another job.
+            ConflictingJob: another transaction is submitting the same key at this moment.
+            Unavailable: nothing was written. If it is `ConnectionLost`, it is unknown whether anything was written.
         """
 
     def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
-        """Do the same without waiting: ``told(receipt, error)`` is called later. It must be short, and must not raise.
+        """Start to commit the jobs, and call ``told(receipt, error)`` later. `told` must return quickly and must not raise.
 
         Raises:
-            Exception: what can be said at once.
+            Exception: an error of `submit` that is already known.
         """
 
 
 class SubmitQuery(msgspec.Struct, frozen=True):
-    """How to take a batch."""
+    """The query of a submission."""
 
-    partial: Annotated[bool, msgspec.Meta(description="true, to take the good jobs of a batch without the others, or false")] = (
+    partial: Annotated[bool, msgspec.Meta(description="true, to commit the valid jobs of a batch without the others, or false")] = (
         False
     )
 
 
 def routes(node: Submitting) -> list[Route]:
-    """Make the route of a node."""
+    """Make the route of submissions."""
 
     async def view(query: SubmitQuery) -> Answer:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
@@ -88,7 +88,7 @@ def routes(node: Submitting) -> list[Route]:
             method="POST",
             path="/submit",
             needs="submit",
-            summary="Submit a job, or many",
+            summary="Submit one job or a batch",
             view=view,
             query=SubmitQuery,
             content=CONTENT,
@@ -100,7 +100,7 @@ def routes(node: Submitting) -> list[Route]:
 
 
 def _header(name: str) -> str | None:
-    """Return a header of the request; one that was sent several times is one list (RFC 9110, 5.3)."""
+    """Return a header of the request; None if it is missing. Repeated headers are joined into one list (RFC 9110, 5.3)."""
     return ", ".join(request.headers.getlist(name)) if name in request.headers else None
 
 
@@ -113,16 +113,16 @@ async def submit(
     *,
     partial: bool = False,
 ) -> Answer:
-    """Commit what a body holds, and answer with the ids.
+    """Commit the jobs in a body, and return a response with their ids.
 
     Args:
-        key: the request's ``Idempotency-Key``, as it was sent.
-        trace: the request's, see `jobqueue.tracing`.
-        partial: whether to take the good jobs of a batch without the others.
+        key: the request's ``Idempotency-Key`` header, as sent.
+        trace: the request's trace headers, see `jobqueue.tracing`.
+        partial: whether to commit the valid jobs of a batch without the others.
 
     Raises:
         InvalidJob, UnsupportedMediaType: see `bodies.parse`.
-        Exception: what the node raises.
+        Exception: any error of `node.submit`.
     """
     parse = functools.partial(bodies.parse, content_type, body, key, trace, partial=partial)
     submitted = parse() if len(body) < PARSE_IN_THREAD_BYTES else await trio.to_thread.run_sync(parse, limiter=_parsing)
@@ -132,7 +132,7 @@ async def submit(
 
 
 def committed(submitted: bodies.Submitted, receipt: Receipt | None) -> Answer:
-    """Answer with the ids of jobs that are committed: 200 if all of them were there before, else 201."""
+    """Return the response with the ids of committed jobs: 200 if all of them existed before, else 201."""
     ids = submitted.jobs.ids if receipt is None else receipt.ids
     status = 200 if receipt is not None and len(receipt.existing) == len(ids) else 201
     ignored = {"ignored": submitted.ignored} if submitted.ignored else {}

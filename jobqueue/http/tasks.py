@@ -11,7 +11,7 @@ from jobqueue.http.routes import Route
 
 
 class Introspected(Protocol):
-    """A node that can look at itself."""
+    """The method of a node that shows its tasks."""
 
     def tasks(self) -> dict[str, Any]:
         """Return the tree of its live tasks."""
@@ -19,7 +19,7 @@ class Introspected(Protocol):
 
 
 def routes(node: Introspected) -> list[Route]:
-    """Make the routes of a node."""
+    """Make the route of the task tree."""
 
     async def tasks() -> Answer:
         return json_answer(node.tasks())
@@ -29,7 +29,7 @@ def routes(node: Introspected) -> list[Route]:
             method="GET",
             path="/tasks",
             needs="read",
-            summary="Show the live Trio tasks of the node that answers",
+            summary="Show the live Trio tasks of the node that responds",
             view=tasks,
             answers={HTTPStatus.OK: shapes.Tasks},
             refuses=frozenset(),

@@ -1,4 +1,4 @@
-"""The file of tokens: read it, and add one to it."""
+"""Read the token file, and add tokens to it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jobqueue.errors import SettingsError, UnusableFile
 from jobqueue.tokens import Token
 
 MAX_FILE_BYTES = 1 << 20
-"""The most bytes of a file of tokens."""
+"""Maximum size of a token file, in bytes."""
 
 log = structlog.get_logger()
 
 
 def read(path: str) -> list[Token]:
-    """Read the tokens of a file. One with plain secrets in it that others may read is warned of.
+    """Read the tokens of a file. Log a warning if other users can read plain secrets in it.
 
     Raises:
-        UnusableFile: it is not there, it holds no token, or a line of it is none. The message has no secret in it.
+        UnusableFile: the file is missing, has no token, or has an invalid line. The message contains no secret.
     """
     try:
         data, mode = _read(path)
@@ -34,17 +34,21 @@ def read(path: str) -> list[Token]:
     except OSError as error:
         raise UnusableFile(f"the token file {path} cannot be read: {error.strerror}; {_makes(path)}") from None
     if not found:
-        raise UnusableFile(f"the token file {path} holds no token; {_makes(path)}")
+        raise UnusableFile(f"the token file {path} contains no token; {_makes(path)}")
     if mode & 0o077 and any(token.plain for token in found):
-        log.warning("others can read the secrets in the token file: chmod 600, or keep them as sha256", file=path, mode=f"{mode:o}")
+        log.warning(
+            "other users can read the secrets in the token file: run chmod 600, or store them as sha256",
+            file=path,
+            mode=f"{mode:o}",
+        )
     return found
 
 
 def append(path: str, token: Token) -> None:
-    """Add a token to a file, which is made where there is none; a crash leaves it as it was, or with the token.
+    """Add a token to a file, and create the file if it is missing. The write is atomic, even in a crash.
 
     Raises:
-        UnusableFile: it cannot be written, or what is in it is wrong already.
+        UnusableFile: the file cannot be written, or is already invalid.
     """
     target = Path(path).resolve()
     try:
@@ -52,7 +56,7 @@ def append(path: str, token: Token) -> None:
     except OSError as error:
         raise UnusableFile(f"the token file {path} cannot be written: {error.strerror}: {target.parent}") from None
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # two that add a token at the same time would lose one
+        fcntl.flock(directory, fcntl.LOCK_EX)  # without the lock, one of two simultaneous calls would lose its token
         data = b""
         owner = None
         if target.exists():
@@ -71,11 +75,11 @@ def append(path: str, token: Token) -> None:
 
 
 def _read(path: str) -> tuple[bytes, int]:
-    # Without waiting: to open a pipe would, for whoever writes to it.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"{path} is not a file")
+            raise SettingsError(f"{path} is not a regular file")
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise SettingsError(f"{path} has more than {MAX_FILE_BYTES} bytes")
@@ -83,7 +87,7 @@ def _read(path: str) -> tuple[bytes, int]:
 
 
 def _replace(target: Path, data: bytes, owner: os.stat_result | None) -> None:
-    """Write a file anew, for its owner alone, or for those that it was for."""
+    """Replace a file atomically. A new file is readable by its owner only; an existing one keeps its owner and mode."""
     descriptor, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
@@ -100,7 +104,7 @@ def _replace(target: Path, data: bytes, owner: os.stat_result | None) -> None:
 
 
 def _makes(path: str) -> str:
-    return f"`jobqueue token create --role admin --file {path}` makes one"
+    return f"create one with `jobqueue token create --role admin --file {path}`"
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Wait for a job over HTTP: its events as they come (server-sent events), or its end (a long poll)."""
+"""Wait for a job over HTTP: stream its events (server-sent events), or wait for its end (a long poll)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from jobqueue.errors import Unavailable
 from jobqueue.job import UNFINISHED
 
 MAX_WAIT = 60.0
-"""The longest long poll, in seconds."""
+"""Maximum duration of a long poll, in seconds."""
 
 KEEP_ALIVE = 15.0
-"""Seconds without an event after which a comment is sent: proxies close what is silent."""
+"""Seconds without an event after which a comment is sent, because proxies close silent connections."""
 
 COMMENT = b": still here\n\n"
 
 CONTENT_TYPE = "text/event-stream"
 
 HEADERS = {"Content-Type": CONTENT_TYPE, "X-Accel-Buffering": "no"}
-"""Of an answer that holds events; nginx would gather them."""
+"""Headers of an event stream; the second turns off nginx's buffering."""
 
 LAST_ID = "end"
-"""The id of the last event. A browser that connects again with it is told to stop."""
+"""The id of the last event. A browser that reconnects with it gets a 204 and stops."""
 
 
 class View(Protocol):
-    """A job as its watchers see it."""
+    """The state of a job that watchers see."""
 
     @property
     def state(self) -> str: ...
@@ -46,42 +46,42 @@ class View(Protocol):
 
 
 class Watch(Protocol):
-    """A look at one job that goes on."""
+    """An ongoing watch of one job."""
 
     @property
     def view(self) -> View | None:
-        """The job as it is now; None before the first look. Its state may be ``gone``."""
+        """The job as it is now; None before it was read for the first time. Its state may be ``gone``."""
         ...
 
     @property
     def kept(self) -> dict[str, Any] | None:
-        """The job as a whole, where only this node knows of it any more."""
+        """The whole job, if it ended on this node and the database does not keep it."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will be seen."""
+        """Whether the watch has ended."""
         ...
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for another view than the last, or the end of the watch; False when neither comes in time."""
+        """Wait until the view changes or the watch ends; False if neither happens within `seconds`."""
         ...
 
 
 class Watchable(Protocol):
-    """A node whose jobs can be watched."""
+    """The methods of a node for watching jobs."""
 
-    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - what it is called everywhere
-        """Return a job, as JSON can hold it."""
+    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the name used everywhere
+        """Return a job as values that JSON supports; None if it does not exist."""
         ...
 
     def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
-        """Watch a job for as long as the context is open; raises `TooManyWatchers`."""
+        """Watch a job while the context is open; raises `TooManyWatchers`."""
         ...
 
 
 async def ended(node: Watchable, job_id: str, seconds: float) -> dict[str, Any] | None:
-    """Return a job once it has ended, or after so many seconds, or when the node stops; None when there is none."""
+    """Wait until a job has ended, `seconds` have passed, or the node stops. Return the job; None if it does not exist."""
     give_up_at = trio.current_time() + seconds
     with node.watch(job_id) as watch:
         job = await node.job(job_id)
@@ -95,12 +95,14 @@ async def ended(node: Watchable, job_id: str, seconds: float) -> dict[str, Any] 
 
 
 async def events(node: Watchable, job_id: str, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """Tell what becomes of a job, from its state now to its end; break off when the node stops, or the database is away.
+    """Yield the events of a job, from its current state to its end.
+
+    The stream ends early when the node stops, or when the database is unavailable.
 
     Args:
-        node: where it is watched.
-        job_id: a job that exists.
-        go_on: called before each piece; the connection's patience begins anew with it, or it says that this is to be the end.
+        node: the node that watches the job.
+        job_id: the id of an existing job.
+        go_on: called before each part; it extends the connection's deadline, or returns False to end the stream.
     """
     number = 0
     seen: View | None = None
@@ -138,5 +140,5 @@ def _news(seen: View | None, view: View) -> Iterator[tuple[str, Any]]:
 
 
 def _event(name: str, number: str, data: Any) -> bytes:
-    """Write one event. JSON has no line breaks outside of strings, and in them they are escaped: its data is one line."""
+    """Encode one event. Its JSON fits on one line: msgspec writes no line breaks, and escapes those in strings."""
     return b"event: %s\nid: %s\ndata: %s\n\n" % (name.encode(), number.encode(), msgspec.json.encode(data))

@@ -1,8 +1,9 @@
-"""Compare the objects of the schema in a database with schema.sql, and with what they were when it was applied last.
+"""Compare the schema objects in a database with schema.sql, and with their state when schema.sql was last applied.
 
-The names and bodies of functions are compared with the text. Everything else (arguments, settings, columns, constraints, views) is
-compared by a digest, which is kept as the comment of ``jobqueue.schema_version`` and so survives a dump. Objects that schema.sql
-does not name are left out: nodes make and drop partitions, and a role named jobqueue makes its own tables in this schema.
+The names of objects and the bodies of functions are compared with the text of schema.sql. Everything else (arguments, settings,
+columns, constraints, views) is compared by a digest. The comment of the table ``jobqueue.schema_version`` stores the digest, so a
+dump contains it. The comparison ignores objects that schema.sql does not name, for example the partitions that nodes create, and
+the tables that a role named jobqueue creates in this schema by default.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ _OBJECTS = """
 
 
 class Thing(NamedTuple):
-    """An object of the schema.
+    """A schema object.
 
     Attributes:
-        body: the text of a function or of a view; whether a trigger is on, as in ``pg_trigger.tgenabled``.
-        rest: a digest of everything else.
+        kind: function, view, table, index, trigger, or constraint.
+        name: its name, without the schema.
+        body: the text of a function or view; ``pg_trigger.tgenabled`` of a trigger; None for other kinds.
+        rest: a digest of its other properties.
     """
 
     kind: str
@@ -74,10 +77,14 @@ Catalog = frozenset[Thing]
 
 
 class Faults(NamedTuple):
-    """What schema.sql makes and a database does not have, or has otherwise.
+    """Differences between schema.sql and the schema in a database.
 
     Attributes:
-        blocks: whether the trigger that keeps concurrency keys is there, and on.
+        tables: missing tables.
+        indexes: missing indexes.
+        functions: missing functions.
+        differing: functions whose body differs from schema.sql.
+        blocks: whether the trigger that enforces concurrency keys exists and is enabled.
     """
 
     tables: list[str]
@@ -88,7 +95,7 @@ class Faults(NamedTuple):
 
     @property
     def missing(self) -> list[str]:
-        """The objects without which a node cannot work, or cannot keep its promises."""
+        """The missing objects that a node needs to work correctly."""
         found = [f"table {name}" for name in self.tables] + [f"function {name}" for name in self.functions]
         return found if self.blocks else [*found, "trigger block"]
 
@@ -98,14 +105,18 @@ class Faults(NamedTuple):
 
 
 def look(connection: Connection, text: str) -> Catalog:
-    """Read those objects of the schema that a schema.sql makes; nothing where there is no schema.
+    """Read the objects of the schema that a schema.sql creates; return an empty set if the schema does not exist.
+
+    Args:
+        connection: the database.
+        text: the content of schema.sql.
 
     Raises:
-        LockNotAvailable: somebody holds an exclusive lock on a table of it.
+        LockNotAvailable: for over `LOCK_SECONDS`, another session has held an exclusive lock on a table of the schema.
     """
     with connection.transaction():
-        # PostgreSQL writes names without their schema where the search path leads to them, and locks tables to write their
-        # expressions.
+        # With this search path, PostgreSQL prints jobqueue's names with their schema. To print a table's expressions, it locks the
+        # table.
         connection.execute(f"SET LOCAL search_path = pg_catalog; SET LOCAL lock_timeout = '{1000 * LOCK_SECONDS:.0f}ms'".encode())
         if connection.execute("SELECT to_regnamespace('jobqueue') IS NULL").fetchone() == (True,):
             return frozenset()
@@ -114,7 +125,7 @@ def look(connection: Connection, text: str) -> Catalog:
 
 
 def faults(text: str, found: Catalog) -> Faults:
-    """Compare the objects with the text of schema.sql."""
+    """Compare objects with the text of schema.sql."""
     names = {kind: {thing.name for thing in found if thing.kind == kind} for kind in ("table", "index", "function")}
     bodies = {(thing.name, thing.body) for thing in found if thing.kind == "function"}
     off = {name for name, _, body in FUNCTION.findall(text) if (name, body) not in bodies}
@@ -128,22 +139,22 @@ def faults(text: str, found: Catalog) -> Faults:
 
 
 def changed(before: Catalog, after: Catalog) -> list[str]:
-    """Name the objects that are not the same in both."""
+    """Return the labels of objects that differ between two catalogs, or exist in only one."""
     return sorted({thing.label for thing in before ^ after})
 
 
 def fingerprint(text: str, found: Catalog) -> str:
-    """Make the digests of a schema.sql and of the objects in a database."""
+    """Return the digests of a schema.sql and of the objects in a database, as one text."""
     return f"schema.sql {_digest([text])}, objects {_digest(map(repr, sorted(found, key=repr)))}"
 
 
 def same_text(one: str, other: str) -> bool:
-    """Tell whether two fingerprints are of the same schema.sql."""
+    """Return whether two fingerprints belong to the same schema.sql."""
     return one.partition(",")[0] == other.partition(",")[0]
 
 
 def recorded(connection: Connection) -> str | None:
-    """Return the `fingerprint` that was recorded last; None where none was, such as after ``psql -f schema.sql``."""
+    """Return the last recorded `fingerprint`. Return None if none was recorded, for example after ``psql -f schema.sql``."""
     row = connection.execute(
         "SELECT obj_description(c.oid, 'pg_class') FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
         " WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version'"
@@ -152,7 +163,7 @@ def recorded(connection: Connection) -> str | None:
 
 
 def record(connection: Connection, digests: str) -> None:
-    """Keep a `fingerprint`; only the owner of the schema can."""
+    """Store a `fingerprint`. Only the owner of the schema may do this."""
     connection.execute(sql.SQL("COMMENT ON TABLE jobqueue.schema_version IS {}").format(sql.Literal(digests)))
 
 

@@ -1,7 +1,8 @@
-"""Read what ``jobqueue.claim`` returns: all of it at once, or, where that fails, row by row, so that one bad row harms no other.
+"""Decode the result of ``jobqueue.claim``: all rows at once. If that fails, decode row by row, so that a bad row affects no other.
 
-The text is one JSON array of arrays, a job each, or an object with that array and more. Somebody's SQL can put anything into a row,
-such as a number where a text belongs, or JSON that is nested too deeply for any decoder. So what separates the rows reads no value.
+The result is a JSON array with one array for each job, or an object that contains this array and more. A user's SQL can store
+anything in a row, such as a number instead of a text, or JSON that is nested too deeply for a decoder. For this reason `elements`
+separates the rows without decoding them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import msgspec
 from jobqueue.job import ClaimedJob
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
-"""A whole string, or a character that gives JSON its structure."""
+"""Matches a JSON string or a structural character."""
 
 
 class Expired(msgspec.Struct, frozen=True):
-    """A job that died while it waited.
+    """A job that died while it was waiting.
 
     Attributes:
-        attempt: how often it had been run.
-        reason: ``expired``, or why PostgreSQL could not move its row.
+        id: the job's id.
+        queue: its queue.
+        kind: its kind.
+        attempt: the number of attempts so far.
+        reason: ``expired``, or the error with which PostgreSQL failed to move its row.
     """
 
     id: str
@@ -35,7 +39,12 @@ class Expired(msgspec.Struct, frozen=True):
 
 
 class Unreadable(NamedTuple):
-    """A job that was claimed and cannot be read: what can be read of it, with null as its payload, and why."""
+    """A claimed job that this node cannot decode.
+
+    Attributes:
+        job: the job, with the columns that can be decoded. The payload is null, and `options` and `saved` are missing.
+        reason: the decoder's error.
+    """
 
     job: ClaimedJob
     reason: str
@@ -45,9 +54,10 @@ class Claimed(list[ClaimedJob]):
     """The jobs of one claim.
 
     Attributes:
-        again: the queues that a limit left short; in how many seconds to ask again, infinite: when jobs of the queue have ended.
-        dead: jobs that died instead, since PostgreSQL could not move their rows.
-        unreadable: jobs that were claimed too, and that this node cannot read.
+        again: the queues for which a limit withheld jobs, with the seconds until the next claim is useful. Infinity
+            means that no claim is useful before a job of the queue has ended.
+        dead: jobs that died during the claim, because PostgreSQL could not move their rows.
+        unreadable: claimed jobs that this node cannot decode.
     """
 
     def __init__(
@@ -60,7 +70,7 @@ class Claimed(list[ClaimedJob]):
 
 
 class _Partly(msgspec.Struct):
-    """What ``jobqueue.claim`` returns where a limit left a queue short, or a row could not be claimed."""
+    """The result of ``jobqueue.claim`` if a limit withheld jobs, or if a row could not be claimed."""
 
     jobs: list[ClaimedJob]
     again: dict[str, float | None]
@@ -73,13 +83,13 @@ _job = msgspec.json.Decoder(ClaimedJob)
 
 
 def read(text: str) -> Claimed:
-    """Return the claimed jobs; see ``jobqueue.claim`` for the form of the text."""
+    """Decode the result of ``jobqueue.claim``; schema.sql describes the format."""
     try:
         if text.startswith("["):
             return Claimed(_jobs.decode(text))
         partly = _partly.decode(text)
         return Claimed(partly.jobs, _seconds(partly.again), dead=partly.dead)
-    except Exception:  # noqa: BLE001 - DecodeError, RecursionError, MemoryError: whatever it is, the rows are told apart
+    except Exception:  # noqa: BLE001 - DecodeError, RecursionError, MemoryError
         return _read_each(text)
 
 
@@ -99,7 +109,7 @@ def _read_each(text: str) -> Claimed:
 
 
 def _unreadable(row: str, error: Exception) -> Unreadable:
-    """Read the columns that are always of their type, and leave out the documents: payload, options, and saved."""
+    """Decode the columns whose types are certain, without the JSON documents: payload, options, and saved."""
     queue, job_id, kind, _, *numbers = elements(row)[:12]
     numbers = [number if re.fullmatch(r"-?[0-9.e+-]+|null", number) else "0" for number in numbers]  # Infinity is not JSON
     readable = _job.decode(f"[{','.join([queue, job_id, kind, 'null', *numbers])}]")
@@ -108,7 +118,7 @@ def _unreadable(row: str, error: Exception) -> Unreadable:
 
 
 def elements(text: str) -> list[str]:
-    """Split the text of a JSON array or object at its own commas. It reads no value, so no value can break it."""
+    """Split the text of a JSON array or object at its top-level commas, without decoding any value."""
     found: list[str] = []
     depth, begin = 0, 1
     for token in _TOKEN.finditer(text):

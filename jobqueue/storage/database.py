@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: one statement at a time on each, and every driver error turned into one of ours."""
+"""Connections to PostgreSQL that run one statement at a time and raise only errors of `jobqueue.errors`."""
 
 from __future__ import annotations
 
@@ -35,24 +35,26 @@ CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
 
 STATEMENT_TIMEOUT = 30
-"""Seconds after which PostgreSQL cancels a statement of ours."""
+"""Seconds after which PostgreSQL cancels a statement."""
 
 DEAD_PEER_TIMEOUT = 10
-"""Seconds after which unanswered packets break a connection (TCP only)."""
+"""Seconds without an acknowledgment after which a TCP connection is closed."""
 
 MINIMUM_SERVER_VERSION = 140_000
 
 TRANSACTION_TIMEOUT_SINCE = 170_000
-"""The server version that brought the setting transaction_timeout."""
+"""The first server version with the setting transaction_timeout."""
 
 REPLY_TIMEOUT = STATEMENT_TIMEOUT + 5.0
-"""Seconds after which a server that has not replied counts as gone, however alive its network looks."""
+"""Seconds without a reply after which a connection counts as lost, even if TCP reports no error."""
 
 ABANDONED_AFTER = 5
-"""Seconds after which PostgreSQL ends a transaction of ours that says nothing (behind a pooler only)."""
+"""Seconds after which PostgreSQL ends an idle transaction. The limit applies to every transaction through a pooler. Without a
+pooler, it applies only to a handler's transaction that waits for its COMMIT."""
 
 POOLED = "pooled"
-"""In place of a backend's start time: what stands before it is no pid, but the advisory lock that the transaction holds."""
+"""With a pooler, the second part of a backend's identity: it replaces the start time. The first part is then an advisory lock
+instead of a pid."""
 
 SETTINGS = {
     "TimeZone": "UTC",
@@ -64,14 +66,14 @@ SETTINGS = {
     "array_nulls": "on",
     "transform_null_equals": "off",
     "search_path": "pg_catalog",
-    "row_security": "off",  # a policy that would hide rows is an error, and not a queue that looks empty
+    "row_security": "off",  # with "on", a policy could hide rows, so a queue would look empty; with "off", it causes an error
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "lock_timeout": "0",
     "idle_session_timeout": "0",
     "exit_on_error": "off",
-    "client_min_messages": "warning",  # the only word about a standby that did not confirm a commit
+    "client_min_messages": "warning",  # the warning that a standby did not confirm a commit must arrive
     "plpgsql.extra_errors": "none",
     "plpgsql.extra_warnings": "none",
     "plan_cache_mode": "auto",
@@ -94,19 +96,26 @@ SETTINGS = {
         "on",
     ),
 }
-"""What a session of ours sets, whatever the server, the database, the role, or the URL says. The timeouts come on top of it."""
+"""Settings of every session. They override the defaults of the server, the database, the role, and the URL. Timeouts are set
+separately."""
 
 KEY_ERRORS: dict[str | None, type[RefusedKey]] = {"JQ409": KeyInUse, "JQ422": KeyReused}
-"""What schema.sql raises of its own, by SQLSTATE."""
+"""The errors that schema.sql raises about keys, by SQLSTATE."""
 
 REFUSALS = (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded, pg.StatementTooComplex)
-"""What PostgreSQL raises for a value that it cannot take."""
+"""The errors that PostgreSQL raises for a value that it cannot store."""
 
 T = TypeVar("T")
 
 
 class Connection(psycopg.Connection[tuple[object, ...]]):
-    """A connection that gives up waiting: a server, or a proxy before it, that swallows a reply does not hold a thread for ever."""
+    """A connection with a timeout for each reply.
+
+    Without the timeout, a reply that the server or a proxy loses would block a thread forever.
+
+    Attributes:
+        reply_timeout: seconds; None for no timeout.
+    """
 
     reply_timeout: float | None = None
 
@@ -115,24 +124,28 @@ class Connection(psycopg.Connection[tuple[object, ...]]):
             return super().wait(gen, interval, timeout)
         try:
             return super().wait(gen, interval, self.reply_timeout)
-        except pg._WaitTimeout:  # noqa: SLF001 - what `Connection.wait` is documented to raise
+        except pg._WaitTimeout:  # noqa: SLF001 - the documented exception of `Connection.wait`
             self.close()
             raise psycopg.OperationalError(f"no reply from PostgreSQL within {self.reply_timeout:g} s") from None
 
 
 @dataclass(slots=True)
 class _Session:
-    """A connection as a lane uses it.
+    """The state of a lane's connection.
 
-    Straight to PostgreSQL, each statement is a transaction, and the backend's identity tells what a broken connection may have left
-    behind. Behind a pooler the next transaction may have another backend, and this one another client: settings last for one
-    transaction, nothing is prepared, and a lock of this session's own tells whether its last transaction is over. That takes two
-    more round trips, so it is not how a direct connection does it.
+    On a direct connection, each statement is a transaction. If the connection breaks, the backend's identity helps to find a
+    statement that still runs.
+
+    With a pooler, each transaction may use another backend, and that backend also serves other clients. Therefore settings last
+    for one transaction, no statement is prepared, and an advisory lock shows whether the last transaction is over. This needs two
+    more round trips for each transaction.
 
     Attributes:
+        connection: the connection.
         backend: (pid, start time), or (advisory lock, POOLED).
-        begin: what begins each transaction behind a pooler; None without one.
-        in_doubt: whether what is under way may be committed although no answer comes.
+        begin: the statements that begin each transaction if a pooler is used, else None.
+        in_doubt: whether the current transaction may have been committed if the connection breaks now.
+        not_replicated: PostgreSQL's warning about a commit that a synchronous standby did not confirm, or None.
     """
 
     connection: Connection
@@ -143,7 +156,7 @@ class _Session:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Behind a pooler, begin a transaction and commit it: until COMMIT is sent, nothing that breaks leaves anybody in doubt."""
+        """Run the block in a transaction if a pooler is used. A commit can be in doubt only after COMMIT was sent."""
         if self.begin is None:
             yield self.connection
             return
@@ -164,20 +177,24 @@ class _Session:
             self.connection.close()
 
     def hear(self, notice: pg.Diagnostic) -> None:
-        """Catch the warning that is all PostgreSQL says when a wait for a synchronous standby was cut short.
+        """Record the warning that PostgreSQL sends when it stops waiting for a synchronous standby.
 
-        The statement succeeds all the same. The name of the source file tells it in every language.
+        The statement still succeeds. The name of the source file identifies the warning in every language.
         """
         if notice.source_file == "syncrep.c":
             self.not_replicated = notice.message_primary
 
 
 def connect(url: str, purpose: str) -> Connection:
-    """Open a connection as every part of jobqueue wants it: autocommit, bounded waits, named for its purpose.
+    """Open a connection with autocommit and timeouts.
+
+    Args:
+        url: a libpq URL or connection string.
+        purpose: one word, which becomes part of the application_name.
 
     Raises:
-        DatabaseUnavailable: PostgreSQL cannot be reached, or refuses.
-        SettingsError: the URL cannot be read.
+        DatabaseUnavailable: PostgreSQL cannot be reached, or refuses the connection.
+        SettingsError: the URL is not valid.
     """
     try:
         return Connection.connect(
@@ -193,27 +210,27 @@ def connect(url: str, purpose: str) -> Connection:
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
-    except (psycopg.ProgrammingError, UnicodeError):  # of a host's name that can be none
-        # What libpq says of it may hold the password.
-        raise SettingsError("the database URL cannot be read: one looks like postgresql://user@host:5432/database") from None
+    except (psycopg.ProgrammingError, UnicodeError):  # an invalid host name raises UnicodeError
+        # The text of libpq's error may contain the password.
+        raise SettingsError("the database URL cannot be read: write it like postgresql://user@host:5432/database") from None
     except psycopg.Error as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
 
 
 class Lane:
-    """One connection for one purpose, opened when first used and opened again after it broke.
+    """A connection for one purpose. It opens at the first call, and opens again after it breaks.
 
-    Each lane has a thread limiter of its own: neither handlers that block nor another lane's slow statement can hold it up. A
-    statement is never abandoned: a cancelled caller waits for its end, which `reply_timeout` bounds.
+    Each lane has its own thread limiter, so neither blocking handlers nor slow statements of other lanes delay it. A call never
+    abandons its statement: a cancelled caller waits until the statement ends, for up to `reply_timeout`.
 
     Args:
         url: a libpq URL or connection string.
         purpose: one word; shown in ``pg_stat_activity``.
-        reply_timeout: seconds that a statement may take in all.
+        reply_timeout: maximum seconds for a statement, including its reply.
 
     Attributes:
-        trouble: why the last call failed for want of a database; None when it did not.
-        trouble_since: from when on every call failed so.
+        trouble: the error of the last call if it failed with `DatabaseUnavailable`, else None.
+        trouble_since: the Trio time of the first such error since the last success; infinity if there is none.
     """
 
     def __init__(self, url: str, purpose: str, *, reply_timeout: float = REPLY_TIMEOUT) -> None:
@@ -222,49 +239,50 @@ class Lane:
         self._reply_timeout = reply_timeout
         self._session: _Session | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
-        self._begun: list[float] = []  # when each call began that is under way, or waits for the one that is
+        self._begun: list[float] = []  # the start time of each running or waiting call
         self.trouble: str | None = None
         self.trouble_since = math.inf
 
     @property
     def waiting(self) -> float:
-        """Seconds for which the oldest call has been under way; 0 without one."""
+        """Seconds since the start of the oldest unfinished call; 0 if there is none."""
         return trio.current_time() - self._begun[0] if self._begun else 0.0
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work(connection)`` in a thread.
-
-        Whatever the driver raises becomes one of these:
+        """Call ``work(connection)`` in a thread, and translate the errors of the driver.
 
         Raises:
-            DatabaseUnavailable: there is no connection, or the statement was rolled back for a reason that passes.
+            DatabaseUnavailable: the connection failed, or the statement was rolled back for a temporary reason.
             StatementFailed: the statement was rolled back for another reason.
-            ConnectionLost: the connection broke under the statement.
-            UnreadableAnswer: the statement was carried out, and its answer cannot be read.
-            NotReplicated: the statement was committed, but not on a synchronous standby.
-            RefusedData: PostgreSQL refused a value, or schema.sql a key (`RefusedKey`).
+            ConnectionLost: the connection broke, and the statement may or may not be committed.
+            UnreadableAnswer: the statement was executed, but its result cannot be decoded.
+            NotReplicated: the statement was committed, but a synchronous standby did not confirm it.
+            RefusedData: PostgreSQL rejected a value, or schema.sql rejected a key (`RefusedKey`).
         """
         with self._noting_trouble():
             return await trio.to_thread.run_sync(self._run, work, limiter=self._one_at_a_time)
 
     def run_here(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work(connection)`` in the calling thread, for a program without a Trio loop.
+        """Call ``work(connection)`` in the calling thread, for programs without a Trio loop.
 
         Raises:
-            DatabaseUnavailable, ConnectionLost, NotReplicated, RefusedData: see `run`.
+            JobQueueError: see `run`.
         """
         return self._run(work)
 
     def close_here(self) -> None:
-        """Close the connection, if there is one, in the calling thread."""
+        """Close the connection, if it is open, in the calling thread."""
         self._close()
 
     async def call(self, sql: str, *params: object, in_loop: bool) -> tuple[Any, ...]:
         """Run one statement that returns one row, and return it.
 
         Args:
-            in_loop: whether it is small enough for the loop to send it and wait for it. That spares it two hops between threads,
-                which take half as long as a commit. What may block, as connecting does, is done in a thread even so.
+            sql: the statement.
+            params: its parameters.
+            in_loop: run the statement in the Trio loop instead of a thread. Use it for small statements only. It saves two thread
+                switches, which together take half as long as a commit. Steps that may block, such as connecting, still run in a
+                thread.
 
         Raises:
             JobQueueError: see `run`.
@@ -277,14 +295,14 @@ class Lane:
         try:
             with self._noting_trouble(), self._mapping_errors(session):
                 cursor = session.connection.cursor()
-                # What `execute` does, but for the wait: psycopg has no public name for it.
+                # This is the same as `execute`, except for the wait. psycopg has no public function for this.
                 await _wait_in_loop(session.connection, cursor._execute_gen(sql.encode(), params, prepare=True))  # noqa: SLF001
                 return _row(cursor)
         finally:
             self._one_at_a_time.release()
 
     async def aclose(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if it is open."""
         await trio.to_thread.run_sync(self._close, limiter=self._one_at_a_time)
 
     @contextmanager
@@ -326,7 +344,7 @@ class Lane:
             raise NotReplicated(warning, backend=session.backend)
 
     def _mapped(self, session: _Session, error: Exception) -> JobQueueError:
-        """Return the error of ours for one of the driver's. A connection that may be unusable is closed."""
+        """Return the jobqueue error for an error of the driver. Close the connection if it may be unusable."""
         if (refused := _refusal(error)) is not None:
             return refused
         if not isinstance(error, psycopg.Error):
@@ -337,7 +355,7 @@ class Lane:
         on_standby = isinstance(error, pg.ReadOnlySqlTransaction)
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not (severed or on_standby):
             return DatabaseUnavailable(one_line(error))
-        # The next session may find the new primary of a server that became a standby, or functions that were replaced.
+        # Open a new session for the next call: it may reach a new primary, or see replaced functions.
         self._close()
         if severed and session.in_doubt:
             return ConnectionLost(one_line(error), backend=session.backend)
@@ -350,7 +368,7 @@ class Lane:
 
 
 def behind_pooler(connection: Connection) -> bool:
-    """Tell whether a pooler, such as PgBouncer, stands before PostgreSQL: the pid it gives a client is of its own making."""
+    """Return whether a connection goes through a pooler, such as PgBouncer. A pooler reports made-up pids to its clients."""
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row is not None and row[0] != connection.info.backend_pid
 
@@ -358,7 +376,8 @@ def behind_pooler(connection: Connection) -> bool:
 def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     connection = connect(url, purpose)
     connection.reply_timeout = reply_timeout
-    # Less than the reply may take, so that it is the server that gives up first: then nobody is in doubt.
+    # This timeout is shorter than the reply timeout. So the server cancels a slow statement before the client gives up, and the
+    # client knows the outcome.
     statement_timeout = f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms"
     try:
         session = (_pooled_session if behind_pooler(connection) else _direct_session)(connection, statement_timeout)
@@ -370,16 +389,16 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
 
 
 def pinning(connection: Connection, *, local: bool, **timeouts: str) -> str:
-    """Return the SQL that makes `SETTINGS`, and synchronous_commit at least "on", for the transaction or for the session.
+    """Return the SQL that applies `SETTINGS`, and turns synchronous_commit on if it is off.
 
-    An acknowledged job is a durable job: a server or role with synchronous_commit off is overruled, a stricter one is not.
+    Acknowledged jobs must be durable, so "off" is overridden. Values other than "off" stay unchanged.
 
     Args:
-        connection: where it will run: not every server has every setting.
-        local: for the transaction alone.
+        connection: the connection that will run the SQL. The version of its server decides which settings exist.
+        local: apply the settings to the current transaction only, not to the session.
         **timeouts: further settings.
     """
-    # A bound on whole transactions is no bound of ours; before PostgreSQL 17 there is none.
+    # jobqueue does not limit the duration of whole transactions, so it turns off the limit that PostgreSQL 17 introduced.
     more = {"transaction_timeout": "0"} if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE else {}
     scope = str(local).lower()
     calls = [f"set_config('{name}', '{value}', {scope})" for name, value in {**SETTINGS, **more, **timeouts}.items()]
@@ -398,7 +417,7 @@ def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
 
 
 def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
-    connection.prepare_threshold = None  # also where a statement asks for it
+    connection.prepare_threshold = None  # prepare nothing, even if a call asks for it
     lock = random.getrandbits(63)
     timeouts = {"statement_timeout": statement_timeout, "idle_in_transaction_session_timeout": f"{ABANDONED_AFTER}s"}
     begin = f"""
@@ -409,7 +428,7 @@ def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
 
 
 async def _wait_in_loop(connection: Connection, statement: PQGen[T]) -> T:
-    """Do what `Connection.wait` does, in the loop; a cancelled caller waits for the end here too."""
+    """Wait for a statement in the Trio loop, as `Connection.wait` does in a thread. Even a cancelled caller waits for its end."""
     assert connection.reply_timeout is not None  # noqa: S101 - every session has one
     with trio.move_on_after(connection.reply_timeout, shield=True):
         try:
@@ -434,13 +453,14 @@ def _row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def ended_by_server(connection: Connection) -> bool:
-    """Tell whether the server has ended an idle connection: what is sent into it would be in doubt for nothing."""
+    """Return whether the server has ended an idle connection. A statement sent on it would needlessly be in doubt."""
     if connection.closed:
         return True
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     try:
-        # The server's last words, and then the end; or a parameter that changed.
+        # An idle server sends data only if it changes a parameter, or ends the connection. In the second case an error precedes
+        # the end.
         while not connection.closed and poll.poll(0):
             connection.pgconn.consume_input()
     except psycopg.OperationalError:
@@ -449,16 +469,19 @@ def ended_by_server(connection: Connection) -> bool:
 
 
 def severed_by(connection: Connection, error: psycopg.Error) -> bool:
-    """Tell whether an error is the end of its connection: after FATAL the server ends the session, come that through or not."""
+    """Return whether an error ends its connection.
+
+    After a FATAL error the server ends the session, even if libpq still reports the connection as open.
+    """
     return connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
 
 
 def _refusal(error: Exception) -> RefusedData | None:
-    """The error of ours for a value that the driver or PostgreSQL refused; None for any other error."""
+    """Return the jobqueue error if the driver or PostgreSQL rejected a value; None for any other error."""
     if isinstance(error, UnicodeEncodeError):
         return RefusedData(f"a text cannot be encoded in UTF-8: {one_line(error)}")  # nothing was sent
     if isinstance(error, REFUSALS):
-        # Where in our SQL it was is nothing to the submitter.
+        # Leave out the error's position in the SQL of jobqueue: the caller does not know this SQL.
         return RefusedData(error.diag.message_primary or one_line(error), field=_refused_by_us(error))
     if isinstance(error, psycopg.Error) and error.sqlstate in KEY_ERRORS:
         index = re.search(r"\d+", error.diag.message_detail or "")
@@ -469,10 +492,14 @@ def _refusal(error: Exception) -> RefusedData | None:
 
 
 def _refused_by_us(error: psycopg.Error) -> str | None:
-    """The field that a function of schema.sql named when it refused a value; checks of the tables name the table too."""
+    """Return the field of an error that a function of schema.sql raised; None for an error of a table's constraint.
+
+    Both errors have the same class, but only a constraint's error names a table.
+    """
     diagnosis = error.diag
     return diagnosis.column_name if isinstance(error, pg.CheckViolation) and diagnosis.table_name is None else None
 
 
 def one_line(error: Exception) -> str:
+    """Return the text of an error on one line."""
     return " ".join(str(error).split())

@@ -1,8 +1,9 @@
-"""The PostgreSQL of a node that was given none: a server of our own, supervised.
+"""Run and supervise the embedded PostgreSQL, for nodes without a database URL.
 
     url = await nursery.start(embedded.run, embedded.default_data_dir())
 
-A server that ends is started again, after growing pauses, for as long as it takes. One that never came up ends the stage.
+If the server ends, `run` restarts it after increasing pauses, as often as necessary. But if the first start fails `TRIES` times,
+`run` raises.
 """
 
 from __future__ import annotations
@@ -25,28 +26,28 @@ from jobqueue.storage.cluster import POLL_SECONDS, STOP_STEPS, Cluster
 from jobqueue.storage.database import one_line
 from jobqueue.storage.transactions import MAX_TRANSACTIONS
 
-READY_SECONDS = 120.0  # after a crash it includes the recovery
+READY_SECONDS = 120.0  # maximum time of a start, including the recovery after a crash
 TRIES = 7
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 DEFAULT_CONNECTIONS = 100
 NODE_CONNECTIONS = 7 + MAX_TRANSACTIONS
-SPARE_CONNECTIONS = 30  # for psql and the jobs' own, beside those of the nodes
-STEADY_SECONDS = 60.0  # a server that was up for so long has its earlier failures forgiven
+SPARE_CONNECTIONS = 30  # for psql, and for connections that handlers open themselves
+STEADY_SECONDS = 60.0  # after this uptime, the count of failures is reset to zero
 
 log = structlog.get_logger()
 
 
 def default_data_dir() -> Path:
-    """Return where the data lives unless the user says otherwise: ``/var/lib/jobqueue`` for root, else the XDG data directory."""
+    """Return the default data directory: ``/var/lib/jobqueue`` for root, else the XDG data directory."""
     return Path("/var/lib/jobqueue") if os.geteuid() == 0 else platformdirs.user_data_path("jobqueue", appauthor=False)
 
 
 class Health:
-    """How the server is.
+    """The state of the server.
 
     Attributes:
-        trouble: why it is down; None while it is up.
+        trouble: the reason why it is down; None while it is up.
     """
 
     trouble: str | None = None
@@ -60,17 +61,20 @@ async def run(
     binaries: Path | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run the server until cancelled, then shut it down; started, with its URL, once it accepts connections.
+    """Run the server until cancelled, then shut it down. Report its URL to `task_status` when it accepts connections.
 
-    A server that was up and ends, of a crash or a full disk, is started again until it stays. Call it from a thread that lasts as
-    long as the service: the kernel stops the server when the thread that started it ends.
+    After a crash or a full disk, this function restarts the server until it stays up. Call it from a thread that lives as long
+    as the service, because the kernel stops the server when the thread that started it ends.
 
     Args:
-        nodes: how many will use it: PostgreSQL's own bound of 100 connections is enough for three.
-        health: is kept up to date.
+        data_dir: see `Cluster`.
+        nodes: the number of nodes that use the server. If PostgreSQL's default is too low for them, `max_connections` is raised.
+        health: updated when the server goes down or comes up.
+        binaries: see `Cluster`.
+        task_status: receives the server's URL.
 
     Raises:
-        EmbeddedPostgresError: it cannot be started.
+        EmbeddedPostgresError: the server cannot be started.
     """
     in_thread = functools.partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
     needed = nodes * NODE_CONNECTIONS + SPARE_CONNECTIONS
@@ -97,7 +101,7 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: He
                 announced = True
             while process.poll() is None:  # noqa: ASYNC110 - another process's state
                 await trio.sleep(5 * POLL_SECONDS)
-            reason = f"the server ended with status {process.returncode}"
+            reason = f"PostgreSQL ended with status {process.returncode}"
         except (EmbeddedPostgresError, OSError, psycopg.Error) as error:
             reason = one_line(error)
         reason = "; ".join(filter(None, [reason, cluster.room()]))
@@ -112,12 +116,12 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: He
 
 async def _bring_up(cluster: Cluster, in_thread: Callable[..., Any]) -> subprocess.Popen[bytes]:
     begun = trio.current_time()
-    await in_thread(cluster.end_server)  # one that neither ended nor became ready
+    await in_thread(cluster.end_server)  # the last server may still be running, although it never became ready
     process = cluster.start()  # not in a thread: see `run`
     with trio.move_on_after(READY_SECONDS) as patience:
         while not (cluster.ready() and await in_thread(cluster.create_database)):  # noqa: ASYNC110 - another process's state
             await trio.sleep(POLL_SECONDS)
     if patience.cancelled_caught:
-        raise EmbeddedPostgresError(f"it accepts no connections after {READY_SECONDS:.0f} s")
+        raise EmbeddedPostgresError(f"PostgreSQL accepted no connections within {READY_SECONDS:.0f} s")
     log.info("embedded postgresql is ready", pid=process.pid, seconds=round(trio.current_time() - begun, 3))
     return process

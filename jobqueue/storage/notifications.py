@@ -1,4 +1,4 @@
-"""Listen for NOTIFY: an accelerator, never a need. With every notification lost, polling still finds the work."""
+"""Listen for NOTIFY, so that nodes notice new jobs sooner. If a notification is lost, nodes find its jobs by polling."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect, one_line, pinning
 
 CHECK_INTERVAL = 60.0
-"""Seconds without a notification after which the connection is tried: one that is dead may look alive for hours."""
+"""Seconds without a notification after which the connection is tested. Otherwise a broken connection could go unnoticed for
+hours."""
 
 LONGEST_PAUSE = 10.0
-"""Seconds between two tries to connect again, at the most."""
+"""Maximum seconds between two attempts to reconnect."""
 
 Listeners = Mapping[str, Callable[[str], None]]
-"""What is to be called with the payload of a notification, by channel.
+"""The function that receives the payload of each notification, by channel.
 
-Any role may NOTIFY, with any payload: a listener that raises an error refuses one that it cannot read.
+Any role can send any payload. A listener rejects a payload by raising an exception.
 """
 
 log = structlog.get_logger()
 
 
 class _BehindPooler(DatabaseUnavailable):
-    """A pooler passes no notifications on."""
+    """The connection goes through a pooler, which does not pass on notifications."""
 
 
 class Notifications:
-    """One connection that listens.
+    """Listen for notifications on one connection.
 
-    Through a connection pooler nothing is listened to: LISTEN would stay behind on a server connection that is anybody's next, and
-    what arrives there goes to a stranger, or to nobody.
+    Through a connection pooler, `run` does not listen. There, LISTEN would apply to a server connection that other clients use
+    next, and those clients would receive the notifications.
 
     Args:
         url: a libpq URL or connection string.
         listeners: see `Listeners`.
-        on_connect: called after every (re)connection: what was notified in between is lost, so look for work at once.
+        on_connect: called after each successful connection. Earlier notifications may have been lost, so the callback should poll.
     """
 
     def __init__(self, url: str, listeners: Listeners, on_connect: Callable[[], None]) -> None:
@@ -55,13 +56,13 @@ class Notifications:
         """Listen until cancelled.
 
         Raises:
-            DatabaseUnavailable: the first connection failed; later ones are tried again for ever.
+            DatabaseUnavailable: the first connection failed. Later failures are retried without limit.
         """
         connection: Connection | None = None
         try:
             connection = await self._listen()
         except _BehindPooler as error:
-            log.warning("no notifications: work is found by polling", reason=str(error))
+            log.warning("no notifications: this node finds jobs by polling", reason=str(error))
             task_status.started()
             await trio.sleep_forever()
         task_status.started()
@@ -85,7 +86,7 @@ class Notifications:
 
     async def _relay(self, connection: Connection) -> None:
         while True:
-            # Drained before every wait: a listener that does not read holds back the whole server's notification queue.
+            # Read all notifications before each wait: an idle listener holds back the notification queue of the whole server.
             for notify in connection.notifies(timeout=0):
                 with self.unreadable.contained():
                     self._listeners[notify.channel](notify.payload)
@@ -111,7 +112,7 @@ def _listen(url: str, channels: Iterable[str]) -> Connection:
 
 def _subscribe(connection: Connection, channels: Iterable[str]) -> None:
     if behind_pooler(connection):
-        raise _BehindPooler("the database is reached through a connection pooler")
+        raise _BehindPooler("the database connection goes through a pooler")
     connection.execute(pinning(connection, local=False).encode())
     for channel in channels:
         connection.execute(f"LISTEN {channel}".encode())

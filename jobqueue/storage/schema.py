@@ -1,4 +1,4 @@
-"""Apply schema.sql where it is needed, and refuse a database that this version does not know."""
+"""Apply schema.sql if needed, and reject databases with another schema version."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jobqueue.storage import catalog
 from jobqueue.storage.database import MINIMUM_SERVER_VERSION, Connection
 
 SCHEMA_VERSION = 1
-"""The version that this jobqueue is written for; schema.sql says the same."""
+"""The schema version that this jobqueue needs; the same as in schema.sql."""
 
 SCHEMA_DIFFERS = "SET LOCAL lock_timeout = '5s';"
-"""Nodes may be at work: what cannot be locked is left to the next start."""
+"""Limits the wait for locks, because running nodes may hold them. If the wait times out, the next start of a node tries again."""
 
 _BEGIN = re.compile(r"^BEGIN\b[^;]*;", re.MULTILINE)
 
@@ -31,7 +31,7 @@ def schema_sql() -> str:
 
 
 def installed_version(connection: Connection) -> int | None:
-    """Return the schema version of a database; None when it has no schema of ours."""
+    """Return the schema version of a database, or None if it has no jobqueue schema."""
     row = connection.execute("SELECT to_regclass('jobqueue.schema_version') IS NOT NULL").fetchone()
     if row is None or not row[0]:
         return None
@@ -40,32 +40,33 @@ def installed_version(connection: Connection) -> int | None:
 
 
 def require(connection: Connection) -> None:
-    """Refuse a database whose schema is not `SCHEMA_VERSION`.
+    """Reject a database whose schema version is not `SCHEMA_VERSION`.
 
     Raises:
-        SchemaVersionError: there is none, or it is older or newer.
-        SettingsError: the database does not hold UTF-8.
+        SchemaVersionError: the schema is missing, older, or newer.
+        SettingsError: the encoding of the database is not UTF8.
     """
     _refuse_encoding(connection)
     version = installed_version(connection)
     if version is None:
         raise SchemaVersionError(
-            f'the database "{connection.info.dbname}" has no schema of jobqueue: is it the right one? `jobqueue migrate` makes it'
+            f'the database "{connection.info.dbname}" has no jobqueue schema:'
+            " check the database URL, or run `jobqueue migrate` to create the schema"
         )
     if version < SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"the database has jobqueue schema version {version}, this jobqueue needs version {SCHEMA_VERSION}:"
-            " `jobqueue migrate` upgrades it"
+            f"the database has jobqueue schema version {version}, but this jobqueue needs version {SCHEMA_VERSION}:"
+            " run `jobqueue migrate`"
         )
     _refuse_newer(version)
 
 
 class Migration(NamedTuple):
-    """What `migrate` did.
+    """The result of `migrate`.
 
     Attributes:
-        applied: whether the schema was not there, or of an older version.
-        repaired: the objects that applying the schema again has brought back or changed.
+        applied: whether schema.sql was applied because the schema was missing or older.
+        repaired: the objects that were created or changed when schema.sql was applied again to the same version.
     """
 
     applied: bool
@@ -73,14 +74,14 @@ class Migration(NamedTuple):
 
 
 def migrate(connection: Connection) -> Migration:
-    """Bring a database to `SCHEMA_VERSION`, and apply schema.sql again where objects are missing or differ from it.
+    """Upgrade a database to `SCHEMA_VERSION`. Apply schema.sql again if objects are missing or differ from it.
 
-    A role that may not do so goes on if nothing is missing that a node needs.
+    If the role lacks the privileges to apply it again, this function raises an error only if a node needs a missing object.
 
     Raises:
-        SchemaVersionError: the server is too old, the schema is newer than we know, or objects are missing and the role may not
-            create them.
-        SettingsError: the database does not hold UTF-8.
+        SchemaVersionError: the server is too old, the schema is newer than `SCHEMA_VERSION`, or objects are missing and the role
+            has no permission to create them.
+        SettingsError: the encoding of the database is not UTF8.
     """
     _refuse_encoding(connection)
     if connection.info.server_version < MINIMUM_SERVER_VERSION:
@@ -97,7 +98,7 @@ def migrate(connection: Connection) -> Migration:
     try:
         return Migration(applied=False, repaired=_repair(connection, text))
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
-        log.warning("the schema is not compared with schema.sql: somebody holds a lock on it", reason=error.diag.message_primary)
+        log.warning("schema not compared with schema.sql: another session holds a lock on it", reason=error.diag.message_primary)
         return Migration(applied=False, repaired=[])
 
 
@@ -107,14 +108,14 @@ def _repair(connection: Connection, text: str) -> list[str]:
     known = catalog.recorded(connection)
     digests = catalog.fingerprint(text, before)
     repaired: list[str] = []
-    if known != digests and (known is not None or faults.all):  # none is known after somebody ran schema.sql with psql
+    if known != digests and (known is not None or faults.all):  # `psql -f schema.sql` records no digests
         try:
             _apply(connection, text, SCHEMA_DIFFERS)
         except SchemaVersionError as error:
             if faults.missing:
-                raise SchemaVersionError(f"objects of the schema are missing: {', '.join(faults.missing)}; {error}") from error
+                raise SchemaVersionError(f"schema objects are missing: {', '.join(faults.missing)}; {error}") from error
             if faults.all:
-                log.warning("objects of the schema differ from this version's schema.sql", objects=faults.all, reason=str(error))
+                log.warning("schema objects differ from this version's schema.sql", objects=faults.all, reason=str(error))
             return []
         after = catalog.look(connection, text)
         repaired = catalog.changed(before, after)
@@ -122,7 +123,7 @@ def _repair(connection: Connection, text: str) -> list[str]:
             log.warning("schema repaired: schema.sql was applied again", objects=repaired)
         digests = catalog.fingerprint(text, after)
         if known is not None and known != digests and catalog.same_text(known, digests):
-            log.warning("the schema was changed since schema.sql was applied, and not all of it back", advice="jobqueue doctor")
+            log.warning("applying schema.sql again did not undo every change of the schema", advice="run jobqueue doctor")
     if known != digests:
         _record(connection, digests)
     return repaired
@@ -137,7 +138,7 @@ def _apply(connection: Connection, text: str, wait: str = "") -> None:
             raise
         raise SchemaVersionError(
             f"this role may not create the schema ({error.diag.message_primary}):"
-            " run `jobqueue migrate`, or schema.sql with psql, as its owner"
+            " as its owner, run `jobqueue migrate`, or schema.sql with psql"
         ) from error
 
 
@@ -147,18 +148,18 @@ def _record(connection: Connection, digests: str) -> None:
 
 
 def _refuse_encoding(connection: Connection) -> None:
-    """Refuse a database that could not hold every text: JSON is Unicode."""
+    """Reject a database that cannot store every Unicode text."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise SettingsError(
-            f'the database "{connection.info.dbname}" has the encoding {encoding}, and jobqueue needs UTF8:'
-            " create one with ENCODING 'UTF8' TEMPLATE template0"
+            f'the database "{connection.info.dbname}" has the encoding {encoding}, but jobqueue needs UTF8:'
+            " create a database with ENCODING 'UTF8' TEMPLATE template0"
         )
 
 
 def _refuse_newer(version: int) -> None:
     if version > SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"the database has jobqueue schema version {version}, this jobqueue knows version {SCHEMA_VERSION}:"
-            " upgrade it, or point it at another database"
+            f"the database has jobqueue schema version {version}, but this jobqueue needs version {SCHEMA_VERSION}:"
+            " upgrade jobqueue, or use another database"
         )

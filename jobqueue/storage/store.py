@@ -1,6 +1,6 @@
-"""Every verb that jobqueue has for its database. Each is one SQL function of schema.sql: one call, one transaction.
+"""All database operations of a node. Most operations call one SQL function of schema.sql. Each call is one transaction.
 
-Batches go in and come out as one JSON document. Times are seconds on the database's clock.
+Batches are passed and returned as one JSON document. Times are seconds on the database's clock.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ from jobqueue.storage.database import POOLED, Connection, Lane
 from jobqueue.timetable import CronSchedule, Missed
 
 SUBMIT_TIMEOUT = 15.0
-"""Seconds for the transaction of one batch of submissions: somebody waits for the answer."""
+"""Maximum seconds for the transaction of one batch of submissions, because callers wait for the response."""
 
 IN_LOOP_CHARACTERS = 64 << 10
-"""Up to this size a batch is sent by the loop: not a millisecond, in which the loop would serve nobody else."""
+"""Maximum length, in characters, of a batch that is sent from the Trio loop, not from a thread. Sending it blocks the loop for less
+than a millisecond."""
 
 IN_LOOP_JOBS = 64
-"""Up to this many jobs a claim is waited for by the loop."""
+"""Maximum number of jobs that a claim may take in the Trio loop. Larger claims run in a thread."""
 
 INSPECT_TIMEOUT = 10.0
-"""Seconds for a question of an operator, or of a scrape."""
+"""Maximum seconds for a query that an operator or a scrape has requested."""
 
 OUTAGE_AFTER = 1.0
-"""Seconds without a success from which on a lane's trouble is an outage, and not a connection that broke."""
+"""If all calls on a lane have failed for this many seconds, the database counts as unavailable. A shorter failure may be one broken
+connection."""
 
 SLOW_AFTER = 5.0
-"""Seconds from which on a submission, a claim or a write of outcomes that is under way makes the node not ready."""
+"""Seconds after which an unfinished submission, claim, or write of outcomes makes the node not ready."""
 
 HEARTBEAT_TIMEOUT = 4.0
-"""Seconds for one renewal of a lease, so that several fit into it."""
+"""Maximum seconds for one heartbeat. It is short, so that several attempts fit into one lease."""
 
 SETTLE_TIMEOUT = 5.0
-"""Seconds for the session of a lost connection to end, for whoever has nothing else to do; then the question is asked again."""
+"""Seconds to wait for the session of a lost connection to end. After that, the caller must try again."""
 
 HELD_PATIENCE = 0.05
-"""The same for the dispatcher, which has other claims to make meanwhile, and asks again."""
+"""The same for the dispatcher. This time is short, because the dispatcher can make other claims before it tries again."""
 
 RECOVER_BATCH = 1_000
 PROMOTE_BATCH = 1_000
@@ -57,27 +59,30 @@ SCHEDULE_BATCH = 500
 DEAD_BATCH = 1_000
 CANCEL_BATCH = 1_000
 PRUNE_BATCH = 1_000
-"""Jobs in one transaction of each kind."""
+"""Maximum number of jobs (or schedules) in one transaction, for each kind of work."""
 
 HISTORY = {10: 3_600, 60: 21_600, 300: 86_400}
-"""The seconds of each slot of the history, and for how many seconds such slots are kept."""
+"""The lengths of the history's slots in seconds, each with the seconds for which the database keeps slots of this length."""
 
 HISTORY_SETTLE = 2
-"""Seconds after its end from which on a slot is shown: by then every node has written what it did in it."""
+"""A slot of the history becomes visible this many seconds after its end. By then every node has written its counts."""
 
 WALK_ROWS = 10_000
-"""Jobs that are looked at for one page of a list, whatever the filter."""
+"""Maximum number of jobs that are read for one page of a list, with any filter."""
 
 T = TypeVar("T")
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """One running process, as it enters itself in the ``nodes`` table.
+    """A service process, as it registers in the ``nodes`` table.
 
     Attributes:
-        id: a fresh UUID for each boot: a restarted process is a new node.
-        process: what tells this process from any other of this machine's boot, see `engine.leases`.
-        queues: how many jobs of each queue it runs at once.
+        id: a new UUID for each start: a restarted process is a new node.
+        host: its machine's host name.
+        pid: its process id.
+        process: identifies this process among all processes since this machine's boot; see `engine.leases`.
+        version: its version of jobqueue.
+        queues: the maximum number of jobs that it runs at once, by queue.
     """
 
     id: str
@@ -89,11 +94,16 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A job taken back from a lost node.
+    """A job recovered from a lost node.
 
     Attributes:
-        outcome: the state that it is in now: pending, scheduled, dead, or cancelled.
-        reason: why it is dead.
+        id: the job's id.
+        queue: its queue.
+        kind: its kind.
+        attempt: the number of the attempt that was lost.
+        node_id: the lost node.
+        outcome: the job's new state: pending, scheduled, dead, or cancelled.
+        reason: the reason if it is dead, else None.
     """
 
     id: str
@@ -106,21 +116,21 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 RunId = tuple[str, int]
-"""A run, by its job's id and the number of the claim."""
+"""Identifies a run: the job's id and the number of its claim."""
 
 Ranks = Mapping[str, float]
-"""The best rank among jobs that became pending, by queue: where a claim has to look for them."""
+"""The best rank among jobs that became pending, by queue. A claim must start its search there."""
 
 
 class Promotion(msgspec.Struct, frozen=True):
-    """What `Store.promote` did.
+    """The result of `Store.promote`.
 
     Attributes:
-        jobs: how many were moved to pending.
+        jobs: the number of jobs that became pending.
         best: their best ranks.
-        next_due: seconds until the next is due or expires; None where nothing will.
-        expired: the jobs that died.
-        next_check: seconds until there is something to do for `Store.admit`; None for nothing.
+        next_due: seconds until the next job is due or expires; None if there is none.
+        expired: the jobs that died because they expired.
+        next_check: seconds until `Store.admit` has work; None if no check is pending.
     """
 
     jobs: int
@@ -131,7 +141,13 @@ class Promotion(msgspec.Struct, frozen=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """What `Store.admit` did: checks made, best ranks of jobs admitted, seconds until the next check is due (None: none)."""
+    """The result of `Store.admit`.
+
+    Attributes:
+        checks: the number of checks made.
+        best: the best ranks of the jobs that became pending.
+        next_check: seconds until the next check is due; None if there is none.
+    """
 
     checks: int
     best: Ranks
@@ -139,14 +155,19 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 class Want(NamedTuple):
-    """How many jobs of a queue to claim, and the rank below which there is no need to look (None: look everywhere)."""
+    """How many jobs of a queue to claim.
+
+    Attributes:
+        jobs: the maximum number.
+        floor: no pending job has a rank below this one, so the search starts there; None to search all ranks.
+    """
 
     jobs: int
     floor: float | None = None
 
 
 class Claim(NamedTuple):
-    """What a node asks for: see `Store.claim`."""
+    """The arguments of a claim; see `Store.claim`."""
 
     node_id: str
     wants: Mapping[str, Want]
@@ -154,12 +175,12 @@ class Claim(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """What `Store.submit` did.
+    """The result of `Store.submit`.
 
     Attributes:
-        best: the best rank of each queue that got jobs to run now.
-        claimed: what it claimed; None: it did not.
-        ids: of all the jobs, where some have keys: a job that was there already has that one's id; None: no job has a key.
+        best: the best rank of each queue that received pending jobs.
+        claimed: the claimed jobs; None if nothing was claimed.
+        ids: the ids of all jobs; None if no job has a key. If a job with the same key existed, the list has that job's id instead.
     """
 
     best: Ranks
@@ -168,7 +189,12 @@ class Submitted(NamedTuple):
 
 
 class DueSchedule(msgspec.Struct, array_like=True, frozen=True):
-    """A schedule with due ticks; `next_at` is the first of them (None: nobody has computed it yet)."""
+    """A schedule with due ticks.
+
+    Attributes:
+        name, cron, timezone, missed: see `CronSchedule`.
+        next_at: the first due tick, in seconds since 1970; None if it has not been computed yet.
+    """
 
     name: str
     cron: str
@@ -178,7 +204,13 @@ class DueSchedule(msgspec.Struct, array_like=True, frozen=True):
 
 
 class DueSchedules(NamedTuple):
-    """What `Store.due_schedules` found: at what time, what is due, and seconds until the next of the others is (None: never)."""
+    """The result of `Store.due_schedules`.
+
+    Attributes:
+        at: the database's time, in seconds since 1970.
+        due: the due schedules.
+        next_in: seconds until the next tick of the other schedules; None if there is none.
+    """
 
     at: float
     due: list[DueSchedule]
@@ -186,13 +218,15 @@ class DueSchedules(NamedTuple):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a schedule is to be moved.
+    """Moves a schedule to its next tick. Times are seconds since 1970.
 
     Attributes:
-        name, cron, timezone, missed, expected: what was looked at: a schedule that is another by now, or further, is left alone.
-        ticks: the times that get a job.
-        next_at: the first tick after these; None where there is none.
-        error: why there is none.
+        name: the schedule.
+        cron, timezone, missed, expected: the schedule's values when `Store.due_schedules` read them; `expected` is its `next_at`.
+            If a value has changed since then, the schedule is not moved.
+        ticks: the ticks for which to submit a job.
+        next_at: the first tick after these; None if there is none.
+        error: why there is no next tick; None if there is one.
     """
 
     name: str
@@ -206,13 +240,14 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moved(NamedTuple):
-    """What `Store.move_schedules` did.
+    """The result of `Store.move_schedules`.
 
     Attributes:
-        names: of what it moved.
-        best: the best rank of each queue that got jobs.
-        next_in: seconds until the next tick of all but those that it left alone; None: never.
-        submitted: how many jobs, by queue and kind.
+        names: the schedules that the call moved.
+        best: the best rank of each queue that received jobs.
+        next_in: seconds until the next tick; None if there is none. It ignores schedules that the call should have moved, but did
+            not.
+        submitted: the number of submitted jobs, by queue and kind.
     """
 
     names: set[str]
@@ -222,26 +257,26 @@ class Moved(NamedTuple):
 
 
 class Maintained(NamedTuple):
-    """How many partitions `Store.maintain` dropped, and what failed, as sentences."""
+    """The result of `Store.maintain`: the number of dropped partitions, and the messages of errors."""
 
     dropped: int
     failed: Sequence[str] = ()
 
 
 class Recorded(NamedTuple):
-    """When to call `Store.record` again, in seconds, and whether it is to sample the depths then."""
+    """The result of `Store.record`: seconds until its next call, and whether that call must sample the depths."""
 
     next_in: float
     sample: bool
 
 
 class Slot(NamedTuple):
-    """What all nodes did in one slot of the history.
+    """The work of all nodes in one slot of the history.
 
     Attributes:
-        at: when it began.
-        counts: what was counted in it.
-        depth: how many jobs there were in each state; None where nobody has counted them.
+        at: the start of the slot.
+        counts: the counts of the slot.
+        depth: the number of jobs by state; None if no node counted them.
     """
 
     at: datetime
@@ -250,7 +285,7 @@ class Slot(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """What is watched of a job."""
+    """The columns of a job that watchers need."""
 
     state: str
     attempt: int
@@ -259,34 +294,44 @@ class Glance(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Some of the jobs that were asked for, and the id from which the others go on; None: these are the last."""
+    """One page of a list of jobs, and the id after which the next page starts; None if this is the last page."""
 
     jobs: list[dict[str, Any]]
     next: str | None
 
 
 class Causes(NamedTuple):
-    """Dead jobs in groups of one queue, kind and cause, and whether there are more groups."""
+    """Dead jobs grouped by queue, kind and cause, and whether there are more groups."""
 
     causes: list[dict[str, Any]]
     more: bool
 
 
 class Cancelled(NamedTuple):
-    """How many jobs one walk of `Store.cancel_jobs` has cancelled, and the id from which the next goes on; None: that was all."""
+    """The result of `Store.cancel_jobs`.
+
+    Attributes:
+        jobs: the number of jobs that this call cancelled.
+        next: the id after which the next call continues; None if all jobs were visited.
+    """
 
     jobs: int
     next: str | None
 
 
 Activity = Mapping[str, tuple[float, float]]
-"""By queue: jobs that succeeded and attempts that failed, a second."""
+"""Succeeded jobs and failed attempts, both per second, by queue."""
 
 
 class Depth(msgspec.Struct, frozen=True):
-    """How many jobs of a queue are in a state that waits or runs, and the age of the oldest in seconds.
+    """The number of a queue's jobs in one state, and the age of the oldest one.
 
-    The age counts from when the job became available, was claimed, or died; of scheduled jobs from when one was due.
+    Attributes:
+        queue: the queue.
+        state: pending, blocked, scheduled, inflight, or dead.
+        jobs: the number of jobs.
+        oldest: the age of the oldest job in seconds. It counts from when the job became available (pending, blocked), was due
+            (scheduled; 0 if it is not due yet), was claimed (inflight), or died (dead).
     """
 
     queue: str
@@ -296,9 +341,10 @@ class Depth(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The database's verbs, on one connection for each kind of work, so that none waits behind another.
+    """The database operations, with one connection for each kind of work, so that no kind of work waits for another.
 
-    All of them raise `DatabaseUnavailable` when PostgreSQL is away and `ConnectionLost` when nobody knows whether it did it.
+    All operations raise `DatabaseUnavailable` if PostgreSQL cannot be reached, and `ConnectionLost` if the connection broke and the
+    transaction may or may not be committed.
 
     Args:
         url: a libpq URL or connection string.
@@ -315,13 +361,13 @@ class Store:
 
     @property
     def submit_trouble(self) -> str | None:
-        """Why no submission could be written for a while; None when one could, or when a connection has only just broken."""
+        """The error of the last submission, if submissions have failed for over `OUTAGE_AFTER` seconds; else None."""
         return self._submit.trouble if trio.current_time() - self._submit.trouble_since > OUTAGE_AFTER else None
 
     def slow_calls(self) -> dict[str, float]:
-        """The calls without which no job moves, where one has been under way for over `SLOW_AFTER` seconds; and for how long.
+        """Return the essential calls that have been running for over `SLOW_AFTER` seconds, each with its seconds so far.
 
-        A backend that does not answer looks alive until its reply times out.
+        Such a call shows that a backend does not reply, even before the call times out.
         """
         lanes = {"submission": self._submit, "claim": self._claim, "write of outcomes": self._finish}
         return {name: lane.waiting for name, lane in lanes.items() if lane.waiting > SLOW_AFTER}
@@ -333,7 +379,7 @@ class Store:
                 nursery.start_soon(lane.aclose)
 
     async def migrate(self) -> None:
-        """Apply schema.sql where it is needed; see `schema.migrate`."""
+        """Apply schema.sql if needed; see `schema.migrate`."""
         await self._housekeeping.run(schema.migrate)
 
     # -- submit
@@ -345,13 +391,14 @@ class Store:
 
         Args:
             jobs: encoded `NewJob` documents.
-            wake: tell the other nodes.
-            along: what to claim in the same transaction, after the jobs are there; it does not fail for want of that.
-            key_ttl: for how many seconds an idempotency key is known; None where no job has a key, and the ids are not asked for.
+            wake: whether to notify the other nodes.
+            along: a claim to make in the same transaction, after the jobs are stored. The submission succeeds even if the claim
+                fails.
+            key_ttl: seconds for which an idempotency key is kept. None if no job has a key; then `Submitted.ids` is None.
 
         Raises:
-            RefusedKey: a key of one of them stands for another job, or is in somebody's transaction.
-            RefusedData: PostgreSQL refused a value in one of them.
+            RefusedKey: the key of a job belongs to another job, or another transaction is using it.
+            RefusedData: PostgreSQL rejected a value in a job.
         """
         batch = documents.join(jobs)
         claim = (None, None, None) if along is None else (along.node_id, _text(along.wants), along.defaults.decode())
@@ -366,17 +413,18 @@ class Store:
         return Submitted(best, None if claimed is None else claims.read(claimed), ids)
 
     async def submit_again(self, jobs: Sequence[bytes], *, backend: tuple[int, str], key_ttl: float | None = None) -> Submitted:
-        """Commit jobs whose first commit may or may not have happened: what exists in any state is left alone.
+        """Commit jobs whose first commit is in doubt. Jobs that already exist, in any state, are not changed.
 
         Args:
-            jobs: the same documents.
-            backend: of the `ConnectionLost` that the first try raised.
-            key_ttl: as the first try had it. A job whose key says that it was committed is left alone also when it is gone.
+            jobs: the same documents as in the first call.
+            backend: the `backend` of the `ConnectionLost` that the first call raised.
+            key_ttl: the same as in the first call. If a job's key shows that it was committed, it is not committed again, even if
+                the job no longer exists.
         """
         try:
             await self._submit.run(lambda connection: _settle(connection, backend))
         except ConnectionLost as error:
-            # Nothing was written on this connection: the doubt is still about the first one.
+            # This connection has written nothing yet. So its loss must not look like a second commit in doubt.
             raise DatabaseUnavailable(str(error)) from error
         if key_ttl is None:
             sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, true, true)"
@@ -388,7 +436,7 @@ class Store:
     # -- nodes and leases
 
     async def join(self, node: Node, *, lease: float) -> None:
-        """Enter a node with a lease of so many seconds."""
+        """Register a node with a lease of `lease` seconds."""
         await self._heartbeat.run(
             _scalar(
                 "SELECT jobqueue.join_node(%s, %s, %s, %s, %s, %s::jsonb, %s)",
@@ -397,40 +445,43 @@ class Store:
         )
 
     async def heartbeat(self, node_id: str, *, lease: float, activity: Activity | None = None) -> list[RunId] | None:
-        """Renew a lease; return the node's runs that somebody wants cancelled. None: it is lost, its jobs are somebody else's.
+        """Renew a lease.
 
         Args:
             node_id: the node.
-            lease: seconds.
-            activity: what it did over the last minute.
+            lease: the new lease's length, in seconds.
+            activity: the node's work over the last minute.
+
+        Returns:
+            The node's runs that must be cancelled; None if the lease is lost, so that the node no longer owns its jobs.
         """
         sql = "SELECT jobqueue.heartbeat(%s, %s, %s::jsonb)"
         unwanted = await self._heartbeat.run(_scalar(sql, node_id, lease, _text(activity) if activity else None))
         return None if unwanted is None else msgspec.convert(unwanted, list[RunId])
 
     async def leave(self, node_id: str) -> int:
-        """Hand back what the node still holds, attempts refunded, and remove it; return how many jobs that were."""
+        """Release the jobs that the node still holds, without counting their attempts, and remove it. Return their number."""
         return _int(await self._heartbeat.run(_scalar("SELECT jobqueue.leave_node(%s)", node_id)))
 
     async def expire(self, processes: Iterable[str]) -> int:
-        """End the leases of processes that are known to be dead; `recover` takes their jobs at once. Return how many."""
+        """Remove the nodes of processes that have ended, so that `recover` takes their jobs at once. Return their number."""
         sql = "WITH gone AS (DELETE FROM jobqueue.nodes WHERE process = ANY (%s) RETURNING id) SELECT count(*) FROM gone"
         return _int(await self._housekeeping.run(_scalar(sql, list(processes))))
 
     async def processes(self) -> list[str]:
-        """The `process` of every node in the table."""
+        """Return the `process` of every registered node."""
         rows = await self._housekeeping.run(_rows("SELECT process FROM jobqueue.nodes"))
         return [str(row["process"]) for row in rows]
 
-    # -- the way of a job
+    # -- claim and finish
 
     async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         """Claim jobs for this node, best rank first.
 
         Args:
-            node_id: a node with a valid lease; without one nothing is claimed.
-            wants: by queue.
-            defaults: a JSON object of ``{kind: max_retries}`` for jobs that were submitted without.
+            node_id: the node. Without a valid lease, it claims nothing.
+            wants: how many jobs to claim, by queue.
+            defaults: a JSON object ``{kind: max_retries}``, for jobs submitted without `max_retries`.
         """
 
         few = sum([want.jobs for want in wants.values()]) <= IN_LOOP_JOBS
@@ -439,13 +490,14 @@ class Store:
         return claims.read(text)
 
     async def held(self, node_id: str, *, lost: Iterable[tuple[int, str]] = ()) -> set[RunId]:
-        """The runs that the database says this node holds.
+        """Return the runs that this node holds, according to the database.
 
         Args:
-            lost: the backends of claims whose answers were lost. Their transactions are ended first.
+            node_id: the node.
+            lost: the backends of claims whose connections broke. This call first ends their transactions.
 
         Raises:
-            DatabaseUnavailable: one of these transactions is not over yet, though it was told to end.
+            DatabaseUnavailable: one of these transactions has not ended yet.
         """
 
         def work(connection: Connection) -> set[RunId]:
@@ -457,12 +509,12 @@ class Store:
         return await self._claim.run(work)
 
     async def finish(self, node_id: str, outcomes: Sequence[Outcome], *, keep: bool = True) -> set[int]:
-        """Move each run to where its outcome says; return the positions (from 0) of the stale ones, which were dropped.
+        """Write the outcomes of runs. Return the positions (from 0) of stale ones, which were dropped.
 
         Args:
             node_id: the node that ran them.
-            outcomes: whose results and texts have passed the gate (`documents`).
-            keep: whether jobs that succeeded are kept, until retention drops them.
+            outcomes: the outcomes; `documents` must have checked their results and texts.
+            keep: whether succeeded jobs are kept until their retention period ends.
         """
 
         given = msgspec.json.encode(outcomes).decode()
@@ -471,9 +523,9 @@ class Store:
         return {place - 1 for place in stale}
 
     async def note(self, node_id: str, notes: Sequence[Note]) -> set[str]:
-        """Keep what this node's runs have noted so far; return the ids of the jobs where that was done.
+        """Store the notes of this node's unfinished runs. Return the ids of the jobs whose notes were stored.
 
-        A run that is over is left alone, and so is one of which something else is being written.
+        This skips runs that have ended, and jobs that another transaction is changing.
         """
         [row] = await self._housekeeping.run(
             _rows("SELECT jobqueue.note(%s, %s::jsonb) AS written", node_id, msgspec.json.encode(notes).decode())
@@ -483,21 +535,22 @@ class Store:
     # -- housekeeping
 
     async def promote(self) -> Promotion:
-        """Move due jobs to pending, and those whose time is over to the dead letters, at most `PROMOTE_BATCH` of each state."""
+        """Make due jobs pending, and expired jobs dead, at most `PROMOTE_BATCH` in each state."""
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
         expired = msgspec.convert(row["expired"], list[Expired])
         return Promotion(row["promoted"], row["best"], row["next_due"], expired, row["next_check"])
 
     async def admit(self) -> Admission:
-        """Let the blocked jobs of keys that have room become pending: those of at most `ADMIT_BATCH` checks that are due."""
+        """Run at most `ADMIT_BATCH` due checks of concurrency keys. Blocked jobs of keys below their limits become pending."""
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.admit(%s)", ADMIT_BATCH))
         return Admission(row["checks"], row["best"], row["next_due"])
 
     async def recover(self, *, judge: str | None = None) -> list[Recovered]:
-        """Take back the jobs of lost nodes, at most `RECOVER_BATCH`.
+        """Recover the jobs of lost nodes, at most `RECOVER_BATCH`.
 
         Args:
-            judge: the id of a node that holds its own lease, to take it of nodes that have let theirs run out; None to spare them.
+            judge: the id of a node with a valid lease. If given, this call first removes nodes with expired leases. If None, it
+                removes no node.
         """
         rows = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.recover(%s, %s::uuid)", RECOVER_BATCH, judge))
         return [msgspec.convert({**row, "id": str(row["id"]), "node_id": str(row["node_id"])}, Recovered) for row in rows]
@@ -508,46 +561,59 @@ class Store:
         return DueSchedules(row["at"], msgspec.convert(row["due"], list[DueSchedule]), row["next_in"])
 
     async def move_schedules(self, moves: Sequence[Move]) -> Moved:
-        """Move schedules on and submit the jobs of their ticks; those that another node moves, or somebody changes, are left alone.
+        """Move schedules to their next ticks and submit the jobs of the due ticks.
+
+        This skips schedules that another node is moving, or that have changed.
 
         Raises:
-            RefusedData: PostgreSQL refused one of the jobs.
+            RefusedData: PostgreSQL rejected one of the jobs.
         """
         [row] = await self._housekeeping.run(_rows("SELECT * FROM jobqueue.move_schedules(%s::jsonb)", _text(moves)))
         submitted = {(queue, kind): jobs for queue, kind, jobs in row["submitted"]}
         return Moved(set(row["moved"]), row["best"], row["next_in"], submitted)
 
     async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
-        """Make the schedules of a source these, unless a name is taken; return the names that are, and by which source."""
+        """Replace the schedules of a source, unless another source owns one of the names.
+
+        Returns:
+            The names that other sources own, with their sources. If the result is not empty, nothing was changed.
+        """
         sql = "SELECT * FROM jobqueue.reconcile_schedules(%s, %s::jsonb)"
         rows = await self._housekeeping.run(_rows(sql, source, _text(schedules)))
         return {row["name"]: row["owner"] for row in rows}
 
     async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
-        """Make the coming partitions and drop those whose day ended so many seconds ago."""
+        """Create the partitions of the next days. Drop partitions whose day ended more than the given number of seconds ago."""
         sql = "SELECT dropped, failed FROM jobqueue.maintain(%s, %s)"
         [row] = await self._housekeeping.run(_rows(sql, keep_finished, keep_cancelled))
         return Maintained(row["dropped"], row["failed"])
 
     async def prune(self, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> int:
-        """Delete old jobs whose partition is not dropped, at most `PRUNE_BATCH` of each table; return how many.
+        """Delete jobs after their retention period, at most `PRUNE_BATCH` from each table. Return their number.
+
+        If all jobs of a partition are past their retention period, `maintain` drops the whole partition instead.
+
+        Args:
+            keep_finished: retention of succeeded jobs, in seconds.
+            keep_cancelled: retention of cancelled jobs, in seconds.
+            keep_dead: retention of dead jobs, in seconds.
 
         Raises:
-            DatabaseUnavailable, RefusedData: PostgreSQL refused it for a table, and there is nothing to delete in the others.
+            DatabaseUnavailable, RefusedData: a table's jobs could not be deleted, and the other tables have nothing to delete.
         """
         sql = "SELECT jobqueue.prune(%s, %s, %s, %s)"
         return _int(await self._housekeeping.run(_scalar(sql, keep_finished, keep_cancelled, keep_dead, PRUNE_BATCH)))
 
     async def prune_keys(self) -> int:
-        """Delete keys that nobody needs any more; return how many were looked at, at most `PRUNE_BATCH`."""
+        """Delete keys that are no longer needed. Return the number of keys that were checked, at most `PRUNE_BATCH`."""
         return _int(await self._housekeeping.run(_scalar("SELECT jobqueue.prune_keys(%s)", PRUNE_BATCH)))
 
     async def record(self, counts: Totals, *, sample: bool = False) -> Recorded:
-        """Add what a node has counted to the history's slots that are just over; old slots are let go along with that.
+        """Add a node's counts to the history slots that have just ended, and delete old slots.
 
         Args:
-            counts: what was counted since the last call; the histograms may end with the last bucket that has something.
-            sample: whether to count the depths too, which one call of all nodes' is asked to do for each slot.
+            counts: the counts since the last call; the histograms may omit empty buckets at the end.
+            sample: whether to count the depths too. For each slot, `Recorded.sample` is true for only one node.
         """
         sql = "SELECT * FROM jobqueue.record(%s, %s, %s, %s, %s::integer[], %s::integer[], %s)"
         *jobs, waits, runs = counts
@@ -555,13 +621,11 @@ class Store:
         return Recorded(row["next_in"], row["next_sample"])
 
     async def history(self, step: int, *, seconds: float) -> list[Slot]:
-        """What all nodes did of late: the slots of so many seconds (`HISTORY`) that are over, the oldest first.
-
-        A slot in which no node ran is left out.
+        """Return the finished history slots of all nodes, the oldest first, without slots in which no node ran.
 
         Args:
-            step: the slots' length in seconds.
-            seconds: how far to look back.
+            step: the slots' length in seconds; one of `HISTORY`.
+            seconds: the time to look back, in seconds.
         """
         sql = """
             SELECT at, submitted, completed, failed, dead, waits, runs, depth FROM jobqueue.history
@@ -572,7 +636,7 @@ class Store:
         return [Slot(row["at"].astimezone(UTC), Totals(*(row[name] for name in Totals._fields)), row["depth"]) for row in rows]
 
     async def depths(self) -> list[Depth]:
-        """Count the jobs that wait or run, and the dead ones, by queue."""
+        """Count waiting, running and dead jobs, by queue and state."""
         sql = """
             SELECT queue, 'pending' AS state, count(*) AS jobs,
                    extract(epoch FROM now() - min(available_since))::float8 AS oldest
@@ -593,7 +657,7 @@ class Store:
         return [Depth(row["queue"], row["state"], row["jobs"], max(0.0, row["oldest"])) for row in rows]
 
     async def throughput(self) -> Activity:
-        """What all nodes together did over the last minute, by queue."""
+        """Return the work of all nodes together over the last minute, by queue."""
         sql = """
             SELECT a.key AS queue, sum((a.value ->> 0)::numeric)::float8 AS completed,
                    sum((a.value ->> 1)::numeric)::float8 AS failed
@@ -603,23 +667,23 @@ class Store:
         rows = await self._inspect.run(_rows(sql))
         return {row["queue"]: (row["completed"], row["failed"]) for row in rows}
 
-    # -- looking and steering
+    # -- inspect and change
 
     async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
-        """The jobs that are wanted, the latest first, without what may be large. A page may be short and not be the last.
+        """Return a page of jobs, the latest first, without columns that may be large. A short page is not always the last one.
 
         Args:
-            wanted: which.
-            limit: the most.
-            after: the `Page.next` of the page before.
-            rows: how many are looked at; where that is not enough, the page ends there.
+            wanted: the filter.
+            limit: the maximum number of jobs on the page.
+            after: the `Page.next` of the previous page.
+            rows: the maximum number of jobs to read. The page ends there, even if it is short.
         """
         sql = "SELECT jobqueue.list_jobs(%s::jsonb, %s, %s::uuid, %s) AS page"
         [row] = await self._inspect.run(_rows(sql, _text(wanted), limit, after, rows))
         return Page(row["page"]["jobs"], row["page"]["next"])
 
     async def job(self, job_id: str) -> dict[str, Any] | None:
-        """One job with everything that is known of it, whatever state it is in; None when there is none."""
+        """Return all columns of a job in any state, or None if it does not exist."""
         sql = """
             SELECT to_jsonb(j) || jsonb_build_object(
                        'payload', jobqueue.shown(j.payload), 'result', jobqueue.shown(j.result), 'errors', jobqueue.shown(j.errors),
@@ -630,30 +694,33 @@ class Store:
         return dict(rows[0]["job"]) if rows else None
 
     async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
-        """See where jobs are, and what they have noted; those that are nowhere are left out."""
+        """Return the states and notes of jobs, by id, without jobs that do not exist."""
         sql = "SELECT id, state, attempt, claims, jobqueue.shown(saved) AS saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
         rows = await self._inspect.run(_rows(sql, list(job_ids)))
         return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
 
     async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
-        """Cancel a job: one that waits now, one that runs as soon as its node hears of it; False when it is neither.
+        """Cancel a job. A waiting job is cancelled at once; a running job, as soon as its node notices the request.
 
         Args:
             job_id: the job.
-            keep: whether one that waits is kept, until retention drops it.
+            keep: whether a waiting job is kept, as cancelled, until its retention period ends.
+
+        Returns:
+            False if the job has ended or does not exist.
         """
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.cancel_now(%s, %s)", job_id, keep)))
 
     async def cancel_jobs(
         self, wanted: JobFilter, *, keep: bool = True, after: str | None = None, dry_run: bool = False
     ) -> Cancelled:
-        """Cancel jobs that wait or run, the latest first, at most `CANCEL_BATCH`.
+        """Cancel waiting and running jobs, the latest first, at most `CANCEL_BATCH`.
 
         Args:
-            wanted: which.
-            keep: whether those that wait are kept, until retention drops them.
-            after: the `Cancelled.next` of the walk before: what comes meanwhile is not met.
-            dry_run: count them, and leave them alone; then there may be more of them.
+            wanted: the filter.
+            keep: whether waiting jobs are kept, as cancelled, until their retention period ends.
+            after: the `Cancelled.next` of the previous call. Because of it, jobs submitted between the calls are not cancelled.
+            dry_run: count the jobs without cancelling them; the count may exceed `CANCEL_BATCH`.
         """
         sql = "SELECT jobs, rest::text FROM jobqueue.cancel_walk(%s::jsonb, %s, %s::uuid, %s, %s)"
         most = None if dry_run else CANCEL_BATCH
@@ -661,24 +728,24 @@ class Store:
         return Cancelled(row["jobs"], row["rest"])
 
     async def change(self, job_id: str, change: Change) -> bool:
-        """Change the priority of a job that waits, or when it may run; False when it does not wait.
+        """Change the priority of a waiting job, or its time to run. Return False if it is not waiting.
 
         Raises:
-            RefusedData: the priority is none.
+            RefusedData: the priority is out of range.
         """
         sql = "SELECT jobqueue.change(%s, %s, coalesce(%s::timestamptz, now() + %s::float8 * interval '1 second'))"
         return bool(await self._inspect.run(_scalar(sql, job_id, change.priority, change.run_at, change.delay)))
 
     async def retry(self, job_id: str) -> bool:
-        """Run a dead job again with all its attempts; False when it is not dead.
+        """Run a dead job again, with its full number of attempts. Return False if it is not dead.
 
         Raises:
-            KeyInUse: an unfinished job has its unique key by now, or a transaction that is not over.
+            KeyInUse: another unfinished job now has the job's unique key, or an open transaction is using that key.
         """
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.retry(%s)", job_id)))
 
     async def discard(self, job_id: str) -> bool:
-        """Delete a dead job for good; False when it is not dead."""
+        """Delete a dead job permanently. Return False if it is not dead."""
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.discard(%s)", job_id)))
 
     async def pause(self, queue: str, *, paused: bool) -> None:
@@ -686,7 +753,7 @@ class Store:
         await self._inspect.run(_scalar("SELECT jobqueue.pause(%s, %s)", queue, paused))
 
     async def configure(self, queue: str, settings: QueueSettings) -> None:
-        """Set what holds for a queue on all nodes."""
+        """Change the settings of a queue on all nodes."""
         given = msgspec.structs.asdict(settings)  # in the order of the function's parameters
         values = [None if value is UNSET else value for value in given.values()]
         clear = [name for name, value in given.items() if value is None]
@@ -694,7 +761,7 @@ class Store:
         await self._inspect.run(_scalar(sql, queue, *values, clear))
 
     async def queues(self) -> list[dict[str, Any]]:
-        """The queues that are configured or worked."""
+        """Return all queues that were configured, or that a node has worked."""
         return await self._list(
             """
             SELECT to_jsonb(q) - 'fair' || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
@@ -703,7 +770,7 @@ class Store:
         )
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are running, or were and have not been buried yet, with what they have claimed and how much they do."""
+        """Return the registered nodes, including lost nodes until they are recovered, with their claimed jobs and throughput."""
         return await self._list(
             """
             SELECT to_jsonb(n) - '{process,activity}'::text[] || jsonb_build_object('running', coalesce(r.running, '[]'),
@@ -724,7 +791,7 @@ class Store:
         )
 
     async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
-        """All schedules, or the one of that name."""
+        """Return all schedules, or only the one with the given name."""
         sql = """
             SELECT to_jsonb(s) || jsonb_build_object('payload', jobqueue.shown(s.payload)) AS row
               FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name
@@ -732,41 +799,41 @@ class Store:
         return await self._list(sql, name)
 
     async def put_schedule(self, schedule: CronSchedule) -> bool:
-        """Make a schedule, or change the one of that name; tell whether it is new."""
+        """Create a schedule, or change the one with this name. Return whether it is new."""
         fields = msgspec.structs.asdict(schedule) | {"payload": bytes(schedule.payload).decode()}
         sql = f"SELECT jobqueue.schedule({', '.join(f'{field} => %s' for field in fields)})"
         return bool(await self._inspect.run(_scalar(sql, *fields.values())))
 
     async def unschedule(self, name: str) -> bool:
-        """Delete a schedule; False when there is none."""
+        """Delete a schedule. Return False if it does not exist."""
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.unschedule(%s)", name)))
 
     async def pause_schedule(self, name: str, *, paused: bool) -> bool:
-        """Pause or resume a schedule; False when there is none."""
+        """Pause or resume a schedule. Return False if it does not exist."""
         return bool(await self._inspect.run(_scalar("SELECT jobqueue.pause_schedule(%s, %s)", name, paused)))
 
     async def trigger_schedule(self, name: str) -> str | None:
-        """Submit a schedule's job now; return the job's id, None when there is no such schedule."""
+        """Submit a schedule's job now. Return the job's id, or None if the schedule does not exist."""
         job_id = await self._inspect.run(_scalar("SELECT jobqueue.trigger_schedule(%s)", name))
         return None if job_id is None else str(job_id)
 
     async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
-        """The dead jobs that are wanted, the latest first, without their payloads.
+        """Return dead jobs, the latest first, without their payloads.
 
         Args:
-            wanted: which.
-            limit: the most.
-            after: the time of death and the id of the last one on the page before.
+            wanted: the filter.
+            limit: the maximum number of jobs.
+            after: the time of death and the id of the last job on the previous page.
         """
         sql = "SELECT row FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
         return await self._list(sql, _text(wanted), limit, *(after or (None, None)))
 
     async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
-        """The dead jobs that are wanted in groups of one queue, kind and cause, the largest first.
+        """Return dead jobs grouped by queue, kind and cause, the largest group first.
 
         Args:
-            wanted: which.
-            limit: the most groups.
+            wanted: the filter.
+            limit: the maximum number of groups.
         """
         sql = "SELECT jobqueue.dead_causes(%s::jsonb, %s)"
         found = await self._inspect.run(_scalar(sql, _text(wanted), limit))
@@ -774,17 +841,17 @@ class Store:
         return Causes(found["causes"], found["more"])
 
     async def retry_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
-        """Run dead jobs again, the oldest first, at most `DEAD_BATCH`; return how many. A dry run counts all, and does nothing."""
+        """Redrive the oldest dead jobs, at most `DEAD_BATCH`. Return their number. A dry run only counts, without this limit."""
         sql = "SELECT jobqueue.retry_dead(%s::jsonb, %s, %s)"
         return _int(await self._inspect.run(_scalar(sql, _text(wanted), None if dry_run else DEAD_BATCH, dry_run)))
 
     async def discard_dead(self, wanted: DeadFilter, *, dry_run: bool = False) -> int:
-        """Delete dead jobs, the oldest first, at most `DEAD_BATCH`; return how many. A dry run counts all, and does nothing."""
+        """Delete the oldest dead jobs, at most `DEAD_BATCH`. Return their number. A dry run only counts, without this limit."""
         sql = "SELECT jobqueue.discard_dead(%s::jsonb, %s, %s)"
         return _int(await self._inspect.run(_scalar(sql, _text(wanted), None if dry_run else DEAD_BATCH, dry_run)))
 
     async def now(self) -> datetime:
-        """The time, by the database's clock."""
+        """Return the time of the database's clock."""
         moment = await self._inspect.run(_scalar("SELECT clock_timestamp()"))
         assert isinstance(moment, datetime)  # noqa: S101 - timestamptz
         return moment
@@ -794,14 +861,22 @@ class Store:
 
 
 def _settle(connection: Connection, backend: tuple[int, str], *, patience: float = SETTLE_TIMEOUT) -> None:
-    """Make sure that nothing more comes of a lost connection: its transaction is over, committed or rolled back, when this returns.
+    """Wait until the transaction of a lost connection has ended, by commit or rollback.
 
-    Straight to PostgreSQL, a statement may still be on its way, and would take effect after we looked: its session is ended. A
-    commit that is under way is not torn by that.
+    On a direct connection, PostgreSQL may still receive a statement after the connection broke. So this function ends the session.
+    This does not interrupt a commit in progress.
 
-    Behind a pooler nobody's session is ended, for it may serve another client by now. There only a lost COMMIT leaves a doubt, and
-    the lock that its transaction took is held for as long as that can take effect: wait for it. PostgreSQL itself rolls back a
-    transaction whose COMMIT does not arrive within `database.ABANDONED_AFTER`.
+    With a pooler, this function does not end the session, because the session may already serve another client. There, only a lost
+    COMMIT is in doubt. The transaction holds an advisory lock until it ends, so this function waits for that lock. PostgreSQL rolls
+    back a transaction whose COMMIT does not arrive within `database.ABANDONED_AFTER` seconds.
+
+    Args:
+        connection: another connection.
+        backend: the identity of the lost connection's backend; see `database`.
+        patience: seconds to wait for the session's end, on a direct connection.
+
+    Raises:
+        DatabaseUnavailable: the session has not ended in this time.
     """
     if backend[1] == POOLED:
         connection.execute(b"SELECT pg_advisory_xact_lock(%s)", backend[:1])
@@ -813,7 +888,7 @@ def _settle(connection: Connection, backend: tuple[int, str], *, patience: float
     deadline = time.monotonic() + patience
     while connection.execute(sql, backend).fetchone():
         if time.monotonic() > deadline:
-            raise DatabaseUnavailable("the session of a lost connection does not end")
+            raise DatabaseUnavailable("PostgreSQL has not ended the session of a lost connection yet")
         time.sleep(0.02)
 
 

@@ -1,4 +1,4 @@
-"""Handlers' own transactions: what a handler writes and the completion of its job are committed together, or neither is.
+"""Run each handler in a transaction: its writes and the completion of its job are committed together, or not at all.
 
 ::
 
@@ -6,14 +6,14 @@
     async with transactions.open() as transaction:                       # waits for a connection
         await trio.to_thread.run_sync(transaction.run, node_id, work)    # in a thread: BEGIN, work(connection), finish, COMMIT
 
-The completion is one more statement of the transaction, and fenced like any other: a run that is not this node's any more finds its
-row gone, and everything is rolled back. So it does not matter how late a thread comes that was left behind. Its connection is cut
-all the same, for the locks that it holds.
+The last statement of the transaction completes the job. If the run no longer belongs to this node, that statement reports it, as
+for every completion, and the transaction is rolled back. So a thread that outlives its run can do no harm, however late it ends.
+Even so, the node cuts the thread's connection, because the open transaction would keep its locks.
 
-The lock on the job's row is taken by that last statement: other completions wait for it only while this one is being committed, and
-PostgreSQL ends a transaction whose COMMIT does not arrive (`database.ABANDONED_AFTER`).
+Only the last statement locks the job's row, so other completions wait for it only during the commit. PostgreSQL ends a transaction
+whose COMMIT does not arrive within `database.ABANDONED_AFTER` seconds.
 
-The connections are of a kind that the lanes of `store` are not: a user's code runs on each, for as long as it likes.
+Unlike the lanes of `store`, these connections run the user's code, for any length of time.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ from jobqueue.storage.database import (
 )
 
 MAX_TRANSACTIONS = 16
-"""The most transactions of handlers that a node has open at once, each on a connection of its own."""
+"""Maximum number of handlers' transactions that a node has open at once, each on its own connection."""
 
 CONNECT_PATIENCE = 10.0
-"""Seconds for which a run waits for PostgreSQL to let it connect; then its job is handed back."""
+"""Seconds for which a run tries to connect to PostgreSQL. After that, the node releases the job."""
 
 CONNECT_AGAIN = 0.5
-"""Seconds between two tries to connect, at the most."""
+"""Maximum seconds between two attempts to connect."""
 
 CANCEL_TIMEOUT = 2.0
-"""Seconds for PostgreSQL to be told that a statement is not wanted any more."""
+"""Seconds to wait for PostgreSQL to accept the cancellation of a statement."""
 
 STRAGGLER_PATIENCE = 1.0
-"""Seconds for a statement of a thread that the handler left behind to notice that its connection was cut."""
+"""If a handler has left a thread that still uses its connection: seconds for that thread to notice that the connection was cut."""
 
 Work = Callable[[Connection], bytes]
-"""What a handler does with the connection. It returns the run's outcome, encoded."""
+"""Runs the handler with the connection, and returns the run's encoded outcome."""
 
-# READ WRITE and READ COMMITTED overrule the defaults of the database and the role. The setting is local: it is gone as soon as this
-# transaction is over. It takes no snapshot, so the handler can still choose another isolation level.
+# READ WRITE and READ COMMITTED override the defaults of the database and the role. The setting jobqueue.transaction marks this
+# transaction, because SET LOCAL ends with it. SET takes no snapshot, so the handler can still choose another isolation level.
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL jobqueue.transaction = 'begun'"
 
-# The handler may have become another role, which may not complete jobs.
+# RESET ROLE is needed because the handler may have switched to a role that has no permission to complete jobs.
 _FINISH = b"""
     RESET SESSION AUTHORIZATION; RESET ROLE;
     SELECT pg_catalog.current_setting('jobqueue.transaction', true), jobqueue.finish(%b, %b, %b),
@@ -78,29 +78,32 @@ _RESET = b"""
     SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; CLOSE ALL; RESET ALL; DEALLOCATE ALL; UNLISTEN *;
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; SET idle_session_timeout = 0
 """
-"""DISCARD ALL without DISCARD PLANS, so that the plans in jobqueue's functions stay. RESET ROLE goes back to the role's default.
+"""The statements of DISCARD ALL except DISCARD PLANS: the cached plans of jobqueue's functions stay. RESET ROLE restores the role
+that the session had at its start.
 
-An idle session is for the next handler: no default of the database may end it."""
+idle_session_timeout is 0, because the session stays idle until the next handler needs it."""
 
 _ENDED = (
-    "the handler ended the transaction that its job was to be completed in (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL,"
-    " which hides that): leave these out, and return to commit, or raise to roll back"
+    "the handler ran COMMIT, ROLLBACK, PREPARE TRANSACTION or RESET ALL, so jobqueue cannot complete the job in its transaction:"
+    " remove that statement; return to commit, or raise to roll back"
 )
-_CLOSED = "the handler closed its connection: leave it open, jobqueue completes the job on it"
+_CLOSED = "the handler closed its connection, so jobqueue cannot complete the job on it: leave the connection open"
 _ABORTED = (
     "current transaction is aborted: the handler caught an error of PostgreSQL and returned. Let the error propagate, or run the"
-    " statement that may fail in a block of its own (with conn.transaction():)"
+    " statement that may fail in a nested block (with conn.transaction():)"
 )
 _IN_USE = (
-    "the handler returned while its connection was in use: wait for the threads that use it, and read or write all of a COPY, of"
-    " cursor.stream(), or of conn.notifies()"
+    "the handler returned while its connection was in use: wait for the threads that use it,"
+    " and finish every COPY, cursor.stream() and conn.notifies()"
 )
-_READ_ONLY = "the handler made its transaction read-only, so its job cannot be completed in it: leave out SET TRANSACTION READ ONLY"
+_READ_ONLY = (
+    "the handler made its transaction read-only, so jobqueue cannot complete the job in it: remove SET TRANSACTION READ ONLY"
+)
 
 
 def _no_session() -> abc.PGconn:
-    """Return a closed connection of libpq."""
-    pgconn = PGconn.connect_start(b"nowhere")  # libpq cannot read this, so it contacts nobody
+    """Return a closed libpq connection."""
+    pgconn = PGconn.connect_start(b"nowhere")  # libpq cannot parse this text, so it opens no connection
     pgconn.finish()
     return pgconn
 
@@ -109,10 +112,10 @@ _NO_SESSION = _no_session()
 
 
 class HandlerConnection(Connection):
-    """The connection that one handler gets. It shares a session of PostgreSQL, but nothing else, with those before and after it.
+    """The connection of one handler. It shares nothing with the connections of other handlers except the PostgreSQL session.
 
-    Whatever the handler changes on it (adapters, factories, callbacks) ends with it. So does the use of it: once the handler has
-    returned, a thread or an object that still holds it meets a closed connection, and never the next handler's transaction.
+    The handler's changes to this object (adapters, factories, callbacks) do not affect other handlers. After the handler has
+    returned, a thread that still uses this object finds a closed connection, never the transaction of the next handler.
     """
 
     def commit(self) -> NoReturn:
@@ -122,10 +125,10 @@ class HandlerConnection(Connection):
         raise psycopg.ProgrammingError("Explicit rollback() forbidden: jobqueue rolls back when the handler raises")
 
     def settle(self) -> None:
-        """Wait for what is under way in a pipeline that the handler left open, and check that its transaction is.
+        """Wait for the statements of a pipeline that the handler left open, and check that the handler's transaction is still open.
 
         Raises:
-            psycopg.Error: a statement in the pipeline failed, or the job cannot be completed in this transaction.
+            psycopg.Error: a statement in the pipeline failed, or this transaction cannot complete the job.
         """
         if self.closed and not self.broken:
             raise psycopg.ProgrammingError(_CLOSED)
@@ -142,7 +145,14 @@ class HandlerConnection(Connection):
                 raise psycopg.ProgrammingError(_IN_USE)
 
     def end(self, *, patience: float = 0.0) -> bool:
-        """Cut it off from the session; return False, and leave it as it is, if it is in use for longer than `patience` seconds."""
+        """Detach this object from the session.
+
+        Args:
+            patience: seconds to wait if another thread is using the connection.
+
+        Returns:
+            False if the connection is still in use after this time: then the object stays attached.
+        """
         if not self.lock.acquire(timeout=patience):
             return False
         self.pgconn.notice_handler = self.pgconn.notify_handler = None  # the handler's callbacks
@@ -153,12 +163,13 @@ class HandlerConnection(Connection):
 
 @dataclass(slots=True)
 class _Line:
-    """A session, and a second hold of its socket, which another thread can cut while the session is in use.
+    """A session, with a duplicate of its socket. Through the duplicate, any thread can cut the connection while it is in use.
 
     Attributes:
-        connection: what jobqueue itself sends goes over; a handler never gets it.
-        pooled: whether a pooler stands before PostgreSQL.
-        reusable: whether the next handler may have this session.
+        connection: the connection for jobqueue's own statements; a handler never gets it.
+        socket: the duplicate.
+        pooled: whether the connection goes through a pooler.
+        reusable: whether the next handler may use this session.
     """
 
     connection: Connection
@@ -167,17 +178,19 @@ class _Line:
     reusable: bool = True
 
     def prepare(self) -> None:
-        """Make it what a handler expects of a session."""
-        self.connection.prepare_threshold = None  # behind a pooler nothing may stay prepared, and elsewhere `reset` deallocates all
+        """Prepare the session for its first handler."""
+        self.connection.prepare_threshold = None  # poolers lose prepared statements; `reset` deallocates them
         self.pooled = behind_pooler(self.connection)
         self.reset()
 
     @contextmanager
     def lent(self) -> Iterator[HandlerConnection]:
-        """Lend the session, in a transaction, to a handler. By the end nobody else uses it, and the transaction can be committed.
+        """Lend the session to a handler, within a transaction.
+
+        After the block, no other thread uses the session, and the transaction can be committed.
 
         Raises:
-            psycopg.Error: the handler left it so that its job cannot be completed.
+            psycopg.Error: the handler left the connection in a state in which its job cannot be completed.
         """
         lent = HandlerConnection(self.connection.pgconn)
         if self.pooled:
@@ -185,20 +198,21 @@ class _Line:
         in_use = False
         try:
             yield lent
-            self.reusable = lent.info.pipeline_status is PipelineStatus.OFF  # its holder could close the next handler's pipeline
+            # An open pipeline could later close the pipeline of the next handler.
+            self.reusable = lent.info.pipeline_status is PipelineStatus.OFF
             lent.settle()
         finally:
             if not lent.end():
                 in_use = True
                 self.cut()
-                lent.end(patience=STRAGGLER_PATIENCE)  # the memory that a thread is using cannot be freed
+                lent.end(patience=STRAGGLER_PATIENCE)  # wait: a thread may still be using the memory of the connection
         if in_use:
             raise psycopg.ProgrammingError(_IN_USE)
 
     def cut(self) -> None:
-        """Break the connection, whoever is using it."""
+        """Break the connection, even if another thread is using it."""
         self.reusable = False
-        with suppress(OSError):  # it is over already
+        with suppress(OSError):  # the connection may have ended already
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -206,7 +220,10 @@ class _Line:
         self.socket.close()
 
     def reset(self) -> None:
-        """Undo what a handler may have changed, for the next one. A pooler's sessions are not ours to reset."""
+        """Roll back the open transaction. Without a pooler, also undo the last handler's changes of the session.
+
+        A pooler undoes these changes itself.
+        """
         if self.connection.info.transaction_status is not TransactionStatus.IDLE:
             self.connection.execute(b"ROLLBACK")
         if not self.pooled:
@@ -214,12 +231,12 @@ class _Line:
 
 
 class Transactions:
-    """The transactions of a node's handlers, on connections that are opened when they are needed.
+    """A pool of connections for the transactions of a node's handlers. It opens connections when they are needed.
 
     Args:
         url: a libpq URL or connection string.
-        most: how many may be open at once; further ones wait.
-        keep_finished: whether jobs that succeed are kept.
+        most: maximum number of open transactions; further transactions wait.
+        keep_finished: whether the database keeps succeeded jobs.
     """
 
     def __init__(self, url: str, *, most: int, keep_finished: bool) -> None:
@@ -232,10 +249,10 @@ class Transactions:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Transaction]:
-        """Wait for a connection, and hold it for one transaction. Whoever leaves before its end cuts it off.
+        """Wait for a connection and reserve it for one transaction. If the transaction is still open after the block, cut it off.
 
         Raises:
-            NoConnection: there is none to be had.
+            NoConnection: no connection could be opened within `CONNECT_PATIENCE` seconds.
         """
         async with self._places:
             transaction = Transaction(await self._take(), self._give_back, keep_finished=self._keep_finished)
@@ -245,7 +262,7 @@ class Transactions:
                 transaction.leave()
 
     def close(self) -> None:
-        """Close the connections that nobody uses, and the others when they are given back. None of that waits for PostgreSQL."""
+        """Close the idle connections now, and the others when they are returned. This does not wait for PostgreSQL."""
         self._closed = True
         self._close_idle()
 
@@ -258,7 +275,7 @@ class Transactions:
                     return line
                 line.close()
             try:
-                # Whoever is cancelled meanwhile leaves a connection for the next one.
+                # If this task is cancelled, the thread still opens the connection. The next task then uses it.
                 await trio.to_thread.run_sync(self._connect, limiter=self._connecting, abandon_on_cancel=True)
             except DatabaseUnavailable as error:
                 if trio.current_time() > give_up_at:
@@ -278,7 +295,7 @@ class Transactions:
 
     def _give_back(self, line: _Line, *, usable: bool) -> None:
         if usable and line.reusable:
-            with suppress(Exception):  # the job may be completed by now: whatever this is, it is no error of its handler's
+            with suppress(Exception):  # the job may already be completed, so this error must not fail its run
                 line.reset()
                 self._keep(line)
                 return
@@ -290,13 +307,13 @@ class Transactions:
             self._close_idle()
 
     def _close_idle(self) -> None:
-        with suppress(IndexError):  # several threads may be at it
+        with suppress(IndexError):  # several threads may do this at once
             while True:
                 self._idle.pop().close()
 
 
 class Transaction:
-    """One handler's transaction: run once, in a thread, and left by who waits for it, maybe before its end."""
+    """The transaction of one handler. A thread calls `run` once. The waiting task calls `leave`, possibly before `run` returns."""
 
     def __init__(self, line: _Line, give_back: Callable[..., None], *, keep_finished: bool) -> None:
         self._line = line
@@ -307,12 +324,16 @@ class Transaction:
         self._left = False
 
     def run(self, node_id: str, work: Work) -> bool:
-        """Begin, call ``work(connection)``, complete the job with what it returns, and commit. Call it in a thread.
+        """Begin a transaction, call ``work(connection)``, complete the job with the outcome that it returns, and commit.
 
-        What `work` raises rolls everything back, and is raised.
+        Call it in a thread. If `work` raises an exception, the transaction is rolled back, and the exception propagates.
+
+        Args:
+            node_id: the node that claimed the job.
+            work: see `Work`.
 
         Returns:
-            True when it is committed; False when the run was not this node's any more, and everything was rolled back.
+            True after the commit. False if the run no longer belongs to this node: then the transaction was rolled back.
 
         Raises:
             CommitInDoubt: the connection broke during the commit.
@@ -320,13 +341,13 @@ class Transaction:
         """
         with self._lock:
             if self._left:
-                raise psycopg.OperationalError("nobody waits for this transaction")  # and for nobody is this error
+                raise psycopg.OperationalError("the run of this transaction has ended")  # nobody waits for this error
             self._state = "running"
         usable = True
         try:
             return self._run(node_id, work)
         except psycopg.errors.ReadOnlySqlTransaction:
-            usable = False  # the server became a standby, maybe: the next connection may find the new primary
+            usable = False  # the server may have become a standby: a new connection may reach the new primary
             raise
         finally:
             with self._lock:
@@ -335,7 +356,7 @@ class Transaction:
             self._give_back(self._line, usable=usable)
 
     def leave(self) -> None:
-        """Wait no longer: what still runs is cut off. Neither that nor giving an unused connection back is for the loop to do."""
+        """Stop waiting for the transaction. A separate thread cuts it off if it still runs, or returns an unused connection."""
         with self._lock:
             self._left = True
             if self._state == "over":
@@ -350,7 +371,7 @@ class Transaction:
             with self._line.lent() as lent:
                 outcome = work(lent)
         except psycopg.Rollback:
-            raise psycopg.ProgrammingError("the handler rolled its transaction back by raising psycopg.Rollback") from None
+            raise psycopg.ProgrammingError("the handler rolled back its transaction by raising psycopg.Rollback") from None
         if self._finish(node_id, outcome):
             return False
         try:
@@ -362,11 +383,11 @@ class Transaction:
         return True
 
     def _finish(self, node_id: str, outcome: bytes) -> bool:
-        """Complete the job; return whether the run is stale."""
+        """Complete the job. Return True if the run is stale; then the caller must drop its outcome."""
         connection = self._line.connection
         if connection.info.parameter_status("client_encoding") != "UTF8":
             connection.execute(b"SET client_encoding TO 'UTF8'")
-        # Literals, since no adapter converts them: a program may have replaced those of psycopg itself.
+        # Use literals instead of parameters, because the program may have replaced psycopg's global adapters.
         literal = Escaping(connection.pgconn).escape_literal
         keep = b"true" if self._keep_finished else b"false"
         params = (literal(node_id.encode()), literal(b"[" + outcome + b"]"), keep, literal(b"%ds" % ABANDONED_AFTER))
@@ -383,8 +404,8 @@ class Transaction:
         return cursor.pgresult.get_value(0, 1) != b"{}"
 
     def _cut_off(self) -> None:
-        # The thread that is left behind gets an error from its present statement or the next one. The cancellation is for what
-        # PostgreSQL is doing at this moment: it would notice the end of the connection only afterwards.
+        # Cutting the connection raises an error in the abandoned thread, in its current or next statement. PostgreSQL
+        # notices the end of a connection only after the current statement, so this also cancels that statement.
         try:
             with suppress(psycopg.Error):
                 self._line.connection.cancel_safe(timeout=CANCEL_TIMEOUT)

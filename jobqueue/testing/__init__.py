@@ -1,4 +1,4 @@
-"""For tests of your own handlers: one attempt, a queue in memory and in virtual time, and a real service as a pytest fixture.
+"""Test your handlers: run one attempt, drain a queue in memory and in virtual time, or start a real service.
 
 ::
 
@@ -16,7 +16,7 @@
             await queue.drain()
             assert queue.dead[0]["attempt"] == 4
 
-The fixture is `jobqueue_service`, see ``jobqueue.pytest_plugin``. Nothing of this is imported by the service.
+The pytest fixture `jobqueue_service` starts the service; see ``jobqueue.pytest_plugin``. The service does not import this package.
 """
 
 from jobqueue.engine.handlers import PayloadMismatch

@@ -1,4 +1,4 @@
-"""One attempt of a handler, without any database: the real executor runs it, and its caller gets what came of it."""
+"""Run one attempt of a handler with the real executor and without a database."""
 
 from __future__ import annotations
 
@@ -26,38 +26,40 @@ from jobqueue.testing.submitting import InThreads, submission
 
 
 class AttemptFailed(JobQueueError):
-    """An attempt failed for a reason that the handler did not raise: its time was over, or its result is no JSON.
+    """An attempt failed without an exception of the handler: it timed out, or its result is not JSON.
 
-    The message is the one that the job's error history would have.
+    The message is the one that the service would store in the job's error history.
     """
 
 
 async def run(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **fields: Any) -> Any:
-    """Run one attempt of a job and return the handler's result as a client would see it: after its way through JSON.
+    """Run one attempt of a job and return the handler's result, converted to JSON and back.
 
-    The payload becomes arguments, the timeout holds, an async handler runs on the loop and a sync one in a thread, as in the
-    service. One with ``cpu=True`` runs in a thread too: its process would not see what a test has replaced.
+    As in the service, the payload becomes the handler's arguments, the timeout applies, async handlers run in the Trio loop, and
+    sync handlers run in a thread. Handlers with ``cpu=True`` run in a thread too, because a process would not see objects that the
+    test has patched.
 
     Args:
-        app: has the handler.
-        kind: names the handler.
-        payload: what JSON can say; None is ``{}``.
-        attempt: which one it is to the handler: 1 is the first.
-        fields: whatever else a job can ask for, as in ``POST /submit``: `timeout`, `max_retries`, `priority` and so on.
+        app: the app with the handler.
+        kind: the handler's kind.
+        payload: a value that JSON can represent; None means ``{}``.
+        attempt: the number of the attempt that the handler sees; the first is 1.
+        fields: other fields of ``POST /submit``: `timeout`, `max_retries`, `priority` and so on.
 
     Raises:
         LookupError: the app has no handler for the kind.
-        InvalidJob: the job could not be submitted; the message names the field.
-        PayloadMismatch: the payload does not fit the handler's arguments; the message names the field.
+        ValueError: `attempt` is less than 1.
+        InvalidJob: the service would reject the job; the message names the field.
+        PayloadMismatch: the payload does not match the handler's arguments; the message names the field.
         AttemptFailed: the attempt timed out, or the result cannot be stored.
-        Exception: what the handler raised; `Retry`, `Snooze` and `Discard` too, as they are.
+        Exception: the handler's own exception, including `Retry`, `Snooze` and `Discard`.
     """
     app = InThreads(app)
     handler = app.handlers.get(kind)
     if handler is None:
         raise LookupError(f"no handler for kind {kind!r}: the app has {', '.join(sorted(app.handlers)) or 'none'}")
     if attempt < 1:
-        raise ValueError(f"attempt counts from 1, got {attempt}")
+        raise ValueError(f"attempt must be at least 1, got {attempt}")
     raised: list[BaseException] = []
     watched = _watched(handler, raised)
     async with trio_parallel.open_worker_context() as processes:
@@ -65,10 +67,10 @@ async def run(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **f
             {**app.handlers, kind: watched},
             Metrics(),
             threads=trio.CapacityLimiter(1),
-            processes=processes,  # it starts one when asked to, and nobody asks
+            processes=processes,  # starts no process, because all handlers run in threads
             process_limiter=trio.CapacityLimiter(1),
-            notes=Notes(MemoryStore(), on_noted=_nothing),  # what is noted is in memory, and forgotten with the attempt
-            transactions=Transactions("", most=1, keep_finished=True),  # see InThreads
+            notes=Notes(MemoryStore(), on_noted=_nothing),  # notes stay in memory and are dropped after the attempt
+            transactions=Transactions("", most=1, keep_finished=True),  # never used: see InThreads
         )
         outcome = await _run_one(executor, _claimed(handler, payload, attempt, fields))
     if outcome.outcome == "succeeded":
@@ -79,12 +81,12 @@ async def run(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **f
 
 
 def run_sync(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **fields: Any) -> Any:
-    """Do what `run` does where no Trio runs: in a plain test function."""
+    """Call `run` in a new Trio run, for tests that are not async."""
     return trio.run(functools.partial(run, app, kind, payload, attempt=attempt, **fields))
 
 
 def _claimed(handler: Handler, payload: Any, attempt: int, fields: dict[str, Any]) -> ClaimedJob:
-    """Submit and claim in one: what the database would make of it."""
+    """Return the job as the database would after a submission and a claim."""
     admitted = admission.admit([submission(handler.kind, payload, fields)], many=False)
     job = msgspec.json.decode(admitted.documents[0], type=NewJob)
     limit = handler.max_retries if job.max_retries is None else job.max_retries
@@ -106,7 +108,7 @@ def _claimed(handler: Handler, payload: Any, attempt: int, fields: dict[str, Any
 
 
 def _watched(handler: Handler, raised: list[BaseException]) -> Handler:
-    """Keep what the handler raises, or the reading of its arguments."""
+    """Wrap a handler so that its exceptions are appended to `raised`. This includes errors in its arguments."""
 
     def arguments(claimed: ClaimedJob) -> dict[str, Any]:
         with _keeping(raised):
@@ -142,7 +144,7 @@ def _keeping(raised: list[BaseException]) -> Iterator[None]:
 
 
 def _nothing(*_: object) -> None:
-    """Nobody watches."""
+    """Ignore a note: no client watches the job."""
 
 
 async def _run_one(executor: Executor, job: ClaimedJob) -> Outcome:
@@ -154,7 +156,7 @@ async def _run_one(executor: Executor, job: ClaimedJob) -> Outcome:
         return Run(jobs.pop(), "test", scope)
 
     async def record(_: Run, outcome: Outcome | None) -> None:
-        assert outcome is not None, "there is no lease to be lost"
+        assert outcome is not None, "a test's attempt cannot lose its lease"
         outcomes.append(outcome)
 
     with suppress(trio.EndOfChannel):

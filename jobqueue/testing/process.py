@@ -1,4 +1,4 @@
-"""``jobqueue serve`` as a process of a test's own, as a user would start it."""
+"""Run ``jobqueue serve`` as a child process of a test."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from pathlib import Path
 from jobqueue.storage.programs import LAUNCHER
 
 START_TIMEOUT = 30.0
-"""Seconds until the service must have said where it serves."""
+"""Maximum seconds until the service prints its URL."""
 
 STOP_TIMEOUT = 40.0
-"""Seconds for an ordered shutdown: the grace period, and more than what the service takes besides."""
+"""Maximum seconds for a shutdown: the grace period, with a reserve for the other steps."""
 
 
 class ServiceProcess:
-    """A running service. On Linux it is told to shut down when the tests are killed, or the thread ends that made this.
+    """A running service. On Linux, it shuts down when the tests are killed, or when the thread that created this object ends.
 
     Args:
-        arguments: of ``jobqueue serve``.
-        env: environment variables, over those of the tests.
-        cwd: the directory to run it in, where it finds its module; None is the current one.
+        arguments: arguments of ``jobqueue serve``.
+        env: environment variables, in addition to those of the tests.
+        cwd: the working directory, from which the service can import its module; None for the current one.
 
     Attributes:
-        url: where it serves.
+        url: the service's URL.
         banner: the lines that it printed at its start.
+        log_lines: the lines of its log so far.
 
     Raises:
-        RuntimeError: it did not start; with its log.
+        RuntimeError: the service did not start; the message contains its log.
     """
 
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
@@ -49,7 +50,7 @@ class ServiceProcess:
 
     @property
     def log(self) -> str:
-        """What it wrote to its log so far."""
+        """The service's log so far."""
         return "".join(self.log_lines)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> int:
@@ -63,7 +64,7 @@ class ServiceProcess:
         self.wait(10)
 
     def wait(self, timeout: float = 60) -> int:
-        """Wait for the end of the process by itself and return the exit code."""
+        """Wait until the process ends and return the exit code."""
         code = self.process.wait(timeout)
         self._log_reader.join(5)
         assert self.process.stdout is not None
@@ -74,7 +75,7 @@ class ServiceProcess:
 
     def _start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> subprocess.Popen[str]:
         launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())] if sys.platform == "linux" else []
-        return subprocess.Popen(  # noqa: S603 - our own program
+        return subprocess.Popen(  # noqa: S603 - a trusted program
             [*launcher, sys.executable, "-m", "jobqueue", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,10 +1,10 @@
-"""A queue in memory, in virtual time: the parts of a real node over a store in memory, and somebody who keeps the time.
+"""Run jobs in memory and in virtual time: the parts of a real node, with a store in memory and a simulated clock.
 
-Nothing is imitated but PostgreSQL and the clock: submissions, claims, workers, timeouts, retries, backoff, snoozes, delays,
-priorities and their aging are the service's own. Whenever all tasks are blocked, the keeper looks at what they wait for:
+Only PostgreSQL and the clock are simulated. Submissions, claims, workers, timeouts, retries, backoff, snoozes, delays, priorities
+and their aging are the service's own code. Whenever all tasks are blocked, `Queue` decides how time passes:
 
-- a handler's thread, or a reply from outside while a handler runs: time flows as it does outside, so that timeouts hold;
-- anything else waits for time alone: it jumps to when the next thing happens.
+- If a handler's thread is running, or a handler waits for a reply from outside, time passes like real time, so timeouts apply.
+- Otherwise all tasks wait for a point in time, and the clock jumps to the next such point.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from jobqueue.testing.memory_store import SECOND, MemoryStore
 from jobqueue.testing.submitting import InThreads, submission
 
 MAX_RUNS = MAX_RETRIES + 1
-"""How often one job may run before a drain is given up: one that snoozes for ever would keep it for ever."""
+"""Maximum number of runs of one job; a drain fails after that. Without a limit, a job that always snoozes would never drain."""
 
 POLL_INTERVAL = 60.0
 VISIBILITY_TIMEOUT = 86_400.0
-"""Of the node, in seconds: the longest that there are, as every beat costs a look in a day that passes in a moment."""
+"""The node's settings, in seconds. They have their maximum values, so that simulated days need few steps."""
 
 KEPT = 10 * 365 * 86_400.0
-"""Seconds that jobs are kept after their end: a test may look at them whenever it wants to."""
+"""Retention of jobs in seconds, so long that tests can always inspect them."""
 
 LONGEST_JUMP = VISIBILITY_TIMEOUT / 4
-"""Seconds to jump over at once: the node must get to renew its lease."""
+"""Maximum seconds of one jump, so that the node can renew its lease."""
 
 LEAST_JUMP = 1e-6
-"""Seconds to jump over at once, at the least: as sums go, less might be nothing."""
+"""Minimum seconds of one jump. A smaller one could be lost to rounding."""
 
 LOOK_AGAIN = 0.001
-"""Seconds, outside, between two looks at whether a thread or a reply from outside has come."""
+"""Real seconds between two checks for the end of a thread or a reply from outside."""
 
 ENDED = ("succeeded", "dead", "cancelled")
 
 
 class NotDrained(JobQueueError):
-    """Jobs are left that time alone does not bring to an end; the message says which."""
+    """Jobs are left that will not end, however much time passes; the message lists them."""
 
 
 class Queue:
-    """Queues in memory with a node that works them: ``async with testing.Queue(app) as queue``.
+    """Queues in memory, and a node that works them: ``async with testing.Queue(app) as queue``.
 
-    It needs a Trio run on a `testing.Clock`: write ``@testing.in_virtual_time`` above the test. Handlers with ``cpu=True`` run in
-    threads. What is not drained is forgotten at the end.
+    It needs a Trio run with a `testing.Clock`: decorate the test with ``@testing.in_virtual_time``. Handlers with ``cpu=True`` run
+    in threads. Unfinished jobs are dropped at the end of the block.
 
     Args:
-        app: the handlers.
-        queues: how many jobs of each queue run at once.
+        app: the app with the handlers.
+        queues: the maximum number of jobs that run at once, by queue; None for ``{"default": 16}``.
     """
 
     def __init__(self, app: App, *, queues: Mapping[str, int] | None = None) -> None:
@@ -83,8 +83,8 @@ class Queue:
         clock = trio.lowlevel.current_clock()
         if not isinstance(clock, Clock):
             raise TypeError(
-                "a testing.Queue needs virtual time: write @testing.in_virtual_time above the test, "
-                "or, with pytest-trio, ask for a fixture that returns testing.Clock()"
+                "testing.Queue needs virtual time: decorate the test with @testing.in_virtual_time, "
+                "or, with pytest-trio, use a fixture that returns testing.Clock()"
             )
         self._clock = clock
         self._opened_at = clock.current_time()
@@ -95,7 +95,7 @@ class Queue:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # What the test raised is not told to the nursery, which would wrap it in a group.
+        # Do not pass the test's exception to the nursery, which would wrap it in an exception group.
         assert self._running is not None
         await self._running.__aexit__(None, None, None)
 
@@ -108,33 +108,34 @@ class Queue:
                 yield
             self._clock.flow()
 
-    # -- what a test does
+    # -- methods for tests
 
     async def submit(self, kind: str, payload: Any = None, **fields: Any) -> str:
         """Submit a job and return its id.
 
         Args:
-            kind: names the handler.
-            payload: what JSON can say; None is ``{}``.
-            fields: whatever else a job can ask for, as in ``POST /submit``: `delay`, `priority`, `queue` and so on.
+            kind: the handler's kind.
+            payload: a value that JSON can represent; None means ``{}``.
+            fields: other fields of ``POST /submit``: `delay`, `priority`, `queue` and so on.
 
         Raises:
-            InvalidJob: the service would refuse it; the message names the field.
+            InvalidJob: the service would reject the job; the message names the field.
         """
         admitted = admission.admit([submission(kind, payload, fields)], many=False)
         await self._engine.submissions.submit(admitted)
         return admitted.ids[0]
 
     async def drain(self) -> None:
-        """Let time pass until every job has ended: retries, snoozes and delays included.
+        """Let time pass until every job has ended, including retries, snoozes and delays.
 
         Raises:
-            NotDrained: jobs are left that no worker takes (of a queue that is not worked, say), or one runs on and on.
+            NotDrained: no worker runs the jobs that are left (for example, no node works their queue), or a job has run more than
+                `MAX_RUNS` times.
         """
         await self._travel(_Journey(math.inf))
 
     async def advance(self, seconds: float) -> None:
-        """Let so many seconds pass, with all that happens in them and at their end."""
+        """Let `seconds` seconds pass, and run everything that happens during and at the end of this time."""
         await self._travel(_Journey(trio.current_time() + seconds))
 
     @property
@@ -146,7 +147,7 @@ class Queue:
         """Return a job as ``GET /jobs/{id}`` shows it.
 
         Raises:
-            KeyError: there is none with this id.
+            KeyError: no job has this id.
         """
         for job in self.jobs():
             if job["id"] == job_id:
@@ -154,7 +155,7 @@ class Queue:
         raise KeyError(job_id)
 
     def jobs(self, *, state: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return the jobs, all or those of a state or a kind, in the order of their submission."""
+        """Return all jobs, or those of one state or kind, in the order of their submission."""
         return [job for job in self._store.snapshot() if state in (None, job["state"]) and kind in (None, job["kind"])]
 
     @property
@@ -171,7 +172,7 @@ class Queue:
 
     async def _travel(self, journey: _Journey) -> None:
         if self._journey is not None:
-            raise RuntimeError("the queue is being drained or advanced already")
+            raise RuntimeError("another task is already draining or advancing the queue")
         self._journey = journey
         try:
             await journey.over.wait()
@@ -185,7 +186,7 @@ class Queue:
     ) -> None:
         self._engine = engine
         await wait_all_tasks_blocked()
-        waited_for = _waited_for_from_outside()  # by Trio itself, and by a server of the test's own
+        waited_for = _waited_for_from_outside()  # tasks of Trio itself, and of servers that the test runs
         task_status.started()
         while True:
             await wait_all_tasks_blocked()
@@ -199,7 +200,7 @@ class Queue:
                 self._pass_time()
 
     def _works_outside(self, waited_for: int) -> bool:
-        """Whether something is under way that no jump of the clock brings nearer."""
+        """Return whether a handler or thread is waiting for something that a jump of the clock does not speed up."""
         runs = [run for queue in self._engine.queues.values() for run in queue.runs]
         handlers = [self._app.handlers.get(run.job.kind) for run in runs]
         if any(handler is not None and handler.mode == "thread" for handler in handlers):
@@ -220,7 +221,7 @@ class Queue:
                 journey.end()
                 return
             if idle:
-                # Nothing happens before: no need to stop at each beat of the node's parts.
+                # Skip the node's periodic tasks, because nothing happens before the next due job.
                 steps = [due, LONGEST_JUMP] if 0 < due < math.inf or drained else steps
             steps.append(journey.until - now)
             journey.watch(self._store, waiting=idle and math.isinf(due), now=now)
@@ -228,7 +229,7 @@ class Queue:
 
 
 class _Journey:
-    """Time that passes until a moment, or (infinity) until the queue is drained."""
+    """Time that passes until `until`, or until the queue is drained if `until` is infinity."""
 
     def __init__(self, until: float) -> None:
         self.until = until
@@ -241,20 +242,20 @@ class _Journey:
         self.over.set()
 
     def watch(self, store: _Store, *, waiting: bool, now: float) -> None:
-        """End a drain that would never end."""
+        """End a drain that would otherwise never end."""
         if not waiting:
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now
         if math.isinf(self.until):
             if restless := store.restless():
-                self.end(f"{restless} has run more than {MAX_RUNS} times, and goes on")
+                self.end(f"{restless} has run more than {MAX_RUNS} times and has not ended")
             elif self._waiting_since is not None and now - self._waiting_since > 2 * POLL_INTERVAL:
-                self.end(f"no worker takes what is left: {store.left()}")
+                self.end(f"no worker runs the jobs that are left: {store.left()}")
 
 
 class _Store(MemoryStore):
-    """The store, as the keeper of the time looks at it."""
+    """The store, with the methods that decide how time passes."""
 
     @property
     def drained(self) -> bool:
@@ -262,15 +263,15 @@ class _Store(MemoryStore):
         return all(row.state in ENDED for row in self._rows.values())
 
     def left(self) -> str:
-        """Say which jobs have not ended."""
+        """Describe the jobs that have not ended."""
         return ", ".join(_described(row) for row in self._rows.values() if row.state not in ENDED)
 
     def restless(self) -> str | None:
-        """Say which job runs again and again."""
+        """Describe a job that has run more than `MAX_RUNS` times and has not ended; None if there is none."""
         return next((_described(row) for row in self._rows.values() if row.claims > MAX_RUNS and row.state not in ENDED), None)
 
     def next_due(self) -> float:
-        """Seconds until a scheduled job or a schedule is due, or a job expires; infinity when there is none."""
+        """Return the seconds until a scheduled job or schedule is due, or a job expires; infinity if there is none."""
         due = [row.run_at for row in self._in("scheduled") if row.run_at is not None]
         due += [schedule.next_at for schedule in self._schedules.values() if schedule.next_at is not None]
         waiting = [*self._in("pending"), *self._in("scheduled")]
@@ -283,17 +284,17 @@ def _described(row: Any) -> str:
 
 
 def _waited_for_from_outside() -> int:
-    """How many tasks wait for a socket, a pipe or a process."""
+    """Return the number of tasks that wait for a socket, a pipe or a process."""
     statistics = trio.lowlevel.current_statistics().io_statistics
     return sum(getattr(statistics, name, 0) for name in ("tasks_waiting_read", "tasks_waiting_write", "tasks_waiting"))
 
 
 def drain(app: App, jobs: Iterable[tuple[str, Any]], *, queues: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-    """Submit jobs to a `Queue`, drain it, and return them as they ended: for a plain test function.
+    """Submit jobs to a `Queue`, drain it, and return the ended jobs. For tests that are not async.
 
     Args:
-        app: the handlers.
-        jobs: a kind and a payload each.
+        app: the app with the handlers.
+        jobs: pairs of a kind and a payload.
         queues: see `Queue`.
 
     Raises:

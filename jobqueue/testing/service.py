@@ -1,4 +1,4 @@
-"""A real service for a test: its own process, its own database, spoken to over HTTP."""
+"""Run a real service for a test, in its own process and with its own database, and send it HTTP requests."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from jobqueue.engine.handlers import App
 from jobqueue.testing.process import ServiceProcess
 
 LOOK_AGAIN = 0.02
-"""Seconds between two looks at a job that is waited for."""
+"""Seconds between two polls of `RunningService.wait`."""
 
 HTTP_TIMEOUT = 30.0
-"""Seconds for the answer to one request."""
+"""Maximum seconds for one response."""
 
 
 class RunningService:
     """A running service; it ends with the test.
 
     Attributes:
-        url: where it serves.
-        database_url: its database, for SQL of the test's own.
+        url: its URL.
+        database_url: its database, for the test's own SQL.
     """
 
     def __init__(self, app: str | App, database_url: str, queues: Mapping[str, int]) -> None:
         module = app if isinstance(app, str) else _name_of(app)
         widths = [argument for name, width in queues.items() for argument in ("--queue", f"{name}={width}")]
-        # A process, not a thread: signals, processes for CPU-bound handlers and the shutdown are what they are in production, and
-        # nothing of it is left in the tests' interpreter.
+        # The service runs in a process, not in a thread. So signals, processes of CPU-bound handlers, and the shutdown work as in
+        # production, and nothing stays behind in the tests' interpreter.
         self._process = ServiceProcess(
             [module, "--port", "0", "--database-url", database_url, *widths],
             {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
@@ -45,12 +45,12 @@ class RunningService:
         """Submit a job and return its id once it is committed.
 
         Args:
-            kind: names the handler.
-            payload: what JSON can say; None is ``{}``.
-            fields: whatever else a job can ask for, as in ``POST /submit``.
+            kind: the handler's kind.
+            payload: a value that JSON can represent; None means null.
+            fields: other fields of ``POST /submit``.
 
         Raises:
-            ValueError: the service refused it, for the reason in the message.
+            ValueError: the service rejected the job; the message contains the response.
         """
         job_id: str = self._ask("/submit", {"kind": kind, "payload": payload, **fields})["id"]
         return job_id
@@ -64,31 +64,31 @@ class RunningService:
         """Wait until a job has ended, and return it.
 
         Raises:
-            TimeoutError: it has not ended after so many seconds; with the job and the service's log.
+            TimeoutError: it has not ended within `timeout` seconds; the message contains the job and the service's log.
         """
         deadline = time.monotonic() + timeout
         while (job := self.job(job_id))["state"] not in ("succeeded", "dead", "cancelled"):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not ended after {timeout} s: {job}\n{self.log}")
+                raise TimeoutError(f"the job has not ended within {timeout} s: {job}\n{self.log}")
             time.sleep(LOOK_AGAIN)
         return job
 
     def stop(self) -> int:
-        """Shut the service down as SIGTERM does, and return its exit code, also when it has ended before."""
+        """Shut the service down with SIGTERM and return its exit code. It may already have ended."""
         return self._process.stop()
 
     @property
     def log(self) -> str:
-        """What the service wrote to its log so far."""
+        """The service's log so far."""
         return self._process.log
 
     def close(self) -> None:
-        """End the process, whatever state it is in."""
+        """Kill the process."""
         self._process.kill()
 
     def _ask(self, path: str, document: Any = None) -> Any:
         body = None if document is None else json.dumps(document).encode()
-        request = Request(self.url + path, body, {"Content-Type": "application/json"})  # noqa: S310 - http, as the service said
+        request = Request(self.url + path, body, {"Content-Type": "application/json"})  # noqa: S310 - the service's own http URL
         try:
             with urlopen(request, timeout=HTTP_TIMEOUT) as answer:  # noqa: S310 - as above
                 return json.load(answer)
@@ -98,9 +98,9 @@ class RunningService:
 
 
 def _name_of(app: App) -> str:
-    """Find the module that has the app: another process can only import it."""
+    """Return the ``module:name`` of an app, from which another process can import it."""
     for module in list(sys.modules.values()):
         for name, value in list(vars(module).items()):
             if value is app and module.__name__ != "__main__":
                 return f"{module.__name__}:{name}"
-    raise ValueError("the service is a process of its own, which imports the app: no module has this one as a global")
+    raise ValueError("no imported module has this app as a global variable: the service runs in another process and imports it")

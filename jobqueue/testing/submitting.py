@@ -1,4 +1,4 @@
-"""What a test submits goes through the same door as a request."""
+"""Validate a test's submissions like a request's, and adapt an app's handlers to tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jobqueue.job import Submission
 
 
 def submission(kind: str, payload: Any, fields: dict[str, Any]) -> Submission:
-    """Make a submission of a test's arguments.
+    """Return a submission made from a test's arguments.
 
     Raises:
-        InvalidJob: a field that jobs do not have, or a value that it cannot have; the message names it.
+        InvalidJob: a field is unknown, or its value is not valid; the message names the field.
     """
     try:
         return msgspec.convert({"kind": kind, "payload": {} if payload is None else payload, **fields}, Submission)
@@ -24,14 +24,14 @@ def submission(kind: str, payload: Any, fields: dict[str, Any]) -> Submission:
 
 
 class InThreads(App):
-    """Another app's handlers, with those for processes in threads: a test sees what they do, and can replace what they use.
+    """A copy of an app whose process handlers run in threads, so that a test can observe them and patch the objects that they use.
 
-    Those that take a connection fail: there is no database whose transaction could complete their jobs.
+    Handlers that need a connection fail, because a test without a database cannot provide one.
     """
 
     def __init__(self, app: App) -> None:
         super().__init__()
-        vars(self).update(vars(app))  # whatever else an app declares
+        vars(self).update(vars(app))  # copy all attributes; the next line replaces the handlers
         self._handlers = {kind: _in_thread(handler) for kind, handler in app.handlers.items()}
 
 
@@ -42,4 +42,4 @@ def _in_thread(handler: Handler) -> Handler:
 
 
 def _without_database(**_: Any) -> None:
-    raise TypeError("this handler takes a psycopg.Connection, and there is no database here: use the fixture jobqueue_service")
+    raise TypeError("this handler needs a psycopg.Connection, but this test has no database: use the fixture jobqueue_service")

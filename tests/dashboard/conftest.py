@@ -1,6 +1,6 @@
-"""A real browser, Debian's chromium, driven by Playwright; and a service for it to look at.
+"""A real browser, Chromium, that Playwright controls, and a service for it.
 
-These tests are there where JOBQUEUE_TEST_CHROMIUM names its binary.
+These tests run only if JOBQUEUE_TEST_CHROMIUM names the binary of Chromium.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ collect_ignore_glob = [] if "JOBQUEUE_TEST_CHROMIUM" in os.environ else ["test_*
 if "JOBQUEUE_TEST_CHROMIUM" in os.environ:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
-PATIENCE_MS = 20_000
-"""How long a test waits for something to appear: a busy machine may need seconds."""
+PATIENCE_MS = 60_000
+"""How long a test waits for a change of the page. A loaded machine may need a long time."""
 
 
 @pytest.fixture(scope="module")
 def board(servers: ServerPool) -> Iterator[Board]:
-    """A service with the handlers of the dashboard's tests, on a database of its own, for all tests of a module."""
+    """A service with the handlers of these tests, on a separate database, for all tests of a module."""
     with ExitStack() as stack:
         url = stack.enter_context(postgres.database(servers.url("embedded")))
         board = Board(url)
@@ -61,20 +61,22 @@ class Board:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser for all tests of a module. (Not longer: while it runs, no other test could run asyncio.)"""
+    """A browser for all tests of a module. While it runs, no other test can run asyncio."""
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        # The sandbox needs a user that is not root; what is visited here is our own service.
-        browser = playwright.chromium.launch(executable_path=os.environ["JOBQUEUE_TEST_CHROMIUM"], args=["--no-sandbox"])
+        # The sandbox does not work as root, and the browser visits only trusted pages.
+        browser = playwright.chromium.launch(
+            executable_path=os.environ["JOBQUEUE_TEST_CHROMIUM"], args=["--no-sandbox"], timeout=3 * PATIENCE_MS
+        )
         yield browser
         browser.close()
 
 
 class Complaints:
-    """What went wrong in a page: nothing may be fetched from elsewhere, no policy broken, no exception left to the console.
+    """The faults of a page: requests to other origins, policy violations, uncaught exceptions, and console messages.
 
     Attributes:
-        expected: parts of messages that a test has provoked.
+        expected: parts of messages that a test causes.
     """
 
     def __init__(self, page: Page, origin: str) -> None:
@@ -105,7 +107,7 @@ Visit = Callable[..., "Page"]
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Open a page: ``visit(board.url, "#/jobs", width=360, scheme="dark")``. At the end no page may have complained.
+    """Open a page: ``visit(board.url, "#/jobs", width=360, scheme="dark")``. At the end, assert that no page has complaints.
 
     The page has an attribute `complaints`.
     """
@@ -137,4 +139,4 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 
 SHOTS = Path(os.environ["JOBQUEUE_TEST_SHOTS"]) if "JOBQUEUE_TEST_SHOTS" in os.environ else None
-"""Where pictures for the README are put, if anywhere."""
+"""The directory for the screenshots of docs/, if any."""

@@ -1,4 +1,4 @@
-"""What the tests of the dashboard put into a service, over HTTP, and see of it."""
+"""Prepare jobs for the tests of the dashboard."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import httpx
 
 from tests.dashboard.conftest import Board
 
-PATIENCE = 20.0
-"""Seconds that a job may take to get where a test wants it."""
+PATIENCE = 60.0
+"""Maximum time until a job is in the state that a test needs, in seconds."""
 
 
 def submit(board: Board, kind: str = "greet", **fields: Any) -> str:
@@ -25,7 +25,7 @@ def state_of(board: Board, job_id: str) -> str | None:
 
 
 def until_state(board: Board, job_id: str, state: str | None) -> str:
-    """Wait until a job is in a state, or gone; return its id."""
+    """Wait until a job is in a state, or deleted if the state is None; return its id."""
     give_up_at = time.monotonic() + PATIENCE
     while (now := state_of(board, job_id)) != state:
         assert time.monotonic() < give_up_at, f"{job_id} is {now}, not {state}"
@@ -39,6 +39,6 @@ def ended(board: Board, kind: str, state: str, **fields: Any) -> str:
 
 
 def clear(board: Board) -> None:
-    """Delete every job that does not run, and every schedule."""
+    """Delete all jobs that are not running, and all schedules."""
     for table in ("pending_jobs", "scheduled_jobs", "blocked_jobs", "finished_jobs", "dead_jobs", "schedules"):
         board.database.rows(f"DELETE FROM jobqueue.{table}")

@@ -1,4 +1,4 @@
-"""Handlers for the tests of the dashboard: each does what its payload says, so that a page has something to show."""
+"""Handlers for the tests of the dashboard."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def fail_in_groups() -> None:
 
 @app.handler("report")
 async def report(job: jobqueue.Job, fraction: float = 0.4, message: str = "page 12 of 30", checkpoint: Any = None) -> None:
-    """Say how far it is, and go on until it is cancelled."""
+    """Report progress, and run until cancelled."""
     job.progress(fraction, message)
     if checkpoint is not None:
         job.checkpoint(checkpoint)
@@ -51,5 +51,5 @@ async def report(job: jobqueue.Job, fraction: float = 0.4, message: str = "page 
 
 @app.handler('<img src=x onerror="window.owned=1">')
 async def hostile() -> None:
-    """Run until it is cancelled, under a name that nobody should choose."""
+    """Run until cancelled, under a hostile name."""
     await trio.sleep_forever()

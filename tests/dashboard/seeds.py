@@ -1,4 +1,4 @@
-"""Rows for the dashboard to show that would take hours to come about, and names that nobody should choose."""
+"""Rows for the dashboard that a service would write only after hours, and hostile names."""
 
 from __future__ import annotations
 
@@ -24,33 +24,36 @@ HOSTILE = (
     "\u202egnp.eman",
     "W" * 200,
 )
-"""Names that would run a script, lead to one, turn the text around, or take more room than there is."""
+"""Names that might run a script, link to one, reverse the text direction, or be too wide."""
 
 SHOWN = tuple(name.replace("\u202e", "\\u202e") for name in HOSTILE)
-"""How a page shows them."""
+"""The hostile names as a page shows them."""
 
 SLOTS = {10: 3_600, 60: 21_600, 300: 86_400}
-"""How long slots of so many seconds are kept."""
+"""The retention of slots in seconds, by their length."""
+
+AHEAD = 3_000
+"""How far history and heartbeats reach into the future, in seconds, so that the tests of a module can take long."""
 
 
 def slot(step: int, ago: float) -> datetime:
-    """When the slot began that was so many seconds ago."""
+    """Return the start of the slot that was current some seconds ago."""
     at = datetime.now(UTC).timestamp() - ago
     return datetime.fromtimestamp(at // step * step, UTC)
 
 
 def history(database: Database, *, gap: tuple[float, float] = (1500, 1620)) -> None:
-    """Write a day of ups and downs, and ten minutes that are to come: a service that runs meanwhile adds to them.
+    """Write one day of varied history. Also write future slots, to which a running service adds its counts.
 
     Args:
-        gap: nothing is written from so many seconds ago to so many.
+        gap: the range, in seconds ago, without history.
     """
     now = datetime.now(UTC).timestamp()
     chance = random.Random(7)
     points = []
     for step, kept in SLOTS.items():
-        latest = slot(step, -600)
-        for number in range((kept + 600) // step):
+        latest = slot(step, -AHEAD)
+        for number in range((kept + AHEAD) // step):
             at = latest - timedelta(seconds=number * step)
             ago = now - at.timestamp()
             if not gap[0] < ago < gap[1]:
@@ -81,7 +84,7 @@ def _lively(hours: float, step: int, chance: random.Random) -> dict[str, Any]:
 
 
 def slots(database: Database, points: Iterable[Mapping[str, Any]]) -> None:
-    """Write slots, over what is there: in each how many of what, and how many attempts waited or ran for about so many seconds."""
+    """Write slots, or replace them. A point has counts, and numbers of attempts by their seconds of waiting and running."""
     rows = [{**point, "waits": _buckets(point["waits"]), "runs": _buckets(point["runs"])} for point in points]
     database.rows(
         """
@@ -109,17 +112,17 @@ def node(
     host: str,
     queues: dict[str, int],
     *,
-    heartbeat_ago: float = -600,
+    heartbeat_ago: float = -AHEAD,
     activity: dict[str, tuple[float, float]] | None = None,
 ) -> UUID:
-    """Write a node whose lease is good for an hour, which so many seconds ago was heard of last.
+    """Write a node with a lease of one hour.
 
     Args:
-        database: where.
-        host: what its machine is called.
-        queues: how many jobs of each it runs at once.
-        heartbeat_ago: seconds; below zero, it is not late for as long.
-        activity: of each queue what it completed and failed a second.
+        database: the database.
+        host: the name of its machine.
+        queues: the number of jobs that it runs at once, by queue.
+        heartbeat_ago: seconds since its last heartbeat; negative for a heartbeat in the future.
+        activity: the jobs per second that it completed and failed, by queue.
     """
     made = uuid4()
     database.rows(
@@ -134,7 +137,7 @@ def node(
 
 
 def running(database: Database, node_id: UUID, queue: str, kinds: Iterable[str]) -> None:
-    """Write jobs that a node holds, one of each kind."""
+    """Write running jobs of a node, one of each kind."""
     for kind in kinds:
         database.rows(
             """

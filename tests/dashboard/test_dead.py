@@ -1,4 +1,4 @@
-"""Dead letters by cause: however many there are, a cause is one line that is retried or discarded at once."""
+"""Dead letters by cause: each cause is one row, whose jobs are retried or discarded at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _cleared(board: Board) -> None:
 def bury(
     board: Board, count: int, *, kind: str = "greet", queue: str = "elsewhere", error: str = "OSError: host 10.0.0.{n} is down"
 ) -> None:
-    """Put dead jobs; ``{n}`` in the error is another number for each."""
+    """Insert dead jobs; ``{n}`` in the error becomes the number of each job."""
     board.database.rows(
         """
         INSERT INTO jobqueue.dead_jobs
@@ -44,7 +44,7 @@ def press(page: Page, within: str, button: str, answer: str) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_without_dead_letters_the_page_says_so(board: Board, visit: Visit) -> None:
+def test_the_dead_letter_page_is_empty_without_dead_letters(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/dead")
     expect(page.locator(".empty")).to_contain_text("No dead letters.")
     accessible(page)
@@ -55,7 +55,7 @@ def test_without_dead_letters_the_page_says_so(board: Board, visit: Visit) -> No
     expect(page.locator(".empty")).to_contain_text("No dead letters.")
 
 
-def test_ten_thousand_failures_of_one_cause_are_one_line_and_retried_at_once(board: Board, visit: Visit) -> None:
+def test_ten_thousand_failures_of_one_cause_are_one_row_and_retried_at_once(board: Board, visit: Visit) -> None:
     bury(board, 10_000)
     bury(board, 3, error="ValueError: another")
     page = visit(board.url, "#/dead")
@@ -135,13 +135,13 @@ def test_the_filter_is_in_the_address_and_the_form(board: Board, visit: Visit) -
     expect(page.get_by_label("Kind")).to_have_value("report")
 
 
-def test_what_others_have_moved_meanwhile_is_told(board: Board, visit: Visit) -> None:
+def test_a_message_reports_dead_letters_that_are_gone(board: Board, visit: Visit) -> None:
     bury(board, 2)
     page = visit(board.url, "#/dead")
     expect(page.locator("tbody tr")).to_have_count(1)
     board.database.rows("DELETE FROM jobqueue.dead_jobs")
     page.get_by_role("button", name="Retry all").click()
-    expect(page.locator(".said")).to_contain_text("There is nothing to do")
+    expect(page.locator(".said")).to_contain_text("Nothing to do")
     expect(page.locator(".empty")).to_contain_text("No dead letters.")
 
 

@@ -1,4 +1,4 @@
-"""Whatever a job holds, the page shows it and does nothing of it; and no other site can have the page act."""
+"""The page shows hostile values as text, and other sites cannot use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.dashboard import given
 from tests.dashboard.axe import fits
-from tests.dashboard.conftest import Board, Visit
+from tests.dashboard.conftest import PATIENCE_MS, Board, Visit
 
 HACK = "window.hacked=1"
 
@@ -33,29 +33,29 @@ HOSTILE = [
     "../../queues/default?#&=%00%2e%2e/",
     "'; DROP TABLE jobqueue.jobs; --\na\r\nb\tc",
 ]
-"""Texts up to the 200 characters that a name may have."""
+"""Texts of at most 200 characters, the limit for names."""
 
 DEEP = "[" * 90 + "]" * 90
 
 
 def named(text: str) -> str:
-    """A name as the page shows it: what could not be seen of it, or would turn it around, is escaped."""
+    """Return a name as the page shows it: invisible and bidirectional characters are escaped."""
     return "".join(rf"\u{ord(sign):04x}" if unicodedata.category(sign) in {"Cc", "Cf", "Zl", "Zp"} else sign for sign in text)
 
 
 def unharmed(page: Page) -> None:
     assert page.evaluate("[window.hacked, ({}).polluted]") == [None, None]
-    page.get_by_role("button", name="Look again").click()  # it can be used
+    page.get_by_role("button", name="Refresh").click()  # the page is usable
 
 
 def everywhere(text: str) -> dict[str, Any]:
-    """A document with a text in each place that one can have."""
+    """Return a document that contains a text in every possible place."""
     return {text: [text, {text: text}], "__proto__": {"polluted": 1}, "constructor": {"prototype": {"polluted": 1}}}
 
 
 @pytest.fixture(scope="module")
 def hostile_jobs(board: Board) -> list[tuple[str, str]]:
-    """Jobs with the hostile texts in all fields that a client, or a handler, gives a value: (text, id)."""
+    """Jobs with a hostile text in all fields that a client sets: (text, id)."""
     made = []
     for place, text in enumerate(HOSTILE):
         job_id = given.submit(
@@ -73,7 +73,7 @@ def hostile_jobs(board: Board) -> list[tuple[str, str]]:
     return made
 
 
-def test_lists_show_hostile_names_and_do_nothing_of_them(board: Board, visit: Visit, hostile_jobs: list[tuple[str, str]]) -> None:
+def test_lists_show_hostile_names_as_text(board: Board, visit: Visit, hostile_jobs: list[tuple[str, str]]) -> None:
     page = visit(board.url, "#/jobs?state=scheduled")
     expect(page.locator("tbody tr")).to_have_count(len(hostile_jobs))
     shown = page.locator("tbody tr td:nth-child(3)").all_text_contents()
@@ -102,7 +102,7 @@ def test_filters_take_hostile_texts(board: Board, visit: Visit, hostile_jobs: li
         page.goto(f"{board.url}/#/jobs?state=scheduled&kind={quote(text)}&group={quote(text)}&queue={quote(text)}")
         expect(page.locator("tbody a")).to_have_count(1)
         expect(page.locator("tbody a")).to_have_attribute("title", job_id)
-        expect(page.get_by_label("Group")).to_have_value(re.sub(r"[\r\n]", "", text))  # as browsers have it
+        expect(page.get_by_label("Group")).to_have_value(re.sub(r"[\r\n]", "", text))  # browsers remove line breaks
         page.get_by_role("button", name="Cancel all that match …").click()
         assert page.get_by_role("dialog").locator("dd").first.text_content() == named(text)
         page.keyboard.press("Escape")
@@ -122,8 +122,7 @@ def test_filters_take_hostile_texts(board: Board, visit: Visit, hostile_jobs: li
     assert page.evaluate("window.hacked") is None
 
 
-def test_what_a_handler_says_is_shown_and_nothing_else(board: Board, visit: Visit) -> None:
-    """Errors with their tracebacks, reasons and results; progress and checkpoints."""
+def test_texts_of_handlers_are_shown_as_text(board: Board, visit: Visit) -> None:
     text = " ".join(HOSTILE)[:450]
     page = visit(board.url, "#/jobs")
     dead = given.ended(
@@ -217,7 +216,7 @@ def test_large_and_deep_documents_leave_the_page_usable(board: Board, visit: Vis
         [{"error": "the only one", "at": "soon", "attempt": {}, "node": {"a": 1}, "duration": "long", "traceback": ["x"]}],
     ],
 )
-def test_histories_that_no_service_writes_leave_the_page_usable(board: Board, visit: Visit, errors: Any) -> None:
+def test_forged_error_histories_leave_the_page_usable(board: Board, visit: Visit, errors: Any) -> None:
     board.database.rows("DELETE FROM jobqueue.dead_jobs")
     job_id = board.database.value(
         """
@@ -238,11 +237,8 @@ def test_histories_that_no_service_writes_leave_the_page_usable(board: Board, vi
     unharmed(page)
 
 
-# What pages of another origin can do.
-
-
 class Elsewhere:
-    """A site of somebody else, at another port, with one page."""
+    """A site of another origin, with one page."""
 
     def __init__(self) -> None:
         self.page = ""
@@ -258,7 +254,7 @@ class Elsewhere:
                 self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -284,13 +280,14 @@ TRY = """async ([url, method, mode, type, body]) => {
         return answer.type === "opaque" ? "" : await answer.text();
     } catch { return ""; }
 }"""
-"""What a page may try; it returns what it could read of the answer."""
+"""Send a request from a page; return the body of the response if the page can read it."""
 
 
-def test_no_other_site_can_act_or_look_or_frame_the_page(board: Board, browser: Browser) -> None:
+def test_other_sites_cannot_act_read_or_frame_the_page(board: Board, browser: Browser) -> None:
     job_id = given.submit(board, "greet", delay=3600)
     before = board.database.states()
     with another_site() as site, browser.new_context() as context:
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         field = """<input name='{"all": true, "x": "' value='"}'>"""
         site.page = f"<form method=post enctype=text/plain action='{board.url}/jobs/cancel'>{field}</form>"

@@ -1,4 +1,4 @@
-"""A job's page: what it was given and went through, live; and each thing that can be done about it."""
+"""A job's page: its data, live, and all actions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def state(page: Page, name: str) -> None:
 
 
 def press(page: Page, button: str, answer: str) -> None:
-    """Press a button of the page, then one of the dialog that it opens."""
+    """Press a button of the page, and then a button of its dialog."""
     page.get_by_role("button", name=button, exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name=answer, exact=True).click()
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_a_job_that_failed_twice_tells_its_way(board: Board, visit: Visit) -> None:
+def test_a_job_that_failed_twice_shows_its_timeline(board: Board, visit: Visit) -> None:
     page = visit(board.url, f"#/jobs/{given.ended(board, 'fail-twice', 'succeeded')}")
     state(page, "succeeded")
     waited, second = "Waited to retry", re.compile(r"Attempt 2 failed.*\bm?s\b.*attempt 2 met nobody", re.DOTALL)
@@ -48,7 +48,7 @@ def test_a_job_that_failed_twice_tells_its_way(board: Board, visit: Visit) -> No
     accessible(page)
 
 
-def test_an_exception_group_is_a_tree_that_opens(board: Board, visit: Visit) -> None:
+def test_an_exception_group_is_a_tree_that_can_be_expanded(board: Board, visit: Visit) -> None:
     page = visit(board.url, f"#/jobs/{given.ended(board, 'fail-in-groups', 'dead')}")
     state(page, "dead")
     members = page.locator(".members > details")
@@ -72,7 +72,7 @@ def test_numbers_are_shown_as_they_were_sent(board: Board, visit: Visit) -> None
     expect(page.get_by_label("Result")).to_have_count(0)
 
 
-def test_a_large_payload_is_cut_until_all_of_it_is_asked_for(board: Board, visit: Visit) -> None:
+def test_a_large_payload_is_truncated_until_the_user_requests_all_of_it(board: Board, visit: Visit) -> None:
     payload = {"a": "x" * 100_000, "last": "the end"}
     page = visit(board.url, f"#/jobs/{given.submit(board, 'greet', payload=payload, delay=3600)}")
     shown = page.locator("section", has=page.get_by_role("heading", name="Payload")).locator("pre")
@@ -81,10 +81,10 @@ def test_a_large_payload_is_cut_until_all_of_it_is_asked_for(board: Board, visit
     height = shown.evaluate("element => element.clientHeight")
     page.get_by_role("button", name="Show all").click()
     expect(shown).to_contain_text("the end")
-    assert shown.evaluate("element => element.clientHeight") < height + 1_000  # it scrolls within itself
+    assert shown.evaluate("element => element.clientHeight") < height + 1_000  # the element scrolls
 
 
-def test_progress_and_checkpoint_come_by_themselves_and_a_cancel_ends_it(board: Board, visit: Visit) -> None:
+def test_progress_and_checkpoint_are_live_and_a_cancel_ends_the_job(board: Board, visit: Visit) -> None:
     job_id = given.submit(board, "report", payload={"checkpoint": {"page": BIG}})
     page = visit(board.url, f"#/jobs/{job_id}")
     state(page, "inflight")
@@ -101,11 +101,11 @@ def test_progress_and_checkpoint_come_by_themselves_and_a_cancel_ends_it(board: 
     state(page, "cancelled")
     assert given.state_of(board, job_id) == "cancelled"
     expect(page.get_by_role("button", name="Cancel …")).to_have_count(0)
-    expect(page.locator("#content")).to_be_focused()  # the button that had the focus is gone
+    expect(page.locator("#content")).to_be_focused()  # the button with the focus is gone
     expect(page.locator(".timeline .what").last).to_have_text("Ended: cancelled")
 
 
-def test_a_job_that_waits_is_changed_put_off_run_and_cancelled(board: Board, visit: Visit) -> None:
+def test_a_waiting_job_is_changed_postponed_run_and_cancelled(board: Board, visit: Visit) -> None:
     job_id = given.submit(board, "greet", delay=3600)
     page = visit(board.url, f"#/jobs/{job_id}")
     state(page, "scheduled")
@@ -138,17 +138,17 @@ def test_a_job_that_waits_is_changed_put_off_run_and_cancelled(board: Board, vis
     assert given.state_of(board, waiting) == "cancelled"
 
 
-def test_a_change_of_nothing_or_to_what_cannot_be_is_told(board: Board, visit: Visit) -> None:
+def test_messages_report_an_empty_and_an_impossible_change(board: Board, visit: Visit) -> None:
     job_id = given.submit(board, "greet", delay=3600)
     page = visit(board.url, f"#/jobs/{job_id}")
     press(page, "Change …", "Change")
-    expect(page.locator(".said")).to_have_text("There was nothing to change.")
+    expect(page.locator(".said")).to_have_text("Nothing was changed.")
     page.get_by_role("button", name="Change …").click()
     board.database.rows("SELECT jobqueue.cancel(%s)", job_id)
     page.complaints.expected.append("409")  # type: ignore[attr-defined]
     page.get_by_role("dialog").get_by_label("Priority").fill("9")
     page.keyboard.press("Enter")
-    expect(page.locator(".said")).to_contain_text("The job is cancelled: only jobs that wait can be changed.")
+    expect(page.locator(".said")).to_contain_text("The job is cancelled: only waiting jobs can be changed.")
     state(page, "cancelled")
 
 
@@ -161,7 +161,7 @@ def test_a_dead_job_is_retried_and_discarded(board: Board, visit: Visit) -> None
     press(page, "Retry …", "Retry")
     expect(page.locator("details.failure")).to_have_count(2)
     state(page, "dead")
-    expect(page.locator(".timeline .what").filter(has_text="run again by hand")).to_have_count(1)
+    expect(page.locator(".timeline .what").filter(has_text="retry by hand")).to_have_count(1)
     press(page, "Discard …", "Keep as it is")
     assert given.state_of(board, job_id) == "dead"
     press(page, "Discard …", "Discard for good")
@@ -171,15 +171,15 @@ def test_a_dead_job_is_retried_and_discarded(board: Board, visit: Visit) -> None
     accessible(page)
 
 
-def test_an_unknown_job_is_told_with_what_may_be_the_reason(board: Board, visit: Visit) -> None:
+def test_the_page_of_an_unknown_job_lists_possible_reasons(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/jobs/01a21855-702d-7000-8000-000000003139")
     page.complaints.expected.append("404")  # type: ignore[attr-defined]
-    expect(page.get_by_role("heading", name="No such job")).to_be_visible()
-    expect(page.locator(".empty")).to_contain_text("another service's")
+    expect(page.get_by_role("heading", name="Job not found")).to_be_visible()
+    expect(page.locator(".empty")).to_contain_text("belong to another service")
     accessible(page)
 
 
-def test_a_job_that_goes_while_it_is_watched_is_told_to_be_gone(board: Board, visit: Visit) -> None:
+def test_a_message_reports_that_a_watched_job_is_gone(board: Board, visit: Visit) -> None:
     job_id = given.submit(board, "greet", payload={"name": "Ada"}, delay=3600)
     page = visit(board.url, f"#/jobs/{job_id}")
     expect(page.locator(".connection")).to_have_text("Live")
@@ -238,8 +238,8 @@ LAST = """  + Exception Group Traceback (most recent call last):
 """
 
 
-def test_the_page_for_the_readme(board: Board, visit: Visit) -> None:
-    """A job that failed twice, and died of exceptions in exceptions."""
+def test_the_screenshot_of_the_readme(board: Board, visit: Visit) -> None:
+    """The job failed twice, and died of nested exceptions."""
     ended = datetime.now(UTC) - timedelta(minutes=3)
     summary = "3 errors: FileNotFoundError: no shelf north; KeyError: 'isbn 978-0-14-044913-6'; KeyError: 'isbn 978-0-14-028329-7'"
     refused = "ConnectionError: catalogue.internal:5432 refused the connection"

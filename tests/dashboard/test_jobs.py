@@ -1,4 +1,4 @@
-"""Lists of jobs: filters, pages, the keyboard, and cancelling all that match."""
+"""Lists of jobs: filters, pages, the keyboard, and the cancellation of all matching jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hash_of(page: Page, address: str) -> None:
 
 
 def seed(board: Board, count: int, *, kind: str = "greet", queue: str = "elsewhere", delay: float | None = None) -> None:
-    """Put jobs, by default into a queue that nobody works."""
+    """Submit jobs, by default to a queue that no node works."""
     fields = f", 'delay', {delay}" if delay is not None else ""
     board.database.rows(
         f"SELECT jobqueue.submit_many(jsonb_agg(jsonb_build_object('kind', %s::text, 'queue', %s::text{fields})))"
@@ -37,7 +37,7 @@ def seed(board: Board, count: int, *, kind: str = "greet", queue: str = "elsewhe
     )
 
 
-def test_without_a_job_the_page_says_how_to_submit_one(board: Board, visit: Visit) -> None:
+def test_without_jobs_the_page_shows_how_to_submit_one(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/jobs")
     expect(page.locator(".empty pre")).to_have_text(
         f"curl {board.url}/submit -H 'Content-Type: application/json' -d '{{\"kind\":\"default\"}}'"
@@ -89,7 +89,7 @@ def test_a_filter_is_in_the_address_and_the_form(board: Board, visit: Visit) -> 
     expect(page.locator("tbody a")).to_have_attribute("title", dead)
 
 
-def test_no_key_is_lost_while_the_list_follows(board: Board, visit: Visit) -> None:
+def test_no_key_is_lost_while_the_list_updates(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/jobs")
     field = page.get_by_label("Id or error")
     field.press_sequentially("a text that is typed with pauses now and then", delay=35)
@@ -106,7 +106,7 @@ def test_queues_are_suggested(board: Board, visit: Visit) -> None:
         expect(page.locator(f"datalist#queues option[value={queue}]")).to_have_count(1)
 
 
-def test_a_whole_id_leads_to_its_job(board: Board, visit: Visit) -> None:
+def test_a_complete_id_opens_its_job(board: Board, visit: Visit) -> None:
     job_id = given.submit(board, "greet", delay=3600)
     page = visit(board.url, "#/jobs")
     page.get_by_label("Id or error").fill(f"  {job_id.upper()} ")
@@ -117,7 +117,7 @@ def test_a_whole_id_leads_to_its_job(board: Board, visit: Visit) -> None:
     expect(page.get_by_label("Id or error")).to_have_value("")
 
 
-def test_pages_lead_on_and_back_to_the_newest(board: Board, visit: Visit) -> None:
+def test_pages_can_be_turned_forward_and_back_to_the_newest(board: Board, visit: Visit) -> None:
     seed(board, 250)
     page = visit(board.url, "#/jobs")
     rows(page, 100)
@@ -137,24 +137,24 @@ def test_pages_lead_on_and_back_to_the_newest(board: Board, visit: Visit) -> Non
     expect(page.locator("tbody a").first).to_have_attribute("title", str(first))
 
 
-def test_where_the_service_looked_at_many_in_vain_it_can_look_further(board: Board, visit: Visit) -> None:
+def test_a_search_without_a_match_can_continue_with_older_jobs(board: Board, visit: Visit) -> None:
     wanted = given.submit(board, "report", queue="elsewhere")
     seed(board, 10_500)
     page = visit(board.url, "#/jobs?kind=report")
-    expect(page.locator(".empty")).to_contain_text("None in the latest 10,000 looked at.")
+    expect(page.locator(".empty")).to_contain_text("No match in the latest 10,000 jobs.")
     accessible(page)
-    page.get_by_role("button", name="Look further").click()
+    page.get_by_role("button", name="Search older jobs").click()
     rows(page, 1)
     expect(page.locator("tbody a")).to_have_attribute("title", wanted)
 
 
-def test_the_keyboard_is_enough(board: Board, visit: Visit) -> None:
+def test_the_page_can_be_operated_with_the_keyboard(board: Board, visit: Visit) -> None:
     seed(board, 3)
     page = visit(board.url, "#/jobs")
     rows(page, 3)
     page.keyboard.press("/")
     expect(page.get_by_label("Id or error")).to_be_focused()
-    page.keyboard.type("jr")  # keys of a field are no shortcuts
+    page.keyboard.type("jr")  # keys in a field are not shortcuts
     expect(page.get_by_label("Id or error")).to_have_value("jr")
     page.keyboard.press("Control+a")
     page.keyboard.press("Delete")
@@ -174,7 +174,7 @@ def test_the_keyboard_is_enough(board: Board, visit: Visit) -> None:
     hash_of(page, f"#/jobs/{job_id}")
 
 
-def test_all_that_match_are_cancelled_once_they_are_counted(board: Board, visit: Visit) -> None:
+def test_all_matching_jobs_are_counted_and_then_cancelled(board: Board, visit: Visit) -> None:
     seed(board, 1_307)
     seed(board, 5, kind="report")
     page = visit(board.url, "#/jobs?kind=greet")
@@ -194,20 +194,20 @@ def test_all_that_match_are_cancelled_once_they_are_counted(board: Board, visit:
     assert board.database.states() == {"pending": 5, "cancelled": 1_307}
 
     page.get_by_role("button", name="Cancel all that match …").click()
-    expect(page.locator(".said")).to_contain_text("There is nothing to cancel")
+    expect(page.locator(".said")).to_contain_text("Nothing to cancel")
     expect(dialog).to_have_count(0)
 
     page.goto(f"{board.url}/#/jobs?state=dead")
     expect(page.get_by_role("button", name="Cancel all that match …")).to_be_disabled()
     page.goto(f"{board.url}/#/jobs")
     page.get_by_role("button", name="Cancel all that match …").click()
-    expect(dialog).to_contain_text("There is no filter: these are ALL jobs that wait or run, of every queue.")
+    expect(dialog).to_contain_text("Without a filter, this cancels ALL waiting and running jobs in every queue.")
     dialog.get_by_role("button", name="Cancel 5 jobs").click()
     expect(page.locator(".said")).to_contain_text("5 jobs cancelled")
     assert board.database.states() == {"cancelled": 1_312}
 
 
-def test_of_several_states_only_those_that_have_not_ended_are_cancelled(board: Board, visit: Visit) -> None:
+def test_cancelling_several_states_cancels_only_unfinished_jobs(board: Board, visit: Visit) -> None:
     given.ended(board, "fail", "dead")
     seed(board, 2)
     seed(board, 3, delay=3600)
@@ -219,13 +219,13 @@ def test_of_several_states_only_those_that_have_not_ended_are_cancelled(board: B
     assert board.database.states() == {"dead": 1, "pending": 2, "cancelled": 3}
 
 
-def test_what_the_address_asks_in_vain_is_told(board: Board, visit: Visit) -> None:
+def test_an_invalid_filter_in_the_address_is_reported(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/jobs?state=asleep")
     page.complaints.expected.append("400")  # type: ignore[attr-defined]
     expect(page.get_by_role("alert")).to_contain_text("state")
 
 
-def test_a_job_that_runs_shows_its_progress(board: Board, visit: Visit) -> None:
+def test_a_running_job_shows_its_progress(board: Board, visit: Visit) -> None:
     job_id = given.until_state(board, given.submit(board, "report"), "inflight")
     page = visit(board.url, "#/jobs?state=inflight")
     row = page.locator("tbody tr")

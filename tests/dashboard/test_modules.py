@@ -1,4 +1,4 @@
-"""The page's plain functions: they are called in the browser, as the page does."""
+"""The pure functions of the page, called in the browser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from jobqueue.documents import storable
-from tests.dashboard.conftest import Board
+from tests.dashboard.conftest import PATIENCE_MS, Board
 
 Call = Callable[..., Any]
 
@@ -21,6 +21,7 @@ Call = Callable[..., Any]
 def call(board: Board, browser: Browser) -> Iterator[Call]:
     """Call a function of a module: ``call("format.js", "duration", 1.5)``."""
     with browser.new_context(timezone_id="Europe/Berlin") as context:
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.goto(board.url)
         assets = re.search(r"/assets/\w+", page.content())
@@ -45,7 +46,7 @@ def call(board: Board, browser: Browser) -> Iterator[Call]:
         ('{"__proto__": {"polluted": true}}', [["__proto__", '{"polluted": true}']]),
     ],
 )
-def test_a_document_is_taken_apart_without_reading_its_numbers(call: Call, document: str, members: list[list[str]]) -> None:
+def test_a_document_is_split_without_parsing_its_numbers(call: Call, document: str, members: list[list[str]]) -> None:
     assert call("json.js", "members", document) == members
 
 
@@ -59,26 +60,26 @@ def test_a_document_is_taken_apart_without_reading_its_numbers(call: Call, docum
         ('"evil\u202egnp.exe"', '"evil\\u202egnp.exe"'),
     ],
 )
-def test_a_document_is_laid_out_and_else_stays_as_it_is(call: Call, document: str, shown: str) -> None:
+def test_a_document_is_formatted_and_otherwise_unchanged(call: Call, document: str, shown: str) -> None:
     assert call("json.js", "pretty", document) == shown
 
 
-def test_large_and_deep_documents_are_laid_out(call: Call) -> None:
+def test_large_and_deep_documents_are_formatted(call: Call) -> None:
     long = '"' + 'x\\"' * 350_000 + '"'
     assert call("json.js", "pretty", long) == long
     assert call("json.js", "pretty", "[" * 5_000 + "]" * 5_000).count("[") == 5_000
 
 
 def raised(error: BaseException) -> str:
-    """The traceback of an exception that went through a frame."""
+    """Return the traceback of an exception that was raised in a frame."""
     try:
-        raise error  # noqa: TRY301 - a traceback has the frame that it went through
-    except BaseException as caught:  # noqa: BLE001 - any will do
+        raise error  # noqa: TRY301 - raised here for the traceback
+    except BaseException as caught:  # noqa: BLE001 - any exception
         return "".join(traceback.format_exception(caught))
 
 
 def shape(parts: list[dict[str, Any]]) -> list[Any]:
-    """Parts as the last line of each text and what is in it."""
+    """Reduce parts to the last line of each text and its members."""
     return [
         (part["text"].splitlines()[-1], [(member["title"], shape(member["parts"])) for member in part["members"]]) for part in parts
     ]
@@ -118,7 +119,7 @@ def test_nested_groups_are_a_tree(call: Call) -> None:
     ]
 
 
-def test_what_ends_with_nested_groups_closes_them_all(call: Call) -> None:
+def test_the_end_of_the_text_closes_all_nested_groups(call: Call) -> None:
     parts = call(
         "tracebacks.js", "parse", raised(ExceptionGroup("a", [ExceptionGroup("b", [ExceptionGroup("c", [ValueError("v")])])]))
     )
@@ -126,7 +127,7 @@ def test_what_ends_with_nested_groups_closes_them_all(call: Call) -> None:
     assert leaf == [("1", [("ValueError: v", [])])]
 
 
-def test_more_exceptions_than_python_prints_are_counted(call: Call) -> None:
+def test_exceptions_that_python_omits_are_counted(call: Call) -> None:
     [(_, members)] = shape(call("tracebacks.js", "parse", raised(ExceptionGroup("many", [ValueError(str(n)) for n in range(20)]))))
     assert members[0] == ("1", [("ValueError: 0", [])])
     assert members[-1] == ("...", [("and 5 more exceptions", [])])
@@ -160,7 +161,7 @@ def test_messages_of_several_lines_stay_in_their_part(call: Call) -> None:
 
 
 @pytest.mark.parametrize("limit", [200, 333, 500, 801])
-def test_where_a_text_was_cut_the_rest_is_plain(call: Call, limit: int) -> None:
+def test_the_rest_of_a_truncated_text_is_plain(call: Call, limit: int) -> None:
     whole = raised(ExceptionGroup("outer", [ExceptionGroup("inner", [ValueError("v" * 100)] * 5), KeyError("k")]))
     text = storable(whole, limit)
     parts = call("tracebacks.js", "parse", text)
@@ -176,7 +177,7 @@ def test_where_a_text_was_cut_the_rest_is_plain(call: Call, limit: int) -> None:
     "text",
     ["", "\n", "  + Exception Group Traceback (", "  | ", "  +-+---------------- 1 ----------------\n", "  |x", "   + - |\n\n  | "],
 )
-def test_what_is_not_understood_is_text(call: Call, text: str) -> None:
+def test_unknown_forms_are_text(call: Call, text: str) -> None:
     parts = call("tracebacks.js", "parse", text)
     assert all(part["members"] == [] for part in parts)
 
@@ -191,7 +192,7 @@ def at(seconds: float | None) -> str | None:
 def job(
     state: str, *, errors: tuple[tuple[int, float, float | None], ...] = (), available: float = 0, **times: Any
 ) -> dict[str, Any]:
-    """A job's document: errors are (attempt, when it failed, for how long it ran); times are in seconds after its creation."""
+    """Return a job's document. Errors are (attempt, time of the failure, duration). Times are in seconds after its creation."""
     shown = {name: at(times.pop(name, None)) for name in ("run_at", "claimed_at", "ended_at")}
     told = [
         {
@@ -297,8 +298,8 @@ def test_the_timeline_of_a_job(call: Call, document: dict[str, Any], steps: list
     assert told["end"] == told["steps"][-1]["to"]
 
 
-def test_a_timeline_bears_histories_that_make_no_sense(call: Call) -> None:
-    """The column holds what a program wrote that has access to the database."""
+def test_a_timeline_tolerates_invalid_histories(call: Call) -> None:
+    """Other programs with access to the database may write to the column."""
     for errors in (None, "x", [None], [{}], [{"at": "soon"}], [{"at": at(-50), "attempt": "x", "duration": -3}]):
         told = call("timeline.js", "timeline", {**job("dead", ended_at=9), "errors": errors}, BEGAN + 100_000)
         assert told["steps"][-1]["what"] == "ended"

@@ -1,4 +1,4 @@
-"""The overview in a browser: that it shows what the database holds, what can be done from it, and that it lasts."""
+"""The overview in a browser: its data, its actions, and its memory use."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def lively(board: Board) -> Board:
     httpx.post(f"{board.url}/submit", json=batch, timeout=60).raise_for_status()
     for _ in range(2):
         answer = httpx.post(f"{board.url}/submit", json={"kind": "fail"}, timeout=60).raise_for_status()
-        httpx.get(f"{board.url}/jobs/{answer.json()['id']}", params={"wait": 60}, timeout=70).raise_for_status()
+        httpx.get(f"{board.url}/jobs/{answer.json()['id']}", params={"wait": 60}, timeout=120).raise_for_status()
     seeds.history(board.database)
     return board
 
 
 @pytest.fixture(scope="module")
 def hostile(lively: Board) -> Board:
-    """The same with queues, kinds and hosts of hostile names, and a node that is late."""
+    """The same service with hostile names of queues, kinds, and hosts, and a node with a late heartbeat."""
     node = seeds.node(lively.database, seeds.HOSTILE[0], dict.fromkeys(seeds.HOSTILE, 1), heartbeat_ago=30)
     seeds.running(lively.database, node, seeds.HOSTILE[1], seeds.HOSTILE)
     batch = [{"kind": name, "queue": name} for name in (*seeds.HOSTILE, "unworked")]
@@ -64,12 +64,12 @@ def chart(page: Page, title: str) -> Locator:
 
 
 def local(at: datetime) -> str:
-    """A time as the page has it."""
+    """Format a time like the page."""
     there = at.astimezone(ZoneInfo("Europe/Berlin"))
     return f"{there:%Y-%m-%d %H:%M:%S} GMT+{there:%z}".replace("GMT++0", "GMT+")[:-2]
 
 
-def test_the_figures_are_what_the_database_says(lively: Board, visit: Visit) -> None:
+def test_the_figures_match_the_database(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview")
     for name, table in {
         "Pending": "pending_jobs",
@@ -95,24 +95,24 @@ def test_the_figures_are_what_the_database_says(lively: Board, visit: Visit) -> 
         page.screenshot(path=SHOTS / "overview.png")
 
 
-def test_the_nodes_are_there_with_their_load_and_what_they_run(lively: Board, visit: Visit) -> None:
+def test_the_nodes_are_shown_with_their_load_and_running_jobs(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview")
     rows = page.get_by_role("region", name="Nodes").get_by_role("row")
     [[host, pid]] = lively.database.rows("SELECT host, pid FROM jobqueue.nodes WHERE process <> 'made up'")
     mine = rows.filter(has_text=f"{host}:{pid}")
-    expect(mine).to_contain_text("answers this page")
+    expect(mine).to_contain_text("serves this page")
     expect(mine).to_contain_text("3 of 16 workers")
     expect(mine).to_contain_text(re.compile("default / report: 3 jobs, oldest"))
     other = rows.filter(has_text="worker-2.example:4711")
     expect(other).to_contain_text("3 of 20 workers")
     expect(other.get_by_role("meter")).to_have_attribute("max", "20")
-    # Nobody renews its lease, and other tests have nodes that are late.
+    # The second node sends no heartbeats, and other tests have nodes with late heartbeats.
     lively.database.rows("UPDATE jobqueue.nodes SET heartbeat_at = now() WHERE host = 'worker-2.example'")
     attention = page.get_by_role("region", name="Needs attention")
     expect(attention.filter(has_text=re.compile("worker-2.example|" + re.escape(f"{host}:{pid}")))).to_have_count(0)
 
 
-def test_a_chart_is_a_table_too_and_the_history_is_in_it(lively: Board, visit: Visit) -> None:
+def test_a_chart_has_a_table_with_the_history(lively: Board, visit: Visit) -> None:
     at = seeds.slot(60, 300)
     known = {"submitted": 12 * 60, "completed": 11 * 60, "failed": 30, "dead": 6, "waits": {1.1: 10}, "runs": {0.02: 10}}
     seeds.slots(lively.database, [{"step": 60, "at": at, **known, "depth": {"pending": 7}}])
@@ -120,12 +120,12 @@ def test_a_chart_is_a_table_too_and_the_history_is_in_it(lively: Board, visit: V
     points = httpx.get(f"{lively.url}/history", params={"seconds": 21600}, timeout=60).json()["points"]
     [point] = [point for point in points if datetime.fromisoformat(point["at"]) == at]
     waits = [float(f"{point['wait'][share]:.2g}") for share in ("p50", "p95", "p99")]
-    told = {
+    expected = {
         "Jobs per second": ["12/s", "11/s", "0.5/s", "0.1/s"],
         "Depth by state": ["7", *["\N{EN DASH}"] * 4],
         "Wait": [f"{seconds:g} s" for seconds in waits],
     }
-    for title, values in told.items():
+    for title, values in expected.items():
         one = chart(page, title)
         expect(one.get_by_role("table")).to_have_count(0)
         one.get_by_text("Show as table").click()
@@ -136,20 +136,20 @@ def test_a_chart_is_a_table_too_and_the_history_is_in_it(lively: Board, visit: V
     expect(page.get_by_role("img", name=re.compile("^Jobs per second, .* Latest: submitted "))).to_be_visible()
 
 
-def test_the_pointer_is_at_the_same_time_in_all_charts(lively: Board, visit: Visit) -> None:
+def test_the_pointer_marks_the_same_time_in_all_charts(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview?range=21600")
     canvas = chart(page, "Jobs per second").locator("canvas")
     expect(page.get_by_text("Latest:")).to_have_count(4)
     canvas.scroll_into_view_if_needed()
     canvas.hover(position={"x": 300, "y": 50}, force=True)
-    told = page.locator("figcaption .spread .number", has_text="At ")
-    expect(told).to_have_count(4)
-    assert len(set(told.all_inner_texts())) == 1
+    times = page.locator("figcaption .spread .number", has_text="At ")
+    expect(times).to_have_count(4)
+    assert len(set(times.all_inner_texts())) == 1
     page.mouse.move(5, 5)
     expect(page.get_by_text("Latest:")).to_have_count(4)
 
 
-def test_the_range_is_in_the_address_and_the_keyboard_is_enough(lively: Board, visit: Visit) -> None:
+def test_the_range_is_in_the_address_and_can_be_set_with_the_keyboard(lively: Board, visit: Visit) -> None:
     page = visit(lively.url)
     expect(page.get_by_role("link", name="15 min")).to_have_attribute("aria-current", "true")
     for name, seconds in {"1 h": 3600, "6 h": 21600, "24 h": 86400}.items():
@@ -169,7 +169,7 @@ def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit)
     row = queue(page, "default")
     row.get_by_role("button", name="Pause default").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("Jobs that run go on; no further ones start on any node")
+    expect(dialog).to_contain_text("No other jobs start on any node")
     accessible(page)
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
@@ -183,16 +183,16 @@ def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit)
     expect(page.get_by_role("region", name="Needs attention")).to_contain_text("Queue default is paused, and 1 job waits in it.")
     resumed_at = lively.database.value("SELECT clock_timestamp()")
     row.get_by_role("button", name="Resume default").click()
-    expect(dialog).to_contain_text("1 job wait")
+    expect(dialog).to_contain_text("Waiting now: 1 job.")
     dialog.get_by_role("button", name="Resume").click()
     expect(row.get_by_text("Paused", exact=True)).to_have_count(0)
     assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is False
-    done = httpx.get(f"{lively.url}/jobs/{job}", params={"wait": 60}, timeout=70).json()
+    done = httpx.get(f"{lively.url}/jobs/{job}", params={"wait": 60}, timeout=120).json()
     assert done["state"] == "succeeded"
-    assert datetime.fromisoformat(done["claimed_at"]) > resumed_at, "it started while its queue was paused"
+    assert datetime.fromisoformat(done["claimed_at"]) > resumed_at, "the job started while its queue was paused"
 
 
-def test_limits_are_set_and_taken_back(lively: Board, visit: Visit) -> None:
+def test_limits_are_set_and_removed(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview")
     row = queue(page, "later")
     set_to = "SELECT max_running, rate, burst FROM jobqueue.queues WHERE name = 'later'"
@@ -205,12 +205,12 @@ def test_limits_are_set_and_taken_back(lively: Board, visit: Visit) -> None:
         page.get_by_role("button", name="Set the limits").click()
         expect(page.get_by_role("dialog")).to_have_count(0)
 
-    fill(Running_at_once="3", Started_a_second="0.5", Started_at_once="2")
+    fill(Running_at_once="3", Started_per_second="0.5", Started_at_once="2")
     expect(row).to_contain_text("At most 3 running at once; 0.5/s started, 2 at once")
     assert lively.database.rows(set_to) == [(3, 0.5, 2)]
     fill(Running_at_once="", Started_at_once="")
     expect(row).to_contain_text("At most 0.5/s started")
-    fill(Started_a_second="")
+    fill(Started_per_second="")
     expect(row).to_contain_text("None")
     assert lively.database.rows(set_to) == [(None, None, None)]
 
@@ -238,7 +238,7 @@ def test_hostile_names_run_nothing(hostile: Board, visit: Visit) -> None:
     assert page.evaluate("window.owned === undefined")
 
 
-def test_it_is_readable_at_any_width_and_by_everybody(hostile: Board, visit: Visit) -> None:
+def test_the_page_is_accessible_at_any_width(hostile: Board, visit: Visit) -> None:
     page = visit(hostile.url, "#/overview")
     expect(page.get_by_role("region", name="Nodes")).to_be_visible()
     expect(page.get_by_text("Latest:")).to_have_count(4)
@@ -252,7 +252,7 @@ def test_it_is_readable_at_any_width_and_by_everybody(hostile: Board, visit: Vis
             )
 
 
-def test_charts_follow_the_colour_scheme_and_the_width(lively: Board, visit: Visit) -> None:
+def test_charts_follow_the_color_scheme_and_the_width(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview")
     expect(page.get_by_text("Latest:")).to_have_count(4)
     canvas = chart(page, "Jobs per second").locator("canvas")
@@ -265,7 +265,7 @@ def test_charts_follow_the_colour_scheme_and_the_width(lively: Board, visit: Vis
     fits(page)
 
 
-def test_a_lost_connection_says_so_and_comes_back(lively: Board, visit: Visit) -> None:
+def test_a_lost_connection_is_reported_and_restored(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview?range=3600")
     page.complaints.expected += [
         "ERR_CONNECTION_REFUSED",
@@ -280,7 +280,7 @@ def test_a_lost_connection_says_so_and_comes_back(lively: Board, visit: Visit) -
     lively.service.kill()
     expect(connection).to_have_text("Connection lost, trying again")
     expect(page.get_by_text("The connection to the service is lost")).to_be_visible()
-    expect(page.locator("main")).to_contain_text(re.compile(r"What is shown is of \d{4}-.* GMT\+\d, .* ago\."))
+    expect(page.locator("main")).to_contain_text(re.compile(r"The page shows the data of \d{4}-.* GMT\+\d, .* ago\."))
     expect(queue(page, "later")).to_be_visible()
     accessible(page)
     lively.start()
@@ -303,7 +303,7 @@ FEED = """() => {
     };
     location.hash = '#/overview?range=3600';
 }"""
-"""Have the page told what a test makes up, with `tell(event, data)`: what the service never says for long, or would say all day."""
+"""Replace the event stream of the page: `tell(event, data)` sends an event that the test makes up."""
 
 
 def fed(page: Page) -> None:
@@ -316,20 +316,20 @@ def tell(page: Page, name: str, data: dict[str, Any]) -> None:
     page.evaluate("([name, data]) => tell(name, data)", [name, data])
 
 
-def test_what_is_empty_says_what_to_do(board: Board, visit: Visit) -> None:
+def test_empty_sections_show_what_to_do(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/schedules")
     fed(page)
     tell(page, "overview", {"now": "2026-11-26T12:00:00Z", "node": None, "queues": [], "nodes": []})
     tell(page, "history", {"step": 10, "points": []})
-    expect(page.get_by_text("The first points come after ten seconds.")).to_have_count(4)
-    expect(page.get_by_text("No job was submitted in the last 1 h, and none waits.")).to_be_visible()
+    expect(page.get_by_text("The first points appear after ten seconds.")).to_have_count(4)
+    expect(page.get_by_text("No job was submitted in the last 1 h, and none is waiting.")).to_be_visible()
     expect(page.get_by_text(f"curl {board.url}/submit")).to_be_visible()
     expect(page.get_by_text("jobqueue serve")).to_be_visible()
     expect(page.get_by_text("No queue yet")).to_be_visible()
     accessible(page)
-    tell(page, "trouble", {"reasons": ["the database cannot be used: it is away"]})
+    tell(page, "trouble", {"reasons": ["the database is unavailable: it is away"]})
     expect(page.locator("header [role=status]")).to_have_text("The database cannot be reached")
-    expect(page.get_by_text("The service cannot tell what goes on").locator("..")).to_contain_text("it is away")
+    expect(page.get_by_text("The service has no current data").locator("..")).to_contain_text("it is away")
 
 
 DAY = """async ([slots, first]) => {
@@ -381,7 +381,7 @@ def test_a_page_that_is_open_for_a_day_does_not_grow(board: Board, visit: Visit)
     assert kept == [360, 360]
 
 
-def test_of_many_queues_and_nodes_some_are_shown_and_queues_are_found_by_name(board: Board, visit: Visit) -> None:
+def test_many_queues_and_nodes_are_shown_in_part_and_queues_can_be_searched(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/schedules")
     fed(page)
     queues = [{"name": f"queue {number}", "paused": False} for number in range(60)]
@@ -405,14 +405,14 @@ def test_of_many_queues_and_nodes_some_are_shown_and_queues_are_found_by_name(bo
     expect(page.get_by_text("No queue's name contains “QUEUE 599”.")).to_be_visible()
 
 
-def test_who_may_only_read_is_told_so(lively: Board, visit: Visit) -> None:
+def test_a_token_for_reading_cannot_pause_a_queue(lively: Board, visit: Visit) -> None:
     lively.service.kill()
     lively.start(env={"JOBQUEUE_TOKENS": "read:just-looking"})
     page = visit(lively.url, "#/overview")
     page.complaints.expected += ["status of 401", "status of 403"]  # type: ignore[attr-defined]
     page.get_by_role("textbox", name="Token").fill("just-looking")
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Use token").click()
     page.get_by_role("button", name="Pause later").click()
     page.get_by_role("dialog").get_by_role("button", name="Pause").click()
-    expect(page.get_by_text("This needs a token of the role admin: yours has the role read.")).to_be_visible()
+    expect(page.get_by_text("This request requires a token with the role admin: yours has the role read.")).to_be_visible()
     assert lively.database.rows("SELECT paused FROM jobqueue.queues WHERE name = 'later' AND paused") == []

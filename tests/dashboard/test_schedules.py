@@ -1,4 +1,4 @@
-"""Schedules: when they are due, and each thing that can be done about them."""
+"""The page of the schedules: their next ticks, and all actions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def row(page: Page, name: str) -> Any:
     return page.locator("tbody tr").filter(has_text=name)
 
 
-def test_without_a_schedule_the_page_says_how_to_declare_one(board: Board, visit: Visit) -> None:
+def test_without_schedules_the_page_shows_how_to_declare_one(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/schedules")
     expect(page.locator(".empty")).to_contain_text("No schedules.")
     expect(page.locator(".empty")).to_contain_text(f"curl -X PUT {board.url}/schedules/nightly")
@@ -80,7 +80,7 @@ def test_a_schedule_is_paused_resumed_triggered_and_deleted(board: Board, visit:
     assert board.database.rows("SELECT name FROM jobqueue.schedules") == [("new year",)]
 
 
-def test_a_schedule_of_a_program_is_not_deleted_here_and_an_error_is_shown(board: Board, visit: Visit) -> None:
+def test_a_declared_schedule_cannot_be_deleted_and_errors_are_shown(board: Board, visit: Visit) -> None:
     put(board, "declared")
     put(board, "broken")
     board.database.rows("UPDATE jobqueue.schedules SET source = 'shop.reports' WHERE name = 'declared'")
@@ -92,7 +92,7 @@ def test_a_schedule_of_a_program_is_not_deleted_here_and_an_error_is_shown(board
     accessible(page)
 
 
-def test_the_keyboard_is_enough(board: Board, visit: Visit) -> None:
+def test_the_page_can_be_operated_with_the_keyboard(board: Board, visit: Visit) -> None:
     put(board, "new year")
     page = visit(board.url, "#/schedules")
     expect(page.locator("tbody tr")).to_have_count(1)

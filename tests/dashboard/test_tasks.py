@@ -1,4 +1,4 @@
-"""The task tree in a browser: that it is the one that the node has, and stays as it was opened."""
+"""The task tree in a browser: its tasks, its filter, and its expanded entries."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from playwright.sync_api import Locator, Page, expect
 from tests.dashboard import seeds
 from tests.dashboard.axe import accessible, each_look, fits
 from tests.dashboard.conftest import Board, Visit
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
 def busy(board: Board) -> dict[str, str]:
-    """A job that runs, and one with a hostile kind; by kind."""
+    """Two running jobs, one of them with a hostile kind; ids by kind."""
     kinds = ("report", seeds.HOSTILE[0])
     ids = [httpx.post(f"{board.url}/submit", json={"kind": kind}, timeout=60).raise_for_status().json()["id"] for kind in kinds]
-    while board.database.value("SELECT count(*) FROM jobqueue.inflight_jobs") < len(kinds):
-        pass
+    wait_for(lambda: board.database.value("SELECT count(*) FROM jobqueue.inflight_jobs") == len(kinds), "the jobs run")
     return dict(zip(kinds, ids, strict=True))
 
 
@@ -30,8 +30,8 @@ def task(page: Page, name: str) -> Locator:
 
 
 def look(page: Page) -> dict[str, Any]:
-    """Hold the tree still, look once more, and return what the service said."""
-    page.get_by_role("button", name="Hold still").click()
+    """Pause the updates, update once more, and return the response."""
+    page.get_by_role("button", name="Pause").click()
     with page.expect_response("**/tasks") as answer:
         page.keyboard.press("r")
     return answer.value.json()
@@ -44,7 +44,7 @@ def names(task: dict[str, Any]) -> Iterator[str]:
             yield from names(child)
 
 
-def test_the_tree_is_the_one_of_the_node_that_answers(board: Board, busy: dict[str, str], visit: Visit) -> None:
+def test_the_tree_is_that_of_the_responding_node(board: Board, busy: dict[str, str], visit: Visit) -> None:
     page = visit(board.url, "#/tasks")
     expect(task(page, "stage dispatcher")).to_be_visible()
     worker = page.locator(".task").filter(has=page.get_by_role("link", name="job report"))
@@ -67,7 +67,7 @@ def test_the_tree_is_the_one_of_the_node_that_answers(board: Board, busy: dict[s
     expect(page.get_by_text("No task's name contains")).to_be_visible()
 
 
-def test_what_was_opened_stays_open_from_look_to_look(board: Board, visit: Visit) -> None:
+def test_expanded_entries_stay_expanded_after_an_update(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/tasks", height=500)
     stack = task(page, "stage recovery").locator("details")
     stack.locator("summary").click()
@@ -89,9 +89,9 @@ def test_what_was_opened_stays_open_from_look_to_look(board: Board, visit: Visit
 
 
 @pytest.mark.usefixtures("busy")
-def test_what_has_waited_for_long_is_marked_in_words(board: Board, visit: Visit) -> None:
+def test_long_waits_are_marked_in_words(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/tasks")
-    page.get_by_label("Mark what has waited for").select_option("1 s")
+    page.get_by_label("Mark tasks that have waited for").select_option("1 s")
     worker = page.locator(".task").filter(has=page.get_by_role("link", name="job report"))
     expect(worker.get_by_text("long", exact=True)).to_be_visible()
     expect(page.locator(".tally")).to_contain_text(re.compile(r"\d+ (has|have) waited for 1 s or longer"))
@@ -106,7 +106,7 @@ def test_hostile_kinds_run_nothing(board: Board, busy: dict[str, str], visit: Vi
 
 
 @pytest.mark.usefixtures("busy")
-def test_it_is_readable_at_any_width_and_by_everybody(board: Board, visit: Visit) -> None:
+def test_the_page_is_accessible_at_any_width(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/tasks")
     task(page, "stage dispatcher").locator("summary").click()
     expect(task(page, "stage dispatcher").get_by_role("listitem").first).to_be_visible()
@@ -116,7 +116,7 @@ def test_it_is_readable_at_any_width_and_by_everybody(board: Board, visit: Visit
         fits(page)
 
 
-def test_a_lost_connection_says_so_and_comes_back(board: Board, visit: Visit) -> None:
+def test_a_lost_connection_is_reported_and_restored(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/tasks")
     page.complaints.expected.append("ERR_CONNECTION")  # type: ignore[attr-defined]
     before = page.locator("main p .mono")

@@ -1,8 +1,7 @@
-"""A service with tokens: the page asks for one, and may do what the token may."""
+"""A service with tokens: the page requests one, and has its permissions."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import httpx
@@ -12,6 +11,7 @@ from playwright.sync_api import Page, expect
 from tests.dashboard import given
 from tests.dashboard.axe import accessible
 from tests.dashboard.conftest import Board, Visit
+from tests.waiting import wait_for
 
 READ, ADMIN = "read-secret", "admin-secret"
 ENTRIES = f"read:{READ}\nadmin:{ADMIN}\n"
@@ -19,7 +19,7 @@ ENTRIES = f"read:{READ}\nadmin:{ADMIN}\n"
 
 @pytest.fixture(scope="module")
 def token_file(board: Board, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the service's tokens."""
+    """The token file of the service."""
     file = tmp_path_factory.mktemp("tokens") / "tokens"
     file.write_text(ENTRIES)
     board.service.kill()
@@ -29,7 +29,7 @@ def token_file(board: Board, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def waiting(board: Board, token_file: Path) -> str:
-    """A job that waits, on a service that knows the tokens of the file."""
+    """A waiting job, on a service with the tokens of the file."""
     assert token_file.exists()
     return str(board.database.value("SELECT jobqueue.submit('greet', run_at => now() + interval '1 hour')"))
 
@@ -40,17 +40,17 @@ def give(page: Page, secret: str) -> None:
 
 
 @pytest.mark.usefixtures("waiting")
-def test_a_token_is_asked_for_and_a_wrong_one_refused(board: Board, visit: Visit) -> None:
+def test_the_page_requests_a_token_and_rejects_a_wrong_one(board: Board, visit: Visit) -> None:
     page = visit(board.url, "#/jobs")
     page.complaints.expected.append("401")  # type: ignore[attr-defined]
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("This service asks for a token")
+    expect(dialog).to_contain_text("This service requires a token")
     accessible(page)
     give(page, "nonsense")
-    expect(dialog).to_contain_text("It does not know the last one.")
+    expect(dialog).to_contain_text("The service does not know the last token.")
     dialog.get_by_role("button", name="Not now").click()
-    expect(page.get_by_role("alert")).to_contain_text("look again to give one")
-    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_role("alert")).to_contain_text("refresh to enter one")
+    page.get_by_role("button", name="Refresh").click()
     give(page, READ)
     expect(page.locator("tbody a").first).to_be_visible()
     assert READ not in page.url
@@ -61,13 +61,13 @@ def test_a_token_is_asked_for_and_a_wrong_one_refused(board: Board, visit: Visit
     expect(page.locator("tbody a")).to_have_count(0)
 
 
-def test_who_reads_is_told_what_acting_takes_and_who_administers_acts(board: Board, visit: Visit, waiting: str) -> None:
+def test_actions_require_a_token_with_the_role_admin(board: Board, visit: Visit, waiting: str) -> None:
     page = visit(board.url, f"#/jobs/{waiting}")
     page.complaints.expected += ["401", "403"]  # type: ignore[attr-defined]
     give(page, READ)
     page.get_by_role("button", name="Cancel …").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
-    refused = "This needs a token of the role admin: yours has the role read."
+    refused = "This request requires a token with the role admin: yours has the role read."
     expect(page.locator(".said")).to_have_text(refused)
     accessible(page)
     assert given.state_of(board, waiting) == "scheduled"
@@ -86,18 +86,16 @@ def test_who_reads_is_told_what_acting_takes_and_who_administers_acts(board: Boa
     assert given.state_of(board, waiting) == "cancelled"
 
 
-def test_a_token_that_is_taken_back_is_asked_for_anew(board: Board, visit: Visit, waiting: str, token_file: Path) -> None:
+def test_after_a_token_is_revoked_the_page_requests_another_one(board: Board, visit: Visit, waiting: str, token_file: Path) -> None:
     page = visit(board.url, f"#/jobs/{waiting}")
     page.complaints.expected.append("401")  # type: ignore[attr-defined]
     give(page, READ)
     expect(page.locator("h1 .state")).to_have_text("scheduled")
     token_file.write_text(f"admin:{ADMIN}\n")
-    give_up_at = time.monotonic() + given.PATIENCE
-    while httpx.get(f"{board.url}/jobs", headers={"Authorization": f"Bearer {READ}"}, timeout=60).status_code != 401:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)
+    old = {"Authorization": f"Bearer {READ}"}
+    wait_for(lambda: httpx.get(f"{board.url}/jobs", headers=old, timeout=60).status_code == 401, "the old token is rejected")
     page.keyboard.press("r")
-    expect(page.get_by_role("dialog")).to_contain_text("It does not know the last one.")
+    expect(page.get_by_role("dialog")).to_contain_text("The service does not know the last token.")
     give(page, ADMIN)
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(page.locator("h1 .state")).to_have_text("scheduled")

@@ -1,4 +1,4 @@
-"""The server's clock is set back: what is written in the tables is of the future then, and nothing may wait for it."""
+"""When the server's clock is set back, times in the tables are in the future, and nothing may wait for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = ["2 minutes", "30 days"]
 
 
 def set_back(sql: Database, step: str, *columns: str) -> None:
-    """Make these columns what they are after the clock has been set back by that much."""
+    """Change these columns as if the clock had been set back by this interval."""
     for column in columns:
         table, name = column.split(".")
         sql.rows(f"UPDATE jobqueue.{table} SET {name} = {name} + interval '{step}'")
@@ -82,7 +82,7 @@ async def test_a_key_that_waits_for_a_token_waits_no_longer_than_that(
         await driver.join(lease=60)
         await driver.store.recover(judge=driver.node if witness == "another node" else None)
     seen = ids[:1]
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(seen) < 3:
             admission = await driver.store.admit()
             assert admission.next_check is None or admission.next_check < 1
@@ -91,7 +91,7 @@ async def test_a_key_that_waits_for_a_token_waits_no_longer_than_that(
     assert seen == ids
 
 
-async def test_keys_that_wait_for_a_time_are_looked_at_beside_many_that_do_not(driver: Driver, sql: Database) -> None:
+async def test_keys_that_wait_for_a_time_are_checked_despite_many_that_do_not(driver: Driver, sql: Database) -> None:
     sql.rows("INSERT INTO jobqueue.key_checks (queue, key) SELECT 'q', n::text FROM generate_series(1, %s) AS n", 2 * ADMIT_BATCH)
     sql.rows("INSERT INTO jobqueue.key_checks VALUES ('q', 'timed', now() - interval '1 second', true)")
     sql.rows("INSERT INTO jobqueue.key_checks VALUES ('q', 'later', now() + interval '1 hour', true)")
@@ -110,7 +110,7 @@ async def test_a_lease_counts_from_now_on(driver: Driver, sql: Database, step: s
     set_back(sql, step, "nodes.heartbeat_at", "nodes.lease_until")
     await driver.store.recover(judge=alive)
     assert sql.value("SELECT max(lease_until) < now() + interval '2 hours' FROM jobqueue.nodes")
-    assert sql.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", dead) == 1, "it has its time"
+    assert sql.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", dead) == 1, "its lease lasts as long as before"
     await trio.sleep(0.35)
     await driver.store.recover(judge=alive)
     assert sql.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", dead) == 0
@@ -131,12 +131,12 @@ async def test_depths_are_counted_on(driver: Driver, sql: Database, step: str) -
 
 
 def test_a_node_goes_on_within_its_heartbeat(service: Callable[..., Service], database: Database) -> None:
-    node = service("examples.quickstart", "--poll-interval", "0.2", "--visibility-timeout", "3")
+    node = service("examples.quickstart", "--poll-interval", "0.2", "--visibility-timeout", "6")
     assert node.url
     database.rows("SELECT jobqueue.configure('default', rate => 20, burst => 1, key_rate => 20, key_burst => 1)")
     database.rows("SELECT jobqueue.submit('default', concurrency_key => 'account 7') FROM generate_series(1, 60)")
     wait_for(lambda: database.states().get("succeeded", 0) > 5, "it works")
     columns = "queue_limits.refilled_at", "key_checks.at", "key_buckets.refilled_at", "key_buckets.check_at", "nodes.heartbeat_at"
     set_back(database, "1 hour", *columns)
-    wait_for(lambda: database.states() == {"succeeded": 60}, "it goes on", 30)
+    wait_for(lambda: database.states() == {"succeeded": 60}, "it goes on")
     assert node.stop() == 0

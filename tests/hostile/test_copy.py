@@ -1,4 +1,4 @@
-"""A copy of a database: the README's statements pause all that a node would run on it."""
+"""A copy of a database: the statements of docs/deploying.md pause everything that a node would run on it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable
 from tests.conftest import ROOT, Database, Service
 from tests.waiting import wait_for
 
-SECTION = re.compile(r"### Start on a copy of a database\n(.*?)\n### ", re.DOTALL)
+STATEMENTS = re.compile(r"## Start on a copy of a database\n.*?```sql\n(.*?)```", re.DOTALL)
 
 
 def statements() -> list[str]:
-    found = SECTION.search((ROOT / "README.md").read_text())
+    found = STATEMENTS.search((ROOT / "docs/deploying.md").read_text())
     assert found
-    block = "\n".join(line for line in found[1].splitlines() if line.startswith("    "))
-    return [statement for statement in block.split(";") if statement.strip()]
+    return [statement for statement in found[1].split(";") if statement.strip()]
 
 
 def test_a_node_on_a_copy_runs_nothing_until_it_is_resumed(service: Callable[..., Service], database: Database) -> None:
@@ -24,8 +23,8 @@ def test_a_node_on_a_copy_runs_nothing_until_it_is_resumed(service: Callable[...
     database.rows("SELECT jobqueue.schedule('tick', '* * * * * *', kind => 'default')")
     for more in ("", ", run_at => now() + interval '1 second'", ", concurrency_key => 'account 7'"):
         database.rows(f"SELECT jobqueue.submit('default'{more})")
-    database.rows("SELECT jobqueue.submit('default', queue => 'mail')")  # no node has worked it: it has no row yet
-    # One that was running when the copy was made.
+    database.rows("SELECT jobqueue.submit('default', queue => 'mail')")  # a queue without a row, because no node has worked it
+    # This job was running when the copy was made.
     node = database.value("SELECT gen_random_uuid()")
     database.rows("SELECT jobqueue.join_node(%s, 'production', 1, 'p', '0', '{\"default\": 1}', 3600)", node)
     database.rows("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", node)

@@ -1,4 +1,4 @@
-"""A publication of all tables: PostgreSQL then refuses to update and delete rows of a table that has no replica identity."""
+"""With a publication of all tables, PostgreSQL rejects updates and deletes in tables without a replica identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDENTIFIED = """
 
 @pytest.fixture(scope="module", params=sorted(SERVERS))
 def logical(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server whose log is detailed enough for subscribers."""
+    """A server with the WAL level that subscribers need."""
     settings = {**postgres.FAST, "wal_level": "logical"}
     with postgres.directory() as directory, postgres.server(SERVERS[request.param], directory / "data", settings=settings) as url:
         yield url
@@ -33,7 +33,7 @@ def test_every_table_has_a_replica_identity(sql: Database) -> None:
     tables = dict(sql.rows(IDENTIFIED))
     assert len(tables) > 25
     assert [name for name, identified in tables.items() if not identified] == []
-    # Of a database that an earlier version made, and of a partition that somebody made.
+    # Make two tables without a replica identity: one as an earlier version left it, and a partition that a user creates.
     sql.rows("ALTER TABLE jobqueue.cancel_requests REPLICA IDENTITY DEFAULT")
     sql.rows("CREATE TABLE jobqueue.mine PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')")
     sql.rows((ROOT / "schema.sql").read_text())

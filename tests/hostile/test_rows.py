@@ -1,6 +1,6 @@
-"""Rows that PostgreSQL cannot move: each ends as a dead job that says why, and costs its neighbors nothing.
+"""Rows that PostgreSQL cannot move: each becomes a dead job with the reason, and other jobs are unaffected.
 
-Most of these rows are made by an UPDATE or an INSERT of somebody, past the functions that check what they are given.
+Most of these rows come from an UPDATE or INSERT of a user, without the functions that check their arguments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PENDING = {
     "claims = 2147483647": "integer out of range",
     "attempt = 2147483647": "integer out of range",
 }
-"""What a claim cannot move: no column of a pending row may hold more, since the table itself refuses it."""
+"""Values that a claim cannot move. The constraints of the table reject the other bad values of a pending row."""
 
 SCHEDULED = {
     "available_since = 'infinity'": "times_finite",
@@ -37,13 +37,13 @@ SCHEDULED = {
     """options = '{"group": "acme", "weight": "heavy"}'""": "invalid input syntax",
     """options = '{"group": "acme", "weight": 0}'""": "division by zero",
 }
-"""What a promotion cannot move."""
+"""Values that a promotion cannot move."""
 
 BLOCKED = {
     """options = options || '{"turn": "first"}'""": "cannot cast jsonb string",
     """options = options || '{"turn": [1]}'""": "cannot cast jsonb array",
 }
-"""What an admission cannot move."""
+"""Values that an admission cannot move."""
 
 INFLIGHT = {
     "priority = -1": "priority_range",
@@ -59,18 +59,18 @@ INFLIGHT = {
     """options = jsonb_build_object('concurrency_key', repeat('k', 201))""": "concurrency_key_length",
     """errors = '{"not": "an array"}', max_retries = 2000""": "max_retries_range",
 }
-"""What a recovery, and a node that leaves, cannot move."""
+"""Values that a recovery and a leaving node cannot move."""
 
 
 REFUSE = """
     CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed for today'; END $$;
     CREATE TRIGGER refuse BEFORE INSERT ON jobqueue.{table} FOR EACH ROW EXECUTE FUNCTION public.refuse()
 """
-"""An error that is not about a value in a row: it must bury nothing."""
+"""Raises an error that is not about a value in a row, so it must make no job dead."""
 
 
 async def check(driver: Driver, sql: Database, bad: str, verb: str, words: str) -> None:
-    """Check that the row is a dead job that anybody can read."""
+    """Check that the row is a dead job that can be read."""
     job = await driver.store.job(bad)
     assert job is not None
     assert job["state"] == "dead"
@@ -203,7 +203,7 @@ async def test_a_run_whose_outcome_cannot_be_stored_dies_of_the_next_one_whateve
     long = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 500) AS n)"
     sql.rows(f"UPDATE jobqueue.inflight_jobs SET kind = {long} WHERE id = %s", bad)
     outcomes = [Outcome(id=run.id, claims=run.claims, outcome="retry", delay=0.0) for run in runs.values()]
-    with pytest.raises(RefusedData):  # the node sends them one by one, and then as dead
+    with pytest.raises(RefusedData):  # the node then writes them one by one, at last as dead
         await driver.store.finish(driver.node, outcomes)
     assert await driver.finish(runs[good], "retry", delay=0.0)
     assert await driver.finish(runs[bad], "dead", reason="its outcome could not be stored")
@@ -281,7 +281,7 @@ async def test_an_error_that_is_not_of_a_row_buries_nothing(driver: Driver, sql:
     assert sql.states() == before
 
 
-def test_a_node_tells_of_the_rows_that_it_buries_and_stays_ready(
+def test_a_node_reports_the_rows_that_become_dead_and_stays_ready(
     service: Callable[..., Service], database: Database, tmp_path: Path
 ) -> None:
     node = service("tests.hook_handlers", "--poll-interval", "0.1", env={"EFFECTS": str(tmp_path / "effects")})
@@ -292,7 +292,7 @@ def test_a_node_tells_of_the_rows_that_it_buries_and_stays_ready(
     database.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now(), created_at = 'infinity'")
     database.rows("SELECT jobqueue.submit('echo') FROM generate_series(1, 10)")
     database.rows("SELECT jobqueue.pause('default', false)")
-    wait_for(lambda: database.states() == {"succeeded": 10, "dead": 2}, "the others are done, and these are dead", 10)
+    wait_for(lambda: database.states() == {"succeeded": 10, "dead": 2}, "the others are done, and these are dead")
     assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
 
     def told() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What SQL users call does the same whatever their session has set, or is refused in words of PostgreSQL's."""
+"""Functions for SQL users have the same effect with any session settings, or fail with an error of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEAD = """
            jsonb_build_array(jsonb_build_object('error', 'ValueError: id ' || n || ' of part "x7"'))
       FROM generate_series(1, 6) AS n
 """
-"""Dead jobs of one cause, which die an hour apart."""
+"""Makes dead jobs with one cause, which die an hour apart."""
 
 SETTINGS = {
     "timezone": ["Asia/Kolkata", "America/St_Johns"],
@@ -66,11 +66,11 @@ SETTINGS = {
     "quote_all_identifiers": ["on"],
     "xmlbinary": ["hex"],
 }
-"""Two odd values of each setting, or the one that there is."""
+"""One or two odd values of each setting."""
 
 CASES = [
     *({name: value} for name, values in SETTINGS.items() for value in values),
-    {"timezone": "Asia/Kolkata", "datestyle": "SQL,DMY"},  # shown as IST, and read as the time of Israel
+    {"timezone": "Asia/Kolkata", "datestyle": "SQL,DMY"},  # shown as IST, which is read as the time in Israel
     {"timezone": "Africa/Monrovia", "datestyle": "Postgres,MDY", "extra_float_digits": "-15"},
 ]
 
@@ -83,7 +83,7 @@ def session(url: str, settings: dict[str, str]) -> psycopg.Connection[Any]:
 
 
 class Session:
-    """A session with odd settings, which notes what it sees, without ids and times; and another with none."""
+    """A session with odd settings, which notes its results without ids and times, and another without odd settings."""
 
     def __init__(self, connection: psycopg.Connection[Any], plain: Database) -> None:
         self.seen: list[Any] = []
@@ -108,7 +108,7 @@ class Session:
         """
         key = f"key-{new_id()}"
         first = self.call(submit, key)
-        self.seen.append(self.plain.value(submit, key) == first)  # the key is known again, whatever floats look like
+        self.seen.append(self.plain.value(submit, key) == first)  # the key matches, although floats look different
         kept = "options - '{turn,rank,idempotency_key}'::text[]"
         self.look(f"SELECT payload, priority, timeout, {kept} FROM jobqueue.jobs WHERE queue = 'post'")
         keyed = [self.call("SELECT jobqueue.submit('slow', concurrency_key => 'account 7')::text") for _ in range(2)]
@@ -162,7 +162,7 @@ class Session:
         self.seen.append(self.plain.states())
 
     def work(self, node: str) -> None:
-        """Do what a node does, which sets some things on each of its connections."""
+        """Call the functions of a node, which sets some settings on each of its connections."""
         self.connection.execute(b"RESET search_path; RESET extra_float_digits; RESET default_transaction_isolation; DISCARD TEMP")
         self.see("SELECT jobqueue.heartbeat(%s, 60)", node)
         self.see("SELECT checks FROM jobqueue.admit()")

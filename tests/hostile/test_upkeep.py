@@ -1,4 +1,4 @@
-"""Partitions and retention where the session, the role, or somebody's view is in the way."""
+"""Partitions and retention despite odd session settings, missing privileges, or a user's view."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ BOUNDS = """
 
 @pytest.fixture
 def role(sql: Database) -> Iterator[str]:
-    """A role that owns nothing."""
+    """A role that owns no object."""
     with postgres.role(sql.url) as name:
         yield name
 
 
 def as_worker(sql: Database, role: str) -> str:
-    """Let a role work in the schema and not change it; return its URL."""
+    """Let a role use the schema without changing it; return its URL."""
     sql.rows(f"GRANT USAGE ON SCHEMA jobqueue TO {role}")
     sql.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {role}")
     return postgres.as_role(sql.url, role)
@@ -74,7 +74,7 @@ async def test_partitions_are_days_of_utc_whatever_the_session_has(any_database_
 
 @pytest.mark.parametrize("hours", [-14, -9, 9, 14])
 async def test_partitions_that_are_off_are_gone_around(driver: Driver, sql: Database, hours: int) -> None:
-    """As an earlier version made them, in a session with that offset."""
+    """Make partitions like an earlier version, in a session with this offset."""
     for (name,) in sql.rows("SELECT name FROM jobqueue.partitions('succeeded_jobs')"):
         sql.rows(f"DROP TABLE jobqueue.{name}")
     day = "date_trunc('day', now(), 'UTC') + %s * interval '1 day' + %s * interval '1 hour'"
@@ -98,7 +98,7 @@ async def test_partitions_that_are_off_are_gone_around(driver: Driver, sql: Data
 
 
 async def test_a_partition_goes_by_its_bounds_and_not_by_its_name(driver: Driver, sql: Database) -> None:
-    """As somebody makes them who splits days, or keeps some for longer."""
+    """Make partitions like a user who splits days, or keeps some longer."""
     for name, since, until in [
         ("succeeded_jobs_20990101", "2001-01-01", "2001-01-02"),
         ("succeeded_jobs_first", "MINVALUE", "1999-01-01"),
@@ -147,7 +147,7 @@ async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_delet
 
 async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql: Database, role: str) -> None:
     url = as_worker(sql, role)
-    # Afterwards, so that the role has no privilege on them.
+    # Made after the grant, so the role has no privilege on them.
     sql.rows("CREATE TABLE jobqueue.old PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')")
     tomorrow = sql.value("SELECT min(name) FROM jobqueue.partitions('cancelled_jobs') WHERE since > now()")
     sql.rows(f"DROP TABLE jobqueue.{tomorrow}")
@@ -166,7 +166,7 @@ async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql
         finding.finding.partition(":")[0] for finding in checkup.examine(url) if finding.check == "partitions"
     }
     findings = {finding.check: finding for finding in checkup.examine(url) if finding.verdict == "warning"}
-    assert "cannot create and drop the partitions" in findings["privileges"].finding
+    assert "cannot create and drop partitions" in findings["privileges"].finding
 
 
 async def test_what_cannot_be_deleted_is_raised_after_the_rest_is(driver: Driver, sql: Database) -> None:
@@ -178,7 +178,7 @@ async def test_what_cannot_be_deleted_is_raised_after_the_rest_is(driver: Driver
         CREATE TRIGGER refuse BEFORE DELETE ON jobqueue.dead_jobs FOR EACH ROW EXECUTE FUNCTION public.refuse()
     """)
     assert sql.value("SELECT jobqueue.prune(1, 1, 0)") == 1
-    with pytest.raises(psycopg.errors.RaiseException, match="cannot delete old jobs of dead_jobs: kept for the audit"):
+    with pytest.raises(psycopg.errors.RaiseException, match="cannot delete old jobs from dead_jobs: kept for the audit"):
         sql.value("SELECT jobqueue.prune(1, 1, 0)")
     assert sql.states() == {"dead": 1}
 
@@ -214,7 +214,7 @@ def test_a_database_of_another_encoding_is_refused_in_one_sentence(database_url:
                 )
                 first = done.stderr.splitlines()[0]
                 assert (
-                    f'jobqueue needs a database with the encoding UTF8, and "{name}" has {encoding}: create another with' in first
+                    f'the database "{name}" has the encoding {encoding}, but jobqueue needs UTF8: create another one with' in first
                 )
                 with psycopg.connect(url) as other:
                     assert other.execute("SELECT to_regnamespace('jobqueue')").fetchone() == (None,)

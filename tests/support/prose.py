@@ -3,6 +3,7 @@
     python -m tests.support.prose               compare each file with its record; CI runs this
     python -m tests.support.prose FILE...       list the candidates of some files
     python -m tests.support.prose --record      write the counts of today as the new record
+    python -m tests.support.prose --sample 7    print 20 random texts of each kind, drawn with the seed 7
 
 The texts are Markdown, docstrings, comments, and messages: strings of at least four words. A fault
 is a sentence of more than 30 words, a sentence with two colons, or a phrase of `MARKED`. The counts
@@ -14,20 +15,21 @@ from __future__ import annotations
 import ast
 import io
 import json
+import random
 import re
 import sys
 import tokenize
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 RECORD = Path(__file__).with_suffix(".json")
-"""The number of candidates that each file may have. A file that is not in it may have none."""
+"""The number of candidates that each file is allowed to have. A file without an entry is not allowed any."""
 
 WORDS = 30
-"""The most words of a sentence."""
+"""Maximum length of a sentence, in words."""
 
 MARKED = re.compile(
     r"(?:^|[,;:(] ?)(?:who|what) (?!is it|are you|do you|does it|you|is wrong|to do)"
@@ -56,7 +58,7 @@ class Fault(NamedTuple):
 
 
 def texts(path: Path) -> Iterator[Text]:
-    """Yield the texts of a file that a person reads, each with its first line."""
+    """Yield the texts of a file that a person reads, each with the number of its first line."""
     content = path.read_text(encoding="utf-8")
     match path.suffix:
         case ".md":
@@ -115,7 +117,7 @@ def python(content: str) -> Iterator[Text]:
 
 
 def message(line: int, text: str) -> Iterator[Text]:
-    """Yield a string that a person reads; for a statement in SQL, its comments."""
+    """Yield a string if a person reads it. For a statement in SQL, yield only its comments."""
     if SQL.search(text):
         yield from (one._replace(line=line) for one in joined(marked_lines(text, re.compile(r"--(.*)"))))
     elif len(re.findall(r"[A-Za-z']+", text)) > 3 and " " in text.strip():
@@ -144,14 +146,14 @@ def script(content: str) -> Iterator[Text]:
 
 
 def marked_lines(content: str, mark: re.Pattern[str]) -> Iterator[tuple[int, str, bool]]:
-    """Yield the comment of each line that has one, with the line's number, and whether the line is nothing else."""
+    """Yield the number of each line with a comment, the comment, and whether the line contains nothing else."""
     for number, line in enumerate(content.splitlines(), 1):
         if found := mark.search(line):
             yield number, found[1], not line[: found.start()].strip()
 
 
 def joined(lines: Iterable[tuple[int, str, bool]], kind: str = "comments") -> Iterator[Text]:
-    """Join the comments of consecutive lines, except those behind code."""
+    """Join the comments of consecutive lines, except for comments behind code."""
     block: list[str] = []
     start = last = -1
     for number, line, alone in lines:
@@ -199,7 +201,11 @@ def files() -> list[Path]:
         )
     left_out = {"vendor", "_build", "__pycache__", "node_modules", "results"}
     # This file and its test quote the phrases.
-    return sorted(path for path in found if not left_out & set(path.parts) and path.stem not in {"prose", "test_prose"})
+    return sorted(
+        path
+        for path in found
+        if not left_out & set(path.parts) and not path.is_symlink() and path.stem not in {"prose", "test_prose"}
+    )
 
 
 def counts() -> tuple[dict[str, int], Counter[str], Counter[str]]:
@@ -227,7 +233,25 @@ def worse(by_file: dict[str, int], record: dict[str, int]) -> list[str]:
     ]
 
 
+def sample(seed: int, size: int = 20) -> Iterator[str]:
+    """Yield random texts of each kind, for readers."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path in files():
+        for text in texts(path):
+            kind = "comments" if text.kind == "SQL comments" else text.kind
+            printed = kind != "messages" or not path.is_relative_to(ROOT / "tests")
+            if printed and len(text.text.split()) > 3:
+                found[kind].append(f"[{path.relative_to(ROOT)}:{text.line}] {' '.join(text.text.split())}")
+    chosen = random.Random(seed)
+    for kind, all_of_kind in sorted(found.items()):
+        yield f"\n## {kind}\n"
+        yield from chosen.sample(all_of_kind, size)
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--sample"]:
+        print(*sample(int(arguments[1])), sep="\n")  # noqa: T201
+        return 0
     if arguments and arguments != ["--record"]:
         for name in arguments:
             for text in texts(Path(name)):

@@ -1,7 +1,7 @@
-// What every Node.js adapter is: see adapter.py, which says the same for Python.
+// The base of all Node.js adapters. adapter.py describes the command line and the events.
 //
-// An adapter is {open, install, submit, submitMany, work, close}; the packages are found from the directory that the runner names in
-// PEER_MODULES, as an ES module is otherwise only looked for beside its file.
+// An adapter is {open, install, submit, submitMany, work, close}. Packages are resolved from the directory in PEER_MODULES, because
+// Node.js looks for ES modules only near the importing file.
 
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -15,7 +15,7 @@ export async function load(name) {
   return import(pathToFileURL(found).href);
 }
 
-// performance.now() has the microseconds that Date.now() lacks.
+// performance.now() has a resolution of microseconds; Date.now() does not.
 const now = () => (performance.timeOrigin + performance.now()) / 1000;
 
 const payload = () => ({ sent: Math.round(now() * 1e6) / 1e6, padding: PADDING });

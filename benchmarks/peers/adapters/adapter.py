@@ -1,19 +1,19 @@
-"""What every Python adapter is: a job queue behind five verbs, and a command line that puts one load on it.
+"""The base of all Python adapters: a job queue with five operations, and a command line that runs one load on it.
 
     python for_QUEUE.py ROLE ADDRESS OPTIONS
 
-It runs under the interpreter of the measured queue, so this file needs the standard library alone. ADDRESS is a database URL (for
-our HTTP the service's) and OPTIONS a JSON object. What happened is said in JSON, a line an event:
+It runs with the interpreter of the measured queue, so this file needs only the standard library. ADDRESS is a database URL (for
+jobqueue over HTTP, the service's URL), and OPTIONS is a JSON object. The program prints events, one JSON object per line:
 
-    install                        make the schema                              {"event": "done", "seconds": ...}
-    single   jobs, producers       so many concurrent callers, a job a call     the same; with "warm" after a few jobs more,
-                                                                                so that the connections are made
-    bulk     jobs, batch           one caller, so many jobs a call              the same
-    trickle  jobs, pause           a job, a pause of so many seconds, a job     the same
-    work     jobs, timed           run jobs until killed                        {"event": "first"} and then, after so many jobs,
+    install                        create the schema                            {"event": "done", "seconds": ...}
+    single   jobs, producers       concurrent callers, one job per call         the same; "warm" submits a few jobs first,
+                                                                                to open the connections
+    bulk     jobs, batch           one caller, a batch of jobs per call         the same
+    trickle  jobs, pause           a job, a pause in seconds, a job, ...        the same
+    work     jobs, timed           run jobs until killed                        {"event": "first"} and, after `jobs` jobs,
                                                                                 {"event": "handled", "first": ..., "latencies": ...}
 
-`adapter.mjs` is the same for Node.js.
+`adapter.mjs` does the same for Node.js.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 CONNECTIONS = 16
-"""To the database, for the producers: as many as there are of them."""
+"""Connections of the producers to the database, one for each producer."""
 
 PADDING = "x" * 40
-"""Makes a payload of 79 bytes."""
+"""Fills a payload to 79 bytes."""
 
 Payload = dict[str, Any]
 Handle = Callable[[Payload], None]
 
 
 def payload() -> Payload:
-    """Make a payload that tells when it was submitted, by the wall clock that all processes share."""
+    """Return a payload with the time of its submission, on the wall clock that all processes share."""
     return {"sent": round(time.time(), 6), "padding": PADDING}
 
 
 def say(event: str, **fields: Any) -> None:
-    """Tell the runner."""
+    """Print an event for the runner."""
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
 class Seen:
-    """The work of every handler: count the job.
+    """The body of every handler, which counts its jobs.
 
     Args:
-        jobs: after so many, it is said.
-        timed: take the time from submit to here as well.
+        jobs: the number of jobs after which it reports.
+        timed: whether to record the latency from submission to handler too.
     """
 
     def __init__(self, jobs: int, *, timed: bool) -> None:
@@ -72,26 +72,26 @@ class Seen:
 
 
 class Adapter:
-    """A job queue, in its own words."""
+    """The operations of a job queue."""
 
     async def open(self, address: str) -> None:
         """Connect, as a producer or for `install`."""
         raise NotImplementedError
 
     async def install(self) -> None:
-        """Make the schema in an empty database."""
+        """Create the schema in an empty database."""
         raise NotImplementedError
 
     async def submit(self, job: Payload) -> None:
-        """Submit one job; durable when it returns. There are several callers at once."""
+        """Submit one job, which is durable when this returns. Several callers run at once."""
         raise NotImplementedError
 
     async def submit_many(self, jobs: list[Payload]) -> None:
-        """Submit jobs, all in one call."""
+        """Submit jobs in one call."""
         raise NotImplementedError
 
     async def work(self, address: str, handle: Handle) -> None:
-        """Run jobs for ever: each calls `handle` with its payload and does nothing else."""
+        """Run jobs forever. Each job calls `handle` with its payload and does nothing else."""
         raise NotImplementedError
 
 
@@ -132,10 +132,11 @@ async def _run(adapter: Adapter, role: str, address: str, options: dict[str, Any
 
 
 def main(adapter: Adapter, run: Callable[[Any], Any] = asyncio.run) -> None:
-    """Do what the command line says.
+    """Run the load of the command line.
 
     Args:
-        run: the event loop to run on, where the queue recommends one.
+        adapter: the job queue.
+        run: runs the event loop that the queue recommends.
     """
     role, address, options = sys.argv[1:]
     run(_run(adapter, role, address, json.loads(options)))

@@ -25,7 +25,7 @@ class Awa(Adapter):
     """One client for producers, one for the worker."""
 
     async def open(self, address: str) -> None:
-        # Its driver wants a host before the path, and uses the one of the query.
+        # Awa's driver requires a host before the URL's path, but uses the host in the URL's query.
         self._client = AsyncClient(address.replace("@/", "@localhost/"), max_connections=CONNECTIONS)
 
     async def install(self) -> None:

@@ -1,4 +1,4 @@
-"""Chancy: asynchronous jobs on the worker's loop, polled for eagerly."""
+"""Chancy: asynchronous jobs on the worker's loop, with frequent polls."""
 
 # mypy: ignore-errors
 

@@ -1,4 +1,4 @@
-// Graphile Worker: a local queue of 2,000 jobs and batched completion, as its page on performance advises.
+// Graphile Worker: a local queue of 2,000 jobs and batched completion, as its performance documentation recommends.
 
 import { CONNECTIONS, load, main } from "./adapter.mjs";
 

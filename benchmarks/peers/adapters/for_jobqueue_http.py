@@ -1,6 +1,6 @@
-"""Our service over HTTP: a job a request, or NDJSON with a job a line.
+"""jobqueue over HTTP: one job per request, or NDJSON.
 
-The client is as little as it can be, as it shares the cores with what it measures.
+The client is minimal, because it shares the cores with the measured service.
 """
 
 # mypy: disable-error-code="import-not-found, misc"
@@ -16,7 +16,7 @@ from adapter import Adapter, Payload, main
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; a request at a time."""
+    """One keep-alive connection for one request at a time."""
 
     transport: asyncio.Transport
 
@@ -29,7 +29,7 @@ class Connection(asyncio.Protocol):
             self._status.set_exception(exc or ConnectionError("the service closed the connection"))
 
     async def post(self, content_type: str, body: bytes) -> int:
-        """Submit, and return the status when the answer is whole."""
+        """Submit jobs. Return the status when the response is complete."""
         self._status = asyncio.get_running_loop().create_future()
         head = f"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
         self.transport.write(head.encode() + body)
@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
 
 
 class JobqueueHttp(Adapter):
-    """As many connections as there are callers at once."""
+    """One connection for each concurrent caller."""
 
     async def open(self, address: str) -> None:
         parts = urlsplit(address)
@@ -66,7 +66,7 @@ class JobqueueHttp(Adapter):
         connection = self._free.pop() if self._free else await self._connect()
         status = await connection.post(content_type, body)
         if status != 201:
-            raise RuntimeError(f"a submit was answered with {status}")
+            raise RuntimeError(f"a submission failed with status {status}")
         self._free.append(connection)
 
     async def _connect(self) -> Connection:

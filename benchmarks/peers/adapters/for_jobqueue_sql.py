@@ -1,4 +1,4 @@
-"""Our SQL functions, called by psycopg: a job a transaction, or an array of jobs as one parameter."""
+"""jobqueue's SQL functions, called with psycopg: one job per transaction, or an array of jobs as one parameter."""
 
 # mypy: disable-error-code="import-not-found, misc"
 
@@ -15,7 +15,7 @@ from jobqueue.storage.database import connect
 
 
 class JobqueueSql(Adapter):
-    """As many connections as there are callers at once."""
+    """One connection for each concurrent caller."""
 
     async def open(self, address: str) -> None:
         self._url = address

@@ -1,4 +1,4 @@
-"""Oban for Python, on uvloop as its command line: a queue of five hundred jobs at once."""
+"""Oban for Python, on uvloop like its command line, with a queue that runs 500 jobs at once."""
 
 # mypy: ignore-errors
 

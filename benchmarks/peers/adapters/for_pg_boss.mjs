@@ -1,4 +1,4 @@
-// pg-boss: two workers of a thousand jobs a batch, without a pause while batches are full, woken by notifications.
+// pg-boss: two workers with batches of 1,000 jobs, woken by notifications, without a pause while batches are full.
 
 import { CONNECTIONS, load, main } from "./adapter.mjs";
 

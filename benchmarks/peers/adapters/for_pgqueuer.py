@@ -1,4 +1,4 @@
-"""PgQueuer on asyncpg and uvloop, which its command line uses too: a hundred jobs a batch."""
+"""PgQueuer on asyncpg and uvloop, like its command line, with batches of 100 jobs."""
 
 # mypy: ignore-errors
 

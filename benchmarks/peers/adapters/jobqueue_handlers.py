@@ -1,6 +1,6 @@
-"""The handler of our worker, which counts its jobs like those of all others: ``jobqueue serve jobqueue_handlers``.
+"""The handler of jobqueue's worker, which counts its jobs like all other handlers: ``jobqueue serve jobqueue_handlers``.
 
-Its options are in the environment variable BENCHMARK_SEEN, as JSON: a service hands none to its handlers.
+Its options are in the environment variable BENCHMARK_SEEN, as JSON, because a service passes no options to its handlers.
 """
 
 # mypy: disable-error-code="import-not-found"

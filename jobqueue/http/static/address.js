@@ -1,19 +1,19 @@
-// The address of what is shown, which is all behind the #: #/jobs?state=dead&queue=mail. It can be shared, and never holds a token.
+// The address of a view, in the URL's hash: #/jobs?state=dead&queue=mail. Users can share it, because it never contains a token.
 
-/** Read the address: the parts of its path, and its query. */
+/** Parse an address into the parts of its path, and its query. */
 export function read(hash = location.hash) {
   const [path, query = ""] = hash.replace(/^#/, "").split("?", 2);
   return { parts: path.split("/").filter(Boolean).map(decoded), query: Object.fromEntries(new URLSearchParams(query)) };
 }
 
-/** Write an address; what has no value is left out. */
+/** Return an address; query parameters without a value are left out. */
 export function to(parts, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== null && value !== "");
   const path = "#/" + parts.map(encodeURIComponent).join("/");
   return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
-/** Go to an address. Where `replace` is true, the way back does not lead through the one before. */
+/** Go to an address. With `replace`, it replaces the current entry in the browser's history. */
 export function go(parts, query = {}, { replace = false } = {}) {
   const hash = to(parts, query);
   if (hash === location.hash) return;

@@ -1,16 +1,16 @@
-// What the page asks the service for. A token, where one is needed, is kept for as long as the tab is open, and sent in a header:
-// a browser adds it to nothing by itself, so no other site can act with it.
+// Requests to the service. The page keeps the token while the tab is open, and sends it in a header. The browser never adds it to a
+// request automatically, so no other site can use it.
 
 const TOKEN = "jobqueue.token";
 
-const SILENCE = 40_000; // ms without a byte after which a stream is taken for lost: the service sends something every 15 s
-const FIRST_PAUSE = 500; // ms until a lost stream is opened again, twice as long each time
+const SILENCE = 40_000; // ms without a byte after which a stream counts as lost; the service sends something every 15 s
+const FIRST_PAUSE = 500; // ms until the first reconnect; the pause doubles each time
 const LONGEST_PAUSE = 10_000;
 
-/** An answer that is a problem (RFC 9457), or none at all: then its status is 0. */
+/** An error response (RFC 9457). The status is 0 if no response arrived. */
 export class Problem extends Error {
   constructor(status, { title = "", detail = "", field = null } = {}) {
-    super(detail || title || `The service answered ${status}.`);
+    super(detail || title || `The service returned status ${status}.`);
     this.status = status;
     this.field = field;
   }
@@ -22,31 +22,31 @@ export const token = {
   forget: () => sessionStorage.removeItem(TOKEN),
 };
 
-/** Ask for a document; `query` may hold undefined values, which are left out. */
+/** Get a JSON document. Undefined values in `query` are left out. */
 export async function get(path, query = {}, { signal } = {}) {
   return (await ask("GET", address(path, query), { signal })).json();
 }
 
-/** The same as text, for what parsing would change: numbers beyond 2^53 are rounded, and of two members of one name the first is lost. */
+/** Get a document as text. Parsing would round numbers beyond 2^53, and drop the first of two members with the same name. */
 export async function getText(path, query = {}, { signal } = {}) {
   return (await ask("GET", address(path, query), { signal })).text();
 }
 
-/** Have something done. A failure in between may mean that it was done: the answer says so. */
+/** Send a request that changes something, and return its response. After an error the change may still have happened. */
 export async function act(method, path, { query = {}, body } = {}) {
   return (await ask(method, address(path, query), { body })).json();
 }
 
-/** The path of one job, queue, ..., whatever its name holds. */
+/** Return the path of a job, queue, and so on; any characters are allowed in the names. */
 export function path(...parts) {
   return "/" + parts.map((part) => encodeURIComponent(part)).join("/");
 }
 
 /**
- * Follow server-sent events until `signal` is aborted, through lost connections.
+ * Follow server-sent events until `signal` is aborted, and reconnect after lost connections.
  *
- * onEvent(name, data, text): may return true to say that it was the last one; text is what data was parsed from.
- * onState("open" | "lost", problem): the connection is there, or lost and will be tried again; 4xx is told as "refused", and is the end.
+ * onEvent(name, data, text): handles an event; text is the unparsed data. It returns true if this was the last event.
+ * onState(state, problem): the state is "open"; "lost", before a reconnect; or "refused" after a 4xx, which is final.
  */
 export async function follow(path, query, { signal, onEvent, onState }) {
   let pause = FIRST_PAUSE;
@@ -92,7 +92,7 @@ async function ask(method, url, { body, signal, accept = "application/json" } = 
   return answer;
 }
 
-/** Read events out of a stream of bytes, as the HTML standard has them (event, data, comments; ids are of no use here). */
+/** Parse server-sent events from a stream of bytes, as in the HTML standard: event, data, and comments; ids are ignored. */
 async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -120,7 +120,7 @@ async function* events(body, signal) {
 function within(ms, promise) {
   let timer;
   const silence = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Problem(0, { detail: "The service has fallen silent." })), ms);
+    timer = setTimeout(() => reject(new Problem(0, { detail: "The service has stopped sending data." })), ms);
   });
   return Promise.race([promise, silence]).finally(() => clearTimeout(timer));
 }
@@ -129,7 +129,7 @@ function delay(ms, signal) {
   return new Promise((resolve) => {
     const end = () => {
       clearTimeout(timer);
-      signal.removeEventListener("abort", end); // a connection may be lost for days
+      signal.removeEventListener("abort", end); // without this, listeners would pile up while a connection is lost for days
       resolve();
     };
     const timer = setTimeout(end, ms);

@@ -1,18 +1,18 @@
-// A chart over time: lines on a canvas (uPlot), and the same in words and as a table. Each line has a dash pattern of its own, so that
-// none is told by its colour alone; colours are those of style.css, by the system's setting.
+// A chart over time: lines on a canvas (uPlot), with the same data in text and as a table. Each line has its own dash pattern, so
+// color is never the only difference. The colors come from style.css, for light or dark mode.
 
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 import { clock, time } from "./format.js";
 
-const SYNCHRONISED = "charts"; // the cursor is at the same time in all charts of the page
+const SYNCHRONISED = "charts"; // all charts of the page share the cursor's time
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [16, 4]];
-const ROWS = 30; // of the table
+const ROWS = 30; // maximum number of rows in the table
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
 /**
- * Scales: of numbers from zero, of numbers from zero whose sizes differ much (nearly logarithmic, zero included), and of durations.
- * Each gives its range and, where uPlot's own would not do, what its axis is labelled at.
+ * The scales. "linear" starts at zero. "wide" is nearly logarithmic but includes zero, for counts of very different sizes. "durations" is
+ * logarithmic. `range` returns the limits of the axis. `splits` returns the positions of its labels, if uPlot's own positions do not fit.
  */
 const SCALES = {
   linear: { scale: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
@@ -27,7 +27,7 @@ const SCALES = {
 };
 
 export class Chart {
-  /** Where it is shown: put it into a template. */
+  /** The chart's element, for use in a template. */
   element = document.createElement("figure");
 
   #plot = document.createElement("div");
@@ -38,15 +38,14 @@ export class Chart {
   #tick;
   #uplot;
   #slots = [];
-  #cursor = null; // the slot that the pointer is at
+  #cursor = null; // the slot under the pointer
   #tabled = false;
   #colours = new Map();
 
   /**
-   * title, unit: what is shown, in words. scale: one of SCALES. format(number), tick(number): a value, and what its axis is labelled
-   * with, with their unit.
-   * lines: [{label, colour: a token of style.css, value(point): a number, or null or undefined for a gap}], at most as many as DASHES.
-   * signal: at its abortion the chart is taken down.
+   * title, unit: texts. scale: a name in SCALES. format(number), tick(number): format a value, and a label of the axis, with units.
+   * lines: [{label, colour: a variable of style.css, value(point): a number, or null or undefined for a gap}], at most as many as DASHES.
+   * signal: removes the chart when aborted.
    */
   constructor({ title, unit, scale, format, tick = format, lines, signal }) {
     this.#title = title;
@@ -64,7 +63,7 @@ export class Chart {
     this.#describe();
   }
 
-  /** Show the slots of a History; `missing`: what to say where there are none. */
+  /** Show the slots of a History, or the text `missing` if there are none. */
   show(slots, missing) {
     this.#slots = slots;
     this.#cursor = null;
@@ -72,7 +71,7 @@ export class Chart {
     this.#describe(missing);
   }
 
-  /** The plot is made when it is first known how large it is, and only once. */
+  /** Resize the plot. It is created once, when its size is first known. */
   #fit(scale) {
     const size = { width: this.#plot.clientWidth, height: this.#plot.clientHeight };
     if (size.width === 0) return;
@@ -137,7 +136,7 @@ export class Chart {
     this.#uplot?.redraw(false);
   }
 
-  /** What a token stands for now. */
+  /** Return the current color of a variable of style.css. */
   #colour(token) {
     if (!this.#colours.has(token)) {
       this.#plot.style.color = `var(${token})`;
@@ -224,7 +223,7 @@ export class Chart {
   }
 }
 
-/** The points that have no neighbour, which a line would not show. */
+/** Return the positions of the points without neighbors. A line alone would not show these points. */
 function alone(uplot, series) {
   const values = uplot.data[series];
   const found = [];

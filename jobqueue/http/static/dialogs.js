@@ -1,4 +1,4 @@
-// What is asked of the reader before something is done: one dialog at a time, modal, closed by Escape.
+// Modal dialogs, one at a time; Escape closes a dialog.
 
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { KEYS, enabled, setEnabled } from "./keyboard.js";
@@ -16,9 +16,9 @@ export class Dialogs {
   }
 
   /**
-   * Ask whether something is to be done; resolves to true or false.
+   * Ask for a confirmation; resolves to true or false.
    *
-   * question: {title, text, action: the button's label, danger: whether it cannot be undone}; text may be a template.
+   * question: {title, text, action: the button's label, danger: whether the action cannot be undone}; text may be a template.
    */
   confirm({ title, text, action, danger = false }) {
     return this.#ask(
@@ -35,10 +35,10 @@ export class Dialogs {
   }
 
   /**
-   * Ask for values; resolves to an object of texts by name, or to null.
+   * Ask for values; resolves to an object of texts by name, or to null if the user declines.
    *
-   * question: {title, text, action: the button's label, fields: [{name, label, value, hint, ...}], where what else a field has is of its input};
-   * numbers are asked for unless it has another type, and a field may stay empty.
+   * question: {title, text, action: the button's label, fields: [{name, label, value, hint, type, min, max, step}]}. The type of an input is
+   * "number" by default. A field may stay empty.
    */
   form({ title, text, action, fields }) {
     const give = (event) => {
@@ -67,7 +67,7 @@ export class Dialogs {
     );
   }
 
-  /** Ask for a token; resolves to null when there is none. `wrong`: the last one was not taken. */
+  /** Ask for a token; resolves to null if the user declines. `wrong`: the service rejected the last token. */
   askToken(wrong) {
     const give = (event) => {
       event.preventDefault();
@@ -76,13 +76,13 @@ export class Dialogs {
     return this.#ask(
       html`
         <form @submit=${give}>
-          <h2 id="asked">This service asks for a token</h2>
-          ${wrong ? html`<p class="bad">It does not know the last one.</p>` : nothing}
-          <p>A token of the role <b>read</b> sees everything, one of the role <b>admin</b> may act too. It is kept until this tab is closed.</p>
+          <h2 id="asked">This service requires a token</h2>
+          ${wrong ? html`<p class="bad">The service does not know the last token.</p>` : nothing}
+          <p>A token with the role <b>read</b> can see everything. A token with the role <b>admin</b> can also make changes. The browser forgets it when you close this tab.</p>
           <label>Token <input name="token" type="password" autocomplete="off" required autofocus /></label>
           <div class="buttons">
             <button type="button" @click=${() => this.#answer(null)}>Not now</button>
-            <button class="primary">Use it</button>
+            <button class="primary">Use token</button>
           </div>
         </form>
       `,
@@ -102,7 +102,7 @@ export class Dialogs {
     );
   }
 
-  /** Take back what is asked, as if it was declined. */
+  /** Close the dialog as if the user had declined. */
   close() {
     if (this.#asked) this.#answer(this.#asked.declined);
   }
@@ -112,7 +112,7 @@ export class Dialogs {
     return html`<dialog aria-labelledby="asked" @cancel=${() => this.close()}>${this.#asked.template}</dialog>`;
   }
 
-  /** Bring what was rendered to the front. */
+  /** Open the rendered dialog as a modal dialog. */
   show() {
     const dialog = document.querySelector("dialog");
     if (dialog && !dialog.open) dialog.showModal();

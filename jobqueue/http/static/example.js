@@ -1,8 +1,8 @@
-// Lines to try in a shell, for this very service.
+// Example shell commands for this service.
 
 import { token } from "./api.js";
 
-/** A command that sends JSON to the service; a token stays a variable of the shell. */
+/** Return a curl command that sends JSON to this service. The token stays a shell variable. */
 export function example(path, body, method = "POST") {
   const authorization = token.get() ? " -H \"Authorization: Bearer $TOKEN\"" : "";
   const how = method === "POST" ? "" : ` -X ${method}`;

@@ -1,4 +1,4 @@
-// Numbers with their units, and times in the reader's zone, which is shown.
+// Format numbers with their units, and times in the user's time zone.
 
 const COUNT = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
@@ -7,20 +7,20 @@ const TIME = new Intl.DateTimeFormat("en-CA", {
 });
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
-/** 1,307; 1.31M from a hundred thousand on. */
+/** Format a number: 1,307. Numbers of 100,000 and more are short: 1.31M. */
 export const count = (n) => (n < 100_000 ? COUNT : SHORT).format(n);
 
-/** Jobs with their noun: 1 job, 12 jobs. */
+/** Format a number of jobs: 1 job, 12 jobs. */
 export const jobs = (n) => `${COUNT.format(n)} ${n === 1 ? "job" : "jobs"}`;
 
-/** A rate with its unit: 3.6/s; 1.2/min below one in ten seconds. */
+/** Format a rate: 3.6/s. Rates below 0.1/s are per minute: 1.2/min. */
 export function rate(perSecond) {
   if (perSecond === 0) return "0/s";
   if (perSecond < 0.1) return `${significant(perSecond * 60)}/min`;
   return `${significant(perSecond)}/s`;
 }
 
-/** A time span with its unit: 850 µs, 2.1 ms, 1.9 s, 3 min 20 s, 2 h 5 min, 3 d 4 h. */
+/** Format a duration: 850 µs, 2.1 ms, 1.9 s, 3 min 20 s, 2 h 5 min, 3 d 4 h. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 0) return `-${duration(-seconds)}`;
@@ -38,29 +38,29 @@ export function duration(seconds) {
   return `${whole} s`;
 }
 
-/** A time (ISO 8601, or ms) as 2026-11-25 14:03:07 GMT+1, in the zone of the reader. */
+/** Format a time (ISO 8601, or ms since 1970) in the user's time zone: 2026-11-25 14:03:07 GMT+1. */
 export function time(when) {
   const part = Object.fromEntries(TIME.formatToParts(new Date(when)).map(({ type, value }) => [type, value]));
   return `${part.year}-${part.month}-${part.day} ${part.hour}:${part.minute}:${part.second} ${part.timeZoneName}`;
 }
 
-/** A time of day, where the zone is shown elsewhere: 14:03. */
+/** Format a time of day without its zone: 14:03. */
 export const clock = (when) => CLOCK.format(new Date(when));
 
-/** The zone of the reader: Europe/Berlin. */
+/** Return the user's time zone: Europe/Berlin. */
 export const zone = () => CLOCK.resolvedOptions().timeZone;
 
-/** How long ago something was: 3 min 20 s ago; in 2 h for what is to come. */
+/** Format a time relative to now: 3 min 20 s ago, or in 2 h. */
 export function ago(iso, now = Date.now()) {
   const seconds = Math.round((now - Date.parse(iso)) / 1000);
   if (seconds === 0) return "now";
   return seconds > 0 ? `${duration(seconds)} ago` : `in ${duration(-seconds)}`;
 }
 
-/** The beginning of a text that may be long. */
+/** Shorten a text to `length` characters. */
 export const cut = (text, length) => (text.length > length ? `${text.slice(0, length)} …` : text);
 
-/** A name that somebody chose, with what would not be seen of it, or turn the text around, as an escape: \u202e. */
+/** Escape the characters of a name that are invisible or change the text direction: \u202e. */
 export const named = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (sign) => `\\u${sign.codePointAt(0).toString(16).padStart(4, "0")}`);
 
 function significant(n) {

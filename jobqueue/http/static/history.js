@@ -1,11 +1,11 @@
-// The history by slots of one length, for a range up to the latest: what is older is let go, so it never holds more than a range.
+// The history: points in slots of one length. Points older than the range are dropped.
 
 export class History {
   #points = new Map(); // by the slot's start, in s
   #seconds;
   #step = 0;
 
-  /** A change of it is another number. */
+  /** Increases with each change. */
   version = 0;
 
   constructor(seconds) {
@@ -20,13 +20,13 @@ export class History {
     return this.#points.size;
   }
 
-  /** Whether a point is as it is asked for. */
+  /** Return whether any point satisfies the predicate. */
   some(like) {
     for (const point of this.#points.values()) if (like(point)) return true;
     return false;
   }
 
-  /** Take in a document of GET /history: points that are new, or are known better by now. */
+  /** Add the new and changed points of a document of GET /history. */
   add({ step, points }) {
     if (step !== this.#step) this.#points.clear();
     this.#step = step;
@@ -37,8 +37,8 @@ export class History {
   }
 
   /**
-   * Every slot of the range up to the later of the last point and of `now` (s): {at, point}, where there is none with null.
-   * The slot of now is not over, nor may the one before it have been told of yet.
+   * Return every slot of the range as {at, point}; point is null if there is none. The range ends at the last point, or two slots
+   * before `now` (s) if that is later: the current slot is incomplete, and the previous one may not have arrived.
    */
   slots(now = 0) {
     if (this.empty) return [];

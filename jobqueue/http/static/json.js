@@ -1,13 +1,13 @@
-// JSON as text. It is shown as it was sent: numbers are not rounded, of two members of one name both are there, and no depth is too deep.
+// Format JSON without parsing it to values. Numbers are not rounded, duplicate names are kept, and any depth works.
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
 
-// Characters that would change how their neighbours are read: JSON has escapes for them.
+// Invisible characters that change how the text around them is displayed; they are shown as JSON escapes.
 const UNSEEN = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
-const MAX_INDENT = 40; // levels; what is deeper stands no further to the right
+const MAX_INDENT = 40; // levels; deeper levels are not indented further
 
-/** Take an object apart: the texts of its members, by name. */
+/** Return the texts of an object's members, by name. */
 export function members(text) {
   const found = new Map();
   let depth = 0;
@@ -25,7 +25,7 @@ export function members(text) {
   return found;
 }
 
-/** Lay out a document, two spaces a level; what cannot be seen is escaped. */
+/** Indent a document by two spaces per level, and escape invisible characters. */
 export function pretty(text) {
   const parts = [];
   let depth = 0;

@@ -1,9 +1,9 @@
-// Shortcuts of one key or two. They can be switched off (WCAG 2.1.4), and are not looked at in fields.
+// Keyboard shortcuts of one or two keys. The user can turn them off (WCAG 2.1.4), and they do not work in input fields.
 
 import * as address from "./address.js";
 
 const OFF = "jobqueue.shortcuts.off";
-const SECOND_KEY = 1_500; // ms for the second of two keys
+const SECOND_KEY = 1_500; // ms in which the second of two keys must follow the first
 
 export const KEYS = [
   { keys: ["g", "o"], does: "Overview" },
@@ -13,11 +13,11 @@ export const KEYS = [
   { keys: ["g", "t"], does: "Task tree" },
   { keys: ["/"], does: "Go to the first filter" },
   { keys: ["j"], does: "Next row" },
-  { keys: ["k"], does: "Row before" },
+  { keys: ["k"], does: "Previous row" },
   { keys: ["Enter"], does: "Open the row" },
   { keys: ["n"], does: "Next page" },
-  { keys: ["r"], does: "Look again" },
-  { keys: ["?"], does: "This list" },
+  { keys: ["r"], does: "Refresh" },
+  { keys: ["?"], does: "Show this list" },
 ];
 
 export const enabled = () => localStorage.getItem(OFF) === null;
@@ -27,7 +27,7 @@ export function setEnabled(on) {
   else localStorage.setItem(OFF, "1");
 }
 
-/** Listen to keys for as long as the page is there. */
+/** Handle keys for the lifetime of the page. */
 export function shortcuts({ tabs, help, view, busy }) {
   const byLetter = Object.fromEntries(tabs.map((name) => [name[0], name]));
   let goesAt = -Infinity;
@@ -49,7 +49,7 @@ function isField(element) {
   return element.matches("input:not([type=checkbox]), select, textarea");
 }
 
-/** Rows are what has the attribute data-row: a link or a button, so that Enter opens it. */
+/** Move the focus by some rows. A row is a link or button with the attribute data-row, so Enter opens it. */
 function moveRow(by) {
   const rows = [...document.querySelectorAll("main [data-row]")];
   const place = rows.indexOf(document.activeElement);

@@ -1,8 +1,8 @@
-// The page: which view is open, and what all views have around them. A view is made by `open(page, address)`, and is an object of
-//   title             what the tab is called
-//   render()          what it shows, as a template; called again after each page.update()
-//   key(name)         optional: a key was pressed outside of a field; true when it was for the view
-// It stops what it has begun when page.signal is aborted.
+// The page: opens views, and draws the frame around them. A view's module exports `open(page, address)`, which returns an object:
+//   title             The title of the browser tab.
+//   render()          Returns the view's template. Called after each page.update().
+//   key(name)         Optional. Handles a key that was pressed outside of a field, and returns true if it used the key.
+// A view stops its timers and requests when page.signal is aborted.
 
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 import * as address from "./address.js";
@@ -26,7 +26,7 @@ const TABS = [
 
 const CONNECTIONS = { idle: "", open: "Live", lost: "Connection lost, trying again", stale: "The database cannot be reached" };
 
-const SAID_FOR = 6_000; // ms that a message stands
+const SAID_FOR = 6_000; // ms that a message is shown
 
 const root = document.getElementById("page");
 const dialogs = new Dialogs(update);
@@ -35,7 +35,7 @@ let said = null;
 let connection = { state: "idle", since: null };
 let drawing = false;
 
-/** Show what is known by now, once before the next picture: a hidden page draws nothing. */
+/** Redraw before the next animation frame, at most once per frame; a hidden page does not draw. */
 function update() {
   if (drawing) return;
   drawing = true;
@@ -58,7 +58,7 @@ function open() {
   update();
 }
 
-/** What a view may do with the page for as long as it is open. */
+/** Return the functions that a view may call; they do nothing after the view is closed. */
 function pageFor(signal) {
   const still = (does) => (...given) => (signal.aborted ? undefined : does(...given));
   return {
@@ -73,7 +73,7 @@ function pageFor(signal) {
     }),
     confirm: (question) => dialogs.confirm(question),
     form: (question) => dialogs.form(question),
-    /** Do what changes something, say how it went, and tell whether it went well. */
+    /** Send a request that changes something, and show the result. Resolves to the response, or to null after an error. */
     async act(method, path, options, done) {
       try {
         const answer = await act(method, path, options);
@@ -98,7 +98,7 @@ function say(text, { bad = false } = {}) {
   }, SAID_FOR);
 }
 
-/** Tell of a problem; where it is that a token is needed, ask for one and begin anew. */
+/** Show a problem. After a 401, ask for a token and reopen the view. */
 async function fail(problem) {
   if (problem.status === 401) {
     const wrong = token.get() !== null;
@@ -137,11 +137,11 @@ function draw() {
     root,
   );
   dialogs.show();
-  if (!focused.isConnected) document.getElementById("content").focus(); // what had the focus is gone: the keyboard goes on from here
+  if (!focused.isConnected) document.getElementById("content").focus(); // the focused element was removed
 }
 
 function skip(event) {
-  event.preventDefault(); // the address is the view's
+  event.preventDefault(); // the hash of the address belongs to the view
   document.getElementById("content").focus();
 }
 

@@ -1,23 +1,23 @@
-// Small pieces that several views show.
+// Small templates and helpers that several views share.
 
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { get } from "./api.js";
 import { ago, time } from "./format.js";
 
-/** How long ago a time was, with the time itself for who points at it. */
+/** Return a template of a relative time, with the absolute time as its tooltip. */
 export const when = (iso) => (Number.isFinite(Date.parse(iso)) ? html`<time datetime=${iso} title=${time(iso)}>${ago(iso)}</time>` : "–");
 
-/** An id of version 7 begins with its time, and ends with what tells it from those of the same moment. */
+/** Shorten a UUID of version 7: its beginning is the time, and its end is random. */
 export const shortId = (id) => `${id.slice(0, 13)}…${id.slice(-4)}`;
 
-/** A button that copies an id. Browsers let only pages of HTTPS and of this machine do so; others are shown it. */
+/** Return a button that copies an id. Browsers allow that on HTTPS and loopback only; elsewhere the button shows the id. */
 export function copier(page, id) {
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(id);
       page.say("The id is copied.");
     } catch {
-      page.say(`The browser does not let this page copy: ${id}`);
+      page.say(`The browser does not allow this page to copy: ${id}`);
     }
   };
   return html`<button class="plain copy" title="Copy the id" aria-label="Copy the id ${id}" @click=${copy}>
@@ -25,11 +25,11 @@ export function copier(page, id) {
   </button>`;
 }
 
-/** What an answer that is a problem leaves to show, in the place of what was asked for. */
+/** Return a template that shows a problem in place of the requested data. */
 export const trouble = (problem) =>
-  problem ? html`<p class="notice" role="alert">${problem.status === 401 ? "This service asks for a token: look again to give one." : problem.message}</p>` : nothing;
+  problem ? html`<p class="notice" role="alert">${problem.status === 401 ? "This service requires a token: refresh to enter one." : problem.message}</p>` : nothing;
 
-/** Tell the names of the queues, for suggestions, once they are known; where they cannot be, there are none. */
+/** Call `tell` with the names of all queues, for suggestions. If the request fails, do not call it. */
 export function queueNames(page, tell) {
   get("/queues", {}, { signal: page.signal }).then(
     (queues) => tell(queues.map(({ name }) => name)),
@@ -37,10 +37,10 @@ export function queueNames(page, tell) {
   );
 }
 
-/** What a field with this list offers. */
+/** Return a datalist with the suggestions of a field. */
 export const suggestions = (id, names) => html`<datalist id=${id}>${[...new Set(names)].sort().map((name) => html`<option value=${name}></option>`)}</datalist>`;
 
-/** Draw again every so many ms while the view is open: what is shown as "3 s ago" is not so for long. */
+/** Redraw every `ms` milliseconds while the view is open, to keep relative times current. */
 export function tick(page, ms) {
   const timer = setInterval(page.update, ms);
   page.signal.addEventListener("abort", () => clearInterval(timer), { once: true });

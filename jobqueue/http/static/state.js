@@ -1,4 +1,4 @@
-// The states of jobs: in their order, as they are shown, and what may be done in which.
+// The states of jobs: their order, their look, and which of them are waiting or unfinished.
 
 import { html } from "./vendor/lit-html/lit-html.js";
 
@@ -8,5 +8,5 @@ export const UNFINISHED = ["scheduled", "pending", "blocked", "inflight"];
 export const waits = (state) => state === "scheduled" || state === "pending" || state === "blocked";
 export const isUnfinished = (state) => UNFINISHED.includes(state);
 
-/** A state with its mark and colour. */
+/** Return a template of a state with its mark and color. */
 export const stateOf = (state) => html`<span class="state" data-state=${state}>${state}</span>`;

@@ -1,18 +1,19 @@
-// What a job went through, as far as its document tells: when it waited, and which attempts it had. The service keeps its last ten errors.
+// The timeline of a job, from its document: its waits and attempts. The service keeps only the last ten errors.
 
 import { isUnfinished } from "./state.js";
 
 /**
- * Tell the steps of a job in their order.
+ * Return the steps of a job in order.
  *
- * Returns {begin, end, steps}, times in ms since 1970. A step is {what, from, to, seconds, ...}: `what` is
- *   "created", "ended"    moments; "ended" has the state
- *   "missing"             attempts, how many at the least of which nothing is kept
- *   "scheduled"           it was not due
- *   "waited"              it was due, or waited for its next attempt; `reason` is "retry" between two attempts, "again" after it was run again by hand
- *   "dead"                it had died, and was then run again by hand
- *   "attempt"             attempt, outcome ("failed", "running", or the state that it ended in), error, node
- * A step that goes on has `open`; its end is now, or when the job is due. Where the service does not know how long an attempt took, seconds is null.
+ * Returns {begin, end, steps}, with times in ms since 1970. A step is {what, from, to, seconds, ...}, and `what` is one of:
+ *   "created", "ended"    Moments; "ended" has the state.
+ *   "missing"             Earlier attempts without details; `attempts` is their minimum number.
+ *   "scheduled"           The job was not due.
+ *   "waited"              The job was due, or waited for a retry. `reason` is "retry" between two attempts, "again" after a retry by hand.
+ *   "dead"                The job was dead until it was retried by hand.
+ *   "attempt"             Has attempt, outcome ("failed", "running", or the final state), error, and node.
+ * A step that has not ended has `open`; its `to` is now, or the time when the job is due. If the duration of an attempt is unknown,
+ * `seconds` is null.
  */
 export function timeline(job, now) {
   const at = (iso) => Date.parse(iso);
@@ -51,7 +52,7 @@ export function timeline(job, now) {
   }
 
   const claimed = job.claimed_at ? at(job.claimed_at) : null;
-  const told = last !== null && ended !== null && at(last.at) === ended; // the last error is that of the last attempt
+  const told = last !== null && ended !== null && at(last.at) === ended; // the last error belongs to the last attempt
   if (!told) {
     const again = last !== null && (claimed === null ? job.attempt < last.attempt : job.attempt <= last.attempt);
     if (again && available > here) step("dead", Math.min(available, now));

@@ -1,15 +1,15 @@
-// The text of a Python traceback, read back into the tree that it shows where there are exception groups (the format of traceback.py, 3.11 and later).
+// Parse the text of a Python traceback into the tree of its exception groups (the format of traceback.py in Python 3.11 and later).
 
-const MAX_DEPTH = 50; // Python stops at 10 levels unless told otherwise
+const MAX_DEPTH = 50; // Python's default limit is 10 levels
 const SHOWN_LEAVES = 3;
 const FRAME = /^ {2}File /;
 const LINK = /^(The above exception was the direct cause of the following exception|During handling of the above exception, another exception occurred):$/;
 
 /**
- * Read a traceback.
+ * Parse a traceback.
  *
- * Returns parts, in their order: {text, members}; a part's members are what its group holds, each {title, parts}. What follows a text that is not
- * understood, as where the service has cut a long one, is the text of a last part. A text without groups is one part without members.
+ * Returns its parts in order: {text, members}. The members are the exceptions of a part's group, each {title, parts}. A text without groups
+ * is one part. If a line cannot be parsed, for example because the service has cut a long text, all text from that line on is the last part.
  */
 export function parse(text) {
   const lines = text.replace(/\n$/, "").split("\n");
@@ -67,14 +67,14 @@ function isFirst(line, margin) {
   return line.startsWith(`${margin}+-+---------------- `);
 }
 
-/** What an exception says, without where it happened and what led to it: the first line after its frames. */
+/** Return the message of an exception: the first line after its frames. */
 export function message(text) {
   const lines = text.split("\n");
   const frame = lines.findLastIndex((line) => FRAME.test(line) || LINK.test(line));
   return (lines.slice(frame + 1).find((line) => line !== "" && !line.startsWith(" ") && !line.startsWith("Traceback (")) ?? lines.at(-1)).trim();
 }
 
-/** What the innermost exceptions of some parts say, the first few of them. */
+/** Return the messages of the first few innermost exceptions of some parts. */
 export function leaves(some) {
   const said = [];
   const visit = (list) => {

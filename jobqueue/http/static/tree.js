@@ -1,12 +1,12 @@
-// A tree of tasks that is looked at again and again: what was opened stays open as long as it is there.
+// A tree of tasks that is updated repeatedly. When the user opens or closes a node, it stays open or closed while it exists.
 
-const OPEN_LEVELS = 3; // of nurseries, to begin with
+const OPEN_LEVELS = 3; // levels of nurseries that are open at first
 
 export class Tree {
   #root = null;
-  #toggled = new Map(); // by key, what is not as it is to begin with
+  #toggled = new Map(); // by key, only where it differs from the initial state
 
-  /** Take in a task as GET /tasks has it. */
+  /** Replace the tree with the root task of a GET /tasks response. */
   take(root) {
     const keys = new Set();
     this.#root = named(root, "", 0, keys);
@@ -23,8 +23,8 @@ export class Tree {
   }
 
   /**
-   * The tasks that are like that, and those that lead to them: {root, or null where there is none; tasks: how many are; long: how many
-   * of them have waited for so many seconds}.
+   * Find the tasks that satisfy the predicate, with their ancestors. Returns {root: null if there is none, tasks: the number of
+   * tasks that match, long: how many of them have waited for at least `seconds`}.
    */
   found(isLike, seconds) {
     const counted = { tasks: 0, long: 0 };
@@ -32,7 +32,7 @@ export class Tree {
   }
 }
 
-/** Give each task and nursery a key that it has the next time too: its name and its place among those of that name. */
+/** Give each task and nursery a key that stays the same across updates: its name, and its position among equal names. */
 function named(task, parent, level, keys) {
   const key = `${parent}/${task.name}${task.job ? ` ${task.job.id}` : ""}`;
   let own = key;

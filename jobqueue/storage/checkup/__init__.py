@@ -1,11 +1,11 @@
-"""Look a database over: what jobqueue needs of it, and what stands in its way, each with a verdict and what to do.
+"""Check whether a database meets jobqueue's needs, and report findings, each with a verdict and advice.
 
     for finding in checkup.examine(url):
         print(finding.verdict, finding.check, finding.finding, finding.advice)
 
-Nothing is written, nothing is locked for longer than a read, and each check has a few seconds: one that takes longer, or that the
-role may not make, says that it cannot be told. A check is a function of a connection that returns findings; where there is much to
-judge, the judgement is a function of the figures alone.
+Checks write nothing, and take only the locks of a SELECT. Each statement of a check may run for `STATEMENT_SECONDS`. If a statement
+takes longer, or the role lacks a privilege for it, the check gets the verdict ``unknown``.
+A check is a function that takes a connection and returns findings. Functions named ``judge_...`` need no connection.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SERVER_CHECKS: dict[str, Check] = {
     "disk": capacity.disk,
     "WAL": capacity.kept_log,
 }
-"""What can be looked at in any database."""
+"""Checks that work in any database, by name."""
 
 SCHEMA_CHECKS: dict[str, Check] = {
     "objects": installation.objects,
@@ -52,7 +52,7 @@ SCHEMA_CHECKS: dict[str, Check] = {
     "schedules": work.schedules,
     "dead letters": work.dead,
 }
-"""What can be looked at where our schema is."""
+"""Checks that need the jobqueue schema, by name."""
 
 STATEMENT_SECONDS = 5
 
@@ -64,32 +64,32 @@ TIMEOUTS = {
 
 
 def examine(url: str) -> list[Finding]:
-    """Make every check, and return the findings, the worst first.
+    """Run every check and return the findings, the worst first.
 
     Args:
         url: a libpq URL or connection string.
 
     Raises:
-        DatabaseUnavailable: PostgreSQL cannot be reached, refuses, or went away in the middle.
-        SettingsError: the URL cannot be read.
+        DatabaseUnavailable: PostgreSQL cannot be reached, refuses the connection, or ends it during the checks.
+        SettingsError: the URL is not valid.
     """
     with connect(url, "doctor") as connection:
         connection.reply_timeout = 2.0 * STATEMENT_SECONDS
-        connection.prepare_threshold = None  # a pooler may be in the way
+        connection.prepare_threshold = None  # some poolers do not support prepared statements
         findings = [finding for name, check in SERVER_CHECKS.items() for finding in look(connection, name, check)]
         if installation.is_there(connection):
             checks = dict(SCHEMA_CHECKS)
             if any(finding.check == "schema" and finding.verdict == "problem" for finding in findings):
-                del checks["objects"]  # of another version, they are others
+                del checks["objects"]  # the objects of another schema version may be different
             findings += [finding for name, check in checks.items() for finding in look(connection, name, check)]
     return sorted(findings, key=lambda finding: SEVERITY[finding.verdict])
 
 
 def look(connection: Connection, name: str, check: Check) -> list[Finding]:
-    """Make one check in a transaction of its own, which reads only.
+    """Run one check in its own read-only transaction.
 
     Raises:
-        DatabaseUnavailable: the connection is gone.
+        DatabaseUnavailable: the connection was lost.
     """
     try:
         begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {pinning(connection, local=True, **TIMEOUTS)}"
@@ -99,12 +99,16 @@ def look(connection: Connection, name: str, check: Check) -> list[Finding]:
         finally:
             connection.rollback()
     except psycopg.errors.QueryCanceled:
-        return [unknown(name, f"the database took more than {STATEMENT_SECONDS} s to tell")]
+        return [unknown(name, f"no result within {STATEMENT_SECONDS} s")]
     except psycopg.Error as error:
         if connection.closed:
-            raise DatabaseUnavailable(f"the connection was lost: {one_line(error)}") from error
+            raise DatabaseUnavailable(f"the connection to PostgreSQL was lost: {one_line(error)}") from error
         return [unknown(name, error.diag.message_primary or one_line(error), _who_can_tell(error))]
 
 
 def _who_can_tell(error: psycopg.Error) -> str | None:
-    return "see privileges, or ask as the database's owner" if isinstance(error, psycopg.errors.InsufficientPrivilege) else None
+    return (
+        "see the privileges finding, or connect as the database's owner"
+        if isinstance(error, psycopg.errors.InsufficientPrivilege)
+        else None
+    )

@@ -1,4 +1,4 @@
-"""What there is room for: connections, disk, the log that replication slots keep, the queue of notifications."""
+"""Check free capacity: connections, disk space, WAL that replication slots retain, and the NOTIFY queue."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jobqueue.storage.embedded import NODE_CONNECTIONS
 from jobqueue.storage.transactions import MAX_TRANSACTIONS
 
 LANES = NODE_CONNECTIONS - MAX_TRANSACTIONS
-"""Connections of a node; its handlers' own transactions come on top, up to `MAX_TRANSACTIONS`."""
+"""Number of connections of a node. The transactions of its handlers can use up to `MAX_TRANSACTIONS` additional connections."""
 
 DISK_WARNING, DISK_PROBLEM = 2 << 30, 256 << 20
-"""Free bytes on the data directory's disk."""
+"""If fewer bytes are free on the data directory's disk, the check reports a warning or a problem."""
 
 WAL_WARNING, WAL_PROBLEM = 1 << 30, 10 << 30
-"""Bytes of the write-ahead log that a replication slot keeps."""
+"""If a replication slot retains this many bytes of WAL, the check reports a warning or a problem."""
 
 NOTIFY_WARNING, NOTIFY_PROBLEM = 0.1, 0.5
-"""How full the queue of notifications may be; when it is full, commits with a NOTIFY fail."""
+"""If the NOTIFY queue is this full (0 to 1), the check reports a warning or a problem. At 1, commits with NOTIFY fail."""
 
 
 def connections(connection: Connection) -> list[Finding]:
-    """Count who is connected against every limit that holds for this role."""
+    """Compare the open connections with every limit for this role, and judge the limit that leaves the fewest connections."""
     [row] = query(
         connection,
         """
@@ -40,12 +40,12 @@ def connections(connection: Connection) -> list[Finding]:
                        count(*) FILTER (WHERE datname = current_database()) AS in_database,
                        count(*) FILTER (WHERE datname = current_database() AND starts_with(application_name, 'jobqueue ')
                                               AND pid <> pg_backend_pid()) AS ours
-                  FROM pg_stat_activity   -- the type of others' is hidden from most roles
+                  FROM pg_stat_activity   -- backend_type of other roles' sessions is hidden from most roles
                  WHERE coalesce(backend_type = 'client backend', num_nonnulls(usename, datname) = 2)) AS a
          WHERE r.rolname = current_user AND d.datname = current_database()
         """,
     )
-    limits = [("max_connections, less those kept back,", row.server_limit, row.all_of_them)]
+    limits = [("max_connections (minus reserved connections)", row.server_limit, row.all_of_them)]
     if row.database_limit >= 0 and not row.super:
         limits.append(("the database's CONNECTION LIMIT", row.database_limit, row.in_database))
     if row.role_limit >= 0 and not row.super:
@@ -55,7 +55,7 @@ def connections(connection: Connection) -> list[Finding]:
 
 
 def _live_nodes(connection: Connection) -> int | None:
-    """Count the nodes; None where the role may not see them, or there is no schema."""
+    """Count the running nodes; return None if the schema does not exist, or the role has no permission to read it."""
     try:
         with connection.transaction():
             [row] = query(connection, "SELECT count(*) AS nodes FROM jobqueue.nodes WHERE lease_until > now()")
@@ -69,29 +69,30 @@ def judge_connections(what: str, limit: int, used: int, *, ours: int, nodes: int
     """Judge the tightest limit.
 
     Args:
-        what: its name.
-        used: connections that count against it; this checkup's is one of them, which is over soon.
-        ours: those of them that are a node's.
-        nodes: how many are running; None when that cannot be told.
+        what: the limit's name.
+        limit: how many connections the limit allows.
+        used: the number of connections that count against the limit, including the connection of this check.
+        ours: how many of these connections belong to jobqueue.
+        nodes: the number of running nodes; None if unknown.
     """
     used -= 1
     free = max(0, limit - used)
-    kept = f"{what} allows {limit}: {ours} are jobqueue's, {used - ours} are others', {free} are free"
+    kept = f"{what} allows {limit}: jobqueue uses {ours}, other programs use {used - ours}, {free} are free"
     if nodes:
         runs = count(nodes, "node runs", "nodes run")
-        kept += f" ({runs}; each needs {LANES}, and up to {MAX_TRANSACTIONS} for handlers' transactions)"
-    advice = f"raise {what.strip(',')}, or put PgBouncer before the others"
+        kept += f" ({runs}; each needs {LANES}, plus up to {MAX_TRANSACTIONS} for handlers' transactions)"
+    advice = f"raise {what.strip(',')}, or connect the other programs through PgBouncer"
     if free <= 0:
-        return Finding("connections", "problem", f"{kept}: a node that loses one gets none", advice)
+        return Finding("connections", "problem", f"{kept}: a node that loses a connection cannot open a new one", advice)
     if free < LANES:
-        return Finding("connections", "warning", f"{kept}: no node can be added, nor one replaced before it has left", advice)
+        return Finding("connections", "warning", f"{kept}: too few to start another node, even as a replacement", advice)
     if nodes and nodes * (LANES + MAX_TRANSACTIONS) - ours > free:
-        return Finding("connections", "warning", f"{kept}: not enough for all transactions that handlers may open", advice)
+        return Finding("connections", "warning", f"{kept}: too few for all transactions that handlers may open", advice)
     return Finding("connections", "ok", kept)
 
 
 def disk(connection: Connection) -> list[Finding]:
-    """Tell sizes, and how much is free where the server's disk is this machine's."""
+    """Report the size of jobqueue's tables, and judge free disk space if the server runs on this machine."""
     [row] = query(
         connection,
         """
@@ -102,15 +103,15 @@ def disk(connection: Connection) -> list[Finding]:
                CASE WHEN pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END AS directory
         """,
     )
-    sizes = f"jobqueue's tables take {size(row.ours)} of the database's {size(row.whole)}"
+    sizes = f"jobqueue's tables use {size(row.ours)} of the database's {size(row.whole)}"
     if not connection.info.host.startswith("/"):
-        return [Finding("disk", "ok", f"{sizes}; how much is free is not told over a network")]
+        return [Finding("disk", "ok", f"{sizes}; free space cannot be measured over a network")]
     if row.directory is None:
-        return [Finding("disk", "ok", f"{sizes}; where they lie is told to members of pg_read_all_settings only")]
+        return [Finding("disk", "ok", f"{sizes}; only members of pg_read_all_settings can see the free space")]
     try:
         usage = shutil.disk_usage(Path(row.directory))
     except OSError as error:
-        return [Finding("disk", "ok", f"{sizes}; how much is free cannot be seen from here ({error.strerror})")]
+        return [Finding("disk", "ok", f"{sizes}; free space cannot be measured from here ({error.strerror})")]
     return [judge_disk(sizes, row.directory, usage.free, usage.total)]
 
 
@@ -119,12 +120,12 @@ def judge_disk(sizes: str, directory: str, free: int, total: int) -> Finding:
     found = f"{sizes}; {size(free)} of {size(total)} are free in {directory}"
     if free >= DISK_WARNING:
         return Finding("disk", "ok", found)
-    advice = "make room: PostgreSQL stops when it cannot write its log (shorter --keep-* times let old jobs go)"
+    advice = "free some space: PostgreSQL stops when it cannot write its WAL (shorter --keep-* times delete old jobs earlier)"
     return Finding("disk", "problem" if free < DISK_PROBLEM else "warning", found, advice)
 
 
 def kept_log(connection: Connection) -> list[Finding]:
-    """Tell how much of the write-ahead log replication slots keep."""
+    """Judge how much WAL the replication slots retain."""
     rows = query(
         connection,
         """
@@ -135,32 +136,32 @@ def kept_log(connection: Connection) -> list[Finding]:
         """,
     )
     if not rows:
-        return [Finding("WAL", "ok", "no replication slot keeps any")]
+        return [Finding("WAL", "ok", "no replication slot retains WAL")]
     findings = []
     for row in rows:
         kept = row.kept or 0
         if row.status in ("lost", "unreserved") or kept >= WAL_WARNING:
-            found = f"slot {row.name} ({'in use' if row.active else 'nobody reads it'}, {row.status}) keeps {size(kept)} of the log"
-            advice = f"see to its reader, or, when nobody needs it, SELECT pg_drop_replication_slot('{row.name}')"
+            found = f"slot {row.name} ({'in use' if row.active else 'nobody reads it'}, {row.status}) retains {size(kept)} of WAL"
+            advice = f"check the slot's reader; if nobody needs the slot: SELECT pg_drop_replication_slot('{row.name}')"
             findings.append(Finding("WAL", "problem" if kept >= WAL_PROBLEM else "warning", found, advice))
     kept = max(row.kept or 0 for row in rows)
-    return findings or [Finding("WAL", "ok", f"slots ({names([row.name for row in rows])}) keep {size(kept)} at the most")]
+    return findings or [Finding("WAL", "ok", f"slots ({names([row.name for row in rows])}) retain at most {size(kept)}")]
 
 
 def notifications(connection: Connection) -> list[Finding]:
-    """Tell how full the queue of notifications is."""
+    """Judge how full the NOTIFY queue is."""
     try:
         [row] = query(connection, "SELECT pg_notification_queue_usage() AS usage")
     except psycopg.errors.ObjectNotInPrerequisiteState as error:
-        return [unknown("notifications", error.diag.message_primary or "the server does not say")]
+        return [unknown("notifications", error.diag.message_primary or "the server reports no usage")]
     return [judge_notifications(row.usage)]
 
 
 def judge_notifications(usage: float) -> Finding:
-    """Judge how full the queue is, from 0 to 1."""
-    found = f"the queue of NOTIFY is {usage:.1%} full"
+    """Judge the fill level of the NOTIFY queue, from 0 to 1."""
+    found = f"the NOTIFY queue is {usage:.1%} full"
     if usage < NOTIFY_WARNING:
         return Finding("notifications", "ok", found)
-    found += ": some session listens, and does not read; once it is full, commits that notify fail"
-    advice = "end the session that has LISTENed and stays in a transaction: the server's log names its pid"
+    found += ": a session that ran LISTEN does not read its notifications; once the queue is full, commits with NOTIFY fail"
+    advice = "end the session that ran LISTEN and stays in a transaction: the server's log names its pid"
     return Finding("notifications", "problem" if usage >= NOTIFY_PROBLEM else "warning", found, advice)

@@ -1,4 +1,4 @@
-"""What a check has to say, as a value, and the words that figures are said in."""
+"""Represent what a check found, and format its figures."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from jobqueue.storage.database import Connection
 Verdict = Literal["ok", "warning", "problem", "unknown"]
 
 SEVERITY: dict[Verdict, int] = {"problem": 0, "warning": 1, "unknown": 2, "ok": 3}
-"""What comes first."""
+"""Sort order of the verdicts, the worst first."""
 
 NAMED = 3
-"""How many of many are named; the others are counted."""
+"""Maximum number of names in a finding. A finding with more names also has the number of the others."""
 
 
 QUOTED = 120
-"""Characters of a reason or an error that are quoted."""
+"""Maximum length of a quoted reason or error, in characters. Longer texts are cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a check.
 
     Attributes:
-        check: what it is about, in a word or two.
-        verdict: ``unknown`` where the role, or the server, does not let it be told.
-        finding: what was found, with figures.
-        advice: what to do about it; None when there is nothing to do.
+        check: the name of the check.
+        verdict: the rating of the observation; ``unknown`` if the role's privileges or the server do not allow the check.
+        finding: the observation, with figures.
+        advice: how to fix the problem; None if there is nothing to fix.
     """
 
     check: str
@@ -41,17 +41,17 @@ class Finding:
 
 
 def unknown(check: str, reason: str, advice: str | None = None) -> Finding:
-    """Say that something cannot be told, and why."""
-    return Finding(check, "unknown", f"cannot be told, because {reason}", advice)
+    """Make the finding of a check that failed, with the reason."""
+    return Finding(check, "unknown", f"cannot be checked: {reason}", advice)
 
 
 def query(connection: Connection, sql: str, *params: Any) -> list[Any]:
-    """Run a query; its rows have the columns as attributes."""
+    """Run a query and return its rows as named tuples."""
     return connection.cursor(row_factory=namedtuple_row).execute(sql.encode(), params or None).fetchall()
 
 
 def duration(seconds: float) -> str:
-    """Say a time in its largest unit, such as ``12 min``."""
+    """Format a duration in its largest unit, such as ``12 min``."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def size(bytes_: float) -> str:
-    """Say a number of bytes, such as ``12 MB``."""
+    """Format a number of bytes in binary units, such as ``12 MB`` (12 times 2**20 bytes)."""
     for unit, length in (("TB", 1 << 40), ("GB", 1 << 30), ("MB", 1 << 20)):
         if bytes_ >= length:
             return f"{bytes_ / length:.1f} {unit}".replace(".0 ", " ")
@@ -67,16 +67,16 @@ def size(bytes_: float) -> str:
 
 
 def count(number: float, one: str, many: str | None = None) -> str:
-    """Say how many of what: ``1 job``, ``12,000 jobs``."""
+    """Format a count with its noun: ``1 job``, ``12,000 jobs``."""
     return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
 
 
 def short(text: str) -> str:
-    """Cut a text that somebody wrote where it would fill a screen."""
+    """Cut a text to `QUOTED` characters."""
     return text if len(text) <= QUOTED else text[: QUOTED - 1] + "…"
 
 
 def names(all_of_them: Sequence[str]) -> str:
-    """Name the first few, and count the others."""
+    """List the first `NAMED` names and the number of the others."""
     more = len(all_of_them) - NAMED
     return ", ".join(all_of_them[:NAMED]) + (f" and {more} more" if more > 0 else "")

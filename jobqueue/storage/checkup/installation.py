@@ -1,4 +1,4 @@
-"""Our schema in the database: its version, whether all of it is there, and what this role may do with it."""
+"""Check the jobqueue schema: its version, its objects, this role's privileges, and the partitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobqueue.storage.checkup.finding import Finding, count, names, query, unkno
 from jobqueue.storage.database import Connection
 
 FEW = 10_000
-"""Rows are counted up to here."""
+"""Maximum number of rows to count."""
 
 SYSTEM_FUNCTIONS = [
     "pg_notify(text,text)",
@@ -19,13 +19,13 @@ SYSTEM_FUNCTIONS = [
     "pg_advisory_xact_lock(bigint)",
     "pg_try_advisory_xact_lock(bigint)",
 ]
-"""What a node calls of PostgreSQL's own that may have been revoked."""
+"""PostgreSQL's functions that a node calls, and that an administrator may have revoked."""
 
-APPLY = "jobqueue migrate as the owner of the schema, or psql -f schema.sql: it changes what differs, and keeps all rows"
+APPLY = "run jobqueue migrate as the schema's owner, or psql -f schema.sql: both repair the schema, and keep all rows"
 
 
 def is_there(connection: Connection) -> bool:
-    """Tell whether the database has the schema, whatever its version, and whether or not the role may look into it."""
+    """Return whether the database has the schema, in any version, even if this role has no permission to use it."""
     [row] = query(
         connection,
         """
@@ -37,41 +37,45 @@ def is_there(connection: Connection) -> bool:
 
 
 def version(connection: Connection) -> list[Finding]:
-    """Compare the schema's version with ours."""
+    """Compare the schema's version with `schema.SCHEMA_VERSION`."""
     if not is_there(connection):
-        found = "this database has no schema of jobqueue"
-        return [Finding("schema", "problem", found, "jobqueue migrate creates it, or the first jobqueue serve")]
+        found = "this database has no jobqueue schema"
+        return [Finding("schema", "problem", found, "run jobqueue migrate, or jobqueue serve, which creates it at its first start")]
     try:
         return [judge_version(schema.installed_version(connection))]
     except psycopg.errors.InsufficientPrivilege as error:
-        return [unknown("schema", error.diag.message_primary or "the role may not look", "see privileges")]
+        return [unknown("schema", error.diag.message_primary or "permission denied", "see the privileges finding")]
 
 
 def judge_version(found: int | None) -> Finding:
-    """Judge a schema version; None is a schema without one."""
+    """Judge a schema version; None means that the schema has no version."""
     ours = schema.SCHEMA_VERSION
     if found is None:
-        return Finding("schema", "problem", "the schema has no version: somebody emptied jobqueue.schema_version", APPLY)
+        return Finding("schema", "problem", "the schema has no version: jobqueue.schema_version is empty", APPLY)
     if found < ours:
-        return Finding("schema", "problem", f"version {found}; this jobqueue needs {ours}", "jobqueue migrate")
+        return Finding("schema", "problem", f"version {found}, but this jobqueue needs {ours}", "run jobqueue migrate")
     if found > ours:
-        text = f"version {found} is newer than this jobqueue, which knows {ours}"
-        return Finding("schema", "problem", text, "upgrade jobqueue, or point it at another database")
+        text = f"version {found}, but this jobqueue is older and needs {ours}"
+        return Finding("schema", "problem", text, "upgrade jobqueue, or use another database")
     return Finding("schema", "ok", f"version {found}")
 
 
 def objects(connection: Connection) -> list[Finding]:
-    """Compare tables, indexes, functions and the trigger with schema.sql, and everything with what it was when that was applied."""
+    """Compare the schema with schema.sql, and with its state when schema.sql was last applied.
+
+    The first comparison covers tables, indexes, functions, and the trigger. The second comparison covers every object.
+    """
     text = schema.schema_sql()
     found = catalog.look(connection, text)
     findings = [*_missing(connection, catalog.faults(text, found))]
     known = catalog.recorded(connection)
     if not findings and known is not None and known != catalog.fingerprint(text, found):
         changed = (
-            "the schema was changed since schema.sql was applied, or another schema.sql was: columns, settings of functions, views"
+            "columns, settings of functions, or views have changed: either the schema was changed since schema.sql was applied,"
+            " or another schema.sql was applied"
         )
         findings.append(Finding("objects", "warning", changed, APPLY))
-    return findings or [Finding("objects", "ok", "tables, indexes and functions are those of this version")]
+    return findings or [Finding("objects", "ok", "tables, indexes and functions match this version")]
 
 
 def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding]:
@@ -88,19 +92,19 @@ def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding
             yield Finding("objects", "problem", f"{kind} are missing: {names(missing)}", APPLY)
     if row.invalid:
         advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue.{name}" for name in row.invalid)
-        yield Finding("objects", "problem", f"indexes are invalid, and of no use: {names(row.invalid)}", advice)
+        yield Finding("objects", "problem", f"indexes are invalid, so PostgreSQL does not use them: {names(row.invalid)}", advice)
     if not faults.blocks:
         yield Finding(
-            "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not kept", APPLY
+            "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not enforced", APPLY
         )
     if faults.differing:
         yield Finding("objects", "warning", f"functions differ from this version's schema.sql: {names(faults.differing)}", APPLY)
 
 
 def privileges(connection: Connection) -> list[Finding]:
-    """Tell what a node needs and this role may not do."""
+    """Find privileges that a node needs and this role lacks."""
     findings = list(_lacking(connection))
-    return findings or [Finding("privileges", "ok", "the role may do all that a node does")]
+    return findings or [Finding("privileges", "ok", "the role has all privileges that a node needs")]
 
 
 def _lacking(connection: Connection) -> Iterator[Finding]:
@@ -135,21 +139,21 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
         found = f"role {row.role} may not call {count(len(row.functions), 'function')}: {names(row.functions)}"
         yield Finding("privileges", "problem", found, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA jobqueue TO {row.role}")
     if row.system_functions:
-        found = f"role {row.role} may not call {names(row.system_functions)}, which a node does"
+        found = f"role {row.role} may not call {names(row.system_functions)}, which a node needs"
         grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.role}" for name in row.system_functions)
         yield Finding("privileges", "problem", found, grants)
     if row.others_own or not row.creates:
-        found = (
-            f"role {row.role} cannot create and drop the partitions of finished jobs: its nodes delete old jobs in batches instead"
-        )
+        found = f"role {row.role} cannot create and drop partitions of finished jobs: nodes delete old jobs in batches instead"
         advice = f"GRANT CREATE ON SCHEMA jobqueue TO {row.role}, and make it a member of the role that owns the tables"
         yield Finding("privileges", "warning", found, advice)
 
 
 def partitions(connection: Connection) -> list[Finding]:
-    """Find days without a partition, jobs outside of partitions, and partitions that retention cannot drop."""
+    """Find days without a partition, jobs outside of all daily partitions, and partitions that nodes cannot drop."""
     findings = [finding for parent in ("succeeded_jobs", "cancelled_jobs") for finding in _partitions_of(connection, parent)]
-    return findings or [Finding("partitions", "ok", "today's and tomorrow's are there, and no job is outside of them")]
+    return findings or [
+        Finding("partitions", "ok", "the partitions of today and tomorrow exist, and no job is outside of a partition")
+    ]
 
 
 def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
@@ -164,14 +168,14 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
         parent,
     )
     if days:
-        found = f"{parent} has no partition for {' and '.join(day.name for day in days)}: what ends then is deleted in batches"
-        advice = "a node creates them when it starts, and every hour: its log says what keeps it (partitions cannot be created)"
+        found = f"{parent} has no partition for {' and '.join(day.name for day in days)}: jobs that end then are deleted in batches"
+        advice = 'nodes create partitions at their start and every hour: look for "partitions cannot be created" in their logs'
         yield Finding("partitions", "warning", found, advice)
-    [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a name of ours
+    [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a constant
     if stray.jobs:
         many = count(stray.jobs, "job") if stray.jobs < FEW else f"{FEW:,} jobs or more"
-        found = f"{many} in {parent}_default, which ended on a day that had no partition yet"
-        yield Finding("partitions", "warning", found, "nothing: they go when their time to be kept is over")
+        found = f"{many} in {parent}_default, from a day that had no partition"
+        yield Finding("partitions", "warning", found, "none needed: nodes delete these jobs after their retention period")
     readers = query(
         connection,
         """
@@ -186,5 +190,5 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
         parent,
     )
     for row in readers:
-        found = f"{row.view} reads {names(row.partitions)}: retention cannot drop what it reads, and deletes old jobs in batches"
-        yield Finding("partitions", "warning", found, f"DROP {row.kind} {row.view}; let it read jobqueue.finished_jobs instead")
+        found = f"{row.view} reads {names(row.partitions)}: nodes cannot drop these, and delete their old jobs in batches"
+        yield Finding("partitions", "warning", found, f"DROP {row.kind} {row.view}; create it again on jobqueue.finished_jobs")

@@ -1,4 +1,4 @@
-"""Dead rows: who keeps them from being removed, how many there are, and who waits for whose lock."""
+"""Check dead rows and locks: sessions that keep dead rows from being removed, bloated tables, wraparound, and lock waits."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from jobqueue.storage.checkup.finding import Finding, Verdict, count, duration, 
 from jobqueue.storage.database import Connection
 
 OPEN_WARNING, OPEN_PROBLEM = 60.0, 600.0
-"""Seconds for which a transaction may hold the horizon."""
+"""If a transaction has held back the xmin horizon for this many seconds, the check reports a warning or a problem."""
 
 AGE_WARNING, AGE_PROBLEM = 100_000, 10_000_000
-"""Transactions for which it may, where nobody says since when."""
+"""The same limits in transactions instead of seconds, for sessions and slots whose start time is unknown."""
 
 DEAD_WARNING, DEAD_PROBLEM = 50_000, 2_000_000
-"""Dead rows of a table, if they are more than its live ones: autovacuum comes at 5,000."""
+"""If a table has this many dead rows, and fewer live rows, the check reports a warning or a problem. Autovacuum starts at 5,000."""
 
 BLOAT_WARNING = 256 << 20
-"""Bytes of a table and its indexes that its rows do not need."""
+"""If a table and its indexes have this many unused bytes, the check reports a warning."""
 
 ROW_BYTES = 3_000
-"""What a row takes at the most, with its entries in indexes: PostgreSQL stores a larger one apart."""
+"""Upper bound for the size of a row and its index entries, in bytes: PostgreSQL stores larger values in a TOAST table."""
 
 FREEZE_WARNING, FREEZE_PROBLEM = 500_000_000, 1_500_000_000
-"""Transactions since the oldest that is not frozen; at 2,100,000,000 PostgreSQL takes no more."""
+"""If the oldest unfrozen transaction has this age, the check reports a warning or a problem. At 2,100,000,000, PostgreSQL refuses
+writes."""
 
 PREPARED = 0
-"""The pid of those that hold locks without a process."""
+"""The pid that PostgreSQL reports for a prepared transaction, which has no process."""
 
 LOCK_WARNING, LOCK_PROBLEM = 1.0, 30.0
-"""Seconds that somebody may wait for a lock."""
+"""If a session has waited for a lock for this many seconds, the check reports a warning or a problem."""
 
 
 def horizon(connection: Connection) -> list[Finding]:
-    """Find what keeps dead rows of this database from being removed: transactions, prepared ones, replication slots, standbys."""
+    """Find transactions, prepared transactions, replication slots and standbys that hold back the xmin horizon.
+
+    PostgreSQL cannot remove rows that died after this horizon.
+    """
     findings = [*_transactions(connection), *_prepared(connection), *_slots(connection)]
-    return findings or [Finding("horizon", "ok", f"no transaction has held it for {duration(OPEN_WARNING)} or more")]
+    return findings or [Finding("horizon", "ok", f"no transaction has held back the horizon for {duration(OPEN_WARNING)} or more")]
 
 
 def _transactions(connection: Connection) -> Iterator[Finding]:
-    # A standby that reports its own horizon (hot_standby_feedback) does so through its walsender, which is in no database.
+    # A standby with hot_standby_feedback reports its horizon through its walsender, whose datname is NULL.
     rows = query(
         connection,
         """
@@ -51,7 +55,7 @@ def _transactions(connection: Connection) -> Iterator[Finding]:
                greatest(age(a.backend_xmin), age(a.backend_xid)) AS transactions
           FROM pg_stat_activity AS a
          WHERE a.pid <> pg_backend_pid() AND num_nonnulls(a.backend_xmin, a.backend_xid) > 0
-           AND a.usename IS NOT NULL   -- autovacuum, which holds up nobody, is nobody
+           AND a.usename IS NOT NULL   -- not autovacuum, which holds back nothing
            AND (a.datname = current_database() OR a.datname IS NULL)
          ORDER BY a.xact_start NULLS LAST, transactions DESC LIMIT 20
         """,
@@ -60,20 +64,29 @@ def _transactions(connection: Connection) -> Iterator[Finding]:
 
 
 def judge_session(row: Any) -> Finding | None:
-    """Judge a session that holds the horizon: its `pid`, `who`, `program`, `state`, for `seconds` and `transactions`."""
+    """Judge a session that holds back the horizon; return None if it has not held the horizon for long.
+
+    Args:
+        row: a row with `pid`, `who`, `program`, `state`, `walsender`, `seconds` and `transactions`.
+    """
     verdict = judge_hold(row.seconds, row.transactions)
     if verdict is None:
         return None
-    since = "since a time that members of pg_read_all_stats can see" if row.seconds is None else f"for {duration(row.seconds)}"
+    since = "for a time that only members of pg_read_all_stats can see" if row.seconds is None else f"for {duration(row.seconds)}"
     who = ", ".join(filter(None, (row.who, row.program, row.state)))
-    held = f"pid {row.pid} ({who}) has held it {since}, {count(row.transactions, 'transaction')}"
+    held = f"pid {row.pid} ({who}) has held back the xmin horizon {since} ({count(row.transactions, 'transaction')})"
     if row.walsender:
-        return Finding("horizon", verdict, f"{held}: a standby with hot_standby_feedback", "see to long queries on the standby")
-    return Finding("horizon", verdict, f"{held}: claims wade through dead rows", f"SELECT pg_terminate_backend({row.pid})")
+        return Finding("horizon", verdict, f"{held}: a standby with hot_standby_feedback", "look for long queries on the standby")
+    return Finding("horizon", verdict, f"{held}: dead rows slow down claims", f"SELECT pg_terminate_backend({row.pid})")
 
 
 def judge_hold(seconds: float | None, transactions: int) -> Verdict | None:
-    """Judge who holds the horizon, by time where that is known; None is nothing to speak of."""
+    """Judge how long the horizon has been held back; return None if the time is too short to report.
+
+    Args:
+        seconds: how long, in seconds; None if unknown. If it is None, `transactions` decides.
+        transactions: how long, in transactions.
+    """
     held, warning, problem = (
         (seconds, OPEN_WARNING, OPEN_PROBLEM) if seconds is not None else (transactions, AGE_WARNING, AGE_PROBLEM)
     )
@@ -91,8 +104,8 @@ def _prepared(connection: Connection) -> Iterator[Finding]:
     for row in rows:
         if verdict := judge_hold(row.seconds, row.transactions):
             name = sql.Literal(row.gid).as_string(connection)
-            found = f"the prepared transaction {name} of {row.owner} has held it for {duration(row.seconds)}, over restarts too"
-            advice = f"whoever coordinates it must end it: COMMIT PREPARED {name}, or ROLLBACK PREPARED {name}"
+            found = f"prepared transaction {name} of {row.owner} has held back the xmin horizon for {duration(row.seconds)}"
+            advice = f"it survives restarts; its transaction manager must run COMMIT PREPARED {name}, or ROLLBACK PREPARED {name}"
             yield Finding("horizon", verdict, found, advice)
 
 
@@ -106,18 +119,22 @@ def _slots(connection: Connection) -> Iterator[Finding]:
 
 
 def judge_slot(row: Any) -> Finding | None:
-    """Judge a replication slot that holds the horizon: its `name`, whether it is `active`, for how many `transactions`."""
+    """Judge a replication slot that holds back the horizon; return None if it is active and has not held the horizon for long.
+
+    Args:
+        row: a row with `name`, `active` and `transactions`.
+    """
     verdict = judge_hold(None, row.transactions)
     if verdict is None and row.active:
         return None
     use = "in use" if row.active else "nobody reads it"
-    found = f"replication slot {row.name} ({use}) has held it for {count(row.transactions, 'transaction')}"
-    advice = f"see to its standby, or, when nobody needs it, SELECT pg_drop_replication_slot('{row.name}')"
+    found = f"replication slot {row.name} ({use}) has held back the xmin horizon for {count(row.transactions, 'transaction')}"
+    advice = f"check the slot's standby; if nobody needs the slot: SELECT pg_drop_replication_slot('{row.name}')"
     return Finding("horizon", verdict or "warning", found, advice)
 
 
 def tables(connection: Connection) -> list[Finding]:
-    """Look at the dead rows and the size of each of our tables."""
+    """Judge the dead rows and the size of each of jobqueue's tables."""
     rows = query(
         connection,
         """
@@ -133,7 +150,7 @@ def tables(connection: Connection) -> list[Finding]:
     findings = []
     if disabled := [row.name for row in rows if row.disabled]:
         advice = "; ".join(f"ALTER TABLE jobqueue.{name} RESET (autovacuum_enabled)" for name in disabled)
-        found = f"autovacuum is turned off for {names(disabled)}: dead rows pile up, and claims wade through them"
+        found = f"autovacuum is turned off for {names(disabled)}: dead rows accumulate and slow down claims"
         findings.append(Finding("vacuum", "problem", found, advice))
     for row in rows:
         findings += judge_table(row)
@@ -142,27 +159,32 @@ def tables(connection: Connection) -> list[Finding]:
     dead, live = sum(row.dead for row in rows), sum(row.live for row in rows)
     busiest = next((row for row in rows if row.vacuumed is not None), None)
     last = f"; {busiest.name} was vacuumed {duration(busiest.vacuumed)} ago" if busiest else ""
-    return [Finding("vacuum", "ok", f"{count(dead, 'dead row')} beside {count(live, 'live one')} in our tables{last}")]
+    return [Finding("vacuum", "ok", f"{count(dead, 'dead row')} and {count(live, 'live one')} in jobqueue's tables{last}")]
 
 
 def judge_table(row: Any) -> Iterator[Finding]:
-    """Judge one table: `live`, `dead`, `bytes`, and seconds since it was `vacuumed`."""
-    vacuumed = "never been vacuumed" if row.vacuumed is None else f"last been vacuumed {duration(row.vacuumed)} ago"
+    """Judge one table.
+
+    Args:
+        row: a row with `name`, `live` and `dead` (numbers of rows), `bytes`, and `vacuumed` (seconds since the last vacuum, or
+            None).
+    """
+    vacuumed = "it was never vacuumed" if row.vacuumed is None else f"it was last vacuumed {duration(row.vacuumed)} ago"
     if row.dead >= DEAD_WARNING and row.dead > row.live:
-        found = f"{row.name} has {count(row.dead, 'dead row')} beside {row.live:,} live ones, and has {vacuumed}"
-        advice = f"see what holds the horizon, if anything does; then VACUUM jobqueue.{row.name}"
+        found = f"{row.name} has {count(row.dead, 'dead row')} and {row.live:,} live ones; {vacuumed}"
+        advice = f"first resolve any problem of the horizon check; then VACUUM jobqueue.{row.name}"
         yield Finding("vacuum", "problem" if row.dead >= DEAD_PROBLEM else "warning", found, advice)
     unneeded = row.bytes - ROW_BYTES * (row.live + row.dead)
     if unneeded >= BLOAT_WARNING:
-        found = f"{row.name} takes {size(row.bytes)} for {count(row.live, 'row')}: {size(unneeded)} or more are empty"
+        found = f"{row.name} uses {size(row.bytes)} for {count(row.live, 'row')}: at least {size(unneeded)} of it is empty"
         advice = (
-            f"when it is quiet: VACUUM FULL jobqueue.{row.name} (it locks the table), or REINDEX TABLE CONCURRENTLY for the indexes"
+            f"at a quiet time: VACUUM FULL jobqueue.{row.name} (it locks the table), or REINDEX TABLE CONCURRENTLY for the indexes"
         )
         yield Finding("vacuum", "warning", found, advice)
 
 
 def wraparound(connection: Connection) -> list[Finding]:
-    """Tell how far the database is from the end of its transaction numbers."""
+    """Judge how close the database is to transaction ID wraparound."""
     [row] = query(
         connection,
         """
@@ -173,19 +195,22 @@ def wraparound(connection: Connection) -> list[Finding]:
 
 
 def judge_wraparound(transactions: int, groups: int) -> Finding:
-    """Judge the ages of the oldest transaction, and group of transactions, that are not frozen."""
-    found = f"the oldest transaction that is not frozen is {transactions:,} ago, the oldest group {groups:,}"
+    """Judge the ages of the oldest unfrozen transaction and the oldest unfrozen multixact."""
+    found = f"the oldest unfrozen transaction is {transactions:,} transactions old, the oldest multixact {groups:,} multixacts"
     oldest = max(transactions, groups)
     if oldest < FREEZE_WARNING:
         return Finding("wraparound", "ok", found)
     verdict: Verdict = "problem" if oldest >= FREEZE_PROBLEM else "warning"
     return Finding(
-        "wraparound", verdict, f"{found}; at 2,100,000,000 all writes end", "see what holds the horizon; then VACUUM (FREEZE)"
+        "wraparound",
+        verdict,
+        f"{found}; PostgreSQL refuses all writes at 2,100,000,000",
+        "first resolve any problem of the horizon check; then VACUUM (FREEZE)",
     )
 
 
 def locks(connection: Connection) -> list[Finding]:
-    """Find who waits now for a lock on our tables, or as one of our sessions for any lock, and for whom."""
+    """Find sessions that wait for a lock on jobqueue's tables, jobqueue's sessions that wait for any lock, and the lock holders."""
     rows = query(
         connection,
         """
@@ -203,10 +228,10 @@ def locks(connection: Connection) -> list[Finding]:
         if (row.seconds or 0) < LOCK_WARNING or not row.blockers:
             continue
         pids = names([str(pid) for pid in row.blockers])
-        found = f"pid {row.pid} ({row.program}) has waited {duration(row.seconds)} for a lock ({row.what}) that pid {pids} has"
+        found = f"pid {row.pid} ({row.program}) has waited {duration(row.seconds)} for a lock ({row.what}) that pid {pids} holds"
         advice = "; ".join(f"SELECT pg_terminate_backend({pid})" for pid in row.blockers if pid)
         if PREPARED in row.blockers:
             found += " (0 is a prepared transaction)"
-            advice = "see pg_prepared_xacts: whoever coordinates it must end it with COMMIT PREPARED or ROLLBACK PREPARED"
+            advice = "find it in pg_prepared_xacts; its transaction manager must run COMMIT PREPARED or ROLLBACK PREPARED"
         findings.append(Finding("locks", "problem" if row.seconds >= LOCK_PROBLEM else "warning", found, advice))
-    return findings or [Finding("locks", "ok", f"nobody has waited for {duration(LOCK_WARNING)}")]
+    return findings or [Finding("locks", "ok", f"no session has waited for a lock for {duration(LOCK_WARNING)} or more")]

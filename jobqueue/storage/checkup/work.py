@@ -1,4 +1,4 @@
-"""The work itself: nodes that are gone, queues that nobody works, jobs that are overdue, and what died of late."""
+"""Check nodes and jobs: nodes without a lease, queues that no node works, overdue jobs and schedules, and recent dead letters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jobqueue.storage.checkup.finding import Finding, count, duration, names, qu
 from jobqueue.storage.database import Connection
 
 LATE = 60.0
-"""Seconds by which what is due may be late: nodes look every few seconds."""
+"""Due work counts as overdue after this many seconds. A shorter delay is normal, because nodes poll only every few seconds."""
 
 FEW = 10_000
-"""Jobs of a queue are counted up to here."""
+"""Maximum number of jobs to count."""
 
 
 def nodes(connection: Connection) -> list[Finding]:
-    """Look at the nodes' leases and versions."""
+    """Check the nodes' leases and versions."""
     rows = query(
         connection,
         """
@@ -32,15 +32,15 @@ def nodes(connection: Connection) -> list[Finding]:
     findings = list(_lost(rows, anyone=bool(live)))
     versions = sorted({row.version for row in live})
     if len(versions) > 1 or versions not in ([], [__version__]):
-        found = f"nodes run {names(versions)}, this is jobqueue {__version__}"
+        found = f"nodes run {names(versions)}; this is jobqueue {__version__}"
         findings.append(
-            Finding("nodes", "warning", found, "nothing in the middle of a deploy; after it, restart those that were left")
+            Finding("nodes", "warning", found, "none needed during a deploy; after it, restart the nodes of other versions")
         )
     if not live:
         findings.append(
-            Finding("nodes", "warning", "no node is running: jobs are taken from SQL alone, and none is run", "jobqueue serve")
+            Finding("nodes", "warning", "no node is running: jobs can be submitted from SQL, but none runs", "run jobqueue serve")
         )
-    return findings or [Finding("nodes", "ok", f"{count(len(live), 'node')} of version {versions[0]}, all with a lease")]
+    return findings or [Finding("nodes", "ok", f"{count(len(live), 'node')} of version {versions[0]}, all with a valid lease")]
 
 
 def _lost(rows: list[Any], *, anyone: bool) -> Iterator[Finding]:
@@ -48,17 +48,18 @@ def _lost(rows: list[Any], *, anyone: bool) -> Iterator[Finding]:
         if row.late <= LATE if anyone else row.late <= 0:
             continue
         held = count(row.jobs, "job is", "jobs are")
-        found = f"{row.host} pid {row.pid} lost its lease {duration(row.late)} ago, and {held} still in its hands"
+        found = f"{row.host} pid {row.pid} lost its lease {duration(row.late)} ago, and {held} still claimed by it"
         if anyone:
-            advice = "the other nodes should have taken them: see their logs (recovery failed, recovery refused by the database)"
+            advice = 'the other nodes should have recovered them: look for errors of the part "recovery" in their logs'
             yield Finding("nodes", "problem", found, advice)
         else:
-            yield Finding("nodes", "problem" if row.jobs else "warning", found, "start a node: it takes them back")
+            yield Finding("nodes", "problem" if row.jobs else "warning", found, "start a node: it recovers the jobs")
 
 
 def queues(connection: Connection) -> list[Finding]:
-    """Look at each queue in which jobs wait: whether it is paused, whether somebody works it, and whether anybody claims."""
-    # From queue to queue by the index; the oldest is the oldest of the first in line.
+    """Check each queue with waiting jobs: whether it is paused, whether a node works it, and whether nodes claim its jobs."""
+    # The recursive query jumps from queue to queue in the index. For each queue, it searches for the oldest job among the first
+    # 10,000 by rank.
     rows = query(
         connection,
         f"""
@@ -82,13 +83,13 @@ def queues(connection: Connection) -> list[Finding]:
                   FROM (SELECT p.available_since FROM jobqueue.pending_jobs AS p
                          WHERE p.queue = w.queue ORDER BY p.rank LIMIT {FEW}) AS f) AS p
          WHERE w.queue IS NOT NULL AND p.jobs > 0
-        """,  # noqa: S608 - a number of ours
+        """,  # noqa: S608 - a constant
     )
     findings = [finding for row in rows if (finding := judge_queue(row))]
     if findings:
         return findings
     if not rows:
-        return [Finding("queues", "ok", "no job waits")]
+        return [Finding("queues", "ok", "no job is waiting")]
     jobs, oldest = sum(row.jobs for row in rows), max(row.oldest for row in rows)
     more = " or more" if any(row.jobs == FEW for row in rows) else ""
     found = f"{count(jobs, 'job waits', 'jobs wait')}{more} in {count(len(rows), 'queue')}, the oldest for {duration(oldest)}"
@@ -96,24 +97,24 @@ def queues(connection: Connection) -> list[Finding]:
 
 
 def judge_queue(row: Any) -> Finding | None:
-    """Judge a queue in which jobs wait; None when it is as it should be, be it busy."""
+    """Judge a queue with waiting jobs; return None if it is healthy, even if it is busy."""
     more = " or more" if row.jobs == FEW else ""
     waiting = f"{count(row.jobs, 'job waits', 'jobs wait')}{more} in queue {row.name}, the oldest for {duration(row.oldest)}"
     if row.paused:
-        advice = f"when it should go on: jobqueue queues resume {shlex.quote(row.name)}"
-        return Finding("queues", "warning", f"{waiting}: it is paused", advice)
+        advice = f"to resume it: jobqueue queues resume {shlex.quote(row.name)}"
+        return Finding("queues", "warning", f"{waiting}: the queue is paused", advice)
     if not row.workers:
         return Finding(
-            "queues", "problem", f"{waiting}: no node works it", f"jobqueue serve ... --queue {shlex.quote(row.name)}=16"
+            "queues", "problem", f"{waiting}: no node works the queue", f"jobqueue serve ... --queue {shlex.quote(row.name)}=16"
         )
     if row.oldest >= LATE and row.running < row.workers and not row.limited:
-        found = f"{waiting}, and {row.workers - row.running} of its {count(row.workers, 'worker')} are free: nobody claims"
-        return Finding("queues", "problem", found, "see /health/ready and the log of each node for what keeps it from claiming")
+        found = f"{waiting}, and {row.workers - row.running} of its {count(row.workers, 'worker')} are free: no node claims"
+        return Finding("queues", "problem", found, "look for the reason at /health/ready and in the log of each node")
     return None
 
 
 def overdue(connection: Connection) -> list[Finding]:
-    """Look for what should have been moved on: scheduled jobs, keys to look at, ticks of schedules."""
+    """Find overdue scheduled jobs, checks of concurrency keys, and ticks of schedules."""
     rows = query(
         connection,
         f"""
@@ -127,42 +128,42 @@ def overdue(connection: Connection) -> list[Finding]:
         UNION ALL
         SELECT 'schedules', count(*), max(extract(epoch FROM now() - next_at)::float8)
           FROM jobqueue.schedules WHERE NOT paused AND error IS NULL AND next_at < now() - %(late)s * interval '1 second'
-        """.replace("%(late)s", str(LATE)),  # noqa: S608 - numbers of ours
+        """.replace("%(late)s", str(LATE)),  # noqa: S608 - constants
     )
     findings = [
         Finding(
             "overdue",
             "problem",
             f"{row.jobs:,}{' or more' if row.jobs == FEW else ''} {row.what} are overdue, the first by {duration(row.late)}",
-            "a node does that within seconds: start one, or see the logs for what keeps it",
+            "nodes process them within seconds: start a node, or look for the reason in their logs",
         )
         for row in rows
         if row.jobs
     ]
-    return findings or [Finding("overdue", "ok", "nothing that is due waits to be moved on")]
+    return findings or [Finding("overdue", "ok", "no scheduled job, key check, or schedule is overdue")]
 
 
 def schedules(connection: Connection) -> list[Finding]:
-    """Find schedules that have no next tick for an error."""
+    """Find schedules that have no next tick because of an error."""
     rows = query(connection, "SELECT name, error, paused FROM jobqueue.schedules ORDER BY name")
     findings = [
         Finding(
             "schedules",
             "problem",
             f"{row.name} submits no jobs: {short(row.error)}",
-            "correct its expression or time zone: in its module, or by putting it again",
+            "correct its cron expression or time zone: in its module, or with jobqueue schedules put",
         )
         for row in rows
         if row.error is not None
     ]
     if findings or not rows:
-        return findings or [Finding("schedules", "ok", "there are none")]
+        return findings or [Finding("schedules", "ok", "no schedule is defined")]
     paused = sum(row.paused for row in rows)
     return [Finding("schedules", "ok", f"{count(len(rows), 'schedule')} without an error, {paused} of them paused")]
 
 
 def dead(connection: Connection) -> list[Finding]:
-    """Count what died in the last hour."""
+    """Count the jobs that died in the last hour."""
     rows = query(
         connection,
         f"""
@@ -170,14 +171,14 @@ def dead(connection: Connection) -> list[Finding]:
           FROM (SELECT kind, reason FROM jobqueue.dead_jobs
                  WHERE died_at > now() - interval '1 hour' ORDER BY died_at LIMIT {FEW}) AS d
          GROUP BY d.kind, d.reason ORDER BY jobs DESC
-        """,  # noqa: S608 - a number of ours
+        """,  # noqa: S608 - a constant
     )
     total = sum(row.jobs for row in rows)
     if not total:
-        return [Finding("dead letters", "ok", "none in the last hour")]
+        return [Finding("dead letters", "ok", "no job died in the last hour")]
     most = rows[0]
     died = f"{count(total, 'job')}{' or more' if total == FEW else ''} died in the last hour"
     found = f"{died}, {most.jobs:,} of them of kind {most.kind} ({short(most.reason)})"
     return [
-        Finding("dead letters", "warning", found, "jobqueue dead list shows why; once mended, jobqueue dead retry runs them again")
+        Finding("dead letters", "warning", found, "jobqueue dead list shows the errors; jobqueue dead retry runs the jobs again")
     ]

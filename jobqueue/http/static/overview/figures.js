@@ -1,14 +1,14 @@
-// What is going on, in a few large numbers, and what somebody should look at.
+// The overview's figures, and the list of conditions that need attention.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { to } from "../address.js";
 import { count, duration, jobs, named, rate } from "../format.js";
 
-export const LATE = 6; // s without a heartbeat: three renewals of a lease
+export const LATE = 6; // s without a heartbeat: three missed renewals of the lease
 
-const SHOWN = 10; // of what needs attention
+const SHOWN = 10; // maximum number of conditions shown
 
-/** The sum over all queues: depth by state, rates, and the longest wait. */
+/** Sum up all queues: rates, depth by state, and the longest wait. */
 export function totals(queues) {
   const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
   const waits = queues.map(({ oldest }) => oldest?.pending).filter((age) => age !== undefined);
@@ -26,10 +26,10 @@ export function figures({ queues, nodes }) {
     <dl class="figures">
       ${figure("Completed", rate(all.completed), "jobs, last minute")}
       ${figure("Failed", rate(all.failed), "attempts, last minute", all.failed > 0 && "bad")}
-      ${figure("Pending", count(all.depth("pending")), "jobs that wait")}
-      ${figure("Running", count(all.depth("inflight")), "jobs held by nodes")}
-      ${figure("Oldest waiting", all.oldest === null ? "–" : duration(all.oldest), all.oldest === null ? "no job waits" : "since it could start")}
-      ${figure("Dead letters", html`<a href=${to(["dead"])}>${count(all.depth("dead"))}</a>`, "jobs given up")}
+      ${figure("Pending", count(all.depth("pending")), "waiting jobs")}
+      ${figure("Running", count(all.depth("inflight")), "jobs claimed by nodes")}
+      ${figure("Oldest waiting", all.oldest === null ? "–" : duration(all.oldest), all.oldest === null ? "no waiting job" : "since it became available")}
+      ${figure("Dead letters", html`<a href=${to(["dead"])}>${count(all.depth("dead"))}</a>`, "dead jobs")}
       ${figure("Nodes", count(nodes.length), nodes.length === 1 ? "runs jobs" : "run jobs", nodes.length === 0 && "bad")}
     </dl>
   `;
@@ -58,7 +58,7 @@ function troubles({ now, queues, nodes }) {
   const worked = new Set(nodes.flatMap((node) => Object.keys(node.queues)));
   for (const node of nodes) {
     const { age, over } = heartbeat(node, now);
-    if (over > 0) found.push(html`Node <bdi>${named(node.host)}:${node.pid}</bdi> is not heard of for ${duration(age)}: its jobs go to other nodes.`);
+    if (over > 0) found.push(html`Node <bdi>${named(node.host)}:${node.pid}</bdi> has sent no heartbeat for ${duration(age)}: other nodes take over its jobs.`);
     else if (age > LATE) found.push(html`Node <bdi>${named(node.host)}:${node.pid}</bdi> is late: its last heartbeat was ${duration(age)} ago.`);
   }
   for (const { name, paused, depth } of queues) {
@@ -71,7 +71,7 @@ function troubles({ now, queues, nodes }) {
   return found;
 }
 
-/** How long ago a node was heard of, and for how long its lease has been over (below zero: it has not), in s of the database's clock. */
+/** Return the age of a node's last heartbeat, and the time since its lease ended (negative while it is valid), in s of the database's clock. */
 export function heartbeat(node, now) {
   return { age: Math.max(0, (Date.parse(now) - Date.parse(node.heartbeat_at)) / 1000), over: (Date.parse(now) - Date.parse(node.lease_until)) / 1000 };
 }

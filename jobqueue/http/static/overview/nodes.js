@@ -1,12 +1,12 @@
-// The nodes: whether they are heard of, how much of what they can run they run, and what.
+// The table of nodes: their heartbeats, load, and running jobs.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { count, duration, jobs, named, rate, time } from "../format.js";
 import { LATE, heartbeat } from "./figures.js";
 
-const SHOWN = 100; // nodes
-const KINDS = 6; // of what a node runs
+const SHOWN = 100; // maximum number of nodes shown
+const KINDS = 6; // maximum number of kinds of jobs shown per node
 
 export function nodesTable({ now, node: answering, nodes }) {
   return html`
@@ -37,7 +37,7 @@ export function nodesTable({ now, node: answering, nodes }) {
           `
         : html`
             <div class="empty">
-              <p>No node is running: jobs are taken, and wait. Start one with your handlers, on the same database:</p>
+              <p>No node is running, so submitted jobs wait. Start a node with your handlers on the same database:</p>
               <p><code>jobqueue serve your_module --database-url postgresql://…</code></p>
             </div>
           `}
@@ -52,7 +52,7 @@ function row(node, now, answering) {
     <tr>
       <th scope="row" class="name">
         <bdi title=${named(node.host)}>${named(node.host)}</bdi>:${node.pid}
-        ${node.id === answering ? html`<span class="badge">answers this page</span>` : nothing}
+        ${node.id === answering ? html`<span class="badge">serves this page</span>` : nothing}
         <div class="quiet mono" title="The node's id">${node.id}</div>
       </th>
       <td class="load">
@@ -82,7 +82,7 @@ function row(node, now, answering) {
 
 function pulse(node, now) {
   const { age, over } = heartbeat(node, now);
-  if (over > 0) return html`<b class="bad">Lost:</b> ${duration(age)} ago; its jobs go to other nodes`;
-  if (age > LATE) return html`<b class="warned">Late:</b> ${duration(age)} ago; its jobs go to other nodes in ${duration(-over)}`;
+  if (over > 0) return html`<b class="bad">Lost:</b> ${duration(age)} ago; other nodes take over its jobs`;
+  if (age > LATE) return html`<b class="warned">Late:</b> ${duration(age)} ago; other nodes take over its jobs in ${duration(-over)}`;
   return html`${duration(age)} ago`;
 }

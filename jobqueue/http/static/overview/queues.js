@@ -1,4 +1,4 @@
-// The queues: what is in them, what holds for them, and what can be done about it.
+// The table of queues: their jobs, limits, and actions.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -6,7 +6,7 @@ import { to } from "../address.js";
 import { path } from "../api.js";
 import { count, duration, jobs, named, rate } from "../format.js";
 
-const SHOWN = 50; // queues, until somebody looks for one by its name
+const SHOWN = 50; // maximum number of queues shown; the user can search for others by name
 
 const STATES = [
   ["pending", "Pending"],
@@ -16,7 +16,7 @@ const STATES = [
   ["dead", "Dead"],
 ];
 
-/** wanted: a part of the names that are looked for; look(text): look for others. */
+/** Return the table. wanted: the search text; look(text): changes the search text. */
 export function queuesTable({ queues, wanted, look, act }) {
   const found = queues.filter(({ name }) => name.toLowerCase().includes(wanted.toLowerCase()));
   const shown = found.slice(0, SHOWN);
@@ -50,7 +50,7 @@ export function queuesTable({ queues, wanted, look, act }) {
               </table>
             </div>
           `
-        : html`<p class="empty">${queues.length ? `No queue's name contains “${wanted}”.` : "No queue yet: a node makes those that it works, and a job the one that it is submitted to."}</p>`}
+        : html`<p class="empty">${queues.length ? `No queue's name contains “${wanted}”.` : "No queue yet. A queue appears when a node works it, or when a job is submitted to it."}</p>`}
     </section>
   `;
 }
@@ -78,17 +78,17 @@ function row(queue, act) {
   `;
 }
 
-/** The limits of a queue in words. */
+/** Return the limits of a queue as a text. */
 export function limits(queue) {
   const words = [];
   if (queue.max_running) words.push(`${count(queue.max_running)} running at once`);
   if (queue.rate) words.push(`${rate(queue.rate)} started${queue.burst ? `, ${count(queue.burst)} at once` : ""}`);
-  if (queue.key_max_running) words.push(`${count(queue.key_max_running)} running at once of a key`);
-  if (queue.key_rate) words.push(`${rate(queue.key_rate)} started of a key${queue.key_burst ? `, ${count(queue.key_burst)} at once` : ""}`);
+  if (queue.key_max_running) words.push(`${count(queue.key_max_running)} running at once per key`);
+  if (queue.key_rate) words.push(`${rate(queue.key_rate)} started per key${queue.key_burst ? `, ${count(queue.key_burst)} at once` : ""}`);
   return words.length ? `At most ${words.join("; ")}` : html`<span class="quiet">None</span>`;
 }
 
-/** What can be done to a queue: `queue` is as it was shown, and `changed` is told what is known to be different now. */
+/** Return the actions on a queue. After a change they call `changed(name, values)` with the new values. */
 export function actions(page, changed) {
   return {
     async pause(queue) {
@@ -97,12 +97,12 @@ export function actions(page, changed) {
         paused
           ? {
               title: html`Resume queue <bdi>${named(name)}</bdi>?`,
-              text: html`<p>Its jobs start again, on every node and as its limits allow. ${jobs(depth.pending ?? 0)} wait in it now.</p>`,
+              text: html`<p>Its jobs start again on every node, within its limits. Waiting now: ${jobs(depth.pending ?? 0)}.</p>`,
               action: "Resume",
             }
           : {
               title: html`Pause queue <bdi>${named(name)}</bdi>?`,
-              text: html`<p>Jobs that run go on; no further ones start on any node until it is resumed. Jobs can still be submitted to it.</p>`,
+              text: html`<p>Running jobs continue. No other jobs start on any node until you resume the queue. Submissions are still accepted.</p>`,
               action: "Pause",
             },
       );
@@ -116,12 +116,12 @@ export function actions(page, changed) {
       const { name } = queue;
       const given = await page.form({
         title: html`Limits of queue <bdi>${named(name)}</bdi>`,
-        text: html`<p>They hold for all nodes together, from the next job that starts on. An empty field is no limit.</p>`,
+        text: html`<p>The limits apply to all nodes together, from the next job that starts. Leave a field empty for no limit.</p>`,
         action: "Set the limits",
         fields: [
           { name: "max_running", label: "Running at once", value: queue.max_running, hint: "jobs", min: 1, step: 1 },
-          { name: "rate", label: "Started a second", value: queue.rate, hint: "jobs a second, in the long run", min: 0, step: "any" },
-          { name: "burst", label: "Started at once", value: queue.burst, hint: "jobs after a pause; empty for as many as start in a second", min: 1, step: 1 },
+          { name: "rate", label: "Started per second", value: queue.rate, hint: "jobs per second, in the long run", min: 0, step: "any" },
+          { name: "burst", label: "Started at once", value: queue.burst, hint: "jobs after a pause; leave empty for as many as start in one second", min: 1, step: 1 },
         ],
       });
       if (!given) return;

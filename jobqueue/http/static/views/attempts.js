@@ -1,4 +1,4 @@
-// What a job's page shows of its attempts: the timeline, and the errors with their tracebacks.
+// The attempts on a job's page: the timeline, and the errors with their tracebacks.
 
 import { html, nothing, svg } from "../vendor/lit-html/lit-html.js";
 import * as format from "../format.js";
@@ -6,13 +6,13 @@ import { shortId, when } from "../parts.js";
 import { timeline } from "../timeline.js";
 import { leaves, message, parse } from "../tracebacks.js";
 
-const KEPT_ERRORS = 10; // by the service
-const WIDTH = 1000; // of a bar, in its own units
+const KEPT_ERRORS = 10; // errors that the service keeps
+const WIDTH = 1000; // of the whole timeline, in units of a bar's viewBox
 const NARROWEST = 4;
 const MESSAGE = 300; // characters of a message in one line
-const WAITS = { "": "Waited", retry: "Waited to retry", again: "Waited, run again by hand" };
+const WAITS = { "": "Waited", retry: "Waited to retry", again: "Waited after a retry by hand" };
 
-/** The steps of a job as a list; each has a bar in proportion to the job's whole time. */
+/** Return the steps of a job as a list; the length of each bar is its share of the job's whole time. */
 export function steps(job, now) {
   const { begin, end, steps } = timeline(job, now);
   const errors = job.errors.length;
@@ -28,16 +28,16 @@ export function steps(job, now) {
         </li>
       `)}
     </ol>
-    ${errors >= KEPT_ERRORS ? html`<p class="quiet">Only the last ${KEPT_ERRORS} errors of a job are kept: what was before them is not told here.</p>` : nothing}
+    ${errors >= KEPT_ERRORS ? html`<p class="quiet">Only the last ${KEPT_ERRORS} errors of a job are kept. The timeline does not show earlier ones.</p>` : nothing}
   `;
 }
 
 function name(step) {
   if (step.what === "created") return "Created";
-  if (step.what === "missing") return `${step.attempts} attempts or more, of which nothing is kept`;
-  if (step.what === "scheduled") return step.open ? "Scheduled" : "Was not due";
+  if (step.what === "missing") return `At least ${step.attempts} attempts without stored details`;
+  if (step.what === "scheduled") return step.open ? "Scheduled" : "Was scheduled";
   if (step.what === "waited") return step.open ? (step.reason === "retry" ? "Waits to retry" : "Waits") : WAITS[step.reason];
-  if (step.what === "dead") return "Was dead, until it was run again by hand";
+  if (step.what === "dead") return "Was dead until a retry by hand";
   if (step.what === "ended") return `Ended: ${step.state}`;
   return `Attempt ${step.attempt} ${step.outcome === "running" ? "runs" : step.outcome}`;
 }
@@ -65,7 +65,7 @@ function bar({ what, from, to }, begin, end) {
   `;
 }
 
-/** The errors of a job, the latest first and open. */
+/** Return the errors of a job, the latest first; the latest is open. */
 export function failures(errors) {
   const latest = errors.length - 1;
   return errors

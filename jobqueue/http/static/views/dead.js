@@ -1,4 +1,4 @@
-// Dead letters by what killed them: one line a queue, kind and cause, however many jobs there are; and the jobs of one such group.
+// Dead letters in groups: one row per queue, kind, and cause. Also the list of the jobs of one group.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -7,14 +7,14 @@ import { get } from "../api.js";
 import * as format from "../format.js";
 import { copier, queueNames, shortId, suggestions, tick, trouble, when } from "../parts.js";
 
-const GROUPS = 200; // shown, the largest first
+const GROUPS = 200; // maximum number of groups shown; the largest come first
 const ERROR = 300; // characters of an error in a row
 
 export function open(page, { query }) {
   const { queue, kind, cause, after } = query;
   let groups = null;
   let more = false;
-  let jobs = null; // of the group that is opened
+  let jobs = null; // of the open group
   let problem = null;
   let queues = [];
 
@@ -43,13 +43,13 @@ export function open(page, { query }) {
     page.update();
   }
 
-  /** Have all jobs that a filter means retried or discarded, once the reader knows how many that are. */
+  /** Retry or discard all dead letters that match a filter, after the user has confirmed their number. */
   async function act(way, body) {
     const counted = await page.act("POST", `/dead/${way}`, { query: { dry_run: true }, body }, null);
     if (counted === null) return;
     const many = format.jobs(counted.jobs);
     if (counted.jobs === 0) {
-      page.say("There is nothing to do: none of these jobs is dead any more.");
+      page.say("Nothing to do: none of these jobs is dead any more.");
       look();
       return;
     }
@@ -58,8 +58,8 @@ export function open(page, { query }) {
     `;
     const question =
       way === "retry"
-        ? { title: `Retry ${many}?`, text: html`${what}<p>They are put in their queue as if they were new, with all their attempts.</p>`, action: `Retry ${many}` }
-        : { title: `Discard ${many}?`, text: html`${what}<p><b>This is final:</b> they are deleted, with their payloads and errors.</p>`, action: `Discard ${many} for good`, danger: true };
+        ? { title: `Retry ${many}?`, text: html`${what}<p>The jobs return to their queues with a full set of attempts.</p>`, action: `Retry ${many}` }
+        : { title: `Discard ${many}?`, text: html`${what}<p><b>This is final:</b> the jobs are deleted, with their payloads and errors.</p>`, action: `Discard ${many} for good`, danger: true };
     if (!(await page.confirm(question))) return;
     await page.act("POST", `/dead/${way}`, { body }, (moved) => `${format.jobs(moved.jobs)} ${way === "retry" ? "retried" : "discarded"}.`);
     look();
@@ -77,10 +77,10 @@ export function open(page, { query }) {
     return html`
       <div class="row spread">
         <h1>Dead letters</h1>
-        <button @click=${look} title="r">Look again</button>
+        <button @click=${look} title="r">Refresh</button>
       </div>
       ${cause ? html`<p><a href=${addresses.to(["dead"], { queue, kind })}>All groups</a></p>` : filter()} ${trouble(problem)}
-      ${groups === null ? (problem ? nothing : html`<p class="quiet">Looking …</p>`) : cause ? opened() : groups.length ? table() : none()}
+      ${groups === null ? (problem ? nothing : html`<p class="quiet">Loading …</p>`) : cause ? opened() : groups.length ? table() : none()}
     `;
   }
 
@@ -127,7 +127,7 @@ export function open(page, { query }) {
   }
 
   function opened() {
-    // One group, unless the address leaves its queue or kind open.
+    // There may be several groups, if the address has no queue or no kind.
     const dead = groups.reduce((total, group) => total + group.jobs, 0);
     const first = groups.map((group) => group.first_died_at).sort()[0];
     const last = groups.map((group) => group.last_died_at).sort().at(-1);
@@ -183,7 +183,7 @@ export function open(page, { query }) {
     return html`
       <div class="empty panel">
         <p>No dead letters.</p>
-        <p>A job that has failed all its attempts comes here, and stays until it is retried or discarded.</p>
+        <p>Jobs that fail all their attempts appear here until they are retried or discarded.</p>
       </div>
     `;
   }

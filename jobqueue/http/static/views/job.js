@@ -1,4 +1,4 @@
-// One job: what it is at, live until its end, what it went through, and what can be done about it.
+// The page of one job: its live state, its timeline, and its actions.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import * as addresses from "../address.js";
@@ -11,16 +11,16 @@ import { timeline } from "../timeline.js";
 import { failures, steps } from "./attempts.js";
 
 const DOCUMENTS = ["payload", "result", "checkpoint", "options"];
-const SHOWN = 20_000; // characters of a document, until the rest is asked for
+const SHOWN = 20_000; // characters of a document that are shown until the user asks for all
 const MAX_PRIORITY = 1_000_000;
 
 export function open(page, { parts }) {
   const id = parts[1];
   let job = null;
-  let documents = {}; // by name, laid out; those that hold something
-  const whole = new Set(); // the documents that are shown to their end
+  let documents = {}; // by name, formatted; only those with a value
+  const whole = new Set(); // names of the documents that are shown in full
   let problem = null;
-  let gone = null; // why it is not there any more
+  let gone = null; // why the job no longer exists
   let watching = false;
   let looks = 0;
   let hosts = new Map();
@@ -32,13 +32,13 @@ export function open(page, { parts }) {
       hosts = new Map(nodes.map((node) => [node.id, `${node.host}, process ${node.pid}`]));
       page.update();
     },
-    () => {}, // then nodes have no names
+    () => {}, // without host names, only the node's id is shown
   );
 
   function take(text) {
     const texts = members(text);
     job = JSON.parse(text);
-    // What is in the database may have been written by anything: only what is an error is shown as one.
+    // SQL of other programs may have written the row: show only well-formed errors.
     job.errors = Array.isArray(job.errors) ? job.errors.filter((error) => typeof error?.error === "string") : [];
     documents = Object.fromEntries(DOCUMENTS.filter((name) => (texts.get(name) ?? "null") !== "null").map((name) => [name, pretty(texts.get(name))]));
     problem = null;
@@ -54,14 +54,14 @@ export function open(page, { parts }) {
       if (isUnfinished(job.state)) watch();
     } catch (error) {
       if (page.signal.aborted || number !== looks) return;
-      if (error.status === 404 && job) gone ??= "It was deleted, or the time for which such jobs are kept is over.";
+      if (error.status === 404 && job) gone ??= "It was deleted, or its retention period has passed.";
       else problem = error;
       if (error.status === 401) page.fail(error);
     }
     page.update();
   }
 
-  /** Follow it to its end. What events do not hold, such as errors, is looked up when its state has changed. */
+  /** Follow the job until it ends. After a change of state, get the whole job, because events lack parts such as the errors. */
   async function watch() {
     if (watching) return;
     watching = true;
@@ -75,13 +75,13 @@ export function open(page, { parts }) {
       onEvent(name, data, text) {
         if (name === "progress") job.progress = data;
         else if (name === "checkpoint") documents.checkpoint = pretty(text);
-        else if (name === "end" && data.kind === undefined) gone = data.state === "gone" ? "It was deleted while it was watched." : `It has ended (${data.state}), and such jobs are not kept.`;
+        else if (name === "end" && data.kind === undefined) gone = data.state === "gone" ? "It was deleted while you watched it." : `It has ended (${data.state}), and the service does not keep such jobs.`;
         else if (name === "end") take(text);
         else if (data.state !== job.state || data.attempt !== job.attempt) {
           Object.assign(job, data);
           look();
         }
-        if (name === "end") looks += 1; // an answer that is still on its way is older
+        if (name === "end") looks += 1; // ignore responses that have not arrived yet: they are older
         page.update();
         return name === "end";
       },
@@ -102,56 +102,56 @@ export function open(page, { parts }) {
       {
         title: "Cancel this job?",
         text: runs
-          ? "It runs: its node is told to stop it, and its handler is cancelled. What it has done by then stays done."
-          : "It waits, and will not run. This cannot be undone.",
+          ? "The job is running: its node cancels the handler. Nothing that the handler has already done is undone."
+          : "The job is waiting, and will not run. You cannot undo this.",
         action: "Cancel the job",
         danger: true,
       },
       "POST",
       ["cancel"],
       undefined,
-      ({ state }) => (state === "inflight" ? "Its node is told to stop it." : "It is cancelled."),
+      ({ state }) => (state === "inflight" ? "Cancellation requested." : "The job is cancelled."),
     );
   };
 
   const retry = () =>
     steer(
       {
-        title: "Run this job again?",
-        text: "It is put in its queue as if it was new, with all its attempts. Its errors so far stay in its history.",
+        title: "Retry this job?",
+        text: "The job returns to its queue with a full set of attempts. Its errors stay in its history.",
         action: "Retry",
       },
       "POST",
       ["retry"],
       undefined,
-      "It is in its queue again.",
+      "The job is in its queue again.",
     );
 
   async function discard() {
-    const question = { title: "Discard this job?", text: "It is deleted for good, with its payload and its errors.", action: "Discard for good", danger: true };
+    const question = { title: "Discard this job?", text: "This deletes the job for good, with its payload and errors.", action: "Discard for good", danger: true };
     if (!(await page.confirm(question))) return;
-    if (await page.act("DELETE", path("jobs", id), {}, "It is discarded.")) gone = "It was discarded.";
+    if (await page.act("DELETE", path("jobs", id), {}, "The job is discarded.")) gone = "It was discarded.";
     else look();
     page.update();
   }
 
   const runNow = () =>
     steer(
-      { title: "Run this job now?", text: html`It is due ${when(job.run_at)}. It is put in its queue at once.`, action: "Run now" },
+      { title: "Run this job now?", text: html`It is due ${when(job.run_at)}. It enters its queue at once.`, action: "Run now" },
       "PATCH",
       [],
       { delay: 0 },
-      "It is due now.",
+      "The job is due now.",
     );
 
   async function change() {
     const given = await page.form({
       title: "Change this job",
-      text: "It takes its new place in the queue at once.",
+      text: "The change takes effect at once.",
       action: "Change",
       fields: [
         { name: "priority", label: "Priority", value: job.priority, hint: "Higher runs first.", min: 0, max: MAX_PRIORITY, step: 1 },
-        { name: "run_at", label: "Not before", hint: `In the zone ${format.zone()}; empty: as it is.`, type: "datetime-local", step: 1 },
+        { name: "run_at", label: "Not before", hint: `In the time zone ${format.zone()}. Leave empty for no change.`, type: "datetime-local", step: 1 },
       ],
     });
     if (given === null) return;
@@ -160,25 +160,25 @@ export function open(page, { parts }) {
       ...(given.run_at ? { run_at: new Date(given.run_at).toISOString() } : {}),
     };
     if (Object.keys(body).length === 0) {
-      page.say("There was nothing to change.");
+      page.say("Nothing was changed.");
       return;
     }
-    await page.act("PATCH", path("jobs", id), { body }, "It is changed.");
+    await page.act("PATCH", path("jobs", id), { body }, "The job is changed.");
     look();
   }
 
   function render() {
     if (problem?.status === 404) return unknown();
-    if (job === null) return html`<h1>Job</h1>${problem ? trouble(problem) : html`<p class="quiet">Looking …</p>`}`;
+    if (job === null) return html`<h1>Job</h1>${problem ? trouble(problem) : html`<p class="quiet">Loading …</p>`}`;
     return html`
       <div class="row spread">
         <h1 class="row"><bdi>${format.named(job.kind)}</bdi> ${gone ? html`<span class="state" data-state="cancelled">gone</span>` : stateOf(job.state)}</h1>
         <div class="row">${gone ? nothing : actions()}</div>
       </div>
       <p class="row"><span class="mono">${job.id}</span>${copier(page, job.id)}</p>
-      ${gone ? html`<p class="notice" role="alert">This job is gone. ${gone} What is shown is what was known last.</p>` : trouble(problem)}
+      ${gone ? html`<p class="notice" role="alert">This job is gone. ${gone} The page shows its last known state.</p>` : trouble(problem)}
       ${job.reason ? html`<p class="notice"><b>Dead:</b> ${job.reason}</p>` : nothing}
-      ${job.cancel_requested_at && job.state === "inflight" ? html`<p class="notice">It was asked to stop ${when(job.cancel_requested_at)}.</p>` : nothing}
+      ${job.cancel_requested_at && job.state === "inflight" ? html`<p class="notice">Its cancellation was requested ${when(job.cancel_requested_at)}.</p>` : nothing}
       ${progress()}
       <div class="about">
         <div>
@@ -195,7 +195,7 @@ export function open(page, { parts }) {
 
   function actions() {
     return html`
-      <button @click=${look} title="r">Look again</button>
+      <button @click=${look} title="r">Refresh</button>
       ${job.state === "scheduled" ? html`<button @click=${runNow}>Run now …</button>` : nothing}
       ${waits(job.state) ? html`<button @click=${change}>Change …</button>` : nothing}
       ${isUnfinished(job.state) ? html`<button @click=${cancel}>Cancel …</button>` : nothing}
@@ -221,7 +221,7 @@ export function open(page, { parts }) {
     return html`
       <dl class="facts">
         ${row("Queue", html`<a href=${addresses.to(["jobs"], { queue: job.queue })}><bdi>${format.named(job.queue)}</bdi></a>`)} ${row("Priority", format.count(job.priority))}
-        ${row("Attempt", html`${job.attempt}${job.max_retries === null ? nothing : ` of ${job.max_retries + 1}`}${job.claims > job.attempt ? html` <span class="quiet">(taken ${job.claims} times)</span>` : nothing}`)}
+        ${row("Attempt", html`${job.attempt}${job.max_retries === null ? nothing : ` of ${job.max_retries + 1}`}${job.claims > job.attempt ? html` <span class="quiet">(claimed ${job.claims} times)</span>` : nothing}`)}
         ${row(waits(job.state) ? "Waits" : "Waited", format.duration(waited))}
         ${row("Created", at(job.created_at))} ${job.run_at ? row("Due", at(job.run_at)) : nothing} ${job.claimed_at ? row("Started", at(job.claimed_at)) : nothing}
         ${job.ended_at ? row("Ended", at(job.ended_at)) : nothing}
@@ -249,10 +249,10 @@ export function open(page, { parts }) {
 
   function unknown() {
     return html`
-      <h1>No such job</h1>
+      <h1>Job not found</h1>
       <div class="empty panel">
-        <p>There is no job <bdi class="mono">${id}</bdi>.</p>
-        <p>It may have ended and been deleted when the time for which jobs are kept was over, been discarded, or be another service's. Or its id is not complete.</p>
+        <p>Job <bdi class="mono">${id}</bdi> was not found.</p>
+        <p>Its retention period may have passed, it may have been discarded, or it may belong to another service. The id may also be incomplete.</p>
         <a href=${addresses.to(["jobs"])}>All jobs</a>
       </div>
     `;

@@ -1,4 +1,4 @@
-// Jobs by filter, the latest first. The filter is in the address; what is typed comes there after a short pause.
+// The list of jobs by filter, the latest first. The filter is in the address. After a short pause, text that the user types is added to it.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
@@ -10,17 +10,17 @@ import * as format from "../format.js";
 import { copier, queueNames, shortId, suggestions, tick, trouble, when } from "../parts.js";
 import { STATES, UNFINISHED, stateOf } from "../state.js";
 
-const PAUSE = 300; // ms without a key after which what is typed is looked for
-const LOOKED_AT = 10_000; // jobs that the service looks at for one page; fewer where it looks for a text in long histories
+const PAUSE = 300; // ms without a key press before the search starts
+const LOOKED_AT = 10_000; // jobs that the service reads for one page; it reads fewer if it searches for a text in long error histories
 const REASON = 200; // characters of a reason in a row
 const WHOLE_ID = /^\s*([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*$/i;
 const FIELDS = ["text", "queue", "kind", "group"];
 
-// What is typed outlives the view: each pause is an address of its own, and no key must be lost between the two.
+// The typed text outlives the view: each pause opens a new address, and a key press in between must not be lost.
 let draft = {};
 let typing = null;
 let own = false;
-// The last page stands until the next one is there.
+// The last page is shown until the next one has arrived.
 let last = null;
 
 export function open(page, { query }) {
@@ -67,21 +67,21 @@ export function open(page, { query }) {
     const counted = await page.act("POST", "/jobs/cancel", { query: { dry_run: true }, body }, null);
     if (counted === null) return;
     if (counted.jobs === 0) {
-      page.say("There is nothing to cancel: no job that matches waits or runs.");
+      page.say("Nothing to cancel: no matching job is waiting or running.");
       return;
     }
     const sure = await page.confirm({
       title: `Cancel ${format.jobs(counted.jobs)}?`,
       text: html`
-        <p>${filtered ? html`All that match this filter and wait or run:` : html`<b>There is no filter: these are ALL jobs that wait or run, of every queue.</b>`}</p>
+        <p>${filtered ? html`All waiting and running jobs that match this filter:` : html`<b>Without a filter, this cancels ALL waiting and running jobs in every queue.</b>`}</p>
         ${filtered ? told({ ...filter, states: doomed }) : nothing}
-        <p>Those that wait will not run. Those that run are told to stop. This cannot be undone.</p>
+        <p>Waiting jobs will not run. Running jobs are cancelled by their nodes. You cannot undo this.</p>
       `,
       action: `Cancel ${format.jobs(counted.jobs)}`,
       danger: true,
     });
     if (!sure) return;
-    await page.act("POST", "/jobs/cancel", { body }, ({ jobs }) => `${format.jobs(jobs)} cancelled; those that run are stopping.`);
+    await page.act("POST", "/jobs/cancel", { body }, ({ jobs }) => `${format.jobs(jobs)} cancelled; running ones are stopping.`);
     look();
   }
 
@@ -90,10 +90,10 @@ export function open(page, { query }) {
       <div class="row spread">
         <h1>Jobs</h1>
         <div class="row">
-          <button @click=${look} title="r">Look again</button>
+          <button @click=${look} title="r">Refresh</button>
           <button
             ?disabled=${doomed.length === 0}
-            title=${doomed.length === 0 ? "Only jobs that wait or run can be cancelled" : nothing}
+            title=${doomed.length === 0 ? "Only waiting and running jobs can be cancelled" : nothing}
             @click=${cancelAll}
           >Cancel all that match …</button>
         </div>
@@ -105,7 +105,7 @@ export function open(page, { query }) {
 
   function content() {
     if (listing?.jobs.length) return html`${table()} ${pages()}`;
-    if (busy) return html`<p class="quiet">Looking …</p>`;
+    if (busy) return html`<p class="quiet">Loading …</p>`;
     return listing ? html`${none()} ${pages()}` : nothing;
   }
 
@@ -140,11 +140,11 @@ export function open(page, { query }) {
     if (listing.next)
       return html`
         <div class="empty panel">
-          <p>None in the ${query.after ? "next" : "latest"} ${filter.text ? "jobs" : format.count(LOOKED_AT)} looked at. There are older jobs.</p>
-          <button class="primary" @click=${further}>Look further</button>
+          <p>No match in the ${query.after ? "next" : "latest"} ${filter.text ? "jobs" : `${format.count(LOOKED_AT)} jobs`}. There are older jobs.</p>
+          <button class="primary" @click=${further}>Search older jobs</button>
         </div>
       `;
-    if (query.after) return html`<div class="empty panel"><p>No more jobs: these were the last.</p></div>`;
+    if (query.after) return html`<div class="empty panel"><p>No more jobs.</p></div>`;
     if (filtered)
       return html`
         <div class="empty panel">
@@ -154,7 +154,7 @@ export function open(page, { query }) {
       `;
     return html`
       <div class="empty panel">
-        <p>There is no job. Submit one:</p>
+        <p>No jobs. Submit one:</p>
         <pre>${example("/submit", { kind: "default" })}</pre>
       </div>
     `;
@@ -191,7 +191,7 @@ function latest(job) {
   return job.claimed_at ? html`started ${when(job.claimed_at)}` : nothing;
 }
 
-/** What a filter says, for who is asked to act on it. */
+/** Return the conditions of a filter as a list, for a confirmation. */
 function told({ states, ...filter }) {
   return html`
     <dl class="facts">
@@ -227,10 +227,10 @@ function typed(event) {
   read(event.currentTarget);
   clearTimeout(typing);
   const at = location.hash;
-  if (event.target.type !== "checkbox") typing = setTimeout(() => location.hash === at && show({ replace: true }), PAUSE); // who has left is not called back
+  if (event.target.type !== "checkbox") typing = setTimeout(() => location.hash === at && show({ replace: true }), PAUSE); // not if the user has left the view
 }
 
-/** A field was left, Enter pressed, or a state chosen: that is an address to come back from. */
+/** Apply the filter at once: the user left a field, pressed Enter, or chose a state. A state adds an entry to the browser's history. */
 function changed(event) {
   read(event.currentTarget);
   clearTimeout(typing);

@@ -1,4 +1,4 @@
-// What is going on, on all nodes: charts of the last minutes to a day, queues, nodes. Live, for as long as it is open.
+// The overview of all nodes: charts of the last 15 minutes to 24 hours, queues, and nodes. It is live while it is open.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { to } from "../address.js";
@@ -17,9 +17,9 @@ const RANGES = [
   { seconds: 86_400, label: "24 h" },
 ];
 
-const DEPTHS = ["pending", "inflight", "scheduled", "blocked", "dead"]; // the states in which jobs wait for something, or for somebody
+const DEPTHS = ["pending", "inflight", "scheduled", "blocked", "dead"]; // unfinished jobs, and dead jobs, which wait for a person to act
 
-const SILENCE = 10_000; // ms without a word after which what is shown is called old: the service speaks every 2 s
+const SILENCE = 10_000; // ms without an event after which the data counts as old; the service sends one every 2 s
 const SECOND = 1_000;
 
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
@@ -55,22 +55,22 @@ const CHARTS = [
   { title: "Run", unit: "of an attempt, logarithmic", scale: "durations", format: duration, lines: percentiles("run") },
 ];
 
-/** What the service has told, of which no more is kept than is shown. */
+/** The part of the service's data that the view shows. */
 export class State {
-  now = null; // {now, node, queues, nodes}: the last of what was told
+  now = null; // {now, node, queues, nodes}: the latest overview
   heardAt = null; // ms
-  trouble = null; // why what is shown is old, though the service can be reached
+  trouble = null; // why the data is old, though the service can be reached
 
   constructor(seconds) {
     this.history = new History(seconds);
   }
 
-  /** Whether there is nothing new, though the service can be reached. */
+  /** Whether the data is old, though the service can be reached. */
   get isOld() {
     return this.trouble !== null || (this.heardAt !== null && Date.now() - this.heardAt > SILENCE);
   }
 
-  /** Take in an event of GET /overview/events. */
+  /** Apply an event of GET /overview/events. */
   take(name, data) {
     if (name === "history") {
       this.history.add(data);
@@ -83,7 +83,7 @@ export class State {
     }
   }
 
-  /** Take in what is known of a queue before it is told. */
+  /** Apply a known change of a queue before its event arrives. */
   change(name, known) {
     if (!this.now) return;
     this.now = { ...this.now, queues: this.now.queues.map((queue) => (queue.name === name ? { ...queue, ...known } : queue)) };
@@ -118,11 +118,11 @@ export function open(page, address) {
         return;
       }
       lost = connection === "open" ? null : (lost ?? { since: Date.now() });
-      if (lost) lost.why = problem?.status ? problem.message : null; // what the service said, if anything
+      if (lost) lost.why = problem?.status ? problem.message : null; // the service's message, if any
       tell();
     },
   });
-  // While all is well there is an event every 2 s, and nothing to do between them.
+  // Normally the events every 2 s cause the updates, and this timer does nothing.
   const timer = setInterval(() => {
     if (lost || state.isOld) tell();
   }, SECOND);
@@ -141,7 +141,7 @@ export function open(page, address) {
     if (drawn !== state.history.version) {
       drawn = state.history.version;
       const slots = state.history.slots(state.now ? Date.parse(state.now.now) / 1000 : 0);
-      for (const chart of charts) chart.show(slots, drawn ? "The first points come after ten seconds." : "Loading …");
+      for (const chart of charts) chart.show(slots, drawn ? "The first points appear after ten seconds." : "Loading …");
     }
     return html`
       <div class="row spread">
@@ -152,11 +152,11 @@ export function open(page, address) {
           )}
         </nav>
       </div>
-      ${refused ? html`<p class="notice" role="alert">${refused.status === 401 ? "A token is needed to see this." : refused.message}</p>` : old(lost, state)}
+      ${refused ? html`<p class="notice" role="alert">${refused.status === 401 ? "This view requires a token." : refused.message}</p>` : old(lost, state)}
       <div class=${lost || state.isOld ? "old" : ""}>
         ${state.now ? html`${figures(state.now)} ${attention(state.now)} ${state.history.version ? nothingYet(state, label) : nothing}` : nothing}
         <div class="grid charts">${charts.map((chart) => chart.element)}</div>
-        <p class="quiet">All times are in ${zone()}. A gap in a line is a time in which nothing was measured: no node was running, or no job started.</p>
+        <p class="quiet">All times are in ${zone()}. A gap in a line means that nothing was measured: no node was running, or no job started.</p>
         ${state.now ? html`${queuesTable({ ...state.now, wanted, look, act })} ${nodesTable(state.now)}` : nothing}
       </div>
     `;
@@ -168,9 +168,9 @@ export function open(page, address) {
 function old(lost, { isOld, heardAt, trouble }) {
   if (!lost && !isOld) return nothing;
   const what = lost
-    ? html`<b>The connection to the service is lost</b> since ${time(lost.since)}. ${lost.why ?? nothing} It is tried again until it is back.`
-    : html`<b>The service cannot tell what goes on</b>: ${trouble ?? "it has fallen silent"}. It is asked again until it can.`;
-  const shown = heardAt === null ? "Nothing could be shown yet." : `What is shown is of ${time(heardAt)}, ${duration(Math.round((Date.now() - heardAt) / 1000))} ago.`;
+    ? html`<b>The connection to the service is lost</b> since ${time(lost.since)}. ${lost.why ?? nothing} The page keeps trying.`
+    : html`<b>The service has no current data</b>: ${trouble ?? "it has stopped sending events"}. The page continues when new data arrives.`;
+  const shown = heardAt === null ? "No data has arrived yet." : `The page shows the data of ${time(heardAt)}, ${duration(Math.round((Date.now() - heardAt) / 1000))} ago.`;
   return html`<p class="notice lost">${what} ${shown}</p>`;
 }
 
@@ -181,7 +181,7 @@ function nothingYet(state, label) {
   const authorization = token.get() ? ` -H "Authorization: Bearer $TOKEN"` : "";
   return html`
     <div class="panel empty">
-      <p>No job was submitted in the last ${label}, and none waits. Submit one, with a kind that your handlers have:</p>
+      <p>No job was submitted in the last ${label}, and none is waiting. Submit one with a kind that has a handler:</p>
       <p><code>curl ${location.origin}/submit${authorization} -H 'Content-Type: application/json' -d '{"kind": "default"}'</code></p>
     </div>
   `;

@@ -1,4 +1,4 @@
-// Cron schedules: when each is due next, and what can be done about it.
+// The list of cron schedules: their ticks and actions.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -34,30 +34,30 @@ export function open(page) {
   }
 
   const pause = ({ name }) =>
-    steer({ name, title: "Pause this schedule?", text: html`<bdi>${format.named(name)}</bdi> submits no jobs until it is resumed.`, action: "Pause" }, "POST", ["pause"], "It is paused.");
+    steer({ name, title: "Pause this schedule?", text: html`<bdi>${format.named(name)}</bdi> submits no jobs until it is resumed.`, action: "Pause" }, "POST", ["pause"], "The schedule is paused.");
 
   const resume = ({ name }) =>
-    steer({ name, title: "Resume this schedule?", text: html`<bdi>${format.named(name)}</bdi> submits jobs again, from its next tick on.`, action: "Resume" }, "POST", ["resume"], "It is resumed.");
+    steer({ name, title: "Resume this schedule?", text: html`<bdi>${format.named(name)}</bdi> submits jobs again, from its next tick on.`, action: "Resume" }, "POST", ["resume"], "The schedule is resumed.");
 
   const trigger = ({ name, kind, queue }) =>
     steer(
-      { name, title: "Trigger this schedule now?", text: html`A job of the kind <bdi>${format.named(kind)}</bdi> is put in the queue <bdi>${format.named(queue)}</bdi> at once. The next tick stays as it is.`, action: "Trigger now" },
+      { name, title: "Trigger this schedule now?", text: html`This submits a job of kind <bdi>${format.named(kind)}</bdi> to queue <bdi>${format.named(queue)}</bdi> now. The next tick does not change.`, action: "Trigger now" },
       "POST",
       ["trigger"],
       ({ id }) => html`Submitted: <a href=${addresses.to(["jobs", id])}>the job</a>.`,
     );
 
   const remove = ({ name }) =>
-    steer({ name, title: "Delete this schedule?", text: html`<bdi>${format.named(name)}</bdi> is deleted for good. Its jobs so far stay.`, action: "Delete", danger: true }, "DELETE", [], "It is deleted.");
+    steer({ name, title: "Delete this schedule?", text: html`<bdi>${format.named(name)}</bdi> is deleted for good. Its existing jobs remain.`, action: "Delete", danger: true }, "DELETE", [], "The schedule is deleted.");
 
   function render() {
     return html`
       <div class="row spread">
         <h1>Schedules</h1>
-        <button @click=${look} title="r">Look again</button>
+        <button @click=${look} title="r">Refresh</button>
       </div>
       ${trouble(problem)}
-      ${schedules === null ? (problem ? nothing : html`<p class="quiet">Looking …</p>`) : schedules.length ? table() : none()}
+      ${schedules === null ? (problem ? nothing : html`<p class="quiet">Loading …</p>`) : schedules.length ? table() : none()}
     `;
   }
 
@@ -71,7 +71,7 @@ export function open(page) {
           <tbody>${repeat(schedules, ({ name }) => name, row)}</tbody>
         </table>
       </div>
-      <p class="quiet">Times are in your zone, ${format.zone()}. Schedules that a program declares are deleted by taking them out of it.</p>
+      <p class="quiet">Times are in your time zone, ${format.zone()}. To delete a schedule that code declares, remove it from the code.</p>
     `;
   }
 
@@ -103,7 +103,7 @@ export function open(page) {
       <div class="empty panel">
         <p>No schedules. Declare one with its handler:</p>
         <pre>${'@app.periodic("0 3 * * *", timezone="Europe/Berlin")\n@app.handler("report")\nasync def report() -> None: ...'}</pre>
-        <p>Or make one for a handler that is there:</p>
+        <p>Or create one for an existing handler:</p>
         <pre>${example("/schedules/nightly", { cron: "0 3 * * *", timezone: "Europe/Berlin", kind: "report" }, "PUT")}</pre>
       </div>
     `;

@@ -1,4 +1,4 @@
-// The live tasks of one node, each within the nursery that waits for it.
+// The task tree: the live Trio tasks of one node, each within the nursery that waits for it.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
@@ -8,8 +8,8 @@ import { get } from "../api.js";
 import { count, duration, named, time } from "../format.js";
 import { Tree } from "../tree.js";
 
-const INTERVAL = 2_000; // ms between two looks
-const RUNNING = "running"; // what a task waits on that runs: the one that looks
+const INTERVAL = 2_000; // ms between two requests
+const RUNNING = "running"; // the value of waits_on for the task that makes the response
 const LONG = [1, 10, 60, 600, 3_600]; // s
 
 export function open(page) {
@@ -17,7 +17,7 @@ export function open(page) {
   let seen = null;
   let wanted = "";
   let long = 60;
-  let lost = null; // why there is no answer
+  let lost = null; // why the last request failed
   let paused = false;
   let timer;
 
@@ -58,24 +58,24 @@ export function open(page) {
     const found = seen && tree.found(({ name }) => name.toLowerCase().includes(text), long);
     return html`
       <h1>Task tree</h1>
-      <p>Every Trio task of one node as it is now, within the nursery that waits for it: what it waits on, and for how long it has at least.</p>
-      ${lost ? html`<p class="notice lost"><b>${lost}</b> What is shown is old; it is tried again until there is an answer.</p>` : nothing}
+      <p>The live Trio tasks of one node, each within the nursery that waits for it. Each task shows the call that it waits on, and the minimum time that it has waited.</p>
+      ${lost ? html`<p class="notice lost"><b>${lost}</b> The page shows old data, and keeps trying.</p>` : nothing}
       <form class="panel row" @submit=${(event) => event.preventDefault()}>
         <label>Name <input type="search" .value=${live(wanted)} @input=${(event) => ((wanted = event.target.value), page.update())} /></label>
         <label>
-          Mark what has waited for
+          Mark tasks that have waited for
           <select @change=${(event) => ((long = Number(event.target.value)), page.update())}>
             ${LONG.map((seconds) => html`<option value=${seconds} ?selected=${seconds === long}>${duration(seconds)}</option>`)}
           </select>
         </label>
-        <button type="button" @click=${pause}>${paused ? "Go on" : "Hold still"}</button>
+        <button type="button" @click=${pause}>${paused ? "Resume" : "Pause"}</button>
         ${found ? html`<span class="tally quiet" role=${text ? "status" : nothing}>${tally(found, text !== "")}</span>` : nothing}
       </form>
       ${found
         ? html`
             <p class="quiet">
-              Of node <span class="mono">${seen.node}</span>, which is the one that answers this page; other nodes have trees of their own.
-              ${paused ? "Held still" : "Seen"} at ${time(seen.at)}.
+              These are the tasks of node <span class="mono">${seen.node}</span>, which serves this page. Other nodes have their own task trees.
+              ${paused ? "Paused" : "Updated"} at ${time(seen.at)}.
             </p>
             <div class="panel tree">
               ${found.root ? html`<ul>${task(found.root, text !== "")}</ul>` : html`<p class="empty">No task's name contains “${wanted.trim()}”.</p>`}
@@ -85,7 +85,7 @@ export function open(page) {
     `;
   }
 
-  /** It is read out where something is looked for, and not every two seconds. */
+  /** Return the summary. Screen readers announce it only during a search, not every two seconds. */
   function tally(found, some) {
     const those = some ? `${count(found.tasks)} of ${tasks(seen.tasks)} match` : tasks(seen.tasks);
     return `${those}; ${found.long === 1 ? "1 has" : `${count(found.long)} have`} waited for ${duration(long)} or longer`;
@@ -109,12 +109,12 @@ export function open(page) {
             : nothing}
         </div>
         ${repeat(nurseries, (nursery) => nursery.key, (nursery) => level(nursery, all))}
-        ${more ? html`<p class="quiet">and ${tasks(more)} more that are not shown</p>` : nothing}
+        ${more ? html`<p class="quiet">and ${tasks(more)} that are not shown</p>` : nothing}
       </li>
     `;
   }
 
-  /** Where something is looked for (`all`), all that leads to it is open. */
+  /** Return the template of a nursery. During a search (`all`), every nursery is open. */
   function level({ key, tasks: children, total, opened }, all) {
     const isOpen = all || tree.isOpen(key, opened);
     return html`

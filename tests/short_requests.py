@@ -1,0 +1,12 @@
+"""The handlers of tests/running_handlers.py, in a service with a request timeout of ten seconds and at most two watchers."""
+
+from __future__ import annotations
+
+from jobqueue.engine import watching
+from jobqueue.http import limits
+from tests.running_handlers import app
+
+__all__ = ["app"]
+
+limits.REQUEST_TIMEOUT = 10.0
+watching.MAX_WATCHERS = 2
