@@ -1,10 +1,10 @@
 -- jobqueue: the database schema "jobqueue", with all its tables and functions.
 --
--- Run this file with `psql -f schema.sql` or `jobqueue migrate`, or leave it to `jobqueue serve`. It is complete and
--- idempotent, runs in one transaction, and rejects a database that a newer jobqueue has migrated. It needs PostgreSQL
--- 14 or newer.
+-- Run this file with `psql -f schema.sql` or `jobqueue migrate`, or let `jobqueue serve` run it. The file is complete
+-- and idempotent, runs in one transaction, and rejects a database that a newer jobqueue has migrated. It needs
+-- PostgreSQL 14 or newer.
 --
--- Each state has its own table. The table that holds a job's row is the job's state:
+-- Each state has its own table. The table that holds a job's row determines the job's state:
 --
 --     scheduled_jobs --promote--> pending_jobs --claim--> inflight_jobs --finish--> finished_jobs | dead_jobs | scheduled_jobs
 --                                      ^------ release, recover --------'
@@ -16,8 +16,8 @@
 -- takes and returns a batch as one JSON document.
 --
 -- An id belongs to one job. SQL of a user can create a second row with the same id. When both rows reach the same
--- table, ON CONFLICT DO NOTHING drops the second one. An error would abort the whole batch instead, on every node that
--- tries it.
+-- table, ON CONFLICT DO NOTHING drops the second row. Without this clause, an error would abort the whole batch, on
+-- every node that tries it.
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
@@ -62,11 +62,12 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- tables
 
--- Only queues that were configured, or that a node works, have a row. A queue without a row has the default settings.
+-- Only queues that were configured, or that a node has workers for, have a row. A queue without a row has the default
+-- settings.
 CREATE TABLE IF NOT EXISTS jobqueue.queues (
     name           text        PRIMARY KEY,
     paused         boolean     NOT NULL DEFAULT false,
-    fair           boolean     NOT NULL DEFAULT false,   -- a claim has taken jobs of groups from it, see jobqueue.serve_lines
+    fair           boolean     NOT NULL DEFAULT false,   -- true if a claim has taken jobs of groups from the queue, see jobqueue.serve_lines
     aging_interval interval    NOT NULL DEFAULT '1 second'
                    CONSTRAINT aging_interval_range CHECK (aging_interval BETWEEN '0 seconds' AND '1 day'),  -- a longer interval would put ranks out of range
     created_at     timestamptz NOT NULL DEFAULT now(),
@@ -80,14 +81,14 @@ CREATE TABLE IF NOT EXISTS jobqueue.queues (
     key_burst       integer          CONSTRAINT key_burst_range CHECK (key_burst BETWEEN 1 AND 1000000)
 );
 
--- The state of queues that have max_running or a rate. A claim locks the row, so claims of such a queue run one after
--- the other. The first of these claims creates the row.
+-- The state of queues that have max_running or a rate. A claim locks the queue's row, so claims of such a queue run one
+-- after the other. The first of these claims creates the row.
 CREATE TABLE IF NOT EXISTS jobqueue.queue_limits (
     queue         text             PRIMARY KEY,
     tokens        double precision,        -- number of tokens at the time refilled_at; NULL: the bucket is full
     refilled_at   timestamptz,
     counted_since timestamptz,             -- time of the first claim under max_running; NULL: none yet
-    all_counted   boolean          NOT NULL DEFAULT false   -- every running job is marked as limited, so an index can count them
+    all_counted   boolean          NOT NULL DEFAULT false   -- true if every running job is marked as limited, so that an index can count the running jobs
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- One row per running node. A node's lease covers all of its claimed jobs, so a heartbeat is one write, however many
@@ -289,14 +290,14 @@ CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs PARTITION OF jobqueue.finishe
 CREATE TABLE IF NOT EXISTS jobqueue.succeeded_jobs_default PARTITION OF jobqueue.succeeded_jobs DEFAULT;
 CREATE TABLE IF NOT EXISTS jobqueue.cancelled_jobs_default PARTITION OF jobqueue.cancelled_jobs DEFAULT;
 
--- Return the cause of a failure: a text that is the same for similar failures, so that they can be grouped. It is made
--- from the last error in the job's history, or from the reason if there is none. "#" replaces the parts that differ
--- between failures: numbers, ids, addresses, tokens, times, quoted values, and the ends of paths. Parts that
+-- Return the cause of a failure: a text that is the same for similar failures, so that they can be grouped. The text is
+-- made from the last error in the job's history, or from the reason if there is none. "#" replaces the parts that
+-- differ between failures: numbers, ids, addresses, tokens, times, quoted values, and the ends of paths. Parts that
 -- distinguish causes stay: quoted names (an attribute, a column), status codes, error numbers, and the hosts of URLs.
 --
--- The function reads the first 1,000 characters of that text and returns up to 200. The rules apply to ASCII characters
--- only, so the result does not depend on the database's locale. The result is stored with dead jobs, so new rules
--- require a new column. jobqueue/testing/causes.py does the same in Python.
+-- The function reads the first 1,000 characters of the error or the reason, and returns up to 200 characters. The rules
+-- apply to ASCII characters only, so the result does not depend on the database's locale. The result is stored with
+-- dead jobs, so new rules require a new column. jobqueue/testing/causes.py does the same in Python.
 CREATE OR REPLACE FUNCTION jobqueue.cause_of(errors jsonb, reason text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET standard_conforming_strings = on
@@ -411,7 +412,7 @@ CREATE TABLE IF NOT EXISTS jobqueue.fair_groups (
 
 -- Cron schedules. Nodes compute the ticks of an expression in Python, from the time of this database. They change
 -- next_at by compare-and-set, so each tick gets one job, however many nodes compute it. The table has hundreds of rows,
--- or a few thousand at most. Reads always take the whole table, so next_at needs no index. Without an index, each
+-- or a few thousand at most. Every query reads the whole table, so next_at needs no index. Without an index, each
 -- change of next_at is a HOT update.
 CREATE TABLE IF NOT EXISTS jobqueue.schedules (
     name        text             PRIMARY KEY,
@@ -483,9 +484,9 @@ CREATE TABLE IF NOT EXISTS jobqueue.sql_submissions (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 -- Set REPLICA IDENTITY FULL for each table without a primary key. Otherwise, with a publication of all tables,
--- PostgreSQL rejects updates and deletes in such a table. The full identity costs little, because these tables are
--- small, or retention drops whole partitions of them. jobqueue.maintain does the same for the partitions that it
--- creates.
+-- PostgreSQL rejects updates and deletes in such a table. The full identity costs little, because each of these tables
+-- is small, or has partitions that retention drops as a whole. jobqueue.maintain does the same for the partitions that
+-- it creates.
 DO $$
 DECLARE
     keyless regclass;
@@ -647,8 +648,8 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT $rules${
     "keep":            {"is": "boolean", "words": "true or false"}
 }$rules$::jsonb $$;
 
--- Parse a time in the format of RFC 3339 with a UTC offset, in the years 1 to 9999. Returns NULL for any other text. It
--- computes the time from the digits, so the time zone and the DateStyle of the session do not matter.
+-- Parse a time in the format of RFC 3339 with a UTC offset, in the years 1 to 9999. Returns NULL for any other text.
+-- The function computes the time from the digits, so the time zone and the DateStyle of the session do not matter.
 CREATE OR REPLACE FUNCTION jobqueue.instant(text text) RETURNS timestamptz
 LANGUAGE plpgsql IMMUTABLE STRICT AS $$
 DECLARE
@@ -708,8 +709,8 @@ BEGIN
 END $$;
 
 -- Return whether a value satisfies a rule. A payload that takes less than 500 bytes as jsonb, and whose numbers fit
--- into 64 bits, needs no closer check. It cannot be too deep, because 100 levels take 800 bytes. It cannot have more
--- than 1 MiB as JSON, because even a number of 8 bytes has at most 16,383 digits after the point.
+-- into 64 bits, needs no closer check. Such a payload cannot be too deep, because 100 levels take 800 bytes. It cannot
+-- have more than 1 MiB as JSON, because even a number of 8 bytes has at most 16,383 digits after the point.
 CREATE OR REPLACE FUNCTION jobqueue.fits(value jsonb, rule jsonb) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT CASE rule ->> 'is'
@@ -729,8 +730,8 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Raise an error if one of the objects has an unknown field, or a field that violates its rule. The error has the same
--- message that HTTP returns. Its column is the field. If there are several objects, its detail is the position of the
--- object. `what` names the kind of object, such as "a job".
+-- message that HTTP returns. The column of the error is the field. If there are several objects, the detail of the
+-- error is the position of the object. `what` names the kind of object, such as "a job".
 CREATE OR REPLACE FUNCTION jobqueue.refuse_unfit(objects jsonb, what text, known text[]) RETURNS void
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -764,23 +765,24 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- fair groups
 
--- Assign turns to jobs of groups by start-time fair queueing (Goyal, Vin, Cheng 1996). The rank is its virtual time.
--- `jobs` is an array of objects with key, queue, group, weight and priority. Returns {key: {"turn", "rank"}}, in
--- seconds since 1970, which the caller adds to the options of the jobs.
+-- Assign turns to jobs of groups by start-time fair queueing (Goyal, Vin, Cheng 1996). The rank is the virtual time of
+-- this algorithm. `jobs` is an array of objects with key, queue, group, weight and priority. Returns {key: {"turn",
+-- "rank"}}, in seconds since 1970. The caller adds these values to the options of the jobs.
 --
 -- In virtual time, a group's next job starts when the group's last job ends, but not before the current virtual time of
--- the line. The current virtual time is the turn of the job that is served now. While no job waits, it is the present.
--- A job takes one millisecond of virtual time, divided by its weight. So groups with a backlog get shares by weight,
--- and the first job of a group that was quiet is served next. When a claim finds the line empty, all groups start again
--- from the present. So a group that used workers which no other group wanted has no disadvantage later.
+-- its line (see below). The current virtual time is the turn of the job that is served now. While no job waits, it is
+-- the current time. A job takes one millisecond of virtual time, divided by its weight. So groups with a backlog get
+-- shares by weight, and the first job of a group that was quiet is served next. When a claim finds the line empty, all
+-- groups start again from the current time. So a group that used workers which no other group wanted has no
+-- disadvantage later.
 --
 -- Jobs with a priority have their own line, so a group's urgent job does not wait behind the group's backlog. In both
--- lines, the rank is turn - priority * aging_interval, which compares with the ranks of all other jobs. An urgent job
--- also takes virtual time in the common line, so priorities do not increase a group's share.
+-- lines, the rank is turn - priority * aging_interval, so these ranks are comparable with the ranks of all other jobs.
+-- An urgent job also takes virtual time in the common line, so priorities do not increase a group's share.
 --
 -- The function locks the rows of the groups until the end of the transaction. If the transaction belongs to a user, it
--- can stay open for long. So a call that does not get a lock within 200 ms continues from the group's last visible
--- turn.
+-- can stay open for a long time. So a call that does not get a lock within 200 ms continues from the group's last
+-- visible turn.
 CREATE OR REPLACE FUNCTION jobqueue.take_turns(jobs jsonb) RETURNS jsonb
 LANGUAGE plpgsql
 SET lock_timeout = '200ms'   -- shorter than deadlock_timeout: if two transactions wait for each other's groups, neither is aborted
@@ -858,16 +860,16 @@ BEGIN
     RETURN turns;
 END $$;
 
--- Return whether a job without a group that became available at this time would wait behind a backlog of groups, if its
--- rank came from the clock. In that case, all jobs without a group count as one more group, whose name is empty, so
--- that they do not starve.
+-- Return whether jobs without a group need turns too. They need turns if a job that became available at this time would
+-- wait behind a backlog of groups, because its rank comes from the clock. In that case, all jobs without a group count
+-- as one more group, whose name is empty, so that they do not starve.
 CREATE OR REPLACE FUNCTION jobqueue.lags(queue text, since timestamptz) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM jobqueue.fair_queues AS f WHERE f.queue = lags.queue AND least(f.common, f.urgent) < extract(epoch FROM since))
 $$;
 
 -- Store which turns the lines of a queue are serving, or that a claim found the lines empty (`emptied`). Does nothing
--- while another claim is storing them.
+-- while another claim is storing these values.
 CREATE OR REPLACE FUNCTION jobqueue.serve_lines(queue text, common numeric, urgent numeric, emptied boolean) RETURNS void
 LANGUAGE sql AS $$
     UPDATE jobqueue.queues AS q SET fair = true
@@ -887,13 +889,14 @@ $$;
 -- ------------------------------------------------------------------------------------------------------------------- keys
 --
 -- For each concurrency key of a queue, pending_jobs and inflight_jobs together contain at most key_max_running jobs.
--- Only jobqueue.admit adds jobs of a key to these tables. Only one transaction at a time runs it, over all nodes, and
--- it counts the jobs after it has the lock. So the limit is exact, and claims never see the jobs over the limit. All
--- other functions only remove jobs of a key, and then enter a check of the key in key_checks.
+-- Only jobqueue.admit adds jobs of a key to these tables. On all nodes together, only one transaction at a time runs
+-- this function, and the function counts the jobs after it has got the lock. So the limit is exact, and claims never
+-- see the jobs over the limit. All other functions only remove jobs of a key, and then insert a check of the key into
+-- key_checks.
 
 -- Insert a row into blocked_jobs instead of pending_jobs if its job has a concurrency key and is not admitted. A
--- trigger calls this, so it applies to every INSERT. (Jobs without options do not call it. The condition of the trigger
--- is short, because PostgreSQL parses it again for each statement.)
+-- trigger calls this function, so it applies to every INSERT. (The trigger does not call it for jobs without options.
+-- The condition of the trigger is short, because PostgreSQL parses it again for each statement.)
 CREATE OR REPLACE FUNCTION jobqueue.block() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -911,13 +914,13 @@ CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue.pending_jobs FOR EACH 
 -- publication: it receives only admitted jobs, which the trigger leaves unchanged.
 ALTER TABLE jobqueue.pending_jobs ENABLE ALWAYS TRIGGER block;
 
--- Notify listening nodes that keys need a check. A node does not need this for the checks that it enters, because it
--- also runs them.
+-- Notify listening nodes that keys need a check. A node does not need this notification for the checks that it inserts,
+-- because it also runs these checks.
 CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void
 LANGUAGE sql AS $$ SELECT pg_notify('jobqueue_keys', '') $$;
 
--- Enter a check for each key of a queue that has blocked jobs, for at most max_keys keys. This is necessary after the
--- queue's limits have changed. If there are more keys, each of the others is checked when one of its jobs ends or
+-- Insert a check for each key of a queue that has blocked jobs, for at most max_keys keys. This is necessary after the
+-- queue's limits have changed. If there are more keys, each remaining key is checked when one of its jobs ends or
 -- arrives.
 CREATE OR REPLACE FUNCTION jobqueue.check_keys(queue text, max_keys integer DEFAULT 100000) RETURNS void
 LANGUAGE sql AS $$
@@ -935,8 +938,8 @@ $$;
 
 -- Return how many more jobs of a key can be admitted under the key's rate. This is the number of tokens in the key's
 -- bucket, minus the admitted jobs that have not started yet. Without that subtraction, many late starts could come in a
--- burst. If the result is less than `wanted`, enter a check for the time of the next token. Only jobqueue.admit calls
--- this function, under its lock.
+-- burst. If the result is less than `wanted`, the function inserts a check for the time of the next token. Only
+-- jobqueue.admit calls this function, under its lock.
 CREATE OR REPLACE FUNCTION jobqueue.key_allowance(queue text, key text, rate double precision, burst double precision, wanted bigint)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -976,7 +979,7 @@ BEGIN
     next_at := bucket.check_at;
     IF allowed < wanted THEN
         next_at := present + (unstarted + allowed + 1 - tokens) / rate * interval '1 second';
-        -- If a check for about that time exists already, it is enough.
+        -- If a check for about that time exists already, no other check is needed.
         IF bucket.check_at BETWEEN present AND next_at + interval '1 millisecond' THEN
             next_at := bucket.check_at;
         ELSE
@@ -1324,7 +1327,7 @@ BEGIN
             RETURN holder;
         END IF;
         SELECT k.job_id INTO holder FROM jobqueue.keys AS k WHERE k.scope = 'unique' AND k.key = unique_key FOR UPDATE;
-        CONTINUE WHEN NOT FOUND;  -- pruned in the meantime
+        CONTINUE WHEN NOT FOUND;  -- the row was pruned in the meantime
         IF holder <> job AND jobqueue.unfinished(holder) THEN
             RETURN holder;
         END IF;
@@ -1335,7 +1338,7 @@ END $$;
 
 -- Look up the keys of new jobs, and store new keys. Each job gets an id. If a key already belongs to another job, the
 -- new job must not be stored. It gets "existing", the id of the other job. For a job that is submitted again,
--- "existing" can be the job's id itself.
+-- "existing" can be the id of that job itself.
 --
 -- Keys are locked in a fixed order, so two batches cannot block each other. If another transaction holds a key, the
 -- call waits for at most 100 ms, because a submitter in SQL can keep its transaction open for an hour. For a batch, it
@@ -1356,7 +1359,7 @@ AS $$
 DECLARE
     ids uuid[];
     existing uuid[];
-    twins integer[] := array_fill(NULL::integer, ARRAY[jsonb_array_length(jobs)]);   -- the first job of the batch with the same key
+    twins integer[] := array_fill(NULL::integer, ARRAY[jsonb_array_length(jobs)]);   -- for each job, the first job of the batch with the same key
     field text := 'idempotency_key';
     present constant timestamptz := clock_timestamp();
     want record;
@@ -1374,7 +1377,7 @@ BEGIN
       INTO ids, existing FROM jobqueue.keys_of(jobs) AS g;
 
     IF jsonb_array_length(jobs) > 1 THEN
-        PERFORM set_config('lock_timeout', '20ms', true);  -- reset when this function returns
+        PERFORM set_config('lock_timeout', '20ms', true);  -- PostgreSQL resets this when the function returns
     END IF;
     BEGIN
         SELECT NULL::text AS key, NULL::text AS fingerprint, NULL::integer AS place INTO last;
@@ -1433,8 +1436,8 @@ BEGIN
     END;
 
     IF array_remove(existing, NULL) <> '{}' THEN
-        -- The existing job may not be durable yet: its commit may not have waited for the disk, or its wait for a
-        -- synchronous standby was interrupted. Commits become durable in order. With the record below, this
+        -- It is possible that the existing job is not durable yet: its commit did not wait for the disk, or the wait
+        -- for a synchronous standby was interrupted. Commits become durable in order. With the record below, this
         -- transaction's commit waits until it is durable, and the earlier commit is durable by then.
         PERFORM pg_logical_emit_message(true, 'jobqueue', 'existing');
     END IF;
@@ -1449,7 +1452,7 @@ DROP FUNCTION IF EXISTS jobqueue.prepare(jsonb, boolean, double precision);
 
 -- Process the options of new jobs, in the transaction that submits them. Returns the jobs in the form in which the
 -- caller stores them. If a job already exists, "existing" is the id of the existing job. The caller does not store the
--- new job, and returns that id. Only called for batches with options that need it.
+-- new job, and returns that id. Callers need this function only for batches with such options.
 -- present: the time of the submission.
 CREATE OR REPLACE FUNCTION jobqueue.prepare(jobs jsonb, again boolean, key_ttl double precision, present timestamptz) RETURNS jsonb
 LANGUAGE plpgsql AS $$
@@ -1517,8 +1520,8 @@ BEGIN
     IF again THEN
         -- Existing jobs may have been committed on this server only: if the wait for a synchronous standby is
         -- interrupted, the commit still takes effect. Commits are replicated in order. So when the commit of this
-        -- transaction has been replicated, the earlier ones have been replicated too. The record is necessary because a
-        -- transaction that writes nothing does not wait for a standby.
+        -- transaction has been replicated, the earlier commits have been replicated too. The record is necessary
+        -- because a transaction that writes nothing does not wait for a standby.
         PERFORM pg_logical_emit_message(true, 'jobqueue', 'submit again');
         -- A concurrent submission of the same ids waits here until this transaction has ended. There are at most 64
         -- locks, however many ids there are.
@@ -1606,11 +1609,11 @@ BEGIN
 END $$;
 
 -- Submit a batch. `jobs` is an array of objects with the fields of jobqueue.submit, all optional. "delay" and
--- "expires_in", in seconds, can replace "run_at" and "expires_at". If a job with the same "id" exists in any state, it
--- is not changed. Either all jobs are submitted or none. Returns the ids in the order of the array. If a key already
--- belongs to a job, the id of that job is returned instead.
+-- "expires_in", in seconds, can replace "run_at" and "expires_at". If a job with the same "id" exists in any state,
+-- that job is not changed. Either all jobs are submitted or none. Returns the ids in the order of the array. If a key
+-- already belongs to a job, the id of that job is returned instead.
 --
--- Call it in your own transaction: if you commit, the jobs exist; if you roll back, they never did.
+-- Call it in your own transaction: the jobs exist if you commit, and do not exist if you roll back.
 CREATE OR REPLACE FUNCTION jobqueue.submit_many(jobs jsonb) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -1645,12 +1648,12 @@ END $$;
 
 -- Submit one job and return its id:
 --     SELECT jobqueue.submit('thumbnail', '{"path": "a.png"}', priority => 5);
--- If a key already has a job, it returns the id of that job and submits nothing.
+-- If a key already has a job, the function returns the id of that job and submits nothing.
 CREATE OR REPLACE FUNCTION jobqueue.submit(
     kind        text,
     payload     jsonb            DEFAULT '{}',
     queue       text             DEFAULT 'default',
-    priority    integer          DEFAULT 0,       -- 0 or more, higher first
+    priority    integer          DEFAULT 0,       -- 0 or more; a job with a higher priority runs first
     max_retries integer          DEFAULT NULL,    -- default: the handler's value, or 3
     run_at      timestamptz      DEFAULT NULL,    -- default: now
     timeout     double precision DEFAULT NULL,    -- seconds; default: the handler's timeout, or none
@@ -1709,8 +1712,8 @@ END $$;
 
 -- Renew a node's lease by the database's clock, and store the node's activity. Returns the runs of this node that must
 -- be cancelled, as [[id, claims], ...], so cancellation works without notifications and without another query. Returns
--- NULL if the lease is lost for good, and other nodes have the jobs. If the lease expired while the database was away,
--- and no node has taken it, it is renewed. So running jobs survive an outage.
+-- NULL if the lease is lost for good, and other nodes have the jobs. If the lease expired while the database was
+-- unavailable, and no other node has ended it, the heartbeat renews it. So running jobs survive an outage.
 CREATE OR REPLACE FUNCTION jobqueue.heartbeat(node uuid, lease double precision, activity jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET enable_seqscan = off
@@ -1895,11 +1898,11 @@ DROP FUNCTION IF EXISTS jobqueue.recover(integer, uuid);   -- an earlier version
 --
 -- The function first deletes the rows of nodes whose leases have expired. From then on, the heartbeats of these nodes
 -- fail. Then it recovers the jobs of all nodes without a row. If a claim of such a node commits in between, the next
--- call recovers its jobs. Rows are locked in id order with SKIP LOCKED, so a completion that is being written takes
--- precedence.
+-- call recovers the jobs of that claim. Rows are locked in id order with SKIP LOCKED, so a completion that is being
+-- written takes precedence.
 --
 -- judge: the node on whose behalf expired leases are taken; NULL takes none. The judge must have a valid lease. If its
---        lease has expired too, the database or the judge was away, and the other nodes may still be running.
+--        lease has expired too, the database or the judge was unavailable, and the other nodes may still be running.
 CREATE OR REPLACE FUNCTION jobqueue.recover(max_jobs integer DEFAULT 1000, judge uuid DEFAULT NULL)
 RETURNS TABLE (id uuid, queue text, kind text, attempt integer, node_id uuid, outcome text, reason text)
 LANGUAGE plpgsql AS $$
@@ -2038,9 +2041,9 @@ $$;
 -- transaction prevents the removal of dead rows, because dead rows have lower ranks than live rows.
 --
 -- Returns one JSON array of [queue, id, kind, payload, priority, attempt, claims, max_retries, timeout, created_at,
--- rank, waited], with times in seconds. A job with options or saved notes has these two at the end. If a job has an
--- expiry time, "expires_in" in its options is the remaining time. If that is zero or negative, the node must not run
--- the job: it is already among the dead letters.
+-- rank, waited], with times in seconds. If a job has options or saved notes, its array ends with these two values. If a
+-- job has an expiry time, "expires_in" in its options is the remaining time. If that is zero or negative, the node must
+-- not run the job, because the claim has already moved it to the dead letters.
 --
 -- If a limit allows fewer jobs than requested, or if a row cannot be claimed, the result is an object instead. "jobs"
 -- is the array. "again" is {"queue": seconds}, the time until the limit may allow more jobs; null means that it may
@@ -2069,7 +2072,7 @@ DECLARE
     quoted text;
     parts text[] := '{}';
     asking uuid[];     -- the claimed jobs with options
-    late tid[];        -- the expired ones among them
+    late tid[];        -- the expired jobs in `asking`
     twins boolean := false;   -- whether pending rows of running jobs were found
     rows tid[];        -- after an error: the rows that remain to be claimed one by one
     row_place tid[];   -- the row that is claimed now
@@ -2115,8 +2118,8 @@ BEGIN
                 ), moved AS (
                     INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, timeout,
                                                         attempt, claims, created_at, available_since, errors, options, saved, limited)
-                    -- Rates use claimed_at. So with limits, it is the current time, not the start of the transaction,
-                    -- which may have waited for a lock since.
+                    -- Rates use claimed_at. So with limits, claimed_at is the current time. The start of the
+                    -- transaction would be too early, because the transaction may have waited for a lock.
                     SELECT t.id, t.queue, t.kind, t.priority, node,
                            CASE WHEN want.limited THEN clock_timestamp() ELSE now() END, t.payload, t.retries,
                            t.timeout, t.attempt + 1, t.claims + 1, t.created_at, t.available_since, t.errors, t.options, t.saved,
@@ -2168,7 +2171,7 @@ BEGIN
         IF part IS NOT NULL THEN
             parts := parts || ('[' || part || ']');
         END IF;
-        IF num_nonnulls(common, urgent) > 0 THEN   -- left from the previous queue; this test is faster than assigning NULL, which is a cast
+        IF num_nonnulls(common, urgent) > 0 THEN   -- the previous queue left values; this test is faster than assigning NULL each time, because that needs a cast
             common := NULL;
             urgent := NULL;
         END IF;
@@ -2210,7 +2213,8 @@ END $$;
 -- ------------------------------------------------------------------------------------------------------------------- finish
 
 -- Append an entry to a job's error history, which keeps the last ten entries. The function is STABLE because
--- jsonb_build_array is STABLE. If it were IMMUTABLE, PostgreSQL would not inline it, and would call it for each row.
+-- jsonb_build_array is STABLE. If the function were IMMUTABLE, PostgreSQL would not inline it, and would call it for
+-- each row.
 CREATE OR REPLACE FUNCTION jobqueue.with_error(errors jsonb, error jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN error IS NULL THEN errors
@@ -2236,7 +2240,7 @@ $$;
 CREATE OR REPLACE FUNCTION jobqueue.finish(node uuid, outcomes jsonb, keep boolean DEFAULT true) RETURNS bigint[]
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
-SET jit = off   -- as in jobqueue.heartbeat; it matters when an attempt has failed
+SET jit = off   -- for the same reason as in jobqueue.heartbeat; this matters when an attempt has failed
 SET enable_seqscan = off
 SET enable_mergejoin = off
 SET enable_hashjoin = off   -- a hash join would read the whole index of inflight_jobs, with all dead rows that an old transaction keeps
@@ -2341,7 +2345,7 @@ BEGIN
                   FROM gone) AS missing CROSS JOIN told CROSS JOIN freed;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR feature_not_supported THEN
         -- If an outcome cannot be stored, the node writes another outcome instead. For dead and released jobs, the node
-        -- has only this outcome.
+        -- has no other outcome.
         IF jsonb_path_exists(outcomes, '$[*].outcome ? (@ != "dead" && @ != "released")') THEN
             RAISE;
         ELSIF jsonb_array_length(outcomes) = 1 THEN
@@ -2469,7 +2473,7 @@ END $$;
 --     best          the best rank of each queue that got jobs, as {"queue": seconds}
 --     next_due      the seconds until the next job is due or expires; NULL: there is none
 --     expired       the jobs that died because they have expired or cannot be moved, as jobqueue.bury returns them
---     next_check    the seconds until the next check of a key is due; it is here because every node calls this function anyway
+--     next_check    the seconds until the next check of a key is due; the result contains it because every node calls this function anyway
 CREATE OR REPLACE FUNCTION jobqueue.promote(max_jobs integer DEFAULT 1000)
 RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
 LANGUAGE plpgsql
@@ -2507,7 +2511,7 @@ END $$;
 
 -- ----------------------------------------------------------------------------------------------------------------- cancel and change
 
--- Cancel a waiting job. Returns false if the job does not wait. keep: false deletes the job instead of keeping it in
+-- Cancel a waiting job. Returns false if the job is not waiting. keep: false deletes the job instead of keeping it in
 -- cancelled_jobs. It searches the tables in the order in which jobs move, so it finds a job that moves during the call.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_waiting(job uuid, keep boolean) RETURNS boolean
 LANGUAGE plpgsql AS $$
@@ -2564,7 +2568,7 @@ BEGIN
 END $$;
 
 -- Like jobqueue.cancel, but for a transaction that commits at once: it marks a running job and notifies its node. From
--- then on, every function that would put the job back ends it instead.
+-- then on, every function that would make the job wait again ends the job instead.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_now(job uuid, keep boolean DEFAULT true) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -2584,11 +2588,11 @@ BEGIN
     RETURN false;
 END $$;
 
--- Process the requests of jobqueue.cancel. It waits for no lock: a job whose row is locked, or that is moving, is left
--- to the next call.
+-- Process the requests of jobqueue.cancel. The function waits for no lock. If a job's row is locked, or if the job is
+-- moving, the next call processes its request.
 CREATE OR REPLACE FUNCTION jobqueue.cancel_requested() RETURNS void
 LANGUAGE plpgsql
-SET jit = off   -- as in jobqueue.heartbeat
+SET jit = off   -- for the same reason as in jobqueue.heartbeat
 AS $$
 DECLARE
     requests tid[];
@@ -2690,8 +2694,8 @@ BEGIN
         END IF;
         gone.rank := jobqueue.rank_of(gone.available_since, gone.priority,
                                       (SELECT q.aging_interval FROM jobqueue.queues AS q WHERE q.name = gone.queue), gone.options);
-        -- If the job has a key and is not admitted, the trigger inserts its row into blocked_jobs instead, and enters a
-        -- check of the key.
+        -- If the job has a key and is not admitted, the trigger inserts its row into blocked_jobs instead, and inserts
+        -- a check of the key.
         INSERT INTO jobqueue.pending_jobs VALUES (gone.*) ON CONFLICT (id) DO NOTHING;
         PERFORM jobqueue.wake(gone.queue, gone.rank);
     END IF;
@@ -2705,7 +2709,7 @@ END $$;
 
 DROP FUNCTION IF EXISTS jobqueue.conditions(jsonb, text, text[]);
 
--- Return the conditions of a filter: each name, and its value as text. A condition that is null counts as not given.
+-- Return the conditions of a filter: each name, and its value as text. A condition that is null counts as missing.
 -- Rejects unknown conditions, and an empty filter, which could select all jobs by mistake.
 CREATE OR REPLACE FUNCTION jobqueue.conditions(filter jsonb, known text[]) RETURNS TABLE (name text, text text)
 LANGUAGE plpgsql STABLE AS $$
@@ -2755,9 +2759,9 @@ BEGIN
 END $$;
 
 -- Build a query for the jobs that a filter selects, latest id first, up to max_jobs. It selects only ids that are lower
--- than `before`, unless that is NULL. A filter is an object with any of "state" (one, or an array), "queue", "kind",
--- "group", "concurrency_key", "text", "created_after" and "created_before" (times), or {"all": true}. All conditions
--- must hold.
+-- than `before`, unless `before` is NULL. A filter is an object with any of "state" (one, or an array), "queue",
+-- "kind", "group", "concurrency_key", "text", "created_after" and "created_before" (times), or {"all": true}. All
+-- conditions must hold.
 --
 -- The query searches for "text" in the reason and in the message of the last error, and ignores case. If "text" is a
 -- whole id or the start of a version 7 id (see jobqueue.ids_like), it selects the jobs with these ids instead.
@@ -3249,7 +3253,7 @@ CREATE OR REPLACE FUNCTION jobqueue.configure(
     aging_interval  interval         DEFAULT NULL,   -- the waiting time that is worth one point of priority
     max_running     integer          DEFAULT NULL,   -- jobs that run at the same time
     rate            double precision DEFAULT NULL,   -- starts per second
-    burst           integer          DEFAULT NULL,   -- immediate starts after a pause
+    burst           integer          DEFAULT NULL,   -- starts that are allowed at once after a time without starts
     key_max_running integer          DEFAULT NULL,   -- the same three limits, for each concurrency key
     key_rate        double precision DEFAULT NULL,
     key_burst       integer          DEFAULT NULL,
@@ -3322,7 +3326,7 @@ $$;
 -- schedule is new.
 CREATE OR REPLACE FUNCTION jobqueue.schedule(
     name        text,
-    cron        text,                              -- five fields, or six with the second first
+    cron        text,                              -- five fields, or six fields that begin with the seconds
     timezone    text             DEFAULT 'UTC',    -- an IANA name
     missed      text             DEFAULT 'one',    -- or 'skip', or 'all'
     kind        text             DEFAULT NULL,     -- default: the name of the schedule
@@ -3461,8 +3465,8 @@ $$;
 --
 --     name, cron, timezone, missed, expected    the schedule as the node read it; a schedule that has changed or moved since is skipped
 --     ticks      the times that get a job, in seconds
---     next_at    the first tick after these, in seconds
---     error      why it has no next tick; shown until the schedule is changed
+--     next_at    the first tick after these ticks, in seconds
+--     error      why the schedule has no next tick; shown until the schedule is changed
 --
 -- It does not wait for moves by other nodes, nor for uncommitted changes. Returns the names of the moved schedules and
 -- the best rank of each queue that got jobs. Also returns the seconds until the next tick of any schedule, except for
@@ -3524,13 +3528,13 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Add a node's counts since its last call to the slots that contain the latest full ten seconds, by this server's
--- clock. The first call for a slot also adds the jobs that were submitted in SQL, and deletes old slots. Its result can
--- also ask the node to count the depths in its next call.
+-- clock. The first call for a slot also adds the jobs that were submitted in SQL, and deletes old slots. The result of
+-- that call can also ask the node to count the depths in its next call.
 --
 -- sample: count the depths now, before any row is locked. The function requests this rarely, so that counting takes at
 -- most 1 % of the time.
 --
--- Returns the seconds until the current slot ends, when the node should call again, and whether that call should have
+-- Returns the seconds until the current slot ends, when the node should call again, and whether that call should set
 -- `sample`.
 CREATE OR REPLACE FUNCTION jobqueue.record(submitted bigint, completed bigint, failed bigint, dead bigint, waits integer[], runs integer[],
                                            sample boolean DEFAULT false)
@@ -3627,7 +3631,7 @@ BEGIN
         SELECT g.ctid FROM jobqueue.fair_groups AS g JOIN jobqueue.fair_queues AS f ON f.queue = g.queue
          WHERE g.epoch < f.epoch OR greatest(g.common, g.urgent) < least(f.common, f.urgent)
          LIMIT 10000 FOR UPDATE OF g SKIP LOCKED));
-    -- Check all keys from time to time, in case rows were deleted by hand, for example.
+    -- Check all keys from time to time, because rows may have been deleted by hand, for example.
     PERFORM jobqueue.check_keys(b.queue) FROM (SELECT DISTINCT blocked_jobs.queue FROM jobqueue.blocked_jobs) AS b;
     -- Delete the buckets that are full again. If a queue has no key_rate any more, delete the buckets and starts of its
     -- keys.
@@ -3689,8 +3693,8 @@ END $$;
 -- (oldest first), jobs that finished on a day without a partition, and jobs in partitions that jobqueue.maintain has
 -- not dropped. The keep_* parameters are in seconds. Returns the number of rows.
 --
--- A failure for one table does not affect the others. If a call deletes no rows and a table has failed, it raises that
--- error.
+-- A failure for one table does not affect the others. If a call deletes no rows and a table has failed, the call raises
+-- the error of that table.
 CREATE OR REPLACE FUNCTION jobqueue.prune(keep_succeeded double precision, keep_cancelled double precision, keep_dead double precision,
                                           max_jobs integer DEFAULT 1000) RETURNS integer
 LANGUAGE plpgsql

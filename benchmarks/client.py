@@ -1,4 +1,4 @@
-"""A small, strict HTTP client with keep-alive for benchmarks. It uses far less CPU than the service."""
+"""A small, strict HTTP client with keep-alive, for benchmarks. The client uses far less CPU than the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RETRY_INTERVAL = 0.25
 
 
 class LoadError(Exception):
-    """The load cannot be generated, or its jobs cannot be followed to their end."""
+    """The load cannot be generated, or the program cannot find out how its jobs end."""
 
 
 class Unanswered(Exception):
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One keep-alive connection to the service. It opens when it is needed, and again after the service has closed it.
+    """One keep-alive connection to the service. It opens when it is needed, and opens again if the service has closed it.
 
     A general HTTP client uses as much CPU as the service itself. This client sends only the necessary headers. It requires
     responses with a Content-Length, which the service always sends, and raises an error for any other response.
@@ -78,7 +78,7 @@ class Client:
 
     async def _exchange(self, request: bytes) -> Answer:
         stream = self._stream or await trio.open_tcp_stream(*self._address)
-        self._stream = None  # stays None if the response is not read to its end, because such a connection cannot be used again
+        self._stream = None  # set again after the whole response; until then, the connection cannot be reused
         try:
             await stream.send_all(request)
             answer, reusable = await _read_answer(stream)
@@ -118,7 +118,7 @@ class Client:
 
 
 async def _read_answer(stream: trio.SocketStream) -> tuple[Answer, bool]:
-    """Read one response. Return it, and whether the connection stays open."""
+    """Read one response. Return the response, and whether the connection stays open."""
     received = bytearray()
     while (end := received.find(b"\r\n\r\n")) < 0:
         if len(received) > MAX_HEAD_BYTES:

@@ -1,4 +1,4 @@
-"""Measure what open overview pages cost the service (its process and PostgreSQL), and how soon a page is visible.
+"""Measure how much CPU open overview pages cost the service (its process and PostgreSQL), and how soon a page is visible.
 
     python -m benchmarks.dashboard [--jobs 1000000] [--chromium /usr/bin/chromium] [--quick] [--out DIR]
 
@@ -32,7 +32,8 @@ VIEWS = {"overview": ".figures", "jobs": "tbody tr, .empty", "dead": "tbody tr, 
 """The views, and a selector that matches when a view shows its content."""
 
 SETTLE_SHARE = 0.25
-"""Pause before a measurement, as a share of its length. During the pause, the node counts the depths and sends the history."""
+"""Pause before a measurement, as a share of the measurement's length. During the pause, the node counts the depths and sends the
+history."""
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def watch(database: Database, node: Node, streams: int, seconds: float) -> dict[
 
 
 def measure(node: Node, database: Database, jobs: int, seconds: float, *, quick: bool) -> dict[int, list[dict[str, float]]]:
-    """Measure a node with each number of streams, in turn."""
+    """Measure a node with each number of streams, one after the other."""
     numbers, repeats = (QUICK_STREAMS, 1) if quick else (STREAMS, 3)
     cases = {streams: (lambda streams=streams: watch(database, node, streams, seconds)) for streams in numbers}
     found: Any = harness.interleave({f"{jobs:,} jobs, {streams} streams": case for streams, case in cases.items()}, repeats)
@@ -91,7 +92,7 @@ def measure(node: Node, database: Database, jobs: int, seconds: float, *, quick:
 
 
 def paint(url: str, chromium: str, visits: int) -> Iterator[tuple[str, dict[str, harness.Value]]]:
-    """Open each view in a browser `visits` times. Yield the milliseconds until its first paint and until it shows its content."""
+    """Open each view `visits` times in a browser. Yield the milliseconds until its first paint, and until it shows its content."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - an optional package
 
     with sync_playwright() as playwright:

@@ -3,7 +3,7 @@
     python -m benchmarks.depth [--quick] [--full] [--pinned-minutes N] [--out DIR]
 
 The first part drains the same number of jobs while more and more other jobs are pending or scheduled. The second part runs a steady
-load while an open transaction holds back the xmin horizon, and compares each minute with the first.
+load while an open transaction holds back the xmin horizon, and compares each minute with the first minute.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BYTES_PER_JOB = 1_200
 """Disk space of a job in bytes: its row, its index entries, and WAL that two checkpoints have not yet removed."""
 
 TOMORROW = 86_400.0
-"""Seconds until the scheduled jobs are due, longer than the benchmark runs."""
+"""Seconds until the scheduled jobs are due. This is longer than the benchmark runs."""
 
 LOAD = 800
 """Jobs per second while the horizon is held back."""
@@ -48,7 +48,7 @@ SLOWEST = 100.0
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """A node's metrics about its claims so far."""
+    """A node's metrics of all its claims so far."""
 
     count: float
     seconds: float
@@ -196,7 +196,7 @@ def main(quick: bool, out: Path, full: bool, jobs: int | None, pinned_minutes: f
 
 
 def _report_depths(report: harness.Report, database: Database, jobs: int, depths: Sequence[int], *, repeats: int) -> None:
-    free = shutil.disk_usage(tempfile.gettempdir()).free  # the disk of the embedded server's data
+    free = shutil.disk_usage(tempfile.gettempdir()).free  # the disk that stores the data of the embedded server
     fitting = [depth for depth in depths if depth * BYTES_PER_JOB < free / 2]
     cases = {f"{depth:,} pending": partial(drain, database, jobs, pending=depth) for depth in fitting}
     cases |= {f"{depth:,} scheduled": partial(drain, database, jobs, scheduled=depth) for depth in fitting}

@@ -2,8 +2,9 @@
 
     python -m benchmarks.drain [--quick] [--only NAME] [--out DIR]
 
-The jobs are submitted while their queues are paused. The rate counts from the resumption to the end of the last job, on this
-program's clock. The floor is `benchmarks.limit.drain` with the same payload, measured in turn with the cases.
+The jobs are submitted while their queues are paused. The time for the rate runs from the resumption to the end of the last job,
+on this program's clock. The floor is `benchmarks.limit.drain` with the same payload. Measurements of the floor and of the cases
+alternate.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WIDTH = 16
 """Maximum number of jobs that a node runs at once, in all of its queues together. This is the service's default."""
 
 WARM_UP = 500
-"""Jobs to run before the measurement, because the first call of an SQL function is slower."""
+"""Number of jobs to run before the measurement, because the first call of an SQL function is slower."""
 
 SLOWEST = 100.0
 """Minimum rate of a drain, in jobs per second. A slower drain fails."""
@@ -39,7 +40,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         mode: how the handler runs; see `benchmarks.handlers`.
-        jobs: the number of jobs, as a share of ``--jobs``; slow cases have fewer.
+        jobs: the number of jobs, as a share of ``--jobs``; slow cases have fewer jobs.
     """
 
     mode: str = "async"
@@ -67,7 +68,7 @@ CASES = {
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """The cost of one drain. The memory is that of all nodes, at the end."""
+    """The cost of one drain. The memory is the memory of all nodes at the end."""
 
     cost: Cost
     service: Usage
@@ -153,7 +154,7 @@ def _floor_name(payload_bytes: int) -> str:
 
 
 def _floor_sizes(cases: dict[str, Case], counts: dict[str, int]) -> dict[int, int]:
-    """Return the number of jobs for the floor of each payload size: as many as the largest case of that size has."""
+    """Return the number of jobs for the floor of each payload size: the number of the largest case with that size."""
     sizes: dict[int, int] = {}
     for name, case in cases.items():
         sizes[case.payload_bytes] = max(sizes.get(case.payload_bytes, 0), counts[name])

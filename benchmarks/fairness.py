@@ -9,7 +9,7 @@ One node works three queues at once, with the same arrivals and different values
 - first in, first out: priority does not matter.
 
 Handlers sleep, so a queue's rate is the number of jobs at once divided by the duration of a job. Jobs arrive at twice that rate.
-After the last arrival the node runs the remaining jobs.
+After the last arrival, the node runs the remaining jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RULES = ("aging", "strict", "FIFO")
 """The queues."""
 
 SECONDS = 40.0
-"""How long jobs arrive, in seconds: twice as long as the advantage of the highest priority, which is 20 times one second."""
+"""How long jobs arrive, in seconds. This is twice the advantage of the highest priority, which is 20 times one second."""
 
 PRIORITIES = (0, 5, 20)
 
@@ -65,7 +65,7 @@ class Waited(NamedTuple):
 
 
 def arrive(database: Database, seconds: float) -> None:
-    """Submit the same jobs to all queues, tick by tick, and catch up on late ticks."""
+    """Submit the same jobs to all queues, tick by tick. If a tick is late, submit its jobs at once."""
     chance = random.Random(0)
     began = time.monotonic()
     for tick in range(int(seconds / TICK)):
@@ -79,7 +79,7 @@ def arrive(database: Database, seconds: float) -> None:
 
 def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
     """Let jobs arrive for `seconds` seconds, and return the jobs by rule."""
-    longest = 86_400.0  # the maximum that the schema allows; longer than any job waits here
+    longest = 86_400.0  # the schema allows at most this value, which is longer than any job waits here
     for rule, interval in zip(RULES, (seconds / SECONDS, longest, 0.0), strict=True):
         sql = "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s * interval '1 second')"
         database.connection.execute(sql, [rule, interval])
@@ -102,9 +102,9 @@ def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
 
 
 def longest_pause(jobs: Iterable[Waited], ends: float) -> float:
-    """Return the longest time in which none of these jobs started, while jobs still arrived.
+    """Return the longest time without a start of these jobs, until the last arrival.
 
-    After the first arrival, some of these jobs are always waiting.
+    Each such time is a real delay, because some of these jobs are always waiting after the first arrival.
     """
     starts = sorted(job.started for job in jobs if job.started < ends)
     return max(later - earlier for earlier, later in pairwise([0.0, *starts, ends]))
@@ -121,7 +121,7 @@ def overtaken(jobs: Sequence[Waited], priority: int) -> float:
 
 
 def figures(jobs: Sequence[Waited], fifo: Sequence[Waited], priority: int, ends: float) -> dict[str, harness.Value]:
-    """Make a row for a rule and a priority. Ratios compare with FIFO for the same jobs."""
+    """Make a row for a rule and a priority. The ratios compare the rule with FIFO for the same jobs."""
     ours = [job for job in jobs if job.priority == priority]
     waits = [job.wait for job in ours]
     p50 = harness.percentile(waits, 0.5)

@@ -1,8 +1,8 @@
 """Generate HTTP load. `benchmarks.loads` runs this module in a separate process, so that it does not slow down the benchmark.
 
 Each connection has a thread with a blocking socket. In a closed loop, each connection sends its next request after the last
-response. In an open loop, requests are due at random times (a Poisson process), the next free connection sends each one, and its
-latency counts from its due time. So requests that are due while the service stalls have a long latency.
+response. In an open loop, requests are due at random times (a Poisson process), and the next free connection sends each request.
+The latency of a request counts from its due time, so requests that are due while the service stalls have a long latency.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         seconds: how long to send.
-        requests: the number of requests to send in a closed loop, instead of sending for `seconds`.
+        requests: if given, a closed loop ends after this number of requests, not after `seconds`.
         pause: seconds between a response and the next request of a connection.
         rate: requests per second of an open loop; None for a closed loop.
     """
@@ -87,7 +87,7 @@ def send(load: Load) -> Sent:
 
 
 def _closed(started: int, load: Load) -> Iterator[int]:
-    """Return the due times of a closed loop. They are 0, which means at once."""
+    """Return the due times of a closed loop. All of them are 0, which means at once."""
     if load.requests is not None:
         return itertools.repeat(0, load.requests)
     ends = started + int(load.seconds * 1e9)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.groups [--quick] [--out DIR]
 
-Handlers sleep, so the rate is the number of jobs at once divided by the duration of a job. Each scenario runs with groups, and with
-the same jobs without a group, which run in the order of their submission.
+Handlers sleep, so the rate is the number of jobs at once divided by the duration of a job. Each scenario runs twice: with groups,
+and with the same jobs without a group. Jobs without a group run in the order of their submission.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """The jobs to submit, and the number of jobs to count after the last submission."""
+    """The jobs to submit, and how many jobs to count after the last submission."""
 
     name: str
     parts: Sequence[Part]

@@ -1,4 +1,4 @@
-"""The handlers of benchmarked nodes. They do nothing, in each of the three ways in which a handler can run."""
+"""The handlers of benchmarked nodes: one for each of the three ways in which a handler can run. They do nothing."""
 
 import jobqueue
 

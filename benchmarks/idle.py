@@ -2,8 +2,9 @@
 
     python -m benchmarks.idle [--quick] [--out DIR]
 
-A node with one queue and a node with 16 queues are measured in turn. A start counts from exec to the line that reports the URL. It
-is measured on a database with the schema, on an empty database, and with the embedded PostgreSQL, which runs initdb.
+A node with one queue and a node with 16 queues are measured in turn. The time of a start counts from exec to the line that reports
+the URL. A start is measured on a database with the schema, on an empty database, and with the embedded PostgreSQL, which runs
+initdb.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def main(quick: bool, out: Path, seconds: float | None) -> None:
         try:
             database.connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
             database.value("SELECT count(*) FROM pg_stat_statements")
-        except psycopg.Error:  # a user's server may lack the extension, or not allow its use
+        except psycopg.Error:  # the server of a user may lack the extension, or may forbid it
             database.connection.execute("DROP EXTENSION IF EXISTS pg_stat_statements")
         watched = harness.interleave({name: partial(idle, database, queues, seconds) for name, queues in QUEUES.items()}, repeats)
         for name, idles in watched.items():

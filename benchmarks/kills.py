@@ -46,7 +46,7 @@ class Measured(msgspec.Struct, frozen=True):
     """The result of one load.
 
     Attributes:
-        completed, taken: completed and acknowledged jobs per second.
+        completed, taken: jobs per second that were completed, and that were acknowledged.
         completion_stall, submit_stall: the longest stalls in seconds.
     """
 
@@ -147,7 +147,7 @@ def _stall(began: float, moments: list[float], ended: float) -> float:
 @click.command()
 @harness.options
 def main(quick: bool, out: Path) -> None:
-    """Measure what terminated backends cost."""
+    """Measure how much throughput terminated backends cost."""
     seconds, repeats = (3.0, 1) if quick else (15.0, 3)
     with harness.database() as database, Node(database, "benchmarks.handlers", options={"log-level": "error"}) as node:
         report = harness.Report("kills", "Terminated backends", database.machine, out, plotted=PLOTTED)

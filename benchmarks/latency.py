@@ -3,12 +3,12 @@
     python -m benchmarks.latency [--quick] [--out DIR]
 
 There are two nodes, each with its own queue. All requests go to the first node. So a job of the first queue runs on the node that
-received it, and a job of the second queue runs on the other node, which a NOTIFY wakes. Idle means one job at a time, with pauses.
-Half load means requests at random times, at half the rate of the preceding closed loop of 32 connections. Latencies count from the
-time at which a request was due.
+received it, and a job of the second queue runs on the other node, which a NOTIFY wakes. "Idle" means one job at a time, with
+pauses. "Half load" means requests at random times, at half the rate of the preceding closed loop of 32 connections. Latencies count
+from the time at which a request was due.
 
 The floor is the minimum latency that PostgreSQL allows: `jobqueue.submit` over one bare connection, its NOTIFY on another
-connection, and a claim. The clock is CLOCK_MONOTONIC, so everything must run on one machine.
+connection, and a claim. The clock is CLOCK_MONOTONIC, so all programs must run on one machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.generator import NOW, Load
 from benchmarks.harness import Database, Node, Spread
 
 NEAR, FAR, FLOOR = "near", "far", "floor"
-"""The queues of the node that receives the requests, of the other node, and of no node."""
+"""Three queues: of the node that receives the requests, of the other node, and a queue that no node works."""
 
 QUEUES = {NEAR: "same node", FAR: "other node"}
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.limit [--quick] [--out DIR]
 
-It runs the statements of `jobqueue.storage.store` in loops, without an engine. No service can be faster. Other benchmarks
-call `drain` to report their rates as shares of it.
+It runs the statements of `jobqueue.storage.store` in loops, without an engine. No service can be faster than these loops. Other
+benchmarks call `drain` to report their rates as shares of its rate.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ BATCH = 2_000
 
 SUBMIT_BATCHES = (1, 10, 100, 1000)
 SUBMITS = 400
-"""Maximum number of transactions of one measurement."""
+"""Maximum number of transactions in one measurement."""
 
 MAX_AHEAD = 2
-"""Maximum number of batches in a drain that are claimed but not finished. A service also has about 5,000 such jobs."""
+"""Maximum number of batches in a drain that are claimed but not finished. A service has about 5,000 claimed jobs too."""
 
 LEASE = 86_400.0
 
@@ -46,7 +46,7 @@ _claimed = msgspec.json.Decoder(list[ClaimedJob])
 
 
 class Node:
-    """A node that exists only in the database."""
+    """A row in the table of nodes, without a process."""
 
     def __init__(self, database: Database, queues: Sequence[str]) -> None:
         self._database = database

@@ -1,9 +1,9 @@
-"""Measure what limits cost and whether rates are reached, with real services and jobs that do nothing.
+"""Measure how much throughput limits cost, and whether queues reach their rates. Jobs do nothing, and the services are real.
 
     python -m benchmarks.limits [--quick] [--out DIR]
 
-The jobs are submitted while their queue is paused. A rate counts from the first claim to the end of the last job, on the database's
-clock.
+The jobs are submitted while their queue is paused. The time for a rate runs from the first claim to the end of the last job, on the
+database's clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH = 16
 """Maximum number of jobs that a node runs at once."""
 
 WARM_UP = 200
-"""Jobs to run before the measurement, under the same limits, because the first call of an SQL function is slower."""
+"""Number of jobs to run before the measurement, under the same limits, because the first call of an SQL function is slower."""
 
 FILL_BATCH = 10_000
 
@@ -38,7 +38,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         settings: the arguments of ``jobqueue.configure``.
         jobs: the number of jobs, as a share of ``--jobs``.
         keys: the number of concurrency keys of the jobs; 0 for jobs without keys.
-        blocked: additional jobs of one more key, which wait behind a job that never ends.
+        blocked: number of additional jobs of another key. They wait behind a job that never ends.
         asked: jobs per second that the limit allows.
     """
 
@@ -64,7 +64,7 @@ CASES = {
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """One drain: its cost, and the seconds from the first claim to the end of the last job and to the last claim."""
+    """One drain: its cost, the seconds from the first claim to the end of the last job, and the seconds to the last claim."""
 
     seconds: float
     starts: float
@@ -139,7 +139,7 @@ def figures(jobs: int, case: Case, drains: Sequence[Drained], bare: Sequence[Dra
 @click.option("--repeats", type=click.IntRange(min=1), help="Repetitions.  [default: 3, or 1 with --quick]")
 @harness.options
 def main(quick: bool, out: Path, jobs: int | None, repeats: int | None) -> None:
-    """Measure what limits of queues and keys cost, and whether rates are reached."""
+    """Measure how much throughput limits of queues and keys cost, and whether queues reach their rates."""
     jobs = jobs or (2_000 if quick else 50_000)
     counts = {name: max(100, int(jobs * case.jobs)) for name, case in CASES.items()}
     with harness.database() as database:

@@ -52,7 +52,7 @@ def fill(database: Database, jobs: int) -> None:
 
 
 def asked(connection: psycopg.Connection[Any], jobs: int) -> dict[str, Callable[[], object]]:
-    """Return functions by name. Each of them requests a page, at another place with each call."""
+    """Return functions by name. Each function requests a page, and each call requests a different page."""
 
     def moment() -> int:
         return BEGAN + random.randrange(jobs)

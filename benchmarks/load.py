@@ -2,12 +2,13 @@
 
     python -m benchmarks.load --jobs 1000 --clients 20
 
-It submits one job per request over keep-alive connections and waits until all of them have ended. Then it requests each job by its
+It submits one job per request over keep-alive connections, and waits until all jobs have ended. Then it requests each job by its
 id. It exits with 1 if a request failed, or if an acknowledged job is unaccounted for.
 
-The load is a closed loop: a client sends its next job when its last one is acknowledged. So the latencies are valid for this
-number of clients, which wait for responses. They are not valid for requests that arrive independently of the service. They include
-this program's own time, which is well under a millisecond. On the same machine, the program also competes for the CPU.
+The load is a closed loop: a client sends its next job when its last one is acknowledged. So the latencies are valid for this number
+of clients, if each client waits for its response. They are not valid for requests that arrive independently of the service. The
+latencies include this program's own time, which is well under a millisecond. On the same machine, the program also competes for the
+CPU.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return Client(self.url, self.token)
 
     def body(self, number: int) -> bytes:
-        """Return the job with this number. Its payload has `payload_bytes` bytes of JSON, or slightly more if that is too few."""
+        """Return the job with this number. Its payload has `payload_bytes` bytes of JSON, or the minimum size if that is larger."""
         payload = {"number": number, "padding": ""}
         payload["padding"] = "x" * (self.payload_bytes - len(msgspec.json.encode(payload)))
         return msgspec.json.encode({"kind": self.kind, "payload": payload})
@@ -140,7 +141,7 @@ async def _submit_some(load: Load, numbers: Iterator[int], submitted: Submitted,
             try:
                 answer = await client.request("POST", "/submit", body)
             except Unanswered as error:
-                # Do not send it again: if it was committed, that would create a second job.
+                # Do not send the request again: if the job was committed, that would create a second job.
                 submitted.failures[f"no response: {error}"] += 1
             else:
                 submitted.latencies.append(time.perf_counter() - started)
@@ -157,7 +158,7 @@ async def _depth(client: Client) -> int:
 
 
 async def _wait_for_the_last(client: Client, ids: list[str], depth_before: int, bar: Bar) -> None:
-    """Wait until the last submitted job has ended, because it is one of the last jobs to run. Each poll needs only two requests."""
+    """Wait until the last submitted job has ended: it is one of the last jobs to run. Each poll needs only two requests."""
     while True:
         started = trio.current_time()
         last = (await client.ask(f"/jobs/{ids[-1]}")).body

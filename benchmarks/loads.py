@@ -72,7 +72,8 @@ def http(load: Load) -> Answered:
 def wrk(load: Load) -> Answered:
     """Run a closed loop of one small request. Use wrk if it is installed, because wrk uses very little CPU.
 
-    wrk corrects its percentiles for requests not sent during stalls (coordinated omission), so its percentiles are slightly higher.
+    wrk corrects its percentiles for requests that it could not send during stalls (coordinated omission). So these percentiles are
+    slightly higher.
     """
     if WRK is None:
         return http(load)

@@ -51,7 +51,7 @@ class _Network:
     lost: int = 0
 
     def take_loss(self, statement: bytes) -> _Loss | None:
-        """Return how to lose this statement, or None to pass it on. Each loss is returned once."""
+        """Return how to lose this statement, or None to pass it on. Each requested loss is returned only once."""
         loss = self.loss
         if loss is None or loss.pattern not in statement:
             return None
@@ -91,7 +91,7 @@ class Proxy:
         await trio.serve_listeners(self._serve, listeners)
 
     def cut(self) -> None:
-        """Reset all current connections. New ones work."""
+        """Reset all current connections. New connections work."""
         for connection in self._connections:
             connection.reset()
 
@@ -101,7 +101,7 @@ class Proxy:
         self.cut()
 
     def blackhole(self) -> None:
-        """Drop all data in both directions, on current and new connections, without closing any, until `heal`."""
+        """Until `heal`, drop all data in both directions, on current and new connections, and keep the connections open."""
         self._network.blackholed = True
 
     def delay(self, seconds: float) -> None:
@@ -146,7 +146,7 @@ class _Connection:
         self._losing_reply = False
 
     def reset(self) -> None:
-        """End both connections; the client sees a reset."""
+        """End both connections. The client sees a reset."""
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._scope.cancel()
 
@@ -218,7 +218,7 @@ class _Connection:
 
 
 class _Messages:
-    """Splits one direction of a connection into messages, each with a type of one byte and a body."""
+    """Splits the data of one direction into messages. Each message has a type of one byte and a body."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -245,7 +245,7 @@ class _Statements:
         self._prepared: dict[bytes, bytes] = {}
 
     def run_by(self, messages: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
-        """Yield the text of each statement that these messages run, but not of statements that they only prepare."""
+        """Yield the texts of the statements that these messages run. Skip statements that they only prepare."""
         for kind, body in messages:
             if kind == b"Q":
                 yield body

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--quick] [--out DIR]
 
-PostgreSQL and the load run on the same machine. Without enough cores, more processes only take CPU time from
+PostgreSQL and the load run on the same machine. If there are not enough cores, more processes only take CPU time from
 PostgreSQL and the load.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.harness import Cost, Database, Node, Spread
 PROCESSES = (1, 2)
 
 WIDTH = 16
-"""Jobs that all processes together run at once."""
+"""Maximum number of jobs that all processes together run at once."""
 
 CONNECTIONS = 64
 

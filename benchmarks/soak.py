@@ -1,9 +1,9 @@
-"""Measure whether a node's memory, open files or threads grow while it receives and runs as many jobs as it can.
+"""Measure whether a node uses more and more memory, open files or threads while it receives and runs as many jobs as it can.
 
     python -m benchmarks.soak [--quick] [--minutes N] [--out DIR]
 
-Clients submit in batches over HTTP, and wait while more than `BACKLOG` jobs are unfinished. Finished jobs are not kept, because
-they would fill the disk.
+Clients submit in batches over HTTP, and wait while more than `BACKLOG` jobs are unfinished. The service does not keep finished
+jobs, because they would fill the disk.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def soak(node: Node, minutes: int, seconds: float) -> list[Minute]:
 @click.option("--minutes", type=click.IntRange(min=2), help="Duration.  [default: 60, or 3 of 3 s each with --quick]")
 @harness.options
 def main(quick: bool, out: Path, minutes: int | None) -> None:
-    """Measure whether a node's memory, files or threads grow at full load."""
+    """Measure whether a node uses more and more memory, files or threads at full load."""
     minutes = minutes or (3 if quick else 60)
     seconds = 3.0 if quick else 60.0
     with harness.database() as database, Node(database, "benchmarks.handlers", options={"keep-finished": 0}) as node:

@@ -3,8 +3,8 @@
     python -m benchmarks.submit [--quick] [--out DIR]
 
 The jobs go to a real service, in a queue that no node works, so that only submissions are measured. Single submissions over HTTP
-use the express lane and the Quart routes in turn. For the Quart routes, the same requests are sent as ``POST /submit?``, which the
-express lane does not accept.
+use the express lane and the Quart routes alternately. For the Quart routes, the same requests are sent as ``POST /submit?``, which
+the express lane does not accept.
 
 The floor for single submissions is one INSERT of the same size per transaction, from 16 connections, into a table with one index.
 The floor for batches is `benchmarks.limit.submit` in batches of 1,000.
@@ -55,7 +55,7 @@ class Measured(msgspec.Struct, frozen=True):
 
     @property
     def rate(self) -> float:
-        """Jobs per second."""
+        """The submitted jobs per second."""
         return self.jobs / self.answered.seconds
 
     @property
@@ -159,7 +159,7 @@ def cases(bench: Bench, floor_jobs: int) -> dict[str, Case]:
 
 
 def figures(case: Case, results: dict[str, list[Measured]], name: str) -> dict[str, harness.Value]:
-    """Make a row. Ratios compare with measurements of the same turn."""
+    """Make a row. Its ratios compare measurements of the same turn."""
     measured = results[name]
 
     def ratio(other: str | None, scale: float) -> Spread | None:

@@ -1,4 +1,4 @@
-"""The handler of the nodes whose latency is measured. Its jobs contain the time at which they were sent."""
+"""The handler of the nodes whose latency is measured. Each job contains the time at which it was sent."""
 
 import time
 

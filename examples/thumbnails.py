@@ -48,7 +48,7 @@ app = jobqueue.App()
 def thumbnail(path: str, width: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256, folder: str | None = None) -> dict[str, Any]:
     """Shrink an image to fit into a square: a PNG if any pixel is transparent, otherwise a JPEG.
 
-    A job may run more than once. It then writes the same file again.
+    If a job runs more than once, it writes the same file again.
 
     Args:
         path: the image.
@@ -77,7 +77,7 @@ def shrink(source: Path, width: int) -> Image.Image:
     """Read an image; return it small, upright, and in RGB or RGBA."""
     try:
         with Image.open(source, formats=list(FORMATS)) as image:
-            image.thumbnail((width, width))  # first: Pillow can then decode a JPEG at a reduced size
+            image.thumbnail((width, width))  # call this first, so that Pillow can decode a JPEG at a reduced size
             upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise jobqueue.Discard(f"file not found: {source}") from None

@@ -116,6 +116,6 @@ def retry_after(response: httpx.Response) -> float | None:
             date = parsedate_to_datetime(value)
         except (ValueError, OverflowError):
             return None
-        # The obsolete forms of an HTTP-date name no time zone. They are always in GMT.
+        # The obsolete forms of an HTTP-date do not contain a time zone. Such dates are always in GMT.
         seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time()
     return min(max(seconds, 1.0), LONGEST_WAIT)

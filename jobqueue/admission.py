@@ -1,7 +1,7 @@
 """Check submissions, give each job its id, and encode it for the database.
 
 Almost all jobs are *plain*: one look at the JSON text shows that nothing needs a closer check. `plain` decodes and encodes these
-quickly. All others become a `Submission` first, and are checked field by field. The result is the same.
+quickly. Every other job first becomes a `Submission`, which is checked field by field. The result is the same.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Admitted(msgspec.Struct, frozen=True):
     Attributes:
         ids: the UUIDs (version 7) of the jobs, in the order of their submission.
         documents: one JSON document per job, in the same order.
-        queues: the number of jobs that each queue can run now. Queues that only get scheduled jobs are left out.
+        queues: the number of jobs that each queue can run now. Queues that only get scheduled jobs are omitted.
         counts: the number of jobs of each (queue, kind).
         keyed: whether any job has an idempotency or unique key. If so, the ids are not final: existing jobs may replace new ones.
-        blocked: whether any job has a concurrency key. Such jobs wait for their turn first, and do not count in `queues`.
+        blocked: whether any job has a concurrency key. Such jobs first wait until their key has room, and do not count in `queues`.
     """
 
     ids: list[str]
@@ -54,9 +54,9 @@ class Admitted(msgspec.Struct, frozen=True):
 
     @property
     def weight(self) -> int:
-        """The number of small jobs that these jobs count for, see `documents.weight`."""
+        """The number of small jobs that these jobs count as, see `documents.weight`."""
         if documents.weight(max(map(len, self.documents))) == 1:
-            return len(self.documents)  # the common case, and cheap
+            return len(self.documents)  # a shortcut for the common case
         return sum([documents.weight(len(document)) for document in self.documents])
 
 
@@ -107,7 +107,7 @@ class PlainJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     queue: Name | UnsetType = UNSET  # a `PathName`, see `plain`
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType | None = UNSET
-    run_at: UnsetType | None = UNSET  # encoding a date can change its number of colons
+    run_at: UnsetType | None = UNSET  # a job with a date is not plain: encoding the date can change its number of colons
     delay: Delay | UnsetType | None = UNSET
     timeout: Timeout | UnsetType | None = UNSET
 
@@ -153,7 +153,7 @@ def plain(texts: Sequence[bytes]) -> Encoded | None:
 
 
 def may_hold_large_integer(text: bytes) -> bool:
-    """Whether a text has enough digits in one place for an integer beyond 64 bits: nineteen with a sign, or twenty."""
+    """Whether a text has enough digits in a row for an integer beyond 64 bits: nineteen with a sign, or twenty."""
     return _TWENTY in text.translate(_digits_to_zeros)
 
 
@@ -171,11 +171,11 @@ def admit(
 ) -> Admitted:
     """Give each submission an id and encode it for the database, except for plain jobs, which are encoded already.
 
-    It processes one job after the other, so a whole batch is never in memory in decoded form.
+    This processes one job after the other, so a whole batch is never in memory in decoded form.
 
     Args:
         jobs: submissions whose fields have the right types and ranges, and plain jobs.
-        many: whether they are a batch, so that an error has the position of the faulty job.
+        many: whether the jobs are a batch, so that an error has the position of the faulty job.
         trace: the trace of the request, for jobs without their own trace, see `jobqueue.tracing`.
         faults: collects the errors of invalid jobs, which are left out. Without it, the first error is raised. It may already
             contain the errors of jobs that the caller has left out, up to the current position.
@@ -210,7 +210,7 @@ def admit(
             ids.append(job.id)
             queue, _ = names = job.queue or "default", job.kind or "default"
             counts[names] = counts.get(names, 0) + 1
-            # This node's clock may be wrong. It only decides which queues to wake; the database decides which jobs are due.
+            # This node's clock may be wrong, but it only decides which queues to wake. The database decides which jobs are due.
             if not (waits or job.delay) and (not job.run_at or job.run_at <= datetime.now(UTC)):
                 queues[queue] = queues.get(queue, 0) + 1
     return Admitted(ids, encoded, queues, counts, keyed, blocked)

@@ -28,7 +28,7 @@ def encode(value: Any, *, limit: int | None = None, finite: bool = False) -> byt
 
     Args:
         value: any value that `msgspec.json` can encode.
-        limit: the maximum size in bytes; None for no limit. It is checked before the steps that are slow for large documents.
+        limit: the maximum size in bytes; None for no limit. The size is checked before the steps that are slow for large documents.
         finite: whether all numbers are known to be finite, as numbers decoded from JSON are.
 
     Raises:
@@ -61,12 +61,12 @@ def encode(value: Any, *, limit: int | None = None, finite: bool = False) -> byt
 
 
 def join(documents: Sequence[bytes]) -> str:
-    """Join documents that `encode` returned to one JSON array."""
+    """Join documents that `encode` returned into one JSON array."""
     return (b"[" + b",".join(documents) + b"]").decode()
 
 
 def weight(size: int) -> int:
-    """Return as how many small documents a document of this size (in bytes) counts toward the limit of a batch."""
+    """Return the weight of a document of this size (in bytes) in a batch: as many as this number of small documents."""
     return max(1, size >> 14)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 _PREFERRED = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 BOUNDS = tuple(sorted({float(f"{number}e{decade}") for decade in range(-4, 5) for number in _PREFERRED} | {1_800.0, 100_000.0}))
-"""The upper bounds of the buckets in seconds, from 0.1 ms to 28 h: ten per decade, the preferred numbers R"10 of ISO 3, and half
-an hour. Longer durations have one more bucket."""
+"""The upper bounds of the buckets in seconds, from 0.1 ms to 28 h. Each decade has ten bounds, the preferred numbers R"10 of ISO 3.
+Half an hour is an additional bound. Longer durations than the last bound have one more bucket."""
 
 LARGEST_RATIO = 4 / 3
 """The maximum ratio of a bucket's upper bound to its lower bound: the maximum error of a percentile."""

@@ -16,7 +16,7 @@ class UnusableFile(SettingsError):
 
 
 class HandlerError(JobQueueError):
-    """A handler cannot be registered: its kind is taken, or its signature cannot be filled from a payload."""
+    """A handler cannot be registered: its kind already has a handler, or a payload cannot fill its signature."""
 
 
 class InvalidJob(JobQueueError):
@@ -56,7 +56,7 @@ class Missing(InvalidJob):
 
 
 class ConflictingJob(InvalidJob):
-    """A submission or a redrive conflicts with another transaction or job; try again after that one has ended."""
+    """A submission or a redrive conflicts with another transaction or job. Try again after that transaction or job has ended."""
 
 
 class BatchTooLarge(InvalidJob):
@@ -106,7 +106,7 @@ class DatabaseUnavailable(Unavailable):
 class StatementFailed(DatabaseUnavailable):
     """A statement failed for a reason other than a value: a missing privilege or function, or an error inside PostgreSQL.
 
-    It was rolled back.
+    PostgreSQL rolled the statement back.
     """
 
 

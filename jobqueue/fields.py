@@ -55,7 +55,7 @@ def read(given: Mapping[str, Any], kind: type[T], *, what: str, refuse: type[Inv
 
 
 def in_utc(instant: datetime) -> datetime:
-    """Return a time in UTC, because PostgreSQL accepts no offset of 16 hours or more. Limit it to the years of `datetime`."""
+    """Return a time in UTC, because PostgreSQL accepts no offset of 16 hours or more. Limit it to the range of `datetime`."""
     try:
         return instant.astimezone(UTC)
     except OverflowError:
@@ -86,11 +86,11 @@ def not_null(kind: Any) -> Any:
     """Return a type that allows the same values, except for null and `UNSET`."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
-    return Union[tuple(inner for inner in get_args(kind) if inner not in {type(None), msgspec.UnsetType})]  # noqa: UP007 - of values
+    return Union[tuple(inner for inner in get_args(kind) if inner not in {type(None), msgspec.UnsetType})]  # noqa: UP007 - the members are computed
 
 
 def must_be(kind: Any) -> str:
-    """Return the description of the values that a field's type accepts: the outermost one in its annotation.
+    """Return the description of the values that a field's type accepts: the outermost description in the annotation.
 
     Raises:
         LookupError: the type has no description.

@@ -72,11 +72,12 @@ def submit(conn: Any, kind: str, payload: Any = None, **fields: Unpack[Fields]) 
             async. In autocommit mode, the job is committed at once.
         kind: the kind of the job, which selects its handler.
         payload: any value that `msgspec.json` can encode, up to 1 MiB as JSON; None is ``{}``.
-        **fields: as over HTTP. Times need a UTC offset, and durations are in seconds. Without a `traceparent`, the job gets the
-            trace of the current span, if there is one.
+        **fields: the same fields as over HTTP. Times need a UTC offset, and durations are in seconds. Without a `traceparent`, the
+            job gets the trace of the current span, if there is one.
 
     Returns:
-        The job's id; on an async connection, an awaitable of it. If a job with one of the keys exists, it is that job's id.
+        The job's id; on an async connection, an awaitable of the id. If a job with one of the keys already exists, the id is that
+        of the existing job.
 
     Raises:
         TypeError: `conn` is not one of these connections.
@@ -154,8 +155,8 @@ def _invalid(reason: str) -> InvalidJob:
 
 # ----------------------------------------------------------------------------------------------------------------- the connections
 
-# Parameters and results are text, because all drivers handle text alike. The database chooses the ids: if the statement contained
-# ids, it would first check for existing jobs, under locks that last until the end of the caller's transaction.
+# Parameters and results are text, because all drivers handle text alike. The database chooses the ids. If the statement contained
+# ids, the database would first check for existing jobs, under locks that last until the end of the caller's transaction.
 _SQL = "SELECT array_to_json(ids)::text FROM jobqueue.submit_batch(CAST(CAST({} AS text) AS jsonb), uncounted => true)"
 
 _ids = msgspec.json.Decoder(list[str]).decode
@@ -171,7 +172,7 @@ def _psycopg(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
     import psycopg  # noqa: PLC0415 - only callers with a psycopg connection have it
     from psycopg.rows import tuple_row  # noqa: PLC0415
 
-    # A plain cursor, because the connection may have its own cursor class or row factory.
+    # Use a plain cursor, because the connection may have its own cursor class or row factory.
     row = psycopg.Cursor(conn, row_factory=tuple_row).execute(_SQL.format("%s"), [jobs]).fetchone()
     assert row is not None  # noqa: S101 - the statement returns one row
     return answer(_ids(row[0]))

@@ -1,6 +1,6 @@
 """The data types of jobqueue: submissions, jobs as handlers see them, and outcomes of attempts.
 
-Three of them cross the database boundary as JSON: `NewJob` goes into ``jobqueue.submit_many``, `ClaimedJob` comes from
+Three of these types cross the database boundary as JSON: `NewJob` goes into ``jobqueue.submit_many``, `ClaimedJob` comes from
 ``jobqueue.claim``, and `Outcome` goes into ``jobqueue.finish``.
 """
 
@@ -68,7 +68,7 @@ Name = Annotated[
         min_length=1,
         max_length=MAX_NAME_LENGTH,
         description=f"a string of 1 to {MAX_NAME_LENGTH} characters",
-        extra_json_schema={"pattern": r"^[^\u0000]*$"},  # only for OpenAPI; `documents.encode` checks it
+        extra_json_schema={"pattern": r"^[^\u0000]*$"},  # only for OpenAPI; `documents.encode` rejects NUL
     ),
 ]
 PathName = Annotated[
@@ -130,12 +130,12 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
         payload: the handler's input; null means ``{}``.
         queue: the queue in which the job waits.
         priority: jobs with a higher priority run first.
-        max_retries: how often the job runs again after failed attempts; null means the handler's number, or 3 without one.
+        max_retries: how often the job runs again after failed attempts; null means the handler's value, or 3 if that is not set.
         run_at: when the job is due; default: now.
         delay: seconds until the job is due.
         timeout: the time limit of one attempt; null means the handler's limit, if it has one.
         expires_at: the time after which the job is not started any more; it must be in the future.
-        expires_in: the same, in seconds from the submission.
+        expires_in: the same time, in seconds from the submission.
         group: the fair group whose share of the workers the job uses.
         weight: the group's share of the workers; default: 1.
         concurrency_key: the key to which the queue's key limits apply.
@@ -235,7 +235,7 @@ class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def expired(self) -> bool:
-        """Whether the job had expired when it was claimed. It is then a dead letter, and does not belong to this node."""
+        """Whether the job had expired when it was claimed. If so, the job is a dead letter, and does not belong to this node."""
         options = self.options
         return options is not None and options.expires_at is not None and options.expires_in is not None and options.expires_in <= 0
 
@@ -282,7 +282,7 @@ class _Elsewhere:
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The job that a handler runs, for handlers with a parameter ``job: jobqueue.Job``.
 
-    Tests may create a job. It belongs to no attempt, so progress and checkpoints are discarded.
+    Tests may create a `Job`. Such a job belongs to no attempt, so its progress and checkpoints are discarded.
 
     Attributes:
         id: the job's UUID (version 7), as text.
@@ -325,7 +325,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def cancelled(self) -> bool:
         """Whether the handler must stop: the job was cancelled, the node is stopping, or a thread's timeout has passed.
 
-        Handlers in threads must check it regularly and return, because nothing else can stop them. Async handlers get
+        Handlers in threads must check this regularly and return, because nothing else can stop them. Async handlers get
         `trio.Cancelled`.
         """
         return self._run is not None and self._run.cancelled
@@ -427,8 +427,9 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
     Attributes:
         text: a whole id, the start of an id, or a part of the last error's message or of the reason, ignoring case.
-        created_after: the earliest time of submission, exclusive, by the database's clock and, within a minute, the id's time.
-        created_before: the latest time of submission, exclusive, by the database's clock and, within a minute, the id's time.
+        created_after: the earliest time of submission, exclusive, by the database's clock. The time in the job's id must match too,
+            with a tolerance of a minute.
+        created_before: the latest time of submission, exclusive. The time in the job's id must match too, as for `created_after`.
     """
 
     queue: PathName | None = None
@@ -469,7 +470,7 @@ class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """An entry of a job's error history. The database adds the time, by its clock, and the node.
+    """An entry of a job's error history. The database adds the node, and the time by the database's clock.
 
     Attributes:
         attempt: the number of the failed attempt.

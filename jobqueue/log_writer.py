@@ -90,7 +90,7 @@ class Writer:
         self._start()
 
     def _start(self) -> None:
-        # The garbage collector or a signal handler may log during `put`, in the same thread. This lock and this queue allow it.
+        # The garbage collector or a signal handler may log during `put`, in the same thread. This lock and this queue allow that.
         self._lock = threading.RLock()
         self._queue: SimpleQueue[_Line | threading.Event | None] = SimpleQueue()
         self._gap: _Gap | None = None
@@ -185,7 +185,7 @@ class Writer:
             [unread] = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
         except (AttributeError, OSError):
             return select.PIPE_BUF
-        return min(BATCH, max(select.PIPE_BUF, int(size - 2 * unread) // 4))  # a quarter: other writers may use the rest
+        return min(BATCH, max(select.PIPE_BUF, int(size - 2 * unread) // 4))  # leave the rest to other writers
 
     def _write_batch(self) -> None:
         if not self._batch:
@@ -233,7 +233,7 @@ class Writer:
         return True
 
     def _write(self, data: bytes) -> int:
-        """Write all data, for as long as it takes; return the number of written bytes. Only after an error is it smaller."""
+        """Write all data, even if it takes long. Return the number of written bytes; after an error, this is less than all."""
         written = 0
         try:
             if self._torn:

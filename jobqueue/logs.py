@@ -1,8 +1,8 @@
 """Write logs: one line per event, as text to a terminal and as JSON to anything else.
 
 Payloads, tokens and passwords are never logged. Logging never blocks and never raises. The calling thread renders the record,
-because its values may change later. `log_writer.Writer` writes the line in another thread. In a node, the same holds for all output
-to `sys.stdout` and `sys.stderr`.
+because its values may change later. `log_writer.Writer` writes the line in another thread. In a node, all output to
+`sys.stdout` and `sys.stderr` goes through the writer too.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def dropped() -> int:
 
 
 def _open_descriptors() -> None:
-    """Open closed standard descriptors. Otherwise the next file or socket would get a free number, and log lines."""
+    """Open closed standard descriptors. Otherwise, the next file or socket would get such a number, and receive log lines."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stderr
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -194,7 +194,7 @@ def _restart() -> None:
 def _flush() -> None:
     if setup is not None:
         for stream in (stdout, stderr):
-            with contextlib.suppress(ValueError):  # a handler has detached it
+            with contextlib.suppress(ValueError):  # a handler has detached the stream
                 stream.flush()
     flush(_writers, FLUSH_SECONDS)
 
@@ -258,7 +258,7 @@ def _summary(lines: int, reason: str, seconds: float) -> bytes:
     return _render("warning", {"event": event, "lines": lines, "reason": reason, "seconds": round(seconds, 1)}).encode() + b"\n"
 
 
-# Nothing below raises
+# The functions below never raise
 
 
 def _contained(write: Callable[[], object], level: str, event: object, fields: Callable[[], dict[str, Any]]) -> None:
@@ -345,7 +345,7 @@ class _Records(logging.Handler):
         self.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[*name_and_extra, remove_meta, *_processors]))
 
     def handle(self, record: logging.LogRecord) -> bool:
-        # Do not take the handler's lock. A thread would hold it while it renders a large record, and block the other threads.
+        # Do not take the handler's lock: a thread that renders a large record would hold the lock and block the other threads.
         if self.filter(record):
             self.emit(record)
         return True

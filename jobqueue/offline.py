@@ -33,7 +33,7 @@ async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
 
     Raises:
         DatabaseUnavailable: the database does not exist or is unreachable.
-        SchemaVersionError: the database has no jobqueue schema, or one of another version.
+        SchemaVersionError: the database has no jobqueue schema, or the schema of another version.
     """
     settings = Settings(database_url=database_url, queues={})
     await trio.to_thread.run_sync(_require_schema, database_url)

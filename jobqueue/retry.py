@@ -43,4 +43,4 @@ class Backoff(msgspec.Struct, frozen=True):
 
 
 DEFAULT_BACKOFF = Backoff()
-"""For handlers without a backoff: 1 s, 2 s, 4 s, up to an hour, each plus or minus a fifth."""
+"""The backoff of handlers that set none: 1 s, 2 s, 4 s, and so on up to an hour, each plus or minus a fifth."""

@@ -173,7 +173,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             gc.freeze()  # these objects live until the end: exclude them from garbage collection
             on_serving(Serving(listening.urls(listeners, settings.scheme), url))
             await stages.stopping.wait()
-            last_resort.arm()  # a signal has armed it already, a crash has not
+            last_resort.arm()  # a signal has already armed the timer, but a crash has not
             await _shut_down(engine, settings, stages, http_stopping)
         last_resort.disarm()
         await stages.stop("postgresql", within=30)
@@ -360,7 +360,7 @@ async def open_engine(
 
 @asynccontextmanager
 async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
-    """Open the pool for CPU-bound handlers. No job runs when it closes, so killing a process at that time causes only a warning."""
+    """Open the pool for CPU-bound handlers. When the pool closes, no job runs, so a killed process causes only a warning."""
     try:
         async with trio_parallel.open_worker_context(init=partial(_prepare_process, logs.setup), grace_period=1.0) as processes:
             yield processes
@@ -373,7 +373,7 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
     """Start the parts as stages.
 
     Args:
-        url: the database to listen to for notifications; None to not listen.
+        url: the database whose notifications the node receives; None receives none.
     """
     await engine.store.migrate()
     for queue, said in engine.app.queues.items():
@@ -539,7 +539,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
 async def watch_signals(
     stages: Stages, last_resort: LastResort, at_once: Callable[[int], object] | None, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Start the shutdown at the first SIGTERM or SIGINT. At later ones, call `at_once` (unless None) with the exit code."""
+    """Start the shutdown at the first SIGTERM or SIGINT. At later signals, call `at_once` (unless None) with the exit code."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
@@ -584,7 +584,7 @@ def _exit_after(seconds: float, *, code: int = 70) -> threading.Timer:
 
 
 def _prepare_process(setup: logs.Setup | None) -> None:
-    """Prepare a worker process: ignore SIGTERM, which is for the service, log as the service does, and end when it ends."""
+    """Prepare a worker process: ignore SIGTERM, which is for the service, log like the service, and end when the service ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_service, daemon=True).start()
     if setup is not None:

@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         host: the address to listen on.
         port: the port to listen on; 0 chooses a free port.
         processes: the number of nodes that share the port, each in its own process. The settings below apply to each node.
-        queues: the queues to work, with the number of jobs that the node runs at once. A queue with 0 is not worked.
+        queues: the number of jobs that the node runs at once, by queue. The node does not work on a queue with 0.
         strict_kinds: whether to reject jobs whose kind has no handler on this node.
         tokens: entries of bearer tokens (see `jobqueue.tokens`). Each request must carry one of these tokens. Required unless the
             host is loopback. The object keeps the SHA-256 of each secret, not the secret.
@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         idempotency_ttl: how long an idempotency key identifies the job that was first submitted with it.
 
     Raises:
-        SettingsError: a value is out of range, malformed, or conflicts with another one.
+        SettingsError: a value is out of range, is malformed, or conflicts with another value.
     """
 
     database_url: str | None = None

@@ -1,8 +1,8 @@
 """The spans of handlers, for `jobqueue.tracing`. Only this module needs OpenTelemetry.
 
-They follow the conventions for messaging, https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/. The conventions
-use links for batches of messages. They allow a parent if a span processes only one message, as it does here. So one trace shows the
-submitter of a job and each of its attempts.
+The spans follow the conventions for messaging, https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/. The
+conventions use links for batches of messages. If a span processes only one message, as here, they allow a parent instead. So one
+trace shows the submitter of a job and all attempts of the job.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class HandlerSpans:
         self._tracer = tracer
 
     def begin(self, job: ClaimedJob, node_id: str) -> HandlerSpan:
-        """Start the span of a run and make it the current one for the calling task and the tasks that it starts."""
+        """Start the span of a run. Make it the current span of the calling task and of the tasks that this task starts."""
         parent, options = Context(), job.options
         if options is not None and options.traceparent is not None:
             given = {"traceparent": options.traceparent, "tracestate": options.tracestate or ""}
@@ -115,7 +115,7 @@ class HandlerSpan:
         error_type = self.error_type or OTHER_ERROR
         self._span.set_attribute("error.type", error_type)
         if stacktrace is not None:
-            # Do not use record_exception: it would run the error's code again. The executor has already made a text of the error.
+            # Do not use record_exception: it would run the error's code again. The executor has already formatted the error.
             said = {"exception.type": error_type, "exception.message": message, "exception.stacktrace": stacktrace}
             self._span.add_event("exception", said)
         self._span.set_status(Status(StatusCode.ERROR, message))

@@ -1,9 +1,9 @@
 """Connect a process of `supervisor.supervise` to its parent: receive the settings, report, and end with the parent.
 
 The standard input of the process is a socket to the parent. The parent sends the settings in one line, because passwords and tokens
-must not appear on a command line. The process sends `Word`s. The socket closes when the parent ends, on every system. The death
-signal of Linux does not work here: the kernel sends it when the *thread* that started the process ends. Trio starts processes in
-cached threads, which end when they are idle.
+must not appear on a command line. The process sends `Word`s. On every system, the socket closes when the parent ends. The death
+signal of Linux does not work here, because the kernel sends it when the *thread* that started the process ends. Trio starts
+processes in cached threads, and an idle cached thread ends.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Parent:
             self._socket = socket.socket(fileno=os.dup(0))
         except OSError:
             raise SettingsError("--supervised is internal: only `jobqueue serve --processes` may start a process with it") from None
-        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a descriptor
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - only its descriptor is used
             os.dup2(nothing.fileno(), 0)  # processes that a handler starts must not read the socket
         with self._socket.makefile("rb") as file:
             line = file.readline()

@@ -53,7 +53,7 @@ async def supervise(command: Sequence[str], settings: Settings, on_serving: Call
         NodeFailed: a process failed to start `START_TRIES` times in a row, or did not stop cleanly.
         JobQueueError: an error that does not concern a single node, as in `service.serve`.
     """
-    Entrance(settings)  # check the settings of access once, before any process starts
+    Entrance(settings)  # check the access settings once, before any process starts
     nodes = [_Node([*command, str(number)], number, settings.grace_period) for number in range(1, settings.processes + 1)]
 
     def exit_at_once(code: int) -> None:
@@ -105,7 +105,7 @@ async def _migrate(url: str) -> None:
 
 
 class _Node:
-    """A node: its current process and the replacements.
+    """A node. When its process ends, a new process replaces it.
 
     Attributes:
         serving: set when the node accepts work for the first time.
@@ -160,7 +160,7 @@ class _Node:
         ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with stream, trio.open_nursery() as nursery:
-            # Start it in its own session, because Ctrl-C in a terminal must reach only the parent, which then stops the processes.
+            # Start each process in a new session: Ctrl-C in a terminal must reach only the parent, which then stops the processes.
             options = {"stdin": theirs, "check": False, "start_new_session": True, "deliver_cancel": self._end}
             with theirs:
                 self._process = process = await nursery.start(partial(trio.run_process, self._command, **options))

@@ -70,7 +70,7 @@ def contained() -> Iterator[None]:
     """Catch and log errors of an SDK or of its plug-ins: they must not make a job or a node fail."""
     try:
         yield
-    except Exception:  # noqa: BLE001 - it is logged
+    except Exception:  # noqa: BLE001 - the error is logged
         from jobqueue import logs  # noqa: PLC0415 - a program that only submits jobs does not need structlog
 
         logs.log.exception("a span was lost")

@@ -25,7 +25,7 @@ from benchmarks.chaos.report import Report
 from jobqueue import logs
 
 GAP = 5.0
-"""Mean time between two faults, in seconds. It is shorter with ``--short``, so that more faults overlap."""
+"""Mean time between two faults, in seconds. With ``--short`` the mean is lower, so that more faults overlap."""
 
 SHORT_KINDS = [kind for kind in plan.Kind if kind not in plan.SLOW]
 
@@ -34,10 +34,10 @@ SHORT = {"faults": len(SHORT_KINDS), "jobs": 3_000, "gap": 2.2}
 KINDS = {kind.name.lower().replace("_", "-"): kind for kind in plan.Kind}
 
 AFTERMATH = 12.0
-"""How long the load goes on after the last fault, in seconds. Every node must recover within this time."""
+"""How long the load continues after the last fault, in seconds. Every node must recover within this time."""
 
 SLOWEST_DRAIN = 40.0
-"""Assumed rate of the nodes in jobs per second. It determines how long to wait for the last jobs."""
+"""Assumed rate of the nodes, in jobs per second. The run uses it to decide how long to wait for the last jobs."""
 
 ALLOWANCE = 90.0
 """Minimum time to wait for the last jobs, including starts and stops of processes, in seconds."""
@@ -50,7 +50,7 @@ class Run:
         seed: the seed of plan and load.
         faults: the plan.
         jobs: the number of jobs.
-        directory: for data and logs; PostgreSQL's user must be able to enter it.
+        directory: the directory for data and logs. PostgreSQL's user must be able to enter it.
     """
 
     def __init__(self, seed: int, faults: Sequence[plan.Fault], jobs: int, directory: Path) -> None:
@@ -74,7 +74,7 @@ class Run:
         return Report.of(self._seed, time.monotonic() - began, evidence, saboteur)
 
     def _clock(self) -> Clock | None:
-        """Return a clock for the server if the plan steps it and libfaketime is installed."""
+        """Return a clock for the server if the plan contains clock steps and libfaketime is installed."""
         if not any(fault.kind is plan.Kind.STEP_CLOCK for fault in self._plan):
             return None
         library = Clock.find_library()

@@ -25,10 +25,10 @@ from benchmarks.chaos.plan import HARMLESS, LEASE, Kind
 ENDED = frozenset({"succeeded", "dead"})
 
 MUST_DIE = frozenset({"doomed", "rollback", "discard"})
-"""Kinds that cannot succeed. All others must succeed, because no fault lasts long enough to use up their attempts."""
+"""Kinds of jobs that cannot succeed. All other jobs must succeed, because no fault lasts long enough to use up their attempts."""
 
 TRANSACTIONAL = frozenset({"transaction", "rollback"})
-"""Kinds that write a line in the transaction that completes their jobs."""
+"""Kinds whose handlers write a line in the transaction that completes the job."""
 
 SHOWN = 20
 """Maximum number of reported cases per broken rule."""
@@ -42,7 +42,7 @@ UNUSUAL = 4
 MUST_NOT_STARVE = HARMLESS | {Kind.STEP_CLOCK}
 """Faults during which a job with the best rank must still start soon.
 
-Other jobs may have to wait longer after a step of the clock, because the step changes the order of a backlog.
+Jobs with a worse rank may wait longer after a step of the clock, because the step changes the order of a backlog.
 """
 
 VITAL = frozenset({"claim", "submit", "finish"})
@@ -55,7 +55,7 @@ START = 15.0
 """Maximum time until a node notices that it cannot start, in seconds."""
 
 STARVED_AFTER = 30.0
-"""Maximum time that a job may wait for its first run, in seconds. Times without a node or the database do not count."""
+"""Maximum time that a job may wait for its first run, in seconds. The time while a node or the database is down does not count."""
 
 
 class Row(NamedTuple):
@@ -65,7 +65,7 @@ class Row(NamedTuple):
         run: the result of the accepted run.
         reason: the reason if it is dead.
         delayed: whether it was submitted with a delay.
-        leases_lost: its attempts that lost their lease, according to its error history, which may be shortened.
+        leases_lost: its attempts that lost their lease, according to its error history, which may be incomplete.
     """
 
     id: str
@@ -96,7 +96,7 @@ class Evidence(NamedTuple):
         effects: the records of the runs, in order of time.
         exits: how the nodes' processes ended.
         nodes_left: rows in the table of nodes after all nodes have left.
-        written: the lines that handlers committed together with the completion of their jobs.
+        written: the lines that handlers committed in the transaction that completed their job.
         poisoned: the defects of jobs that no node can run, by id. PostgreSQL rejected some of these jobs.
         cancelled: ids of cancelled jobs.
         inflicted: the faults.
@@ -209,7 +209,7 @@ def _surviving(evidence: Evidence) -> Iterable[str]:
 
 
 def _robbed(evidence: Evidence) -> Iterable[str]:
-    """Yield lost attempts that no fault explains: no fault was active during the attempt, or shortly before its loss."""
+    """Yield lost attempts that no fault explains: no fault was active during the attempt or shortly before its loss."""
     sent = {number: submit.sent for submit in evidence.submits for number in submit.kinds}
     began: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for effect in evidence.effects:
@@ -228,8 +228,8 @@ def _robbed(evidence: Evidence) -> Iterable[str]:
 def _starved(evidence: Evidence) -> Iterable[str]:
     """Yield jobs without a delay that waited too long for their first run.
 
-    On a slow machine all jobs wait, so a job of the load counts only if it waited far longer than most. The saboteur's jobs have
-    the best ranks, so they must start soon.
+    On a slow machine all jobs wait, so a job of the load counts only if it waited far longer than most jobs. The jobs that are part
+    of a fault have the best ranks, so they must start soon.
     """
     began: dict[str, float] = {}
     for effect in evidence.effects:
@@ -271,7 +271,7 @@ def _stillborn(evidence: Evidence) -> Iterable[str]:
 
 
 def _untrue(evidence: Evidence) -> Iterable[str]:
-    """Yield frozen backends that blocked a node while every node reported ready. Times with other faults do not count."""
+    """Yield frozen backends that blocked a node while every node reported that it was ready. Ignore times with other faults."""
     for one in evidence.inflicted:
         since, until = one.began + HELD_UP_AFTER, one.ended
         overlapped = any(
@@ -293,7 +293,7 @@ def _unknown(evidence: Evidence) -> Iterable[str]:
 
 
 def _refused(evidence: Evidence) -> Iterable[str]:
-    """Yield jobs that exist although their submission was rejected. A client would submit them again."""
+    """Yield jobs that exist although their submission was rejected. A client would submit such jobs a second time."""
     rows = {row.number: row for row in evidence.innocent}
     for submit in evidence.submits:
         if submit.fate == "refused":
@@ -331,7 +331,7 @@ def _not_once(evidence: Evidence) -> Iterable[str]:
 
 
 def _uncompleted(evidence: Evidence) -> Iterable[str]:
-    """Yield lines of jobs that did not succeed."""
+    """Yield lines whose jobs did not succeed."""
     succeeded = {row.id for row in evidence.rows if row.state == "succeeded"}
     return (f"{written}" for written in evidence.written if written.job_id not in succeeded)
 
@@ -364,11 +364,11 @@ class Shown(msgspec.Struct, frozen=True):
     Attributes:
         double_runs: jobs with more than one complete run, of which one was accepted.
         overlapping: pairs of runs of one job at the same time on two nodes; the database accepts at most one of them.
-        overlapping_same_attempt: the pairs among these in which both runs are the same attempt.
+        overlapping_same_attempt: the overlapping pairs in which both runs belong to the same attempt.
         late_runs: runs that began after the accepted run, because a frozen node had claimed them earlier.
         runs: the number of all runs.
         transactions: jobs that succeeded in their handler's transaction.
-        transactions_run_again: the jobs among these that ran more than once. Each run wrote its line.
+        transactions_run_again: how many of the `transactions` jobs ran more than once. Each run wrote a line.
         poisoned: poisoned jobs in the database.
         leases_lost: attempts that lost their lease.
         slowest: the longest time from a job's submission to the end of its accepted run, in seconds.

@@ -1,7 +1,7 @@
 """Record the runs of jobs in a table of the same database.
 
-Handlers write the records over a connection that only faults of PostgreSQL itself break. While PostgreSQL is away, a handler cannot
-write, so it fails and is retried.
+Handlers write the records over a separate connection, which breaks only if PostgreSQL itself fails. While PostgreSQL is down, a
+handler cannot write, so the handler fails and the node retries the job.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ What = Literal["began", "ended", "failed", "snoozed", "discarded"]
 
 
 class Effect(NamedTuple):
-    """One record. Each run of a job has its own `run`; `at` is in seconds since 1970, on the machine's clock."""
+    """One record. Each run of a job has a unique id in `run`; `at` is in seconds since 1970, on the machine's clock."""
 
     run: str
     job_id: str
@@ -60,7 +60,7 @@ class Written(NamedTuple):
 
 
 class Recorder:
-    """Writes the records of this process. All threads share one connection, which opens when needed, and again after it broke."""
+    """Writes the records of this process. All threads share one connection, which opens when needed, also after it breaks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

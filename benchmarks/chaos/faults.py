@@ -40,17 +40,17 @@ AT_ONCE = 0.002
 """Seconds between two polls for a lost reply."""
 
 REACH_TIMEOUT = 15.0
-"""Maximum time that a fault in the database waits for the end of another fault of PostgreSQL, in seconds."""
+"""Maximum time that a fault in the database waits until another fault of PostgreSQL is over, in seconds."""
 
 
 STEPS_BACK = (60.0, 120.0)
 """Minimum and maximum step of the database's clock, in seconds."""
 
 CLOCK_ERROR = 5.0
-"""Tolerance for the time of a stepped clock, in seconds, because a machine can be busy."""
+"""Tolerance for the time of a stepped clock, in seconds. It is necessary because a busy machine can delay the measurement."""
 
 PURPOSES = ("claim", "submit", "finish", "heartbeat", "housekeeping")
-"""Purposes of a node's connections. A fault can freeze the backend of each of them."""
+"""Purposes of a node's connections. A fault can freeze the backend of any such connection."""
 
 SETTINGS = {
     "bytea_output": "escape",
@@ -63,7 +63,7 @@ SETTINGS = {
     "standard_conforming_strings": "off",
     "timezone": "Asia/Tokyo",
 }
-"""Settings of the database that a fault changes, with unusual values."""
+"""Settings of the database that a fault changes, each with an unusual value."""
 
 
 class Inflicted(msgspec.Struct, frozen=True):
@@ -87,10 +87,10 @@ class Saboteur:
     Attributes:
         inflicted: the faults so far.
         skipped: faults that need software this machine lacks.
-        submits: jobs submitted as part of a fault. They must succeed like all others.
-        cancelled: ids of these jobs that were cancelled while running. They may also succeed.
-        poisoned: the defects of jobs that must die, by id. PostgreSQL may have rejected them.
-        refused: how many of these jobs PostgreSQL rejected.
+        submits: jobs submitted as part of a fault. Like all other jobs, they must succeed.
+        cancelled: ids of such jobs that were cancelled while running. A cancelled job may still succeed.
+        poisoned: the defects of jobs that must die, by id. PostgreSQL may have rejected some of these jobs.
+        refused: how many of the poisoned jobs PostgreSQL rejected.
     """
 
     def __init__(self, postgres: Postgres, nodes: Sequence[Node]) -> None:
@@ -98,7 +98,7 @@ class Saboteur:
         self._nodes = nodes
         self._one_at_a_time = [trio.Lock() for _ in nodes]
         self._stepping = trio.Lock()
-        self._numbers = count(-1, -1)  # the numbers of the load are positive
+        self._numbers = count(-1, -1)  # negative, because the numbers of the load are positive
         self.inflicted: list[Inflicted] = []
         self.skipped: list[Fault] = []
         self.submits: list[Submit] = []
@@ -112,7 +112,7 @@ class Saboteur:
         return sum(node.proxy.lost for node in self._nodes)
 
     async def run(self, plan: Sequence[Fault]) -> None:
-        """Inflict all faults of the plan. Return when the last one is over and everything is healed."""
+        """Inflict all faults of the plan. Return when the last fault is over and everything is healed."""
         began = trio.current_time()
         async with trio.open_nursery() as submitting:
             submitting.start_soon(self._submit_canaries)
@@ -123,7 +123,7 @@ class Saboteur:
             submitting.cancel_scope.cancel()
 
     async def _submit_canaries(self) -> None:
-        """Submit jobs with the best ranks, which must not wait behind a backlog."""
+        """Submit jobs with the best ranks. Such jobs must not wait behind a backlog."""
         while True:
             await trio.sleep(BETWEEN_CANARIES)
             await trio.to_thread.run_sync(self._submit, {"kind": "async"})
@@ -202,7 +202,7 @@ class Saboteur:
             clock.set(0)
 
     def _use_up_limits(self) -> None:
-        """Submit more jobs than a queue and a key have tokens for."""
+        """Submit more jobs than the queue and the key have tokens."""
         jobs = [{"kind": "async", "queue": LIMITED}] * round(2 * RATE)
         self._submit(*jobs, *({**job, "concurrency_key": "used up"} for job in jobs))
         time.sleep(2 * OFTEN)
@@ -222,7 +222,7 @@ class Saboteur:
                     time.sleep(BETWEEN_DOSES)
 
     def _submit(self, *jobs: dict[str, Any]) -> tuple[str, ...]:
-        """Submit jobs with the best ranks from SQL. Return their ids, or none if they were not acknowledged in time."""
+        """Submit jobs with the best ranks from SQL. Return their ids; empty if PostgreSQL did not acknowledge them in time."""
         give_up_at = time.monotonic() + REACH_TIMEOUT
         while time.monotonic() < give_up_at:
             numbered = [
@@ -249,7 +249,7 @@ class Saboteur:
             _insist(self._postgres.url, sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
 
     def _cancel_one(self, connection: psycopg.Connection, seconds: float) -> None:
-        """Submit a job, and cancel it once it runs. Do not cancel it if it does not start in time."""
+        """Submit a job, and cancel it once it runs. If it does not start in time, do not cancel it."""
         ids = self._submit({"kind": "async", "payload": {"seconds": seconds}})
         give_up_at = time.monotonic() + seconds
         while ids and time.monotonic() < give_up_at:
@@ -298,7 +298,8 @@ async def _begin(fault: Fault, node: Node) -> Callable[[], object]:
 async def _lose_replies(fault: Fault, node: Node) -> None:
     """Lose one reply after another.
 
-    After every second lost reply, also break the other connections of the node, while it finds out whether its commit took effect.
+    After every second lost reply, also break the other connections of the node, while the node finds out whether its commit took
+    effect.
     """
     dice = fault.dice
     over_at = trio.current_time() + fault.seconds
@@ -314,7 +315,7 @@ async def _lose_replies(fault: Fault, node: Node) -> None:
 
 
 def _reach(url: str) -> psycopg.Connection:
-    """Connect, and retry while another fault keeps PostgreSQL away."""
+    """Connect. Retry while another fault keeps PostgreSQL down."""
     give_up_at = time.monotonic() + REACH_TIMEOUT
     while True:
         try:
@@ -326,7 +327,7 @@ def _reach(url: str) -> psycopg.Connection:
 
 
 def _insist(url: str, *statements: sql.Composed) -> None:
-    """Run all statements, and start again if another fault breaks the connection."""
+    """Run all statements. If another fault breaks the connection, start again with the first statement."""
     give_up_at = time.monotonic() + 2 * REACH_TIMEOUT
     while True:
         try:
@@ -363,7 +364,7 @@ def _hold_transaction(url: str, seconds: float) -> None:
 
 
 def _exhaust_connections(url: str, seconds: float) -> None:
-    """Take every free connection, then break all other connections, so that their clients need new ones."""
+    """Take every free connection, then break all other connections, so that the clients of those connections need new ones."""
     held = [_reach(url)]
     try:
         over_at = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Garbage notifications for every channel that nodes listen to. Any role may send them."""
+"""Garbage notifications for every channel to which nodes listen. In PostgreSQL, any role may send notifications."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CHANNELS = (
     "jobqueue_freed",
     "jobqueue_paused",
 )
-"""All channels of nodes, of this version or later ones."""
+"""All channels to which nodes of this version or a later version listen."""
 
 LONGEST = 7_900
-"""Maximum size of a payload, in bytes. It is just below the limit of NOTIFY."""
+"""Maximum size of a payload, in bytes: just below the limit of NOTIFY."""
 
 QUEUES = ("default", "no such queue", "", "default ", "Default", "\N{BANANA}")
 

@@ -22,12 +22,12 @@ PERSISTENT = 40
 QUICK = jobqueue.Backoff(base=0.1, cap=1.0)
 
 _libc = ctypes.PyDLL(None)
-"""Its functions do not release the GIL, unlike the functions of a `ctypes.CDLL`."""
+"""A C library whose functions do not release the GIL, unlike the functions of a `ctypes.CDLL`."""
 
 app = jobqueue.App()
 recorder = Recorder()
 
-# Recording must not wait for the service's own limiters.
+# Use a separate limiter, because recording must not wait for the service's own limiters.
 _limiter = trio.CapacityLimiter(4)
 
 

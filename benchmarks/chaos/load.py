@@ -1,6 +1,6 @@
 """Submit jobs of all kinds to all nodes, in every form, and record the responses.
 
-A submission is never repeated: without a response it may have been committed, so repeating it could create duplicates.
+A submission is never repeated. If it has no response, it may have been committed, so repeating it could create duplicates.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CLIENTS_PER_NODE = 4
 PATIENCE = 8.0
 """How long a client waits for a response, in seconds.
 
-This is longer than a node is frozen, and shorter than a node needs to notice a blackhole.
+This is longer than the time for which a fault freezes a node, and shorter than the time until a node notices a blackhole.
 """
 
 LOOK_INTERVAL = 1.0
 """Seconds between two polls of a node's readiness."""
 
 PROBE_INTERVAL = 0.25
-"""Seconds between two small submissions to each node, which show when it accepts jobs again."""
+"""Seconds between two probes: small submissions to each node, which show when the node accepts jobs again."""
 
 LIMITED = "limited"
 """The queue with limits."""
@@ -63,11 +63,11 @@ class Submit(msgspec.Struct, frozen=True):
     """One submission and its response.
 
     Attributes:
-        kinds: the kinds of its jobs, by the number in each payload.
+        kinds: the kind of each of its jobs, by the number in the job's payload.
         node: the node that received it; None for SQL.
         fate: *refused* if the response guarantees that nothing was written; *unknown* if the jobs may or may not exist.
         ids: the acknowledged ids, in the order of `kinds`.
-        why: the error if it was not acknowledged.
+        why: the error if the submission was not acknowledged.
         sent, answered: seconds since 1970.
     """
 
@@ -209,7 +209,7 @@ class Load:
         [kind] = dice.choices(list(KINDS), list(KINDS.values()))
         job = self._small_job(kind)
         if kind in {"async", "thread", "transaction", "cpu"} and dice.random() < 0.4:
-            # A few jobs run long, so that some job is always running when a fault begins.
+            # Let a few jobs run long, so that a job is running whenever a fault begins.
             job["payload"]["seconds"] = round(min(2.0, 0.005 / (1 - dice.random())), 4)
         if dice.random() < 0.2:
             job["priority"] = dice.randint(1, 100)

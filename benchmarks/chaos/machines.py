@@ -25,9 +25,9 @@ from jobqueue.storage.cluster import POLL_SECONDS, PORT, ROLE, Cluster
 ROOT = Path(__file__).parent.parent.parent
 
 MAX_CONNECTIONS = 120
-"""Enough for three nodes with 7 to 23 connections each, for the records of their handlers, and for the load.
+"""The max_connections of PostgreSQL: enough for three nodes with 7 to 23 connections each, their handlers' records, and the load.
 
-One of the faults takes all connections that are left.
+One of the faults takes all free connections.
 """
 
 START_TIMEOUT = 60.0
@@ -46,7 +46,7 @@ SERVES_WITHIN = 20.0
 """Maximum time that a fault waits until its node serves, in seconds. A node that cannot start must not delay the plan."""
 
 FILLER = b"somebody else's line\n" * 100
-"""Data to fill the pipe of a log. It is smaller than PIPE_BUF, so each write is atomic."""
+"""Data to fill the pipe of a log. The data is smaller than PIPE_BUF, so each write is atomic."""
 
 LAST_WORDS = 0.5
 """Maximum time to read the rest of a log after its node has ended, in seconds.
@@ -55,7 +55,7 @@ The end of the log may come later, because processes that outlive the node keep 
 """
 
 RATE, BURST = 20.0, 2
-"""Rate per second, and burst, of the queue with limits and of each of its keys. The load submits jobs to it more slowly."""
+"""Rate per second, and burst, of the queue with limits and of each of its keys. The load submits jobs to it at a lower rate."""
 
 
 class Clock:
@@ -78,7 +78,7 @@ class Clock:
     @classmethod
     def find_library(cls) -> str | None:
         """Return the path of libfaketime; None when it is not installed."""
-        # Do not use the variant for threads: its mutex would deadlock with PostgreSQL's signal handlers, which read the clock.
+        # Do not use the library's variant for threads: PostgreSQL's signal handlers read the clock, so its mutex would deadlock.
         found = (path for directory in cls.LIBRARIES for path in Path("/usr").glob(f"{directory}/libfaketime.so.1"))
         return next((str(path) for path in found), None)
 
@@ -88,7 +88,7 @@ class Clock:
         return {
             "LD_PRELOAD": self._library,
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",  # without it, processes would notice a step at different times
+            "FAKETIME_NO_CACHE": "1",  # otherwise processes would notice a step at different times
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
@@ -215,7 +215,7 @@ class Node:
         return f"http://127.0.0.1:{self._port}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a process running until `retire`. Report to `task_status` when the first one serves."""
+        """Keep a process running until `retire`. Report to `task_status` when the first process serves."""
         async with trio.open_nursery() as nursery:
             proxy_port = await nursery.start(self.proxy.run)
             announce: Callable[[], None] | None = task_status.started
@@ -229,17 +229,17 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def served(self) -> None:
-        """Wait until the current process serves, or the next one if it ends before that. Give up after some time."""
+        """Wait until the current process serves. If it ends before that, wait for the next process. Give up after some time."""
         with trio.move_on_after(SERVES_WITHIN):
             while not self._served.is_set():  # noqa: ASYNC110 - each process has its own event
                 await trio.sleep(POLL_SECONDS)
 
     async def kill(self, pause: float) -> None:
-        """Kill the process with SIGKILL. Return when the next one is started."""
+        """Kill the process with SIGKILL. Return when the next process has started."""
         await self._end("SIGKILL", pause)
 
     async def terminate(self, pause: float) -> None:
-        """End the process with SIGTERM. Return when the next one is started."""
+        """End the process with SIGTERM. Return when the next process has started."""
         await self._end("SIGTERM", pause)
 
     def freeze(self) -> Callable[[], None]:
@@ -267,20 +267,20 @@ class Node:
             await self._process.stderr.aclose()
 
     async def retire(self) -> None:
-        """End the process with SIGTERM and do not start another one."""
+        """End the process with SIGTERM, and do not start another process."""
         self._retired = True
         await self._end("SIGTERM", 0)
 
     async def _end(self, wanted: Literal["SIGKILL", "SIGTERM"], pause: float) -> None:
         if self._process is None or self._wanted is not None:
-            return  # it has ended or is ending
+            return  # the process has ended or is ending
         self._wanted, self._pause, self._signalled_at = wanted, pause, time.monotonic()
         ended = self._ended
         _signal(self._process, signal.Signals[wanted])
         with trio.move_on_after(EXIT_TIMEOUT):
             await ended.wait()
         if not ended.is_set():
-            _signal(self._process, signal.SIGKILL)  # its exit code shows this
+            _signal(self._process, signal.SIGKILL)  # the exit code then shows this signal
             await ended.wait()
         if not self._retired:
             await trio.sleep(pause)

@@ -17,9 +17,10 @@ FIRST_FAULT = 4.0
 """Seconds of undisturbed work before the first fault."""
 
 LOST_REPLIES = ("jobqueue.submit_batch", "jobqueue.claim", "jobqueue.finish", "jobqueue.heartbeat", "COMMIT")
-"""Statements whose replies can get lost. A statement is committed before its reply is lost, but the node cannot know that.
+"""Statements whose replies can get lost. PostgreSQL commits the statement before the reply is lost, but the node cannot know that.
 
-COMMIT ends a handler's transaction. If a finish is part of such a transaction and loses its reply, it is rolled back.
+COMMIT is the last statement of a handler's transaction. The finish in such a transaction is different: if its reply is lost, the
+transaction is rolled back.
 """
 
 
@@ -72,7 +73,8 @@ DURATIONS: dict[Kind, tuple[float, float]] = {
     Kind.FREEZE_BACKEND: (9.0, 14.0),
     Kind.CHANGE_SETTINGS: (3.0, 8.0),
 }
-"""Minimum and maximum duration of each kind, in seconds. For faults that end a process, this is the time until its next start."""
+"""Minimum and maximum duration of each kind of fault, in seconds. If a fault ends a process, this is the time until the process
+starts again."""
 
 OF_A_NODE = frozenset(
     {

@@ -41,10 +41,10 @@ TABLES: dict[str, dict[str, str]] = {
     "pending_jobs": {"rank": "now()"},
     "scheduled_jobs": {"run_at": "now() + interval '0.5 s'"},
     "blocked_jobs": {"rank": "now()", "options": """'{"concurrency_key": "poison"}'::jsonb"""},
-    # No node has this id, so the job belongs to a lost node.
+    # This id belongs to no node, so nodes treat the job as a job of a lost node.
     "inflight_jobs": {"node_id": "gen_random_uuid()", "claimed_at": "now()", "attempt": "1", "claims": "1"},
 }
-"""Tables, and the columns of a healthy row that differ there."""
+"""Tables, each with the columns of a healthy row that differ in that table."""
 
 COLUMNS: dict[str, dict[str, str]] = {
     "a deep payload": {"payload": DEEP},
@@ -112,7 +112,7 @@ WAKE = """
     )
     SELECT jobqueue.wake('default', now()), jobqueue.wake_keys(), pg_notify('jobqueue_scheduled', '')
 """
-"""Wakes the nodes, so that they do not wait for their next poll."""
+"""A statement that wakes the nodes, so that they do not wait for their next poll."""
 
 
 class Dose(NamedTuple):
@@ -158,7 +158,7 @@ def administer(connection: psycopg.Connection, dose: Dose) -> str:
 
 
 def _is_movable(table: str, what: str) -> bool:
-    # Nodes find a blocked row only by its key.
+    # Nodes find a blocked row only by its key, so they never move a row without a key.
     options = COLUMNS[what].get("options", "concurrency_key")
     return table != "blocked_jobs" or "concurrency_key" in options
 

@@ -18,10 +18,10 @@ class Recovery(msgspec.Struct, frozen=True):
     All times count from the end of the fault, or from the end of faults that overlap with it. None means no recovery.
 
     Attributes:
-        alone: whether no other fault was active between this fault's beginning and its recovery.
+        alone: whether no other fault was active between the beginning of this fault and the recovery.
         completion: seconds until any node completed a job.
         work: seconds until every node had completed a job.
-        submits: seconds until every node had acknowledged a submission that was sent after that end.
+        submits: seconds until every node had acknowledged a submission that was sent after the end of the fault.
     """
 
     inflicted: Inflicted

@@ -18,7 +18,7 @@ from benchmarks.chaos.recovery import Recovery, measure
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """Median and maximum, in seconds."""
+    """The median and the maximum of some times, in seconds."""
 
     p50: float
     max: float
@@ -56,7 +56,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a run. The JSON file uses the same names.
 
     Attributes:
-        skipped: faults that were not inflicted because this machine lacks the software, by kind.
+        skipped: number of faults that were not inflicted because this machine lacks the software, by kind.
         lines: recoveries from faults without overlap, by kind; the last line is for overlapping faults.
         submits: requests and SQL calls by result and error.
         jobs: submitted jobs by the result of their submission.

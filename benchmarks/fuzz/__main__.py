@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz [--requests 10000] [--seed N]
 
-It ends with an error if the service does not run jobs any more, has responded 500, or has logged a traceback or an error. It also
+The program ends with an error if the service no longer runs jobs, has responded 500, or has logged a traceback or an error. It also
 fails if the service has more open sockets than before, or uses over `GROWTH_MIB` MiB more memory. The same seed sends the same
 requests.
 """
@@ -34,16 +34,17 @@ CLIENTS = 32
 """Number of connections that are open at the same time."""
 
 WARM_UP = 150
-"""Number of cases before the first measurement. They cause the allocations that happen only once."""
+"""Number of cases before the first measurement. They cause the allocations that a process makes only once."""
 
 SETTLING = 20.0
 """Maximum time to wait until sockets close, in seconds."""
 
 QUIET = limits.LINGER_TIMEOUT + 1
-"""The waiting ends early if no socket closes for this number of seconds."""
+"""The wait ends early if no socket closes for this number of seconds."""
 
 GROWTH_MIB = 64.0
-"""Allowed growth of the process in MiB. Allocators keep freed memory, and a large batch needs many times its size."""
+"""Allowed growth of the process in MiB. Some growth is normal, because allocators keep freed memory, and a
+large batch needs many times its size."""
 
 FILES = 2
 """Allowed increase of open files. Some connections to PostgreSQL open only when they are used for the first time."""
@@ -83,7 +84,7 @@ def work(node: Node) -> str:
 
 
 def send_all(node: Node, cases: Sequence[Case]) -> tuple[Answered, list[Case]]:
-    """Send all cases. Return the response statuses by kind, and the cases with a response 500."""
+    """Send all cases. Return the response statuses by kind of case, and the cases with a response 500."""
     split = urlsplit(node.url)
     assert split.hostname is not None
     assert split.port is not None

@@ -16,9 +16,9 @@ from jobqueue.http.routes import Route
 from jobqueue.job import Submission
 
 Ending = Literal["read", "reset", "vanish", "half"]
-"""How a client ends: after its response; at once, with a reset or a FIN; or it closes its sending side and goes on reading."""
+"""How a client ends its connection: after the response; at once, with a reset or a FIN; or by closing only its sending side."""
 
-ROUTES = api.table(cast(api.Backend, None))  # table() does not call the backend
+ROUTES = api.table(cast(api.Backend, None))  # None works here, because table() does not call the backend
 
 UNKNOWN_ID = "0190a0b0-0000-7000-8000-000000000001"
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
     """One connection of a client.
 
     Attributes:
-        kind: its name in the summary.
+        kind: the name of its kind of case in the summary.
         pieces: the bytes to send, with a short pause between pieces.
     """
 
@@ -218,7 +218,7 @@ def _usual(route: Route, job_id: str) -> bytes:
 
 @st.composite
 def mutations(draw: st.DrawFn, of: st.SearchStrategy[bytes]) -> bytes:
-    """Draw a variation of bytes, in which pieces are cut out, repeated, inserted, or overwritten."""
+    """Draw a variation of some bytes: pieces of them are cut out, repeated, inserted, or overwritten."""
     mutated = bytearray(draw(of))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(mutated)))

@@ -13,7 +13,7 @@ import trio
 from benchmarks.fuzz.cases import Case
 
 PATIENCE = 1.0
-"""How long a client waits for the next byte, in seconds. After that, usually the service is waiting for the rest of a request."""
+"""How long a client waits for the next byte, in seconds. If none arrives, the service usually waits for the rest of a request."""
 
 LONGEST = 5.0
 """Maximum time for a whole response, in seconds."""
@@ -69,7 +69,7 @@ async def _exchange(stream: trio.SocketStream, case: Case) -> tuple[bytes, str]:
 
 
 def _is_whole(received: bytearray) -> bool:
-    """Return whether the first response is complete, or whether its end cannot be expected."""
+    """Return True if the first response is complete, or if its end may never arrive."""
     head = received.find(b"\r\n\r\n")
     if head < 0 or received.startswith(b"HTTP/1.1 1"):
         return False
@@ -79,7 +79,7 @@ def _is_whole(received: bytearray) -> bool:
 
 
 def statuses(received: bytes) -> list[str]:
-    """Return the statuses in a server's data, for HTTP/1 and HTTP/2, without informational ones."""
+    """Return the response statuses in a server's data, for HTTP/1 and HTTP/2, without informational statuses."""
     if received.startswith(b"HTTP/1"):
         found = [status.decode() for status in _status.findall(received) if not status.startswith(b"1")]
         upgraded = received.find(b"\r\n\r\n", received.find(b"HTTP/1.1 101")) + 4 if b"HTTP/1.1 101" in received else None
@@ -87,7 +87,7 @@ def statuses(received: bytes) -> list[str]:
     found, decoder, at = [], hpack.Decoder(), 0
     while at + 9 <= len(received):
         length, kind = int.from_bytes(received[at : at + 3], "big"), received[at + 3]
-        if kind == 1:  # HEADERS: the server sends them in one frame, without padding or priority
+        if kind == 1:  # a HEADERS frame: the server sends all headers in one frame, without padding or priority
             try:
                 fields = decoder.decode(received[at + 9 : at + 9 + length], raw=True)
             except (hpack.HPACKError, h2.exceptions.H2Error):

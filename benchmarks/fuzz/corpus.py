@@ -1,4 +1,4 @@
-"""Malformed HTTP that broke other servers, by name, and JSON that decoders read differently."""
+"""Malformed HTTP that broke other servers, by name, and JSON that different decoders interpret differently."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ VALUES = [
         '"one"',
     ),
 ]
-"""JSON values: valid, invalid, and ambiguous ones."""
+"""Valid, invalid, and ambiguous JSON values."""
 
 RAW_VALUES = [
     b'"\xff"',
@@ -307,4 +307,4 @@ RAW_VALUES = [
     b'"\xe2\x82"',
     b"\0",
 ]
-"""More values, as bytes."""
+"""More JSON values, as bytes."""

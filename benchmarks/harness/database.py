@@ -1,7 +1,7 @@
 """Create a temporary PostgreSQL database with the schema, fill it with jobs, and measure its work.
 
-The database is on the server of DATABASE_URL, else on an embedded PostgreSQL in a temporary directory. The embedded server has its
-default settings, so fsync is on.
+The database is on the server of DATABASE_URL. Without this variable, it is on an embedded PostgreSQL in a temporary directory, with
+the default settings, so fsync is on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jobqueue.storage.database import connect
 from jobqueue.storage.embedded import READY_SECONDS
 
 FILL_BATCH = 100_000
-"""Jobs in one transaction of `Database.fill`."""
+"""Number of jobs in one transaction of `Database.fill`."""
 
 LOOK_INTERVAL = 0.02
 """Seconds between two polls for the end of the jobs; a poll costs the server about 50 microseconds."""
@@ -49,7 +49,7 @@ FILL = """
            now(), {when}
       FROM (SELECT %(queues)s::text[] AS names, %(kinds)s::text[] AS kinds) AS q, generate_series(%(first)s::bigint, %(last)s) AS n
 """
-"""Inserts the rows that submit_batch would write, with one microsecond between the ranks of two jobs."""
+"""Inserts the rows that submit_batch would write. The ranks of two consecutive jobs differ by one microsecond."""
 
 
 class Cost(msgspec.Struct):
@@ -59,7 +59,7 @@ class Cost(msgspec.Struct):
         seconds: the length of the span.
         wal_bytes: bytes of WAL written.
         commits: transactions that wrote something, including transactions that were rolled back afterwards.
-        cpu: CPU seconds of all server processes; None if they run on another machine.
+        cpu: CPU seconds of all server processes; None if the server runs on another machine.
     """
 
     seconds: float = 0.0
@@ -80,7 +80,7 @@ class Database:
 
     Attributes:
         connection: for the benchmark's own queries, in autocommit mode.
-        machine: the machine that runs it.
+        machine: the machine that runs the server.
     """
 
     def __init__(self, url: str) -> None:
@@ -141,7 +141,7 @@ class Database:
         """Wait until the given job is claimed, and then until no job is pending or in flight.
 
         Raises:
-            TimeoutError: this takes longer than `timeout` seconds.
+            TimeoutError: the wait exceeds `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         for left in (
@@ -166,14 +166,14 @@ class Database:
         cost.commits = self._transactions() - transactions
 
     def usage(self) -> Usage | None:
-        """Return the resource usage of the server's processes; None if they run on another machine."""
+        """Return the resource usage of the server's processes; None if the server runs on another machine."""
         return None if self._postmaster is None else usage_of_tree(self._postmaster)
 
     def _wal(self) -> int:
         return int(self.value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
 
     def _transactions(self) -> int:
-        # The number of transactions that wrote. It is exact, but pg_stat_database can be up to ten seconds behind.
+        # The number of transactions that wrote something. This number is exact; that of pg_stat_database can be ten seconds old.
         return int(self.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
 
     def _find_postmaster(self) -> int | None:
@@ -200,7 +200,7 @@ def database(**settings: str) -> Iterator[Database]:
     Args:
         settings: settings of the embedded server, in addition to its defaults.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # runs the cleanup of nodes and server
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the cleanup of nodes and server runs
     url = os.environ.get("DATABASE_URL")
     if url is None:
         with _embedded(settings) as embedded:

@@ -38,7 +38,7 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 
 def interleave(cases: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Call each case `repeats` times, in the order A B A B, so that other load on the machine affects all cases alike."""
+    """Call each case `repeats` times, in the order A B A B, so that other load on the machine affects all cases equally."""
     results: dict[str, list[T]] = {name: [] for name in cases}
     for number in range(repeats):
         for name, case in cases.items():

@@ -33,7 +33,7 @@ class Node:
     """A node that serves during the block. SIGTERM ends it.
 
     Args:
-        database: its database; None for the embedded PostgreSQL that it starts itself, see `options`.
+        database: the node's database. None if the node starts the embedded PostgreSQL itself, according to `options`.
         handlers: the module argument of ``jobqueue serve``.
         queues: the maximum number of jobs that run at once, by queue.
         options: further command line options, by name without the dashes.
@@ -93,7 +93,7 @@ class Node:
 
     @property
     def log(self) -> str:
-        """The node's log so far: warnings and errors, unless `options` set another level."""
+        """The node's log so far: warnings and errors, unless `options` contains another log level."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
@@ -108,7 +108,7 @@ class Node:
         for line in self._process.stdout:
             if line.startswith("  serving"):
                 self.url = line.split()[1].rstrip(",")
-            if line.startswith("  try"):  # the last line
+            if line.startswith("  try"):  # the banner ends with this line
                 return
             if time.monotonic() > deadline:
                 break

@@ -19,7 +19,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     Attributes:
         cpu: user and system seconds of all threads.
-        wakeups: voluntary context switches: how often a thread waited and was woken up again.
+        wakeups: the number of voluntary context switches. Each is one wait of a thread.
         rss: resident memory in bytes; the difference of two values is the growth.
     """
 
@@ -77,7 +77,7 @@ def parent_of(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third (the state) on. The second, the name, may contain spaces."""
+    """Return the fields of /proc/PID/stat from the third (the state) on. The second field, the name, may contain spaces."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 PANEL_WIDTH = 4.5
 ROW_HEIGHT = 0.32
 LEAST_HEIGHT = 2.6
-"""Minimum height of the plot. These three lengths are in inches."""
+"""Minimum height of the plot, in inches, like the two lengths above."""
 
 LOG_WIDTH = 180
 """Line width in characters if the output is not a terminal."""
@@ -74,7 +74,7 @@ class Report:
         self._began_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def add(self, row: str, figures: Mapping[str, Value]) -> None:
-        """Add a row of figures, by column. Columns may be missing."""
+        """Add a row of figures, by column. A row need not have all columns."""
         self._rows[row] = figures
 
     def draw(self, panel: str, line: str, points: Sequence[tuple[float, float]]) -> None:
@@ -141,7 +141,7 @@ class Report:
 
 
 def shown(value: Value) -> str:
-    """Format a figure with its significant digits, and with its spread if it was measured repeatedly."""
+    """Format a figure with its significant digits. If it was measured repeatedly, add the spread."""
     match value:
         case None:
             return "-"

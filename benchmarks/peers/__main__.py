@@ -32,14 +32,14 @@ p50, p99: from the start of a submission to the handler's start in an idle worke
 RSS, us of CPU, WAL and commits (transactions that wrote something): of the drain."""
 
 Rounds = dict[str, list[Figures]]
-"""The figures of each row, by round, without figures that could not be measured."""
+"""The figures of each row, by round. Figures that could not be measured are missing."""
 
 
 def compare(benches: dict[str, Bench], rounds: int, say: Console) -> tuple[Rounds, dict[str, str]]:
     """Measure all peers in turn. Return the figures, and the errors of peers that failed.
 
-    A round runs each measure for all peers before the next measure, so that compared figures are only minutes apart. A peer that
-    fails is skipped from then on.
+    A round runs each measure for all peers before the next measure, so that compared figures are only minutes apart. If a peer
+    fails, it is skipped from then on.
     """
     measured: Rounds = defaultdict(list)
     errors: dict[str, str] = {}

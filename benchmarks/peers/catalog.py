@@ -11,7 +11,7 @@ ADAPTERS = Path(__file__).parent / "adapters"
 MEASURES = ("bulk", "drain", "single", "pickup")
 
 US = "jobqueue"
-"""The row with which all others are compared."""
+"""The row with which all other rows are compared."""
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
         batch: jobs per call in the measure `bulk`.
         service: whether producers submit to jobqueue's service, which is also the worker.
         options: command line options of jobqueue's service.
-        measures: the names of its measures, from `MEASURES`; variants of jobqueue have only some.
+        measures: the names of its measures, from `MEASURES`; variants of jobqueue have only some of them.
     """
 
     adapter: str
@@ -107,4 +107,4 @@ VARIANTS = {
     "jobqueue, 10,000 a request": msgspec.structs.replace(HTTP, batch=10_000, measures=("bulk",)),
     "jobqueue, SQL": Peer(adapter="for_jobqueue_sql.py", drains=HTTP.drains, singles=HTTP.singles, measures=("bulk", "single")),
 }
-"""Variants of jobqueue. One keeps no finished jobs, like graphile-worker and pgqueuer."""
+"""Variants of jobqueue. One of them keeps no finished jobs, like graphile-worker and pgqueuer."""

@@ -74,7 +74,7 @@ def _install_node(packages: Sequence[str], directory: Path) -> None:
 
 
 def _python(version: tuple[int, int]) -> str:
-    """Return a Python of at least this version: this one, or one from PATH or pyenv."""
+    """Return a Python of at least this version: the running Python, or a Python from PATH or pyenv."""
     named = [found for minor in range(version[1], version[1] + 5) if (found := shutil.which(f"python3.{minor}"))]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for python in (sys.executable, *named, *map(str, sorted(pyenv.glob("3.*/bin/python3")))):
@@ -84,7 +84,7 @@ def _python(version: tuple[int, int]) -> str:
 
 
 def _node(cache: Path) -> str:
-    """Return a Node.js of at least `NODE_VERSION`: the machine's own, or else the one from a wheel."""
+    """Return a Node.js of at least `NODE_VERSION`: the machine's Node.js, or else Node.js from a wheel."""
     if _version(["node", "--version"]) >= NODE_VERSION:
         return str(shutil.which("node"))
     venv = _cached(cache, [NODE_WHEEL], partial(_install_python, [NODE_WHEEL], (3, 11)))

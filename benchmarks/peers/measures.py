@@ -34,7 +34,7 @@ SLOWER = 10
 """Maximum duration of a load, as a multiple of its expected duration."""
 
 LOOK_INTERVAL = 0.002
-"""Seconds between two polls for whether the last jobs are recorded as done."""
+"""Seconds between two polls that check whether the last jobs are recorded as done."""
 
 Figures = dict[str, float]
 
@@ -44,7 +44,7 @@ class Bench(msgspec.Struct, frozen=True):
 
     Attributes:
         server: any database on the server.
-        scale: factor on the numbers of jobs.
+        scale: the factor by which to multiply the numbers of jobs.
     """
 
     peer: Peer

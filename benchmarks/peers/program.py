@@ -66,10 +66,10 @@ class Program:
         self._errors.close()
 
     def event(self, name: str, timeout: float) -> dict[str, Any]:
-        """Wait for an event with this name, and ignore others.
+        """Wait for an event with this name, and ignore other events.
 
         Raises:
-            ProgramError: the program ends before that, or `timeout` seconds pass.
+            ProgramError: the program ends before the event, or `timeout` seconds pass.
         """
         beginning = f'{{"event": "{name}"'
         said: dict[str, Any] = self._await(lambda line: json.loads(line) if line.startswith(beginning) else None, name, timeout)

@@ -1,7 +1,7 @@
 """``jobqueue submit --file``: submit any number of jobs over an unreliable network, each exactly once.
 
-The idempotency key of each job is a hash of the run id and the line number. A job that is sent again is therefore recognized: after
-a network failure, or in a second run with the same ``--run-id``. No other state is needed.
+The idempotency key of each job is a hash of the run id and the line number. The service therefore recognizes a job that is sent
+again, both after a network failure and in a second run with the same ``--run-id``. No other state is needed.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ NOT_NOW = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-"""Statuses with which a service, or a proxy before it, reports that the same request may succeed later."""
+"""Statuses with which a service, or a proxy in front of it, reports that the same request may succeed later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def remote(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a command of an async function that takes a client and an output. Add ``--json`` and the options of `connecting`."""
+    """Turn an async function that takes a client and an output into a command with ``--json`` and the options of `connecting`."""
 
     @connecting
     @json_option
@@ -160,7 +160,7 @@ _CODES: list[tuple[type[BaseException], Exit]] = [
     (TimeoutError, Exit.TIMEOUT),
     (JobQueueError, Exit.REFUSED),
 ]
-"""Exit codes by error class; the first class that matches counts."""
+"""Exit codes by error class; the first class that matches the error applies."""
 
 
 def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Connection:

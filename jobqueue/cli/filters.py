@@ -64,7 +64,7 @@ def by_filter(function: Command) -> Command:
 
 
 def wanted(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, with tuples as lists."""
+    """Return the options that the user gave, with tuples as lists."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value not in (None, ())}
 
 

@@ -34,7 +34,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """Escape control characters. Otherwise a terminal would execute those in kinds, reasons and errors of other users."""
+    """Escape control characters. Otherwise, a terminal would execute them in kinds, reasons and errors that other users wrote."""
     return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 

@@ -13,8 +13,8 @@
     with SyncClient("http://127.0.0.1:8080") as client:
         ids = client.submit_many({"kind": "thumbnail", "payload": {"path": path}} for path in paths)
 
-Both retry failed requests for some time if that is safe. Submissions carry idempotency keys, so
-that retrying them is safe.
+Both clients retry a failed request for some time, but only if a retry is safe. Submissions carry
+idempotency keys, so it is safe to retry them.
 """
 
 from jobqueue.client.chunks import Chunk

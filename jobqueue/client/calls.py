@@ -77,7 +77,7 @@ class Calls:
         return str(document["id"])
 
     async def submit_many(self, jobs: Iterable[Mapping[str, Any]], *, chunk: int = CHUNK_JOBS) -> list[str]:
-        """Submit many jobs and return their ids, in their order.
+        """Submit many jobs and return their ids, in the order of the jobs.
 
         Each chunk is committed as a whole or not at all. If a chunk fails, the chunks before it stay
         committed. `submit_chunks` reports each chunk.

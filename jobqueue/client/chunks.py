@@ -42,7 +42,7 @@ class Chunk(NamedTuple):
     """Jobs that were submitted in one request, and so in one transaction.
 
     Attributes:
-        ids: the ids of the jobs, in their order.
+        ids: the ids of the jobs, in the order of the jobs.
         existing: indexes, from 0, of the jobs that an earlier request, or an earlier try of this request, had already created.
         ignored: names of unknown fields.
     """

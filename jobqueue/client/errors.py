@@ -80,7 +80,7 @@ class JobFailed(JobEnded):
 
     Attributes:
         reason: the cause, as text.
-        errors: its last ten failed attempts, oldest first.
+        errors: the last ten failed attempts of the job, oldest first.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:

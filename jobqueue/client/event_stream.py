@@ -12,8 +12,8 @@ _BOM = b"\xef\xbb\xbf"
 class EventStream:
     """Parser for the chunks of one response. Returns each event once its closing blank line has arrived.
 
-    Lines end only with LF, CR or CRLF. JSON may contain U+2028, U+2029 and U+0085 unescaped, where
-    `str.splitlines` and `httpx.Response.iter_lines` would split.
+    Lines end only with LF, CR or CRLF. JSON may contain U+2028, U+2029 and U+0085 unescaped. So this
+    parser cannot use `str.splitlines` or `httpx.Response.iter_lines`, which would split there.
     """
 
     def __init__(self) -> None:

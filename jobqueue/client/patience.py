@@ -1,9 +1,9 @@
 """Decide when to retry a request.
 
-A request that was not sent, or that the service reports as unprocessed (429 or 503 with
-``Retry-After``), is always retried. If the service may have processed a request, it is retried only
-if it is safe to process twice. This is the case after a broken connection, a 503 without
-``Retry-After``, or a gateway's 502 or 504.
+The client always retries a request that was not sent, or that the service reports as unprocessed
+(429 or 503 with ``Retry-After``). After a broken connection, a 503 without ``Retry-After``, or a
+gateway's 502 or 504, the service may have processed the request. In these cases, the client retries
+only requests that are safe to process twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Send requests and sleep, asynchronously or blocking.
+"""Send requests and sleep, either asynchronously or with blocking calls.
 
 Calls are written once, as coroutines over a `Wire`. The coroutines of a `BlockingWire` block and
 never suspend, so `run` can execute such a call in one step, without an event loop.
@@ -17,7 +17,7 @@ import httpx
 T = TypeVar("T")
 
 Stream = tuple[httpx.Response, AsyncIterator[bytes]]
-"""A response and the chunks of its body. Only the chunks of an event stream arrive later; any other body is already read."""
+"""A response and the chunks of its body. The chunks of an event stream arrive over time; any other body is already read."""
 
 EVENT_STREAM = "text/event-stream"
 

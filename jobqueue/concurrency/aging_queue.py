@@ -74,7 +74,7 @@ class AgingQueue(Generic[T]):
         self.push_all([(rank, item)])
 
     def push_all(self, items: Sequence[tuple[float, T]]) -> None:
-        """Add all items, each with its rank, or none. Raises the same errors as `push`."""
+        """Add all items with their ranks, or none of them. Raises the same errors as `push`."""
         if self._closed:
             raise trio.ClosedResourceError
         if len(self._heap) + len(items) > self._capacity:
@@ -86,8 +86,8 @@ class AgingQueue(Generic[T]):
     async def pop(self) -> T:
         """Remove and return the item with the smallest rank. Wait while the queue is empty.
 
-        No checkpoint separates the removal from the return, so a cancelled task has not removed an
-        item.
+        Trio cannot cancel a task between the removal and the return, so a cancelled task has not
+        removed an item.
 
         Raises:
             trio.EndOfChannel: the queue is closed and empty.

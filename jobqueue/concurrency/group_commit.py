@@ -67,8 +67,9 @@ class GroupCommit(Generic[Item, Result]):
             caller's cancellation does not cancel the write.
         max_weight: the maximum total weight of one batch. A heavier item gets its own batch.
         max_waiting: the maximum total weight of the items that wait for a batch.
-        splits_on: the error of `write` that a single bad item may cause. The rolled-back batch is
-            then written again in halves, so that only the bad item's caller receives the error.
+        splits_on: the error of `write` that a single bad item can cause. After this error, the
+            rolled-back batch is written again in halves, so that only the bad item's caller receives
+            the error.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class GroupCommit(Generic[Item, Result]):
         return batch
 
     def _end(self, batch: list[_Entry[Item, Result]]) -> None:
-        """Fail all waiting items, in the batch or still gathering, because the writer has ended."""
+        """Fail all items of the batch, and all items that wait for a batch, because the writer has ended."""
         self._closed = self._ended = True
         left = [*batch, *self._gathering]
         self._gathering.clear()
@@ -206,7 +207,7 @@ class GroupCommit(Generic[Item, Result]):
 
 
 async def until_told(begin: Callable[[Told[Result]], None]) -> Result:
-    """Call ``begin`` with a callback, and wait until it is called. Return the result or raise the error that it receives."""
+    """Call ``begin`` with a callback, and wait until it runs. Return the result, or raise the error, that the callback receives."""
     task = trio.lowlevel.current_task()
     waiting = True
 

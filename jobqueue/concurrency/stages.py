@@ -9,8 +9,8 @@
         await stages.stop("workers", within=30)
         await stages.stop("outcomes", within=5)
 
-In a flat nursery, one cancellation ends the writer together with the workers, and a worker's last
-outcome waits forever. Stages stop one after the other.
+In a flat nursery, one cancellation would end the writer together with the workers, and a worker's
+last outcome would wait forever. For this reason, stages stop one after the other.
 """
 
 from __future__ import annotations

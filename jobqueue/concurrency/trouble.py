@@ -72,7 +72,7 @@ class Trouble:
 
     @contextmanager
     def contained(self) -> Iterator[None]:
-        """Contain an `Exception` of the block. Other exceptions, such as cancellation, pass."""
+        """Contain an `Exception` of the block. Other exceptions, such as a cancellation, propagate."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - this function contains errors

@@ -327,7 +327,7 @@ class Executor:
     async def _complete_in_transaction(
         self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None
     ) -> Outcome:
-        """Call the handler in a transaction that also completes its job. If the handler fails, the worker records the failure as usual."""
+        """Call the handler in a transaction that also completes its job. If the handler fails, the worker records it."""
         outcome = Outcome(id=run.job.id, claims=run.job.claims, outcome="succeeded")
         self._hand_out(run, handler, arguments)
         work = functools.partial(_work_with, handler, arguments, outcome)
@@ -520,7 +520,7 @@ def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> 
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="cancelled")
     if run.cause == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
-    # A thread is abandoned at its timeout, so only an async handler can hold its worker.
+    # A thread is abandoned at its timeout, so only an async handler can still occupy its worker.
     stays = stubborn and handler is not None and handler.mode == "async"
     more = ", and does not stop: the handler catches trio.Cancelled, or shields itself from cancellation" if stays else ""
     return _failed(run, handler, _Failure(f"timed out after {run.timeout} s{more}", error_type="timeout"))

@@ -79,7 +79,7 @@ class App:
         def thumbnail(path: str, width: int = 256) -> dict[str, int]: ...
 
     Attributes:
-        source: the argument of ``jobqueue serve``, which owns this app's schedules; None if the app is not served.
+        source: the argument of ``jobqueue serve``, under which this app's schedules are stored; None if the app is not served.
     """
 
     def __init__(self) -> None:

@@ -154,7 +154,7 @@ class Lease:
         if was_valid:
             self._undisturbed_since = min(self._undisturbed_since, trio.current_time())
         else:
-            # The lease had expired. If the machine was paused, the leases of other nodes have expired too, and these nodes need time.
+            # The lease had expired. If the machine was paused, all leases have expired, and the other nodes may need time too.
             self._undisturbed_since = trio.current_time()
             self._on_held()
 
@@ -175,8 +175,8 @@ class Lease:
 async def expire_dead_neighbours(store: Store) -> None:
     """End the leases of dead processes on this machine, so that a restart need not wait for the visibility timeout.
 
-    A process counts as dead only if it ran in the same boot and the same PID namespace, and its PID
-    is now free or belongs to a process with another start time.
+    The check considers only processes of the same boot and the same PID namespace. Such a process is
+    dead if its PID is now free or belongs to a process with another start time.
     """
     here = _namespace()
     if here is None:

@@ -1,4 +1,4 @@
-"""Write the progress and checkpoints of running jobs to the database: the latest of each, at most once per second.
+"""Write the progress and checkpoints of running jobs to the database. Writes happen at most once per second.
 
 A handler saves a note from any thread, as often as it likes, without waiting. The latest note stays
 in memory until the next write. If a run ends before the next write, its outcome contains the note. So

@@ -1,4 +1,4 @@
-"""Responses, as both the express lane and the Quart routes send them."""
+"""The responses that both the express lane and the Quart routes send."""
 
 from __future__ import annotations
 

@@ -63,16 +63,16 @@ def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
 
 
 def build(backend: Backend, guard: Guard) -> QuartTrio:
-    """Make the ASGI app of a node. It needs no lifespan events, and starts no task in the app's nursery.
+    """Make the ASGI app of a node. The app needs no lifespan events, and starts no task in its nursery.
 
     Args:
         backend: the node.
-        guard: decides which requests are allowed, also for routes that are added to the app later.
+        guard: decides which requests are allowed, including requests to routes that are added to the app later.
     """
     app = _App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = limits.MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
-    # A redirect would reveal which paths exist to clients without a token.
+    # Do not redirect //path to /path: the redirect would reveal to clients without a token which paths exist.
     app.url_map.merge_slashes = False
     routes = [*table(backend, guard.opened), *dashboard.routes()]
     for route in routes:
@@ -90,7 +90,7 @@ class _Front:
     def __init__(self, routes: Sequence[Route], guard: Guard) -> None:
         self._guard = guard
         self._routes = {_endpoint(route): route for route in routes}
-        # This has only the paths without parameters, because ``/jobs/cancel`` must not match ``/jobs/{job_id}``.
+        # The paths without parameters, with their methods: ``/jobs/cancel`` must not match ``/jobs/{job_id}``.
         self._methods: dict[str, set[str]] = {}
         for route in routes:
             if not route.path_parameters:
@@ -98,14 +98,14 @@ class _Front:
                 self._methods.setdefault(route.path, set()).update({route.method}, implied)
 
     async def let_in(self) -> Response | None:
-        """Reject a request, or respond in place of its route. None lets the route run."""
+        """Reject a request, or respond instead of its route. Return None to let the route run."""
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
         if _head_bytes(cast(HTTPScope, request.scope)) > limits.MAX_HEADER_BYTES:
             raise RequestHeaderFieldsTooLarge(f"The request line and headers may have at most {limits.MAX_HEADER_BYTES} bytes.")
         if preflight := cors.preflight(self._guard, request.method, request.headers):
             return _response(preflight)
-        # Unknown paths and methods require a token too, with any role.
+        # Unknown paths and methods require a token too; its role does not matter.
         route = self._asked()
         check = partial(door.check, self._guard, request.method, None if route is None else route.needs, request.headers)
         check()
@@ -131,7 +131,7 @@ class _Front:
             response.headers.setdefault(name, value)
         response.headers.update(cors.answer_headers(self._guard, request.headers))
         if response.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
-            for name in ("Content-Type", "Content-Length"):  # the body is empty
+            for name in ("Content-Type", "Content-Length"):  # they describe a body, but there is none
                 response.headers.pop(name, None)
         return response
 
@@ -140,7 +140,7 @@ class _Front:
         return None if request.method == "OPTIONS" else self._routes.get(request.endpoint or "")
 
     def _allowed(self) -> list[str]:
-        """Return the methods of the requested path. This may match the path once more, so use it for errors and OPTIONS only."""
+        """Return the methods of the requested path. Use this only for errors and OPTIONS, because it may match the path again."""
         if request.path in self._methods:
             return sorted(self._methods[request.path])
         adapter = current_app.create_url_adapter(request)
@@ -153,7 +153,7 @@ def _endpoint(route: Route) -> str:
 
 class _App(QuartTrio):
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Reject WebSockets, which Quart would accept, and targets without a path and invalid hosts, on which Quart would fail."""
+        """Reject WebSockets, which Quart would accept. Also reject targets and hosts on which Quart would fail."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] == "http" and not _has_path(scope["path"]):
@@ -167,7 +167,7 @@ class _App(QuartTrio):
 
 
 def _has_path(target: str) -> bool:
-    """Return whether Quart can read a path from a request target. Quart also accepts whole URLs, and fails on malformed URLs."""
+    """Return whether Quart can read a path from a request target, which may be a whole URL. Quart fails on a malformed URL."""
     try:
         urlsplit(target)
     except ValueError:
@@ -185,7 +185,7 @@ def _is_host(header: bytes) -> bool:
 
 
 def _head_bytes(scope: HTTPScope) -> int:
-    """Return the size in bytes of a request's head in HTTP/1.1. hypercorn limits only heads that do not arrive at once."""
+    """Return the size in bytes of a request's head in HTTP/1.1. hypercorn limits only heads that arrive in several parts."""
     target = len(scope["raw_path"]) + len(scope["query_string"]) + bool(scope["query_string"])
     fields = sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
     return len(scope["method"]) + target + len("  HTTP/1.1\r\n\r\n") + fields

@@ -18,7 +18,7 @@ from jobqueue.tokens import HOW_TO_MAKE_ONE, ROLES, Role, Token
 READS = frozenset({"GET", "HEAD"})
 
 HEALTH: frozenset[Access] = frozenset({"health"})
-"""The kinds of access that need no token by default. Load balancers check the health, and have no token."""
+"""The kinds of access that need no token by default. The health is one of them, because load balancers check it without a token."""
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -27,15 +27,15 @@ class Guard:
     """The authorization rules of one service.
 
     Args:
-        tokens: the known tokens. Without any, every client that reaches the service may do everything.
+        tokens: the known tokens. If there are none, every client that reaches the service may do everything.
         hosts: the host names, in addition to loopback names, that a service without tokens accepts.
         opened: the kinds of access that need no token. Everything else needs one, including paths that do not exist.
         origins: the origins whose pages may send requests, in addition to the service's own.
 
     Attributes:
         tokens: the known tokens; each `admit` replaces the tuple.
-        opened: as given.
-        origins: as given.
+        opened: see above.
+        origins: see above.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Guard:
 
         Args:
             method: the HTTP method, in capitals.
-            needs: the access that the route needs; None if there is no such route. Then any known token is enough.
+            needs: the access that the route needs. None if there is no such route; then any known token is enough.
             authorization: the header Authorization.
             host: the header Host.
             origin: the header Origin.
@@ -91,8 +91,8 @@ class Guard:
     def _role_of(self, authorization: str) -> Role:
         scheme, _, secret = authorization.partition(" ")
         given = sha256(secret.strip().encode()).digest()
-        tokens = self.tokens  # another thread may replace them
-        # Comparing all tokens, each in constant time, leaks nothing through timing.
+        tokens = self.tokens  # copy the reference, because another thread may replace the tuple
+        # Compare all tokens, each in constant time, so that the response time reveals nothing about them.
         same = [hmac.compare_digest(given, token.digest) for token in tokens]
         if scheme.lower() != "bearer" or True not in same:
             reason = "The token is unknown or was revoked." if authorization else "Send a token: -H 'Authorization: Bearer TOKEN'"
@@ -111,7 +111,7 @@ def permits(held: Role, method: str, needs: Access | None) -> bool:
 
 
 def require_token_off_loopback(host: str, tokens: Collection[Token]) -> None:
-    """Raise if a service without tokens would listen on the network, where anybody could make it run jobs.
+    """Raise if a service without tokens would listen on the network: then anybody could make it run jobs.
 
     Args:
         host: the address or name to listen on.
@@ -135,6 +135,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without the port and the brackets of IPv6; empty if it is malformed."""
+    """Return the name in a Host header, without the port and the brackets of IPv6; empty if the header is malformed."""
     matched = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::\d*)?", host)
     return (matched.group(1) or matched.group(2)).lower().rstrip(".") if matched else ""

@@ -24,17 +24,18 @@ from jobqueue.http.answers import JSON
 from jobqueue.job import MAX_BATCH_JOBS, MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES, Submission
 
 MAX_JOB_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
-"""Maximum size of one job's JSON, in bytes: its payload, and room for the other fields."""
+"""Maximum size of one job's JSON, in bytes: the maximum size of a payload, and room for the other fields."""
 
 AT_ONCE = 32
-"""Number of jobs of a batch that are parsed together. It is small, because one job that is not plain slows all of them down."""
+"""Number of jobs of a batch that are parsed together. The number is small, because one job that needs the slow parser slows down
+all jobs of its group."""
 
 MAX_ARRAY_OBJECTS = 4_000_000
-"""Maximum number of JSON objects, at any depth, in an array of jobs: 64 MiB of ``{},`` would decode to gigabytes. With
+"""Maximum number of JSON objects, at any depth, in an array of jobs. Without it, 64 MiB of ``{},`` would decode to gigabytes. With
 ``partial=true``, elements may have any type, so this is also the maximum number of commas. NDJSON has no such limit."""
 
 MAX_SPLIT_BYTES = 1 << 20
-"""The search for the malformed element of an array ends after this many bytes. If it finds nothing, the error has no index."""
+"""Maximum number of bytes to search for the malformed element of an array. If the search finds nothing, the error has no index."""
 
 MAX_IGNORED_NAMES = 20
 """Maximum number of names of ignored fields that the response lists."""
@@ -42,7 +43,7 @@ MAX_IGNORED_NAMES = 20
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 MEDIA_TYPES = (JSON, *sorted(NDJSON, reverse=True))
-"""Media types of bodies that may hold jobs; the usual ones first."""
+"""Media types of bodies that may contain jobs; the most frequent types come first."""
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -51,7 +52,7 @@ class Submitted(msgspec.Struct, frozen=True):
     Attributes:
         jobs: the jobs, ready for the database.
         many: whether the body was a batch; a batch may have one job.
-        ignored: names of unknown fields, sorted, each once; the response lists them so that the caller notices a typo.
+        ignored: names of unknown fields, sorted, without duplicates. The response lists them so that the caller notices a typo.
         faults: the problems of rejected jobs, which are not in `jobs`; None unless ``partial=true``.
     """
 
@@ -94,9 +95,9 @@ def parse(
     """Parse the jobs in a body: an object is one job, an array or lines of JSON are a batch.
 
     Args:
-        key: the request's ``Idempotency-Key`` header; it has the meaning of the field ``idempotency_key`` of a single job.
+        key: the request's ``Idempotency-Key`` header. For a single job, it has the meaning of the field ``idempotency_key``.
         trace: the request's trace headers, for all jobs without their own.
-        partial: whether to accept the valid jobs of a batch when others are invalid. Errors of the whole batch still raise.
+        partial: whether to accept the valid jobs of a batch if other jobs are invalid. Errors of the whole batch still raise.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -126,7 +127,7 @@ def parse(
 
 
 KEY_PATTERN = rf"""^("([ !#-\[\]-~]|\\["\\]){{1,{MAX_NAME_LENGTH}}}"|[!#-+\--:<-\[\]-~]{{1,{MAX_NAME_LENGTH}}})$"""
-"""The form of an ``Idempotency-Key``, in quotes or without."""
+"""Matches an ``Idempotency-Key``, with quotes or without."""
 
 _well_formed_key = re.compile(KEY_PATTERN)
 
@@ -134,7 +135,7 @@ _well_formed_key = re.compile(KEY_PATTERN)
 def _key(header: str) -> str:
     """Parse an ``Idempotency-Key`` header (draft-ietf-httpapi-idempotency-key-header).
 
-    It is a string of structured fields (RFC 8941, 3.3.3). The same string without quotes is accepted too.
+    The value is a string as defined by RFC 8941, section 3.3.3. The same string without quotes is accepted too.
     """
     if not _well_formed_key.fullmatch(header):
         rule = f'be 1 to {MAX_NAME_LENGTH} ASCII characters, with or without quotes, such as "8e03978e-40d5"'
@@ -166,7 +167,7 @@ _line_end = re.compile(rb"\n[ \t\r\n]*")
 
 
 def _lines(body: bytes) -> list[bytes]:
-    """Split a body into its lines that are not empty; a million empty lines cost no memory."""
+    """Split a body into its lines, without empty ones: a million empty lines must not use memory."""
     lines = _line_end.split(body.lstrip(b" \t\r\n"), MAX_BATCH_JOBS + 1)
     return lines if lines[-1] else lines[:-1]
 
@@ -177,7 +178,7 @@ def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
         what = "commas" if of_any_type else "objects"
         raise BatchTooLarge(f"the array has more than {MAX_ARRAY_OBJECTS} {what}: split it, or send it as {min(NDJSON)}")
     try:
-        # The first element that is not an object ends the decoding here, before a list of millions of elements exists.
+        # Decoding ends at the first element that is not an object. So it never builds a list of millions of other values.
         if not of_any_type and len(_objects.decode(body)) > MAX_BATCH_JOBS:
             raise _batch_too_large()
         elements = _texts.decode(body)
@@ -194,7 +195,7 @@ def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
 def _place(body: bytes) -> int | None:
     """Return the index of an array's first malformed element.
 
-    None means that the fault is outside of the elements, or beyond `MAX_SPLIT_BYTES`.
+    None means that the malformed part is outside of the elements, or beyond `MAX_SPLIT_BYTES`.
     """
     for index, element in enumerate(_split(body)):
         try:
@@ -208,7 +209,7 @@ _structure = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def _split(array: bytes) -> Iterator[bytes]:
-    """Split an array at its commas without validating it. The parts are its elements up to the first malformed element."""
+    """Split an array at its commas, without validating it. Up to the first malformed element, the parts are the elements."""
     begin = depth = 0
     for token in _structure.finditer(array, 0, MAX_SPLIT_BYTES):
         mark = token[0]
@@ -254,7 +255,7 @@ def _batch_too_large() -> BatchTooLarge:
 
 
 class _Object(msgspec.Struct):
-    """Any JSON object. Decoding to it skips all members, so it is cheap."""
+    """Any JSON object. Decoding to this type is cheap, because the decoder skips all members."""
 
 
 _objects = msgspec.json.Decoder(list[_Object])
@@ -300,7 +301,7 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
 def _is_unambiguous(text: bytes, value: object) -> bool:
     """Return True if a text certainly has no duplicate name, at any depth, and no integer beyond 64 bits.
 
-    Encoding the decoded value writes a duplicate name only once, so the text then has more colons.
+    Encoding the decoded value writes a duplicate name only once. So if a name is duplicate, the original text has more colons.
     """
     if may_hold_large_integer(text) or b"\\u003" in text:
         return False
@@ -340,10 +341,11 @@ def _integral(value: msgspec.Raw) -> msgspec.Raw:
 
 
 def _repeats(text: bytes, members: dict[str, msgspec.Raw]) -> bool:
-    """Return whether a field is given more than once. JSON allows that, and decoders keep one of the values silently.
+    """Return whether a field is given more than once. JSON allows duplicates, and a decoder silently keeps only one of the
+    values.
 
-    Each member has one colon outside of its name and value, so a duplicate leaves an extra colon in the text. An escaped colon in
-    a name can hide a duplicate, but no known field has such a name.
+    Each member has one colon outside of its name and value. So if a name is duplicate, the text has an extra colon. An escaped
+    colon in a name can hide a duplicate, but no known field has such a name.
     """
     colons = len(members) + b"".join(members.values()).count(b":") + "".join(members).count(":")
     return text.count(b":") > colons
@@ -356,7 +358,7 @@ def _repeated(text: bytes) -> str:
 
 
 def _known(members: dict[str, msgspec.Raw], ignored: set[str]) -> dict[str, msgspec.Raw]:
-    """Return the known fields, also those with names in camelCase; add the names of the others to `ignored`."""
+    """Return the known fields, including fields with a name in camelCase. Add the names of unknown fields to `ignored`."""
     known: dict[str, msgspec.Raw] = {}
     for name, value in members.items():
         field = _camel_case.get(name, name)
@@ -389,7 +391,7 @@ _MALFORMATIONS: list[tuple[bytes, str]] = [
 
 
 def _malformed(text: bytes | msgspec.Raw, error: Exception) -> str:
-    """Return why a JSON text is malformed: a clearer reason for known cases, else the decoder's message."""
+    """Return why a JSON text is malformed: a clear reason for known cases, else the decoder's message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeError):

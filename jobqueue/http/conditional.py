@@ -11,7 +11,7 @@ from jobqueue.http.answers import Answer
 
 
 def tagged(answer: Answer, known: ETags) -> Answer:
-    """Add an entity tag to a response, or replace the response with a 304 if the client has it.
+    """Add an entity tag to a response. If the client already has the same response, return a 304 instead.
 
     Args:
         answer: the full response.

@@ -1,6 +1,6 @@
-"""Serve one client's connection with hypercorn's protocols: HTTP/1.1 and HTTP/2, all routes.
+"""Serve one client's connection with hypercorn's protocols, HTTP/1.1 and HTTP/2, for all routes.
 
-hypercorn's own server sometimes waits for a client without a deadline. Here every wait has one.
+hypercorn's own server sometimes waits for a client without a deadline. Here every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hypercorn.utils import parse_socket_addr
 from jobqueue.http import limits
 
 MAX_LOGGED_ERROR = 200
-"""Maximum length of an error in the log, in characters. It limits what a client can write to the log: an error may quote
+"""Maximum length of an error in the log, in characters. Without this limit, a client could fill the log, because an error may quote
 the client."""
 
 RECEIVE_BYTES = 1 << 16
@@ -58,7 +58,7 @@ def configuration() -> Config:
 
 
 class _Log(Logger):
-    """Forward hypercorn's log to the service's log, but only failures outside of the app: its routes log their own failures."""
+    """Forward failures from hypercorn's log to the service's log, but no failures of the app: its routes log their own failures."""
 
     def __init__(self, config: Config) -> None:
         pass
@@ -74,7 +74,8 @@ class _Requests(h11.Connection):
     """h11's server side, made tolerant of bytes between and after requests.
 
     It skips empty lines before a request line (RFC 9112, section 2.2), and ignores bytes after the last request of a connection.
-    h11 responds to both with 400. In the second case the 400 even replaces the response to a request that was carried out.
+    In both cases, h11 itself responds with 400. In the second case, this 400 even replaces the response to a request that was
+    carried out.
     """
 
     def receive_data(self, data: bytes) -> None:
@@ -86,7 +87,7 @@ class _Requests(h11.Connection):
             return h11.NEED_DATA
         if self.their_state is h11.IDLE:
             received, _ = self.trailing_data
-            if empty := _EMPTY_LINES.match(received).end():  # type: ignore[union-attr] # always matches
+            if empty := _EMPTY_LINES.match(received).end():  # type: ignore[union-attr] # the pattern always matches
                 self._receive_buffer.maybe_extract_at_most(empty)
             if received[empty:] == b"\r":
                 return h11.NEED_DATA  # the empty line is not complete yet
@@ -97,7 +98,7 @@ class _H11(H11Protocol):
     """hypercorn's HTTP/1.1, which keeps a connection open after it rejects a request before its body has arrived.
 
     hypercorn closes such a connection. But many clients send the body in any case, so this class reads a short body and drops it.
-    RFC 9112, section 9.3: a server reads the whole body, or closes the connection.
+    RFC 9112, section 9.3, requires that a server reads the whole body or closes the connection.
     """
 
     _short = False
@@ -112,7 +113,7 @@ class _H11(H11Protocol):
         await super()._create_stream(request)
 
     async def _maybe_recycle(self) -> None:
-        await self._close_stream()  # first, because more bytes may have arrived by the time it returns
+        await self._close_stream()  # this must be the first step, because more bytes may arrive meanwhile
         if self.connection.our_state is h11.DONE and self.connection.their_state is h11.SEND_BODY and self._short:
             self._discarding = True
             await self.send(Updated(idle=True))
@@ -137,7 +138,7 @@ class _H11(H11Protocol):
 class _H2(H2Protocol):
     """hypercorn's HTTP/2, which also accepts body data for a request that already has its response.
 
-    hypercorn drops the connection in that case.
+    Without this class, hypercorn drops the connection when such data arrives.
     """
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
@@ -162,13 +163,14 @@ class Connection:
     """One client's connection: it moves bytes into and out of hypercorn's protocol, with deadlines for both.
 
     It replaces hypercorn's own ``TCPServer``. One task reads, with a deadline that depends on the state of the connection. When
-    that task ends, the connection ends. Sending cannot be cancelled: it has no checkpoint, or runs under a shield with a deadline.
-    This is necessary because it runs in a request's task, which is cancelled as soon as its response is complete.
+    that task ends, the connection ends. Sending runs in a request's task, and that task is cancelled as soon as its response is
+    complete. So sending must not be cancelled: it has no checkpoint, or runs under a shield with a deadline.
 
     Args:
         app: the ASGI app, wrapped for hypercorn.
         config: hypercorn's configuration.
-        context: hypercorn's context. Its ``terminated`` is never set: it would cut off the last frame of an HTTP/2 response.
+        context: hypercorn's context. Its event ``terminated`` is never set, because hypercorn would then omit the last frame of an
+            HTTP/2 response.
         stream: the accepted socket; the caller closes it after `run`.
         received: bytes already read from the socket: the beginning of a request, or nothing.
         tls: the TLS context; None for plain HTTP.
@@ -213,7 +215,7 @@ class Connection:
             self._reading.cancel()
 
     def drop(self) -> None:
-        """End the connection at once, also for tasks that wait on its socket under a shield."""
+        """End the connection at once. Even tasks that wait for its socket under a shield end."""
         self._socket.close()
         self._reading.cancel()
 
@@ -242,7 +244,7 @@ class Connection:
                 await linger(self._stream)
 
     async def _shake_hands(self, secure: trio.SSLStream[trio.SocketStream]) -> bool:
-        """Perform the TLS handshake; False if its deadline passes or `finish` or `drop` ends it."""
+        """Perform the TLS handshake. Return False if its deadline passes, or if `finish` or `drop` ends it."""
         self._reading.deadline = trio.current_time() + limits.HANDSHAKE_TIMEOUT
         with self._reading:
             await secure.do_handshake()
@@ -259,7 +261,7 @@ class Connection:
             while data := self._received or await self._stream.receive_some(RECEIVE_BYTES):
                 self._received = b""
                 if self._idle and data.strip(b"\r\n"):
-                    # The first byte of a request sets the deadline of its headers; later bytes do not move it.
+                    # The first byte of a request sets the deadline for its headers. Later bytes do not change that deadline.
                     self._reading.deadline = min(self._reading.deadline, trio.current_time() + limits.HEADERS_TIMEOUT)
                 await self._protocol.handle(RawData(bytes(data)))
 
@@ -272,7 +274,7 @@ class Connection:
             await self._send_all(event.data)
         elif isinstance(event, Updated):
             self._idle = event.idle
-            # Even when finishing, wait a little: hypercorn reports an HTTP/2 stream as idle before its last frame is sent.
+            # Wait a little even after `finish`: hypercorn reports an HTTP/2 stream as idle before it sends the last frame.
             idle_timeout = limits.LINGER_TIMEOUT if self._finishing else limits.KEEP_ALIVE_TIMEOUT
             self._reading.deadline = trio.current_time() + (idle_timeout if event.idle else limits.REQUEST_TIMEOUT)
         elif isinstance(event, Closed):
@@ -305,7 +307,7 @@ async def linger(stream: Stream) -> None:
     """Signal the end of the connection to the client, and wait up to `limits.LINGER_TIMEOUT` seconds for it to hang up."""
     with trio.move_on_after(limits.LINGER_TIMEOUT):
         if isinstance(stream, trio.SSLStream):
-            with suppress(trio.BrokenResourceError):  # the client still sends a request, or is gone
+            with suppress(trio.BrokenResourceError):  # raised if the client still sends a request, or is gone
                 await stream.unwrap()
             stream = stream.transport_stream
         await stream.send_eof()

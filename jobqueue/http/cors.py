@@ -1,7 +1,7 @@
 """Allow cross-origin requests (the Fetch standard's CORS protocol) for pages of the configured origins only.
 
-Tokens are in the header Authorization, which a page must set itself. The service uses no cookies, so no response allows
-credentials. Access-Control-Allow-Origin names the page's origin, never ``*``.
+A token is in the header Authorization, which a page must set itself. The service uses no cookies, so no response allows
+credentials. Access-Control-Allow-Origin is the page's origin, never ``*``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Serve the dashboard: one page and its files. The page reads all its data from the API, as any other client.
+"""Serve the dashboard: one page and its files. The page reads all its data from the API, like any other client.
 
 The page contains no data, so it needs no token. It asks the user for a token and sends it with its API requests. The browser adds
 no credentials automatically, so a page of another site cannot act through it. `Guard` also rejects requests from such pages.
@@ -21,7 +21,8 @@ CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types lit-html"  # only the page's own templates become HTML
 )
-"""Lets the page fetch from its own service only. No inline script runs, even if a job contains one (CSP level 3, Trusted Types)."""
+"""Lets the page fetch from its own service only. Even if a job contains an inline script, the script does not run (CSP level 3,
+Trusted Types)."""
 
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -46,7 +47,7 @@ def routes() -> list[Route]:
         digest.update(f"{path} {len(content)} ".encode() + content)
     base = f"/assets/{digest.hexdigest()[:16]}"
     page = files.pop(_PAGE).decode()
-    # Modules import each other, so without preloads the browser finds the last ones only after several round trips.
+    # Preload all modules: they import each other, so otherwise the browser would find some of them only after several round trips.
     preloads = "\n".join(f'<link rel="modulepreload" href="{base}/{path}">' for path in files if _is_module(path))
     page = page.replace("{assets}", base).replace("{preloads}", preloads)
     return [

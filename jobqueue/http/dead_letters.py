@@ -23,7 +23,7 @@ Cursor = Annotated[
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Place = tuple[datetime, str]
-"""The position where a page ends: the time of death and the id of its last job."""
+"""The position where a page ends: the last job's time of death and its id."""
 
 
 class DeadQuery(DeadConditions):
@@ -60,11 +60,11 @@ class Buried(Protocol):
         ...
 
     async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Redrive all dead letters that match; return how many. With `dry_run`, only count them."""
+        """Redrive all dead letters that match, and return their number. With `dry_run`, only count them."""
         ...
 
     async def discard_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Delete all dead letters that match; return how many. With `dry_run`, only count them."""
+        """Delete all dead letters that match, and return their number. With `dry_run`, only count them."""
         ...
 
 

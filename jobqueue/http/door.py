@@ -20,7 +20,7 @@ class Headers(Protocol):
 
 
 def check(guard: Guard, method: str, needs: Access | None, headers: Headers) -> None:
-    """Raise unless a request is allowed; `needs` is the access that its route needs, None if the route does not exist.
+    """Raise unless a request is allowed. `needs` is the access that its route needs; None if the route does not exist.
 
     Raises:
         Unauthorized, Forbidden: see `Guard.check`.

@@ -23,7 +23,7 @@ class Entrance:
         guard: decides which requests are allowed.
 
     Raises:
-        SettingsError: a token is invalid, a host other than loopback has no token, or a file cannot be used.
+        SettingsError: a token is invalid, a file cannot be used, or the service has no token but listens on more than loopback.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -1,9 +1,9 @@
-"""The express lane: answer plain submissions directly, and pass other connections on to hypercorn, with the bytes received so far.
+"""The express lane: respond to plain submissions directly. Pass other connections to hypercorn, with the bytes received so far.
 
 hypercorn on Trio spends more than a millisecond per request on tasks, channels, and events. But almost every submission has the
 same form: ``POST /submit`` in HTTP/1.1, directly followed by its body. One strict regular expression recognizes that form
-(`plain`). A request that arrives whole gets its response without a task switch. Any other request goes to hypercorn, from its
-first byte on.
+(`plain`). If a plain request arrives whole, it gets its response without a task switch. Any other request goes to hypercorn, from
+its first byte on.
 The lane uses the same code as the Quart routes to interpret requests and to make responses.
 """
 
@@ -30,10 +30,10 @@ from jobqueue.http.submit import CONTENT, Submitting, committed, submit
 from jobqueue.tokens import Token
 
 BODY_PATIENCE = 1.0
-"""Seconds for a body to arrive after its headers. hypercorn waits for slower bodies."""
+"""Seconds for a body to arrive after its headers. If the body is slower, the request goes to hypercorn, which waits longer."""
 
 NEEDS: dict[str, Access] = {"/submit": "submit", "/health": "health"}
-"""The access that each path of the lane needs. It is the same as in the path's route."""
+"""The access that each path of the lane needs. The path's route needs the same access."""
 
 
 class Lane:
@@ -44,7 +44,7 @@ class Lane:
         guard: decides which requests are allowed.
 
     Attributes:
-        guard: as given.
+        guard: see above.
     """
 
     def __init__(self, node: Submitting, guard: Guard) -> None:
@@ -60,7 +60,7 @@ class Lane:
     def recognise(self, received: bytes) -> Request | None:
         """Parse the head of a request; None if the request is not for the lane."""
         request = plain.recognise(received)
-        # The lane does not send the CORS headers that a page of another origin needs to read the response.
+        # Leave cross-origin requests to hypercorn: the page needs CORS headers to read the response, and the lane sends none.
         if request is not None and self.guard.origins and "origin" in request.headers:
             return None
         return request
@@ -90,7 +90,7 @@ class Lane:
         negotiation.check_accept(request.headers.get("accept"), JSON)
 
     def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
-        """Start an allowed submission without waiting. ``answered`` is called once with the response, now or later."""
+        """Start an allowed submission without waiting. Call ``answered`` once with the response, now or later."""
         try:
             headers = request.headers
             submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"), _trace(headers))
@@ -116,7 +116,7 @@ class ExpressConnection:
     """One client's connection while all its requests are plain.
 
     The connection's task sleeps while the connection is idle. It also sleeps while the reactor handles the simplest submissions:
-    allowed requests that arrive whole, one after the other. Anything else wakes the task.
+    allowed requests that arrive whole, one at a time. Any other data wakes the task.
 
     Args:
         lane: processes the requests.
@@ -190,9 +190,9 @@ class ExpressConnection:
     # -- while the task sleeps: called by the reactor
 
     async def _rest(self) -> bytes:
-        """Sleep until the reactor wakes this task, and return the bytes that it has read but does not handle.
+        """Sleep until the reactor wakes this task. Return the bytes that the reactor has read but does not handle.
 
-        The reactor also wakes this task at the end of the client's data, and to send `_unsent`. Then it returns no bytes.
+        The reactor also wakes this task at the end of the client's data, and to send `_unsent`. In these cases, return no bytes.
         """
         self._everything.deadline = math.inf
         self._resting = True
@@ -230,11 +230,11 @@ class ExpressConnection:
             self._lane.begin(request, received[request.body_begins :], self._answered)
         except BlockingIOError:
             pass
-        except Exception as error:  # noqa: BLE001 - the connection's own task handles it
+        except Exception as error:  # noqa: BLE001 - the connection's task raises it
             self._wake_up(outcome.Error(error))
 
     def _answered(self, answer: Answer) -> None:
-        """Send a response now, or wake the task to send the part that the socket does not accept."""
+        """Send a response. If the socket does not accept all of it now, wake the task to send the other part."""
         if not self._resting:
             return  # too late: the task has left `_rest`
         try:
@@ -266,17 +266,17 @@ class ExpressConnection:
     def _be_patient(self, seconds: float) -> None:
         """Set the deadline to `seconds` from now.
 
-        Only an earlier deadline changes the scope. For a later deadline, the task checks the time when it wakes up.
+        Only an earlier deadline changes the cancel scope. If the deadline is later, the task wakes at the old one and sleeps again.
         """
         self._patience_ends = trio.current_time() + seconds
         if self._patience_ends < self._nap.deadline:  # noqa: PLR1730 - an assignment of the same value costs time
             self._nap.deadline = self._patience_ends
 
-    # -- called by both
+    # -- called by the reactor and by the task
 
     def _recognise(self, received: bytes) -> Request | None:
-        # A client usually repeats the same head, and only the body differs.
-        tokens = self._lane.guard.tokens  # new tokens require a new check
+        # Parse the head only if it is new: a client usually sends the same head again, with another body.
+        tokens = self._lane.guard.tokens  # after a change of the tokens, check the request again
         if not (self._request and received.startswith(self._head) and tokens is self._known_tokens):
             self._known_tokens = tokens
             self._request = self._lane.recognise(received)
@@ -286,7 +286,7 @@ class ExpressConnection:
 
     async def _receive(self) -> bytes:
         while True:
-            # Wait first: a client that has just received its response has sent nothing yet.
+            # Wait before reading: a client that has just received its response has usually sent nothing yet.
             await trio.lowlevel.wait_readable(self._fd())
             try:
                 return os.read(self._fd(), RECEIVE_BYTES)
@@ -313,5 +313,5 @@ class ExpressConnection:
             return 0
 
     def _fd(self) -> int:
-        # The number is not cached: after `drop` has closed the socket, it may belong to another file.
+        # Do not cache this number: after `drop` has closed the socket, the number may belong to another file.
         return self._stream.socket.fileno()

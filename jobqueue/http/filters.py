@@ -45,6 +45,6 @@ def of_body(given: Mapping[str, Any], kind: type[Filter]) -> Filter:
 
 
 def of_query(query: msgspec.Struct, kind: type[Filter]) -> Filter:
-    """Return the filter in a list's query. Without any condition it matches all jobs."""
+    """Return the filter in a list's query. A filter without a condition matches all jobs."""
     said = {name: getattr(query, name) for name in kind.__struct_fields__ if getattr(query, name, None) is not None}
     return kind(**(said or {"all": True}))

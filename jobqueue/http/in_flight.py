@@ -9,14 +9,14 @@ from jobqueue.http import limits, problems
 from jobqueue.http.answers import respond
 
 UNCOUNTED = frozenset({"/health", "/health/ready"})
-"""Paths that are never rejected: they need no database, and matter most while a node is overloaded."""
+"""Paths whose requests are never rejected: they need no database, and they are most important while a node is overloaded."""
 
 
 def bounded(app: ASGIFramework) -> ASGIFramework:
     """Wrap an app to reject requests beyond `limits.MAX_REQUESTS`, before their bodies are read.
 
-    A request counts until the app has finished it. The express lane has no such limit: there each connection has one request, and
-    the group commit limits the waiting jobs.
+    A request counts until the app has finished it. The express lane needs no such limit: there, each connection has one request at
+    a time, and the group commit limits the waiting jobs.
     """
     in_flight = 0
 

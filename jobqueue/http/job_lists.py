@@ -55,7 +55,7 @@ class Listing(Protocol):
         ...
 
     async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
-        """Cancel all unfinished jobs that match; return how many. With `dry_run`, only count them."""
+        """Cancel all unfinished jobs that match, and return their number. With `dry_run`, only count them."""
         ...
 
 

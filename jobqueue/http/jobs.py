@@ -147,8 +147,8 @@ class _Views:
 
     async def events(self, job_id: str) -> Response:
         if request.headers.get("Last-Event-ID") == watch.LAST_ID:
-            return Response("", HTTPStatus.NO_CONTENT)  # an EventSource reconnects until it gets a 204
-        with self._node.watch(job_id):  # raises here, while an error response is still possible
+            return Response("", HTTPStatus.NO_CONTENT)  # a 204 makes an EventSource stop, which otherwise reconnects forever
+        with self._node.watch(job_id):  # may raise: do it while an error response is still possible
             job = await self._found(job_id)
         if request.method == "HEAD":
             return Response("", headers=watch.HEADERS)
@@ -158,14 +158,14 @@ class _Views:
 
     async def _steered(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> dict[str, Any]:
         if await act(job_id):
-            # The job may be deleted already, if the retention period is zero.
+            # If the retention period is zero, the job may already be deleted.
             return await self._node.job(job_id) or {"id": job_id, "state": becomes}
         job = await self._found(job_id)
         raise Conflict(f"The job is {job['state']}: {rule}.")
 
     async def cancel(self, job_id: str) -> Answer:
         job = await self._steered(job_id, self._node.cancel, "cancelled", "it has already ended")
-        # A running job ends later, when its node has stopped it.
+        # A running job becomes "cancelled" later, when its node has stopped it.
         return json_answer(job, HTTPStatus.ACCEPTED if job["state"] == "inflight" else HTTPStatus.OK)
 
     async def change(self, job_id: str, body: Mapping[str, Any]) -> Answer:

@@ -1,7 +1,7 @@
 """The limits of the HTTP server: sizes, counts, and timeouts."""
 
 MAX_CONNECTIONS = 4096
-"""Maximum number of open connections. Half of the process's file descriptor limit applies instead if it is lower. Further
+"""Maximum number of open connections. If half of the process's file descriptor limit is lower, that half applies instead. Further
 connections wait in the backlog."""
 
 BACKLOG = 1024
@@ -11,8 +11,8 @@ MAX_STREAMS = 100
 """Maximum number of requests in flight on one HTTP/2 connection."""
 
 MAX_REQUESTS = 2_000
-"""Maximum number of requests in flight on all connections. Requests that wait for a job (`engine.watching.MAX_WATCHERS`) count.
-Health probes and requests in the express lane do not count."""
+"""Maximum number of requests in flight on all connections. This includes requests that wait for a job
+(`engine.watching.MAX_WATCHERS`), but not health probes and requests in the express lane."""
 
 MAX_HEADER_BYTES = 16 << 10
 """Maximum size of a request line and its headers, in bytes."""
@@ -25,7 +25,7 @@ MAX_REFUSED_BODY_BYTES = 64 << 10
 body is longer, the server closes the connection."""
 
 MAX_SCHEDULE_BYTES = (1 << 20) + (64 << 10)
-"""Maximum size of a body that describes a schedule, in bytes: the payload of its jobs, and room for the other fields."""
+"""Maximum size of a body that describes a schedule, in bytes: the maximum size of a payload, and room for the other fields."""
 
 MAX_SETTINGS_BYTES = 4 << 10
 """Maximum size of a body with a queue's settings, in bytes."""
@@ -49,15 +49,16 @@ KEEP_ALIVE_TIMEOUT = 60.0
 """Seconds that a connection may stay idle between two requests."""
 
 REQUEST_TIMEOUT = 120.0
-"""Seconds from a request's headers to the end of its response. This is the last resort; routes have shorter limits.
+"""Maximum seconds from a request's headers to the end of its response. This is the last resort, because routes have shorter limits.
 
-For an event stream, it limits the time between two parts of the response: a client that does not read delays the next part."""
+For an event stream, it is the maximum time between two parts of the response. A client that does not read delays the next part."""
 
 SEND_TIMEOUT = 30.0
-"""Seconds for a client to receive one part of a response. A part is at most as large as a job's result."""
+"""Maximum seconds for a client to receive one part of a response. A part is at most as large as a job's result."""
 
 LINGER_TIMEOUT = 2.0
-"""Seconds for which the server waits for the client to hang up, before it closes. Closing at once can destroy the last response."""
+"""Seconds for which the server waits for the client to hang up before the server itself closes the connection. If the server closed
+it at once, the client could lose the last response."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that the tasks of a closed connection may take to end. After that, they are cancelled."""

@@ -33,7 +33,7 @@ def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.S
             try:
                 listeners.append(_listen(family, (name, port, *rest), shared=shared))
             except OSError as error:
-                # A name may have an address of a family that this machine does not use. One usable address is enough.
+                # One usable address is enough: a name may also have an address of a family that this machine does not use.
                 if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                     raise
                 failures.append(error)
@@ -63,7 +63,7 @@ def reserved(host: str, port: int, scheme: str = "http") -> Iterator[tuple[int, 
     Raises:
         SettingsError: the server cannot listen on any address, or the port is in use on one, shared or not.
     """
-    listeners = open_listeners(host, port)  # fails if any other process listens there; with a shared socket, it would not
+    listeners = open_listeners(host, port)  # not shared, so that this fails if any other process listens there
     found = [(listener.socket.family, listener.socket.getsockname()) for listener in listeners]
     served = urls(listeners, scheme)
     for listener in listeners:
@@ -73,7 +73,8 @@ def reserved(host: str, port: int, scheme: str = "http") -> Iterator[tuple[int, 
         try:
             for family, address in found:
                 sock = kept.enter_context(_bind(family, address, shared=True))
-                # bind() needed this option because of old connections in TIME_WAIT. Now it would let other processes bind here.
+                # bind() needed this option because of old connections in TIME_WAIT. From now on, the option would let other
+                # processes bind here.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError as error:
             raise _refusal(host, port, error) from error
@@ -116,7 +117,7 @@ def _bind(family: int, address: Any, *, shared: bool) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Accepted sockets inherit these options.
+        # Set these options here, because accepted sockets inherit them.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.SEND_TIMEOUT * 1000))
@@ -130,7 +131,7 @@ def _bind(family: int, address: Any, *, shared: bool) -> socket.socket:
 
 
 class BoundedListener(trio.abc.Listener[trio.SocketStream]):
-    """A listener that accepts only while there is a free slot. The kernel queues further connections, so a burst waits."""
+    """A listener that accepts a connection only while there is a free slot. The kernel queues further connections."""
 
     def __init__(self, listener: trio.SocketListener, slots: trio.Semaphore) -> None:
         self._listener = listener

@@ -1,6 +1,6 @@
 """Negotiate media types between clients and routes (RFC 9110, section 12).
 
-A client accepts a media type unless its Accept header leaves it out, or lists it with q=0.
+A client accepts a media type unless its Accept header excludes it: the header lists only other types, or lists this type with q=0.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _takes(accept: str, offered: str) -> bool:
 
 
 def _weight(weights: dict[str, float], kind: str) -> float | None:
-    """Return the weight of the most specific range that includes a type; None if no range does."""
+    """Return the weight of the most specific range that includes a media type; None if no range includes it."""
     for media_range in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
         if media_range in weights:
             return weights[media_range]
@@ -59,7 +59,7 @@ def _weight(weights: dict[str, float], kind: str) -> float | None:
 
 
 def require_length(http_version: str, content_length: str | None, transfer_encoding: str | None) -> None:
-    """Raise if an HTTP/1 request has no body; HTTP/2 marks the end of a body without these headers.
+    """Raise if an HTTP/1 request has no body. HTTP/2 needs no check, because it marks the end of a body without these headers.
 
     Raises:
         LengthRequired: the request has neither Content-Length nor Transfer-Encoding.

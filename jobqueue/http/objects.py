@@ -1,4 +1,4 @@
-"""Parse the JSON object in a body, strictly. ``POST /submit`` has its own parser for large bodies (`bodies`)."""
+"""Parse the JSON object in a body strictly. ``POST /submit`` has a separate parser for large bodies (`bodies`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Body(NamedTuple):
     may_be_empty: bool = True
 
     def read(self, content_type: str | None, content: bytes) -> dict[str, Any]:
-        """Parse the object and reject ambiguous JSON, see `strict.read`. The fields are not validated here.
+        """Parse the object, and reject ambiguous JSON as `strict.read` does. The caller validates the fields.
 
         Raises:
             UnsupportedMediaType: the content type is not that of one JSON document.

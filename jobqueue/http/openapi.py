@@ -32,7 +32,7 @@ A service without tokens listens on loopback only and requires none.
 Every GET route supports HEAD, and every path supports OPTIONS. Errors are problem documents (RFC 9457). Status 400 means that the
 request does not match this description. Status 422 means that it matches, but cannot be accepted."""
 
-# Any request may be ambiguous, encoded, or too long, or may accept only other media types.
+# The errors of any route: the request is ambiguous, encoded, or too long, or accepts only other media types.
 _DOOR = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
@@ -67,7 +67,7 @@ If_None_Match = Annotated[
 
 
 def route(routes: Sequence[Route], opened: Collection[Access]) -> Route:
-    """Make the route that describes all others and itself. The document is built at the first request.
+    """Make the route that describes all routes, including itself. The first request builds the document.
 
     The document holds no secrets, but it requires a token like the other routes. A client without a token learns nothing about the
     service.

@@ -41,7 +41,7 @@ class Page(Protocol):
         ...
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for events or for the end of the watch; False if neither happens within `seconds`."""
+        """Wait for events or for the end of the watch. Return False if neither happens within `seconds`."""
         ...
 
 
@@ -49,11 +49,11 @@ class Overseen(Protocol):
     """The methods of a node that report on all nodes."""
 
     async def history(self, seconds: int) -> dict[str, Any]:
-        """Return the history of all nodes for the last `seconds`."""
+        """Return the history of all nodes for the last `seconds` seconds."""
         ...
 
     def watch_overview(self, seconds: int) -> AbstractContextManager[Page]:
-        """Watch the overview, with a history of `seconds`, while the context is open; raises `TooManyWatchers`."""
+        """Watch the overview, with a history of `seconds` seconds, while the context is open. Raises `TooManyWatchers`."""
         ...
 
 
@@ -101,7 +101,7 @@ class _Views:
         return json_answer(await self._node.history(query.seconds))
 
     async def events(self, query: RangeQuery) -> Response:
-        with self._node.watch_overview(query.seconds):  # raises here, while an error response is still possible
+        with self._node.watch_overview(query.seconds):  # may raise: do it while an error response is still possible
             pass
         if request.method == "HEAD":
             return Response("", headers=watch.HEADERS)
@@ -112,7 +112,7 @@ class _Views:
 
 
 async def events(node: Overseen, seconds: int, go_on: Callable[[], bool]) -> AsyncGenerator[bytes]:
-    """Yield the whole overview as events, and then its changes, until the node stops.
+    """Yield events until the node stops: first the whole overview, then its changes.
 
     Args:
         node: the node that watches the overview.

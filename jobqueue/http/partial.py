@@ -13,24 +13,25 @@ from jobqueue.http.answers import Answer, json_answer
 from jobqueue.http.bodies import Submitted
 
 PATIENCE = 20.0
-"""Seconds to commit or reject all jobs of a batch. Jobs that were not tried by then are not written."""
+"""Maximum seconds to commit or reject all jobs of a batch. After that, the service does not try to write the remaining jobs."""
 
 PART_IN_THREAD_JOBS = 1_000
 """A part of a batch is made in a thread if it has at least this many jobs."""
 
 
 async def submit(commit: Callable[[Admitted], Awaitable[Receipt | None]], submitted: Submitted, found: Faults) -> Answer:
-    """Commit the jobs of a batch that the database accepts. The response has the id of each of them, and null for each other job.
+    """Commit the jobs of a batch that the database accepts. The response has the id of each committed job, and null for each
+    other job.
 
-    If the database rejects a batch, its two halves are submitted separately, and so on until each rejected job is alone. The jobs
-    are then committed in more than one transaction.
+    If the database rejects a batch, this function submits each half of the batch separately, and so on until each rejected job is
+    alone. The jobs are then committed in more than one transaction.
 
     Args:
         commit: `Submitting.submit` of a node.
         found: the problems of the jobs that are not in `submitted`; database errors are added to it.
 
     Raises:
-        Unavailable: nothing was written. If it is `ConnectionLost`, it is unknown whether anything was written.
+        Unavailable: nothing was written. Exception: after the subclass `ConnectionLost`, the jobs may or may not be written.
     """
     jobs = submitted.jobs
     ids: list[str | None] = [None] * (len(jobs.ids) + len(found.places))

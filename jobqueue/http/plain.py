@@ -14,8 +14,8 @@ from typing import NamedTuple
 from jobqueue.http import limits
 from jobqueue.http.answers import SECURITY_HEADERS, Answer
 
-# Visible ASCII and one Content-Length leave a single interpretation. The quantifiers are possessive, so a head that fails to match
-# at its end causes no backtracking.
+# A head of visible ASCII with one Content-Length has only one interpretation. The quantifiers are possessive, so a head whose end
+# does not match causes no backtracking.
 _PLAIN = re.compile(rb"(POST|GET) (/submit|/health) HTTP/1\.1\r\n((?:[a-zA-Z0-9-]++:[ \t]*+[ -~]*+\r\n)++)\r\n")
 _HEADER = re.compile(r"([a-zA-Z0-9-]++):[ \t]*+([ -~]*+)\r\n")
 _HOST = re.compile(r"[a-zA-Z0-9.:\[\]_-]+")
@@ -56,7 +56,7 @@ def recognise(received: bytes) -> Request | None:
 
 
 def encode(answer: Answer, *, closing: bool) -> bytes:
-    """Encode a response; `closing` announces that the connection ends after the response."""
+    """Encode a response. With `closing`, it announces that the connection ends after the response."""
     lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in answer.headers.items()])
     ending = "Connection: close\r\n\r\n" if closing else "\r\n"
     length, date = len(answer.body), _date(int(time.time()))
@@ -69,5 +69,5 @@ _SECURITY = "".join(f"{name.lower()}: {value}\r\n" for name, value in SECURITY_H
 
 @lru_cache(maxsize=1)
 def _date(second: int) -> str:
-    """Return a Unix time in HTTP's format (RFC 9110, 5.6.7). Because of the cache, it is formatted only once per second."""
+    """Return a Unix time in HTTP's format (RFC 9110, 5.6.7). Because of the cache, each second is formatted only once."""
     return formatdate(second, usegmt=True)

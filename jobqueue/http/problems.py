@@ -95,7 +95,8 @@ _REFUSALS: dict[type[BaseException], _Refusal] = {
     UnprocessableSchedule: _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "unprocessable-schedule", "The schedule cannot be accepted"),
 }
 
-# All of these are 503. PostgreSQL's own messages stay in the log, because they name hosts and users. Retry-After is in seconds.
+# The errors with status 503; Retry-After is in seconds. PostgreSQL's own messages stay in the log, because they name hosts and
+# users.
 _ABSENCES: dict[type[BaseException], _Absence] = {
     Unavailable: _Absence("unavailable", "The service cannot do this now", "Retry the request later.", 1),
     Overloaded: _Absence(
@@ -137,7 +138,7 @@ def kinds(status: int) -> dict[str, str]:
 
 
 def answer(error: Exception) -> Answer:
-    """Turn an error into a response. An unexpected error is logged, and its response is a 500."""
+    """Turn an error into a response. Log an unexpected error, and return status 500 for it."""
     if isinstance(error, InvalidJob):
         return _answer(_refused(error))
     if isinstance(error, Unavailable):

@@ -14,7 +14,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read(parameters: MultiDict[str, str], kind: type[T]) -> T:
-    """Convert query parameters to a struct. A parameter with several values separates them with commas.
+    """Convert query parameters to a struct. If a parameter has several values, commas separate them.
 
     Raises:
         InvalidQuery: a parameter is unknown, is given more than once, or has an invalid value.

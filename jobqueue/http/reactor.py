@@ -5,11 +5,11 @@
     reactor = Reactor()
     nursery.start_soon(reactor.run)
     reactor.watch(fd, readable)       # calls readable() while there is something to read
-    reactor.forget(fd)                # before the socket is closed
-    reactor.soon(call)                # calls it once, after the tasks that can run now
+    reactor.forget(fd)                # call this before you close the socket
+    reactor.soon(call)                # calls call() once, after the tasks that can run now
 
-`trio.lowlevel.wait_readable` costs a system call and two task switches per wait. Here a socket is registered once, and its function
-runs in the reactor's own task.
+`trio.lowlevel.wait_readable` costs a system call and two task switches per wait. Here, each socket is registered only once, and its
+function runs in the reactor's own task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import structlog
 import trio
 
 MAX_EVENTS = 64
-"""Maximum number of calls in a row. After that, other tasks run."""
+"""Maximum number of calls in a row. After these calls, other tasks can run."""
 
 log = structlog.get_logger()
 

@@ -1,7 +1,7 @@
 """Reload files when they change, without a restart.
 
 The files are checked once a second, not at each request. So the checks do not slow down requests, and an error in a file is logged
-at once. The checks run in a thread, because a file system that hangs must not block the event loop.
+even without requests. The checks run in a thread, because a file system that hangs must not block the event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class Reloaded:
-    """Calls a function at once, and again whenever one of the given files changes.
+    """Calls a function when it is created, and again whenever one of the given files changes.
 
     Args:
         files: the paths of the files.
@@ -35,12 +35,15 @@ class Reloaded:
         self._files = files
         self._load = load
         self._trouble = ""
-        # Look before `load`, so that a change during the load causes a reload.
+        # Look at the files before `load`, so that a change during the load causes another load.
         self._seen = self._look()
         load()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reload the files when they change, until cancelled. If they become unusable, log it once and keep the old contents."""
+        """Reload the files when they change, until cancelled.
+
+        If a file becomes unusable, log the error once and keep the old contents.
+        """
         threads = trio.CapacityLimiter(1)
         task_status.started()
         while True:

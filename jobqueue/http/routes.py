@@ -1,4 +1,4 @@
-"""Define a route: one row of the table from which the app, the access check, and the OpenAPI document are made."""
+"""Define a route: one row of a table. The app, the access check, and the OpenAPI document are made from this table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATH_PARAMETERS: Mapping[str, Any] = {
 """The types of path parameters."""
 
 SLASH = "\udc2f"
-"""Stands for an encoded slash: a surrogate, which decoded text never contains."""
+"""Represents an encoded slash. It is a surrogate, because decoded text never contains surrogates."""
 
 Access = Literal["page", "health", "metrics", "submit", "read", "admin"]
 """The access that a request needs: the dashboard's page (without data), the service's health, its metrics, submitting jobs, reading
@@ -42,15 +42,15 @@ class Route:
         path: the path, with parameters in braces, see `PATH_PARAMETERS`.
         needs: the access that a request needs.
         summary: what the route does, in one line for people.
-        view: called with the path parameters by name, as validated texts; with `query` as a value of its type; and with `body` as
-            the object that was sent.
-        query: the struct of the query parameters; None if there are none. Without it the view gets no query.
-        body: the JSON object that the route expects; None if the view reads the body, or there is none.
+        view: called with three kinds of arguments: the path parameters by name, as validated texts; `query`, as a value of its
+            type; and `body`, the object that the client sent.
+        query: the struct of the query parameters. None if the route has no such parameters; then the view gets no `query`.
+        body: the JSON object that the route expects; None if the view itself reads the body, or if there is no body.
         content: the types of a body that the view reads, by media type.
         headers: the types of the headers that the view reads.
         answers: the body type of each successful response, by status; None for an empty body.
         media_type: the media type of successful responses.
-        refuses: the error statuses of the view itself. `openapi` adds those that follow from the other attributes.
+        refuses: the error statuses of the view itself. `openapi` adds the statuses that result from the other attributes.
         tagged: whether responses have entity tags, so that a client with the current version gets 304.
     """
 
@@ -87,7 +87,7 @@ class Route:
 def routed(raw_path: bytes) -> str:
     """Decode a path for routing. A literal slash separates segments. An encoded slash becomes `SLASH`, within a segment."""
     path = "/".join(unquote(part).replace("/", SLASH) for part in raw_path.decode("latin-1").split("/"))
-    # werkzeug merges leading slashes. A proxy that blocks /metrics does not know that //metrics would be the same path.
+    # werkzeug would merge leading slashes. Then //metrics would reach /metrics, even behind a proxy that blocks /metrics.
     return path.replace("//", f"/{SLASH}", 1) if path.startswith("//") else path
 
 

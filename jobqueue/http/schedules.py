@@ -145,7 +145,7 @@ def schedule_named(name: str, given: Mapping[str, Any]) -> CronSchedule:
 
     Raises:
         InvalidSchedule: the body is not a schedule.
-        UnprocessableSchedule: the body has another name, or see `schedule_of`.
+        UnprocessableSchedule: the body has another name, or `schedule_of` raises this error.
     """
     if given.get("name", name) != name:
         raise UnprocessableSchedule("name must be the name in the URL", field="name")

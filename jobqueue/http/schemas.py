@@ -54,7 +54,7 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 
 
 def _told(struct: type[msgspec.Struct], schema: dict[str, Any]) -> dict[str, Any]:
-    """Add to a struct's schema the descriptions from its docstring, and its mutually exclusive fields."""
+    """Add two things to a struct's schema: the descriptions from its docstring, and its mutually exclusive fields."""
     told = attributes(struct)
     names = {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
     properties = {name: described(inner, told.get(names[name])) for name, inner in schema["properties"].items()}
@@ -65,7 +65,7 @@ def _told(struct: type[msgspec.Struct], schema: dict[str, Any]) -> dict[str, Any
 
 
 def described(schema: dict[str, Any], told: str | None) -> dict[str, Any]:
-    """Put the meaning of a value in front of a schema's own description, which describes the valid values."""
+    """Put the meaning of a value in front of a schema's own description. That description lists the valid values."""
     must = schema.get("description")
     said = "; ".join(text for text in (told, must) if text)
     return {**schema, "description": said} if said else schema
@@ -76,7 +76,7 @@ def _summary(struct: type[msgspec.Struct]) -> str:
 
 
 def attributes(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return the field descriptions in the docstrings of a struct and its bases; the struct's own take precedence."""
+    """Return the field descriptions in the docstrings of a struct and its bases. The struct's own descriptions take precedence."""
     told: dict[str, str] = {}
     for kind in reversed(struct.__mro__):
         text = inspect.cleandoc(kind.__dict__.get("__doc__") or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]

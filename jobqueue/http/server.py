@@ -1,6 +1,6 @@
 """Serve an ASGI app on sockets, with the express lane and hypercorn's protocols under a custom accept loop.
 
-In hypercorn's own loop one malformed request can end the process. Here an error in a connection ends only that connection.
+In hypercorn's own loop, one malformed request can end the process. Here, an error in a connection ends only that connection.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ async def run(
 
     Args:
         app: an ASGI app; it gets no lifespan events.
-        lane: the express lane; it handles each connection without TLS first.
-        stopping: set it to stop. From then on no connection is accepted, and idle connections are closed.
-        drain_timeout: seconds that the requests in flight may then take; after that they are cancelled.
-        tls: called for each connection; returns its TLS context, or None for plain HTTP.
+        lane: the express lane; every connection without TLS starts there.
+        stopping: set this event to stop. Then the server accepts no new connection, and closes idle connections.
+        drain_timeout: seconds that the requests in flight may take after `stopping` is set. After that they are cancelled.
+        tls: returns the TLS context of a new connection, or None for plain HTTP; called for each connection.
     """
     config = configuration()
     context = WorkerContext(max_requests=None)

@@ -1,4 +1,4 @@
-"""The bodies of HTTP responses, one struct per kind of document. The OpenAPI document is made from them.
+"""The bodies of HTTP responses, one struct per kind of document. The OpenAPI document is made from these structs.
 
 The views do not construct these structs; they pass on the node's values. `tests/test_openapi.py` checks responses against them.
 """
@@ -384,7 +384,7 @@ class NodeState(msgspec.Struct, kw_only=True):
     Attributes:
         id: the node's id; each start has a new one.
         queues: the number of workers per queue.
-        lease_until: when its lease ends, unless a heartbeat renews it first. After that, other nodes get its jobs.
+        lease_until: when its lease ends, unless a heartbeat renews it first. After this time, other nodes get its jobs.
     """
 
     id: UUID
@@ -441,7 +441,7 @@ class Tasks(msgspec.Struct, kw_only=True):
         node: the node's id.
         at: the time of this snapshot, by the node's own clock.
         tasks: the number of tasks, including those that are left out.
-        root: the root of the tree of tasks.
+        root: the outermost task, with the tree of its child tasks.
     """
 
     node: UUID
@@ -534,9 +534,9 @@ class HistoryPoint(msgspec.Struct, kw_only=True):
         completed: succeeded jobs per second.
         failed: failed attempts per second.
         dead: jobs per second that died.
-        wait: how long jobs waited for their first claim; null if there was none.
-        run: how long attempts took; null if none ended.
-        depth: the last count of jobs in the slot; null if there was none.
+        wait: how long jobs waited for their first claim; null if no job was claimed for the first time.
+        run: how long attempts took; null if no attempt ended.
+        depth: the last count of jobs in the slot; null if no node counted them.
     """
 
     at: Time

@@ -1,7 +1,7 @@
 """Parse JSON and reject ambiguous documents: duplicate names, NaN, numbers out of range, and unpaired surrogates.
 
-Other parsers accept these silently, each in its own way. This parser is much slower than msgspec, so callers skip it when a cheap
-check shows that a document is not ambiguous.
+Other parsers accept ambiguous documents silently, each in its own way. This parser is much slower than msgspec, so callers skip it
+when a cheap check shows that a document is not ambiguous.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from jobqueue.fields import MAX_SHOWN_NAME
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
-"""The range of integers that common parsers have a type for."""
+"""The range of integers for which common parsers have a type."""
 
 FLOAT_DIGITS = 17
-"""The significant digits of a 64-bit float; an integer beyond 64 bits may have at most this many."""
+"""The number of significant digits of a 64-bit float. An integer beyond 64 bits may have at most this many significant digits."""
 
 MAX_DIGITS = 310
-"""Maximum length of a float that is written as an integer, in characters."""
+"""Maximum length of a float in integer notation, in characters."""
 
 MAX_SHOWN_DIGITS = 40
 """Maximum number of digits that an error message quotes."""
@@ -30,7 +30,7 @@ class Repeated(ValueError):
     """An object has a duplicate name."""
 
     def __init__(self, name: str) -> None:
-        self.name = name[:MAX_SHOWN_NAME].encode(errors="backslashreplace").decode()  # it may contain an unpaired surrogate
+        self.name = name[:MAX_SHOWN_NAME].encode(errors="backslashreplace").decode()  # the name may contain an unpaired surrogate
         super().__init__(f"the name {json.dumps(self.name)} is given more than once in one object")
 
 
@@ -74,7 +74,8 @@ def _integer(digits: str) -> int:
 def _has_digits_of_float(digits: str) -> bool:
     """Return whether a large integer may be a float.
 
-    PostgreSQL prints 1e20 with all its digits, and a caller must be able to submit such a payload again.
+    This is necessary because PostgreSQL prints 1e20 with all its digits, and a caller must be able to submit such a payload
+    again.
     """
     return len(digits.lstrip("-").rstrip("0")) <= FLOAT_DIGITS and math.isfinite(float(digits))
 

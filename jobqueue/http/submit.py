@@ -41,7 +41,7 @@ Key = Annotated[
 CONTENT = {JSON: NewJob | NewJobs} | {media_type: NewJobs for media_type in bodies.MEDIA_TYPES if media_type != JSON}
 REFUSES = frozenset({HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE})
 
-# Only one body is parsed at a time, because a decoded body takes many times the memory of its text.
+# Parse only one body at a time, because a decoded body takes many times the memory of its text.
 _parsing = trio.CapacityLimiter(1)
 
 
@@ -54,14 +54,14 @@ class Submitting(Protocol):
         Raises:
             UnprocessableJob: a kind has no handler, the database rejected a value, or an idempotency key belongs to another job.
             ConflictingJob: another transaction is submitting the same key at this moment.
-            Unavailable: nothing was written. If it is `ConnectionLost`, it is unknown whether anything was written.
+            Unavailable: nothing was written. Exception: after the subclass `ConnectionLost`, the jobs may or may not be written.
         """
 
     def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
-        """Start to commit the jobs, and call ``told(receipt, error)`` later. `told` must return quickly and must not raise.
+        """Start to commit the jobs. Call ``told(receipt, error)`` later; it must return quickly and must not raise.
 
         Raises:
-            Exception: an error of `submit` that is already known.
+            Exception: an error of `submit` that is known before the commit starts.
         """
 
 
@@ -100,7 +100,7 @@ def routes(node: Submitting) -> list[Route]:
 
 
 def _header(name: str) -> str | None:
-    """Return a header of the request; None if it is missing. Repeated headers are joined into one list (RFC 9110, 5.3)."""
+    """Return a header of the request; None if it is missing. Join repeated headers into one list (RFC 9110, 5.3)."""
     return ", ".join(request.headers.getlist(name)) if name in request.headers else None
 
 

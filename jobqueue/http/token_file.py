@@ -75,7 +75,7 @@ def append(path: str, token: Token) -> None:
 
 
 def _read(path: str) -> tuple[bytes, int]:
-    # Without O_NONBLOCK, opening a pipe would wait for a writer.
+    # O_NONBLOCK is for a path that is a pipe: without this flag, the call would wait for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -87,7 +87,7 @@ def _read(path: str) -> tuple[bytes, int]:
 
 
 def _replace(target: Path, data: bytes, owner: os.stat_result | None) -> None:
-    """Replace a file atomically. A new file is readable by its owner only; an existing one keeps its owner and mode."""
+    """Replace a file atomically. Keep the owner and mode of an existing file. If the file is new, only its owner can read it."""
     descriptor, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor

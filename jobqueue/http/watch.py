@@ -16,17 +16,17 @@ MAX_WAIT = 60.0
 """Maximum duration of a long poll, in seconds."""
 
 KEEP_ALIVE = 15.0
-"""Seconds without an event after which a comment is sent, because proxies close silent connections."""
+"""Seconds without an event after which the service sends a comment. Otherwise a proxy may close the silent connection."""
 
 COMMENT = b": still here\n\n"
 
 CONTENT_TYPE = "text/event-stream"
 
 HEADERS = {"Content-Type": CONTENT_TYPE, "X-Accel-Buffering": "no"}
-"""Headers of an event stream; the second turns off nginx's buffering."""
+"""Headers of an event stream. The second header turns off nginx's buffering."""
 
 LAST_ID = "end"
-"""The id of the last event. A browser that reconnects with it gets a 204 and stops."""
+"""The id of the last event. If a browser reconnects with this id, it gets a 204 and stops."""
 
 
 class View(Protocol):
@@ -50,7 +50,7 @@ class Watch(Protocol):
 
     @property
     def view(self) -> View | None:
-        """The job as it is now; None before it was read for the first time. Its state may be ``gone``."""
+        """The current view of the job; None before the job was read for the first time. Its state may be ``gone``."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class Watch(Protocol):
         ...
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until the view changes or the watch ends; False if neither happens within `seconds`."""
+        """Wait until the view changes or the watch ends. Return False if neither happens within `seconds`."""
         ...
 
 
@@ -72,11 +72,11 @@ class Watchable(Protocol):
     """The methods of a node for watching jobs."""
 
     async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the name used everywhere
-        """Return a job as values that JSON supports; None if it does not exist."""
+        """Return a job as JSON-compatible values; None if the job does not exist."""
         ...
 
     def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
-        """Watch a job while the context is open; raises `TooManyWatchers`."""
+        """Watch a job while the context is open. Raises `TooManyWatchers`."""
         ...
 
 
@@ -140,5 +140,5 @@ def _news(seen: View | None, view: View) -> Iterator[tuple[str, Any]]:
 
 
 def _event(name: str, number: str, data: Any) -> bytes:
-    """Encode one event. Its JSON fits on one line: msgspec writes no line breaks, and escapes those in strings."""
+    """Encode one event. The JSON needs only one line: msgspec writes no line breaks, and escapes line breaks in strings."""
     return b"event: %s\nid: %s\ndata: %s\n\n" % (name.encode(), number.encode(), msgspec.json.encode(data))

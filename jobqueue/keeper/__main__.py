@@ -40,8 +40,8 @@ def main() -> None:
         else:
             received += part
     if os.getppid() != config.pid:
-        # Close the log, because its readers wait for the last process that has it open.
-        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a descriptor
+        # Close the log: its readers see the end only when no process has the log open any more.
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - only its descriptor is used
             os.dup2(nothing.fileno(), 2)
         keeper.end_lease()
 

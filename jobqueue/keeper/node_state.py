@@ -65,7 +65,7 @@ class NodeState:
     Attributes:
         file: the file descriptor of the memory, which the keeper inherits.
         slots: the maximum number of jobs that are marked at once.
-        current: a view of one number: the slot of the task that the loop runs; 0 without a slot.
+        current: a view of one number, which is the slot of the task that the loop runs; 0 without a slot.
     """
 
     def __init__(self, file: int, slots: int) -> None:
@@ -83,7 +83,7 @@ class NodeState:
         if hasattr(os, "memfd_create"):
             file = os.memfd_create("jobqueue")
         else:
-            import tempfile  # noqa: PLC0415 - uses 1 MiB
+            import tempfile  # noqa: PLC0415 - the module uses 1 MiB
 
             with tempfile.TemporaryFile() as unlinked:
                 file = os.dup(unlinked.fileno())
@@ -120,8 +120,8 @@ class NodeState:
     def call_in_thread(self, job: ClaimedJob, function: Callable[[], T]) -> T:
         """Call a job's handler in the current thread, marked in its own slot.
 
-        The worker's slot cannot be used: after a timeout the thread is abandoned, and the worker
-        continues with the next job.
+        The thread cannot use the worker's slot: after a timeout, the thread is abandoned but still
+        runs, and the worker marks its next job in the worker's slot.
         """
         slot = self.take_slot(job.queue)
         try:
@@ -219,7 +219,7 @@ class Slot:
 
 
 class NoSlot:
-    """Replaces a slot without a keeper, or when all slots are taken: the job runs unmarked."""
+    """Takes the place of a slot without a keeper, or when all slots are in use. The job then runs unmarked."""
 
     number = 0
 

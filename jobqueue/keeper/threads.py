@@ -36,7 +36,7 @@ def sample(pid: int) -> Sample | None:
     """Measure the threads of a process; return None where that is not possible."""
     threads = {}
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - pathlib is not loaded
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - the keeper does not load pathlib
             with contextlib.suppress(OSError):  # the thread has ended
                 ran, _, turns = _read(f"/proc/{pid}/task/{thread}/schedstat").split()
                 threads[int(thread)] = int(ran), int(turns)

@@ -125,7 +125,7 @@ class Keeper:
             self._rest()
             return
         if threads.stopped(self._config.pid):
-            # A stopped process runs no handler, so its lease may expire like that of a dead process.
+            # A stopped process runs no handler, so let its lease expire like the lease of a dead process.
             self._sample = self._suspects = None
             return
         self._find_suspects(late)
@@ -214,7 +214,7 @@ class Keeper:
         return self._lane.run_here(work)
 
     def _try(self, act: Any, *args: object) -> bool:
-        """Call `act`; log an error. Return whether it succeeded. A later check tries again."""
+        """Call `act`; return whether it succeeded. If it raises an error, log the error; a later check tries again."""
         try:
             act(*args)
         except Exception as error:  # noqa: BLE001 - the keeper must survive: a blocked node cannot start another one

@@ -398,7 +398,7 @@ class Transaction:
                 raise
             raise psycopg.ProgrammingError(_READ_ONLY) from error
         cursor.set_result(-1)
-        assert cursor.pgresult is not None  # noqa: S101 - it was a SELECT
+        assert cursor.pgresult is not None  # noqa: S101 - a SELECT has a result
         if cursor.pgresult.get_value(0, 0) != b"begun":
             raise psycopg.ProgrammingError(_ENDED)
         return cursor.pgresult.get_value(0, 1) != b"{}"

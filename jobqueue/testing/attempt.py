@@ -26,7 +26,7 @@ from jobqueue.testing.submitting import InThreads, submission
 
 
 class AttemptFailed(JobQueueError):
-    """An attempt failed without an exception of the handler: it timed out, or its result is not JSON.
+    """An attempt failed without an exception of the handler: the attempt timed out, or its result is not JSON.
 
     The message is the one that the service would store in the job's error history.
     """
@@ -69,8 +69,8 @@ async def run(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **f
             threads=trio.CapacityLimiter(1),
             processes=processes,  # starts no process, because all handlers run in threads
             process_limiter=trio.CapacityLimiter(1),
-            notes=Notes(MemoryStore(), on_noted=_nothing),  # notes stay in memory and are dropped after the attempt
-            transactions=Transactions("", most=1, keep_finished=True),  # never used: see InThreads
+            notes=Notes(MemoryStore(), on_noted=_nothing),  # the notes stay in memory until the attempt ends
+            transactions=Transactions("", most=1, keep_finished=True),  # never used: handlers with a connection fail, see InThreads
         )
         outcome = await _run_one(executor, _claimed(handler, payload, attempt, fields))
     if outcome.outcome == "succeeded":
@@ -108,7 +108,7 @@ def _claimed(handler: Handler, payload: Any, attempt: int, fields: dict[str, Any
 
 
 def _watched(handler: Handler, raised: list[BaseException]) -> Handler:
-    """Wrap a handler so that its exceptions are appended to `raised`. This includes errors in its arguments."""
+    """Wrap a handler so that its exceptions are appended to `raised`, including errors about its arguments."""
 
     def arguments(claimed: ClaimedJob) -> dict[str, Any]:
         with _keeping(raised):

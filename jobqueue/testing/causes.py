@@ -6,7 +6,7 @@ import re
 
 MAX_LOOKED_AT = 1_000
 MAX_CAUSE_LENGTH = 200
-"""Maximum length of the part of a message that is read, and maximum length of a cause, both in characters."""
+"""Two maximum lengths in characters: of the part of a message that is read, and of a cause."""
 
 _KEPT, _CUT = "\x01", "\x02"
 

@@ -1,7 +1,7 @@
-"""Virtual time for one Trio run: time stops while code runs, jumps over waits, and passes like real time if necessary.
+"""Virtual time for one Trio run: the clock stops while code runs, jumps over waits, and runs like a real clock if necessary.
 
-`trio.testing.MockClock` jumps whenever all tasks are blocked, even while a thread works or a reply from outside is pending. Here
-`Queue` decides at each such moment whether to jump.
+`trio.testing.MockClock` jumps whenever all tasks are blocked, even while a thread works or a reply from outside is pending. With
+this clock, `Queue` decides whether to jump each time all tasks are blocked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class Clock(trio.abc.Clock):
-    """A Trio clock that passes like real time until `stand_still` stops it.
+    """A Trio clock that runs like a real clock until `stand_still` stops it.
 
-    `in_virtual_time` runs a test with such a clock. With pytest-trio, a fixture that returns a clock does the same.
+    `in_virtual_time` runs a test with such a clock. With pytest-trio, a fixture that returns such a clock has the same effect.
     """
 
     def __init__(self) -> None:

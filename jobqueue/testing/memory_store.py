@@ -1,7 +1,7 @@
 """A store in memory with the operations of schema.sql, on a clock that a test can control. For tests only.
 
-It is a subclass of `Store`, so that the engine accepts it and a type checker compares every signature. `test_store` runs the same
-tests on it and on PostgreSQL, and checks that it overrides every operation. Times are whole microseconds, as in PostgreSQL.
+`MemoryStore` is a subclass of `Store`, so that the engine accepts it and a type checker compares every signature. `test_store`
+runs the same tests on both, and checks that it overrides every operation. Times are whole microseconds, as in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -181,11 +181,11 @@ class _Schedule:
 class MemoryStore(Store):
     """A store that keeps all jobs in dictionaries.
 
-    Each operation runs one Trio checkpoint and then does all its work without another one, so it is atomic like a transaction. A
+    Each operation runs one Trio checkpoint, and then does all its work without another. So it is atomic like a transaction. A
     cancellation takes effect before the work or not at all, as for work in a thread.
 
     Args:
-        clock: acts as the database's clock: it returns the seconds since any fixed moment. None for the real clock.
+        clock: replaces the database's clock. It returns the seconds since any fixed moment. None for the real clock.
         aging_interval: the default aging interval of all queues, in seconds.
     """
 
@@ -197,13 +197,13 @@ class MemoryStore(Store):
         self._rows: dict[str, _Row] = {}
         self._members: dict[str, _Member] = {}
         self._queues: dict[str, _Queue] = {}
-        self._lines: dict[tuple[str, bool], Fraction] = {}  # the turn being served, by queue and whether priority > 0
-        self._turns: dict[tuple[str, bool, str], Fraction] = {}  # the earliest turn of a group's next job
+        self._lines: dict[tuple[str, bool], Fraction] = {}  # the turn that claims serve now, by queue and whether priority > 0
+        self._turns: dict[tuple[str, bool, str], Fraction] = {}  # the earliest turn that a group's next job can get
         self._schedules: dict[str, _Schedule] = {}
         self._keys: dict[tuple[str, str], _Key] = {}
         self._key_checks: list[tuple[str, str]] = []
         self._history: dict[tuple[int, Instant], _Slot] = {}
-        self._uncounted = 0  # jobs submitted without a node
+        self._uncounted = 0  # number of jobs submitted without a node
 
     def slow_calls(self) -> dict[str, float]:
         return {}
@@ -224,7 +224,7 @@ class MemoryStore(Store):
         self,
         jobs: Sequence[bytes],
         *,
-        wake: bool,  # noqa: ARG002 - no other nodes
+        wake: bool,  # noqa: ARG002 - no other nodes exist
         along: Claim | None = None,
         key_ttl: float | None = None,
     ) -> Submitted:
@@ -530,7 +530,7 @@ class MemoryStore(Store):
         moved = {name for name, move in given.items() if name in self._schedules and _is_at(self._schedules[name], move)}
         jobs = [
             (tick, name, self._schedules[name].job(tick)) for name in moved for tick in given[name].ticks
-        ]  # all jobs are made before any schedule changes, so that either everything takes effect or nothing
+        ]  # make all jobs before any schedule changes: after an error, nothing has changed
         documents = [msgspec.json.encode(job) for _, _, job in sorted(jobs, key=lambda job: job[:2])]
         best, _ = self._submit_batch(documents, again=False, key_ttl=None)
         for name in moved:
@@ -737,7 +737,7 @@ class MemoryStore(Store):
             return True
         if "turn" not in (row.options or {}):
             self._take_turns([row], now)
-        if row.state == "pending":  # it still counts toward the limit of its concurrency key
+        if row.state == "pending":  # the job still counts toward the limit of its concurrency key
             row.rank = self._rank(row)
         else:
             self._to_pending(row, refund=False)
@@ -1111,7 +1111,7 @@ def _has_its_key(job: Mapping[str, Any], keys: Mapping[tuple[str, str], _Key]) -
 def _settle_idempotency_keys(
     jobs: Sequence[dict[str, Any]], keys: dict[tuple[str, str], _Key], existing: dict[int, str], now: Instant, ttl: int
 ) -> dict[int, int]:
-    """Find jobs whose key an earlier job of the batch also has. Return their positions, each with that of the earlier job."""
+    """Find jobs whose key an earlier job of the batch also has. Map their positions to the positions of the earlier jobs."""
     twins: dict[int, int] = {}
     firsts: dict[str, int] = {}
     for place, job in enumerate(jobs):
@@ -1245,7 +1245,7 @@ def _is_of_an_id(text: str) -> bool:
 
 
 def _within(row: _Row, wanted: JobFilter) -> bool:
-    """Return whether the filter can match a job's id, judging by the time in the id."""
+    """Return whether the filter can match a job with this id, judging by the time in the id."""
     if wanted.text is not None and _is_of_an_id(wanted.text.lower()) and not _says(row, wanted.text.lower()):
         return False
     return (wanted.created_after is None or row.id >= _id_from(_instant(wanted.created_after) - 60 * SECOND)) and (
@@ -1287,7 +1287,7 @@ def _keep_error(row: _Row, error: dict[str, Any] | None, now: Instant) -> None:
 
 
 def _is_at(schedule: _Schedule, move: Move) -> bool:
-    """Return whether a schedule is unchanged since a node read it."""
+    """Return whether a schedule has not changed since a node read it."""
     now = (schedule.cron, schedule.timezone, schedule.missed, schedule.next_at)
     expected = None if move.expected is None else round(move.expected * SECOND)
     return not schedule.paused and schedule.error is None and now == (move.cron, move.timezone, move.missed, expected)

@@ -29,7 +29,10 @@ ROOM = 2 << 30
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """Create a temporary directory that the server's user can enter. If tests run as root, that user cannot enter ``tmp_path``."""
+    """Create a temporary directory that the server's user can enter.
+
+    If tests run as root, that user cannot enter pytest's ``tmp_path``.
+    """
     path = Path(tempfile.mkdtemp(prefix="jobqueue-test-", dir=MEMORY if _has_room(MEMORY) else None))
     try:
         path.chmod(0o711)

@@ -16,11 +16,13 @@ START_TIMEOUT = 30.0
 """Maximum seconds until the service prints its URL."""
 
 STOP_TIMEOUT = 40.0
-"""Maximum seconds for a shutdown: the grace period, with a reserve for the other steps."""
+"""Maximum seconds for a shutdown: the grace period, plus a margin for the other steps."""
 
 
 class ServiceProcess:
-    """A running service. On Linux, it shuts down when the tests are killed, or when the thread that created this object ends.
+    """A running service.
+
+    On Linux, the service shuts down when the tests are killed, or when the thread that created this object ends.
 
     Args:
         arguments: arguments of ``jobqueue serve``.
@@ -29,8 +31,8 @@ class ServiceProcess:
 
     Attributes:
         url: the service's URL.
-        banner: the lines that it printed at its start.
-        log_lines: the lines of its log so far.
+        banner: the lines that the service printed at its start.
+        log_lines: the lines of the service's log so far.
 
     Raises:
         RuntimeError: the service did not start; the message contains its log.

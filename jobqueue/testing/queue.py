@@ -34,7 +34,7 @@ MAX_RUNS = MAX_RETRIES + 1
 
 POLL_INTERVAL = 60.0
 VISIBILITY_TIMEOUT = 86_400.0
-"""The node's settings, in seconds. They have their maximum values, so that simulated days need few steps."""
+"""Settings of the node, in seconds. These are the maximum values that a node accepts, so that simulated days need few steps."""
 
 KEPT = 10 * 365 * 86_400.0
 """Retention of jobs in seconds, so long that tests can always inspect them."""
@@ -43,16 +43,16 @@ LONGEST_JUMP = VISIBILITY_TIMEOUT / 4
 """Maximum seconds of one jump, so that the node can renew its lease."""
 
 LEAST_JUMP = 1e-6
-"""Minimum seconds of one jump. A smaller one could be lost to rounding."""
+"""Minimum seconds of one jump. Rounding could turn a smaller jump into none."""
 
 LOOK_AGAIN = 0.001
-"""Real seconds between two checks for the end of a thread or a reply from outside."""
+"""Seconds of real time between two checks whether a thread has ended or a reply from outside has arrived."""
 
 ENDED = ("succeeded", "dead", "cancelled")
 
 
 class NotDrained(JobQueueError):
-    """Jobs are left that will not end, however much time passes; the message lists them."""
+    """Some jobs will not end, however much time passes; the message lists them."""
 
 
 class Queue:
@@ -135,7 +135,7 @@ class Queue:
         await self._travel(_Journey(math.inf))
 
     async def advance(self, seconds: float) -> None:
-        """Let `seconds` seconds pass, and run everything that happens during and at the end of this time."""
+        """Let `seconds` seconds pass. Run everything that is due during this time, or at its end."""
         await self._travel(_Journey(trio.current_time() + seconds))
 
     @property
@@ -155,7 +155,7 @@ class Queue:
         raise KeyError(job_id)
 
     def jobs(self, *, state: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return all jobs, or those of one state or kind, in the order of their submission."""
+        """Return all jobs, or only the jobs of one state or kind, in the order of their submission."""
         return [job for job in self._store.snapshot() if state in (None, job["state"]) and kind in (None, job["kind"])]
 
     @property
@@ -186,7 +186,7 @@ class Queue:
     ) -> None:
         self._engine = engine
         await wait_all_tasks_blocked()
-        waited_for = _waited_for_from_outside()  # tasks of Trio itself, and of servers that the test runs
+        waited_for = _waited_for_from_outside()  # waits of Trio itself, and of servers that the test runs
         task_status.started()
         while True:
             await wait_all_tasks_blocked()
@@ -200,7 +200,7 @@ class Queue:
                 self._pass_time()
 
     def _works_outside(self, waited_for: int) -> bool:
-        """Return whether a handler or thread is waiting for something that a jump of the clock does not speed up."""
+        """Return whether a handler or a thread is waiting for something that needs real time."""
         runs = [run for queue in self._engine.queues.values() for run in queue.runs]
         handlers = [self._app.handlers.get(run.job.kind) for run in runs]
         if any(handler is not None and handler.mode == "thread" for handler in handlers):
@@ -229,7 +229,7 @@ class Queue:
 
 
 class _Journey:
-    """Time that passes until `until`, or until the queue is drained if `until` is infinity."""
+    """A period that ends at the time `until`. If `until` is infinity, the period ends when the queue is drained."""
 
     def __init__(self, until: float) -> None:
         self.until = until

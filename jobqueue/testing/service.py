@@ -22,7 +22,7 @@ HTTP_TIMEOUT = 30.0
 
 
 class RunningService:
-    """A running service; it ends with the test.
+    """A running service. It ends when the test ends.
 
     Attributes:
         url: its URL.
@@ -33,7 +33,7 @@ class RunningService:
         module = app if isinstance(app, str) else _name_of(app)
         widths = [argument for name, width in queues.items() for argument in ("--queue", f"{name}={width}")]
         # The service runs in a process, not in a thread. So signals, processes of CPU-bound handlers, and the shutdown work as in
-        # production, and nothing stays behind in the tests' interpreter.
+        # production, and the service leaves no threads or state in the tests' interpreter.
         self._process = ServiceProcess(
             [module, "--port", "0", "--database-url", database_url, *widths],
             {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
@@ -64,7 +64,7 @@ class RunningService:
         """Wait until a job has ended, and return it.
 
         Raises:
-            TimeoutError: it has not ended within `timeout` seconds; the message contains the job and the service's log.
+            TimeoutError: the job has not ended within `timeout` seconds; the message contains the job and the service's log.
         """
         deadline = time.monotonic() + timeout
         while (job := self.job(job_id))["state"] not in ("succeeded", "dead", "cancelled"):
@@ -74,7 +74,7 @@ class RunningService:
         return job
 
     def stop(self) -> int:
-        """Shut the service down with SIGTERM and return its exit code. It may already have ended."""
+        """Shut the service down with SIGTERM and return its exit code. The service may already have ended."""
         return self._process.stop()
 
     @property

@@ -1,4 +1,4 @@
-"""Validate a test's submissions like a request's, and adapt an app's handlers to tests."""
+"""Validate the submissions of a test as the service validates requests, and adapt an app's handlers to tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobqueue.job import Submission
 
 
 def submission(kind: str, payload: Any, fields: dict[str, Any]) -> Submission:
-    """Return a submission made from a test's arguments.
+    """Make a submission from a test's arguments.
 
     Raises:
         InvalidJob: a field is unknown, or its value is not valid; the message names the field.

@@ -26,10 +26,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 CONNECTIONS = 16
-"""Connections of the producers to the database, one for each producer."""
+"""Number of connections of the producers to the database, one for each producer."""
 
 PADDING = "x" * 40
-"""Fills a payload to 79 bytes."""
+"""Padding that makes a payload 79 bytes long."""
 
 Payload = dict[str, Any]
 Handle = Callable[[Payload], None]
@@ -50,7 +50,7 @@ class Seen:
 
     Args:
         jobs: the number of jobs after which it reports.
-        timed: whether to record the latency from submission to handler too.
+        timed: whether to record also the latency from submission to handler.
     """
 
     def __init__(self, jobs: int, *, timed: bool) -> None:
@@ -83,7 +83,7 @@ class Adapter:
         raise NotImplementedError
 
     async def submit(self, job: Payload) -> None:
-        """Submit one job, which is durable when this returns. Several callers run at once."""
+        """Submit one job. The job is durable when this returns. Several callers run at once."""
         raise NotImplementedError
 
     async def submit_many(self, jobs: list[Payload]) -> None:

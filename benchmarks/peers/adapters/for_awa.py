@@ -1,4 +1,4 @@
-"""Awa: Python handlers on its Rust core, COPY for bulk."""
+"""Awa: Python handlers on its Rust core; bulk submissions use COPY."""
 
 # mypy: ignore-errors
 
@@ -22,7 +22,7 @@ class Noop:
 
 
 class Awa(Adapter):
-    """One client for producers, one for the worker."""
+    """One client for the producers, and one client for the worker."""
 
     async def open(self, address: str) -> None:
         # Awa's driver requires a host before the URL's path, but uses the host in the URL's query.

@@ -1,4 +1,4 @@
-"""jobqueue over HTTP: one job per request, or NDJSON.
+"""jobqueue over HTTP: one job per request, or many jobs as NDJSON.
 
 The client is minimal, because it shares the cores with the measured service.
 """

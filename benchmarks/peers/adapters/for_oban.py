@@ -1,4 +1,4 @@
-"""Oban for Python, on uvloop like its command line, with a queue that runs 500 jobs at once."""
+"""Oban for Python, on uvloop as in its command line, with a queue that runs 500 jobs at once."""
 
 # mypy: ignore-errors
 
@@ -25,7 +25,7 @@ class Noop:
 
 
 class ObanQueue(Adapter):
-    """A client without queues for the producers, a server with one."""
+    """A client without queues for the producers, and a server with one queue."""
 
     async def open(self, address: str) -> None:
         self._pool = await Oban.create_pool(address, min_size=CONNECTIONS, max_size=CONNECTIONS)

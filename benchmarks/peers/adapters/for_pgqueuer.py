@@ -1,4 +1,4 @@
-"""PgQueuer on asyncpg and uvloop, like its command line, with batches of 100 jobs."""
+"""PgQueuer on asyncpg and uvloop, as in its command line, with batches of 100 jobs."""
 
 # mypy: ignore-errors
 
@@ -18,7 +18,7 @@ BATCH = 100
 
 
 class Pgqueuer(Adapter):
-    """A pool for the producers, a connection for the worker."""
+    """A pool for the producers, and a connection for the worker."""
 
     async def open(self, address: str) -> None:
         pool = await asyncpg.create_pool(address, min_size=CONNECTIONS, max_size=CONNECTIONS)

@@ -1,4 +1,4 @@
-"""Procrastinate: asynchronous tasks, many at once, woken by notifications."""
+"""Procrastinate: asynchronous tasks, many at once; notifications wake the worker."""
 
 # mypy: ignore-errors
 

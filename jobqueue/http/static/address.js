@@ -1,4 +1,4 @@
-// The address of a view, in the URL's hash: #/jobs?state=dead&queue=mail. Users can share it, because it never contains a token.
+// The address of a view, in the URL's hash: #/jobs?state=dead&queue=mail. Users can share an address, because it never contains a token.
 
 /** Parse an address into the parts of its path, and its query. */
 export function read(hash = location.hash) {
@@ -13,7 +13,7 @@ export function to(parts, query = {}) {
   return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
-/** Go to an address. With `replace`, it replaces the current entry in the browser's history. */
+/** Go to an address. With `replace`, the address replaces the current entry in the browser's history. */
 export function go(parts, query = {}, { replace = false } = {}) {
   const hash = to(parts, query);
   if (hash === location.hash) return;

@@ -1,5 +1,5 @@
-// Requests to the service. The page keeps the token while the tab is open, and sends it in a header. The browser never adds it to a
-// request automatically, so no other site can use it.
+// Requests to the service. The page keeps the token while the tab is open, and sends it in a header. The browser never adds the token
+// to a request automatically, so no other site can use the token.
 
 const TOKEN = "jobqueue.token";
 
@@ -32,7 +32,7 @@ export async function getText(path, query = {}, { signal } = {}) {
   return (await ask("GET", address(path, query), { signal })).text();
 }
 
-/** Send a request that changes something, and return its response. After an error the change may still have happened. */
+/** Send a request that changes something, and return its response. Even after an error, the change may have happened. */
 export async function act(method, path, { query = {}, body } = {}) {
   return (await ask(method, address(path, query), { body })).json();
 }
@@ -129,7 +129,7 @@ function delay(ms, signal) {
   return new Promise((resolve) => {
     const end = () => {
       clearTimeout(timer);
-      signal.removeEventListener("abort", end); // without this, listeners would pile up while a connection is lost for days
+      signal.removeEventListener("abort", end); // otherwise listeners would accumulate while a connection is lost for days
       resolve();
     };
     const timer = setTimeout(end, ms);

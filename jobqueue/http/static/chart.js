@@ -1,5 +1,5 @@
 // A chart over time: lines on a canvas (uPlot), with the same data in text and as a table. Each line has its own dash pattern, so
-// color is never the only difference. The colors come from style.css, for light or dark mode.
+// color is never the only difference. The colors for light and dark mode are in style.css.
 
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 import { clock, time } from "./format.js";
@@ -223,7 +223,7 @@ export class Chart {
   }
 }
 
-/** Return the positions of the points without neighbors. A line alone would not show these points. */
+/** Return the positions of the points without neighbors. They need dots, because a line does not show single points. */
 function alone(uplot, series) {
   const values = uplot.data[series];
   const found = [];

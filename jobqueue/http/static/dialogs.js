@@ -18,7 +18,7 @@ export class Dialogs {
   /**
    * Ask for a confirmation; resolves to true or false.
    *
-   * question: {title, text, action: the button's label, danger: whether the action cannot be undone}; text may be a template.
+   * question: {title, text, action: the button's label, danger: whether the action cannot be undone}. `text` may be a template.
    */
   confirm({ title, text, action, danger = false }) {
     return this.#ask(

@@ -1,7 +1,7 @@
 // The history: points in slots of one length. Points older than the range are dropped.
 
 export class History {
-  #points = new Map(); // by the slot's start, in s
+  #points = new Map(); // points by the start of their slot, in s
   #seconds;
   #step = 0;
 

@@ -1,11 +1,11 @@
-// Format JSON without parsing it to values. Numbers are not rounded, duplicate names are kept, and any depth works.
+// Format JSON without parsing it to values. So numbers are not rounded, duplicate names are kept, and any depth works.
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
 
 // Invisible characters that change how the text around them is displayed; they are shown as JSON escapes.
 const UNSEEN = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
-const MAX_INDENT = 40; // levels; deeper levels are not indented further
+const MAX_INDENT = 40; // maximum levels of indentation; deeper levels are not indented further
 
 /** Return the texts of an object's members, by name. */
 export function members(text) {

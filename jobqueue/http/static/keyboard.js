@@ -3,7 +3,7 @@
 import * as address from "./address.js";
 
 const OFF = "jobqueue.shortcuts.off";
-const SECOND_KEY = 1_500; // ms in which the second of two keys must follow the first
+const SECOND_KEY = 1_500; // maximum ms between the first and the second of two keys
 
 export const KEYS = [
   { keys: ["g", "o"], does: "Overview" },

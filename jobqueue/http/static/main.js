@@ -137,11 +137,11 @@ function draw() {
     root,
   );
   dialogs.show();
-  if (!focused.isConnected) document.getElementById("content").focus(); // the focused element was removed
+  if (!focused.isConnected) document.getElementById("content").focus(); // the update has removed the focused element
 }
 
 function skip(event) {
-  event.preventDefault(); // the hash of the address belongs to the view
+  event.preventDefault(); // the link's target, #content, would replace the view's address in the hash
   document.getElementById("content").focus();
 }
 

@@ -7,10 +7,10 @@ import { ago, time } from "./format.js";
 /** Return a template of a relative time, with the absolute time as its tooltip. */
 export const when = (iso) => (Number.isFinite(Date.parse(iso)) ? html`<time datetime=${iso} title=${time(iso)}>${ago(iso)}</time>` : "–");
 
-/** Shorten a UUID of version 7: its beginning is the time, and its end is random. */
+/** Shorten a UUID of version 7: keep its beginning, which is the time, and its random end. */
 export const shortId = (id) => `${id.slice(0, 13)}…${id.slice(-4)}`;
 
-/** Return a button that copies an id. Browsers allow that on HTTPS and loopback only; elsewhere the button shows the id. */
+/** Return a button that copies an id. Browsers allow copying on HTTPS and loopback only. On other pages, the button shows the id. */
 export function copier(page, id) {
   const copy = async () => {
     try {

@@ -6,13 +6,13 @@ import { isUnfinished } from "./state.js";
  * Return the steps of a job in order.
  *
  * Returns {begin, end, steps}, with times in ms since 1970. A step is {what, from, to, seconds, ...}, and `what` is one of:
- *   "created", "ended"    Moments; "ended" has the state.
- *   "missing"             Earlier attempts without details; `attempts` is their minimum number.
+ *   "created", "ended"    Moments without a duration. "ended" has the state.
+ *   "missing"             Earlier attempts without details. There were at least `attempts` of them.
  *   "scheduled"           The job was not due.
  *   "waited"              The job was due, or waited for a retry. `reason` is "retry" between two attempts, "again" after a retry by hand.
  *   "dead"                The job was dead until it was retried by hand.
- *   "attempt"             Has attempt, outcome ("failed", "running", or the final state), error, and node.
- * A step that has not ended has `open`; its `to` is now, or the time when the job is due. If the duration of an attempt is unknown,
+ *   "attempt"             An attempt, with the fields attempt, outcome ("failed", "running", or the final state), error, and node.
+ * A step that has not ended has `open`. The `to` of such a step is now, or the time when the job is due. If the duration of an attempt is unknown,
  * `seconds` is null.
  */
 export function timeline(job, now) {
@@ -52,7 +52,7 @@ export function timeline(job, now) {
   }
 
   const claimed = job.claimed_at ? at(job.claimed_at) : null;
-  const told = last !== null && ended !== null && at(last.at) === ended; // the last error belongs to the last attempt
+  const told = last !== null && ended !== null && at(last.at) === ended; // whether the last error belongs to the last attempt
   if (!told) {
     const again = last !== null && (claimed === null ? job.attempt < last.attempt : job.attempt <= last.attempt);
     if (again && available > here) step("dead", Math.min(available, now));

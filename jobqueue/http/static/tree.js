@@ -1,10 +1,10 @@
-// A tree of tasks that is updated repeatedly. When the user opens or closes a node, it stays open or closed while it exists.
+// A tree of tasks that is updated repeatedly. If the user opens or closes a node, the node keeps that state as long as it exists.
 
 const OPEN_LEVELS = 3; // levels of nurseries that are open at first
 
 export class Tree {
   #root = null;
-  #toggled = new Map(); // by key, only where it differs from the initial state
+  #toggled = new Map(); // whether a node is open, by key; only for nodes that differ from the initial state
 
   /** Replace the tree with the root task of a GET /tasks response. */
   take(root) {
@@ -23,7 +23,7 @@ export class Tree {
   }
 
   /**
-   * Find the tasks that satisfy the predicate, with their ancestors. Returns {root: null if there is none, tasks: the number of
+   * Find the tasks that satisfy the predicate, with their ancestors. Returns {root: null if no task matches, tasks: the number of
    * tasks that match, long: how many of them have waited for at least `seconds`}.
    */
   found(isLike, seconds) {

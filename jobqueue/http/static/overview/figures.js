@@ -4,11 +4,11 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { to } from "../address.js";
 import { count, duration, jobs, named, rate } from "../format.js";
 
-export const LATE = 6; // s without a heartbeat: three missed renewals of the lease
+export const LATE = 6; // s without a heartbeat after which a node counts as late: it has missed three renewals of its lease
 
 const SHOWN = 10; // maximum number of conditions shown
 
-/** Sum up all queues: rates, depth by state, and the longest wait. */
+/** Add up the figures of all queues: rates, depth by state, and the longest wait. */
 export function totals(queues) {
   const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
   const waits = queues.map(({ oldest }) => oldest?.pending).filter((age) => age !== undefined);
@@ -71,7 +71,10 @@ function troubles({ now, queues, nodes }) {
   return found;
 }
 
-/** Return the age of a node's last heartbeat, and the time since its lease ended (negative while it is valid), in s of the database's clock. */
+/**
+ * Return the age of a node's last heartbeat, and the time since its lease ended (negative while the lease is valid).
+ * Both are in s, by the database's clock.
+ */
 export function heartbeat(node, now) {
   return { age: Math.max(0, (Date.parse(now) - Date.parse(node.heartbeat_at)) / 1000), over: (Date.parse(now) - Date.parse(node.lease_until)) / 1000 };
 }

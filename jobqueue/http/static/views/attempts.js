@@ -6,13 +6,13 @@ import { shortId, when } from "../parts.js";
 import { timeline } from "../timeline.js";
 import { leaves, message, parse } from "../tracebacks.js";
 
-const KEPT_ERRORS = 10; // errors that the service keeps
-const WIDTH = 1000; // of the whole timeline, in units of a bar's viewBox
+const KEPT_ERRORS = 10; // number of errors that the service keeps
+const WIDTH = 1000; // the width of the whole timeline, in units of a bar's viewBox
 const NARROWEST = 4;
-const MESSAGE = 300; // characters of a message in one line
+const MESSAGE = 300; // maximum characters of a message on one line
 const WAITS = { "": "Waited", retry: "Waited to retry", again: "Waited after a retry by hand" };
 
-/** Return the steps of a job as a list; the length of each bar is its share of the job's whole time. */
+/** Return the steps of a job as a list. The length of a bar is the step's share of the job's whole time. */
 export function steps(job, now) {
   const { begin, end, steps } = timeline(job, now);
   const errors = job.errors.length;
@@ -65,7 +65,7 @@ function bar({ what, from, to }, begin, end) {
   `;
 }
 
-/** Return the errors of a job, the latest first; the latest is open. */
+/** Return the errors of a job, the latest first. Only the latest is open. */
 export function failures(errors) {
   const latest = errors.length - 1;
   return errors

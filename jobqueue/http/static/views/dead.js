@@ -7,14 +7,14 @@ import { get } from "../api.js";
 import * as format from "../format.js";
 import { copier, queueNames, shortId, suggestions, tick, trouble, when } from "../parts.js";
 
-const GROUPS = 200; // maximum number of groups shown; the largest come first
-const ERROR = 300; // characters of an error in a row
+const GROUPS = 200; // maximum number of groups shown; the largest groups come first
+const ERROR = 300; // maximum characters of an error in a row
 
 export function open(page, { query }) {
   const { queue, kind, cause, after } = query;
   let groups = null;
   let more = false;
-  let jobs = null; // of the open group
+  let jobs = null; // the jobs of the open group
   let problem = null;
   let queues = [];
 
@@ -127,7 +127,7 @@ export function open(page, { query }) {
   }
 
   function opened() {
-    // There may be several groups, if the address has no queue or no kind.
+    // If the address has no queue or no kind, there may be several groups.
     const dead = groups.reduce((total, group) => total + group.jobs, 0);
     const first = groups.map((group) => group.first_died_at).sort()[0];
     const last = groups.map((group) => group.last_died_at).sort().at(-1);

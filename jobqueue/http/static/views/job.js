@@ -11,13 +11,13 @@ import { timeline } from "../timeline.js";
 import { failures, steps } from "./attempts.js";
 
 const DOCUMENTS = ["payload", "result", "checkpoint", "options"];
-const SHOWN = 20_000; // characters of a document that are shown until the user asks for all
+const SHOWN = 20_000; // maximum characters of a document until the user asks for all of it
 const MAX_PRIORITY = 1_000_000;
 
 export function open(page, { parts }) {
   const id = parts[1];
   let job = null;
-  let documents = {}; // by name, formatted; only those with a value
+  let documents = {}; // the formatted texts of the documents with a value, by name
   const whole = new Set(); // names of the documents that are shown in full
   let problem = null;
   let gone = null; // why the job no longer exists
@@ -32,13 +32,13 @@ export function open(page, { parts }) {
       hosts = new Map(nodes.map((node) => [node.id, `${node.host}, process ${node.pid}`]));
       page.update();
     },
-    () => {}, // without host names, only the node's id is shown
+    () => {}, // after an error, the page shows the node's id instead of its host name
   );
 
   function take(text) {
     const texts = members(text);
     job = JSON.parse(text);
-    // SQL of other programs may have written the row: show only well-formed errors.
+    // Show only well-formed errors, because SQL of other programs may have written the row.
     job.errors = Array.isArray(job.errors) ? job.errors.filter((error) => typeof error?.error === "string") : [];
     documents = Object.fromEntries(DOCUMENTS.filter((name) => (texts.get(name) ?? "null") !== "null").map((name) => [name, pretty(texts.get(name))]));
     problem = null;
@@ -81,7 +81,7 @@ export function open(page, { parts }) {
           Object.assign(job, data);
           look();
         }
-        if (name === "end") looks += 1; // ignore responses that have not arrived yet: they are older
+        if (name === "end") looks += 1; // ignore responses that arrive later: they are older than this event
         page.update();
         return name === "end";
       },

@@ -1,4 +1,5 @@
-// The list of jobs by filter, the latest first. The filter is in the address. After a short pause, text that the user types is added to it.
+// The list of jobs by filter, the latest first. The filter is in the address.
+// When the user types a text and then pauses, the page adds the text to the filter.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
@@ -11,16 +12,16 @@ import { copier, queueNames, shortId, suggestions, tick, trouble, when } from ".
 import { STATES, UNFINISHED, stateOf } from "../state.js";
 
 const PAUSE = 300; // ms without a key press before the search starts
-const LOOKED_AT = 10_000; // jobs that the service reads for one page; it reads fewer if it searches for a text in long error histories
-const REASON = 200; // characters of a reason in a row
+const LOOKED_AT = 10_000; // maximum number of jobs that the service reads for one page; a text search in long error histories reads fewer
+const REASON = 200; // maximum characters of a reason in a row
 const WHOLE_ID = /^\s*([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*$/i;
 const FIELDS = ["text", "queue", "kind", "group"];
 
-// The typed text outlives the view: each pause opens a new address, and a key press in between must not be lost.
+// Keep the typed text outside of the view, because each pause opens a new view. The text must include keys pressed meanwhile.
 let draft = {};
 let typing = null;
 let own = false;
-// The last page is shown until the next one has arrived.
+// Show the last page until the next page has arrived.
 let last = null;
 
 export function open(page, { query }) {
@@ -227,10 +228,10 @@ function typed(event) {
   read(event.currentTarget);
   clearTimeout(typing);
   const at = location.hash;
-  if (event.target.type !== "checkbox") typing = setTimeout(() => location.hash === at && show({ replace: true }), PAUSE); // not if the user has left the view
+  if (event.target.type !== "checkbox") typing = setTimeout(() => location.hash === at && show({ replace: true }), PAUSE); // do nothing if the user has left the view
 }
 
-/** Apply the filter at once: the user left a field, pressed Enter, or chose a state. A state adds an entry to the browser's history. */
+/** Apply the filter at once, because the user left a field, pressed Enter, or chose a state. A chosen state adds an entry to the browser's history. */
 function changed(event) {
   read(event.currentTarget);
   clearTimeout(typing);

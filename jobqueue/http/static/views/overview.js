@@ -1,4 +1,4 @@
-// The overview of all nodes: charts of the last 15 minutes to 24 hours, queues, and nodes. It is live while it is open.
+// The overview of all nodes: charts of the last 15 minutes to 24 hours, queues, and nodes. It updates while it is open.
 
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { to } from "../address.js";
@@ -17,7 +17,7 @@ const RANGES = [
   { seconds: 86_400, label: "24 h" },
 ];
 
-const DEPTHS = ["pending", "inflight", "scheduled", "blocked", "dead"]; // unfinished jobs, and dead jobs, which wait for a person to act
+const DEPTHS = ["pending", "inflight", "scheduled", "blocked", "dead"]; // the unfinished states, and "dead", because a dead job waits for a person to act
 
 const SILENCE = 10_000; // ms without an event after which the data counts as old; the service sends one every 2 s
 const SECOND = 1_000;
@@ -58,7 +58,7 @@ const CHARTS = [
 /** The part of the service's data that the view shows. */
 export class State {
   now = null; // {now, node, queues, nodes}: the latest overview
-  heardAt = null; // ms
+  heardAt = null; // time of the last event, in ms
   trouble = null; // why the data is old, though the service can be reached
 
   constructor(seconds) {
@@ -122,7 +122,7 @@ export function open(page, address) {
       tell();
     },
   });
-  // Normally the events every 2 s cause the updates, and this timer does nothing.
+  // Normally an event arrives every 2 s and causes an update. Then this timer does nothing.
   const timer = setInterval(() => {
     if (lost || state.isOld) tell();
   }, SECOND);

@@ -10,7 +10,7 @@ import { Tree } from "../tree.js";
 
 const INTERVAL = 2_000; // ms between two requests
 const RUNNING = "running"; // the value of waits_on for the task that makes the response
-const LONG = [1, 10, 60, 600, 3_600]; // s
+const LONG = [1, 10, 60, 600, 3_600]; // choices for the minimum wait, in s
 
 export function open(page) {
   const tree = new Tree();
