@@ -336,7 +336,7 @@ BEGIN
         cause := regexp_replace(cause, '([Cc]ode|[Ss]tatus|[Ee]rrno|HTTP|[Ss]ignal|SQLSTATE)([ :=] ?-?)([0-9]{1,5})(?![0-9A-Za-z])', '\1\2' || kept || '\3', 'g');
         cause := regexp_replace(cause,
             '(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![0-9A-Za-z])', '#', 'g');
-        -- Replace long words that contain a digit, such as UUIDs, and hexadecimal numbers.
+        -- Replace hexadecimal numbers, and long words that contain a digit (such as UUIDs).
         cause := regexp_replace(cause, '(?<![A-Za-z0-9_\u0001-])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}', '#', 'g');
         cause := regexp_replace(cause,
             '(?<![A-Za-z0-9_\u0001])(?:0x[0-9A-Fa-f]+|(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6,})(?![A-Za-z0-9_])', '#', 'g');

@@ -64,7 +64,7 @@ class ForkServer:
     def run(
         self, arguments: Sequence[str], env: Mapping[str, str], *, stdin: str = "", timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``jobqueue`` with arguments in the project's root to its end."""
+        """Run ``jobqueue`` with these arguments in the project's root, and wait until it ends."""
         with TemporaryFile("w+") as given, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
             given.write(stdin)
             given.seek(0)

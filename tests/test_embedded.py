@@ -428,7 +428,7 @@ def test_the_node_waits_while_the_disk_is_full(data_dir: Path, tmp_path: Path) -
                 return "postgresql is down" in log.read_text()
 
             wait_for(crashed, "the server has ended")
-            time.sleep(10)  # longer than the attempts to start a server that never ran
+            time.sleep(10)  # a node whose server has never started would give up sooner
             assert node.poll() is None, log.read_text()
             wait_for(lambda: f"the disk of {disk / 'data'} is full" in " ".join(reasons()), "the node reports the reason")
             filling.unlink()

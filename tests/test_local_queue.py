@@ -25,7 +25,7 @@ def wanted(queue: LocalQueue) -> int:
 
 
 def claim(queue: LocalQueue, *jobs: ClaimedJob, of: int = 1) -> None:
-    """Let a claim of `of` jobs return these jobs."""
+    """Claim up to `of` jobs for the queue. The claim returns `jobs`."""
     with queue.claiming(Want(of)) as brought:
         brought.extend(jobs)
 

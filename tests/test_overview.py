@@ -363,7 +363,7 @@ def test_two_nodes_have_one_history_and_a_restart_loses_nothing_of_it(bench: Ben
     bench.until(lambda: bench.database.states() == {"succeeded": 6, "dead": 1})
     for node in nodes:
         node.stop()
-    # The nodes write what they counted. Jobs submitted in SQL count when the next slot begins.
+    # A node writes its counts when it stops. Jobs submitted in SQL enter the history when the next slot begins.
     counted = "SELECT sum(completed)::integer, sum(dead)::integer, sum(failed)::integer FROM jobqueue.history WHERE step = 10"
     assert bench.database.rows(counted) == [(6, 1, 1)]
     front, other = bench.start("--no-workers"), bench.start("--no-workers")

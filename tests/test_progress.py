@@ -113,7 +113,7 @@ async def noting(driver: Driver, nursery: trio.Nursery, jobs: int = 1) -> tuple[
 
 
 async def test_the_latest_of_each_job_is_written_once_a_second_in_one_statement(
-    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
     driver: Driver,
     nursery: trio.Nursery,
 ) -> None:
@@ -133,7 +133,7 @@ async def test_the_latest_of_each_job_is_written_once_a_second_in_one_statement(
 
 
 async def test_what_is_not_written_is_kept_for_the_outcome(
-    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
     driver: Driver,
     nursery: trio.Nursery,
 ) -> None:
@@ -149,7 +149,7 @@ async def test_what_is_not_written_is_kept_for_the_outcome(
 
 
 async def test_what_is_written_needs_not_go_along(
-    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
     driver: Driver,
     nursery: trio.Nursery,
 ) -> None:
@@ -161,7 +161,7 @@ async def test_what_is_written_needs_not_go_along(
 
 
 async def test_notes_wait_for_a_database_that_is_away(
-    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
     driver: Driver,
     nursery: trio.Nursery,
 ) -> None:
@@ -288,7 +288,7 @@ def test_a_cpu_handler_is_told_that_it_cannot_note(bench: Bench) -> None:
 
 
 async def test_the_message_is_cut_at_its_bound(
-    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
     driver: Driver,
     nursery: trio.Nursery,
 ) -> None:

@@ -423,7 +423,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("inflight"))
     @rule(place=st.integers(0, 9))
     def cancel_one_that_runs(self, place: int) -> None:
-        """Cancel a running job, because random jobs seldom run."""
+        """Cancel a running job. A job picked at random is seldom running."""
         inflight = self.in_state("inflight")
         self.cancel(inflight[place % len(inflight)])
 

@@ -423,7 +423,7 @@ async def test_the_last_failure_and_a_payload_that_does_not_fit_are_dead(traced:
 
 
 async def test_a_timeout_is_an_error(
-    autojump_clock: MockClock,  # noqa: ARG001 - as a parameter of the test it is its clock
+    autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
     traced: Node,
     spans: InMemorySpanExporter,
 ) -> None:

@@ -131,9 +131,9 @@ def run_of(frames: Iterable[FrameType]) -> Run | None:
 
 
 def is_late(job: ClaimedJob) -> bool:
-    """Return whether the job's time to start has passed, by this node's estimate.
+    """Return whether it is too late to start the job, by this node's estimate of its expiry time.
 
-    The worker releases such a job. The next claim decides with PostgreSQL's clock whether the job has
+    The worker releases a late job. The next claim decides with PostgreSQL's clock whether the job has
     expired, and marks it dead if so.
     """
     return job.options is not None and job.options.start_by is not None and trio.current_time() >= job.options.start_by

@@ -20,7 +20,7 @@ def test_a_visitor_finds_every_view(board: Board, visit: Visit) -> None:
 def test_shortcuts_open_the_views_and_can_be_switched_off(board: Board, visit: Visit) -> None:
     page = visit(board.url)
     expect(page.get_by_role("heading", level=1)).to_be_visible()
-    for _ in range(20):  # the second key must follow quickly, which a loaded machine may miss
+    for _ in range(20):  # try again: on a loaded machine, the second key may come too late
         page.keyboard.press("g")
         page.keyboard.press("t")
         with suppress(AssertionError):

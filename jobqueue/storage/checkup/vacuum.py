@@ -76,7 +76,9 @@ def judge_session(row: Any) -> Finding | None:
     who = ", ".join(filter(None, (row.who, row.program, row.state)))
     held = f"pid {row.pid} ({who}) has held back the xmin horizon {since} ({count(row.transactions, 'transaction')})"
     if row.walsender:
-        return Finding("horizon", verdict, f"{held}: a standby with hot_standby_feedback", "look for long queries on the standby")
+        return Finding(
+            "horizon", verdict, f"{held}: it serves a standby with hot_standby_feedback", "look for long queries on the standby"
+        )
     return Finding("horizon", verdict, f"{held}: dead rows slow down claims", f"SELECT pg_terminate_backend({row.pid})")
 
 
