@@ -95,6 +95,7 @@ async def test_the_search_for_expired_jobs_reads_only_expired_jobs(any_database_
             await driver.submit_many(*({"delay": delay} for _ in range(5000)))
             await driver.submit_many(*({"delay": delay, "options": Options(expires_in=3600)} for _ in range(500)))
             await driver.submit_many(*({"delay": delay, "options": Options(expires_in=0.1)} for _ in range(10)))
+    await trio.sleep(0.2)
     before = sql.rows(reads)
     async with connections_closed(sql), open_driver(any_database_url) as driver:
         assert len((await driver.store.promote()).expired) == 20
