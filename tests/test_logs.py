@@ -303,9 +303,9 @@ def test_every_thread_keeps_the_order_of_its_lines_and_no_line_is_cut() -> None:
     threads = [threading.Thread(target=lambda of=of, all_=all_: sink.put(f"{of} {n}" for n in all_)) for of, all_ in numbers]  # type: ignore[misc]
     for thread in threads:
         thread.start()
-    lines = sink.read()
     for thread in threads:
         thread.join()
+    lines = sink.read()
     assert len(lines) == 8_000
     for of in range(4):
         assert [line for line in lines if line.startswith(f"{of} ")] == [f"{of} {n}" for n in range(2_000)]
