@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -198,8 +199,15 @@ async def driver(any_database_url: str) -> AsyncIterator[Driver]:
         yield opened
 
 
+STARTS_PROCESSES = re.compile(r"subprocess|command_line|run_jobqueue|run_module|hypothesis|state_machine|benchmarks|open_process")
+"""What a module names that starts processes, or tries many examples."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that needs no PostgreSQL as `fast`."""
+    """Mark as `fast` each test without PostgreSQL, in a module that starts no process and tries few examples."""
+    fast: dict[Path, bool] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and not {"servers", "jobqueue_postgres"} & set(item.fixturenames):
+        if item.path not in fast:
+            fast[item.path] = not STARTS_PROCESSES.search(item.path.read_text(encoding="utf-8"))
+        if fast[item.path] and isinstance(item, pytest.Function) and not {"servers", "jobqueue_postgres"} & set(item.fixturenames):
             item.add_marker("fast")
