@@ -200,7 +200,7 @@ async def driver(any_database_url: str) -> AsyncIterator[Driver]:
 
 
 STARTS_PROCESSES = re.compile(r"subprocess|command_line|run_jobqueue|run_module|hypothesis|state_machine|benchmarks|open_process")
-"""What a module names that starts processes, or tries many examples."""
+"""Words in the modules that start processes or try many examples."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
