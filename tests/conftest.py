@@ -199,7 +199,7 @@ async def driver(any_database_url: str) -> AsyncIterator[Driver]:
         yield opened
 
 
-STARTS_PROCESSES = re.compile(r"subprocess|command_line|run_jobqueue|run_module|hypothesis|state_machine|benchmarks|open_process")
+STARTS_PROCESSES = re.compile(r"subprocess|command_line|run_jobqueue|run_module|hypothesis|state_machine|benchmarks|FailingStore")
 """Words in the modules that start processes or try many examples."""
 
 
