@@ -66,7 +66,7 @@ PROMPT = re.compile(r"^(?=\$ |jobqueue=# )", re.MULTILINE)
 MODULE = re.compile(r"# (\w+)\.py\b|import jobqueue\b|from jobqueue\b")
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->$")
 
-SHOWN = {"text", "ini", "nginx", "dockerfile", "javascript"}
+SHOWN = {"text", "ini", "nginx", "dockerfile"}
 """Languages of blocks that nothing checks."""
 
 PARSED: dict[str, Callable[[str], Any]] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}

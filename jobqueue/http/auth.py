@@ -95,7 +95,11 @@ class Guard:
         # Compare all tokens, each in constant time, so that the response time reveals nothing about them.
         same = [hmac.compare_digest(given, token.digest) for token in tokens]
         if scheme.lower() != "bearer" or True not in same:
-            reason = "The token is unknown or was revoked." if authorization else "Send a token: -H 'Authorization: Bearer TOKEN'"
+            reason = (
+                "The token is unknown or was revoked: use another one."
+                if authorization
+                else "Send a token: -H 'Authorization: Bearer TOKEN'"
+            )
             raise Unauthorized(reason, www_authenticate=WWWAuthenticate("bearer"))
         return tokens[same.index(True)].role
 
