@@ -31,33 +31,34 @@ from jobqueue.engine.cron import Cron
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
-from jobqueue.engine.gate import Gate
 from jobqueue.engine.handlers import App
 from jobqueue.engine.history import History
 from jobqueue.engine.hooks import Hooks
+from jobqueue.engine.job_watcher import Watcher
+from jobqueue.engine.key_admission import Gate
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
-from jobqueue.engine.notes import Notes
 from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.overview import Overview
-from jobqueue.engine.schedule import Schedule
+from jobqueue.engine.progress import Notes
+from jobqueue.engine.promotion import Schedule
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskTree
-from jobqueue.engine.watching import Watcher
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.http import api, listening, server
-from jobqueue.http.entrance import Entrance
-from jobqueue.http.express import Lane
+from jobqueue.http import app, server
+from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.express.lane import Lane
+from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
-from jobqueue.storage import embedded
+from jobqueue.storage.embedded import stage as embedded
+from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS, Transactions
 from jobqueue.storage.notifications import Notifications
 from jobqueue.storage.schema import SCHEMA_VERSION
 from jobqueue.storage.store import RunId, Store
-from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
 
 HTTP_DRAIN = 2.0
 """Seconds for requests in flight to get their responses when the service stops."""
@@ -133,7 +134,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         app: the handlers.
         settings: the settings of the node.
         on_serving: called once, when the node accepts work.
-        supervised: whether the node is a process of `supervisor.supervise`. Such a node shares the port, and listens only after all
+        supervised: whether the node is a process of `parent.supervise`. Such a node shares the port, and listens only after all
             other parts have started.
 
     Raises:
@@ -147,7 +148,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
     entrance = Entrance(settings)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(GARBAGE_THRESHOLD)
-    listeners = None if supervised else listening.open_listeners(settings.host, settings.port)
+    listeners = None if supervised else open_listeners(settings.host, settings.port)
     async with open_stages() as stages:
         last_resort = LastResort(settings.grace_period + SHUTDOWN_MARGIN)
         # A signal to the whole process group reaches a supervised node twice, so only the parent acts on a second signal.
@@ -164,14 +165,14 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             keep = settings.visibility_timeout, settings.stall_limit
             await stages.start("keeper", keeping.run, node_state, url, os.getpid(), *keep)
             await start_engine(engine, stages, url)
-            listeners = listeners or listening.open_listeners(settings.host, settings.port, shared=True)
+            listeners = listeners or open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("tasks", engine.tasks.run)
             await stages.start("entrance", entrance.run)
             serve_http = partial(_serve_http, entrance=entrance, server_health=server_health)
             await stages.start("http", serve_http, engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # these objects live until the end: exclude them from garbage collection
-            on_serving(Serving(listening.urls(listeners, settings.scheme), url))
+            on_serving(Serving(urls(listeners, settings.scheme), url))
             await stages.stopping.wait()
             last_resort.arm()  # a signal has already armed the timer, but a crash has not
             await _shut_down(engine, settings, stages, http_stopping)
@@ -473,7 +474,7 @@ async def _serve_http(
 ) -> None:
     node = operations(engine, settings, stopping=stages.stopping.is_set, server_health=server_health)
     await server.run(
-        api.build(node, entrance.guard),
+        app.build(node, entrance.guard),
         Lane(node, entrance.guard),
         listeners,
         stopping=stopping,

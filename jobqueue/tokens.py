@@ -1,4 +1,4 @@
-"""Create and parse bearer tokens. `http.auth` decides what a role may do.
+"""Create and parse bearer tokens. `http.access.auth` decides what a role may do.
 
 An entry of a token is ``ROLE:sha256:HEX``, or ``ROLE:SECRET`` with the secret itself. A token file has one entry per line. The name
 of the owner may follow an entry.

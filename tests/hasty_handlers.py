@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from jobqueue.engine import overview, watching
+from jobqueue.engine import job_watcher, overview
 from jobqueue.http import limits
 from tests.running_handlers import app
 
 __all__ = ["app"]
 
 limits.REQUEST_TIMEOUT = 5.0
-watching.MAX_WATCHERS = 2
+job_watcher.MAX_WATCHERS = 2
 overview.MAX_PAGES = 2
 overview.LOOK_INTERVAL = 0.5

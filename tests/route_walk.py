@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 import httpx
 from werkzeug.exceptions import HTTPException
 
-from jobqueue.http import api
-from jobqueue.http.auth import Guard
+from jobqueue.http import app as api
+from jobqueue.http.access.auth import Guard
 from jobqueue.tokens import ROLES
 from tests import postgres
 from tests.conftest import Service

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jobqueue.engine import watching
+from jobqueue.engine import job_watcher
 from jobqueue.http import limits
 from tests.running_handlers import app
 
 __all__ = ["app"]
 
 limits.REQUEST_TIMEOUT = 10.0
-watching.MAX_WATCHERS = 2
+job_watcher.MAX_WATCHERS = 2

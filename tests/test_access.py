@@ -15,9 +15,11 @@ import pytest
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 from jobqueue.errors import SettingsError
-from jobqueue.http import api, auth, express, reloaded
-from jobqueue.http.auth import Guard
-from jobqueue.http.entrance import Entrance
+from jobqueue.http import app as api
+from jobqueue.http.access import auth, file_watch
+from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.express import lane as express
 from jobqueue.settings import Settings
 from jobqueue.tokens import ROLES, parse
 from tests import route_walk
@@ -287,7 +289,7 @@ def test_tokens_change_without_a_restart_on_open_connections_too(service: Start,
 
         put(token_file, "secret-without-a-role")
         wait_for(lambda: "cannot reload files" in node.log, "the error is logged")
-        time.sleep(2.5 * reloaded.LOOK_EVERY)  # further checks do not log it again
+        time.sleep(2.5 * file_watch.LOOK_EVERY)  # further checks do not log it again
         assert node.log.count("cannot reload files") == 1
         assert (express_lane.status("old"), behind.status("old")) == (201, 200)
         token_file.unlink()

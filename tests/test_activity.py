@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from jobqueue.engine.activity import RecentActivity
+from jobqueue.engine.recent_rates import RecentActivity
 
 
 async def test_rates_cover_the_last_minute(autojump_clock: trio.testing.MockClock) -> None:

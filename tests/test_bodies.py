@@ -14,8 +14,8 @@ from werkzeug.exceptions import UnsupportedMediaType
 from jobqueue import fields
 from jobqueue.admission import may_hold_large_integer, plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
-from jobqueue.http import bodies
-from jobqueue.http.bodies import JSON, Submitted
+from jobqueue.http.bodies import jobs as bodies
+from jobqueue.http.bodies.jobs import JSON, Submitted
 from jobqueue.job import (
     MAX_BATCH_JOBS,
     MAX_DELAY,

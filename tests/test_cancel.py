@@ -17,8 +17,8 @@ from jobqueue import App, Job
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
-from jobqueue.engine.notes import Notes
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.progress import Notes
 from jobqueue.engine.worker import Workers
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore

@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 import jobqueue
 from jobqueue import Client, InvalidJob, JobQueueError, SyncClient, UnprocessableJob
 from jobqueue.client import JobCancelled, JobFailed, JobNotFound, NotFound, RequestRefused, Unreachable
-from jobqueue.client.chunks import MAX_CHUNK_BYTES, cut
+from jobqueue.client.batches import MAX_CHUNK_BYTES, cut
 from jobqueue.client.event_stream import EventStream
-from jobqueue.client.patience import HARMLESS, LONGEST_BACKOFF, ask
-from jobqueue.client.wires import run
+from jobqueue.client.retries import HARMLESS, LONGEST_BACKOFF, ask
+from jobqueue.client.transports import run
 from tests import postgres
 from tests.clients import FORMS, opener
 from tests.conftest import ROOT, Database, ServerPool, Service

@@ -27,7 +27,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 import jobqueue
 from jobqueue import timetable
 from jobqueue.engine.cron import LOOK_INTERVAL, RETRY_INTERVAL, TICKS_PER_TRANSACTION, Cron
-from jobqueue.engine.periodic import MAX_SCHEDULES
+from jobqueue.engine.declared_schedules import MAX_SCHEDULES
 from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
 from jobqueue.job import MAX_NAME_LENGTH, ClaimedJob, Job
 from jobqueue.metrics import Metrics
@@ -946,7 +946,8 @@ def test_a_body_over_the_size_limit_is_not_parsed() -> None:
 
 
 def refused(body: Any) -> tuple[int, str, str | None]:
-    from jobqueue.http import problems, schedules  # noqa: PLC0415 - the code of the routes, without a server for each case
+    from jobqueue.http.resources import schedules  # noqa: PLC0415 - the code of the routes, without a server for each case
+    from jobqueue.http.responses import problems  # noqa: PLC0415 - the code of the routes, without a server for each case
 
     content = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
     with pytest.raises((InvalidSchedule, RequestEntityTooLarge)) as refused:

@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 import httpx
 import pytest
 
-from jobqueue.http import dashboard
-from jobqueue.http.routes import Route
+from jobqueue.http.api.routes import Route
+from jobqueue.http.resources import dashboard
 from tests.conftest import Service
 
 Start = Callable[..., Service]

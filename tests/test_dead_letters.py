@@ -13,7 +13,9 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from jobqueue.errors import InvalidFilter, InvalidQuery
-from jobqueue.http import dead_letters, filters, limits, queries
+from jobqueue.http import limits
+from jobqueue.http.api import queries
+from jobqueue.http.resources import dead_letters, filters
 from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
 from tests.conftest import Database, Service
 from tests.test_dead_letters_sql import BURY

@@ -18,10 +18,10 @@ import pytest
 
 from jobqueue import __version__
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage import catalog, checkup, schema
-from jobqueue.storage.checkup import Finding, capacity, server, vacuum, work
-from jobqueue.storage.cluster import Cluster
+from jobqueue.storage import catalog, doctor, schema
 from jobqueue.storage.database import connect
+from jobqueue.storage.doctor import Finding, capacity, server, vacuum, work
+from jobqueue.storage.embedded.cluster import Cluster
 from tests import postgres
 from tests.conftest import ROOT, Database, run_jobqueue
 from tests.waiting import wait_for
@@ -71,12 +71,12 @@ def other(bare: Database) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let checks take long on a loaded machine."""
-    monkeypatch.setitem(checkup.TIMEOUTS, "statement_timeout", "60s")
+    monkeypatch.setitem(doctor.TIMEOUTS, "statement_timeout", "60s")
 
 
 def found(url: str, check: str) -> list[Finding]:
     """Return the findings of one check."""
-    return [finding for finding in checkup.examine(url) if finding.check == check]
+    return [finding for finding in doctor.examine(url) if finding.check == check]
 
 
 def the_only(url: str, check: str) -> Finding:
@@ -105,16 +105,16 @@ def submit(database: Database, jobs: int = 1, *, queue: str = "default", waited:
 def test_a_database_with_a_node_is_healthy(healthy: Database) -> None:
     add_node(healthy, default=16)
     submit(healthy, 3)
-    findings = checkup.examine(healthy.url)
+    findings = doctor.examine(healthy.url)
     assert {finding.verdict for finding in findings} == {"ok"}, findings
-    assert [finding.check for finding in findings] == [*checkup.SERVER_CHECKS, *checkup.SCHEMA_CHECKS]
+    assert [finding.check for finding in findings] == [*doctor.SERVER_CHECKS, *doctor.SCHEMA_CHECKS]
     assert all(finding.advice is None for finding in findings)
 
 
 def test_the_checkup_changes_nothing(healthy: Database) -> None:
     # Every check runs in a read-only transaction.
     with connect(healthy.url, "doctor") as connection:
-        refused = checkup.look(connection, "mine", lambda c: [Finding("mine", "ok", str(c.execute("CREATE TABLE t ()")))])
+        refused = doctor.look(connection, "mine", lambda c: [Finding("mine", "ok", str(c.execute("CREATE TABLE t ()")))])
         assert [finding.verdict for finding in refused] == ["unknown"]
         assert "read-only" in refused[0].finding
         assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
@@ -122,9 +122,9 @@ def test_the_checkup_changes_nothing(healthy: Database) -> None:
 
 
 def test_a_check_that_takes_long_is_cut_off(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(checkup.TIMEOUTS, "statement_timeout", "50ms")
+    monkeypatch.setitem(doctor.TIMEOUTS, "statement_timeout", "50ms")
     with connect(bare.url, "doctor") as connection:
-        [finding] = checkup.look(connection, "slow", lambda c: [Finding("slow", "ok", str(c.execute("SELECT pg_sleep(60)")))])
+        [finding] = doctor.look(connection, "slow", lambda c: [Finding("slow", "ok", str(c.execute("SELECT pg_sleep(60)")))])
         assert finding.verdict == "unknown"
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
@@ -135,12 +135,12 @@ def test_a_broken_connection_is_an_error_and_not_a_finding(bare: Database) -> No
         return []
 
     with connect(bare.url, "doctor") as connection, pytest.raises(DatabaseUnavailable):
-        checkup.look(connection, "ended", end)
+        doctor.look(connection, "ended", end)
 
 
 def test_every_check_works_with_every_version_of_postgresql(sql: Database) -> None:
     sql.rows((ROOT / "schema.sql").read_text())
-    assert "unknown" not in {finding.verdict for finding in checkup.examine(sql.url)}
+    assert "unknown" not in {finding.verdict for finding in doctor.examine(sql.url)}
 
 
 # ------------------------------------------------------------------------------------------------------------------------ server
@@ -249,7 +249,7 @@ def test_a_standby_is_a_problem() -> None:
                     psycopg.connect(url).close()
                     break
                 assert time.monotonic() < deadline, cluster.log_tail()
-            findings = {finding.check: finding for finding in checkup.examine(url)}
+            findings = {finding.check: finding for finding in doctor.examine(url)}
         finally:
             cluster.stop()
     assert findings["primary"].verdict == "problem"
@@ -283,7 +283,7 @@ def test_a_wrong_local_clock(bare: Database, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_database_without_the_schema(bare: Database) -> None:
-    findings = checkup.examine(bare.url)
+    findings = doctor.examine(bare.url)
     assert (findings[0].check, findings[0].verdict) == ("schema", "problem")
     assert "jobqueue migrate" in (findings[0].advice or "")
     assert {finding.verdict for finding in findings[1:]} == {"ok"}
@@ -331,7 +331,7 @@ def test_each_missing_privilege_of_a_role_is_a_finding(healthy: Database, role: 
     assert [finding.verdict for finding in findings] == ["problem", "problem", "warning"]
     assert findings[0].finding == f"role {role} may not use the schema jobqueue"
     # Only checks of tables that the role cannot read are unknown.
-    verdicts = {finding.check: finding.verdict for finding in checkup.examine(url)}
+    verdicts = {finding.check: finding.verdict for finding in doctor.examine(url)}
     assert {check for check, verdict in verdicts.items() if verdict == "unknown"} == {
         "schema", "partitions", "nodes", "queues", "overdue", "schedules", "dead letters",
     }  # fmt: skip
@@ -727,9 +727,9 @@ def test_an_embedded_server_is_found_by_its_directory(own_server: str) -> None:
 
 
 def test_findings_have_the_name_of_their_check(healthy: Database) -> None:
-    for name, check in {**checkup.SERVER_CHECKS, **checkup.SCHEMA_CHECKS}.items():
+    for name, check in {**doctor.SERVER_CHECKS, **doctor.SCHEMA_CHECKS}.items():
         with connect(healthy.url, "doctor") as connection:
-            assert {finding.check for finding in checkup.look(connection, name, check)} == {name}
+            assert {finding.check for finding in doctor.look(connection, name, check)} == {name}
 
 
 def test_the_catalog_finds_every_object_of_schema_sql() -> None:

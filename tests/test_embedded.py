@@ -24,9 +24,9 @@ import pytest
 import trio
 
 from jobqueue.errors import EmbeddedPostgresError
-from jobqueue.storage import embedded
-from jobqueue.storage.cluster import STOP_STEPS, Cluster
-from jobqueue.storage.programs import wheel_binaries
+from jobqueue.storage.embedded import stage as embedded
+from jobqueue.storage.embedded.binaries import wheel_binaries
+from jobqueue.storage.embedded.cluster import STOP_STEPS, Cluster
 from tests import postgres
 from tests.running import free_port
 from tests.waiting import until, wait_for
@@ -242,7 +242,8 @@ async def test_an_unresponsive_server_of_a_killed_service_is_replaced(used_dir: 
         orphan = postmaster(used_dir)
         os.kill(orphan, signal.SIGSTOP)
     assert orphan in processes(used_dir)
-    monkeypatch.setattr("jobqueue.storage.cluster.STOP_STEPS", [*((number, 0.2) for number, _ in STOP_STEPS[:-1]), STOP_STEPS[-1]])
+    steps = [*((number, 0.2) for number, _ in STOP_STEPS[:-1]), STOP_STEPS[-1]]
+    monkeypatch.setattr("jobqueue.storage.embedded.cluster.STOP_STEPS", steps)
     async with serving(used_dir) as url:
         assert ask(url, "select 1") == "1"
         assert orphan not in processes(used_dir)

@@ -18,12 +18,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from werkzeug.datastructures import MultiDict
 
-from jobqueue.engine import watching
-from jobqueue.engine.watching import Watcher
+from jobqueue.engine import job_watcher
+from jobqueue.engine.job_watcher import Watcher
 from jobqueue.errors import InvalidQuery, TooManyWatchers
-from jobqueue.http import queries
-from jobqueue.http import watch as http_watch
-from jobqueue.http.jobs import WaitQuery
+from jobqueue.http.api import queries
+from jobqueue.http.resources import job_events as http_watch
+from jobqueue.http.resources.jobs import WaitQuery
 from jobqueue.storage.store import Glance
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
@@ -296,7 +296,7 @@ async def test_a_job_is_gone_when_two_looks_in_a_row_do_not_find_it(autojump_clo
 
 
 async def test_the_bound_on_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "MAX_WATCHERS", 2)
+    monkeypatch.setattr(job_watcher, "MAX_WATCHERS", 2)
     watcher = Watcher(Looked(), keep_finished=True)
     with watcher.watch(UNKNOWN):
         with watcher.watch(UNKNOWN), pytest.raises(TooManyWatchers), watcher.watch(new_id()):

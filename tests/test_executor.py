@@ -19,10 +19,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Executor, Run
-from jobqueue.engine.notes import Notes
+from jobqueue.engine.progress import Notes
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.transactions import Transactions
+from jobqueue.storage.handler_transactions import Transactions
 from jobqueue.testing.memory_store import MemoryStore
 
 LAST = {"attempt": 4, "max_retries": 3}

@@ -14,7 +14,7 @@ import trio
 from jobqueue import App, service
 from jobqueue.concurrency.stages import open_stages
 from jobqueue.engine.local_queue import LocalQueue
-from jobqueue.engine.schedule import LOCKED_INTERVAL, Schedule
+from jobqueue.engine.promotion import LOCKED_INTERVAL, Schedule
 from jobqueue.job import Options
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Promotion, Store

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from jobqueue.admission import Receipt
 from jobqueue.errors import ConflictingJob, ConnectionLost, DatabaseUnavailable, Overloaded, ShuttingDown, UnprocessableJob
-from jobqueue.http import express, plain
-from jobqueue.http.auth import Guard
-from jobqueue.http.connection import RECEIVE_BYTES
-from jobqueue.http.plain import Request
+from jobqueue.http.access.auth import Guard
+from jobqueue.http.express import lane as express
+from jobqueue.http.express import wire_format
+from jobqueue.http.express.wire_format import Request
+from jobqueue.http.transport.hypercorn_connection import RECEIVE_BYTES
 from jobqueue.tokens import parse
 from tests.test_http import Node, Served, open_files, serving
 from tests.waiting import until
@@ -171,8 +172,8 @@ def complete(received: bytes, answers: int) -> bool:
 
 @pytest.fixture
 def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    form = plain._PLAIN
-    return lambda without: monkeypatch.setattr(plain, "_PLAIN", re.compile(b"(?!)") if without else form)
+    form = wire_format._PLAIN
+    return lambda without: monkeypatch.setattr(wire_format, "_PLAIN", re.compile(b"(?!)") if without else form)
 
 
 @pytest.fixture
@@ -394,7 +395,7 @@ def test_every_head_is_recognized_quickly(head: bytes) -> None:
     times = []
     for _ in range(5):
         begun = time.process_time()
-        plain.recognise(head)
+        wire_format.recognise(head)
         times.append(time.process_time() - begun)
     assert min(times) < 0.1, "the regular expression backtracks, which blocks the event loop"
 
@@ -517,7 +518,7 @@ async def test_an_internal_error_ends_only_its_connection(broken: str, monkeypat
             await other.send_all(PLAIN["one"])
             await answered(other)
             with monkeypatch.context() as patched:
-                patched.setattr(plain, broken, fail)
+                patched.setattr(wire_format, broken, fail)
                 await stream.send_all(PLAIN["one"])
                 with trio.fail_after(60):
                     assert await stream.receive_some(65536) == b""

@@ -9,8 +9,9 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from jobqueue.http import api, strict
-from jobqueue.http.routes import Route
+from jobqueue.http import app as api
+from jobqueue.http.api.routes import Route
+from jobqueue.http.bodies import strict_json
 from jobqueue.job import Change, DeadFilter, JobFilter
 from jobqueue.timetable import CronSchedule
 from tests.test_http import JOB_ID, Node, both_lanes, lane, problem, serving
@@ -201,7 +202,7 @@ async def test_other_bodies_with_hostile_values_are_rejected(route: Route) -> No
 )
 @both_lanes
 async def test_unambiguous_values_are_accepted(text: bytes) -> None:
-    value = strict.read(text)
+    value = strict_json.read(text)
     async with serving() as served:
         for field in (b"payload", b"unknown"):
             assert (await served.post("/submit", b'{"%b": %b, "group": "g"}' % (field, text))).status_code == 201

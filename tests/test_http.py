@@ -23,8 +23,12 @@ import trio.testing
 from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
-from jobqueue.http import api, express, limits, listening, plain, server
-from jobqueue.http.auth import Guard, require_token_off_loopback
+from jobqueue.http import app as api
+from jobqueue.http import limits, server
+from jobqueue.http.access.auth import Guard, require_token_off_loopback
+from jobqueue.http.express import lane as express
+from jobqueue.http.express import wire_format
+from jobqueue.http.transport.listeners import max_connections, open_listeners, urls
 from jobqueue.job import Change, QueueSettings
 from jobqueue.tokens import parse
 from tests.waiting import until
@@ -156,7 +160,7 @@ class Served:
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The lane of plain submissions: the express lane, or hypercorn with the Quart routes."""
     if request.param == "hypercorn":
-        monkeypatch.setattr(plain, "_PLAIN", re.compile(b"(?!)"))
+        monkeypatch.setattr(wire_format, "_PLAIN", re.compile(b"(?!)"))
     return str(request.param)
 
 
@@ -173,8 +177,8 @@ async def serving(
     **client: Any,
 ) -> AsyncIterator[Served]:
     node = node or Node()
-    listeners = listening.open_listeners("127.0.0.1", 0)
-    served = Served(node, listening.urls(listeners, "http" if tls is None else "https")[0], trio.Event(), **client)
+    listeners = open_listeners("127.0.0.1", 0)
+    served = Served(node, urls(listeners, "http" if tls is None else "https")[0], trio.Event(), **client)
     guard = guard or Guard(None)
 
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -888,7 +892,7 @@ async def test_connections_over_the_limit_wait(monkeypatch: pytest.MonkeyPatch) 
 def test_connections_leave_file_descriptors_for_the_rest_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, connections in [(1024, 512), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]:
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert listening.max_connections() == connections
+        assert max_connections() == connections
 
 
 # ---------------------------------------------------------------------------------------------------------------------- stopping
@@ -956,11 +960,11 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
     before = open_files()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            listeners = listening.open_listeners("127.0.0.1", 0)
+            listeners = open_listeners("127.0.0.1", 0)
             node = Node()
             run = partial(server.run, api.build(node, Guard(None)), express.Lane(node, Guard(None)), listeners)  # type: ignore[arg-type]
             await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=600))
-            served = Served(node, listening.urls(listeners)[0], trio.Event())
+            served = Served(node, urls(listeners)[0], trio.Event())
             async with not_reading(served):
                 nursery.cancel_scope.cancel()
         await served.http.aclose()
@@ -971,24 +975,24 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
 
 
 async def test_the_error_for_an_address_in_use_is_clear() -> None:
-    (listener,) = listening.open_listeners("127.0.0.1", 0)
+    (listener,) = open_listeners("127.0.0.1", 0)
     async with listener:
         with pytest.raises(SettingsError, match=r"127\.0\.0\.1 port \d+: another process listens there"):
-            listening.open_listeners("127.0.0.1", listener.socket.getsockname()[1])
+            open_listeners("127.0.0.1", listener.socket.getsockname()[1])
 
 
 @pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("no-such-host.invalid", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)])
 def test_addresses_that_cannot_be_listened_on(host: str, port: int) -> None:
     with pytest.raises(SettingsError, match=f"cannot listen on {re.escape(host)}"):
-        listening.open_listeners(host, port)
+        open_listeners(host, port)
 
 
 async def test_the_server_listens_on_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2", "192.0.2.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    listeners = listening.open_listeners("a-name", 0)
+    listeners = open_listeners("a-name", 0)
     port = listeners[0].socket.getsockname()[1]
-    assert listening.urls(listeners) == [f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}"]
+    assert urls(listeners) == [f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}"]
     for listener in listeners:
         await listener.aclose()
 
@@ -996,8 +1000,8 @@ async def test_the_server_listens_on_all_addresses_of_a_name(monkeypatch: pytest
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
 async def test_ipv6() -> None:
     try:
-        listeners = listening.open_listeners("::1", 0)
+        listeners = open_listeners("::1", 0)
     except SettingsError:
         pytest.skip("no IPv6 on this machine")
-    assert listening.urls(listeners) == [f"http://[::1]:{listeners[0].socket.getsockname()[1]}"]
+    assert urls(listeners) == [f"http://[::1]:{listeners[0].socket.getsockname()[1]}"]
     await listeners[0].aclose()

@@ -13,9 +13,14 @@ PACKAGE = Path(jobqueue.__file__).parent
 LAYERS = [
     ["testing", "pytest_plugin"],
     ["cli", "__main__"],
-    ["supervisor", "supervised"],
-    ["service", "offline"],
-    ["http"],
+    ["processes"],
+    ["service", "direct"],
+    ["http.app", "http.server"],
+    ["http.express"],
+    ["http.resources", "http.access"],
+    ["http.api"],
+    ["http.bodies", "http.transport"],
+    ["http.responses", "http.limits"],
     ["engine"],
     ["keeper"],
     ["storage"],
@@ -40,7 +45,7 @@ LAYERS = [
         "spans",
     ],
 ]
-"""The layers, from the top down. Each name is a module, or a package with all its modules."""
+"""The layers, from the top down. Each name is a module, or a package with all its modules. The rooms of `http` are layers too."""
 
 SHOWN = {"client", "engine.handlers", "in_transaction", *LAYERS[-1]}
 """The modules from which ``jobqueue/__init__.py`` may import names. It is outside of the layers."""
@@ -50,13 +55,13 @@ FLOORS = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path != PACKAGE / "__init__.py"
+    if path not in {PACKAGE / "__init__.py", PACKAGE / "http" / "__init__.py"}
 }
 """Every module of the package, by its dotted name below ``jobqueue``."""
 
 
 def room(module: str) -> str:
-    return module.partition(".")[0]
+    return ".".join(module.split(".")[: 2 if module.startswith("http.") else 1])
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ import trio
 
 from jobqueue import App, HandlerError, documents
 from jobqueue.concurrency.trouble import LONGEST_PAUSE
-from jobqueue.engine.gate import Gate
+from jobqueue.engine.key_admission import Gate
 from jobqueue.errors import RefusedData
 from jobqueue.job import MAX_LIMIT, MIN_RATE, ClaimedJob, NewJob, Options, Outcome, QueueSettings
 from jobqueue.storage.store import ADMIT_BATCH, Claim, Want

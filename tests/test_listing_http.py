@@ -12,7 +12,8 @@ import pytest
 from werkzeug.datastructures import MultiDict
 
 from jobqueue.errors import InvalidFilter, InvalidQuery
-from jobqueue.http import filters, job_lists, queries
+from jobqueue.http.api import queries
+from jobqueue.http.resources import filters, job_lists
 from jobqueue.job import MAX_NAME_LENGTH, JobFilter, JobState
 from tests.conftest import Database, Service
 from tests.test_service import Start, submit

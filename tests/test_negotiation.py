@@ -9,8 +9,8 @@ import pytest
 
 from jobqueue import fields
 from jobqueue.errors import InvalidQuery
-from jobqueue.http import negotiation
-from jobqueue.http.dead_letters import DeadQuery
+from jobqueue.http.resources.dead_letters import DeadQuery
+from jobqueue.http.responses import negotiation
 from tests.test_express import JSON, exchange, request, without_lane  # noqa: F401 - a fixture
 from tests.test_http import JOB_ID, UNKNOWN_ID, both_lanes, lane, problem, serving, status_of  # noqa: F401 - a fixture
 

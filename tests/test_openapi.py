@@ -20,9 +20,12 @@ from quart import Response
 
 from jobqueue import tokens
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.http import api, dashboard, openapi, problems, shapes
-from jobqueue.http.auth import HEALTH, Guard
-from jobqueue.http.routes import Route
+from jobqueue.http import app as api
+from jobqueue.http.access.auth import HEALTH, Guard
+from jobqueue.http.api import models, openapi
+from jobqueue.http.api.routes import Route
+from jobqueue.http.resources import dashboard
+from jobqueue.http.responses import problems
 from tests.conftest import ROOT, Service
 from tests.test_http import Node, serving
 
@@ -259,13 +262,13 @@ def test_events_are_those_that_are_described(node: tuple[httpx.Client, list[str]
         dict(line.split(": ", 1) for line in event.split("\n"))
         for event in client.get(f"/jobs/{ids[0]}/events").text.split("\n\n")[:-1]
     ]
-    assert {tuple(event) for event in told} == {shapes.Event.__struct_fields__}
+    assert {tuple(event) for event in told} == {models.Event.__struct_fields__}
     assert told[-1]["event"] == "end"
 
 
 def test_events_of_the_overview_hold_what_is_described(node: tuple[httpx.Client, list[str]]) -> None:
     client, _ = node
-    described = {"overview": shapes.Overview, "history": shapes.History, "trouble": shapes.Troubles}
+    described = {"overview": models.Overview, "history": models.History, "trouble": models.Troubles}
     schemas, components = msgspec.json.schema_components(described.values(), ref_template="#/components/schemas/{name}")
     shaped = dict(zip(described, schemas, strict=True))
     held = {"schemas": {name: closed(inner) for name, inner in components.items()}}

@@ -26,12 +26,12 @@ import trio
 
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import SyncClient, documents
-from jobqueue.client import patience, wires
+from jobqueue.client import retries, transports
 from jobqueue.engine.leases import process_identity
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import NewJob
 from jobqueue.storage import store as stores
-from jobqueue.storage.cluster import PORT, ROLE, Cluster
+from jobqueue.storage.embedded.cluster import PORT, ROLE, Cluster
 from tests import postgres
 from tests.conftest import Database, Service
 from tests.storage import new_id, open_driver
@@ -398,13 +398,13 @@ def test_clients_resume_soon_after_an_outage_and_not_at_once(bench: Bench, start
     resumed: set[int] = set()
     stop = threading.Event()
     pauses: list[float] = []
-    pause = wires.BlockingWire.sleep
+    pause = transports.BlockingWire.sleep
 
-    async def noted_pause(self: wires.BlockingWire, seconds: float) -> None:
+    async def noted_pause(self: transports.BlockingWire, seconds: float) -> None:
         pauses.append(seconds)
         await pause(self, seconds)
 
-    monkeypatch.setattr(wires.BlockingWire, "sleep", noted_pause)
+    monkeypatch.setattr(transports.BlockingWire, "sleep", noted_pause)
 
     def submit_again_and_again(number: int) -> None:
         with SyncClient(node.service.url, patience=300) as client:
@@ -425,7 +425,7 @@ def test_clients_resume_soon_after_an_outage_and_not_at_once(bench: Bench, start
         stop.set()
         for each in running:
             each.result(60)
-    assert 1 <= min(pauses) <= max(pauses) <= 1 + patience.SPREAD, "the service asks for one second, and clients add some jitter"
+    assert 1 <= min(pauses) <= max(pauses) <= 1 + retries.SPREAD, "the service asks for one second, and clients add some jitter"
 
 
 def test_a_slow_database_makes_nobody_panic(bench: Bench, start: Start, effects: Effects) -> None:

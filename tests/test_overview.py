@@ -19,18 +19,18 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from benchmarks.proxy import proxy_in_thread
 from jobqueue import documents
+from jobqueue.direct import open_api
 from jobqueue.engine import overview
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import History
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.overview import LOOK_INTERVAL, Overview
 from jobqueue.errors import DatabaseUnavailable, TooManyWatchers
-from jobqueue.http import overview as http_overview
-from jobqueue.http import watch
+from jobqueue.http.resources import job_events
+from jobqueue.http.resources import overview as http_overview
 from jobqueue.job import NewJob
 from jobqueue.metrics import Metrics
-from jobqueue.offline import open_api
-from jobqueue.storage.cluster import PORT, ROLE
+from jobqueue.storage.embedded.cluster import PORT, ROLE
 from jobqueue.storage.store import HISTORY_SETTLE, Slot
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import Database, Service
@@ -252,7 +252,7 @@ async def test_a_database_that_is_away_is_told_once_and_what_comes_after_says_th
     await following(events, 2)
     watched.store.failing = True
     assert await following(events, 1) == [("trouble", {"reasons": ["the database is unavailable: as told"]})]
-    assert [await anext(events) for _ in range(3)] == [watch.COMMENT] * 3
+    assert [await anext(events) for _ in range(3)] == [job_events.COMMENT] * 3
     assert prolonged == 6, "each piece restarts the timeout of the connection"
     late = watched.events()
     assert (await following(late, 1))[0][0] == "trouble", "a new page gets it too"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from jobqueue.admission import MAX_FAULTS, Admitted, Receipt
 from jobqueue.errors import ConflictingJob, ConnectionLost, DatabaseUnavailable, UnprocessableJob
-from jobqueue.http import bodies, partial
+from jobqueue.http.bodies import jobs as bodies
+from jobqueue.http.bodies import partial_batch
 from tests.conftest import Database, Service
 from tests.test_http import Node, Served, problem, serving
 
@@ -212,7 +213,7 @@ async def test_an_outage_half_way_tells_what_is_committed() -> None:
 
 
 async def test_a_batch_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial, "PATIENCE", -1.0)
+    monkeypatch.setattr(partial_batch, "PATIENCE", -1.0)
     async with serving(Picky()) as served:
         assert problem(await send(served, [{}, {"delay": -1}]), 503)["type"] == "urn:jobqueue:overloaded"
         assert served.node.submitted == []
@@ -237,7 +238,7 @@ def test_exactly_the_good_ones_are_committed_once_and_in_order(kinds: list[str],
                 assert [job_id for job_id in body["ids"] if job_id] == [job["id"] for job in served.node.submitted]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(partial, "PART_IN_THREAD_JOBS", part_in_thread)
+        patched.setattr(partial_batch, "PART_IN_THREAD_JOBS", part_in_thread)
         trio.run(main)
 
 

@@ -29,12 +29,12 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import NewJob
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import Config, Keeper
-from jobqueue.storage import checkup, schema
 from jobqueue.storage import database as connections
+from jobqueue.storage import doctor, schema
 from jobqueue.storage import store as stores
-from jobqueue.storage.cluster import PORT, ROLE
 from jobqueue.storage.database import Lane, behind_pooler, connect
-from jobqueue.storage.programs import Programs
+from jobqueue.storage.embedded.binaries import Programs
+from jobqueue.storage.embedded.cluster import PORT, ROLE
 from tests import postgres
 from tests.conftest import Database, Service
 from tests.storage import new_id, open_driver
@@ -545,7 +545,7 @@ async def test_what_a_pooler_that_hangs_did_not_begin_is_no_doubt(
 def test_the_doctor_sees_the_pooler_and_looks_through_it(pooled_url: str, database: Database) -> None:
     with connect(pooled_url, "migrate") as connection:
         schema.migrate(connection)
-    findings = checkup.examine(pooled_url)
+    findings = doctor.examine(pooled_url)
     [finding] = [finding for finding in findings if finding.check == "pooler"]
     assert finding.verdict == "warning"
     assert "by polling" in finding.finding

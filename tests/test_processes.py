@@ -19,13 +19,13 @@ import pytest
 import trio
 
 from benchmarks.harness.processes import children_of
-from jobqueue import supervisor
 from jobqueue.engine.leases import process_identity
 from jobqueue.errors import NodeFailed, SettingsError
-from jobqueue.http import listening
+from jobqueue.http.transport.listeners import open_listeners, reserved
+from jobqueue.processes import parent
+from jobqueue.processes.child import KILL_MARGIN
 from jobqueue.settings import MAX_PROCESSES
-from jobqueue.storage import embedded
-from jobqueue.supervised import KILL_MARGIN
+from jobqueue.storage.embedded import stage as embedded
 from tests import postgres
 from tests.conftest import Database, Service, run_jobqueue
 from tests.test_service import Effects
@@ -272,8 +272,8 @@ REFUSES = """say('{"reason": "as asked"}')"""
 
 @pytest.fixture
 def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(parent, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(parent, "LONGEST_PAUSE", 0.01)
     return lambda *lives: Script(tmp_path / "starts", *lives)
 
 
@@ -283,28 +283,28 @@ Scripted = Callable[..., Script]
 async def test_a_process_that_never_serves_is_given_up_with_its_reason_and_code(scripted: Scripted) -> None:
     script = scripted(f"{REFUSES}, {ENDS}")
     with pytest.raises(NodeFailed, match=r"process 7 does not start: as asked$") as failure, trio.fail_after(60):
-        await supervisor._Node(script.command, 7, 0).run(b"{}\n", trio.Event())
+        await parent._Node(script.command, 7, 0).run(b"{}\n", trio.Event())
     assert failure.value.exit_code == 3
-    assert script.starts == supervisor.START_TRIES
+    assert script.starts == parent.START_TRIES
 
 
 async def test_a_process_that_says_nothing_is_given_up_with_how_it_ended(scripted: Scripted) -> None:
     script = scripted("os.kill(os.getpid(), 9)")
     with pytest.raises(NodeFailed, match=r"process 7 does not start: SIGKILL$") as failure, trio.fail_after(60):
-        await supervisor._Node(script.command, 7, 0).run(b"{}\n", trio.Event())
+        await parent._Node(script.command, 7, 0).run(b"{}\n", trio.Event())
     assert failure.value.exit_code == 128 + signal.SIGKILL
 
 
 async def test_a_database_that_is_away_at_the_first_start_ends_all(scripted: Scripted) -> None:
     script = scripted(f"{AWAY}, {ENDS}")
     with pytest.raises(NodeFailed, match="no database"), trio.fail_after(60):
-        await supervisor._Node(script.command, 7, 0).run(b"{}\n", trio.Event())
+        await parent._Node(script.command, 7, 0).run(b"{}\n", trio.Event())
 
 
 async def test_a_process_that_served_comes_back_however_often_and_waits_for_the_database(scripted: Scripted) -> None:
-    tries = supervisor.START_TRIES + 2
+    tries = parent.START_TRIES + 2
     script = scripted(*[f"{SERVES}, {ENDS}"] * tries, *[f"{AWAY}, {ENDS}"] * tries, FOR_EVER)
-    node, stopping = supervisor._Node(script.command, 7, 0), trio.Event()
+    node, stopping = parent._Node(script.command, 7, 0), trio.Event()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.run, b"{}\n", stopping)
@@ -323,9 +323,9 @@ def script_starts(script: Script) -> int:
 
 
 async def test_a_process_that_does_not_end_is_killed_in_time(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SHUTDOWN_MARGIN", 0.2)
+    monkeypatch.setattr(parent, "SHUTDOWN_MARGIN", 0.2)
     script = scripted(f"signal.signal(signal.SIGTERM, signal.SIG_IGN), {SERVES}, {FOR_EVER}")
-    node, stopping = supervisor._Node(script.command, 7, 0.1), trio.Event()
+    node, stopping = parent._Node(script.command, 7, 0.1), trio.Event()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.run, b"{}\n", stopping)
@@ -339,8 +339,8 @@ async def test_a_process_that_does_not_end_is_killed_in_time(scripted: Scripted,
 
 
 async def test_pauses_grow_up_to_a_bound(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(parent, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(parent, "LONGEST_PAUSE", 0.2)
     script = scripted(f"{SERVES}, {ENDS}")
     pauses: list[float] = []
 
@@ -350,39 +350,39 @@ async def test_pauses_grow_up_to_a_bound(scripted: Scripted, monkeypatch: pytest
             if len(pauses) == 5:
                 stopping.set()
 
-    monkeypatch.setattr(supervisor, "log", Log())
+    monkeypatch.setattr(parent, "log", Log())
     stopping = trio.Event()
     with trio.fail_after(60):
-        await supervisor._Node(script.command, 7, 0).run(b"{}\n", stopping)
+        await parent._Node(script.command, 7, 0).run(b"{}\n", stopping)
     assert pauses == [0.05, 0.1, 0.2, 0.2, 0.2]
 
 
 async def test_a_reserved_port_is_for_those_that_share_it() -> None:
-    with listening.reserved("127.0.0.1", 0) as (port, urls):
+    with reserved("127.0.0.1", 0) as (port, urls):
         assert urls == [f"http://127.0.0.1:{port}"]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
         listeners: list[trio.SocketListener] = []
         for _ in range(2):  # before a node listens, and while it does
             with pytest.raises(SettingsError, match="another process listens there"):
-                listening.open_listeners("127.0.0.1", port)
-            with pytest.raises(SettingsError, match="another process listens there"), listening.reserved("127.0.0.1", port):
+                open_listeners("127.0.0.1", port)
+            with pytest.raises(SettingsError, match="another process listens there"), reserved("127.0.0.1", port):
                 pass
-            listeners += listening.open_listeners("127.0.0.1", port, shared=True)
+            listeners += open_listeners("127.0.0.1", port, shared=True)
             socket.create_connection(("127.0.0.1", port)).close()
         for listener in listeners:
             await listener.aclose()
 
 
 async def test_a_port_can_be_reserved_despite_old_connections_and_is_free_afterwards() -> None:
-    [listener] = listening.open_listeners("127.0.0.1", 0)
+    [listener] = open_listeners("127.0.0.1", 0)
     port = listener.socket.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)):
         await (await listener.accept()).aclose()  # the side that closes first keeps the address for a minute (TIME_WAIT)
     await listener.aclose()
-    with listening.reserved("127.0.0.1", port):
+    with reserved("127.0.0.1", port):
         pass
-    [listener] = listening.open_listeners("127.0.0.1", port)
+    [listener] = open_listeners("127.0.0.1", port)
     await listener.aclose()
 
 

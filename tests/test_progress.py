@@ -19,8 +19,8 @@ import trio_parallel
 from trio.testing import MockClock
 
 from jobqueue import Job
-from jobqueue.engine import notes as notes_module
-from jobqueue.engine.notes import NOTE_INTERVAL, Notes
+from jobqueue.engine import progress as notes_module
+from jobqueue.engine.progress import NOTE_INTERVAL, Notes
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import MAX_CHECKPOINT_BYTES, MAX_PROGRESS_MESSAGE, Note
 from jobqueue.testing.memory_store import MemoryStore

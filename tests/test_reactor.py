@@ -7,7 +7,7 @@ import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from jobqueue.http.reactor import MAX_EVENTS, Reactor
+from jobqueue.http.express.reactor import MAX_EVENTS, Reactor
 
 
 @pytest.fixture

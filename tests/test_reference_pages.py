@@ -9,7 +9,7 @@ import click
 import pytest
 
 from jobqueue.cli import COMMANDS, cli
-from jobqueue.http import problems
+from jobqueue.http.responses import problems
 from jobqueue.metrics import Metrics
 from tests.conftest import ROOT, Database
 

@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks.harness.processes import children_of
 from benchmarks.proxy import proxy_in_thread
-from jobqueue.storage.cluster import PORT, ROLE
+from jobqueue.storage.embedded.cluster import PORT, ROLE
 from tests.conftest import ROOT, Database, Service
 
 GRACE = 0.5

@@ -13,7 +13,7 @@ import trio
 import trustme
 
 from jobqueue.http import limits
-from jobqueue.http.entrance import Entrance
+from jobqueue.http.access.credentials import Entrance
 from jobqueue.settings import Settings
 from tests.conftest import Service
 from tests.test_http import Served, open_files, read_all, serving

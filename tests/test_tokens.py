@@ -12,8 +12,8 @@ import structlog.testing
 
 from jobqueue import tokens
 from jobqueue.errors import SettingsError, UnusableFile
-from jobqueue.http import token_file
-from jobqueue.http.reloaded import Reloaded
+from jobqueue.http.access import token_file
+from jobqueue.http.access.file_watch import Reloaded
 from jobqueue.settings import Settings
 from jobqueue.tokens import MAX_NAME_LENGTH, MAX_TOKENS, Token
 from tests.conftest import run_jobqueue

@@ -31,7 +31,7 @@ import jobqueue
 from jobqueue import App, documents, testing, tracing
 from jobqueue.engine.executor import Cause, Run
 from jobqueue.errors import InvalidJob
-from jobqueue.http import bodies
+from jobqueue.http.bodies import jobs as bodies
 from jobqueue.job import NewJob, Options
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service

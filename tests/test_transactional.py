@@ -31,11 +31,11 @@ import jobqueue
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import App, Discard, Job, Retry, Snooze
 from jobqueue.engine.executor import Executor, Run
-from jobqueue.engine.notes import Notes
+from jobqueue.engine.progress import Notes
 from jobqueue.job import MAX_RESULT_BYTES, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage import transactions
-from jobqueue.storage.transactions import MAX_TRANSACTIONS, Transactions
+from jobqueue.storage import handler_transactions
+from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS, Transactions
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, Database, Service
 from tests.storage import Driver, open_driver
@@ -860,7 +860,7 @@ async def test_a_late_return_after_a_timeout_is_stale(bench: Bench) -> None:
         assert go_on.wait(120)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transactions.Transaction, "_cut_off", lambda _: None)
+        patch.setattr(handler_transactions.Transaction, "_cut_off", lambda _: None)
         give_back = bench._pool._give_back
         patch.setattr(bench._pool, "_give_back", lambda line, *, usable: (give_back(line, usable=usable), ended.set()))
         run, outcome = await bench.run(handler, timeout=0.3)
@@ -911,17 +911,17 @@ async def test_a_timeout_while_the_commit_is_slow_waits_for_it_and_is_stale(benc
 async def test_a_commit_that_never_arrives_holds_the_rows_lock_for_some_seconds_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transactions, "ABANDONED_AFTER", 4)
-    finish = transactions.Transaction._finish
+    monkeypatch.setattr(handler_transactions, "ABANDONED_AFTER", 4)
+    finish = handler_transactions.Transaction._finish
     finished, go_on = threading.Event(), threading.Event()
 
-    def frozen(self: transactions.Transaction, node_id: str, outcome: bytes) -> bool:
+    def frozen(self: handler_transactions.Transaction, node_id: str, outcome: bytes) -> bool:
         stale = finish(self, node_id, outcome)
         finished.set()
         assert go_on.wait(120)
         return stale
 
-    monkeypatch.setattr(transactions.Transaction, "_finish", frozen)
+    monkeypatch.setattr(handler_transactions.Transaction, "_finish", frozen)
 
     def handler(job: Job, conn: Connection) -> None:
         write(conn, job)
@@ -1011,7 +1011,7 @@ async def test_there_are_no_more_at_once_than_allowed_and_waiting_is_not_the_han
 
 
 async def test_a_job_is_handed_back_when_there_is_no_connection(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transactions, "CONNECT_PATIENCE", 0.5)
+    monkeypatch.setattr(handler_transactions, "CONNECT_PATIENCE", 0.5)
     bench._pool._url = "postgresql://jobqueue@127.0.0.1:1/nowhere"
 
     def handler(conn: Connection) -> None:
@@ -1026,7 +1026,7 @@ async def test_a_job_is_handed_back_when_there_is_no_connection(bench: Bench, mo
 
 @pytest.mark.parametrize("cause", ["interrupted", "lease lost"])
 async def test_a_run_that_waits_for_a_connection_can_be_ended(cause: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transactions, "CONNECT_PATIENCE", 3600)
+    monkeypatch.setattr(handler_transactions, "CONNECT_PATIENCE", 3600)
     bench._pool._url = "postgresql://jobqueue@127.0.0.1:1/nowhere"
 
     def handler(conn: Connection) -> None:

@@ -28,7 +28,7 @@ ERRORS = {
 OF_THE_DATABASE = {"storage/database.py": "DatabaseUnavailable"}
 """Other parts of a node raise this error only while the node runs, and the node keeps running."""
 
-OTHER_COMMANDS = {("http/token_file.py", "append")}
+OTHER_COMMANDS = {("http/access/token_file.py", "append")}
 """Functions that `serve` does not call."""
 
 LEAST_LETTERS = 8

@@ -19,7 +19,7 @@ import trio_parallel
 from jobqueue import App
 from jobqueue.engine import watchdog
 from jobqueue.engine.executor import Executor
-from jobqueue.engine.notes import Notes
+from jobqueue.engine.progress import Notes
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore

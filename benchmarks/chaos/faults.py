@@ -22,7 +22,7 @@ from benchmarks.chaos.load import LIMITED, PATIENCE, Batch, Submit, submit_from_
 from benchmarks.chaos.machines import RATE, Node, Postgres
 from benchmarks.chaos.plan import LOST_REPLIES, Fault, Kind
 from jobqueue.job import MAX_PRIORITY
-from jobqueue.storage.cluster import DATABASE
+from jobqueue.storage.embedded.cluster import DATABASE
 
 OFTEN = 0.2
 """Seconds between two actions of a repeated fault."""

@@ -20,7 +20,7 @@ from benchmarks.chaos.database import connect
 from benchmarks.chaos.load import LIMITED
 from benchmarks.chaos.plan import LEASE
 from benchmarks.proxy import Proxy
-from jobqueue.storage.cluster import POLL_SECONDS, PORT, ROLE, Cluster
+from jobqueue.storage.embedded.cluster import POLL_SECONDS, PORT, ROLE, Cluster
 
 ROOT = Path(__file__).parent.parent.parent
 

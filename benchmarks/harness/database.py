@@ -28,9 +28,9 @@ from benchmarks.harness.machine import Machine
 from benchmarks.harness.processes import Usage, parent_of, usage_of_tree
 from jobqueue import logs
 from jobqueue.storage import schema
-from jobqueue.storage.cluster import POLL_SECONDS, Cluster
 from jobqueue.storage.database import connect
-from jobqueue.storage.embedded import READY_SECONDS
+from jobqueue.storage.embedded.cluster import POLL_SECONDS, Cluster
+from jobqueue.storage.embedded.stage import READY_SECONDS
 
 FILL_BATCH = 100_000
 """Number of jobs in one transaction of `Database.fill`."""

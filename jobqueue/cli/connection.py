@@ -72,7 +72,7 @@ class Connection:
                 yield client
             return
         # The import takes half a second, and most commands use a service.
-        from jobqueue.offline import open_api  # noqa: PLC0415
+        from jobqueue.direct import open_api  # noqa: PLC0415
 
         async with open_api(self.database_url) as api:
             transport = httpx.ASGITransport(api)  # type: ignore[arg-type] # httpx has its own type names for ASGI

@@ -17,11 +17,11 @@ from jobqueue.cli.connection import json_option
 from jobqueue.cli.exits import Exit
 from jobqueue.cli.output import Failure, Output, printable
 from jobqueue.errors import DatabaseUnavailable, SettingsError
-from jobqueue.storage import checkup
-from jobqueue.storage.checkup import Finding
-from jobqueue.storage.checkup.finding import Verdict, count
-from jobqueue.storage.cluster import address
-from jobqueue.storage.embedded import default_data_dir
+from jobqueue.storage import doctor
+from jobqueue.storage.doctor import Finding
+from jobqueue.storage.doctor.finding import Verdict, count
+from jobqueue.storage.embedded.cluster import address
+from jobqueue.storage.embedded.stage import default_data_dir
 
 STYLES: dict[Verdict, str] = {"problem": "bold red", "warning": "yellow", "unknown": "magenta", "ok": "green"}
 
@@ -49,7 +49,7 @@ def command(*, database_url: str | None, data_dir: Path | None, as_json: bool) -
     logs.configure("error")
     code = Exit.DONE
     try:
-        findings = checkup.examine(database_url or address(data_dir or default_data_dir()))
+        findings = doctor.examine(database_url or address(data_dir or default_data_dir()))
         if any(finding.verdict == "problem" for finding in findings):
             code = Exit.REFUSED
     except DatabaseUnavailable as error:

@@ -22,10 +22,10 @@ from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import first, log_level_option
 from jobqueue.engine.handlers import App, Handler
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
+from jobqueue.processes.child import Parent, Word
+from jobqueue.processes.parent import supervise
 from jobqueue.service import Serving, serve
 from jobqueue.settings import Settings
-from jobqueue.supervised import Parent, Word
-from jobqueue.supervisor import supervise
 
 DEFAULTS = Settings()
 
@@ -132,7 +132,7 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
     default=DEFAULTS.idempotency_ttl,
 )
 @log_level_option
-@click.option("--supervised", type=int, hidden=True)  # the number of the process, see jobqueue/supervised.py
+@click.option("--supervised", type=int, hidden=True)  # the number of the process, see jobqueue/processes/child.py
 def command(
     module: str | None,
     *,

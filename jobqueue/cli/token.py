@@ -8,7 +8,7 @@ import click
 
 from jobqueue import tokens
 from jobqueue.errors import SettingsError
-from jobqueue.http import token_file
+from jobqueue.http.access import token_file
 from jobqueue.tokens import Role
 
 

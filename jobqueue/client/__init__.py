@@ -17,7 +17,7 @@ Both clients retry a failed request for some time, but only if a retry is safe. 
 idempotency keys, so it is safe to retry them.
 """
 
-from jobqueue.client.chunks import Chunk
+from jobqueue.client.batches import Chunk
 from jobqueue.client.clients import Client, SyncClient
 from jobqueue.client.errors import JobCancelled, JobEnded, JobFailed, JobNotFound, NotFound, RequestRefused, Unreachable
 from jobqueue.client.waiting import Event

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 
 from jobqueue import documents
-from jobqueue.client.chunks import CHUNK_JOBS, NDJSON, Chunk, cut, encode
+from jobqueue.client.batches import CHUNK_JOBS, NDJSON, Chunk, cut, encode
 from jobqueue.client.errors import JobCancelled, JobFailed, RequestRefused
-from jobqueue.client.patience import HARMLESS, KEYED, NEVER, Statuses, ask
 from jobqueue.client.requests import below, build, read
+from jobqueue.client.retries import HARMLESS, KEYED, NEVER, Statuses, ask
+from jobqueue.client.transports import Wire
 from jobqueue.client.waiting import Event, ended, events
-from jobqueue.client.wires import Wire
 
 FILTER_SECONDS = 150.0
 """Timeout in seconds of calls that process all jobs that match a filter. It exceeds the service's own limit for any request."""

@@ -11,8 +11,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from jobqueue.client.calls import Calls
-from jobqueue.client.patience import PATIENCE
-from jobqueue.client.wires import AsyncWire, BlockingWire, run
+from jobqueue.client.retries import PATIENCE
+from jobqueue.client.transports import AsyncWire, BlockingWire, run
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import httpx
 
 from jobqueue import tracing
 from jobqueue.client.errors import JobNotFound, NotFound, RequestRefused
-from jobqueue.client.wires import Wire
+from jobqueue.client.transports import Wire
 
 ANSWER_SECONDS = 20.0
 """Seconds to wait for a response, in addition to the wait that the request asks for."""

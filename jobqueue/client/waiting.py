@@ -10,7 +10,8 @@ import httpx
 
 from jobqueue.client.errors import RequestRefused
 from jobqueue.client.event_stream import EventStream
-from jobqueue.client.patience import (
+from jobqueue.client.requests import ANSWER_SECONDS, below, build, read
+from jobqueue.client.retries import (
     HARMLESS,
     Statuses,
     backoff,
@@ -19,8 +20,7 @@ from jobqueue.client.patience import (
     pause_after_error,
     unreachable,
 )
-from jobqueue.client.requests import ANSWER_SECONDS, below, build, read
-from jobqueue.client.wires import Wire, is_event_stream
+from jobqueue.client.transports import Wire, is_event_stream
 from jobqueue.job import UNFINISHED
 
 POLL_SECONDS = 30.0

@@ -21,14 +21,14 @@ from msgspec.structs import force_setattr
 
 from jobqueue import documents, logs, tracing
 from jobqueue.engine.handlers import Handler, PayloadMismatch
-from jobqueue.engine.notes import Handle, Notes
 from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, in_list, text_of, unstorable
+from jobqueue.engine.progress import Handle, Notes
 from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.retry import DEFAULT_BACKOFF
-from jobqueue.storage.transactions import Transactions
+from jobqueue.storage.handler_transactions import Transactions
 
 if TYPE_CHECKING:
     from jobqueue.spans import HandlerSpan, HandlerSpans

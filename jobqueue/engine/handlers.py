@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from jobqueue.engine.arguments import Decode, Field, Unconvertible, decoder
-from jobqueue.engine.periodic import Schedules
+from jobqueue.engine.declared_schedules import Schedules
 from jobqueue.errors import HandlerError, InvalidQueueSetting
 from jobqueue.fields import must_be
 from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, PathName, QueueSettings, queue_settings

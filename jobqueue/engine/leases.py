@@ -25,7 +25,7 @@ import uuid_utils
 from jobqueue import __version__
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import LONGEST_PAUSE, Trouble
-from jobqueue.engine.activity import RecentActivity
+from jobqueue.engine.recent_rates import RecentActivity
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, RunId, Store

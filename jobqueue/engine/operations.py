@@ -14,13 +14,13 @@ from jobqueue.concurrency.group_commit import Told, until_told
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import look_back
+from jobqueue.engine.job_watcher import Watch, Watcher
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.overview import Overview, Page
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskState, TaskTree
-from jobqueue.engine.watching import Watch, Watcher
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
 from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings
 from jobqueue.metrics import CONTENT_TYPE, Metrics

@@ -12,7 +12,7 @@ MAX_STREAMS = 100
 
 MAX_REQUESTS = 2_000
 """Maximum number of requests in flight on all connections. This includes requests that wait for a job
-(`engine.watching.MAX_WATCHERS`), but not health probes and requests in the express lane."""
+(`engine.job_watcher.MAX_WATCHERS`), but not health probes and requests in the express lane."""
 
 MAX_HEADER_BYTES = 16 << 10
 """Maximum size of a request line and its headers, in bytes."""

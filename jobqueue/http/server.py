@@ -15,10 +15,10 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
-from jobqueue.http import in_flight
-from jobqueue.http.connection import Connection, configuration
-from jobqueue.http.express import ExpressConnection, Lane
-from jobqueue.http.listening import BoundedListener, max_connections
+from jobqueue.http.express.lane import ExpressConnection, Lane
+from jobqueue.http.transport import request_limit
+from jobqueue.http.transport.hypercorn_connection import Connection, configuration
+from jobqueue.http.transport.listeners import BoundedListener, max_connections
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ async def run(
     """
     config = configuration()
     context = WorkerContext(max_requests=None)
-    wrapped = ASGIWrapper(_announcing_close(in_flight.bounded(app), stopping))
+    wrapped = ASGIWrapper(_announcing_close(request_limit.bounded(app), stopping))
     slots = trio.Semaphore(max_connections())
     connections: set[Connection | ExpressConnection] = set()
     gone = trio.lowlevel.ParkingLot()

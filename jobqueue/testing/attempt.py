@@ -16,11 +16,11 @@ import trio_parallel
 from jobqueue import admission
 from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.handlers import App, Handler
-from jobqueue.engine.notes import Notes
+from jobqueue.engine.progress import Notes
 from jobqueue.errors import JobQueueError
 from jobqueue.job import DEFAULT_RETRIES, ClaimedJob, NewJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.transactions import Transactions
+from jobqueue.storage.handler_transactions import Transactions
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.testing.submitting import InThreads, submission
 

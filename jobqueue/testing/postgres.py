@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from jobqueue.storage.cluster import POLL_SECONDS, Cluster
-from jobqueue.storage.embedded import READY_SECONDS
+from jobqueue.storage.embedded.cluster import POLL_SECONDS, Cluster
+from jobqueue.storage.embedded.stage import READY_SECONDS
 
 FAST = {"fsync": "off", "full_page_writes": "off"}
 """Server settings for temporary data, which need not survive a power failure."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobqueue.storage.programs import LAUNCHER
+from jobqueue.storage.embedded.binaries import LAUNCHER
 
 START_TIMEOUT = 30.0
 """Maximum seconds until the service prints its URL."""

@@ -16,10 +16,11 @@ import trio
 import jobqueue
 from jobqueue import service
 from jobqueue.concurrency.stages import Stages, open_stages
-from jobqueue.http import listening
-from jobqueue.http.entrance import Entrance
+from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.settings import Settings
-from jobqueue.storage import checkup, embedded
+from jobqueue.storage import doctor
+from jobqueue.storage.embedded import stage as embedded
 from jobqueue.storage.store import Store
 from tests.conftest import Database
 from tests.waiting import until
@@ -197,7 +198,7 @@ async def upkeep(client: Client) -> None:
     await store.prune(keep_finished=86_400, keep_cancelled=86_400, keep_dead=86_400)
     await store.prune_keys()
     await store.aclose()
-    findings = await trio.to_thread.run_sync(checkup.examine, client.database.url)
+    findings = await trio.to_thread.run_sync(doctor.examine, client.database.url)
     assert [finding for finding in findings if finding.verdict == "unknown" and "took more than" in finding.finding] == []
 
 
@@ -210,11 +211,11 @@ async def running(url: str) -> AsyncIterator[tuple[service.Engine, str, Stages]]
     settings = Settings(queues={"default": 4}, poll_interval=0.2, visibility_timeout=10, grace_period=1, port=0)
     async with open_stages() as stages, service.open_engine(make_app(), settings, Store(url)) as engine:
         await service.start_engine(engine, stages, url)
-        listeners = listening.open_listeners(settings.host, 0)
+        listeners = open_listeners(settings.host, 0)
         stopping = trio.Event()
         serve = partial(service._serve_http, entrance=Entrance(settings), server_health=embedded.Health())
         await stages.start("http", serve, engine, settings, stages, listeners, stopping)
-        yield engine, listening.urls(listeners, "http")[0], stages
+        yield engine, urls(listeners, "http")[0], stages
         await service._shut_down(engine, settings, stages, stopping)
 
 

@@ -25,9 +25,10 @@ from jobqueue.client.requests import below
 from jobqueue.concurrency.stages import Stages
 from jobqueue.errors import InvalidFilter, InvalidJob, InvalidPath, SettingsError
 from jobqueue.fields import must_be, read
-from jobqueue.http import bodies, filters
-from jobqueue.http.job_lists import CancelFilter
-from jobqueue.http.routes import path_value
+from jobqueue.http.api.routes import path_value
+from jobqueue.http.bodies import jobs as bodies
+from jobqueue.http.resources import filters
+from jobqueue.http.resources.job_lists import CancelFilter
 from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings, Submission, queue_settings
 from jobqueue.settings import Settings
 from jobqueue.timetable import CronSchedule, schedule_of

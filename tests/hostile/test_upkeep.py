@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import trio
 
-from jobqueue.storage import checkup
+from jobqueue.storage import doctor
 from jobqueue.storage.store import Store
 from tests import postgres
 from tests.conftest import ROOT, Database, Service
@@ -68,7 +68,7 @@ async def test_partitions_are_days_of_utc_whatever_the_session_has(any_database_
         assert len(sql.rows(BOUNDS, parent)) == 3
     store = Store(url)
     assert await store.maintain(**KEEP) == (0, [])
-    assert [finding.verdict for finding in checkup.examine(url) if finding.check == "partitions"] == ["ok"]
+    assert [finding.verdict for finding in doctor.examine(url) if finding.check == "partitions"] == ["ok"]
     await store.aclose()
 
 
@@ -135,7 +135,7 @@ async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_delet
     assert failed.startswith("cannot drop old_2: ")
     assert "depend" in failed
     assert sql.states() == {"succeeded": 3}
-    [finding] = [finding for finding in checkup.examine(sql.url) if finding.check == "partitions"]
+    [finding] = [finding for finding in doctor.examine(sql.url) if finding.check == "partitions"]
     assert finding.verdict == "warning"
     assert finding.finding.startswith("public.report reads old_2: ")
     assert await driver.store.prune(**KEEP, keep_dead=86_400) == 3
@@ -163,9 +163,9 @@ async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql
     assert sql.states() == {"succeeded": 1}
     await store.aclose()
     assert "cancelled_jobs has no partition for tomorrow" in {
-        finding.finding.partition(":")[0] for finding in checkup.examine(url) if finding.check == "partitions"
+        finding.finding.partition(":")[0] for finding in doctor.examine(url) if finding.check == "partitions"
     }
-    findings = {finding.check: finding for finding in checkup.examine(url) if finding.verdict == "warning"}
+    findings = {finding.check: finding for finding in doctor.examine(url) if finding.verdict == "warning"}
     assert "cannot create and drop partitions" in findings["privileges"].finding
 
 

@@ -1,0 +1,321 @@
+"""The express lane: respond to plain submissions directly. Pass other connections to hypercorn, with the bytes received so far.
+
+hypercorn on Trio spends more than a millisecond per request on tasks, channels, and events. But almost every submission has the
+same form: ``POST /submit`` in HTTP/1.1, directly followed by its body. One strict regular expression recognizes that form
+(`plain`). If a plain request arrives whole, it gets its response without a task switch. Any other request goes to hypercorn, from
+its first byte on.
+The lane uses the same code as the Quart routes to interpret requests and to make responses.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+
+import outcome
+import trio
+from werkzeug.exceptions import HTTPException
+
+from jobqueue import tracing
+from jobqueue.admission import Receipt
+from jobqueue.http import limits
+from jobqueue.http.access import request_checks
+from jobqueue.http.access.auth import Guard
+from jobqueue.http.api.routes import Access
+from jobqueue.http.bodies import jobs as bodies
+from jobqueue.http.express import wire_format
+from jobqueue.http.express.reactor import Reactor
+from jobqueue.http.express.wire_format import Request
+from jobqueue.http.resources.submit import CONTENT, Submitting, committed, submit
+from jobqueue.http.responses import negotiation, problems
+from jobqueue.http.responses.answers import JSON, Answer, json_answer
+from jobqueue.http.transport.hypercorn_connection import RECEIVE_BYTES, contained, linger, send_all
+from jobqueue.tokens import Token
+
+BODY_PATIENCE = 1.0
+"""Seconds for a body to arrive after its headers. If the body is slower, the request goes to hypercorn, which waits longer."""
+
+NEEDS: dict[str, Access] = {"/submit": "submit", "/health": "health"}
+"""The access that each path of the lane needs. The path's route needs the same access."""
+
+
+class Lane:
+    """Makes the express connections of one node.
+
+    Args:
+        node: submits the jobs.
+        guard: decides which requests are allowed.
+
+    Attributes:
+        guard: see above.
+    """
+
+    def __init__(self, node: Submitting, guard: Guard) -> None:
+        self._node = node
+        self.guard = guard
+        self.reactor = Reactor()
+        self.run = self.reactor.run
+
+    def connection(self, stream: trio.SocketStream) -> ExpressConnection:
+        """Return the express connection of an accepted socket."""
+        return ExpressConnection(self, stream)
+
+    def recognise(self, received: bytes) -> Request | None:
+        """Parse the head of a request; None if the request is not for the lane."""
+        request = wire_format.recognise(received)
+        # Leave cross-origin requests to hypercorn: the page needs CORS headers to read the response, and the lane sends none.
+        if request is not None and self.guard.origins and "origin" in request.headers:
+            return None
+        return request
+
+    def lets_in(self, request: Request) -> bool:
+        """Return whether a request is allowed, before its body is read. If not, the request goes to hypercorn, which rejects it."""
+        try:
+            self._check(request)
+        except HTTPException:
+            return False
+        return True
+
+    async def answer(self, request: Request, body: bytes) -> Answer:
+        """Process a plain request and return its response."""
+        try:
+            self._check(request)
+            if request.path == "/health":
+                return json_answer({"status": "ok"})
+            headers = request.headers
+            key, trace = headers.get("idempotency-key"), _trace(headers)
+            return await submit(self._node, headers.get("content-type"), body, key, trace)
+        except Exception as error:  # noqa: BLE001 - every error becomes a response; unexpected ones are logged
+            return _problem(request, error)
+
+    def _check(self, request: Request) -> None:
+        request_checks.check(self.guard, request.method, NEEDS[request.path], request.headers)
+        negotiation.check_accept(request.headers.get("accept"), JSON)
+
+    def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
+        """Start an allowed submission without waiting. Call ``answered`` once with the response, now or later."""
+        try:
+            headers = request.headers
+            submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"), _trace(headers))
+
+            def told(receipt: Receipt | None, error: Exception | None) -> None:
+                # Do not respond at once: the next batch should start before the responses are sent.
+                self.reactor.soon(lambda: answered(committed(submitted, receipt) if error is None else _problem(request, error)))
+
+            self._node.begin(submitted.jobs, told)
+        except Exception as error:  # noqa: BLE001 - as above
+            answered(_problem(request, error))
+
+
+def _problem(request: Request, error: Exception) -> Answer:
+    return negotiation.advertised(problems.answer(error), request.method, CONTENT if request.path == "/submit" else ())
+
+
+def _trace(headers: Mapping[str, str]) -> Mapping[str, str] | None:
+    return tracing.read(headers["traceparent"], headers.get("tracestate")) if "traceparent" in headers else None
+
+
+class ExpressConnection:
+    """One client's connection while all its requests are plain.
+
+    The connection's task sleeps while the connection is idle. It also sleeps while the reactor handles the simplest submissions:
+    allowed requests that arrive whole, one at a time. Any other data wakes the task.
+
+    Args:
+        lane: processes the requests.
+        stream: the accepted socket; after `run` the caller closes it or passes it to hypercorn.
+    """
+
+    def __init__(self, lane: Lane, stream: trio.SocketStream) -> None:
+        self._lane = lane
+        self._stream = stream
+        self._everything = trio.CancelScope()
+        self._nap = trio.CancelScope()
+        self._bed = trio.lowlevel.ParkingLot()
+        self._patience_ends = trio.current_time() + limits.HEADERS_TIMEOUT
+        self._resting = False
+        self._watched: int | None = None
+        self._woken_by: outcome.Maybe[bytes] | None = None
+        self._unsent = b""
+        self._idle = True
+        self._finishing = False
+        self._head = b""
+        self._request: Request | None = None
+        self._let_in = False
+        self._known_tokens: tuple[Token, ...] = ()
+
+    async def run(self) -> bytes | None:
+        """Respond to plain requests. Return the bytes of the first other request, or None when the connection has ended."""
+        with contained(), self._everything:
+            return await self._run()
+        return None
+
+    def finish(self) -> None:
+        """End the connection once no request is in flight; an idle connection ends now."""
+        self._finishing = True
+        if self._idle:
+            self._everything.cancel()
+
+    def drop(self) -> None:
+        """End the connection at once."""
+        self._unwatch()
+        self._stream.socket.close()
+        self._everything.cancel()
+
+    async def _run(self) -> bytes | None:
+        received = b""
+        while not self._finishing:
+            received = received or await self._rest()
+            self._idle = False
+            self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
+            if self._unsent:
+                await self._send(self._unsent)
+                self._unsent = b""
+            elif not received:
+                return None
+            else:
+                request = self._recognise(received)
+                if request is None:
+                    return received
+                if len(received) < request.ends:
+                    if not self._let_in:
+                        return received
+                    received = await self._receive_rest(received, request.ends)
+                    if len(received) < request.ends:
+                        return received
+                answer = await self._lane.answer(request, received[request.body_begins : request.ends])
+                await self._send(wire_format.encode(answer, closing=self._finishing))
+                received = received[request.ends :]
+            self._be_idle()
+        await linger(self._stream)
+        return None
+
+    # -- while the task sleeps: called by the reactor
+
+    async def _rest(self) -> bytes:
+        """Sleep until the reactor wakes this task. Return the bytes that the reactor has read but does not handle.
+
+        The reactor also wakes this task at the end of the client's data, and to send `_unsent`. In these cases, return no bytes.
+        """
+        self._everything.deadline = math.inf
+        self._resting = True
+        self._watch()
+        try:
+            while self._woken_by is None:
+                with trio.CancelScope(deadline=self._patience_ends) as self._nap:
+                    await self._bed.park()
+                if self._woken_by is None and trio.current_time() >= self._patience_ends:
+                    self._everything.cancel()
+            woken_by, self._woken_by = self._woken_by, None
+            return woken_by.unwrap()
+        finally:
+            self._resting = False
+            self._unwatch()
+
+    def _wake_up(self, woken_by: outcome.Maybe[bytes]) -> None:
+        self._unwatch()
+        self._woken_by = woken_by
+        self._bed.unpark_all()
+
+    def _readable(self) -> None:
+        """Read from the socket, and start a submission if the bytes are one whole submission."""
+        try:
+            if not self._idle:
+                self._unwatch()  # one request at a time: read further bytes, or the end, after the response
+                return
+            received = os.read(self._fd(), RECEIVE_BYTES)
+            self._idle = False
+            request = self._recognise(received)
+            if request is None or request.ends != len(received) or request.path != "/submit" or not self._let_in:
+                self._wake_up(outcome.Value(received))
+                return
+            self._be_patient(limits.REQUEST_TIMEOUT)
+            self._lane.begin(request, received[request.body_begins :], self._answered)
+        except BlockingIOError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the connection's task raises it
+            self._wake_up(outcome.Error(error))
+
+    def _answered(self, answer: Answer) -> None:
+        """Send a response. If the socket does not accept all of it now, wake the task to send the other part."""
+        if not self._resting:
+            return  # too late: the task has left `_rest`
+        try:
+            data = wire_format.encode(answer, closing=self._finishing)
+            sent = 0 if self._finishing else self._write(data)
+            if sent < len(data):
+                self._unsent = data[sent:]
+                self._wake_up(outcome.Value(b""))
+                return
+            self._be_idle()
+            if self._watched is None:
+                self._watch()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._wake_up(outcome.Error(error))
+
+    def _watch(self) -> None:
+        self._watched = self._fd()
+        self._lane.reactor.watch(self._watched, self._readable)
+
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._lane.reactor.forget(watched)
+
+    def _be_idle(self) -> None:
+        self._idle = True
+        self._be_patient(limits.KEEP_ALIVE_TIMEOUT)
+
+    def _be_patient(self, seconds: float) -> None:
+        """Set the deadline to `seconds` from now.
+
+        Only an earlier deadline changes the cancel scope. If the deadline is later, the task wakes at the old one and sleeps again.
+        """
+        self._patience_ends = trio.current_time() + seconds
+        if self._patience_ends < self._nap.deadline:  # noqa: PLR1730 - an assignment of the same value costs time
+            self._nap.deadline = self._patience_ends
+
+    # -- called by the reactor and by the task
+
+    def _recognise(self, received: bytes) -> Request | None:
+        # Parse the head only if it is new: a client usually sends the same head again, with another body.
+        tokens = self._lane.guard.tokens  # after a change of the tokens, check the request again
+        if not (self._request and received.startswith(self._head) and tokens is self._known_tokens):
+            self._known_tokens = tokens
+            self._request = self._lane.recognise(received)
+            self._head = received[: self._request.body_begins] if self._request else b""
+            self._let_in = self._request is not None and self._lane.lets_in(self._request)
+        return self._request
+
+    async def _receive(self) -> bytes:
+        while True:
+            # Wait before reading: a client that has just received its response has usually sent nothing yet.
+            await trio.lowlevel.wait_readable(self._fd())
+            try:
+                return os.read(self._fd(), RECEIVE_BYTES)
+            except BlockingIOError:
+                pass
+
+    async def _receive_rest(self, received: bytes, ends: int) -> bytes:
+        whole = bytearray(received)
+        with trio.move_on_after(BODY_PATIENCE):
+            while len(whole) < ends and (more := await self._receive()):
+                whole += more
+        return bytes(whole)
+
+    async def _send(self, data: bytes) -> None:
+        sent = self._write(data)
+        if sent < len(data) and not await send_all(self._stream, data[sent:]):
+            self.drop()
+            raise trio.BrokenResourceError
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd(), data)
+        except BlockingIOError:
+            return 0
+
+    def _fd(self) -> int:
+        # Do not cache this number: after `drop` has closed the socket, the number may belong to another file.
+        return self._stream.socket.fileno()

@@ -1,0 +1,115 @@
+"""The routes of queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from jobqueue.errors import InvalidQueueSetting, Missing
+from jobqueue.http import limits
+from jobqueue.http.api import models
+from jobqueue.http.api.routes import Route
+from jobqueue.http.bodies.json_object import Body
+from jobqueue.http.responses.answers import Answer, json_answer
+from jobqueue.job import QueueSettings, queue_settings
+
+
+class Queueing(Protocol):
+    """The methods of a node for queues."""
+
+    async def queues(self) -> list[dict[str, Any]]:
+        """Return all known queues, with their depths and throughput."""
+        ...
+
+    async def queue(self, name: str) -> dict[str, Any] | None:
+        """Return one queue; None if it is not known."""
+        ...
+
+    async def pause(self, queue: str, paused: bool) -> None:
+        """Pause a queue on every node, or resume it."""
+
+    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
+        """Change the settings of a queue on all nodes, and return the queue."""
+        ...
+
+
+BODY = Body(
+    QueueSettings, "the settings of a queue", InvalidQueueSetting, limits.MAX_SETTINGS_BYTES, {"rate": 5, "max_running": None}
+)
+
+
+def routes(node: Queueing) -> list[Route]:
+    """Make the routes of queues."""
+    views = _Views(node)
+    path = "/queues/{name}"
+    return [
+        Route(
+            method="GET",
+            path="/queues",
+            needs="read",
+            summary="List the queues",
+            view=views.listed,
+            answers={HTTPStatus.OK: list[models.QueueState]},
+        ),
+        Route(
+            method="GET",
+            path=path,
+            needs="read",
+            summary="Show a queue",
+            view=views.one,
+            answers={HTTPStatus.OK: models.QueueState},
+        ),
+        Route(
+            method="PUT",
+            path=path,
+            needs="admin",
+            summary="Set a queue's limits and aging",
+            view=views.configure,
+            body=BODY,
+            answers={HTTPStatus.OK: models.QueueState},
+        ),
+        Route(
+            method="POST",
+            path=f"{path}/pause",
+            needs="admin",
+            summary="Pause a queue on all nodes",
+            view=views.pause,
+            answers={HTTPStatus.OK: models.PausedQueue},
+        ),
+        Route(
+            method="POST",
+            path=f"{path}/resume",
+            needs="admin",
+            summary="Resume a queue on all nodes",
+            view=views.resume,
+            answers={HTTPStatus.OK: models.PausedQueue},
+        ),
+    ]
+
+
+class _Views:
+    def __init__(self, node: Queueing) -> None:
+        self._node = node
+
+    async def listed(self) -> Answer:
+        return json_answer(await self._node.queues())
+
+    async def one(self, name: str) -> Answer:
+        queue = await self._node.queue(name)
+        if queue is None:
+            raise Missing(f"queue {name!r} not found: no node works it, it has no settings, and it has no jobs", field="name")
+        return json_answer(queue)
+
+    async def configure(self, name: str, body: Mapping[str, Any]) -> Answer:
+        return json_answer(await self._node.configure(name, queue_settings(body)))
+
+    async def pause(self, name: str) -> Answer:
+        return await self._set_paused(name, paused=True)
+
+    async def resume(self, name: str) -> Answer:
+        return await self._set_paused(name, paused=False)
+
+    async def _set_paused(self, name: str, *, paused: bool) -> Answer:
+        await self._node.pause(name, paused)
+        return json_answer({"queue": name, "paused": paused})

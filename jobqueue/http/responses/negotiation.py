@@ -1,0 +1,76 @@
+"""Negotiate media types between clients and routes (RFC 9110, section 12).
+
+A client accepts a media type unless its Accept header excludes it: the header lists only other types, or lists this type with q=0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from functools import lru_cache
+
+from werkzeug.exceptions import LengthRequired, NotAcceptable, UnsupportedMediaType
+
+from jobqueue.http.responses import problems
+from jobqueue.http.responses.answers import Answer
+
+TELLS_WHAT_IS_TAKEN = {"POST": "Accept-Post", "PATCH": "Accept-Patch", "PUT": "Accept"}
+"""The response header that lists the media types that a method accepts."""
+
+_ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
+_RANGE = re.compile(r"\s*([!#-'*+.^-z|~-]+/[!#-'*+.^-z|~-]+)\s*(;.*)?", re.ASCII)
+_WEIGHT = re.compile(r";\s*[qQ]=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.ASCII)
+
+
+def check_accept(accept: str | None, offered: str) -> None:
+    """Raise unless the client accepts the route's responses. A client that accepts only problem documents gets any type.
+
+    Args:
+        accept: the request's Accept header.
+        offered: the media type of a successful response.
+
+    Raises:
+        NotAcceptable: the client does not accept `offered`.
+    """
+    if accept is not None and not _takes(accept, offered):
+        raise NotAcceptable(f"The response is {offered}: remove the Accept header, or include this type.")
+
+
+@lru_cache(maxsize=64)  # clients repeat the same header
+def _takes(accept: str, offered: str) -> bool:
+    weights: dict[str, float] = {}
+    for element in _ELEMENT.findall(accept):
+        if found := _RANGE.fullmatch(element):
+            weight = _WEIGHT.search(found[2] or "")
+            kind = found[1].lower()
+            weights[kind] = max(weights.get(kind, 0.0), float(weight[1]) if weight else 1.0)
+    if not weights:
+        return True  # the header is empty or malformed
+    told = _weight(weights, offered)
+    return told > 0 if told is not None else weights.get(problems.CONTENT_TYPE, 0) > 0
+
+
+def _weight(weights: dict[str, float], kind: str) -> float | None:
+    """Return the weight of the most specific range that includes a media type; None if no range includes it."""
+    for media_range in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
+        if media_range in weights:
+            return weights[media_range]
+    return None
+
+
+def require_length(http_version: str, content_length: str | None, transfer_encoding: str | None) -> None:
+    """Raise if an HTTP/1 request has no body. HTTP/2 needs no check, because it marks the end of a body without these headers.
+
+    Raises:
+        LengthRequired: the request has neither Content-Length nor Transfer-Encoding.
+    """
+    if http_version.startswith("1.") and content_length is None and transfer_encoding is None:
+        raise LengthRequired("Send a body with a Content-Length header.")
+
+
+def advertised(answer: Answer, method: str, takes: Collection[str]) -> Answer:
+    """Add the accepted media types and encodings to a 415 response; return any other response unchanged."""
+    if answer.status != UnsupportedMediaType.code:
+        return answer
+    types = {TELLS_WHAT_IS_TAKEN[method]: ", ".join(takes)} if takes else {}
+    return answer._replace(headers={**answer.headers, **types, "Accept-Encoding": "identity"})

@@ -1,0 +1,194 @@
+"""Check the jobqueue schema: its version, its objects, this role's privileges, and the partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+
+from jobqueue.storage import catalog, schema
+from jobqueue.storage.database import Connection
+from jobqueue.storage.doctor.finding import Finding, count, names, query, unknown
+
+FEW = 10_000
+"""Maximum number of rows to count."""
+
+SYSTEM_FUNCTIONS = [
+    "pg_notify(text,text)",
+    "pg_terminate_backend(int,bigint)",
+    "pg_advisory_xact_lock(bigint)",
+    "pg_try_advisory_xact_lock(bigint)",
+]
+"""PostgreSQL's functions that a node calls, and that an administrator may have revoked."""
+
+APPLY = "run jobqueue migrate as the schema's owner, or psql -f schema.sql: both repair the schema, and keep all rows"
+
+
+def is_there(connection: Connection) -> bool:
+    """Return whether the database has the schema, in any version, even if this role has no permission to use it."""
+    [row] = query(
+        connection,
+        """
+        SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                        WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version') AS there
+        """,
+    )
+    return bool(row.there)
+
+
+def version(connection: Connection) -> list[Finding]:
+    """Compare the schema's version with `schema.SCHEMA_VERSION`."""
+    if not is_there(connection):
+        found = "this database has no jobqueue schema"
+        return [Finding("schema", "problem", found, "run jobqueue migrate, or jobqueue serve, which creates it at its first start")]
+    try:
+        return [judge_version(schema.installed_version(connection))]
+    except psycopg.errors.InsufficientPrivilege as error:
+        return [unknown("schema", error.diag.message_primary or "permission denied", "see the privileges finding")]
+
+
+def judge_version(found: int | None) -> Finding:
+    """Judge a schema version; None means that the schema has no version."""
+    ours = schema.SCHEMA_VERSION
+    if found is None:
+        return Finding("schema", "problem", "the schema has no version: jobqueue.schema_version is empty", APPLY)
+    if found < ours:
+        return Finding("schema", "problem", f"version {found}, but this jobqueue needs {ours}", "run jobqueue migrate")
+    if found > ours:
+        text = f"version {found}, but this jobqueue is older and needs {ours}"
+        return Finding("schema", "problem", text, "upgrade jobqueue, or use another database")
+    return Finding("schema", "ok", f"version {found}")
+
+
+def objects(connection: Connection) -> list[Finding]:
+    """Compare the schema with schema.sql, and with its state when schema.sql was last applied.
+
+    The first comparison covers tables, indexes, functions, and the trigger. The second comparison covers every object.
+    """
+    text = schema.schema_sql()
+    found = catalog.look(connection, text)
+    findings = [*_missing(connection, catalog.faults(text, found))]
+    known = catalog.recorded(connection)
+    if not findings and known is not None and known != catalog.fingerprint(text, found):
+        changed = (
+            "columns, settings of functions, or views have changed: either the schema was changed since schema.sql was applied,"
+            " or another schema.sql was applied"
+        )
+        findings.append(Finding("objects", "warning", changed, APPLY))
+    return findings or [Finding("objects", "ok", "tables, indexes and functions match this version")]
+
+
+def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding]:
+    [row] = query(
+        connection,
+        """
+        SELECT array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid
+          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+         WHERE n.nspname = 'jobqueue'
+        """,
+    )
+    for kind, missing in (("tables", faults.tables), ("indexes", faults.indexes), ("functions", faults.functions)):
+        if missing:
+            yield Finding("objects", "problem", f"{kind} are missing: {names(missing)}", APPLY)
+    if row.invalid:
+        advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue.{name}" for name in row.invalid)
+        yield Finding("objects", "problem", f"indexes are invalid, so PostgreSQL does not use them: {names(row.invalid)}", advice)
+    if not faults.blocks:
+        yield Finding(
+            "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not enforced", APPLY
+        )
+    if faults.differing:
+        yield Finding("objects", "warning", f"functions differ from this version's schema.sql: {names(faults.differing)}", APPLY)
+
+
+def privileges(connection: Connection) -> list[Finding]:
+    """Find privileges that a node needs and this role lacks."""
+    findings = list(_lacking(connection))
+    return findings or [Finding("privileges", "ok", "the role has all privileges that a node needs")]
+
+
+def _lacking(connection: Connection) -> Iterator[Finding]:
+    [row] = query(
+        connection,
+        """
+        SELECT quote_ident(current_user) AS role,
+               has_schema_privilege(n.oid, 'USAGE') AS usage, has_schema_privilege(n.oid, 'CREATE') AS creates,
+               ARRAY(SELECT c.relname::text FROM pg_class AS c
+                      WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v') AND c.relname <> 'schema_version'
+                        AND NOT (has_table_privilege(c.oid, 'SELECT') AND (c.relkind = 'v' OR has_table_privilege(c.oid, 'INSERT')
+                                 AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')))
+                      ORDER BY c.relispartition, c.relname) AS tables,
+               ARRAY(SELECT DISTINCT p.proname::text FROM pg_proc AS p
+                      WHERE p.pronamespace = n.oid AND NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY 1) AS functions,
+               ARRAY(SELECT s.name FROM unnest(%s::text[]) AS s (name)
+                      WHERE NOT has_function_privilege(s.name, 'EXECUTE')) AS system_functions,
+               EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relispartition
+                          AND NOT pg_has_role(c.relowner, 'USAGE')) AS others_own
+          FROM pg_namespace AS n WHERE n.nspname = 'jobqueue'
+        """,
+        SYSTEM_FUNCTIONS,
+    )
+    if not row.usage:
+        grant = f"GRANT USAGE ON SCHEMA jobqueue TO {row.role}"
+        yield Finding("privileges", "problem", f"role {row.role} may not use the schema jobqueue", grant)
+    if row.tables:
+        found = f"role {row.role} may not read and write {count(len(row.tables), 'table')}: {names(row.tables)}"
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {row.role}"
+        yield Finding("privileges", "problem", found, grant)
+    if row.functions:
+        found = f"role {row.role} may not call {count(len(row.functions), 'function')}: {names(row.functions)}"
+        yield Finding("privileges", "problem", found, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA jobqueue TO {row.role}")
+    if row.system_functions:
+        found = f"role {row.role} may not call {names(row.system_functions)}, which a node needs"
+        grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.role}" for name in row.system_functions)
+        yield Finding("privileges", "problem", found, grants)
+    if row.others_own or not row.creates:
+        found = f"role {row.role} cannot create and drop partitions of finished jobs: nodes delete old jobs in batches instead"
+        advice = f"GRANT CREATE ON SCHEMA jobqueue TO {row.role}, and make it a member of the role that owns the tables"
+        yield Finding("privileges", "warning", found, advice)
+
+
+def partitions(connection: Connection) -> list[Finding]:
+    """Find days without a partition, jobs outside of all daily partitions, and partitions that nodes cannot drop."""
+    findings = [finding for parent in ("succeeded_jobs", "cancelled_jobs") for finding in _partitions_of(connection, parent)]
+    return findings or [
+        Finding("partitions", "ok", "the partitions of today and tomorrow exist, and no job is outside of a partition")
+    ]
+
+
+def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
+    days = query(
+        connection,
+        """
+        SELECT d.name FROM unnest('{today,tomorrow}'::text[]) WITH ORDINALITY AS d (name, place)
+         CROSS JOIN LATERAL (SELECT now() + (d.place - 1) * interval '1 day' AS moment) AS m
+         WHERE NOT EXISTS (SELECT FROM jobqueue.partitions(%s) AS p WHERE m.moment >= p.since AND m.moment < p.until)
+         ORDER BY d.place
+        """,
+        parent,
+    )
+    if days:
+        found = f"{parent} has no partition for {' and '.join(day.name for day in days)}: jobs that end then are deleted in batches"
+        advice = 'nodes create partitions at their start and every hour: look for "partitions cannot be created" in their logs'
+        yield Finding("partitions", "warning", found, advice)
+    [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a constant
+    if stray.jobs:
+        many = count(stray.jobs, "job") if stray.jobs < FEW else f"{FEW:,} jobs or more"
+        found = f"{many} in {parent}_default, from a day that had no partition"
+        yield Finding("partitions", "warning", found, "none needed: nodes delete these jobs after their retention period")
+    readers = query(
+        connection,
+        """
+        SELECT v.oid::regclass::text AS view, CASE v.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END AS kind,
+               array_agg(DISTINCT p.name ORDER BY p.name) AS partitions
+          FROM jobqueue.partitions(%s) AS p
+          JOIN pg_depend AS d ON d.refobjid = to_regclass('jobqueue.' || quote_ident(p.name))
+                             AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass
+          JOIN pg_rewrite AS r ON r.oid = d.objid JOIN pg_class AS v ON v.oid = r.ev_class
+         GROUP BY v.oid, v.relkind ORDER BY 1
+        """,
+        parent,
+    )
+    for row in readers:
+        found = f"{row.view} reads {names(row.partitions)}: nodes cannot drop these, and delete their old jobs in batches"
+        yield Finding("partitions", "warning", found, f"DROP {row.kind} {row.view}; create it again on jobqueue.finished_jobs")
