@@ -11,10 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
-from jobqueue import documents, fields
-from jobqueue.errors import InvalidQueueSetting
+from jobqueue import documents
 
 if TYPE_CHECKING:
     import trio
@@ -47,19 +45,15 @@ MAX_TIMEOUT = 7 * 86_400.0
 MAX_DELAY = 10 * 365 * 86_400.0
 """The maximum delay of a submission, a snooze or a retry, in seconds."""
 
-MAX_AGING_INTERVAL = 86_400.0
-"""The maximum aging interval of a queue, in seconds."""
-
-MAX_LIMIT = 1_000_000
-MIN_RATE = 0.00001
-"""The maximum limit of a queue or key (running jobs, starts per second, burst), and the minimum rate: about one start a day."""
-
 MAX_WEIGHT = 1_000.0
 MIN_WEIGHT = 0.001
 """The maximum and minimum weight of a group."""
 
 UnfinishedState = Literal["pending", "blocked", "scheduled", "inflight"]
 JobState = Literal[UnfinishedState, "succeeded", "cancelled", "dead"]
+
+UNFINISHED: frozenset[str] = frozenset(get_args(UnfinishedState))
+"""The states of a job that has not ended."""
 
 # Each description says what a value must be. Errors and the OpenAPI document use it.
 Name = Annotated[
@@ -79,16 +73,6 @@ PathName = Annotated[
     ),
 ]
 """The name of a queue or a schedule. It is a segment of URL paths, where "." and ".." have another meaning."""
-Text = Annotated[
-    Name,
-    msgspec.Meta(
-        description=f"a string of 1 to {MAX_NAME_LENGTH} characters: the start of an id, or a part of the error or the reason"
-    ),
-]
-Cause = Annotated[
-    Name, msgspec.Meta(description=f"a string of 1 to {MAX_NAME_LENGTH} characters: a cause that GET /dead/causes returns")
-]
-Part = Annotated[Name, msgspec.Meta(description=f"a string of 1 to {MAX_NAME_LENGTH} characters: a part of the reason")]
 Weight = Annotated[float, msgspec.Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY, description=f"an integer from 0 to {MAX_PRIORITY}")]
 Retries = Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES, description=f"an integer from 0 to {MAX_RETRIES}")]
@@ -106,20 +90,6 @@ Instant = Annotated[
 ]
 TraceHeader = Annotated[str, msgspec.Meta(description="a string in the format of W3C Trace Context; a malformed one is ignored")]
 Flag = Annotated[bool, msgspec.Meta(description="true or false")]
-All = Annotated[Literal[True], msgspec.Meta(description="true")]
-AgingInterval = Annotated[
-    float,
-    msgspec.Meta(
-        ge=0,
-        le=MAX_AGING_INTERVAL,
-        description=f"a number of seconds from 0 to {MAX_AGING_INTERVAL:.0f}, or null for the default, 1",
-    ),
-]
-Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT, description=f"an integer from 1 to {MAX_LIMIT}, or null to clear it")]
-KeyLimit = Annotated[Limit, msgspec.Meta(description=f"an integer from 1 to {MAX_LIMIT}, or null for the default, 1")]
-Rate = Annotated[
-    float, msgspec.Meta(ge=MIN_RATE, le=MAX_LIMIT, description=f"a number from {MIN_RATE:.5f} to {MAX_LIMIT}, or null to clear it")
-]
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -393,66 +363,6 @@ def _arrived(fields: dict[str, Any]) -> Job:
     return Job(**fields, _run=_Elsewhere())
 
 
-class DeadConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Conditions on dead jobs; all of them must hold.
-
-    Attributes:
-        cause: the cause of the failure: the last error, or else the reason, without its variable parts.
-        reason: a part of the reason.
-        died_before: the latest time of death, exclusive, by the database's clock.
-        died_after: the earliest time of death, exclusive, by the database's clock.
-    """
-
-    queue: PathName | None = None
-    kind: Name | None = None
-    group: Name | None = None
-    cause: Cause | None = None
-    reason: Part | None = None
-    died_before: Instant | None = None
-    died_after: Instant | None = None
-
-
-class DeadFilter(DeadConditions):
-    """A filter of dead jobs. ``{}`` is rejected where jobs are moved or deleted.
-
-    Attributes:
-        all: true selects all jobs, without any condition.
-    """
-
-    all: All | None = None
-
-
-class JobConditions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Conditions on jobs in any state; all of them must hold.
-
-    Attributes:
-        text: a whole id, the start of an id, or a part of the last error's message or of the reason, ignoring case.
-        created_after: the earliest time of submission, exclusive, by the database's clock. The time in the job's id must match too,
-            with a tolerance of a minute.
-        created_before: the latest time of submission, exclusive. The time in the job's id must match too, as for `created_after`.
-    """
-
-    queue: PathName | None = None
-    kind: Name | None = None
-    group: Name | None = None
-    concurrency_key: Name | None = None
-    text: Text | None = None
-    created_after: Instant | None = None
-    created_before: Instant | None = None
-
-
-class JobFilter(JobConditions):
-    """A filter of jobs. ``{}`` is rejected.
-
-    Attributes:
-        state: the states to select.
-        all: true selects all jobs, without any condition.
-    """
-
-    state: Annotated[list[JobState], msgspec.Meta(min_length=1, description=f"of {', '.join(get_args(JobState))}")] | None = None
-    all: All | None = None
-
-
 class Change(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Changes to a waiting job; null leaves a value unchanged.
 
@@ -484,40 +394,6 @@ class AttemptError(msgspec.Struct, omit_defaults=True, kw_only=True):
     duration: float
     traceback: str | None = None
 
-
-class QueueSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
-    """The settings of a queue on all nodes. A missing field leaves a setting unchanged; null resets it to its default.
-
-    Attributes:
-        aging_interval: the waiting time in seconds that is worth one point of priority; applies to new jobs.
-        max_running: the maximum number of its jobs that run at the same time.
-        rate: the maximum number of jobs that start per second, in the long run.
-        burst: the maximum number of jobs that start at once after a pause; default: the starts in a second at `rate`, at least 1.
-        key_max_running: the maximum number of jobs with the same concurrency key that run at the same time; default: 1.
-        key_rate: the maximum number of jobs with the same concurrency key that start per second.
-        key_burst: the maximum number of jobs with the same concurrency key that start at once after a pause.
-    """
-
-    aging_interval: AgingInterval | UnsetType | None = UNSET
-    max_running: Limit | UnsetType | None = UNSET
-    rate: Rate | UnsetType | None = UNSET
-    burst: Limit | UnsetType | None = UNSET
-    key_max_running: KeyLimit | UnsetType | None = UNSET
-    key_rate: Rate | UnsetType | None = UNSET
-    key_burst: Limit | UnsetType | None = UNSET
-
-
-def queue_settings(given: Mapping[str, Any]) -> QueueSettings:
-    """Convert an input to settings.
-
-    Raises:
-        InvalidQueueSetting: a setting is unknown or out of its range.
-    """
-    return fields.read(given, QueueSettings, what="a queue", refuse=InvalidQueueSetting)
-
-
-UNFINISHED: frozenset[str] = frozenset(get_args(UnfinishedState))
-"""The states of a job that has not ended."""
 
 Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released", "cancelled"]
 

@@ -34,22 +34,22 @@ from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
 from jobqueue.engine.history import History
 from jobqueue.engine.hooks import Hooks
-from jobqueue.engine.job_watcher import Watcher
-from jobqueue.engine.key_admission import Gate
+from jobqueue.engine.job_watcher import JobWatcher
+from jobqueue.engine.key_admission import KeyAdmission
 from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighbours
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.overview import Overview
-from jobqueue.engine.progress import Notes
-from jobqueue.engine.promotion import Schedule
+from jobqueue.engine.progress import ProgressWriter
+from jobqueue.engine.promotion import Promoter
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskTree
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import app, server
-from jobqueue.http.access.credentials import Entrance
-from jobqueue.http.express.lane import Lane
+from jobqueue.http.access.credentials import Credentials
+from jobqueue.http.express.lane import ExpressLane
 from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
@@ -109,11 +109,11 @@ class Engine:
     submissions: Submissions
     outcomes: Outcomes
     dispatcher: Dispatcher
-    schedule: Schedule
-    gate: Gate
+    promoter: Promoter
+    key_admission: KeyAdmission
     cron: Cron
-    notes: Notes
-    watcher: Watcher
+    notes: ProgressWriter
+    watcher: JobWatcher
     workers: Workers
     queues: dict[str, LocalQueue]
     metrics: Metrics
@@ -145,7 +145,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         DatabaseUnavailable: the database is unreachable at the start.
         StageCrashed: a part of the node failed. All other parts were shut down in order.
     """
-    entrance = Entrance(settings)
+    credentials = Credentials(settings)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(GARBAGE_THRESHOLD)
     listeners = None if supervised else open_listeners(settings.host, settings.port)
@@ -168,8 +168,8 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             listeners = listeners or open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("tasks", engine.tasks.run)
-            await stages.start("entrance", entrance.run)
-            serve_http = partial(_serve_http, entrance=entrance, server_health=server_health)
+            await stages.start("credentials", credentials.run)
+            serve_http = partial(_serve_http, credentials=credentials, server_health=server_health)
             await stages.start("http", serve_http, engine, settings, stages, listeners, http_stopping)
             gc.freeze()  # these objects live until the end: exclude them from garbage collection
             on_serving(Serving(urls(listeners, settings.scheme), url))
@@ -211,15 +211,15 @@ async def open_engine(
         dispatcher.wake_all()
 
     def due_in(seconds: float) -> None:
-        schedule.due_in(seconds)
+        promoter.due_in(seconds)
 
     def on_freed(queues: AbstractSet[str], keyed: bool) -> None:
         dispatcher.freed(queues)
         if keyed:
-            gate.due_in(0)
+            key_admission.due_in(0)
 
     def on_blocked() -> None:
-        gate.due_in(0)
+        key_admission.due_in(0)
 
     def idle_capacity(name: str) -> int:
         return queues[name].idle_capacity if name in queues else 0
@@ -234,7 +234,7 @@ async def open_engine(
         on_unwanted=cancel,
         node_state=node_state,
     )
-    watcher = Watcher(store, keep_finished=settings.keep_finished > 0)
+    watcher = JobWatcher(store, keep_finished=settings.keep_finished > 0)
     depths = Depths(store)
     overview = Overview(store, depths, lease)
     hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
@@ -258,13 +258,13 @@ async def open_engine(
         poll_interval=settings.poll_interval,
         on_expired=hooks.expired,
     )
-    gate = Gate(store, on_admitted=dispatcher.wake)
-    schedule = Schedule(
+    key_admission = KeyAdmission(store, on_admitted=dispatcher.wake)
+    promoter = Promoter(
         store,
         poll_interval=settings.poll_interval,
         on_promoted=dispatcher.wake,
         on_expired=hooks.expired,
-        on_check=gate.due_in,
+        on_check=key_admission.due_in,
     )
     cron = Cron(store, metrics, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
     submissions = Submissions(
@@ -276,7 +276,7 @@ async def open_engine(
         key_ttl=settings.idempotency_ttl,
         on_blocked=on_blocked,
     )
-    notes = Notes(store, on_noted=watcher.noted)
+    notes = ProgressWriter(store, on_noted=watcher.noted)
     width = sum(settings.worked_queues.values())
     transactions = Transactions(store.url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=settings.keep_finished > 0)
     async with _open_processes() as processes:
@@ -313,8 +313,8 @@ async def open_engine(
             submissions.trouble,
             outcomes.trouble,
             dispatcher.trouble,
-            schedule.trouble,
-            gate.trouble,
+            promoter.trouble,
+            key_admission.trouble,
             cron.trouble,
             recovery.trouble,
             pruning.trouble,
@@ -336,8 +336,8 @@ async def open_engine(
                 submissions=submissions,
                 outcomes=outcomes,
                 dispatcher=dispatcher,
-                schedule=schedule,
-                gate=gate,
+                promoter=promoter,
+                key_admission=key_admission,
                 cron=cron,
                 notes=notes,
                 watcher=watcher,
@@ -397,15 +397,15 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
 
     def on_connect() -> None:
         engine.dispatcher.wake_all()
-        engine.schedule.due_in(0)
+        engine.promoter.due_in(0)
         engine.cron.look()
 
     if url is not None:
         notifications = Notifications(url, _listeners(engine), on_connect)
         engine.troubles.extend([notifications.trouble, notifications.unreadable])
         await stages.start("notifications", notifications.run)
-    await stages.start("gate", engine.gate.run)
-    await stages.start("schedule", engine.schedule.run)
+    await stages.start("key admission", engine.key_admission.run)
+    await stages.start("promotion", engine.promoter.run)
     await stages.start("cron", engine.cron.run)
     await stages.start("dispatcher", engine.dispatcher.run)
 
@@ -428,10 +428,10 @@ def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
 
     return {
         "jobqueue": wake,
-        "jobqueue_scheduled": lambda _: engine.schedule.due_in(0),
+        "jobqueue_scheduled": lambda _: engine.promoter.due_in(0),
         "jobqueue_schedules": lambda _: engine.cron.look(),
         "jobqueue_cancel": cancel,
-        "jobqueue_keys": lambda _: engine.gate.due_in(0),
+        "jobqueue_keys": lambda _: engine.key_admission.due_in(0),
         "jobqueue_lost": lambda _: engine.recovery.due_in(0),
         "jobqueue_freed": lambda queue: engine.dispatcher.freed([queue]),
         "jobqueue_paused": engine.dispatcher.pause,
@@ -468,18 +468,18 @@ async def _serve_http(
     listeners: list[trio.SocketListener],
     stopping: trio.Event,
     *,
-    entrance: Entrance,
+    credentials: Credentials,
     server_health: embedded.Health,
     task_status: trio.TaskStatus[None],
 ) -> None:
     node = operations(engine, settings, stopping=stages.stopping.is_set, server_health=server_health)
     await server.run(
-        app.build(node, entrance.guard),
-        Lane(node, entrance.guard),
+        app.build(node, credentials.guard),
+        ExpressLane(node, credentials.guard),
         listeners,
         stopping=stopping,
         drain_timeout=HTTP_DRAIN,
-        tls=entrance.tls,
+        tls=credentials.tls,
         task_status=task_status,
     )
 
@@ -491,13 +491,13 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     engine.watcher.close()  # requests that wait for a job get a response now
     engine.overview.close()
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
-    await stages.stop("entrance", within=0.2)
+    await stages.stop("credentials", within=0.2)
 
     await stages.stop("watcher", within=0.2)
     await stages.stop("overview", within=0.2)
     await stages.stop("dispatcher", within=1)
-    await stages.stop("schedule", within=1)
-    await stages.stop("gate", within=1)
+    await stages.stop("promotion", within=1)
+    await stages.stop("key admission", within=1)
     await stages.stop("cron", within=1)
     await stages.stop("notifications", within=1)
     with trio.move_on_after(1):

@@ -18,15 +18,7 @@ from cronsim import CronSim, CronSimError
 
 from jobqueue import documents, fields
 from jobqueue.errors import InvalidSchedule, UnprocessableSchedule
-from jobqueue.job import (
-    MAX_NAME_LENGTH,
-    MAX_PAYLOAD_BYTES,
-    Name,
-    PathName,
-    Priority,
-    Retries,
-    Timeout,
-)
+from jobqueue.job import MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES, Name, PathName, Priority, Retries, Timeout
 
 MAX_CRON_LENGTH = 200
 """The maximum length of a cron expression, in characters."""

@@ -18,7 +18,7 @@ from jobqueue.errors import SettingsError
 from jobqueue.http import app as api
 from jobqueue.http.access import auth, file_watch
 from jobqueue.http.access.auth import Guard
-from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.express import lane as express
 from jobqueue.settings import Settings
 from jobqueue.tokens import ROLES, parse
@@ -114,8 +114,8 @@ async def test_roles_over_http() -> None:
 )
 @both_lanes
 async def test_the_open_setting_selects_the_routes_without_a_token(opened: str, answers: list[int]) -> None:
-    entrance = Entrance(Settings(tokens=("submit:a",), open=opened))
-    async with serving(guard=entrance.guard) as served:
+    credentials = Credentials(Settings(tokens=("submit:a",), open=opened))
+    async with serving(guard=credentials.guard) as served:
         paths = ("/health", "/health/ready", "/metrics")
         assert [(await served.http.get(path)).status_code for path in paths] == answers
         assert [(await served.http.head(path)).status_code for path in paths] == answers
@@ -206,7 +206,7 @@ def test_invalid_origins_are_rejected(origin: str) -> None:
 
 def test_origins() -> None:
     origins = (PAGE, "http://localhost:3000", "http://[::1]:3000", "chrome-extension://abcdef")
-    assert Entrance(Settings(cors_origins=origins)).guard.origins == set(origins)
+    assert Credentials(Settings(cors_origins=origins)).guard.origins == set(origins)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the real service

@@ -5,12 +5,12 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from jobqueue.engine.recent_rates import RecentActivity
+from jobqueue.engine.recent_rates import RecentRates
 
 
 async def test_rates_cover_the_last_minute(autojump_clock: trio.testing.MockClock) -> None:
     assert autojump_clock
-    activity = RecentActivity()
+    activity = RecentRates()
     assert activity.rates() == {}
     activity.note("mail", 600, failed=False)
     activity.note("mail", 30, failed=True)
@@ -27,7 +27,7 @@ async def test_rates_cover_the_last_minute(autojump_clock: trio.testing.MockCloc
 
 async def test_memory_stays_bounded_whatever_is_noted(autojump_clock: trio.testing.MockClock) -> None:
     assert autojump_clock
-    activity = RecentActivity()
+    activity = RecentRates()
     for _ in range(500):
         await trio.sleep(0.5)
         activity.note("mail", 1, failed=False)

@@ -18,7 +18,7 @@ from jobqueue.engine.executor import Executor
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.engine.progress import Notes
+from jobqueue.engine.progress import ProgressWriter
 from jobqueue.engine.worker import Workers
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
@@ -99,7 +99,7 @@ async def test_a_cancelled_job_that_waits_for_a_worker_does_not_start(nursery: t
             threads=limiter,
             processes=processes,
             process_limiter=limiter,
-            notes=Notes(store, on_noted=_nothing),
+            notes=ProgressWriter(store, on_noted=_nothing),
             transactions=no_transactions(),
         )
         workers = Workers(executor, outcomes, lease, metrics, queues=[queue], on_hungry=_nothing)

@@ -16,7 +16,8 @@ from jobqueue.errors import InvalidFilter, InvalidQuery
 from jobqueue.http import limits
 from jobqueue.http.api import queries
 from jobqueue.http.resources import dead_letters, filters
-from jobqueue.job import MAX_NAME_LENGTH, DeadFilter
+from jobqueue.job import MAX_NAME_LENGTH
+from jobqueue.job_filters import DeadFilter
 from tests.conftest import Database, Service
 from tests.test_dead_letters_sql import BURY
 from tests.test_service import Start, submit

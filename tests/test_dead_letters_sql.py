@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from jobqueue import documents
-from jobqueue.job import DeadFilter, Options
+from jobqueue.job import Options
+from jobqueue.job_filters import DeadFilter
 from tests.conftest import Database
 from tests.storage import Driver, new_id, open_driver
 from tests.test_database import connections_closed

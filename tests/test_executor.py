@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Executor, Run
-from jobqueue.engine.progress import Notes
+from jobqueue.engine.progress import ProgressWriter
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.handler_transactions import Transactions
@@ -78,7 +78,7 @@ class Node:
         self.app = App()
         self.metrics = Metrics()
         self.process_limiter = trio.CapacityLimiter(1)
-        self.notes = Notes(MemoryStore(), on_noted=lambda *_: None)
+        self.notes = ProgressWriter(MemoryStore(), on_noted=lambda *_: None)
         self.executor = Executor(
             self.app.handlers,
             self.metrics,

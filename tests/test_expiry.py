@@ -14,7 +14,7 @@ import trio
 from jobqueue import App, service
 from jobqueue.concurrency.stages import open_stages
 from jobqueue.engine.local_queue import LocalQueue
-from jobqueue.engine.promotion import LOCKED_INTERVAL, Schedule
+from jobqueue.engine.promotion import LOCKED_INTERVAL, Promoter
 from jobqueue.job import Options
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Promotion, Store
@@ -213,8 +213,8 @@ async def test_the_next_promotion_is_when_a_job_is_due_or_after_a_pause_for_lock
 ) -> None:
     assert autojump_clock is not None
     store = Answering(Promotion(0, {}, next_due))
-    schedule = Schedule(store, poll_interval=2, on_promoted=_nothing, on_expired=_nothing, on_check=_nothing)
-    await nursery.start(schedule.run)
+    promoter = Promoter(store, poll_interval=2, on_promoted=_nothing, on_expired=_nothing, on_check=_nothing)
+    await nursery.start(promoter.run)
     await trio.sleep(20)
     nursery.cancel_scope.cancel()
     gaps = [later - when for when, later in zip(store.looks, store.looks[1:], strict=False)]

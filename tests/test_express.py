@@ -179,18 +179,18 @@ def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that the express lane handles."""
-    answer, begin, paths = express.Lane.answer, express.Lane.begin, []
+    answer, begin, paths = express.ExpressLane.answer, express.ExpressLane.begin, []
 
-    async def noting(lane: express.Lane, request: Request, body: bytes) -> express.Answer:
+    async def noting(lane: express.ExpressLane, request: Request, body: bytes) -> express.Answer:
         paths.append(request.path)
         return await answer(lane, request, body)
 
-    def noting_too(lane: express.Lane, request: Request, body: bytes, answered: Callable[[express.Answer], None]) -> None:
+    def noting_too(lane: express.ExpressLane, request: Request, body: bytes, answered: Callable[[express.Answer], None]) -> None:
         paths.append(request.path)
         begin(lane, request, body, answered)
 
-    monkeypatch.setattr(express.Lane, "answer", noting)
-    monkeypatch.setattr(express.Lane, "begin", noting_too)
+    monkeypatch.setattr(express.ExpressLane, "answer", noting)
+    monkeypatch.setattr(express.ExpressLane, "begin", noting_too)
     return paths
 
 

@@ -12,7 +12,8 @@ import pytest
 from jobqueue.http import app as api
 from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies import strict_json
-from jobqueue.job import Change, DeadFilter, JobFilter
+from jobqueue.job import Change
+from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.timetable import CronSchedule
 from tests.test_http import JOB_ID, Node, both_lanes, lane, problem, serving
 

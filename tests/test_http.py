@@ -29,7 +29,8 @@ from jobqueue.http.access.auth import Guard, require_token_off_loopback
 from jobqueue.http.express import lane as express
 from jobqueue.http.express import wire_format
 from jobqueue.http.transport.listeners import max_connections, open_listeners, urls
-from jobqueue.job import Change, QueueSettings
+from jobqueue.job import Change
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.tokens import parse
 from tests.waiting import until
 
@@ -184,7 +185,7 @@ async def serving(
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await server.run(
             api.build(node, guard),  # type: ignore[arg-type]
-            express.Lane(node, guard),
+            express.ExpressLane(node, guard),
             listeners,
             stopping=served.stopping,
             drain_timeout=drain_timeout,
@@ -962,7 +963,7 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
         async with trio.open_nursery() as nursery:
             listeners = open_listeners("127.0.0.1", 0)
             node = Node()
-            run = partial(server.run, api.build(node, Guard(None)), express.Lane(node, Guard(None)), listeners)  # type: ignore[arg-type]
+            run = partial(server.run, api.build(node, Guard(None)), express.ExpressLane(node, Guard(None)), listeners)  # type: ignore[arg-type]
             await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=600))
             served = Served(node, urls(listeners)[0], trio.Event())
             async with not_reading(served):

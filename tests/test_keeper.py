@@ -23,10 +23,11 @@ import trio
 
 from benchmarks.harness.processes import children_of
 from jobqueue import App
-from jobqueue.job import Options, QueueSettings
+from jobqueue.job import Options
 from jobqueue.keeper import threads
 from jobqueue.keeper.node_state import NO_SLOT, Mark, NodeState
 from jobqueue.keeper.watch import END, Config, Keeper
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.testing import Queue, in_virtual_time
 from tests import postgres
 from tests.conftest import Database, Service

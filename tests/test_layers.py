@@ -31,6 +31,8 @@ LAYERS = [
         "errors",
         "fields",
         "job",
+        "job_filters",
+        "queue_settings",
         "retry",
         "documents",
         "durations",

@@ -19,9 +19,10 @@ import trio
 
 from jobqueue import App, HandlerError, documents
 from jobqueue.concurrency.trouble import LONGEST_PAUSE
-from jobqueue.engine.key_admission import Gate
+from jobqueue.engine.key_admission import KeyAdmission
 from jobqueue.errors import RefusedData
-from jobqueue.job import MAX_LIMIT, MIN_RATE, ClaimedJob, NewJob, Options, Outcome, QueueSettings
+from jobqueue.job import ClaimedJob, NewJob, Options, Outcome
+from jobqueue.queue_settings import MAX_LIMIT, MIN_RATE, QueueSettings
 from jobqueue.storage.store import ADMIT_BATCH, Claim, Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service
@@ -654,14 +655,14 @@ async def test_the_gate_asks_only_when_notified_and_again_after_an_error(
     store = Scripted()
     driver = await joined(store)
     admitted: list[Any] = []
-    gate = Gate(store, on_admitted=admitted.append)
-    await nursery.start(gate.run)
+    key_admission = KeyAdmission(store, on_admitted=admitted.append)
+    await nursery.start(key_admission.run)
     await trio.sleep(3600)
     assert store.asked[0] == 0
     assert 0 < store.asked[1] <= LONGEST_PAUSE
     assert len(store.asked) == 2
     await driver.submit(options=KEYED)
-    gate.due_in(5)
+    key_admission.due_in(5)
     await trio.sleep(60)
     assert store.asked[2:] == [3605]
     assert [set(best) for best in admitted] == [{"default"}]

@@ -17,7 +17,8 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import RefusedData
-from jobqueue.job import AttemptError, Change, DeadFilter, JobFilter, JobState, NewJob, Options
+from jobqueue.job import AttemptError, Change, JobState, NewJob, Options
+from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.storage.store import CANCEL_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import SERVERS, ServerPool

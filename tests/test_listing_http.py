@@ -14,7 +14,8 @@ from werkzeug.datastructures import MultiDict
 from jobqueue.errors import InvalidFilter, InvalidQuery
 from jobqueue.http.api import queries
 from jobqueue.http.resources import filters, job_lists
-from jobqueue.job import MAX_NAME_LENGTH, JobFilter, JobState
+from jobqueue.job import MAX_NAME_LENGTH, JobState
+from jobqueue.job_filters import JobFilter
 from tests.conftest import Database, Service
 from tests.test_service import Start, submit
 from tests.waiting import wait_for

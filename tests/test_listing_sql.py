@@ -9,7 +9,8 @@ import psycopg
 import pytest
 import trio
 
-from jobqueue.job import Change, JobFilter, Options
+from jobqueue.job import Change, Options
+from jobqueue.job_filters import JobFilter
 from tests.conftest import Database
 from tests.storage import Driver, open_driver
 from tests.waiting import until

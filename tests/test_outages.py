@@ -398,13 +398,13 @@ def test_clients_resume_soon_after_an_outage_and_not_at_once(bench: Bench, start
     resumed: set[int] = set()
     stop = threading.Event()
     pauses: list[float] = []
-    pause = transports.BlockingWire.sleep
+    pause = transports.BlockingTransport.sleep
 
-    async def noted_pause(self: transports.BlockingWire, seconds: float) -> None:
+    async def noted_pause(self: transports.BlockingTransport, seconds: float) -> None:
         pauses.append(seconds)
         await pause(self, seconds)
 
-    monkeypatch.setattr(transports.BlockingWire, "sleep", noted_pause)
+    monkeypatch.setattr(transports.BlockingTransport, "sleep", noted_pause)
 
     def submit_again_and_again(number: int) -> None:
         with SyncClient(node.service.url, patience=300) as client:

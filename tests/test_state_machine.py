@@ -32,18 +32,8 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from jobqueue import documents
-from jobqueue.job import (
-    DEFAULT_RETRIES,
-    AttemptError,
-    Change,
-    ClaimedJob,
-    JobFilter,
-    NewJob,
-    Options,
-    Outcome,
-    UnfinishedState,
-    Verdict,
-)
+from jobqueue.job import DEFAULT_RETRIES, AttemptError, Change, ClaimedJob, NewJob, Options, Outcome, UnfinishedState, Verdict
+from jobqueue.job_filters import JobFilter
 from jobqueue.storage.store import Node, Store, Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests import postgres

@@ -19,7 +19,8 @@ from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.errors import KeyInUse, KeyReused, RefusedData
-from jobqueue.job import AttemptError, Change, ClaimedJob, DeadFilter, NewJob, Note, Options, Outcome, Verdict
+from jobqueue.job import AttemptError, Change, ClaimedJob, NewJob, Note, Options, Outcome, Verdict
+from jobqueue.job_filters import DeadFilter
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import PRUNE_BATCH, Claim, DueSchedule, Expired, Move, Store, Submitted, Want
 from jobqueue.testing.memory_store import MemoryStore

@@ -13,7 +13,7 @@ import trio
 import trustme
 
 from jobqueue.http import limits
-from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.access.credentials import Credentials
 from jobqueue.settings import Settings
 from tests.conftest import Service
 from tests.test_http import Served, open_files, read_all, serving
@@ -38,7 +38,7 @@ class Certificates:
 
     @property
     def server(self) -> ssl.SSLContext:
-        context = Entrance(Settings(certfile=str(self.certfile), keyfile=str(self.keyfile))).tls()
+        context = Credentials(Settings(certfile=str(self.certfile), keyfile=str(self.keyfile))).tls()
         assert context is not None
         return context
 

@@ -13,7 +13,7 @@ import structlog.testing
 from jobqueue import tokens
 from jobqueue.errors import SettingsError, UnusableFile
 from jobqueue.http.access import token_file
-from jobqueue.http.access.file_watch import Reloaded
+from jobqueue.http.access.file_watch import WatchedFiles
 from jobqueue.settings import Settings
 from jobqueue.tokens import MAX_NAME_LENGTH, MAX_TOKENS, Token
 from tests.conftest import run_jobqueue
@@ -132,7 +132,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_broken_one_is_logged_once(tm
     path = tmp_path / "tokens"
     path.write_text("admin:a")
     known: list[list[Token]] = []
-    reloaded = Reloaded([str(path)], lambda: known.append(token_file.read(str(path))))
+    reloaded = WatchedFiles([str(path)], lambda: known.append(token_file.read(str(path))))
     reloaded._keep_up()
     assert len(known) == 1, "it has not changed"
 

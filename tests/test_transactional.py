@@ -31,7 +31,7 @@ import jobqueue
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import App, Discard, Job, Retry, Snooze
 from jobqueue.engine.executor import Executor, Run
-from jobqueue.engine.progress import Notes
+from jobqueue.engine.progress import ProgressWriter
 from jobqueue.job import MAX_RESULT_BYTES, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage import handler_transactions
@@ -83,7 +83,7 @@ class Bench:
             processes=self._processes,
             process_limiter=trio.CapacityLimiter(1),
             transactions=self._pool,
-            notes=Notes(MemoryStore(), on_noted=lambda *_: None),
+            notes=ProgressWriter(MemoryStore(), on_noted=lambda *_: None),
         )
         runs: list[Run] = []
 

@@ -22,7 +22,7 @@ from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import first, log_level_option
 from jobqueue.engine.handlers import App, Handler
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
-from jobqueue.processes.child import Parent, Word
+from jobqueue.processes.child import Parent, Report
 from jobqueue.processes.parent import supervise
 from jobqueue.service import Serving, serve
 from jobqueue.settings import Settings
@@ -82,7 +82,7 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
     multiple=True,
     show_default=False,
 )
-@setting("--token-file", "TOKEN_FILE", "File with more tokens, one per line. Reloaded when it changes.", type=click.Path())
+@setting("--token-file", "TOKEN_FILE", "File with more tokens, one per line. WatchedFiles when it changes.", type=click.Path())
 @setting(
     "--open",
     "OPEN",
@@ -189,11 +189,11 @@ def _serve_supervised(module: str | None) -> None:
     except SettingsError as error:
         _fail(error, Exit.REFUSED)
     try:
-        trio.run(partial(serve, _app(module), parent.settings, lambda _: parent.tell(Word()), supervised=True))
+        trio.run(partial(serve, _app(module), parent.settings, lambda _: parent.tell(Report()), supervised=True))
     except* JobQueueError as group:
         failure = first(group)
     if failure is not None:
-        parent.tell(Word(str(failure), passing=isinstance(failure, DatabaseUnavailable | UnusableFile)))
+        parent.tell(Report(str(failure), passing=isinstance(failure, DatabaseUnavailable | UnusableFile)))
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The calls of both clients, written once for any wire."""
+"""The calls of both clients, written once for any transport."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobqueue.client.batches import CHUNK_JOBS, NDJSON, Chunk, cut, encode
 from jobqueue.client.errors import JobCancelled, JobFailed, RequestRefused
 from jobqueue.client.requests import below, build, read
 from jobqueue.client.retries import HARMLESS, KEYED, NEVER, Statuses, ask
-from jobqueue.client.transports import Wire
+from jobqueue.client.transports import Transport
 from jobqueue.client.waiting import Event, ended, events
 
 FILTER_SECONDS = 150.0
@@ -29,12 +29,12 @@ class Calls:
     """The calls of a client. Besides the errors that a call lists, it can raise `RequestRefused` and `Unreachable`.
 
     Args:
-        wire: the connection to the service.
+        transport: the connection to the service.
         patience: seconds for which a request is retried.
     """
 
-    def __init__(self, wire: Wire, patience: float) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport, patience: float) -> None:
+        self._wire = transport
         self._patience = patience
 
     async def request(self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None) -> Any:

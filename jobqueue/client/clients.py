@@ -1,4 +1,4 @@
-"""The two clients: the same calls over an asynchronous and a blocking wire."""
+"""The two clients: the same calls over an asynchronous and a blocking transport."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 
 from jobqueue.client.calls import Calls
 from jobqueue.client.retries import PATIENCE
-from jobqueue.client.transports import AsyncWire, BlockingWire, run
+from jobqueue.client.transports import AsyncTransport, BlockingTransport, run
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Client(Calls):
         self, url: str, token: str | None = None, *, patience: float = PATIENCE, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         http = httpx.AsyncClient(base_url=_checked(url), headers=_headers(token), transport=transport)
-        super().__init__(AsyncWire(http), patience)
+        super().__init__(AsyncTransport(http), patience)
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,7 +84,7 @@ class SyncClient:
         self, url: str, token: str | None = None, *, patience: float = PATIENCE, transport: httpx.BaseTransport | None = None
     ) -> None:
         http = httpx.Client(base_url=_checked(url), headers=_headers(token), transport=transport)
-        self._calls = Calls(BlockingWire(http), patience)
+        self._calls = Calls(BlockingTransport(http), patience)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ import httpx
 
 from jobqueue import tracing
 from jobqueue.client.errors import JobNotFound, NotFound, RequestRefused
-from jobqueue.client.transports import Wire
+from jobqueue.client.transports import Transport
 
 ANSWER_SECONDS = 20.0
 """Seconds to wait for a response, in addition to the wait that the request asks for."""
@@ -24,7 +24,7 @@ _DOTS = {".": "%2E", "..": "%2E%2E"}
 
 
 def build(
-    wire: Wire,
+    transport: Transport,
     method: str,
     path: str,
     content: bytes | None = None,
@@ -36,14 +36,14 @@ def build(
     """Build a request. It carries the trace of the current OpenTelemetry span, if any.
 
     Args:
-        wire: the wire that will send it.
+        transport: the transport that will send it.
         path: the path below the service's URL.
         params: the query; None omits a parameter.
         seconds: timeout for connecting, for sending each piece, and for receiving each piece.
     """
     headers = tracing.current_headers() | ({} if content is None else {"Content-Type": content_type})
     query = {name: _text(value) for name, value in (params or {}).items() if value is not None}
-    return wire.http.build_request(method, path, content=content, headers=headers, params=query or None, timeout=seconds)
+    return transport.http.build_request(method, path, content=content, headers=headers, params=query or None, timeout=seconds)
 
 
 def below(*names: str) -> str:

@@ -16,7 +16,7 @@ from http import HTTPStatus
 import httpx
 
 from jobqueue.client.errors import Unreachable
-from jobqueue.client.transports import Wire
+from jobqueue.client.transports import Transport
 
 PATIENCE = 30.0
 """Default time for which a request is retried before the call fails, in seconds."""
@@ -47,7 +47,7 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, httpx.TimeoutException)
 
 
-async def ask(wire: Wire, request: httpx.Request, patience: float, again_at: Statuses) -> httpx.Response:
+async def ask(transport: Transport, request: httpx.Request, patience: float, again_at: Statuses) -> httpx.Response:
     """Send a request, with retries; return the response, even if it is an error.
 
     Args:
@@ -57,23 +57,23 @@ async def ask(wire: Wire, request: httpx.Request, patience: float, again_at: Sta
     Raises:
         Unreachable: no response was received.
     """
-    give_up_at = wire.now() + patience
+    give_up_at = transport.now() + patience
     in_doubt = False
     failures = 0
     while True:
         failures += 1
         try:
-            answer = await wire.send(request)
+            answer = await transport.send(request)
         except httpx.RequestError as error:
             in_doubt = in_doubt or may_have_arrived(error)
             pause = pause_after_error(error, failures, again_at)
-            if pause is None or wire.now() + pause > give_up_at:
+            if pause is None or transport.now() + pause > give_up_at:
                 raise unreachable(error, in_doubt=in_doubt) from error
         else:
             pause = pause_after_answer(answer, failures, again_at)
-            if pause is None or wire.now() + pause > give_up_at:
+            if pause is None or transport.now() + pause > give_up_at:
                 return answer
-        await wire.sleep(pause)
+        await transport.sleep(pause)
 
 
 def backoff(failures: int) -> float:

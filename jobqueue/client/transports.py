@@ -1,6 +1,6 @@
 """Send requests and sleep, either asynchronously or with blocking calls.
 
-Calls are written once, as coroutines over a `Wire`. The coroutines of a `BlockingWire` block and
+Calls are written once, as coroutines over a `Transport`. The coroutines of a `BlockingTransport` block and
 never suspend, so `run` can execute such a call in one step, without an event loop.
 """
 
@@ -22,7 +22,7 @@ Stream = tuple[httpx.Response, AsyncIterator[bytes]]
 EVENT_STREAM = "text/event-stream"
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """Connections to one service."""
 
     @property
@@ -47,8 +47,8 @@ class Wire(Protocol):
     async def close(self) -> None: ...
 
 
-class AsyncWire:
-    """A wire for Trio and asyncio."""
+class AsyncTransport:
+    """A transport for Trio and asyncio."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -76,8 +76,8 @@ class AsyncWire:
         await self.http.aclose()
 
 
-class BlockingWire:
-    """A wire for code without an event loop: its coroutines block and never suspend."""
+class BlockingTransport:
+    """A transport for code without an event loop: its coroutines block and never suspend."""
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
@@ -117,11 +117,11 @@ async def _async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def run(call: Coroutine[Any, Any, T]) -> T:
-    """Run a call over a `BlockingWire` until it ends."""
+    """Run a call over a `BlockingTransport` until it ends."""
     try:
         call.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     call.close()
-    raise RuntimeError(f"{call!r} waits for something other than its wire")
+    raise RuntimeError(f"{call!r} waits for something other than its transport")

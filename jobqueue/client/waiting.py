@@ -20,7 +20,7 @@ from jobqueue.client.retries import (
     pause_after_error,
     unreachable,
 )
-from jobqueue.client.transports import Wire, is_event_stream
+from jobqueue.client.transports import Transport, is_event_stream
 from jobqueue.job import UNFINISHED
 
 POLL_SECONDS = 30.0
@@ -50,7 +50,7 @@ class Event(NamedTuple):
     data: Any
 
 
-async def ended(wire: Wire, job_id: str, timeout: float) -> dict[str, Any]:
+async def ended(transport: Transport, job_id: str, timeout: float) -> dict[str, Any]:
     """Wait until a job has ended, and return it.
 
     Args:
@@ -60,17 +60,17 @@ async def ended(wire: Wire, job_id: str, timeout: float) -> dict[str, Any]:
         TimeoutError: the job has not ended in time.
         JobNotFound: the job does not exist.
     """
-    give_up_at = wire.now() + timeout
+    give_up_at = transport.now() + timeout
     failures = 0
     while True:
-        asked_at = wire.now()
+        asked_at = transport.now()
         left = give_up_at - asked_at
         wait = max(0.0, min(POLL_SECONDS, left))
         seconds = min(wait + ANSWER_SECONDS, max(left, LOOK_SECONDS))
-        request = build(wire, "GET", below("jobs", job_id), params={"wait": f"{wait:.3f}"}, seconds=seconds)
+        request = build(transport, "GET", below("jobs", job_id), params={"wait": f"{wait:.3f}"}, seconds=seconds)
         failures += 1
         try:
-            answer = await wire.send(request)
+            answer = await transport.send(request)
         except httpx.RequestError as error:
             pause = _pause(error, failures)
         else:
@@ -82,15 +82,15 @@ async def ended(wire: Wire, job_id: str, timeout: float) -> dict[str, Any]:
                 if job["state"] not in UNFINISHED:
                     return job
                 pause = backoff(failures)  # a node responds at once while it shuts down, so pause
-                if wire.now() - asked_at > wait / 2:
+                if transport.now() - asked_at > wait / 2:
                     failures, pause = 0, 0.0  # the service has waited as requested
-        left = give_up_at - wire.now()
+        left = give_up_at - transport.now()
         if left <= 0:
             raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
-        await wire.sleep(min(pause, left))
+        await transport.sleep(min(pause, left))
 
 
-async def events(wire: Wire, job_id: str) -> AsyncGenerator[Event, None]:
+async def events(transport: Transport, job_id: str) -> AsyncGenerator[Event, None]:
     """Yield a job's events until its end.
 
     Raises:
@@ -101,7 +101,7 @@ async def events(wire: Wire, job_id: str) -> AsyncGenerator[Event, None]:
     while name != LAST:
         failures += 1
         try:
-            async with wire.stream(build(wire, "GET", below("jobs", job_id, "events"))) as (answer, chunks):
+            async with transport.stream(build(transport, "GET", below("jobs", job_id, "events"))) as (answer, chunks):
                 pause = pause_after_answer(answer, failures, _WAITED_THROUGH)
                 if pause is None:
                     if not is_event_stream(answer):
@@ -117,7 +117,7 @@ async def events(wire: Wire, job_id: str) -> AsyncGenerator[Event, None]:
         except httpx.RequestError as error:
             pause = _pause(error, failures)
         if name != LAST:
-            await wire.sleep(pause)
+            await transport.sleep(pause)
 
 
 def _pause(error: httpx.RequestError, failures: int) -> float:

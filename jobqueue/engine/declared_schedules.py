@@ -15,7 +15,7 @@ PENDING = "(the handler's kind)"
 """Placeholder for a kind and a name that are unknown until the handler is registered."""
 
 
-class Schedules:
+class DeclaredSchedules:
     """The schedules declared with `App.periodic`."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from jobqueue.job import QueueSettings
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import Depth, Store
 
 DEPTH_INTERVAL = 1.0

@@ -22,7 +22,7 @@ from msgspec.structs import force_setattr
 from jobqueue import documents, logs, tracing
 from jobqueue.engine.handlers import Handler, PayloadMismatch
 from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, in_list, text_of, unstorable
-from jobqueue.engine.progress import Handle, Notes
+from jobqueue.engine.progress import Handle, ProgressWriter
 from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.keeper.node_state import NodeState
@@ -179,7 +179,7 @@ class Executor:
         processes: trio_parallel.WorkerContext,
         process_limiter: trio.CapacityLimiter,
         transactions: Transactions,
-        notes: Notes,
+        notes: ProgressWriter,
         node_state: NodeState | None = None,
     ) -> None:
         self._handlers = handlers

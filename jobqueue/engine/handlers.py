@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from jobqueue.engine.arguments import Decode, Field, Unconvertible, decoder
-from jobqueue.engine.declared_schedules import Schedules
+from jobqueue.engine.declared_schedules import DeclaredSchedules
 from jobqueue.errors import HandlerError, InvalidQueueSetting
 from jobqueue.fields import must_be
-from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, PathName, QueueSettings, queue_settings
+from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob, Job, PathName
+from jobqueue.queue_settings import QueueSettings, queue_settings
 from jobqueue.retry import DEFAULT_BACKOFF, Backoff
 from jobqueue.timetable import CronSchedule, Missed
 
@@ -86,7 +87,7 @@ class App:
         self.source: str | None = None
         self._handlers: dict[str, Handler] = {}
         self._queues: dict[str, QueueSettings] = {}
-        self._schedules = Schedules()
+        self._schedules = DeclaredSchedules()
         self._on_dead: list[Hook] = []
         self._on_retry: list[Hook] = []
 

@@ -96,7 +96,7 @@ class _Watched:
 class Watch:
     """One watcher of one job."""
 
-    def __init__(self, watcher: Watcher, watched: _Watched) -> None:
+    def __init__(self, watcher: JobWatcher, watched: _Watched) -> None:
         self._watcher = watcher
         self._watched = watched
         self._seen: View | None = None
@@ -126,7 +126,7 @@ class Watch:
         return False
 
 
-class Watcher:
+class JobWatcher:
     """All watchers of jobs on this node.
 
     Args:

@@ -10,7 +10,7 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.storage.store import ADMIT_BATCH, Ranks, Store
 
 
-class Gate:
+class KeyAdmission:
     """Admits blocked jobs. Every node does this for all queues. If several nodes find the same check, only one of them makes it.
 
     After the first time, the node asks the database for checks only after a notification. Every

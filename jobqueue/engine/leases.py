@@ -25,7 +25,7 @@ import uuid_utils
 from jobqueue import __version__
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import LONGEST_PAUSE, Trouble
-from jobqueue.engine.recent_rates import RecentActivity
+from jobqueue.engine.recent_rates import RecentRates
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Node, RunId, Store
@@ -87,7 +87,7 @@ class Lease:
         self.trouble = Trouble("heartbeat", vital=True, longest_pause=min(LONGEST_PAUSE, self._interval))
         self._routine = Routine(self._renew, self.trouble)
         self.run = self._routine.run
-        self.activity = RecentActivity()
+        self.activity = RecentRates()
         self.node = self._new_node()
 
     @property

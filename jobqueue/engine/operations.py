@@ -14,7 +14,7 @@ from jobqueue.concurrency.group_commit import Told, until_told
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import look_back
-from jobqueue.engine.job_watcher import Watch, Watcher
+from jobqueue.engine.job_watcher import JobWatcher, Watch
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
@@ -22,8 +22,10 @@ from jobqueue.engine.overview import Overview, Page
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskState, TaskTree
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
-from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings
+from jobqueue.job import Change
+from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.metrics import CONTENT_TYPE, Metrics
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import Store
 from jobqueue.timetable import CronSchedule
 
@@ -40,7 +42,7 @@ class Operations:
         metrics: Metrics,
         *,
         troubles: Iterable[Trouble],
-        watcher: Watcher,
+        watcher: JobWatcher,
         depths: Depths,
         overview: Overview,
         tasks: TaskTree,
@@ -116,7 +118,7 @@ class Operations:
         return {**row, "options": options, "progress": noted.get("progress"), "checkpoint": noted.get("checkpoint")}
 
     def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
-        """Watch a job; see `Watcher.watch`."""
+        """Watch a job; see `JobWatcher.watch`."""
         return self._watcher.watch(id)
 
     async def jobs(self, wanted: JobFilter, limit: int, after: str | None) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Handle:
 
     __slots__ = ("_asked", "_closed", "_fresh", "_latest", "_notes", "_writing", "cancelled", "job", "node_id", "nursery")
 
-    def __init__(self, notes: Notes, job: ClaimedJob, node_id: str) -> None:
+    def __init__(self, notes: ProgressWriter, job: ClaimedJob, node_id: str) -> None:
         self.job = job
         self.node_id = node_id
         self.cancelled = False
@@ -91,7 +91,7 @@ class Handle:
         return _object(left)
 
 
-class Notes:
+class ProgressWriter:
     """Writes the notes of running jobs. Must be created on the loop's thread.
 
     Args:

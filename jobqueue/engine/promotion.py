@@ -15,7 +15,7 @@ LOCKED_INTERVAL = 0.1
 The next check comes after the same number of seconds."""
 
 
-class Schedule:
+class Promoter:
     """Promotes scheduled jobs. Every node does this, and the first one to lock a job promotes it.
 
     Args:

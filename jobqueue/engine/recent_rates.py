@@ -12,7 +12,7 @@ WINDOW = 60
 """Seconds over which the rates are averaged."""
 
 
-class RecentActivity:
+class RecentRates:
     """Counts of succeeded jobs and failed attempts over the last minute, by queue."""
 
     def __init__(self) -> None:

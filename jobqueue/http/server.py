@@ -15,7 +15,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
-from jobqueue.http.express.lane import ExpressConnection, Lane
+from jobqueue.http.express.lane import ExpressConnection, ExpressLane
 from jobqueue.http.transport import request_limit
 from jobqueue.http.transport.hypercorn_connection import Connection, configuration
 from jobqueue.http.transport.listeners import BoundedListener, max_connections
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 async def run(
     app: ASGIFramework,
-    lane: Lane,
+    lane: ExpressLane,
     listeners: list[trio.SocketListener],
     *,
     stopping: trio.Event,

@@ -1,7 +1,7 @@
 """Connect a process of `processes.parent.supervise` to its parent: receive the settings, report, and end with the parent.
 
 The standard input of the process is a socket to the parent. The parent sends the settings in one line, because passwords and tokens
-must not appear on a command line. The process sends `Word`s. On every system, the socket closes when the parent ends. The death
+must not appear on a command line. The process sends `Report`s. On every system, the socket closes when the parent ends. The death
 signal of Linux does not work here, because the kernel sends it when the *thread* that started the process ends. Trio starts
 processes in cached threads, and an idle cached thread ends.
 """
@@ -26,7 +26,7 @@ KILL_MARGIN = 0.5
 """Seconds after which a process is killed if it still runs after its grace period and `SHUTDOWN_MARGIN`."""
 
 
-class Word(msgspec.Struct, frozen=True, omit_defaults=True):
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """A message to the parent. Without a reason, it means that the process accepts work; with a reason, that the process ends.
 
     Attributes:
@@ -62,7 +62,7 @@ class Parent:
         self.settings = msgspec.json.decode(line, type=Settings)
         threading.Thread(target=self._end_with_it, daemon=True).start()
 
-    def tell(self, word: Word) -> None:
+    def tell(self, word: Report) -> None:
         """Send a message to the parent, if the parent still runs."""
         with contextlib.suppress(OSError):
             self._socket.sendall(msgspec.json.encode(word) + b"\n")

@@ -18,9 +18,9 @@ import trio
 from jobqueue import logs
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.errors import NodeFailed
-from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.transport.listeners import reserved
-from jobqueue.processes.child import KILL_MARGIN, Word
+from jobqueue.processes.child import KILL_MARGIN, Report
 from jobqueue.service import SHUTDOWN_MARGIN, LastResort, Serving, watch_signals
 from jobqueue.settings import Settings
 from jobqueue.storage.embedded import stage as embedded
@@ -53,7 +53,7 @@ async def supervise(command: Sequence[str], settings: Settings, on_serving: Call
         NodeFailed: a process failed to start `START_TRIES` times in a row, or did not stop cleanly.
         JobQueueError: an error that does not concern a single node, as in `service.serve`.
     """
-    Entrance(settings)  # check the access settings once, before any process starts
+    Credentials(settings)  # check the access settings once, before any process starts
     nodes = [_Node([*command, str(number)], number, settings.grace_period) for number in range(1, settings.processes + 1)]
 
     def exit_at_once(code: int) -> None:
@@ -119,7 +119,7 @@ class _Node:
         self._command = command
         self._patience = grace_period + SHUTDOWN_MARGIN + KILL_MARGIN
         self._process: trio.Process | None = None
-        self._words: list[Word] = []
+        self._words: list[Report] = []
 
     async def run(self, settings: bytes, stopping: trio.Event) -> None:
         """Keep a process running until `stopping` is set. Then end the process and wait for it.
@@ -138,7 +138,7 @@ class _Node:
                     self.failure = NodeFailed(f"process {self.number} did not stop cleanly: {reason}", _as_shells_say(code))
                 return
             ends = ends + 1 if trio.current_time() - began < STEADY_SECONDS else 1
-            failed_starts = 0 if Word() in self._words else failed_starts + 1
+            failed_starts = 0 if Report() in self._words else failed_starts + 1
             # A process that restarts during a database outage waits for the database, like the running processes.
             waits = self.serving.is_set() and any(word.passing for word in self._words)
             if failed_starts >= START_TRIES and not waits:
@@ -179,8 +179,8 @@ class _Node:
             await stream.send_all(settings)
             async for received in stream:
                 *lines, unfinished = (unfinished + received).split(b"\n")
-                self._words += [msgspec.json.decode(line, type=Word) for line in lines]
-                if Word() in self._words:
+                self._words += [msgspec.json.decode(line, type=Report) for line in lines]
+                if Report() in self._words:
                     self.serving.set()
         except trio.BrokenResourceError:
             pass  # the process has ended; `_run_process` reads its exit code

@@ -16,8 +16,10 @@ from msgspec import UNSET
 
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
-from jobqueue.job import Change, DeadFilter, JobFilter, Note, Outcome, QueueSettings
+from jobqueue.job import Change, Note, Outcome
+from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.metrics import Totals
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage import claims, schema
 from jobqueue.storage.claims import Claimed, Expired
 from jobqueue.storage.database import POOLED, Connection, Lane

@@ -16,7 +16,7 @@ import trio_parallel
 from jobqueue import admission
 from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.handlers import App, Handler
-from jobqueue.engine.progress import Notes
+from jobqueue.engine.progress import ProgressWriter
 from jobqueue.errors import JobQueueError
 from jobqueue.job import DEFAULT_RETRIES, ClaimedJob, NewJob, Outcome
 from jobqueue.metrics import Metrics
@@ -69,7 +69,7 @@ async def run(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **f
             threads=trio.CapacityLimiter(1),
             processes=processes,  # starts no process, because all handlers run in threads
             process_limiter=trio.CapacityLimiter(1),
-            notes=Notes(MemoryStore(), on_noted=_nothing),  # the notes stay in memory until the attempt ends
+            notes=ProgressWriter(MemoryStore(), on_noted=_nothing),  # the notes stay in memory until the attempt ends
             transactions=Transactions("", most=1, keep_finished=True),  # never used: handlers with a connection fail, see InThreads
         )
         outcome = await _run_one(executor, _claimed(handler, payload, attempt, fields))

@@ -33,15 +33,14 @@ from jobqueue.job import (
     UNFINISHED,
     Change,
     ClaimedJob,
-    DeadFilter,
-    JobFilter,
     JobState,
     Note,
     Options,
     Outcome,
-    QueueSettings,
 )
+from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.metrics import Totals
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.claims import Claimed, Expired
 from jobqueue.storage.store import (
     ADMIT_BATCH,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from jobqueue.job import Options, QueueSettings
+from jobqueue.job import Options
 from jobqueue.metrics import Totals
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import ADMIT_BATCH
 from tests.conftest import Database, Service
 from tests.storage import Driver

@@ -10,7 +10,8 @@ import trio
 
 from jobqueue.admission import admit
 from jobqueue.errors import DatabaseUnavailable, RefusedData, StatementFailed, UnprocessableJob
-from jobqueue.job import DeadFilter, JobFilter, Outcome, Submission
+from jobqueue.job import Outcome, Submission
+from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.storage.store import SLOW_AFTER, Store, Submitted
 from tests.conftest import Database
 from tests.hostile.test_contained import AGAIN, ended, running, submit, until

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobqueue.job import QueueSettings
 from jobqueue.metrics import Totals
+from jobqueue.queue_settings import QueueSettings
 from tests import postgres
 from tests.conftest import ROOT, SERVERS, Database
 from tests.storage import open_driver

@@ -15,7 +15,9 @@ import pytest
 
 from jobqueue import documents
 from jobqueue.errors import JobQueueError, RefusedData
-from jobqueue.job import Change, DeadFilter, JobFilter, NewJob, Options, Outcome, QueueSettings
+from jobqueue.job import Change, NewJob, Options, Outcome
+from jobqueue.job_filters import DeadFilter, JobFilter
+from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import Claim, Want
 from tests.conftest import Database, Service
 from tests.storage import Driver, new_id

@@ -16,7 +16,7 @@ import trio
 import jobqueue
 from jobqueue import service
 from jobqueue.concurrency.stages import Stages, open_stages
-from jobqueue.http.access.credentials import Entrance
+from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.settings import Settings
 from jobqueue.storage import doctor
@@ -213,7 +213,7 @@ async def running(url: str) -> AsyncIterator[tuple[service.Engine, str, Stages]]
         await service.start_engine(engine, stages, url)
         listeners = open_listeners(settings.host, 0)
         stopping = trio.Event()
-        serve = partial(service._serve_http, entrance=Entrance(settings), server_health=embedded.Health())
+        serve = partial(service._serve_http, credentials=Credentials(settings), server_health=embedded.Health())
         await stages.start("http", serve, engine, settings, stages, listeners, stopping)
         yield engine, urls(listeners, "http")[0], stages
         await service._shut_down(engine, settings, stages, stopping)

@@ -29,7 +29,9 @@ from jobqueue.http.api.routes import path_value
 from jobqueue.http.bodies import jobs as bodies
 from jobqueue.http.resources import filters
 from jobqueue.http.resources.job_lists import CancelFilter
-from jobqueue.job import Change, DeadFilter, JobFilter, QueueSettings, Submission, queue_settings
+from jobqueue.job import Change, Submission
+from jobqueue.job_filters import DeadFilter, JobFilter
+from jobqueue.queue_settings import QueueSettings, queue_settings
 from jobqueue.settings import Settings
 from jobqueue.timetable import CronSchedule, schedule_of
 from tests.conftest import SERVERS, Database, ServerPool

@@ -11,12 +11,12 @@ from jobqueue import tokens
 from jobqueue.errors import SettingsError, UnusableFile
 from jobqueue.http.access import auth, token_file
 from jobqueue.http.access.auth import Guard
-from jobqueue.http.access.file_watch import Reloaded
+from jobqueue.http.access.file_watch import WatchedFiles
 from jobqueue.http.transport.hypercorn_connection import configuration
 from jobqueue.settings import Settings
 
 
-class Entrance:
+class Credentials:
     """The authorization and TLS of a service, from its settings.
 
     Attributes:
@@ -37,10 +37,10 @@ class Entrance:
         )
         self._reloaded = []
         if settings.token_file is not None:
-            self._reloaded.append(Reloaded([settings.token_file], partial(self._load_tokens, settings.token_file)))
+            self._reloaded.append(WatchedFiles([settings.token_file], partial(self._load_tokens, settings.token_file)))
         if settings.certfile is not None and settings.keyfile is not None:
             files = settings.certfile, settings.keyfile
-            self._reloaded.append(Reloaded(files, partial(self._load_certificate, *files)))
+            self._reloaded.append(WatchedFiles(files, partial(self._load_certificate, *files)))
         auth.require_token_off_loopback(settings.host, self.guard.tokens)
 
     def tls(self) -> ssl.SSLContext | None:

@@ -19,7 +19,7 @@ LOOK_EVERY = 1.0
 log = structlog.get_logger()
 
 
-class Reloaded:
+class WatchedFiles:
     """Calls a function when it is created, and again whenever one of the given files changes.
 
     Args:

@@ -40,7 +40,7 @@ NEEDS: dict[str, Access] = {"/submit": "submit", "/health": "health"}
 """The access that each path of the lane needs. The path's route needs the same access."""
 
 
-class Lane:
+class ExpressLane:
     """Makes the express connections of one node.
 
     Args:
@@ -127,7 +127,7 @@ class ExpressConnection:
         stream: the accepted socket; after `run` the caller closes it or passes it to hypercorn.
     """
 
-    def __init__(self, lane: Lane, stream: trio.SocketStream) -> None:
+    def __init__(self, lane: ExpressLane, stream: trio.SocketStream) -> None:
         self._lane = lane
         self._stream = stream
         self._everything = trio.CancelScope()

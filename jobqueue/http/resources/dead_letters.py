@@ -16,7 +16,7 @@ from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.resources import filters
 from jobqueue.http.responses.answers import Answer, json_answer
-from jobqueue.job import DeadConditions, DeadFilter
+from jobqueue.job_filters import DeadConditions, DeadFilter
 
 Cursor = Annotated[
     str, msgspec.Meta(pattern=r"^[0-9]{1,17}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description=filters.CURSOR)

@@ -16,7 +16,8 @@ from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.resources import filters
 from jobqueue.http.responses.answers import Answer, json_answer
-from jobqueue.job import All, JobConditions, JobFilter, JobState, UnfinishedState
+from jobqueue.job import JobState, UnfinishedState
+from jobqueue.job_filters import All, JobConditions, JobFilter
 
 States = Annotated[
     list[JobState], msgspec.Meta(min_length=1, description=f"one or more of {', '.join(get_args(JobState))}, separated by commas")

@@ -12,7 +12,7 @@ from jobqueue.http.api import models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.responses.answers import Answer, json_answer
-from jobqueue.job import QueueSettings, queue_settings
+from jobqueue.queue_settings import QueueSettings, queue_settings
 
 
 class Queueing(Protocol):
