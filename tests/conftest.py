@@ -18,9 +18,9 @@ import structlog
 from hypothesis import settings
 
 from jobqueue.testing import process
-from tests import postgres
-from tests.fork_server import Forked, ForkServer
-from tests.storage import Driver, open_driver
+from tests.support import postgres
+from tests.support.fork_server import Forked, ForkServer
+from tests.support.storage import Driver, open_driver
 
 process.START_TIMEOUT = 120.0  # longer than the default for users' tests, because a loaded machine may need it
 

@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 from jobqueue import log_writer, logs
 from jobqueue.log_writer import MAX_OF_JOBS, MAX_OF_ONE_JOB, MAX_WAITING, PER_LINE, Writer, flush
 from tests.conftest import ROOT, Database, Service
-from tests.test_service import Start, submit
-from tests.waiting import wait_for
+from tests.service.test_service import Start, submit
+from tests.support.waiting import wait_for
 
 GAP = "log lines dropped: the log could not be written in time"
 
@@ -470,7 +470,7 @@ def parsed(node: Service) -> list[dict[str, Any]]:
 
 
 def test_every_record_of_every_sort_of_handler_carries_its_job(service: Start, database: Database) -> None:
-    node = service("tests.log_handlers", "--queue", "default=4")
+    node = service("tests.handlers.logging", "--queue", "default=4")
     with httpx.Client(timeout=60) as client:
         ids = dict(zip(KINDS, submit(client, node, [{"kind": kind} for kind in KINDS]), strict=True))
         wait_for(lambda: database.states() == {"succeeded": 5, "dead": 1}, "all jobs have run")
@@ -496,7 +496,7 @@ def test_every_record_of_every_sort_of_handler_carries_its_job(service: Start, d
 
 
 def test_lines_of_a_process_that_is_killed_are_there(service: Start, database: Database) -> None:
-    node = service("tests.log_handlers")
+    node = service("tests.handlers.logging")
     with httpx.Client(timeout=60) as client:
         submit(client, node, {"kind": "dies in process"})
         wait_for(lambda: database.states() == {"dead": 1}, "the process has died")
@@ -508,7 +508,7 @@ def test_lines_of_a_process_that_is_killed_are_there(service: Start, database: D
 def test_with_several_processes_each_line_says_which_also_those_of_threads_and_cpu_bound_handlers(
     service: Start, database: Database
 ) -> None:
-    node = service("tests.log_handlers", "--processes", "2")
+    node = service("tests.handlers.logging", "--processes", "2")
     with httpx.Client(timeout=60) as client:
         submit(client, node, [{"kind": kind} for kind in ("thread", "process")])
         wait_for(lambda: database.states() == {"succeeded": 2}, "all jobs have run")
@@ -519,7 +519,7 @@ def test_with_several_processes_each_line_says_which_also_those_of_threads_and_c
 
 
 def test_100_000_lines_of_a_handler_drop_no_line_of_the_service(service: Start, database: Database) -> None:
-    node = service("tests.log_handlers")
+    node = service("tests.handlers.logging")
     with httpx.Client(timeout=60) as client:
         [flood, fail] = submit(client, node, [{"kind": "flood", "payload": {"lines": 100_000}}, {"kind": "fail"}])
         wait_for(lambda: database.states() == {"succeeded": 1, "dead": 1}, "both have run", seconds=300)

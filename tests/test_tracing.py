@@ -35,9 +35,9 @@ from jobqueue.http.bodies import jobs as bodies
 from jobqueue.job import NewJob, Options
 from jobqueue.testing.memory_store import MemoryStore
 from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service
-from tests.storage import Driver, joined, new_id, open_driver
-from tests.test_executor import Node, claimed
-from tests.waiting import wait_for
+from tests.engine.test_executor import Node, claimed
+from tests.support.storage import Driver, joined, new_id, open_driver
+from tests.support.waiting import wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN_ID = "00f067aa0ba902b7"
@@ -517,7 +517,7 @@ class Traced:
     def __init__(self, start: Callable[..., Service], file: Path, *, delay: int = 20) -> None:
         self._file = file
         # The default delay of an SDK's processor is five seconds.
-        self.service = start("tests.traced_handlers", env={"SPANS": str(file), "OTEL_BSP_SCHEDULE_DELAY": str(delay)})
+        self.service = start("tests.handlers.traced", env={"SPANS": str(file), "OTEL_BSP_SCHEDULE_DELAY": str(delay)})
         self.url = self.service.url
         self.tracer = TracerProvider().get_tracer("a submitter")
 

@@ -12,8 +12,8 @@ from jobqueue.metrics import Totals
 from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import ADMIT_BATCH
 from tests.conftest import Database, Service
-from tests.storage import Driver
-from tests.waiting import wait_for
+from tests.support.storage import Driver
+from tests.support.waiting import wait_for
 
 KEY = Options(concurrency_key="account 7")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from tests.conftest import ROOT, Database, Service
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 STATEMENTS = re.compile(r"## Start on a copy of a database\n.*?```sql\n(.*?)```", re.DOTALL)
 

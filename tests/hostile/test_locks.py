@@ -9,7 +9,7 @@ import pytest
 
 from jobqueue.job import Outcome
 from tests.conftest import Database
-from tests.storage import Driver
+from tests.support.storage import Driver
 
 TABLES = ["inflight_jobs", "pending_jobs", "scheduled_jobs", "blocked_jobs"]
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Database
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 LEASE = 10.0
 """The length of a lease, in seconds. A node whose loop blocks loses it during the test."""
@@ -42,7 +42,7 @@ class Node:
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.processes = int(arguments[arguments.index("--processes") + 1]) if "--processes" in arguments else 1
-        command = [sys.executable, "-m", "jobqueue", "serve", "tests.log_handlers", "--port", str(port), *arguments]
+        command = [sys.executable, "-m", "jobqueue", "serve", "tests.handlers.logging", "--port", str(port), *arguments]
         command += ["--database-url", database_url, "--visibility-timeout", str(LEASE)]
         if stderr is None:
             command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]

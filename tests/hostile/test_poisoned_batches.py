@@ -15,7 +15,7 @@ from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.storage.store import SLOW_AFTER, Store, Submitted
 from tests.conftest import Database
 from tests.hostile.test_contained import AGAIN, ended, running, submit, until
-from tests.storage import new_id
+from tests.support.storage import new_id
 
 INSERT = """
     INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since, options)

@@ -8,9 +8,9 @@ import pytest
 
 from jobqueue.metrics import Totals
 from jobqueue.queue_settings import QueueSettings
-from tests import postgres
 from tests.conftest import ROOT, SERVERS, Database
-from tests.storage import open_driver
+from tests.support import postgres
+from tests.support.storage import open_driver
 
 IDENTIFIED = """
     SELECT c.oid::regclass::text,

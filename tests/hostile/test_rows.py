@@ -20,8 +20,8 @@ from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import Claim, Want
 from tests.conftest import Database, Service
-from tests.storage import Driver, new_id
-from tests.waiting import wait_for
+from tests.support.storage import Driver, new_id
+from tests.support.waiting import wait_for
 
 KEY = Options(concurrency_key="account 7")
 
@@ -286,7 +286,7 @@ async def test_an_error_that_is_not_of_a_row_buries_nothing(driver: Driver, sql:
 def test_a_node_reports_the_rows_that_become_dead_and_stays_ready(
     service: Callable[..., Service], database: Database, tmp_path: Path
 ) -> None:
-    node = service("tests.hook_handlers", "--poll-interval", "0.1", env={"EFFECTS": str(tmp_path / "effects")})
+    node = service("tests.handlers.hooks", "--poll-interval", "0.1", env={"EFFECTS": str(tmp_path / "effects")})
     database.rows("SELECT jobqueue.pause('default')")
     claimed = database.value("SELECT jobqueue.submit('echo')::text")
     database.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647")

@@ -23,7 +23,7 @@ from jobqueue.storage import doctor
 from jobqueue.storage.embedded import stage as embedded
 from jobqueue.storage.store import Store
 from tests.conftest import Database
-from tests.waiting import until
+from tests.support.waiting import until
 
 ODD: dict[str, tuple[str, ...]] = {
     "TimeZone": ("Asia/Tokyo", "America/St_Johns"),

@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from tests import postgres
 from tests.conftest import Database
-from tests.storage import Driver, new_id
+from tests.support import postgres
+from tests.support.storage import Driver, new_id
 
 SHADOWS = """
     CREATE SCHEMA evil;

@@ -35,8 +35,8 @@ from jobqueue.queue_settings import QueueSettings, queue_settings
 from jobqueue.settings import Settings
 from jobqueue.timetable import CronSchedule, schedule_of
 from tests.conftest import SERVERS, Database, ServerPool
-from tests.storage import Driver, new_id, open_driver
-from tests.test_forged_rows import running
+from tests.hostile.test_forged_rows import running
+from tests.support.storage import Driver, new_id, open_driver
 
 Verdict = tuple[str, str | None] | None
 """The message and field of a rejection; None for an accepted value."""

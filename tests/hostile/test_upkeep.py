@@ -12,10 +12,10 @@ import trio
 
 from jobqueue.storage import doctor
 from jobqueue.storage.store import Store
-from tests import postgres
 from tests.conftest import ROOT, Database, Service
-from tests.storage import Driver, new_id
-from tests.waiting import wait_for
+from tests.support import postgres
+from tests.support.storage import Driver, new_id
+from tests.support.waiting import wait_for
 
 KEEP = {"keep_finished": 86_400.0, "keep_cancelled": 86_400.0}
 

@@ -1,6 +1,6 @@
 """The bodies of HTTP responses, one struct per kind of document. The OpenAPI document is made from these structs.
 
-The views do not construct these structs; they pass on the node's values. `tests/test_openapi.py` checks responses against them.
+The views do not construct these structs; they pass on the node's values. `test_openapi.py` checks responses against them.
 """
 
 from __future__ import annotations

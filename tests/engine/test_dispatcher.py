@@ -1,0 +1,72 @@
+"""When and where a node polls for work that no notification announced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jobqueue.engine.dispatcher import LONGEST_WITHOUT_LOOK, LOOK_EVERYWHERE_SHARE, Dispatcher
+from jobqueue.engine.leases import Lease
+from jobqueue.engine.local_queue import LocalQueue
+from jobqueue.engine.outcomes import Outcomes
+from jobqueue.metrics import Metrics
+from jobqueue.storage.store import Claimed, Want
+from jobqueue.testing.memory_store import MemoryStore
+from tests.support.storage import joined
+
+POLL = 2.0
+
+
+class Wading(MemoryStore):
+    """A store in which a claim without a floor, which searches the whole queue, takes a number of seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(trio.current_time)
+        self._seconds = seconds
+        self.looks: list[tuple[float, float | None]] = []
+
+    async def claim(self, node_id: str, wants: Mapping[str, Want], defaults: bytes) -> Claimed:
+        self.looks.append((trio.current_time(), wants["default"].floor))
+        if wants["default"].floor is None:
+            await trio.sleep(self._seconds)
+        return await super().claim(node_id, wants, defaults)
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.001, POLL), (0.1, 0.1 * LOOK_EVERYWHERE_SHARE), (5.0, LONGEST_WITHOUT_LOOK)])
+async def test_a_poll_searches_the_whole_queue_unless_that_is_slow(
+    seconds: float, pause: float, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    assert autojump_clock is not None
+    store, metrics = Wading(seconds), Metrics()
+    lease = Lease(store, metrics, queues={"default": 4}, seconds=1e6, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
+    await lease.join()
+    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
+    queue = LocalQueue("default", 4)
+    dispatcher = Dispatcher(
+        store,
+        lease,
+        outcomes,
+        metrics,
+        queues={"default": queue},
+        handlers={},
+        poll_interval=POLL,
+        on_expired=lambda _: None,
+    )
+    await nursery.start(dispatcher.run)
+    for _ in range(100):  # the next poll finds a job without a notification, with or without a floor
+        await (await joined(store)).submit()
+        await trio.sleep(POLL + seconds + 0.1)
+        assert len(queue.ready) == 1
+        queue.ready.clear()
+    everywhere = [when for when, floor in store.looks if floor is None]
+    pauses = [later - when for when, later in pairwise(everywhere[1:])]
+    assert pauses
+    assert all(pause - 0.1 <= one <= pause + 2 * POLL + seconds for one in pauses)
