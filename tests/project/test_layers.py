@@ -1,14 +1,8 @@
 """Imports point only downward: the table below shows which modules each module may use."""
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-import jobqueue
-
-PACKAGE = Path(jobqueue.__file__).parent
+from tests.support.layout import PACKAGE, cycles, floors, graph, imports, modules, report, room, rooms
 
 LAYERS = [
     ["testing", "pytest_plugin"],
@@ -52,37 +46,10 @@ LAYERS = [
 SHOWN = {"client", "engine.handlers", "in_transaction", *LAYERS[-1]}
 """The modules from which ``jobqueue/__init__.py`` may import names. It is outside of the layers."""
 
-FLOORS = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
+FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path not in {PACKAGE / "__init__.py", PACKAGE / "http" / "__init__.py"}
-}
-"""Every module of the package, by its dotted name below ``jobqueue``."""
-
-
-def room(module: str) -> str:
-    return ".".join(module.split(".")[: 2 if module.startswith("http.") else 1])
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Yield the imports of a file from ``jobqueue``: modules by their names below it, and public names."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (below for alias in node.names if (below := below_package(alias.name)) is not None)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            assert node.module is not None
-            if (package := below_package(node.module)) is not None:
-                for alias in node.names:
-                    name = f"{package}.{alias.name}".removeprefix(".")
-                    yield package if package and name not in MODULES else name
-
-
-def below_package(name: str) -> str | None:
-    top, _, below = name.partition(".")
-    return below if top == PACKAGE.name else None
+MODULES = {name: path for name, path in modules(PACKAGE).items() if name != "http"}
+"""Every module of the package, by its dotted name below ``jobqueue``. The package `http` has rooms instead."""
 
 
 def test_every_module_has_its_place_and_every_place_is_taken() -> None:
@@ -91,14 +58,32 @@ def test_every_module_has_its_place_and_every_place_is_taken() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_only_downward(module: str) -> None:
-    used = set(imports(MODULES[module])) - {"__version__"}
+    used = set(imports(MODULES[module], PACKAGE, MODULES)) - {"__version__"}
     assert {name for name in used if FLOORS.get(room(name), -1) < FLOORS[room(module)]} == set()
 
 
 def test_the_public_face_shows_handlers_clients_and_values() -> None:
-    assert set(imports(PACKAGE / "__init__.py")) <= SHOWN
+    assert set(imports(PACKAGE / "__init__.py", PACKAGE, MODULES)) <= SHOWN
 
 
 def test_the_mechanisms_of_concurrency_know_nothing_of_jobs() -> None:
-    used = {used for module, path in MODULES.items() if room(module) == "concurrency" for used in imports(path)}
+    used = {used for module, path in MODULES.items() if room(module) == "concurrency" for used in imports(path, PACKAGE, MODULES)}
     assert {module for module in used if room(module) != "concurrency"} <= {"errors"}
+
+
+def test_no_room_and_no_module_is_part_of_a_cycle() -> None:
+    arrows = graph(PACKAGE)
+    assert cycles(arrows) == []
+    assert cycles(rooms(arrows)) == []
+
+
+def test_cycles_and_floors_of_a_graph() -> None:
+    arrows = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}
+    assert cycles(arrows) == [["b", "c"]]
+    assert floors(arrows) == [["a"], ["b", "c"], ["d"]]
+
+
+def test_the_report_describes_the_package() -> None:
+    text = "\n".join(report(PACKAGE))
+    assert f"{len(modules(PACKAGE))} modules" in text
+    assert "Cycles of modules: 0" in text
