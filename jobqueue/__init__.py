@@ -16,7 +16,7 @@ Run it with ``jobqueue serve MODULE``. The documentation starts at README.md.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from jobqueue._version import __version__
 
 if TYPE_CHECKING:
     from jobqueue.client import Client as Client

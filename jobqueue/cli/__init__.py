@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from jobqueue import __version__
+from jobqueue._version import __version__
 from jobqueue.cli.exits import Exit
 
 COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "top", "doctor", "token")

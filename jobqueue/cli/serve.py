@@ -17,7 +17,8 @@ import psycopg
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from jobqueue import __version__, logs
+from jobqueue import logs
+from jobqueue._version import __version__
 from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import first, log_level_option
 from jobqueue.engine.handlers import App, Handler

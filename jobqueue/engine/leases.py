@@ -22,7 +22,7 @@ import structlog
 import trio
 import uuid_utils
 
-from jobqueue import __version__
+from jobqueue._version import __version__
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import LONGEST_PAUSE, Trouble
 from jobqueue.engine.recent_rates import RecentRates

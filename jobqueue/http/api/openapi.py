@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import NODEFAULT, UNSET
 
-from jobqueue import __version__
+from jobqueue._version import __version__
 from jobqueue.errors import InvalidJob
 from jobqueue.fields import must_be, not_null
 from jobqueue.http.api import models

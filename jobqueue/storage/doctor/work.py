@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from jobqueue import __version__
+from jobqueue._version import __version__
 from jobqueue.storage.database import Connection
 from jobqueue.storage.doctor.finding import Finding, count, duration, names, query, short
 
