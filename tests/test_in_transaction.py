@@ -29,7 +29,8 @@ from jobqueue import in_transaction
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.fields import read
 from jobqueue.job import MAX_BATCH_JOBS, MAX_PAYLOAD_BYTES, Submission
-from tests.conftest import ROOT, Database
+from tests.support import ROOT
+from tests.support.postgres import Database
 
 
 class Connected(NamedTuple):

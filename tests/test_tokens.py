@@ -16,7 +16,7 @@ from jobqueue.http.access import token_file
 from jobqueue.http.access.file_watch import WatchedFiles
 from jobqueue.settings import Settings
 from jobqueue.tokens import MAX_NAME_LENGTH, MAX_TOKENS, Token
-from tests.conftest import run_jobqueue
+from tests.support.command_line import run_jobqueue
 
 HEX = sha256(b"open-sesame").hexdigest()
 

@@ -34,8 +34,10 @@ from jobqueue.errors import InvalidJob
 from jobqueue.http.bodies import jobs as bodies
 from jobqueue.job import NewJob, Options
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service
 from tests.engine.test_executor import Node, claimed
+from tests.support import ROOT
+from tests.support.postgres import SERVERS, Database, ServerPool
+from tests.support.service import Service
 from tests.support.storage import Driver, joined, new_id, open_driver
 from tests.support.waiting import wait_for
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SOAK, run_module
+from tests.support import SOAK
+from tests.support.command_line import run_module
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.fuzz.cases import ROUTES, draw_cases
 from benchmarks.fuzz.client import statuses
-from tests.conftest import run_module
+from tests.support.command_line import run_module
 
 LIVE_IDS = ("0190a0b0-0000-7000-8000-000000000002",)
 

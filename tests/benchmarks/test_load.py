@@ -14,7 +14,8 @@ import trio.testing
 from benchmarks import load
 from benchmarks.client import Answer, LoadError
 from benchmarks.client import _read_answer as read_one_answer
-from tests.conftest import Service, run_module
+from tests.support.command_line import run_module
+from tests.support.service import Service
 
 ServiceFactory = Callable[..., Service]
 

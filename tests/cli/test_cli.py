@@ -23,10 +23,12 @@ import jobqueue
 from jobqueue.cli import COMMANDS, cli, values
 from jobqueue.cli.output import Failure, local, printable, seconds
 from jobqueue.cli.serve import _example
-from tests.conftest import ROOT, Database, Service
+from tests.support import ROOT
 from tests.support.command_line import call, environment
 from tests.support.interference import interfering
+from tests.support.postgres import Database
 from tests.support.running import free_port
+from tests.support.service import Service
 
 OPTIONS = {"serve": set(), "migrate": set(), "doctor": {"--json", "--database-url"}, "token": {"--json"}}
 """The options of the commands that do not operate on a queue."""

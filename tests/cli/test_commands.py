@@ -9,10 +9,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.conftest import Database, ServerPool, Service
 from tests.support import postgres
 from tests.support.command_line import UUID, CommandLine
+from tests.support.postgres import Database, ServerPool
 from tests.support.running import HANDLERS
+from tests.support.service import Service
 
 NOBODY = "0190a0b0-0000-7000-8000-00000000ffff"
 TOKEN = "s3cret"

@@ -16,8 +16,10 @@ from jobqueue.errors import SchemaVersionError
 from jobqueue.storage import catalog, schema
 from jobqueue.storage.database import connect
 from jobqueue.storage.schema import Migration, migrate
-from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service, run_jobqueue
-from tests.support import postgres
+from tests.support import ROOT, postgres
+from tests.support.command_line import run_jobqueue
+from tests.support.postgres import SERVERS, Database, ServerPool
+from tests.support.service import Service
 
 NOTHING = Migration(applied=False, repaired=[])
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Database, Service
+from tests.support import ROOT
 from tests.support.command_line import call, environment
 from tests.support.interference import CUT, LOSE, Answer, Interference, interfering
+from tests.support.postgres import Database
+from tests.support.service import Service
 
 JOBS = 5_000
 

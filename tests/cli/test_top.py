@@ -26,7 +26,9 @@ from jobqueue.cli.rates import COUNTERS, Histogram, Scrape, change, read
 from jobqueue.cli.snapshot import KINDS, QUEUES, Snapshot
 from jobqueue.metrics import Metrics
 from jobqueue.settings import Settings
-from tests.conftest import ROOT, Service, run_jobqueue
+from tests.support import ROOT
+from tests.support.command_line import run_jobqueue
+from tests.support.service import Service
 
 INFINITE = float("inf")
 

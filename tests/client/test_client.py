@@ -31,11 +31,12 @@ from jobqueue.client.batches import MAX_CHUNK_BYTES, cut
 from jobqueue.client.event_stream import EventStream
 from jobqueue.client.retries import HARMLESS, LONGEST_BACKOFF, ask
 from jobqueue.client.transports import run
-from tests.conftest import ROOT, Database, ServerPool, Service
-from tests.support import postgres
+from tests.support import ROOT, postgres
 from tests.support.clients import FORMS, opener
 from tests.support.interference import CUT, LOSE, Answer, Interference, interfering
+from tests.support.postgres import Database, ServerPool
 from tests.support.running import HANDLERS, Bench, free_port
+from tests.support.service import Service
 
 NOBODY = "0190a0b0-0000-7000-8000-00000000ffff"
 TOKEN = "secret"

@@ -22,9 +22,10 @@ from jobqueue.engine.progress import ProgressWriter
 from jobqueue.engine.worker import Workers
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
 from tests.engine.test_executor import no_transactions
+from tests.support.postgres import Database
 from tests.support.running import Bench, cancel, submit
+from tests.support.service import Service
 from tests.support.storage import Driver
 
 

@@ -34,8 +34,11 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import DueSchedules, Move, Moved, Store
 from jobqueue.testing.memory_store import SECOND, MemoryStore
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
-from tests.conftest import ROOT, Database, Service, run_module
 from tests.service.test_failing_nth import WAYS, FailingStore, Fault
+from tests.support import ROOT
+from tests.support.command_line import run_module
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import until, wait_for
 
 BERLIN = "Europe/Berlin"

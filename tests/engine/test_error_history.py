@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH
-from tests.conftest import Database, Service
 from tests.service.test_service import Start, submit
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 

@@ -19,8 +19,9 @@ from jobqueue.job import Options
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Promotion, Store
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
 from tests.service.test_service import Start, submit
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import open_driver
 from tests.support.waiting import wait_for
 

@@ -20,7 +20,7 @@ from jobqueue.errors import DatabaseUnavailable, RefusedData
 from jobqueue.metrics import Metrics, Totals
 from jobqueue.storage.store import HISTORY, HISTORY_SETTLE, Recorded, Slot, Store
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import SERVERS, Database, ServerPool
+from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import Driver, joined, open_driver
 
 MEMORY = "memory"

@@ -19,8 +19,9 @@ from jobqueue.engine.hooks import Hooks
 from jobqueue.job import NewJob, Options, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
 from tests.service.test_service import Start, submit
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver, joined, new_id
 from tests.support.waiting import wait_for
 

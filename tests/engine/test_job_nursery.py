@@ -13,9 +13,10 @@ import trio
 import trio_parallel
 
 from jobqueue import Discard, Job, Retry, Snooze
-from tests.conftest import Database, Service
 from tests.engine.test_executor import LAST, Node, claimed, error_of
+from tests.support.postgres import Database
 from tests.support.running import Bench, cancel, submit
+from tests.support.service import Service
 
 
 @pytest.fixture

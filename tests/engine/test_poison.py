@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Database, Service
 from tests.handlers.plain import note_start
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 Start = Callable[..., Service]

@@ -24,9 +24,10 @@ from jobqueue.engine.progress import NOTE_INTERVAL, ProgressWriter
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import MAX_CHECKPOINT_BYTES, MAX_PROGRESS_MESSAGE, Note
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
 from tests.engine.test_executor import claimed
+from tests.support.postgres import Database
 from tests.support.running import Bench, submit
+from tests.support.service import Service
 from tests.support.storage import Driver, joined
 from tests.support.waiting import until
 

@@ -15,8 +15,9 @@ import trio
 from jobqueue import documents
 from jobqueue.job import NewJob
 from jobqueue.storage.store import Store
-from tests.conftest import Database, Service
 from tests.service.test_service import Start, submit
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import new_id
 from tests.support.waiting import wait_for
 

@@ -23,8 +23,8 @@ from jobqueue.engine.progress import ProgressWriter
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import ROOT
 from tests.engine.test_executor import no_transactions, run_one
+from tests.support import ROOT
 
 BLOCKED_SECONDS = 1.9
 """Long enough for the watchdog: the next beat is due within 0.5 s, and overdue after another 0.6 s."""

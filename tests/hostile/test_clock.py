@@ -11,7 +11,8 @@ from jobqueue.job import Options
 from jobqueue.metrics import Totals
 from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import ADMIT_BATCH
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver
 from tests.support.waiting import wait_for
 

@@ -22,7 +22,7 @@ from jobqueue.errors import JobQueueError
 from jobqueue.job import Submission
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Store
-from tests.conftest import Database
+from tests.support.postgres import Database
 
 AGAIN = 60.0
 """Seconds within which a part works again after its calls have stopped failing. Less than 5 on an idle machine."""

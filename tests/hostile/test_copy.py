@@ -6,7 +6,9 @@ import re
 import time
 from collections.abc import Callable
 
-from tests.conftest import ROOT, Database, Service
+from tests.support import ROOT
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 STATEMENTS = re.compile(r"## Start on a copy of a database\n.*?```sql\n(.*?)```", re.DOTALL)

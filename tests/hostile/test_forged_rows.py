@@ -20,7 +20,8 @@ from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Store
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 

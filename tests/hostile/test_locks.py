@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from jobqueue.job import Outcome
-from tests.conftest import Database
+from tests.support.postgres import Database
 from tests.support.storage import Driver
 
 TABLES = ["inflight_jobs", "pending_jobs", "scheduled_jobs", "blocked_jobs"]

@@ -19,7 +19,8 @@ from typing import IO, Any
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support import ROOT
+from tests.support.postgres import Database
 from tests.support.waiting import wait_for
 
 LEASE = 10.0

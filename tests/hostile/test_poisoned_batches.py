@@ -13,8 +13,8 @@ from jobqueue.errors import DatabaseUnavailable, RefusedData, StatementFailed, U
 from jobqueue.job import Outcome, Submission
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.storage.store import SLOW_AFTER, Store, Submitted
-from tests.conftest import Database
 from tests.hostile.test_contained import AGAIN, ended, running, submit, until
+from tests.support.postgres import Database
 from tests.support.storage import new_id
 
 INSERT = """

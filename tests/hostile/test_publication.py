@@ -8,8 +8,8 @@ import pytest
 
 from jobqueue.metrics import Totals
 from jobqueue.queue_settings import QueueSettings
-from tests.conftest import ROOT, SERVERS, Database
-from tests.support import postgres
+from tests.support import ROOT, postgres
+from tests.support.postgres import SERVERS, Database
 from tests.support.storage import open_driver
 
 IDENTIFIED = """

@@ -19,7 +19,8 @@ from jobqueue.job import Change, NewJob, Options, Outcome
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.queue_settings import QueueSettings
 from jobqueue.storage.store import Claim, Want
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver, new_id
 from tests.support.waiting import wait_for
 

@@ -22,7 +22,7 @@ from jobqueue.settings import Settings
 from jobqueue.storage import doctor
 from jobqueue.storage.embedded import stage as embedded
 from jobqueue.storage.store import Store
-from tests.conftest import Database
+from tests.support.postgres import Database
 from tests.support.waiting import until
 
 ODD: dict[str, tuple[str, ...]] = {

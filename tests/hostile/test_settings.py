@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from tests.conftest import Database
 from tests.support import postgres
+from tests.support.postgres import Database
 from tests.support.storage import Driver, new_id
 
 SHADOWS = """

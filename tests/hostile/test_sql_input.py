@@ -34,8 +34,8 @@ from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.queue_settings import QueueSettings, queue_settings
 from jobqueue.settings import Settings
 from jobqueue.timetable import CronSchedule, schedule_of
-from tests.conftest import SERVERS, Database, ServerPool
 from tests.hostile.test_forged_rows import running
+from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import Driver, new_id, open_driver
 
 Verdict = tuple[str, str | None] | None

@@ -12,8 +12,9 @@ import trio
 
 from jobqueue.storage import doctor
 from jobqueue.storage.store import Store
-from tests.conftest import ROOT, Database, Service
-from tests.support import postgres
+from tests.support import ROOT, postgres
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver, new_id
 from tests.support.waiting import wait_for
 

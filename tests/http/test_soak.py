@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from jobqueue.http import limits
 from jobqueue.service import SHUTDOWN_MARGIN
-from tests.conftest import SOAK, Service
+from tests.support import SOAK
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 IDLE_CONNECTIONS = 2_000 if SOAK else 500

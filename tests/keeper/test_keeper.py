@@ -29,8 +29,9 @@ from jobqueue.keeper.node_state import NO_SLOT, Mark, NodeState
 from jobqueue.keeper.watch import END, Config, Keeper
 from jobqueue.queue_settings import QueueSettings
 from jobqueue.testing import Queue, in_virtual_time
-from tests.conftest import Database, Service
 from tests.support import postgres
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver
 
 LEASE_SECONDS = 8

@@ -26,9 +26,11 @@ from jobqueue.processes import parent
 from jobqueue.processes.child import KILL_MARGIN
 from jobqueue.settings import MAX_PROCESSES
 from jobqueue.storage.embedded import stage as embedded
-from tests.conftest import Database, Service, run_jobqueue
 from tests.service.test_service import Effects
 from tests.support import postgres
+from tests.support.command_line import run_jobqueue
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 TOKEN = "open-sesame"

@@ -11,7 +11,7 @@ from importlib.metadata import packages_distributions, version
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 UNBOUNDED = {"msgspec", "structlog", "tzdata"}
 """Dependencies without an upper bound: only documented names are imported, and their versions do not announce incompatibilities."""

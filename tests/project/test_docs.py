@@ -44,7 +44,8 @@ import psycopg
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Service
+from tests.support import ROOT
+from tests.support.service import Service
 
 PATIENCE = 60.0
 """Seconds for a response to become the one shown."""

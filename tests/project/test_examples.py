@@ -28,7 +28,8 @@ from PIL import Image
 import jobqueue
 from examples import quickstart, thumbnails
 from jobqueue import testing
-from tests.conftest import Service, run_module
+from tests.support.command_line import run_module
+from tests.support.service import Service
 
 KEY = b"a key of at least 24 bytes"
 SECRET = f"whsec_{base64.b64encode(KEY).decode()}"

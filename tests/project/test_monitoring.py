@@ -20,7 +20,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobqueue.metrics import Metrics
-from tests.conftest import ROOT, Service
+from tests.support import ROOT
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 DASHBOARD = json.loads((ROOT / "examples/monitoring/grafana.json").read_text())

@@ -11,7 +11,8 @@ import pytest
 from jobqueue.cli import COMMANDS, cli
 from jobqueue.http.responses import problems
 from jobqueue.metrics import Metrics
-from tests.conftest import ROOT, Database
+from tests.support import ROOT
+from tests.support.postgres import Database
 
 DOCS = ROOT / "docs"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 PACKAGE = ROOT / "jobqueue"
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")

@@ -24,8 +24,9 @@ import pytest
 
 from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue.engine.dispatcher import AUDIT_INTERVAL
-from tests.conftest import Database, Service
 from tests.service.test_service import Effects, submit
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 Start = Callable[..., "Client"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT
+from tests.support import ROOT
 from tests.support.running import free_port
 from tests.support.waiting import wait_for
 

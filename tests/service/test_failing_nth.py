@@ -31,7 +31,7 @@ from jobqueue.settings import Settings
 from jobqueue.storage.notifications import Notifications
 from jobqueue.storage.store import Store
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database
+from tests.support.postgres import Database
 
 Fault = Literal["before", "after"]
 """The call fails before it takes effect (no connection), or afterwards (the response is lost)."""

@@ -30,8 +30,9 @@ from jobqueue.job import NewJob, Options, Submission
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Submitted
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
 from tests.service.test_service import Effects
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver, new_id
 from tests.support.waiting import wait_for
 

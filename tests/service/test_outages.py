@@ -32,9 +32,10 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import NewJob
 from jobqueue.storage import store as stores
 from jobqueue.storage.embedded.cluster import PORT, ROLE, Cluster
-from tests.conftest import Database, Service
 from tests.service.test_service import Effects
 from tests.support import postgres
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 

@@ -35,11 +35,12 @@ from jobqueue.storage import store as stores
 from jobqueue.storage.database import Lane, behind_pooler, connect
 from jobqueue.storage.embedded.binaries import Programs
 from jobqueue.storage.embedded.cluster import PORT, ROLE
-from tests.conftest import Database, Service
 from tests.service.test_commits_in_doubt import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, set_standbys
 from tests.service.test_outages import RESUMED, Node, assert_each_ended_once
 from tests.service.test_service import Effects
 from tests.support import postgres
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 

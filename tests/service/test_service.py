@@ -16,8 +16,11 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database, Service, run_jobqueue
 from tests.handlers.plain import note_start
+from tests.support import ROOT
+from tests.support.command_line import run_jobqueue
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 Start = Callable[..., Service]

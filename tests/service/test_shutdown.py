@@ -22,7 +22,9 @@ import pytest
 from benchmarks.harness.processes import children_of
 from benchmarks.proxy import proxy_in_thread
 from jobqueue.storage.embedded.cluster import PORT, ROLE
-from tests.conftest import ROOT, Database, Service
+from tests.support import ROOT
+from tests.support.postgres import Database
+from tests.support.service import Service
 
 GRACE = 0.5
 

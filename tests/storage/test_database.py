@@ -19,8 +19,8 @@ from jobqueue.job import NewJob
 from jobqueue.storage import database as connections
 from jobqueue.storage.database import Lane
 from jobqueue.storage.notifications import Notifications
-from tests.conftest import Database
 from tests.service.test_commits_in_doubt import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, without_standby
+from tests.support.postgres import Database
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import until
 

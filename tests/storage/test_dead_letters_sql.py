@@ -13,9 +13,9 @@ import trio
 from jobqueue import documents
 from jobqueue.job import Options
 from jobqueue.job_filters import DeadFilter
-from tests.conftest import Database
 from tests.storage.test_database import connections_closed
 from tests.storage.test_store_sql import waits_for_a_lock
+from tests.support.postgres import Database
 from tests.support.storage import Driver, new_id, open_driver
 
 BURY = """

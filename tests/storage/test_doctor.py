@@ -22,8 +22,9 @@ from jobqueue.storage import catalog, doctor, schema
 from jobqueue.storage.database import connect
 from jobqueue.storage.doctor import Finding, capacity, server, vacuum, work
 from jobqueue.storage.embedded.cluster import Cluster
-from tests.conftest import ROOT, Database, run_jobqueue
-from tests.support import postgres
+from tests.support import ROOT, postgres
+from tests.support.command_line import run_jobqueue
+from tests.support.postgres import Database
 from tests.support.waiting import wait_for
 
 CONNECTIONS = 30

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from jobqueue import documents
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver
 from tests.support.waiting import wait_for
 

@@ -37,9 +37,11 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage import handler_transactions
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS, Transactions
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import ROOT, Database, Service
 from tests.engine.test_executor import error_of, run_one
 from tests.service.test_service import submit
+from tests.support import ROOT
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.storage import Driver, open_driver
 from tests.support.waiting import until, wait_for
 

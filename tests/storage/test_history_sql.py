@@ -13,7 +13,7 @@ import jobqueue
 from jobqueue import documents
 from jobqueue.durations import BOUNDS
 from jobqueue.job import NewJob
-from tests.conftest import Database
+from tests.support.postgres import Database
 from tests.support.storage import new_id, open_driver
 
 RECORD = "SELECT next_sample FROM jobqueue.record(0, 0, 0, 0, '{}', '{}')"

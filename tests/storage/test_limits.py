@@ -25,7 +25,9 @@ from jobqueue.job import ClaimedJob, NewJob, Options, Outcome
 from jobqueue.queue_settings import MAX_LIMIT, MIN_RATE, QueueSettings
 from jobqueue.storage.store import ADMIT_BATCH, Claim, Want
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import ROOT, SERVERS, Database, ServerPool, Service
+from tests.support import ROOT
+from tests.support.postgres import SERVERS, Database, ServerPool
+from tests.support.service import Service
 from tests.support.storage import Driver, joined, new_id, open_driver
 from tests.support.waiting import wait_for
 

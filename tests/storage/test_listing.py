@@ -21,7 +21,7 @@ from jobqueue.job import AttemptError, Change, JobState, NewJob, Options
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.storage.store import CANCEL_BATCH
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import SERVERS, ServerPool
+from tests.support.postgres import SERVERS, ServerPool
 from tests.support.storage import Driver, joined, new_id, open_driver
 
 MEMORY = "memory"

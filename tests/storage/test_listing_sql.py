@@ -11,7 +11,7 @@ import trio
 
 from jobqueue.job import Change, Options
 from jobqueue.job_filters import JobFilter
-from tests.conftest import Database
+from tests.support.postgres import Database
 from tests.support.storage import Driver, open_driver
 from tests.support.waiting import until
 

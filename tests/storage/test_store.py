@@ -25,7 +25,7 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.store import PRUNE_BATCH, Claim, DueSchedule, Expired, Move, Store, Submitted, Want
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.timetable import CronSchedule, schedule_of
-from tests.conftest import SERVERS, ServerPool
+from tests.support.postgres import SERVERS, ServerPool
 from tests.support.storage import Driver, joined, new_id, open_driver
 
 STATES = ["scheduled", "pending", "inflight", "succeeded", "dead"]

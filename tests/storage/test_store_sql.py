@@ -14,7 +14,7 @@ from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import ClaimedJob, NewJob, Note, Outcome
 from jobqueue.storage.store import Claim, Store, Want
-from tests.conftest import Database
+from tests.support.postgres import Database
 from tests.support.storage import Driver, new_id, open_driver
 
 # --------------------------------------------------------------------------------------------------------------------- submit

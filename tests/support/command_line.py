@@ -1,4 +1,4 @@
-"""Helpers for the tests of the command line: the real command as a process, with a real service or directly with its database."""
+"""Run commands to their end: modules with ``python -m``, and ``jobqueue`` with a real service or directly with its database."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tests.conftest import fork_server
+from tests.support import ROOT
+from tests.support.fork_server import fork_server
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -21,6 +23,26 @@ def environment(env: dict[str, str]) -> dict[str, str]:
     """Return the environment of a command. Only `env` defines the service, the token, and the database."""
     ours = {"JOBQUEUE_URL", "JOBQUEUE_TOKEN", "DATABASE_URL"}
     return {name: value for name, value in os.environ.items() if name not in ours} | env
+
+
+def run_module(
+    module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module`` to its end, in the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def run_jobqueue(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run ``jobqueue`` to its end, in the project's root."""
+    return fork_server().run(arguments, {**os.environ, **(env or {})}, timeout=timeout)
 
 
 def call(*arguments: str, code: int = 0, stdin: str = "", env: dict[str, str] | None = None) -> Done:

@@ -13,6 +13,7 @@ code, output and environment, like any other. Tests of the interpreter's start r
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -32,7 +33,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 MESSAGE_BYTES = 1 << 17
 """Maximum size of a message, in bytes. The longest message is a command with its environment."""
@@ -88,6 +89,12 @@ class ForkServer:
             order = json.dumps({"arguments": list(arguments), "env": dict(env)}).encode()
             socket.send_fds(self._commands, [order], [theirs.fileno(), *(stream.fileno() for stream in streams)])
         return ours
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return the server that forks for the commands of these tests."""
+    return ForkServer()
 
 
 class Forked:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,8 +14,67 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from jobqueue.testing.postgres import FAST, database, directory, server, wait_until_ready
+from tests.support import ROOT
 
-__all__ = ["FAST", "as_role", "database", "directory", "empty", "role", "server", "wait_until_ready"]
+__all__ = ["FAST", "SERVERS", "Database", "ServerPool", "as_role", "database", "directory", "empty", "role", "server", "wait_until_ready"]
+
+SERVERS: dict[str, Path | None] = {"embedded": None}
+"""The PostgreSQL servers to test with, by name: the embedded PostgreSQL, and the binaries that JOBQUEUE_TEST_POSTGRES names."""
+
+for binaries in filter(None, os.environ.get("JOBQUEUE_TEST_POSTGRES", "").split(os.pathsep)):
+    SERVERS[f"PostgreSQL at {binaries}"] = Path(binaries)
+
+
+class ServerPool:
+    """Servers that start at their first use and run until the end of the tests."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._urls: dict[str, str] = {}
+        self._shared: dict[str, psycopg.Connection[Any]] = {}
+        self._shared_urls: dict[str, str] = {}
+
+    def url(self, name: str) -> str:
+        if name not in self._urls:
+            parent = self._stack.enter_context(directory())
+            self._urls[name] = self._stack.enter_context(server(SERVERS[name], parent / "data"))
+        return self._urls[name]
+
+    def emptied(self, name: str) -> str:
+        """Return the URL of a database with the schema and no rows. All tests of the store's verbs share it."""
+        if name not in self._shared:
+            url = self._stack.enter_context(database(self.url(name)))
+            self._shared[name] = connection = self._stack.enter_context(psycopg.connect(url, autocommit=True))
+            connection.execute((ROOT / "schema.sql").read_bytes())
+            self._shared_urls[name] = url
+        empty(self._shared[name])
+        return self._shared_urls[name]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Database:
+    """Plain SQL for a test's assertions."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connection = psycopg.connect(url, autocommit=True)
+
+    def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
+        cursor = self._connection.execute(sql, params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, sql: str, *params: Any) -> Any:
+        [[value]] = self.rows(sql, *params)
+        return value
+
+    def states(self) -> dict[str, int]:
+        """Return how many jobs are in each state."""
+        return dict(self.rows("SELECT state, count(*) FROM jobqueue.jobs GROUP BY state"))
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 def empty(connection: psycopg.Connection[Any]) -> None:

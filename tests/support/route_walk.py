@@ -13,8 +13,8 @@ from werkzeug.exceptions import HTTPException
 from jobqueue.http import app as api
 from jobqueue.http.access.auth import Guard
 from jobqueue.tokens import ROLES
-from tests.conftest import Service
 from tests.support import postgres
+from tests.support.service import Service
 
 SECRETS = {"no token": None, "unknown": "walk-stranger", **{role: f"walk-{role}" for role in ROLES}}
 """The roles of the walk's requests, with their secrets."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
+from tests.support.service import Service
 
 HANDLERS = "tests.handlers.running"
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobqueue.testing.causes import MAX_CAUSE_LENGTH, MAX_LOOKED_AT, cause_of
-from tests.conftest import ROOT, SERVERS, Database, ServerPool
+from tests.support import ROOT
+from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import open_driver
 
 UNIQUE = (

@@ -26,7 +26,7 @@ from trio.testing import MockClock
 import jobqueue
 from jobqueue import pytest_plugin, testing
 from jobqueue.errors import InvalidJob
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 pytest_plugins = ["pytester"]
 

@@ -26,8 +26,9 @@ from jobqueue.http.api import models, openapi
 from jobqueue.http.api.routes import Route
 from jobqueue.http.resources import dashboard
 from jobqueue.http.responses import problems
-from tests.conftest import ROOT, Service
 from tests.http.test_server import Node, serving
+from tests.support import ROOT
+from tests.support.service import Service
 
 TOKEN = "0123456789abcdef"
 

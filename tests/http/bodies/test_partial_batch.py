@@ -18,8 +18,9 @@ from jobqueue.admission import MAX_FAULTS, Admitted, Receipt
 from jobqueue.errors import ConflictingJob, ConnectionLost, DatabaseUnavailable, UnprocessableJob
 from jobqueue.http.bodies import jobs as bodies
 from jobqueue.http.bodies import partial_batch
-from tests.conftest import Database, Service
 from tests.http.test_server import Node, Served, problem, serving
+from tests.support.postgres import Database
+from tests.support.service import Service
 
 NDJSON = "application/x-ndjson"
 

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import Database, ServerPool, Service
 from tests.support import postgres
+from tests.support.postgres import Database, ServerPool
+from tests.support.service import Service
 
 collect_ignore_glob = [] if "JOBQUEUE_TEST_CHROMIUM" in os.environ else ["test_*.py"]
 

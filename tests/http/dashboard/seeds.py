@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from jobqueue import documents
 from jobqueue.durations import BOUNDS
-from tests.conftest import Database
+from tests.support.postgres import Database
 
 HOSTILE = (
     '<img src=x onerror="window.owned=1">',

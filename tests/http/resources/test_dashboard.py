@@ -12,7 +12,7 @@ import pytest
 
 from jobqueue.http.api.routes import Route
 from jobqueue.http.resources import dashboard
-from tests.conftest import Service
+from tests.support.service import Service
 
 Start = Callable[..., Service]
 

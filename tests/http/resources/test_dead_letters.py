@@ -18,9 +18,10 @@ from jobqueue.http.api import queries
 from jobqueue.http.resources import dead_letters, filters
 from jobqueue.job import MAX_NAME_LENGTH
 from jobqueue.job_filters import DeadFilter
-from tests.conftest import Database, Service
 from tests.service.test_service import Start, submit
 from tests.storage.test_dead_letters_sql import BURY
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 

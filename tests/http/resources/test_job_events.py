@@ -26,8 +26,9 @@ from jobqueue.http.resources import job_events as http_watch
 from jobqueue.http.resources.jobs import WaitQuery
 from jobqueue.storage.store import Glance
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
 from tests.support.running import Bench, cancel, submit
+from tests.support.service import Service
 from tests.support.storage import new_id
 
 UNKNOWN = "0190a0b0-0000-7000-8000-00000000ffff"

@@ -16,8 +16,9 @@ from jobqueue.http.api import queries
 from jobqueue.http.resources import filters, job_lists
 from jobqueue.job import MAX_NAME_LENGTH, JobState
 from jobqueue.job_filters import JobFilter
-from tests.conftest import Database, Service
 from tests.service.test_service import Start, submit
+from tests.support.postgres import Database
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 

@@ -33,8 +33,9 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.embedded.cluster import PORT, ROLE
 from jobqueue.storage.store import HISTORY_SETTLE, Slot
 from jobqueue.testing.memory_store import MemoryStore
-from tests.conftest import Database, Service
+from tests.support.postgres import Database
 from tests.support.running import Bench, submit
+from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 

@@ -15,8 +15,8 @@ import trustme
 from jobqueue.http import limits
 from jobqueue.http.access.credentials import Credentials
 from jobqueue.settings import Settings
-from tests.conftest import Service
 from tests.http.test_server import Served, open_files, read_all, serving
+from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 Start = Callable[..., Service]
