@@ -19,8 +19,8 @@ from benchmarks.chaos import effects
 from benchmarks.chaos.database import connect
 from benchmarks.chaos.load import LIMITED
 from benchmarks.chaos.plan import LEASE
-from benchmarks.proxy import Proxy
 from jobqueue.storage.embedded.cluster import POLL_SECONDS, PORT, ROLE, Cluster
+from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -20,8 +20,8 @@ from benchmarks.harness.database import LOOK_INTERVAL, Cost, Database, database,
 from benchmarks.harness.figures import Spread, interleave, percentile
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.node import Node
-from benchmarks.harness.processes import Usage, usage_of
 from benchmarks.harness.report import Report, Value, options
+from tests.support.processes import Usage, usage_of
 
 __all__ = [
     "LOOK_INTERVAL",

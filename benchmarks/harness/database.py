@@ -25,12 +25,12 @@ import msgspec
 import psycopg
 
 from benchmarks.harness.machine import Machine
-from benchmarks.harness.processes import Usage, parent_of, usage_of_tree
 from jobqueue import logs
 from jobqueue.storage import schema
 from jobqueue.storage.database import connect
 from jobqueue.storage.embedded.cluster import POLL_SECONDS, Cluster
 from jobqueue.storage.embedded.stage import READY_SECONDS
+from tests.support.processes import Usage, parent_of, usage_of_tree
 
 FILL_BATCH = 100_000
 """Number of jobs in one transaction of `Database.fill`."""

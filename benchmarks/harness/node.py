@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.harness.database import Database
-from benchmarks.harness.processes import Usage, children_of, usage_of
+from tests.support.processes import Usage, children_of, usage_of
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.harness import Usage
-from benchmarks.harness.processes import usage_of_tree
 from benchmarks.peers.catalog import ADAPTERS
+from tests.support.processes import usage_of_tree
 
 SAID_CHARACTERS = 600
 """Maximum length of a failed program's output in an error message, in characters."""

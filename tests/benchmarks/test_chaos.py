@@ -28,9 +28,9 @@ from benchmarks.chaos.faults import SETTINGS, Inflicted, Saboteur
 from benchmarks.chaos.load import Load, Look, Submit
 from benchmarks.chaos.machines import Clock, Exit, Node, Postgres
 from benchmarks.chaos.plan import Fault, Kind
-from benchmarks.proxy import Proxy
 from jobqueue import service
 from jobqueue.storage import database, schema
+from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
 

@@ -21,7 +21,6 @@ import psycopg
 import pytest
 import trio
 
-from benchmarks.harness.processes import children_of
 from jobqueue import App
 from jobqueue.job import Options
 from jobqueue.keeper import threads
@@ -31,6 +30,7 @@ from jobqueue.queue_settings import QueueSettings
 from jobqueue.testing import Queue, in_virtual_time
 from tests.support import postgres
 from tests.support.postgres import Database
+from tests.support.processes import children_of
 from tests.support.service import Service
 from tests.support.storage import Driver
 

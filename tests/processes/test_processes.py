@@ -18,7 +18,6 @@ import psycopg
 import pytest
 import trio
 
-from benchmarks.harness.processes import children_of
 from jobqueue.engine.leases import process_identity
 from jobqueue.errors import NodeFailed, SettingsError
 from jobqueue.http.transport.listeners import open_listeners, reserved
@@ -30,6 +29,7 @@ from tests.service.test_service import Effects
 from tests.support import postgres
 from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
+from tests.support.processes import children_of
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 

@@ -22,10 +22,10 @@ import httpx
 import psycopg
 import pytest
 
-from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue.engine.dispatcher import AUDIT_INTERVAL
 from tests.service.test_service import Effects, submit
 from tests.support.postgres import Database
+from tests.support.proxy import ProxyThread, proxy_in_thread
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 

@@ -24,7 +24,6 @@ import psycopg
 import pytest
 import trio
 
-from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import SyncClient, documents
 from jobqueue.client import retries, transports
 from jobqueue.engine.leases import process_identity
@@ -35,6 +34,7 @@ from jobqueue.storage.embedded.cluster import PORT, ROLE, Cluster
 from tests.service.test_service import Effects
 from tests.support import postgres
 from tests.support.postgres import Database
+from tests.support.proxy import ProxyThread, proxy_in_thread
 from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for

@@ -23,7 +23,6 @@ import psycopg
 import pytest
 import trio
 
-from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import NewJob
@@ -40,6 +39,7 @@ from tests.service.test_outages import RESUMED, Node, assert_each_ended_once
 from tests.service.test_service import Effects
 from tests.support import postgres
 from tests.support.postgres import Database
+from tests.support.proxy import ProxyThread, proxy_in_thread
 from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for

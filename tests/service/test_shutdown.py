@@ -19,11 +19,11 @@ import httpx
 import psycopg
 import pytest
 
-from benchmarks.harness.processes import children_of
-from benchmarks.proxy import proxy_in_thread
 from jobqueue.storage.embedded.cluster import PORT, ROLE
 from tests.support import ROOT
 from tests.support.postgres import Database
+from tests.support.processes import children_of
+from tests.support.proxy import proxy_in_thread
 from tests.support.service import Service
 
 GRACE = 0.5

@@ -28,7 +28,6 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg.types.string import StrDumper
 
 import jobqueue
-from benchmarks.proxy import ProxyThread, proxy_in_thread
 from jobqueue import App, Discard, Job, Retry, Snooze
 from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.progress import ProgressWriter
@@ -41,6 +40,7 @@ from tests.engine.test_executor import error_of, run_one
 from tests.service.test_service import submit
 from tests.support import ROOT
 from tests.support.postgres import Database
+from tests.support.proxy import ProxyThread, proxy_in_thread
 from tests.support.service import Service
 from tests.support.storage import Driver, open_driver
 from tests.support.waiting import until, wait_for

@@ -16,7 +16,19 @@ from psycopg.rows import tuple_row
 from jobqueue.testing.postgres import FAST, database, directory, server, wait_until_ready
 from tests.support import ROOT
 
-__all__ = ["FAST", "SERVERS", "Database", "ServerPool", "as_role", "database", "directory", "empty", "role", "server", "wait_until_ready"]
+__all__ = [
+    "FAST",
+    "SERVERS",
+    "Database",
+    "ServerPool",
+    "as_role",
+    "database",
+    "directory",
+    "empty",
+    "role",
+    "server",
+    "wait_until_ready",
+]
 
 SERVERS: dict[str, Path | None] = {"embedded": None}
 """The PostgreSQL servers to test with, by name: the embedded PostgreSQL, and the binaries that JOBQUEUE_TEST_POSTGRES names."""

@@ -17,7 +17,6 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from benchmarks.proxy import proxy_in_thread
 from jobqueue import documents
 from jobqueue.direct import open_api
 from jobqueue.engine import overview
@@ -34,6 +33,7 @@ from jobqueue.storage.embedded.cluster import PORT, ROLE
 from jobqueue.storage.store import HISTORY_SETTLE, Slot
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import Database
+from tests.support.proxy import proxy_in_thread
 from tests.support.running import Bench, submit
 from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
