@@ -23,7 +23,7 @@ from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, Priori
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """Checked and encoded jobs, in the form that ``jobqueue.submit_many`` accepts.
+    """Checked and encoded jobs, in the form that ``jobqueue.submit_batch`` accepts.
 
     Attributes:
         ids: the UUIDs (version 7) of the jobs, in the order of their submission.
@@ -274,7 +274,7 @@ def refuse_both(given: msgspec.Struct, pairs: Iterable[tuple[str, str]]) -> None
 
 def _options(submission: Submission) -> Options | None:
     """Return the fields that are not columns; None if there are none, as almost always."""
-    for field in ("group", "concurrency_key", "unique_key", "idempotency_key"):
+    for field in _NAMED:
         name = getattr(submission, field)
         if name is not None and not _storable_name(name):
             _gate(name, field)
@@ -295,6 +295,7 @@ def _options(submission: Submission) -> Options | None:
 
 
 _NO_OPTIONS = Options()
+_NAMED = [field.name for field in msgspec.structs.fields(Submission) if field.type == Name | None]
 
 
 @lru_cache(maxsize=1024)  # the jobs of a batch have few kinds and queues

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -105,3 +106,13 @@ def must_be(kind: Any) -> str:
         except LookupError:
             continue
     raise LookupError(f"{kind} has no description")
+
+
+def attributes(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """Return the field descriptions in the docstrings of a struct and its bases. The struct's own descriptions take precedence."""
+    told: dict[str, str] = {}
+    for kind in reversed(struct.__mro__):
+        text = inspect.cleandoc(kind.__dict__.get("__doc__") or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]
+        for name, said in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
+            told[name] = re.sub(r"\s+", " ", said).rstrip(".").replace("``", "`")
+    return told

@@ -1,6 +1,6 @@
 """The data types of jobqueue: submissions, jobs as handlers see them, and outcomes of attempts.
 
-Three of these types cross the database boundary as JSON: `NewJob` goes into ``jobqueue.submit_many``, `ClaimedJob` comes from
+Three of these types cross the database boundary as JSON: `NewJob` goes into ``jobqueue.submit_batch``, `ClaimedJob` comes from
 ``jobqueue.claim``, and `Outcome` goes into ``jobqueue.finish``.
 """
 
@@ -92,32 +92,19 @@ TraceHeader = Annotated[str, msgspec.Meta(description="a string in the format of
 Flag = Annotated[bool, msgspec.Meta(description="true or false")]
 
 
-class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The fields of a submitted job. Every field has a default, so ``{}`` is a valid job.
+class JobColumns(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The fields of a submitted job that have a column in the job's table.
 
     Attributes:
         kind: selects the handler.
         payload: the handler's input; null means ``{}``.
         queue: the queue in which the job waits.
         priority: jobs with a higher priority run first.
-        max_retries: how often the job runs again after failed attempts; null means the handler's value, or 3 if that is not set.
+        max_retries: the maximum number of retries after failed attempts; default: the handler's value, or 3 if that is not set.
         run_at: when the job is due; default: now.
-        delay: seconds until the job is due.
-        timeout: the time limit of one attempt; null means the handler's limit, if it has one.
-        expires_at: the time after which the job is not started any more; it must be in the future.
-        expires_in: the same time, in seconds from the submission.
-        group: the fair group whose share of the workers the job uses.
-        weight: the group's share of the workers; default: 1.
-        concurrency_key: the key to which the queue's key limits apply.
-        unique: if true, the job is not stored while an unfinished job has the same queue, kind and payload.
-        unique_key: the job is not stored while an unfinished job has the same unique key.
-        idempotency_key: identifies the submission, so that sending it again does not create a second job.
-        traceparent: the submitter's span, which becomes the parent of the handler's span.
-        tracestate: the vendor-specific part of the trace.
+        delay: the time until the job is due.
+        timeout: the time limit of one attempt; default: the handler's limit, if it has one.
     """
-
-    EXCLUSIVE: ClassVar = (("run_at", "delay"), ("expires_at", "expires_in"))
-    """Pairs of fields of which only one may have a value."""
 
     kind: Name = "default"
     payload: Any = msgspec.field(default_factory=dict)
@@ -127,6 +114,39 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     run_at: Instant | None = None
     delay: Delay | None = None
     timeout: Timeout | None = None
+
+
+class Submission(JobColumns, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The fields of a submitted job. Every field has a default, so ``{}`` is a valid job.
+
+    This struct and `JobColumns` define each field once: the name, the meaning, the values, and the default. The fields below are
+    stored in the column ``options``. ``tests/test_job_fields.py`` compares all other places that name the fields.
+
+    Attributes:
+        expires_at: the time after which the job is not started any more; it must be in the future.
+        expires_in: the time from the submission after which the job is not started any more.
+        group: the fair group whose share of the workers the job uses.
+        weight: the group's share of the workers; default: 1.
+        concurrency_key: jobs with the same key run one at a time, unless the queue allows more.
+        unique: submit the job only if no unfinished job has the same queue, kind and payload.
+        unique_key: submit the job only if no unfinished job has this key.
+        idempotency_key: another submission with the same key returns the first job.
+        traceparent: the submitter's span, which becomes the parent of the handler's span.
+        tracestate: the vendor-specific part of the trace.
+    """
+
+    EXCLUSIVE: ClassVar = (("run_at", "delay"), ("expires_at", "expires_in"))
+    """Pairs of fields of which only one may have a value."""
+
+    SCHEDULED: ClassVar = frozenset({"kind", "payload", "queue", "priority", "max_retries", "timeout"})
+    """The fields that a cron schedule sets."""
+
+    NOT_IN_SQL: ClassVar = frozenset({"delay", "expires_in"})
+    """The fields that ``jobqueue.submit`` in SQL lacks, because the caller can compute the time."""
+
+    ONLY_IN_FILES: ClassVar = frozenset({"expires_at", "traceparent", "tracestate"})
+    """The fields that ``jobqueue submit`` accepts only in the lines of ``--file``."""
+
     expires_at: Instant | None = None
     expires_in: Delay | None = None
     group: Name | None = None
@@ -170,18 +190,10 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
     tracestate: str | None = None
 
 
-class NewJob(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A submission in the form of ``jobqueue.submit_many``. If it has no id, the database chooses one."""
+class NewJob(JobColumns, omit_defaults=True, kw_only=True):
+    """A submission in the form of ``jobqueue.submit_batch``. If it has no id, the database chooses one."""
 
     id: str = ""
-    kind: str = "default"
-    payload: Any = msgspec.field(default_factory=dict)
-    queue: str = "default"
-    priority: int = 0
-    max_retries: int | None = None
-    run_at: datetime | None = None
-    delay: float | None = None
-    timeout: float | None = None
     options: Options | None = None
 
 

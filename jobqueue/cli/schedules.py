@@ -9,9 +9,10 @@ import click
 from jobqueue.cli import values
 from jobqueue.cli.connection import remote
 from jobqueue.cli.filters import each, wanted
-from jobqueue.cli.options import Listing
+from jobqueue.cli.options import Listing, job_options
 from jobqueue.cli.output import Output, compact, facts, local, seconds, table
 from jobqueue.client import Client
+from jobqueue.job import Submission
 
 _names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 
@@ -63,10 +64,7 @@ async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
 @click.option("--kind", help="Kind of the jobs.  [default: NAME]")
 @click.option("--timezone", help="Time zone of CRON, such as Europe/Berlin.  [default: UTC]")
 @click.option("--missed", type=click.Choice(["one", "skip", "all"]), help="Jobs to submit for missed ticks.  [default: one]")
-@click.option("--queue", help="Queue of the jobs.")
-@click.option("--priority", type=int, help="Priority of the jobs.")
-@click.option("--max-retries", type=int, help="Maximum number of retries of each job.")
-@click.option("--timeout", type=values.duration, help="Time limit of one attempt (90, 10m).")
+@job_options(Submission.SCHEDULED)
 @remote
 async def put(client: Client, output: Output, name: str, cron: str, **fields: Any) -> None:
     """Create or replace the schedule NAME. CRON is an expression such as "*/5 * * * *". JSON is the payload of the jobs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import click
@@ -13,34 +12,12 @@ from jobqueue.cli.bulk import PATIENCE, submit_lines
 from jobqueue.cli.connection import Connection, connecting, json_option, run
 from jobqueue.cli.filters import wanted
 from jobqueue.cli.jobs import ended, unsuccessful_failure
+from jobqueue.cli.options import job_options
 from jobqueue.cli.output import Output, pretty
+from jobqueue.job import Submission
 
 SHORT_PATIENCE = 3.0
 """Seconds for which the client retries a single submission, such as during a restart of the service."""
-
-_FIELDS: list[Callable[[Any], Any]] = [
-    click.option("--queue", help="Queue of the job.  [default: default]"),
-    click.option("--priority", type=int, help="Priority; jobs with a higher priority run first.  [default: 0]"),
-    click.option("--max-retries", type=int, help="Maximum number of retries after failed attempts."),
-    click.option("--delay", type=values.duration, help="Time to wait before the job may run (90, 10m, 2h)."),
-    click.option("--run-at", type=values.time, help="Earliest time to run the job."),
-    click.option("--timeout", type=values.duration, help="Time limit of one attempt (90, 10m)."),
-    click.option("--expires-in", type=values.duration, help="Time in which the job must start (90, 10m). After that, it is dead."),
-    click.option("--group", help="Fair group of the job: groups share the workers fairly."),
-    click.option("--weight", type=float, help="Weight of the group in sharing the workers.  [default: 1]"),
-    click.option("--concurrency-key", help="Key whose jobs run one at a time, unless the queue allows more."),
-    click.option(
-        "--unique", is_flag=True, default=None, help="Submit only if no unfinished job has the same queue, kind and payload."
-    ),
-    click.option("--unique-key", help="Submit only if no unfinished job has this key."),
-    click.option("--idempotency-key", help="Submitting again with the same key returns the first job."),
-]
-
-
-def _fields(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_FIELDS):
-        function = option(function)
-    return function
 
 
 @click.command("submit")
@@ -48,7 +25,7 @@ def _fields(function: Callable[..., None]) -> Callable[..., None]:
 @click.argument("payload", type=values.json, required=False, metavar="[JSON]")
 @click.option("--file", type=click.File("rb"), help="Submit the jobs of this file, one per line (NDJSON); - is standard input.")
 @click.option("--run-id", help="Continue an interrupted --file with the run id that it printed. No job is submitted twice.")
-@_fields
+@job_options(set(Submission.__struct_fields__) - Submission.ONLY_IN_FILES)
 @click.option(
     "--wait",
     type=values.patience,

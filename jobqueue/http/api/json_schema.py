@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
+
+from jobqueue.fields import attributes
 
 GIVEN = {"not": {"type": "null"}}
 """The schema of any value except null."""
@@ -73,13 +74,3 @@ def described(schema: dict[str, Any], told: str | None) -> dict[str, Any]:
 
 def _summary(struct: type[msgspec.Struct]) -> str:
     return inspect.cleandoc(struct.__doc__ or "").partition("\n\nAttributes:")[0].replace("``", "`")
-
-
-def attributes(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return the field descriptions in the docstrings of a struct and its bases. The struct's own descriptions take precedence."""
-    told: dict[str, str] = {}
-    for kind in reversed(struct.__mro__):
-        text = inspect.cleandoc(kind.__dict__.get("__doc__") or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]
-        for name, said in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
-            told[name] = re.sub(r"\s+", " ", said).rstrip(".").replace("``", "`")
-    return told

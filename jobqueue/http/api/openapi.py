@@ -13,9 +13,9 @@ from msgspec import NODEFAULT, UNSET
 
 from jobqueue._version import __version__
 from jobqueue.errors import InvalidJob
-from jobqueue.fields import must_be, not_null
+from jobqueue.fields import attributes, must_be, not_null
 from jobqueue.http.api import models
-from jobqueue.http.api.json_schema import GIVEN, Schemas, alternatives, attributes, described
+from jobqueue.http.api.json_schema import GIVEN, Schemas, alternatives, described
 from jobqueue.http.api.routes import PATH_PARAMETERS, Access, Route, permits
 from jobqueue.http.responses import negotiation, problems
 from jobqueue.http.responses.answers import Answer, json_answer

@@ -266,8 +266,6 @@ _whole = msgspec.json.Decoder(Submission)
 _fields = {field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(Submission)}
 _camel_case = {re.sub(r"_(\w)", lambda letter: letter.group(1).upper(), name): name for name in _fields if "_" in name}
 
-_must_be = {field.name: must_be(field.type) for field in msgspec.structs.fields(Submission) if field.name != "payload"}
-
 
 def _submission(text: bytes, ignored: set[str]) -> Submission:
     if len(text) > MAX_JOB_BYTES:
@@ -379,8 +377,9 @@ def _fault(members: dict[str, msgspec.Raw]) -> InvalidJob:
         try:
             _fields[name].decode(value)
         except (ValueError, RecursionError) as error:
-            reason = f"must be {_must_be[name]}" if name in _must_be else f"cannot be read: {_malformed(value, error)}"
-            return InvalidJob(f"{name} {reason}", field=name)
+            if name == "payload":
+                return InvalidJob(f"payload cannot be read: {_malformed(value, error)}", field=name)
+            return InvalidJob(f"{name} must be {must_be(_fields[name].type)}", field=name)
     return InvalidJob("the job cannot be read")
 
 
