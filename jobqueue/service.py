@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import gc
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,6 @@ import trio
 import trio_parallel
 
 from jobqueue import logs
-from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine import keeping, maintenance, watchdog
@@ -43,6 +40,7 @@ from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.overview import Overview
 from jobqueue.engine.progress import ProgressWriter
 from jobqueue.engine.promotion import Promoter
+from jobqueue.engine.signals import Signals
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskTree
 from jobqueue.engine.worker import Workers
@@ -58,7 +56,7 @@ from jobqueue.storage.embedded import stage as embedded
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS, Transactions
 from jobqueue.storage.notifications import Notifications
 from jobqueue.storage.schema import SCHEMA_VERSION
-from jobqueue.storage.store import RunId, Store
+from jobqueue.storage.store import Store
 
 HTTP_DRAIN = 2.0
 """Seconds for requests in flight to get their responses when the service stops."""
@@ -95,36 +93,94 @@ class Serving:
     database_url: str
 
 
-@dataclass(frozen=True, slots=True)
 class Engine:
-    """The parts of a node, without HTTP.
+    """The parts of a node, without HTTP. They are connected by `signals`.
+
+    Args:
+        app: the handlers.
+        settings: the settings of the node.
+        store: the database.
+        processes: runs CPU-bound handlers.
+        lives: whether the parts belong to a node that runs for long; False for the API of `direct`.
+        node_state: the memory that the node shares with its keeper; None without a keeper.
 
     Attributes:
         troubles: the current errors of each part that keeps running after errors.
     """
 
-    app: App
-    store: Store
-    lease: Lease
-    submissions: Submissions
-    outcomes: Outcomes
-    dispatcher: Dispatcher
-    promoter: Promoter
-    key_admission: KeyAdmission
-    cron: Cron
-    notes: ProgressWriter
-    watcher: JobWatcher
-    workers: Workers
-    queues: dict[str, LocalQueue]
-    metrics: Metrics
-    hooks: Hooks
-    history: History
-    depths: Depths
-    overview: Overview
-    tasks: TaskTree
-    recovery: Routine
-    pruning: Routine
-    troubles: list[Trouble]
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        store: Store,
+        processes: trio_parallel.WorkerContext,
+        *,
+        lives: bool,
+        node_state: NodeState | None,
+    ) -> None:
+        self.app = app
+        self.store = store
+        self.signals = signals = Signals()
+        self.metrics = metrics = Metrics()
+        metrics.schema_version.set(SCHEMA_VERSION)
+        self.queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
+        width = sum(settings.worked_queues.values())
+        keep_finished = settings.keep_finished > 0
+        self.lease = lease = Lease(
+            store, metrics, signals, queues=settings.worked_queues, seconds=settings.visibility_timeout, node_state=node_state
+        )
+        self.depths = Depths(store)
+        self.overview = Overview(store, self.depths, lease)
+        self.hooks = Hooks(store, metrics, signals, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
+        self.watcher = JobWatcher(store, signals, keep_finished=keep_finished)
+        self.outcomes = Outcomes(store, lease, metrics, signals, keep_finished=keep_finished)
+        self.dispatcher = Dispatcher(
+            store,
+            lease,
+            self.outcomes,
+            metrics,
+            signals,
+            queues=self.queues,
+            handlers=app.handlers,
+            poll_interval=settings.poll_interval,
+        )
+        self.key_admission = KeyAdmission(store, signals)
+        self.promoter = Promoter(store, signals, poll_interval=settings.poll_interval)
+        self.cron = Cron(store, metrics, signals, source=app.source, declared=app.schedules)
+        self.submissions = Submissions(
+            store,
+            metrics,
+            signals,
+            kinds=app.handlers if settings.strict_kinds else None,
+            dispatcher=self.dispatcher,
+            key_ttl=settings.idempotency_ttl,
+        )
+        self.notes = ProgressWriter(store, signals)
+        self.transactions = Transactions(store.url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=keep_finished)
+        executor = Executor(
+            app.handlers,
+            metrics,
+            threads=trio.CapacityLimiter(width + MAX_THREADS_LEFT_BEHIND),
+            processes=processes,
+            process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
+            transactions=self.transactions,
+            notes=self.notes,
+            node_state=node_state,
+        )
+        self.workers = Workers(executor, self.outcomes, lease, metrics, signals, queues=self.queues.values(), node_state=node_state)
+        self.history = History(store, metrics, steady=lives)
+        self.tasks = TaskTree()
+        self.recovery = maintenance.recovery(store, lease, signals, settings.visibility_timeout / RENEWALS_PER_LEASE)
+        self.pruning = maintenance.pruning(
+            store,
+            keep_finished=settings.keep_finished,
+            keep_cancelled=settings.keep_cancelled,
+            keep_dead=settings.keep_dead,
+        )
+        # Each part that contains its errors has a `trouble`.
+        self.troubles: list[Trouble] = [part.trouble for part in vars(self).values() if hasattr(part, "trouble")]
+        self.troubles.append(self.outcomes.telling)
+        metrics.contained = lambda: {trouble.part: trouble.errors for trouble in self.troubles}
 
 
 async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], None], *, supervised: bool = False) -> None:
@@ -187,174 +243,13 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
 async def open_engine(
     app: App, settings: Settings, store: Store, *, lives: bool = True, node_state: NodeState | None = None
 ) -> AsyncIterator[Engine]:
-    """Build the parts of a node. Close the store at the end.
-
-    Args:
-        app: the handlers.
-        settings: the settings of the node.
-        store: the database.
-        lives: whether the parts belong to a node that runs for long; False for the API of `offline`.
-        node_state: the memory that the node shares with its keeper; None without a keeper.
-    """
-    metrics = Metrics()
-    metrics.schema_version.set(SCHEMA_VERSION)
-    queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
-
-    # The parts call each other. These functions look the parts up when called, so that the parts can be built one by one.
-    def lose_lease() -> None:
-        workers.lose_lease()
-
-    def cancel(unwanted: Iterable[RunId]) -> None:
-        workers.cancel(unwanted)
-
-    def wake_all() -> None:
-        dispatcher.wake_all()
-
-    def due_in(seconds: float) -> None:
-        promoter.due_in(seconds)
-
-    def on_freed(queues: AbstractSet[str], keyed: bool) -> None:
-        dispatcher.freed(queues)
-        if keyed:
-            key_admission.due_in(0)
-
-    def on_blocked() -> None:
-        key_admission.due_in(0)
-
-    def idle_capacity(name: str) -> int:
-        return queues[name].idle_capacity if name in queues else 0
-
-    lease = Lease(
-        store,
-        metrics,
-        queues=settings.worked_queues,
-        seconds=settings.visibility_timeout,
-        on_lost=lose_lease,
-        on_held=wake_all,
-        on_unwanted=cancel,
-        node_state=node_state,
-    )
-    watcher = JobWatcher(store, keep_finished=settings.keep_finished > 0)
-    depths = Depths(store)
-    overview = Overview(store, depths, lease)
-    hooks = Hooks(store, metrics, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
-    outcomes = Outcomes(
-        store,
-        lease,
-        metrics,
-        keep_finished=settings.keep_finished > 0,
-        on_scheduled=due_in,
-        on_written=watcher.written,
-        on_freed=on_freed,
-        on_failed=hooks.ended if hooks.any else None,
-    )
-    dispatcher = Dispatcher(
-        store,
-        lease,
-        outcomes,
-        metrics,
-        queues=queues,
-        handlers=app.handlers,
-        poll_interval=settings.poll_interval,
-        on_expired=hooks.expired,
-    )
-    key_admission = KeyAdmission(store, on_admitted=dispatcher.wake)
-    promoter = Promoter(
-        store,
-        poll_interval=settings.poll_interval,
-        on_promoted=dispatcher.wake,
-        on_expired=hooks.expired,
-        on_check=key_admission.due_in,
-    )
-    cron = Cron(store, metrics, source=app.source, declared=app.schedules, on_submitted=dispatcher.wake)
-    submissions = Submissions(
-        store,
-        metrics,
-        kinds=app.handlers if settings.strict_kinds else None,
-        dispatcher=dispatcher,
-        idle_capacity=idle_capacity,
-        key_ttl=settings.idempotency_ttl,
-        on_blocked=on_blocked,
-    )
-    notes = ProgressWriter(store, on_noted=watcher.noted)
-    width = sum(settings.worked_queues.values())
-    transactions = Transactions(store.url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=settings.keep_finished > 0)
+    """Build the parts of a node; see `Engine`. Close the store at the end."""
     async with _open_processes() as processes:
-        executor = Executor(
-            app.handlers,
-            metrics,
-            threads=trio.CapacityLimiter(width + MAX_THREADS_LEFT_BEHIND),
-            processes=processes,
-            process_limiter=trio.CapacityLimiter(os.cpu_count() or 1),
-            transactions=transactions,
-            notes=notes,
-            node_state=node_state,
-        )
-        workers = Workers(
-            executor,
-            outcomes,
-            lease,
-            metrics,
-            queues=queues.values(),
-            on_hungry=dispatcher.look_again,
-            node_state=node_state,
-        )
-        history = History(store, metrics, steady=lives)
-        tasks = TaskTree()
-        recovery = maintenance.recovery(store, lease, hooks, settings.visibility_timeout / RENEWALS_PER_LEASE)
-        pruning = maintenance.pruning(
-            store,
-            keep_finished=settings.keep_finished,
-            keep_cancelled=settings.keep_cancelled,
-            keep_dead=settings.keep_dead,
-        )
-        troubles = [
-            lease.trouble,
-            submissions.trouble,
-            outcomes.trouble,
-            dispatcher.trouble,
-            promoter.trouble,
-            key_admission.trouble,
-            cron.trouble,
-            recovery.trouble,
-            pruning.trouble,
-            workers.trouble,
-            notes.trouble,
-            watcher.trouble,
-            hooks.trouble,
-            history.trouble,
-            overview.trouble,
-            tasks.trouble,
-            outcomes.telling,
-        ]
-        metrics.contained = lambda: {trouble.part: trouble.errors for trouble in troubles}
+        engine = Engine(app, settings, store, processes, lives=lives, node_state=node_state)
         try:
-            yield Engine(
-                app=app,
-                store=store,
-                lease=lease,
-                submissions=submissions,
-                outcomes=outcomes,
-                dispatcher=dispatcher,
-                promoter=promoter,
-                key_admission=key_admission,
-                cron=cron,
-                notes=notes,
-                watcher=watcher,
-                workers=workers,
-                queues=queues,
-                metrics=metrics,
-                hooks=hooks,
-                history=history,
-                depths=depths,
-                overview=overview,
-                tasks=tasks,
-                recovery=recovery,
-                pruning=pruning,
-                troubles=troubles,
-            )
+            yield engine
         finally:
-            transactions.close()
+            engine.transactions.close()
             with trio.move_on_after(SHUTDOWN_MARGIN, shield=True):
                 await store.aclose()
 
@@ -395,47 +290,14 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
     await stages.start("history", engine.history.run)
     await stages.start("workers", engine.workers.run)
 
-    def on_connect() -> None:
-        engine.dispatcher.wake_all()
-        engine.promoter.due_in(0)
-        engine.cron.look()
-
     if url is not None:
-        notifications = Notifications(url, _listeners(engine), on_connect)
+        notifications = Notifications(url, engine.signals.of_notifications(), engine.signals.listening.publish)
         engine.troubles.extend([notifications.trouble, notifications.unreadable])
         await stages.start("notifications", notifications.run)
     await stages.start("key admission", engine.key_admission.run)
     await stages.start("promotion", engine.promoter.run)
     await stages.start("cron", engine.cron.run)
     await stages.start("dispatcher", engine.dispatcher.run)
-
-
-def _listeners(engine: Engine) -> Mapping[str, Callable[[str], None]]:
-    """Return the callback of each notification channel, by the name of the channel."""
-
-    def wake(payload: str) -> None:
-        rank, _, queue = payload.partition(" ")
-        if math.isnan(best := float(rank)):
-            raise ValueError("the rank is not a number")
-        engine.dispatcher.wake({queue: best})
-
-    def cancel(payload: str) -> None:
-        job_id, _, claims = payload.partition(" ")
-        if payload:
-            engine.workers.cancel([(job_id, int(claims))])
-        else:
-            engine.lease.renew_soon()  # the heartbeat returns the jobs to cancel
-
-    return {
-        "jobqueue": wake,
-        "jobqueue_scheduled": lambda _: engine.promoter.due_in(0),
-        "jobqueue_schedules": lambda _: engine.cron.look(),
-        "jobqueue_cancel": cancel,
-        "jobqueue_keys": lambda _: engine.key_admission.due_in(0),
-        "jobqueue_lost": lambda _: engine.recovery.due_in(0),
-        "jobqueue_freed": lambda queue: engine.dispatcher.freed([queue]),
-        "jobqueue_paused": engine.dispatcher.pause,
-    }
 
 
 def operations(

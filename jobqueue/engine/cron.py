@@ -6,7 +6,7 @@ computes the ticks from that time, and the first node to store them wins (`Store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import structlog
@@ -15,9 +15,10 @@ import trio
 from jobqueue import documents
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import HandlerError, InvalidSchedule, RefusedData
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import SCHEDULE_BATCH, DueSchedule, Move, Moved, Ranks, Store
+from jobqueue.storage.store import SCHEDULE_BATCH, DueSchedule, Move, Moved, Store
 from jobqueue.timetable import CronSchedule, Timetable, due
 
 LOOK_INTERVAL = 15.0
@@ -41,26 +42,27 @@ class Cron:
     Args:
         source: the module that declares schedules; None without one.
         declared: the schedules that the module declares.
-        on_submitted: called with the best rank of each queue that received jobs.
     """
 
     def __init__(
         self,
         store: Store,
         metrics: Metrics,
+        signals: Signals,
         *,
         source: str | None,
         declared: Sequence[CronSchedule],
-        on_submitted: Callable[[Ranks], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
+        self._signals = signals
         self._source = source
         self._declared = declared
-        self._on_submitted = on_submitted
         self.trouble = Trouble("cron", vital=True)
         self._routine = Routine(self._tick, self.trouble)
         self.run = self._routine.run
+        signals.schedules_changed.subscribe(self.look)
+        signals.listening.subscribe(self.look)
 
     async def reconcile(self) -> None:
         """Replace the stored schedules of this source with the declared schedules.
@@ -114,7 +116,7 @@ class Cron:
         for (queue, kind), jobs in moved.submitted.items():
             self._metrics.of(queue, kind).submitted.inc(jobs)
         if moved.best:
-            self._on_submitted(moved.best)
+            self._signals.jobs_available.publish(moved.best)
         return moved
 
     async def _move_each(self, moves: list[Move]) -> Moved:

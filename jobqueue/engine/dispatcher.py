@@ -22,6 +22,7 @@ from jobqueue.engine.handlers import Handler
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
@@ -75,7 +76,6 @@ class Dispatcher:
         queues: the queues of this node, by name.
         handlers: the handlers by kind. Each claim sends their retry limits.
         poll_interval: seconds between polls of every queue.
-        on_expired: called with the jobs that died instead of being claimed.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class Dispatcher:
         lease: Lease,
         outcomes: Outcomes,
         metrics: Metrics,
+        signals: Signals,
         *,
         queues: Mapping[str, LocalQueue],
         handlers: Mapping[str, Handler],
         poll_interval: float,
-        on_expired: Callable[[Sequence[Expired]], None],
     ) -> None:
-        self._on_expired = on_expired
         self._store = store
         self._lease = lease
         self._outcomes = outcomes
         self._metrics = metrics
+        self._signals = signals
         self._queues = queues
         self._poll_interval = poll_interval
         self._hint = trio.Event()
@@ -111,6 +111,12 @@ class Dispatcher:
         self.trouble = Trouble("claims", vital=True)
         limits = {kind: handler.max_retries for kind, handler in handlers.items() if handler.max_retries is not None}
         self._default_retries = documents.encode(limits)
+        signals.jobs_available.subscribe(self.wake)
+        signals.listening.subscribe(self.wake_all)
+        signals.lease_held.subscribe(self.wake_all)
+        signals.queues_freed.subscribe(self.freed)
+        signals.queue_paused.subscribe(self.pause)
+        signals.workers_hungry.subscribe(self.look_again)
 
     def wake(self, best: Ranks) -> None:
         """Record that these queues received jobs, with the best rank of each. Ignores queues of other nodes."""
@@ -242,7 +248,7 @@ class Dispatcher:
                 if claimed.dead:
                     # Dead jobs used up part of this claim's limit, so more jobs may be pending.
                     self.wake(dict.fromkeys([job.queue for job in claimed.dead], -math.inf))
-                    self._on_expired(claimed.dead)
+                    self._signals.jobs_expired.publish(claimed.dead)
                 for job in self._without_paused(jobs) if self._pausing else jobs:
                     brought[job.queue].append(job)
                     if job.attempt == 1:
@@ -256,7 +262,7 @@ class Dispatcher:
         if late:
             # Expired jobs used up part of this claim's limit, so more jobs may be pending.
             self.wake({job.queue: job.rank for job in late})
-            self._on_expired([Expired(job.id, job.queue, job.kind, job.attempt - 1) for job in late])
+            self._signals.jobs_expired.publish([Expired(job.id, job.queue, job.kind, job.attempt - 1) for job in late])
         for job in jobs:
             if job.options is not None:
                 seconds = None if job.options.expires_at is None else job.options.expires_in
@@ -268,6 +274,10 @@ class Dispatcher:
         self._paused_jobs += [job for job in jobs if job.queue in self._pausing]
         self._hint.set()
         return [job for job in jobs if job.queue not in self._pausing]
+
+    def can_start(self, due: Mapping[str, int]) -> bool:
+        """Return whether this node could start this many jobs of each queue at once."""
+        return all(name in self._queues and jobs <= self._queues[name].idle_capacity for name, jobs in due.items())
 
     @contextmanager
     def along(self, due: Mapping[str, int]) -> Iterator[Along | None]:

@@ -21,7 +21,8 @@ from jobqueue import logs
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.handlers import Hook
 from jobqueue.engine.process_call import in_list
-from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job, Outcome
+from jobqueue.engine.signals import Finished, Signals
+from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job
 from jobqueue.metrics import Metrics
 from jobqueue.storage.claims import Expired
 from jobqueue.storage.store import Recovered, Store
@@ -56,7 +57,9 @@ class Hooks:
         on_retry: hooks to call with a job that will be retried, and its error.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, *, on_dead: Iterable[Hook], on_retry: Iterable[Hook]) -> None:
+    def __init__(
+        self, store: Store, metrics: Metrics, signals: Signals, *, on_dead: Iterable[Hook], on_retry: Iterable[Hook]
+    ) -> None:
         self._store = store
         self._metrics = metrics
         self._hooks: dict[Event, list[Hook]] = {"dead": list(on_dead), "retry": list(on_retry)}
@@ -64,15 +67,21 @@ class Hooks:
         self._send, self._receive = trio.open_memory_channel[_Call](MAX_WAITING)
         self._dropped = 0
         self.trouble = Trouble("hooks")
+        if self.any:
+            signals.outcomes_written.subscribe(self.written)
+        signals.jobs_expired.subscribe(self.expired)
+        signals.jobs_recovered.subscribe(self.recovered)
 
     @property
     def any(self) -> bool:
         """Whether the app has hooks."""
         return any(self._hooks.values())
 
-    def ended(self, job: ClaimedJob, outcome: Outcome) -> None:
-        """Call the hooks for a failed attempt whose outcome is committed."""
-        self._put(_Call("retry" if outcome.outcome == "retry" else "dead", job, outcome.error))
+    def written(self, batch: Iterable[Finished]) -> None:
+        """Call the hooks for the failed attempts of a committed batch."""
+        for job, outcome, *_ in batch:
+            if outcome.error is not None:
+                self._put(_Call("retry" if outcome.outcome == "retry" else "dead", job, outcome.error))
 
     def expired(self, jobs: Iterable[Expired]) -> None:
         """Call the hooks for jobs that died before they started; count and log them."""

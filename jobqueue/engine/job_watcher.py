@@ -16,8 +16,7 @@ import msgspec
 import trio
 
 from jobqueue.concurrency.trouble import Trouble
-from jobqueue.engine.outcomes import Finished
-from jobqueue.engine.progress import Documents
+from jobqueue.engine.signals import Documents, Finished, Signals
 from jobqueue.errors import TooManyWatchers
 from jobqueue.job import UNFINISHED, ClaimedJob
 from jobqueue.storage.store import Glance, Store
@@ -136,7 +135,7 @@ class JobWatcher:
         closed: see `close`.
     """
 
-    def __init__(self, store: Store, *, keep_finished: bool) -> None:
+    def __init__(self, store: Store, signals: Signals, *, keep_finished: bool) -> None:
         self._store = store
         self._keep_finished = keep_finished
         self._watched: dict[str, _Watched] = {}
@@ -144,6 +143,8 @@ class JobWatcher:
         self._hurry = trio.Event()
         self.trouble = Trouble("watcher")
         self.closed = False
+        signals.outcomes_written.subscribe(self.written)
+        signals.notes_saved.subscribe(self.noted)
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -26,9 +26,10 @@ from jobqueue._version import __version__
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import LONGEST_PAUSE, Trouble
 from jobqueue.engine.recent_rates import RecentRates
+from jobqueue.engine.signals import Signals
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Node, RunId, Store
+from jobqueue.storage.store import Node, Store
 
 RENEWALS_PER_LEASE = 6
 """Minimum number of renewals per lease duration. Five renewals in a row can fail before the lease is lost."""
@@ -51,9 +52,6 @@ class Lease:
     Args:
         queues: concurrency by queue, shown to other nodes.
         seconds: the visibility timeout.
-        on_lost: called synchronously when the lease is lost, before the node joins again.
-        on_held: called when the lease is valid again. The node claimed no jobs while it was not valid.
-        on_unwanted: called at each renewal with the runs that are to be cancelled and have not ended.
         node_state: where to write the node's id for its keeper; None without one.
 
     Attributes:
@@ -65,21 +63,17 @@ class Lease:
         self,
         store: Store,
         metrics: Metrics,
+        signals: Signals,
         *,
         queues: Mapping[str, int],
         seconds: float,
-        on_lost: Callable[[], None],
-        on_held: Callable[[], None],
-        on_unwanted: Callable[[Iterable[RunId]], None],
         node_state: NodeState | None = None,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._queues = queues
         self._seconds = seconds
-        self._on_lost = on_lost
-        self._on_held = on_held
-        self._on_unwanted = on_unwanted
+        self._signals = signals
         self._node_state = node_state
         self._undisturbed_since = math.inf
         self._valid_until = -1.0
@@ -87,6 +81,7 @@ class Lease:
         self.trouble = Trouble("heartbeat", vital=True, longest_pause=min(LONGEST_PAUSE, self._interval))
         self._routine = Routine(self._renew, self.trouble)
         self.run = self._routine.run
+        signals.cancel_requested.subscribe(self.renew_soon)
         self.activity = RecentRates()
         self.node = self._new_node()
 
@@ -140,12 +135,12 @@ class Lease:
             log.error("lease lost: other nodes have this node's jobs", node=self.node.id)
             self._valid_until = -1.0
             self.node = self._new_node()
-            self._on_lost()
+            self._signals.lease_lost.publish()
             await self.join()
         else:
             self._hold(before)
             if unwanted:
-                self._on_unwanted(unwanted)
+                self._signals.runs_unwanted.publish(unwanted)
         return self._interval
 
     def _hold(self, renewed_at: float) -> None:
@@ -156,7 +151,7 @@ class Lease:
         else:
             # The lease had expired. If the machine was paused, all leases have expired, and the other nodes may need time too.
             self._undisturbed_since = trio.current_time()
-            self._on_held()
+            self._signals.lease_held.publish()
 
     def _new_node(self) -> Node:
         node_id = str(uuid_utils.uuid4())

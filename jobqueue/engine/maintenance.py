@@ -6,8 +6,8 @@ import structlog
 
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
-from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.leases import Lease
+from jobqueue.engine.signals import Signals
 from jobqueue.storage.store import PRUNE_BATCH, RECOVER_BATCH, Store
 
 PRUNE_INTERVAL = 3600.0
@@ -19,7 +19,7 @@ PRUNE_PAUSE = 60.0
 log = structlog.get_logger()
 
 
-def recovery(store: Store, lease: Lease, hooks: Hooks, interval: float) -> Routine:
+def recovery(store: Store, lease: Lease, signals: Signals, interval: float) -> Routine:
     """Recover the jobs of lost nodes every `interval` seconds.
 
     A node ends expired leases of other nodes only while its own lease is steady.
@@ -27,12 +27,14 @@ def recovery(store: Store, lease: Lease, hooks: Hooks, interval: float) -> Routi
 
     async def recover() -> float:
         jobs = await store.recover(judge=lease.node.id if lease.steady else None)
-        hooks.recovered(jobs)
+        signals.jobs_recovered.publish(jobs)
         if jobs:
             log.warning("jobs of lost nodes recovered", jobs=len(jobs))
         return 0 if len(jobs) == RECOVER_BATCH else interval
 
-    return Routine(recover, Trouble("recovery", vital=True))
+    routine = Routine(recover, Trouble("recovery", vital=True))
+    signals.node_lost.subscribe(lambda: routine.due_in(0))
+    return routine
 
 
 def pruning(store: Store, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> Routine:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -15,6 +13,7 @@ from jobqueue import documents
 from jobqueue.concurrency.group_commit import GroupCommit
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.leases import Lease
+from jobqueue.engine.signals import Finished, Signals
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, StatementFailed
 from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
@@ -32,53 +31,22 @@ STRANGE_ERRORS = 3
 log = structlog.get_logger()
 
 
-class Finished(NamedTuple):
-    """The outcome of a run, and the id of the node that claimed it.
-
-    Attributes:
-        in_doubt: whether the handler's own transaction may have completed the job.
-    """
-
-    job: ClaimedJob
-    outcome: Outcome
-    node_id: str
-    in_doubt: bool = False
-
-
 class Outcomes:
     """The group commit of outcomes, and the set of the node's unfinished runs.
 
     Args:
         keep_finished: whether the database keeps succeeded jobs or deletes them at once.
-        on_scheduled: called after the commit with the seconds until a job is due again.
-        on_failed: called with each failed attempt after its commit; None without hooks.
-        on_written: called with each committed batch.
-        on_freed: called after the commit with the queues of the ended runs, and with whether any of the runs had a concurrency key.
 
     Attributes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        metrics: Metrics,
-        *,
-        keep_finished: bool,
-        on_scheduled: Callable[[float], None],
-        on_written: Callable[[Sequence[Finished]], None],
-        on_failed: Callable[[ClaimedJob, Outcome], None] | None = None,
-        on_freed: Callable[[AbstractSet[str], bool], None] = lambda queues, keyed: None,  # noqa: ARG005 - the default does nothing
-    ) -> None:
-        self._on_failed = on_failed
+    def __init__(self, store: Store, lease: Lease, metrics: Metrics, signals: Signals, *, keep_finished: bool) -> None:
         self._store = store
         self._lease = lease
         self._metrics = metrics
+        self._signals = signals
         self._keep_finished = keep_finished
-        self._on_scheduled = on_scheduled
-        self._on_written = on_written
-        self._on_freed = on_freed
         self._group: GroupCommit[Finished, None] = GroupCommit(
             self._write, max_weight=MAX_BATCH, max_waiting=MAX_WAITING, splits_on=RefusedData
         )
@@ -123,7 +91,7 @@ class Outcomes:
                 current = [_refused(current[0], error)]
                 stale += await self._commit_the_last_way(node_id, current)
         self.held.difference_update([(finished.job.id, finished.job.claims) for finished in batch])
-        with self.telling.contained():  # the batch is committed, so a failing callback must not fail it
+        with self.telling.contained():  # the batch is committed, so a failing subscriber must not fail it
             self._count(current, stale)
         return [None] * len(batch)
 
@@ -192,16 +160,14 @@ class Outcomes:
             if failed or verdict == "succeeded":
                 self._lease.activity.note(queue, count, failed=failed)
         self._drop(stale)
-        if self._on_failed is not None:
-            for job, outcome, _, _ in written:
-                if outcome.error is not None:
-                    self._on_failed(job, outcome)
+        self._signals.queues_freed.publish({queue for queue, *_ in alike})
         asking = [job.options for job, _, _, _ in written if job.options is not None]
-        self._on_freed({queue for queue, *_ in alike}, any(options.concurrency_key is not None for options in asking))
+        if any(options.concurrency_key is not None for options in asking):
+            self._signals.checks_due.publish(0)
         delays = [finished.outcome.delay for finished in written if finished.outcome.delay is not None]
         if delays:
-            self._on_scheduled(min(delays))
-        self._on_written(written)
+            self._signals.jobs_due.publish(min(delays))
+        self._signals.outcomes_written.publish(written)
 
     def _drop(self, stale: Sequence[Finished]) -> None:
         for job, outcome, _, in_doubt in stale:

@@ -10,13 +10,14 @@ An idle node does nothing here: the stage sleeps until a handler saves a note.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 import msgspec
 import trio
 
 from jobqueue.concurrency.trouble import Trouble
+from jobqueue.engine.signals import Documents, Signals
 from jobqueue.errors import RefusedData
 from jobqueue.job import ClaimedJob, Note
 from jobqueue.storage.store import Store
@@ -26,9 +27,6 @@ NOTE_INTERVAL = 1.0
 
 MAX_WRITE_BYTES = 4 << 20
 """Approximate limit of the bytes of notes in one statement."""
-
-Documents = Mapping[str, bytes]
-"""Encoded JSON documents by name: ``progress``, ``checkpoint``."""
 
 
 class Handle:
@@ -92,15 +90,11 @@ class Handle:
 
 
 class ProgressWriter:
-    """Writes the notes of running jobs. Must be created on the loop's thread.
+    """Writes the notes of running jobs. Must be created on the loop's thread."""
 
-    Args:
-        on_noted: called on the loop soon after a run saved a note, with the latest note of each name.
-    """
-
-    def __init__(self, store: Store, *, on_noted: Callable[[ClaimedJob, Documents], None]) -> None:
+    def __init__(self, store: Store, signals: Signals) -> None:
         self._store = store
-        self._on_noted = on_noted
+        self._signals = signals
         self._token = trio.lowlevel.current_trio_token()
         self._changed: set[Handle] = set()
         self._something = trio.Event()
@@ -132,7 +126,7 @@ class ProgressWriter:
         self._changed.add(handle)
         self._something.set()
         with self.trouble.contained():  # an error in a callback of the loop would end the loop
-            self._on_noted(handle.job, handle.latest())
+            self._signals.notes_saved.publish(handle.job, handle.latest())
 
     async def _write(self, node_id: str, batch: Mapping[Handle, Note]) -> None:
         written: set[str] = set()

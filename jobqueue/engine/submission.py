@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -17,6 +17,7 @@ from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.dispatcher import Dispatcher
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import (
     ConflictingJob,
     ConnectionLost,
@@ -49,30 +50,26 @@ class Submissions:
 
     Args:
         kinds: the kinds that a strict node accepts; None accepts any kind.
-        dispatcher: claims jobs for idle workers in the submission's transaction, and is notified of the other jobs.
-        idle_capacity: returns how many jobs of a queue this node could start at once. If it can start all
-            submitted jobs, no other node is woken.
+        dispatcher: claims jobs for idle workers in the submission's transaction. If this node can start all submitted jobs,
+            no other node is woken.
         key_ttl: seconds for which an idempotency key is remembered.
-        on_blocked: called when jobs with a concurrency key were committed.
     """
 
     def __init__(
         self,
         store: Store,
         metrics: Metrics,
+        signals: Signals,
         *,
         kinds: Iterable[str] | None,
         dispatcher: Dispatcher,
-        idle_capacity: Callable[[str], int],
         key_ttl: float,
-        on_blocked: Callable[[], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
+        self._signals = signals
         self._kinds = None if kinds is None else frozenset(kinds)
         self._dispatcher = dispatcher
-        self._idle_capacity = idle_capacity
-        self._on_blocked = on_blocked
         self._key_ttl = key_ttl
         self._doubts: dict[
             int, ConnectionLost
@@ -185,7 +182,9 @@ class Submissions:
         try:
             with self._dispatcher.along(due) as along:
                 claim = None if along is None else along.claim
-                submitted = await self._store.submit(encoded, wake=self._others_needed(due), along=claim, key_ttl=key_ttl)
+                submitted = await self._store.submit(
+                    encoded, wake=not self._dispatcher.can_start(due), along=claim, key_ttl=key_ttl
+                )
                 best = submitted.best if along is None else along.take(submitted)
         except NotReplicated as lost:
             self._dispatcher.audit(lost)  # releases the jobs that were claimed in the same transaction
@@ -205,13 +204,10 @@ class Submissions:
             counts.subtract(_already_there(batch, receipts))
         for (queue, kind), count in counts.items():
             self._metrics.of(queue, kind).submitted.inc(count)
-        self._dispatcher.wake(best)
+        self._signals.jobs_available.publish(best)
         if any(jobs.blocked for jobs in batch):
-            self._on_blocked()
+            self._signals.checks_due.publish(0)
         return receipts
-
-    def _others_needed(self, due: Mapping[str, int]) -> bool:
-        return any(count > self._idle_capacity(queue) for queue, count in due.items())
 
     async def _settle(self, batch: Sequence[Admitted], lost: ConnectionLost, key_ttl: float | None) -> Submitted:
         """Submit a batch again because its commit is in doubt. If a key is rejected, submit each half of the batch in this way."""

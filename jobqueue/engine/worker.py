@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 import trio
@@ -13,6 +13,7 @@ from jobqueue.engine.keeping import slot_of_task
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.signals import Signals
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.keeper.node_state import NO_SLOT, NodeState
 from jobqueue.metrics import Metrics
@@ -32,7 +33,6 @@ class Workers:
 
     Args:
         queues: the queues of the workers.
-        on_hungry: called when it is time to claim more jobs.
         node_state: marks running jobs for the keeper; None without a keeper.
     """
 
@@ -42,17 +42,17 @@ class Workers:
         outcomes: Outcomes,
         lease: Lease,
         metrics: Metrics,
+        signals: Signals,
         *,
         queues: Iterable[LocalQueue],
-        on_hungry: Callable[[], None],
         node_state: NodeState | None = None,
     ) -> None:
         self._executor = executor
         self._outcomes = outcomes
         self._lease = lease
         self._metrics = metrics
+        self._signals = signals
         self._queues = list(queues)
-        self._on_hungry = on_hungry
         self._node_state = node_state
         self._all_done = trio.Event()
         self._working = 0
@@ -60,6 +60,8 @@ class Workers:
         self._ended = trio.lowlevel.ParkingLot()
         self._yielded_at = trio.current_time()
         self.trouble = Trouble("workers")
+        signals.lease_lost.subscribe(self.lose_lease)
+        signals.runs_unwanted.subscribe(self.cancel)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run jobs until cancelled. Workers end when their queue is closed, see `drained`."""
@@ -196,7 +198,7 @@ class Workers:
         else:
             await self._tell(run, outcome)
         if queue.hungry:
-            self._on_hungry()
+            self._signals.workers_hungry.publish()
         if now - self._yielded_at > LOOP_SHARE:
             await trio.lowlevel.checkpoint()
             self._yielded_at = trio.current_time()

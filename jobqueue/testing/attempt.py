@@ -17,6 +17,7 @@ from jobqueue import admission
 from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.handlers import App, Handler
 from jobqueue.engine.progress import ProgressWriter
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import JobQueueError
 from jobqueue.job import DEFAULT_RETRIES, ClaimedJob, NewJob, Outcome
 from jobqueue.metrics import Metrics
@@ -69,7 +70,7 @@ async def run(app: App, kind: str, payload: Any = None, *, attempt: int = 1, **f
             threads=trio.CapacityLimiter(1),
             processes=processes,  # starts no process, because all handlers run in threads
             process_limiter=trio.CapacityLimiter(1),
-            notes=ProgressWriter(MemoryStore(), on_noted=_nothing),  # the notes stay in memory until the attempt ends
+            notes=ProgressWriter(MemoryStore(), Signals()),  # the notes stay in memory until the attempt ends
             transactions=Transactions("", most=1, keep_finished=True),  # never used: handlers with a connection fail, see InThreads
         )
         outcome = await _run_one(executor, _claimed(handler, payload, attempt, fields))
@@ -141,10 +142,6 @@ def _keeping(raised: list[BaseException]) -> Iterator[None]:
         if not is_cancellation:
             raised.append(error)
         raise
-
-
-def _nothing(*_: object) -> None:
-    """Ignore a note: no client watches the job."""
 
 
 async def _run_one(executor: Executor, job: ClaimedJob) -> Outcome:

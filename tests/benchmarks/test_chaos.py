@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import msgspec
 import psycopg
@@ -28,7 +27,7 @@ from benchmarks.chaos.faults import SETTINGS, Inflicted, Saboteur
 from benchmarks.chaos.load import Load, Look, Submit
 from benchmarks.chaos.machines import Clock, Exit, Node, Postgres
 from benchmarks.chaos.plan import Fault, Kind
-from jobqueue import service
+from jobqueue.engine.signals import Signals
 from jobqueue.storage import database, schema
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -264,7 +263,7 @@ def test_recovery_is_measured_from_the_end_of_a_fault_to_the_last_node() -> None
 
 
 def test_every_channel_that_nodes_listen_to_gets_garbage() -> None:
-    assert set(garbage.CHANNELS) >= set(service._listeners(mock.MagicMock()))
+    assert set(garbage.CHANNELS) >= set(Signals().of_notifications())
 
 
 def test_notify_accepts_the_garbage() -> None:

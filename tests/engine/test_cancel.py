@@ -19,6 +19,7 @@ from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.progress import ProgressWriter
+from jobqueue.engine.signals import Signals
 from jobqueue.engine.worker import Workers
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
@@ -86,10 +87,10 @@ async def test_a_cancelled_job_that_waits_for_a_worker_does_not_start(nursery: t
         started.append(job.id)
         await trio.sleep_forever()
 
-    store, metrics, queue = MemoryStore(), Metrics(), LocalQueue("default", 1)
-    lease = Lease(store, metrics, queues={"default": 1}, seconds=30, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
+    store, metrics, signals, queue = MemoryStore(), Metrics(), Signals(), LocalQueue("default", 1)
+    lease = Lease(store, metrics, signals, queues={"default": 1}, seconds=30)
     await lease.join()
-    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
+    outcomes = Outcomes(store, lease, metrics, signals, keep_finished=True)
     await nursery.start(outcomes.run)
     driver = Driver(store)
     driver.node = lease.node.id
@@ -103,16 +104,16 @@ async def test_a_cancelled_job_that_waits_for_a_worker_does_not_start(nursery: t
             threads=limiter,
             processes=processes,
             process_limiter=limiter,
-            notes=ProgressWriter(store, on_noted=_nothing),
+            notes=ProgressWriter(store, signals),
             transactions=no_transactions(),
         )
-        workers = Workers(executor, outcomes, lease, metrics, queues=[queue], on_hungry=_nothing)
+        workers = Workers(executor, outcomes, lease, metrics, signals, queues=[queue])
         queue.ready.push_all([(job.rank, job) for job in claimed])
         await nursery.start(workers.run)
         await wait_all_tasks_blocked()
         for job_id in ids[:2]:
             await store.cancel(job_id)
-        workers.cancel([(ids[0], 1), (ids[1], 1), (ids[2], 2)])
+        signals.runs_unwanted.publish([(ids[0], 1), (ids[1], 1), (ids[2], 2)])
         with trio.fail_after(60):
             while len(started) < 2:  # noqa: ASYNC110 - the free worker starts the third job
                 await trio.sleep(0.01)
@@ -122,10 +123,6 @@ async def test_a_cancelled_job_that_waits_for_a_worker_does_not_start(nursery: t
             "another claim is another run"
         )
         nursery.cancel_scope.cancel()
-
-
-def _nothing(*_: object) -> None:
-    pass
 
 
 def test_a_heartbeat_delivers_a_cancellation_whose_notification_was_lost(bench: Bench) -> None:

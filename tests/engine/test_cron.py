@@ -28,6 +28,7 @@ import jobqueue
 from jobqueue import timetable
 from jobqueue.engine.cron import LOOK_INTERVAL, RETRY_INTERVAL, TICKS_PER_TRANSACTION, Cron
 from jobqueue.engine.declared_schedules import MAX_SCHEDULES
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
 from jobqueue.job import MAX_NAME_LENGTH, ClaimedJob, Job
 from jobqueue.metrics import Metrics
@@ -431,7 +432,7 @@ class Clocked(MemoryStore):
 
 
 def cron_of(store: Store, source: str | None = None, *schedules: CronSchedule, metrics: Metrics | None = None) -> Cron:
-    return Cron(store, metrics or Metrics(), source=source, declared=schedules, on_submitted=lambda _: None)
+    return Cron(store, metrics or Metrics(), Signals(), source=source, declared=schedules)
 
 
 async def test_every_tick_has_its_job_on_time(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
@@ -664,7 +665,7 @@ async def test_each_tick_has_one_job_however_many_nodes_race_for_it(
 
     async def race(number: int) -> None:
         cron = cron_of(stores[number])
-        cron._on_submitted = lambda _: won.update([number])
+        cron._signals.jobs_available.subscribe(lambda _: won.update([number]))
         while not over:
             await cron._tick()
 

@@ -13,6 +13,7 @@ from jobqueue.engine.dispatcher import LONGEST_WITHOUT_LOOK, LOOK_EVERYWHERE_SHA
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.signals import Signals
 from jobqueue.metrics import Metrics
 from jobqueue.storage.store import Claimed, Want
 from jobqueue.testing.memory_store import MemoryStore
@@ -36,29 +37,25 @@ class Wading(MemoryStore):
         return await super().claim(node_id, wants, defaults)
 
 
-def _nothing(*_: object) -> None:
-    pass
-
-
 @pytest.mark.parametrize(("seconds", "pause"), [(0.001, POLL), (0.1, 0.1 * LOOK_EVERYWHERE_SHARE), (5.0, LONGEST_WITHOUT_LOOK)])
 async def test_a_poll_searches_the_whole_queue_unless_that_is_slow(
     seconds: float, pause: float, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
-    store, metrics = Wading(seconds), Metrics()
-    lease = Lease(store, metrics, queues={"default": 4}, seconds=1e6, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
+    store, metrics, signals = Wading(seconds), Metrics(), Signals()
+    lease = Lease(store, metrics, signals, queues={"default": 4}, seconds=1e6)
     await lease.join()
-    outcomes = Outcomes(store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
+    outcomes = Outcomes(store, lease, metrics, signals, keep_finished=True)
     queue = LocalQueue("default", 4)
     dispatcher = Dispatcher(
         store,
         lease,
         outcomes,
         metrics,
+        signals,
         queues={"default": queue},
         handlers={},
         poll_interval=POLL,
-        on_expired=lambda _: None,
     )
     await nursery.start(dispatcher.run)
     for _ in range(100):  # the next poll finds a job without a notification, with or without a floor

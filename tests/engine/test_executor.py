@@ -20,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Executor, Run
 from jobqueue.engine.progress import ProgressWriter
+from jobqueue.engine.signals import Signals
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.handler_transactions import Transactions
@@ -78,7 +79,7 @@ class Node:
         self.app = App()
         self.metrics = Metrics()
         self.process_limiter = trio.CapacityLimiter(1)
-        self.notes = ProgressWriter(MemoryStore(), on_noted=lambda *_: None)
+        self.notes = ProgressWriter(MemoryStore(), Signals())
         self.executor = Executor(
             self.app.handlers,
             self.metrics,

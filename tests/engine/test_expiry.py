@@ -15,6 +15,7 @@ from jobqueue import App, service
 from jobqueue.concurrency.stages import open_stages
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.promotion import LOCKED_INTERVAL, Promoter
+from jobqueue.engine.signals import Signals
 from jobqueue.job import Options
 from jobqueue.settings import Settings
 from jobqueue.storage.store import Promotion, Store
@@ -178,10 +179,6 @@ def test_a_job_that_expires_before_a_process_is_free_is_not_started(
     assert database.rows("SELECT reason, attempt FROM jobqueue.dead_jobs") == [("expired", 0)]
 
 
-def _nothing(_: object) -> None:
-    pass
-
-
 def ran(directory: Path) -> int:
     path = directory / "effects"
     return path.read_bytes().splitlines().count(b"{}") if path.exists() else 0  # the hooks write to the file too
@@ -214,7 +211,7 @@ async def test_the_next_promotion_is_when_a_job_is_due_or_after_a_pause_for_lock
 ) -> None:
     assert autojump_clock is not None
     store = Answering(Promotion(0, {}, next_due))
-    promoter = Promoter(store, poll_interval=2, on_promoted=_nothing, on_expired=_nothing, on_check=_nothing)
+    promoter = Promoter(store, Signals(), poll_interval=2)
     await nursery.start(promoter.run)
     await trio.sleep(20)
     nursery.cancel_scope.cancel()

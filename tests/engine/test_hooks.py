@@ -16,6 +16,7 @@ import trio
 from jobqueue import App, AttemptError, HandlerError, Job
 from jobqueue.engine import hooks
 from jobqueue.engine.hooks import Hooks
+from jobqueue.engine.signals import Finished, Signals
 from jobqueue.job import NewJob, Options, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
@@ -115,14 +116,14 @@ def test_a_node_without_hooks_has_no_stage_for_them(start: Start, client: httpx.
 
 
 def queue_of(app: App, store: MemoryStore) -> Hooks:
-    return Hooks(store, Metrics(), on_dead=app.dead_hooks, on_retry=app.retry_hooks)
+    return Hooks(store, Metrics(), Signals(), on_dead=app.dead_hooks, on_retry=app.retry_hooks)
 
 
-async def failed(driver: Driver) -> tuple[Any, Outcome]:
+async def failed(driver: Driver) -> Finished:
     await driver.submit()
     job = await driver.claim_one()
     error = AttemptError(attempt=1, error="boom", duration=0)
-    return job, Outcome(id=job.id, claims=1, outcome="dead", reason="no luck", error=error)
+    return Finished(job, Outcome(id=job.id, claims=1, outcome="dead", reason="no luck", error=error), driver.node)
 
 
 async def test_calls_over_the_limit_are_dropped_and_logged(monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> None:
@@ -137,11 +138,11 @@ async def test_calls_over_the_limit_are_dropped_and_logged(monkeypatch: pytest.M
     waiting, driver = queue_of(app, store), await joined(store)
     with structlog.testing.capture_logs() as lines:
         for _ in range(9):
-            waiting.ended(*await failed(driver))
+            waiting.written([await failed(driver)])
     assert [line["so_far"] for line in lines if "dropped" in line["event"]] == [1, 2, 4]
     await nursery.start(waiting.run)
     waiting.close()
-    waiting.ended(*await failed(driver))  # after the end: dropped without an error
+    waiting.written([await failed(driver)])  # after the end: dropped without an error
     with trio.fail_after(60):
         while nursery.child_tasks:  # noqa: ASYNC110 - the stage ends
             await trio.sleep(0.01)
@@ -171,7 +172,7 @@ async def test_a_hook_that_hangs_is_cancelled_and_the_next_ones_are_called(
     waiting, driver = queue_of(app, store), await joined(store)
     await nursery.start(waiting.run)
     for _ in range(2 * hooks.AT_ONCE):
-        waiting.ended(*await failed(driver))
+        waiting.written([await failed(driver)])
     with trio.fail_after(60):
         while len(calls) < 2 * hooks.AT_ONCE:  # noqa: ASYNC110
             await trio.sleep(0.01)
@@ -205,7 +206,7 @@ async def test_no_exception_of_a_hook_stops_the_node(raised: Any, nursery: trio.
     waiting, driver = queue_of(app, store), await joined(store)
     await nursery.start(waiting.run)
     for _ in range(10):
-        waiting.ended(*await failed(driver))
+        waiting.written([await failed(driver)])
     with trio.fail_after(60):
         while len(calls) < 10:  # noqa: ASYNC110
             await trio.sleep(0.01)
@@ -294,7 +295,7 @@ async def test_methods_objects_partials_and_wrappers_are_hooks(nursery: trio.Nur
     driver = await joined(store)
     queue = queue_of(app, store)
     await nursery.start(queue.run)
-    queue.ended(*await failed(driver))
+    queue.written([await failed(driver)])
     with trio.fail_after(60):
         await all_called.wait()
     assert one.calls == ["object: default boom", *["async: default boom"] * 3]

@@ -6,18 +6,16 @@ import trio
 from trio.testing import MockClock
 
 from jobqueue.engine.leases import STEADY_AFTER, Lease
+from jobqueue.engine.signals import Signals
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-
-
-def _nothing(*_: object) -> None: ...
 
 
 async def test_after_a_pause_of_the_machine_a_node_lets_the_others_renew_before_it_judges_them(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     store = MemoryStore(trio.current_time)
-    lease = Lease(store, Metrics(), queues={}, seconds=30, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
+    lease = Lease(store, Metrics(), Signals(), queues={}, seconds=30)
     await lease.join()
     await nursery.start(lease.run)
     assert not lease.steady

@@ -21,6 +21,7 @@ from trio.testing import MockClock
 from jobqueue import Job
 from jobqueue.engine import progress as notes_module
 from jobqueue.engine.progress import NOTE_INTERVAL, ProgressWriter
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import MAX_CHECKPOINT_BYTES, MAX_PROGRESS_MESSAGE, Note
 from jobqueue.testing.memory_store import MemoryStore
@@ -107,7 +108,7 @@ async def driver() -> Driver:
 async def noting(driver: Driver, nursery: trio.Nursery, jobs: int = 1) -> tuple[Written, list[notes_module.Handle]]:
     store = driver.store
     assert isinstance(store, Written)
-    notes = ProgressWriter(store, on_noted=lambda *_: None)
+    notes = ProgressWriter(store, Signals())
     await nursery.start(notes.run)
     await driver.submit_many(*({} for _ in range(jobs)))
     return store, [notes.handle(run, driver.node) for run in await driver.claim()]
@@ -191,7 +192,7 @@ async def test_many_large_notes_go_in_several_statements(
 
 async def test_notes_of_many_threads_are_all_kept(nursery: trio.Nursery) -> None:
     store = Written()
-    notes = ProgressWriter(store, on_noted=lambda *_: None)
+    notes = ProgressWriter(store, Signals())
     await nursery.start(notes.run)
     driver = await joined(store)
     await driver.submit()
@@ -214,7 +215,7 @@ async def test_notes_of_many_threads_are_all_kept(nursery: trio.Nursery) -> None
 
 def test_a_thread_that_outlives_the_loop_notes_in_vain() -> None:
     async def main() -> notes_module.Handle:
-        return ProgressWriter(MemoryStore(), on_noted=lambda *_: None).handle(claimed(), "node")
+        return ProgressWriter(MemoryStore(), Signals()).handle(claimed(), "node")
 
     handle = trio.run(main)
     thread = threading.Thread(target=handle.note, args=("progress", b"1"))

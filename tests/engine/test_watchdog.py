@@ -20,6 +20,7 @@ from jobqueue import App
 from jobqueue.engine import watchdog
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.progress import ProgressWriter
+from jobqueue.engine.signals import Signals
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
@@ -59,7 +60,7 @@ async def execute(function: Callable[..., Any], **options: Any) -> None:
             processes=processes,
             process_limiter=trio.CapacityLimiter(1),
             transactions=no_transactions(),
-            notes=ProgressWriter(MemoryStore(), on_noted=lambda *_: None),
+            notes=ProgressWriter(MemoryStore(), Signals()),
         )
         claimed = ClaimedJob("mail", JOB["job_id"], "test", msgspec.Raw(b"{}"), 0, 2, 7, 3, None, 1_900_000_000.0, 0.0, 0.0)
         await run_one(executor, claimed)

@@ -171,10 +171,10 @@ async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
 
 async def provoke(engine: service.Engine, node: Operations) -> None:
     """Give every part something to do. Some would otherwise run once an hour."""
-    engine.gate.due_in(0)
-    engine.cron.look()
-    engine.lease.renew_soon()
-    engine.recovery.due_in(0)
+    engine.signals.checks_due.publish(0)
+    engine.signals.schedules_changed.publish()
+    engine.signals.cancel_requested.publish()
+    engine.signals.node_lost.publish()
     engine.pruning.due_in(0)
     engine.history._routine.due_in(0)
     with suppress(JobQueueError, Exception):

@@ -24,6 +24,7 @@ import trio
 from jobqueue import documents
 from jobqueue.admission import Receipt, admit
 from jobqueue.engine.dispatcher import Dispatcher
+from jobqueue.engine.signals import Signals
 from jobqueue.engine.submission import Submissions
 from jobqueue.errors import ConnectionLost, KeyInUse, KeyReused, RefusedKey
 from jobqueue.job import NewJob, Options, Submission
@@ -597,8 +598,8 @@ class Bystander:
     def audit(self, lost: object) -> None:  # noqa: ARG002 - it is the dispatcher's
         self.audits += 1
 
-    def wake(self, _: object) -> None:
-        pass
+    def can_start(self, _: object) -> bool:
+        return False
 
 
 async def test_a_batch_in_doubt_that_meets_a_busy_key_is_not_written_twice(nursery: trio.Nursery) -> None:
@@ -608,11 +609,10 @@ async def test_a_batch_in_doubt_that_meets_a_busy_key_is_not_written_twice(nurse
     submissions = Submissions(
         store,
         Metrics(),
+        Signals(),
         kinds=None,
         dispatcher=cast("Dispatcher", dispatcher),
-        idle_capacity=lambda _: 0,
         key_ttl=DAY,
-        on_blocked=lambda: None,
     )
     batch = [
         admit([Submission(idempotency_key="k")]),

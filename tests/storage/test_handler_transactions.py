@@ -31,6 +31,7 @@ import jobqueue
 from jobqueue import App, Discard, Job, Retry, Snooze
 from jobqueue.engine.executor import Executor, Run
 from jobqueue.engine.progress import ProgressWriter
+from jobqueue.engine.signals import Signals
 from jobqueue.job import MAX_RESULT_BYTES, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage import handler_transactions
@@ -85,7 +86,7 @@ class Bench:
             processes=self._processes,
             process_limiter=trio.CapacityLimiter(1),
             transactions=self._pool,
-            notes=ProgressWriter(MemoryStore(), on_noted=lambda *_: None),
+            notes=ProgressWriter(MemoryStore(), Signals()),
         )
         runs: list[Run] = []
 

@@ -20,6 +20,7 @@ import trio
 from jobqueue import App, HandlerError, documents
 from jobqueue.concurrency.trouble import LONGEST_PAUSE
 from jobqueue.engine.key_admission import KeyAdmission
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import RefusedData
 from jobqueue.job import ClaimedJob, NewJob, Options, Outcome
 from jobqueue.queue_settings import MAX_LIMIT, MIN_RATE, QueueSettings
@@ -657,14 +658,16 @@ async def test_the_gate_asks_only_when_notified_and_again_after_an_error(
     store = Scripted()
     driver = await joined(store)
     admitted: list[Any] = []
-    key_admission = KeyAdmission(store, on_admitted=admitted.append)
+    signals = Signals()
+    signals.jobs_available.subscribe(admitted.append)
+    key_admission = KeyAdmission(store, signals)
     await nursery.start(key_admission.run)
     await trio.sleep(3600)
     assert store.asked[0] == 0
     assert 0 < store.asked[1] <= LONGEST_PAUSE
     assert len(store.asked) == 2
     await driver.submit(options=KEYED)
-    key_admission.due_in(5)
+    signals.checks_due.publish(5)
     await trio.sleep(60)
     assert store.asked[2:] == [3605]
     assert [set(best) for best in admitted] == [{"default"}]

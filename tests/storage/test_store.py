@@ -18,6 +18,7 @@ import trio
 from jobqueue import documents
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.outcomes import Outcomes
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import KeyInUse, KeyReused, RefusedData
 from jobqueue.job import AttemptError, Change, ClaimedJob, NewJob, Note, Options, Outcome, Verdict
 from jobqueue.job_filters import DeadFilter
@@ -39,10 +40,6 @@ async def driver(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIt
         return
     async with open_driver(servers.emptied(request.param)) as opened:
         yield opened
-
-
-def _nothing(*_: object) -> None:
-    pass
 
 
 def job_id_of(made: ClaimedJob | str) -> str:
@@ -299,11 +296,11 @@ async def test_an_outcome_that_nobody_knows_is_refused_and_the_whole_batch_with_
 
 async def test_a_refused_outcome_ends_its_own_job_and_its_neighbours_are_written(driver: Driver, nursery: trio.Nursery) -> None:
     metrics = Metrics()
-    lease = Lease(driver.store, metrics, queues={}, seconds=30, on_lost=_nothing, on_held=_nothing, on_unwanted=_nothing)
+    lease = Lease(driver.store, metrics, Signals(), queues={}, seconds=30)
     await lease.join()
     driver.node = lease.node.id
     ids = await driver.submit_many(*({} for _ in range(9)))
-    outcomes = Outcomes(driver.store, lease, metrics, keep_finished=True, on_scheduled=_nothing, on_written=_nothing)
+    outcomes = Outcomes(driver.store, lease, metrics, Signals(), keep_finished=True)
     runs = await driver.claim()
     for place, run in enumerate(runs):
         said: Any = "vanished" if place in (0, 5, 6) else "succeeded"

@@ -20,6 +20,7 @@ from werkzeug.datastructures import MultiDict
 
 from jobqueue.engine import job_watcher
 from jobqueue.engine.job_watcher import JobWatcher
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import InvalidQuery, TooManyWatchers
 from jobqueue.http.api import queries
 from jobqueue.http.resources import job_events as http_watch
@@ -261,7 +262,7 @@ async def test_one_query_covers_all_watched_jobs_and_without_watchers_there_is_n
 ) -> None:
     assert autojump_clock is not None
     store = Looked()
-    watcher = JobWatcher(store, keep_finished=True)
+    watcher = JobWatcher(store, Signals(), keep_finished=True)
     await nursery.start(watcher.run)
     await trio.sleep(60)
     assert store.looks == []
@@ -282,7 +283,7 @@ async def test_one_query_covers_all_watched_jobs_and_without_watchers_there_is_n
 async def test_a_job_is_gone_when_two_looks_in_a_row_do_not_find_it(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     assert autojump_clock is not None
     store = Looked()
-    watcher = JobWatcher(store, keep_finished=True)
+    watcher = JobWatcher(store, Signals(), keep_finished=True)
     await nursery.start(watcher.run)
     with watcher.watch(job_id := new_id()) as watch:
         await trio.sleep(0.3)
@@ -298,7 +299,7 @@ async def test_a_job_is_gone_when_two_looks_in_a_row_do_not_find_it(autojump_clo
 
 async def test_the_bound_on_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_watcher, "MAX_WATCHERS", 2)
-    watcher = JobWatcher(Looked(), keep_finished=True)
+    watcher = JobWatcher(Looked(), Signals(), keep_finished=True)
     with watcher.watch(UNKNOWN):
         with watcher.watch(UNKNOWN), pytest.raises(TooManyWatchers), watcher.watch(new_id()):
             pass
@@ -307,7 +308,7 @@ async def test_the_bound_on_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_watchers_are_woken_when_the_node_stops(nursery: trio.Nursery) -> None:
-    watcher = JobWatcher(Looked(), keep_finished=True)
+    watcher = JobWatcher(Looked(), Signals(), keep_finished=True)
     woken: list[bool] = []
 
     async def wait() -> None:
@@ -329,7 +330,7 @@ async def test_an_idle_event_stream_gets_comments(autojump_clock: MockClock, nur
     assert autojump_clock is not None
     store = Looked()
     store.jobs[UNKNOWN] = Glance("inflight", 1, 1, None)
-    watcher = JobWatcher(store, keep_finished=True)
+    watcher = JobWatcher(store, Signals(), keep_finished=True)
     await nursery.start(watcher.run)
 
     class Node:

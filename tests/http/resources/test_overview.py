@@ -24,6 +24,7 @@ from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import History
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.overview import LOOK_INTERVAL, Overview
+from jobqueue.engine.signals import Signals
 from jobqueue.errors import DatabaseUnavailable, TooManyWatchers
 from jobqueue.http.resources import job_events
 from jobqueue.http.resources import overview as http_overview
@@ -68,9 +69,7 @@ class Watched:
     def __init__(self, store: Counted) -> None:
         self.store = store
         self.metrics = Metrics()
-        lease = Lease(
-            store, self.metrics, queues={}, seconds=30, on_lost=lambda: None, on_held=lambda: None, on_unwanted=lambda _: None
-        )
+        lease = Lease(store, self.metrics, Signals(), queues={}, seconds=30)
         self.overview = Overview(store, Depths(store), lease)
         self.watch_overview = self.overview.watch
         self._streams: list[AsyncGenerator[bytes]] = []
