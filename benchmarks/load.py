@@ -30,6 +30,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from benchmarks.client import Client, LoadError, Unanswered, described
+from jobqueue.exception_groups import leaves
 
 UNENDED = frozenset({"pending", "scheduled", "inflight"})
 """The states of unfinished jobs."""
@@ -336,7 +337,7 @@ def main(json_file: Path | None, **options: Any) -> None:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             report = Report.of(load, *trio.run(run, load, progress))
     except* (LoadError, KeyboardInterrupt) as group:
-        failure = _first(group)
+        failure = next(leaves(group))
     if failure is not None:
         raise click.ClickException(str(failure) or "interrupted")
     Console().print(report.table())
@@ -344,13 +345,6 @@ def main(json_file: Path | None, **options: Any) -> None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     if not report.passed:
         raise SystemExit(1)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 if __name__ == "__main__":

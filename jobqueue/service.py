@@ -45,6 +45,7 @@ from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskTree
 from jobqueue.engine.worker import Workers
 from jobqueue.errors import DatabaseUnavailable
+from jobqueue.exception_groups import leaves
 from jobqueue.http import app, server
 from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.express.lane import ExpressLane
@@ -262,7 +263,7 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
             yield processes
     except* trio_parallel.BrokenWorkerError as group:
         # Here, the error can only come from leaving the context. `executor._judge` handles this error for a handler's process.
-        log.warning("killed worker processes that did not end", error=str(group.exceptions[0]))
+        log.warning("killed worker processes that did not end", error=str(next(leaves(group))))
 
 
 async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:

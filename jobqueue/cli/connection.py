@@ -25,10 +25,10 @@ from click.core import ParameterSource
 
 from jobqueue import logs
 from jobqueue.cli.exits import Exit
-from jobqueue.cli.options import first
 from jobqueue.cli.output import Failure, Output
 from jobqueue.client import Client, RequestRefused, Unreachable
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError, SettingsError
+from jobqueue.exception_groups import leaves
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """The default address of `jobqueue serve`."""
@@ -130,7 +130,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     try:
         trio.run(main)
     except BaseException as group:
-        error = first(group)
+        error = next(leaves(group))
         if isinstance(error, KeyboardInterrupt | SystemExit | click.ClickException | BrokenPipeError):
             raise error from None  # raise the error without the exception groups around it
         failure = failure_of(error)

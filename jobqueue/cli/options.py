@@ -54,10 +54,3 @@ class Listing(click.Group):
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
-
-
-def first(error: BaseException) -> BaseException:
-    """Return the first error inside nested exception groups; an error that is not a group is returned as it is."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -20,9 +20,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from jobqueue import logs
 from jobqueue._version import __version__
 from jobqueue.cli.exits import Exit
-from jobqueue.cli.options import first, log_level_option
+from jobqueue.cli.options import log_level_option
 from jobqueue.engine.handlers import App, Handler
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
+from jobqueue.exception_groups import leaves
 from jobqueue.processes.child import Parent, Report
 from jobqueue.processes.parent import supervise
 from jobqueue.service import Serving, serve
@@ -173,7 +174,7 @@ def command(
             command = [sys.executable, "-m", "jobqueue", "serve", *names, "--log-level", log_level, "--supervised"]
             trio.run(supervise, command, settings, on_serving)
     except* JobQueueError as group:
-        failure = first(group)
+        failure = next(leaves(group))
     if failure is not None:
         _fail(failure, failure.exit_code if isinstance(failure, NodeFailed) else Exit.REFUSED)
 
@@ -192,7 +193,7 @@ def _serve_supervised(module: str | None) -> None:
     try:
         trio.run(partial(serve, _app(module), parent.settings, lambda _: parent.tell(Report()), supervised=True))
     except* JobQueueError as group:
-        failure = first(group)
+        failure = next(leaves(group))
     if failure is not None:
         parent.tell(Report(str(failure), passing=isinstance(failure, DatabaseUnavailable | UnusableFile)))
         sys.exit(1)

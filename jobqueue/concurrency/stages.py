@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from jobqueue.errors import StageCrashed
+from jobqueue.exception_groups import unwrapped
 
 log = structlog.get_logger()
 
@@ -134,8 +135,7 @@ class _Started:
 
 
 def _describe(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = unwrapped(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -24,6 +24,7 @@ from jobqueue.engine.handlers import Handler, PayloadMismatch
 from jobqueue.engine.process_call import HandlerFailed, call_handler, error_line, in_list, text_of, unstorable
 from jobqueue.engine.progress import Handle, ProgressWriter
 from jobqueue.errors import CommitInDoubt, Discard, NoConnection, Retry, Snooze
+from jobqueue.exception_groups import leaves, unwrapped
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
@@ -441,16 +442,12 @@ def _is_cancellation(error: BaseException) -> bool:
 
     If so, the worker is being cancelled, because the run's scope absorbs its own cancellation.
     """
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(trio.Cancelled) is not None
-    return isinstance(error, trio.Cancelled)
+    return any(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))
 
 
 def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
     """Convert a handler's exception to an outcome. Unwraps a group of one exception, so that a `Retry` in a nursery counts too."""
-    cause = error
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
+    cause = unwrapped(error)
     match cause:
         case Snooze() | Retry() | Discard():
             return _steered(run, handler, cause)
@@ -465,7 +462,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _cut_short(run, handler)
         case _:
             text = "".join(traceback.format_exception(error))
-            hint = f". {_ON_TRIO}" if _is_of_asyncio(cause) else ""
+            hint = f". {_ON_TRIO}" if any(map(_is_of_asyncio, leaves(cause))) else ""
             return _failed(run, handler, _Failure(error_line(cause) + hint, text, None, tracing.error_type(cause)))
 
 
@@ -490,8 +487,6 @@ _ASYNCIO_MISSED = (
 
 def _is_of_asyncio(error: BaseException | None) -> bool:
     """Return whether an error or one of its causes comes from asyncio code that runs outside of asyncio."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(_is_of_asyncio, error.exceptions))
     while error is not None:
         if isinstance(error, RuntimeError | TypeError | AttributeError) and any(mark in text_of(error) for mark in _ASYNCIO_MISSED):
             return True

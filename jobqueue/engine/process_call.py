@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobqueue import documents, logs, tracing
 from jobqueue.errors import Discard, Retry, Snooze
+from jobqueue.exception_groups import leaves, unwrapped
 from jobqueue.job import MAX_RESULT_BYTES
 
 MAX_ERRORS_TOLD = 5
@@ -92,23 +93,13 @@ def error_line(error: BaseException) -> str:
     """Return an exception as one line. For a group, the line has the number of errors and the first errors."""
     if not isinstance(error, BaseExceptionGroup):
         return f"{type(error).__name__}: {text_of(error)}"
-    leaves = list(_leaves(error))
-    told = [error_line(leaf) for leaf in leaves[:MAX_ERRORS_TOLD]]
-    return f"{len(leaves)} errors: {'; '.join(told)}{'; ...' if len(leaves) > MAX_ERRORS_TOLD else ''}"
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+    errors = list(leaves(error))
+    told = [error_line(leaf) for leaf in errors[:MAX_ERRORS_TOLD]]
+    return f"{len(errors)} errors: {'; '.join(told)}{'; ...' if len(errors) > MAX_ERRORS_TOLD else ''}"
 
 
 def _sendable(error: BaseException) -> Exception:
-    cause = error
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
+    cause = unwrapped(error)
     match cause:
         case Snooze():
             delay: Any = getattr(cause, "delay", None)  # the executor reports an invalid delay

@@ -19,6 +19,7 @@ from jobqueue.engine.handlers import App, Handler
 from jobqueue.engine.progress import ProgressWriter
 from jobqueue.engine.signals import Signals
 from jobqueue.errors import JobQueueError
+from jobqueue.exception_groups import leaves
 from jobqueue.job import DEFAULT_RETRIES, ClaimedJob, NewJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.handler_transactions import Transactions
@@ -136,10 +137,7 @@ def _keeping(raised: list[BaseException]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        is_cancellation = isinstance(error, trio.Cancelled) or (
-            isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
-        )
-        if not is_cancellation:
+        if not any(isinstance(leaf, trio.Cancelled) for leaf in leaves(error)):
             raised.append(error)
         raise
 

@@ -23,6 +23,7 @@ LAYERS = [
     ["in_transaction"],
     [
         "errors",
+        "exception_groups",
         "fields",
         "job",
         "job_filters",
@@ -69,7 +70,7 @@ def test_the_public_face_shows_handlers_clients_and_values() -> None:
 
 def test_the_mechanisms_of_concurrency_know_nothing_of_jobs() -> None:
     used = {used for module, path in MODULES.items() if room(module) == "concurrency" for used in imports(path, PACKAGE, MODULES)}
-    assert {module for module in used if room(module) != "concurrency"} <= {"errors"}
+    assert {module for module in used if room(module) != "concurrency"} <= {"errors", "exception_groups", "retry"}
 
 
 def test_no_room_and_no_module_is_part_of_a_cycle() -> None:

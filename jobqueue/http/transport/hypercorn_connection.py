@@ -27,6 +27,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from jobqueue.exception_groups import leaves
 from jobqueue.http import limits
 
 MAX_LOGGED_ERROR = 200
@@ -328,13 +329,6 @@ def contained() -> Iterator[None]:
 
 def _log_contained(message: str, error: BaseException | None) -> None:
     """Log one line. The traceback is at debug level, so that malformed requests do not fill the disk."""
-    log.warning(message, errors=[f"{type(leaf).__name__}: {leaf}"[:MAX_LOGGED_ERROR] for leaf in _leaves(error)])
+    errors = leaves(error) if error is not None else ()
+    log.warning(message, errors=[f"{type(leaf).__name__}: {leaf}"[:MAX_LOGGED_ERROR] for leaf in errors])
     log.debug(message, exc_info=error)
-
-
-def _leaves(error: BaseException | None) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    elif error is not None:
-        yield error
