@@ -17,7 +17,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 
 from jobqueue.http.express.lane import ExpressConnection, ExpressLane
 from jobqueue.http.transport import request_limit
-from jobqueue.http.transport.hypercorn_connection import Connection, configuration
+from jobqueue.http.transport.hypercorn_connection import HypercornConnection, configuration
 from jobqueue.http.transport.listeners import BoundedListener, max_connections
 
 log = structlog.get_logger()
@@ -48,20 +48,20 @@ async def run(
     context = WorkerContext(max_requests=None)
     wrapped = ASGIWrapper(_announcing_close(request_limit.bounded(app), stopping))
     slots = trio.Semaphore(max_connections())
-    connections: set[Connection | ExpressConnection] = set()
+    connections: set[HypercornConnection | ExpressConnection] = set()
     gone = trio.lowlevel.ParkingLot()
 
     async def serve(stream: trio.SocketStream) -> None:
         try:
             if (encryption := tls()) is not None:
-                await attend(Connection(wrapped, config, context, stream, b"", tls=encryption))
+                await attend(HypercornConnection(wrapped, config, context, stream, b"", tls=encryption))
             elif (received := await attend(lane.connection(stream))) is not None:
-                await attend(Connection(wrapped, config, context, stream, received))
+                await attend(HypercornConnection(wrapped, config, context, stream, received))
         finally:
             slots.release()
             gone.unpark_all()
 
-    async def attend(connection: Connection | ExpressConnection) -> bytes | None:
+    async def attend(connection: HypercornConnection | ExpressConnection) -> bytes | None:
         connections.add(connection)
         if stopping.is_set():
             connection.finish()

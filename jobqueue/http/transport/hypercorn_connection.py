@@ -8,20 +8,20 @@ from __future__ import annotations
 import re
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import h2.events
 import h11
-import hypercorn.protocol
 import structlog
 import trio
 from hypercorn import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.logging import Logger
-from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 
 def configuration() -> Config:
-    """Return hypercorn's configuration: its limits and its log. `Connection` enforces the timeouts itself."""
+    """Return hypercorn's configuration: its limits and its log. `HypercornConnection` enforces the timeouts itself."""
     config = Config()
     config.h11_max_incomplete_size = limits.MAX_HEADER_BYTES
     config.h2_max_header_list_size = limits.MAX_HEADER_BYTES
@@ -155,17 +155,12 @@ class _H2(H2Protocol):
         await super()._handle_events(pending)
 
 
-# ProtocolWrapper looks up its protocol classes in this module.
-hypercorn.protocol.H11Protocol = _H11  # type: ignore[attr-defined]
-hypercorn.protocol.H2Protocol = _H2  # type: ignore[attr-defined]
-
-
-class Connection:
+class HypercornConnection:
     """One client's connection: it moves bytes into and out of hypercorn's protocol, with deadlines for both.
 
-    It replaces hypercorn's own ``TCPServer``. One task reads, with a deadline that depends on the state of the connection. When
-    that task ends, the connection ends. Sending runs in a request's task, and that task is cancelled as soon as its response is
-    complete. So sending must not be cancelled: it has no checkpoint, or runs under a shield with a deadline.
+    It replaces hypercorn's ``TCPServer`` and ``ProtocolWrapper``. One task reads, with a deadline that depends on the state of the
+    connection. When that task ends, the connection ends. Sending runs in a request's task, and that task is cancelled as soon as
+    its response is complete. So sending must not be cancelled: it has no checkpoint, or runs under a shield with a deadline.
 
     Args:
         app: the ASGI app, wrapped for hypercorn.
@@ -196,7 +191,8 @@ class Connection:
         if tls is not None:
             self._stream = self._secure = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
         self._received = received
-        self._protocol: ProtocolWrapper
+        self._protocol: _H11 | _H2
+        self._h2: Callable[[], _H2]
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
         self._everything = trio.CancelScope()
@@ -223,20 +219,22 @@ class Connection:
     async def _run(self) -> None:
         if self._secure is not None and not await self._shake_hands(self._secure):
             return
-        family = self._socket.family
+        family, secure = self._socket.family, self._secure
         async with TaskGroup() as tasks:
-            self._protocol = ProtocolWrapper(
+            arguments = (
                 self._app,
                 self._config,
                 self._context,
                 tasks,
                 ConnectionState({PROLONG: self._prolong}),
-                self._secure is not None,
+                secure is not None,
                 parse_socket_addr(family, self._socket.getpeername()),
                 parse_socket_addr(family, self._socket.getsockname()),
                 self._send,
-                None if self._secure is None else self._secure.selected_alpn_protocol(),
             )
+            self._h2 = partial(_H2, *arguments)
+            alpn = None if secure is None else secure.selected_alpn_protocol()
+            self._protocol = self._h2() if alpn == "h2" else _H11(*arguments)
             await self._protocol.initiate()
             await self._read()
             self._everything.deadline = trio.current_time() + limits.CLOSE_TIMEOUT
@@ -264,7 +262,23 @@ class Connection:
                 if self._idle and data.strip(b"\r\n"):
                     # The first byte of a request sets the deadline for its headers. Later bytes do not change that deadline.
                     self._reading.deadline = min(self._reading.deadline, trio.current_time() + limits.HEADERS_TIMEOUT)
-                await self._protocol.handle(RawData(bytes(data)))
+                await self._handle(RawData(bytes(data)))
+
+    async def _handle(self, event: Event) -> None:
+        """Pass an event to the protocol. Change from HTTP/1.1 to HTTP/2 if the client requests it."""
+        upgrade: tuple[Any, ...]
+        try:
+            await self._protocol.handle(event)
+        except H2ProtocolAssumedError as error:  # the client began with the preface of HTTP/2
+            data, upgrade = error.data, ()
+        except H2CProtocolRequiredError as error:  # the client sent ``Upgrade: h2c``
+            data, upgrade = error.data, (error.headers, error.settings)
+        else:
+            return
+        self._protocol = self._h2()
+        await self._protocol.initiate(*upgrade)
+        if data:
+            await self._protocol.handle(RawData(data))
 
     def _prolong(self) -> None:
         self._reading.deadline = trio.current_time() + limits.REQUEST_TIMEOUT

@@ -70,6 +70,11 @@ class Client:
         data = await self.stream.receive_some()
         if not data:
             pytest.fail(f"closed: {self.statuses}, {self.terminated}")
+        self.take(data)
+        await self.send()
+
+    def take(self, data: bytes) -> None:
+        """Process received bytes."""
         for event in self.h2.receive_data(data):
             if isinstance(event, h2.events.ResponseReceived):
                 assert event.stream_id is not None
@@ -81,7 +86,6 @@ class Client:
                 self.settings_came = True
             elif isinstance(event, h2.events.ConnectionTerminated):
                 self.terminated = event
-        await self.send()
 
 
 @asynccontextmanager
