@@ -5,21 +5,17 @@ A client accepts a media type unless its Accept header excludes it: the header l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from functools import lru_cache
 
 from werkzeug.exceptions import LengthRequired, NotAcceptable, UnsupportedMediaType
+from werkzeug.http import parse_accept_header
 
 from jobqueue.http.responses import problems
 from jobqueue.http.responses.answers import Answer
 
 TELLS_WHAT_IS_TAKEN = {"POST": "Accept-Post", "PATCH": "Accept-Patch", "PUT": "Accept"}
 """The response header that lists the media types that a method accepts."""
-
-_ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
-_RANGE = re.compile(r"\s*([!#-'*+.^-z|~-]+/[!#-'*+.^-z|~-]+)\s*(;.*)?", re.ASCII)
-_WEIGHT = re.compile(r";\s*[qQ]=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.ASCII)
 
 
 def check_accept(accept: str | None, offered: str) -> None:
@@ -39,23 +35,13 @@ def check_accept(accept: str | None, offered: str) -> None:
 @lru_cache(maxsize=64)  # clients repeat the same header
 def _takes(accept: str, offered: str) -> bool:
     weights: dict[str, float] = {}
-    for element in _ELEMENT.findall(accept):
-        if found := _RANGE.fullmatch(element):
-            weight = _WEIGHT.search(found[2] or "")
-            kind = found[1].lower()
-            weights[kind] = max(weights.get(kind, 0.0), float(weight[1]) if weight else 1.0)
-    if not weights:
-        return True  # the header is empty or malformed
-    told = _weight(weights, offered)
-    return told > 0 if told is not None else weights.get(problems.CONTENT_TYPE, 0) > 0
-
-
-def _weight(weights: dict[str, float], kind: str) -> float | None:
-    """Return the weight of the most specific range that includes a media type; None if no range includes it."""
-    for media_range in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
-        if media_range in weights:
-            return weights[media_range]
-    return None
+    for element, weight in parse_accept_header(accept):  # the highest weight comes first
+        media_range = element.partition(";")[0].strip().lower()  # parameters do not matter
+        if "/" in media_range:
+            weights.setdefault(media_range, weight)
+    most_specific_first = (offered, f"{offered.partition('/')[0]}/*", "*/*", problems.CONTENT_TYPE)
+    # If there is no range, the header is empty or malformed.
+    return not weights or next((weights[each] for each in most_specific_first if each in weights), 0) > 0
 
 
 def require_length(http_version: str, content_length: str | None, transfer_encoding: str | None) -> None:
