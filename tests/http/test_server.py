@@ -3,12 +3,9 @@
 import re
 import resource
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import h2.config
 import h2.connection
@@ -20,226 +17,30 @@ import structlog.testing
 import trio
 import trio.testing
 
-from jobqueue.admission import Admitted, Receipt
-from jobqueue.concurrency.group_commit import Told
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
 from jobqueue.http import app as api
 from jobqueue.http import limits, server
 from jobqueue.http.access.auth import Guard, require_token_off_loopback
 from jobqueue.http.express import lane as express
-from jobqueue.http.express import wire_format
 from jobqueue.http.transport.listeners import max_connections, open_listeners, urls
-from jobqueue.job import Change
-from jobqueue.queue_settings import QueueSettings
 from jobqueue.tokens import parse
+from tests.support.http import (
+    JOB_ID,
+    UNKNOWN_ID,
+    RecordingNode,
+    Served,
+    both_lanes,
+    open_files,
+    problem,
+    read_all,
+    read_until,
+    serving,
+    status_of,
+)
 from tests.support.waiting import until
 
 TOKEN = "correct-horse"
-JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
 LARGE = 32_000_000
-UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
-
-
-class Node:
-    """A backend that records its calls; each `api.Backend` method returns values of the attributes."""
-
-    def __init__(self) -> None:
-        self.submitted: list[Any] = []
-        self.error: Exception | None = None
-        self.reasons: list[str] = []
-        self.jobs: dict[str, dict[str, Any]] = {JOB_ID: {"id": JOB_ID, "state": "pending"}}
-        self.paused: dict[str, bool] = {}
-        self.receipt: Receipt | None = None
-        self.hold: trio.Event | None = None
-        self.entered = trio.Event()
-        self.cancelled = 0
-
-    async def submit(self, jobs: Admitted) -> Receipt | None:
-        self.entered.set()
-        if self.hold is not None:
-            try:
-                await self.hold.wait()
-            except trio.Cancelled:
-                self.cancelled += 1
-                raise
-        if self.error is not None:
-            raise self.error
-        self.submitted += [msgspec.json.decode(document) for document in jobs.documents]
-        return self.receipt
-
-    def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
-        async def submit() -> None:
-            try:
-                receipt = await self.submit(jobs)
-            except Exception as error:  # noqa: BLE001 - reported like by the real node
-                told(None, error)
-            else:
-                told(receipt, None)
-
-        trio.lowlevel.spawn_system_task(submit)
-
-    def troubles(self) -> list[str]:
-        return self.reasons
-
-    async def metrics(self) -> tuple[bytes, str]:
-        return b"jobs 1\n", "text/plain; version=0.0.4; charset=utf-8"
-
-    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002
-        return self.jobs.get(id)
-
-    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
-        self.jobs.get(id, {}).update(msgspec.to_builtins(change))
-        return self._move(id, "pending", "pending")
-
-    async def cancel(self, id: str) -> bool:  # noqa: A002
-        return self._move(id, "pending", "cancelled")
-
-    async def retry(self, id: str) -> bool:  # noqa: A002
-        return self._move(id, "dead", "pending")
-
-    async def discard(self, id: str) -> bool:  # noqa: A002
-        return self._move(id, "dead", "gone") and bool(self.jobs.pop(id))
-
-    async def queues(self) -> list[dict[str, Any]]:
-        return [{"name": "default", "paused": False}]
-
-    async def pause(self, queue: str, paused: bool) -> None:
-        self.paused[queue] = paused
-
-    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
-        return {"name": queue, **msgspec.to_builtins(settings)}
-
-    async def nodes(self) -> list[dict[str, Any]]:
-        return [{"id": "n1"}]
-
-    def _move(self, job_id: str, before: str, after: str) -> bool:
-        job = self.jobs.get(job_id)
-        if job is None or job["state"] != before:
-            return False
-        self.jobs[job_id] = {**job, "state": after}
-        return True
-
-
-class Served:
-    """A running server, with clients for it."""
-
-    def __init__(self, node: Node, url: str, stopping: trio.Event, **client: Any) -> None:
-        self.node = node
-        self.url = url
-        self.port = int(url.rsplit(":", 1)[1])
-        self.stopping = stopping
-        self.stopped = trio.Event()
-        self.http = httpx.AsyncClient(base_url=url, timeout=60, **client)
-
-    async def post(
-        self, path: str, body: bytes | str = b"", content_type: str | None = "application/json", **headers: str
-    ) -> httpx.Response:
-        if content_type is not None:
-            headers["Content-Type"] = content_type
-        return await self.http.post(path, content=body, headers=headers)
-
-    async def connect(self, receive_buffer: int | None = None) -> trio.SocketStream:
-        sock = trio.socket.socket()
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        try:
-            await sock.connect(("127.0.0.1", self.port))
-        except OSError:
-            sock.close()
-            raise
-        return trio.SocketStream(sock)
-
-    async def raw(self, request: bytes) -> bytes:
-        """Send bytes, and return all data until the server closes the connection."""
-        with trio.fail_after(60):
-            async with await self.connect() as stream:
-                await stream.send_all(request)
-                return await read_all(stream)
-
-
-@pytest.fixture(params=["express", "hypercorn"])
-def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The lane of plain submissions: the express lane, or hypercorn with the Quart routes."""
-    if request.param == "hypercorn":
-        monkeypatch.setattr(wire_format, "_PLAIN", re.compile(b"(?!)"))
-    return str(request.param)
-
-
-both_lanes = pytest.mark.usefixtures("lane")
-
-
-@asynccontextmanager
-async def serving(
-    node: Node | None = None,
-    *,
-    guard: Guard | None = None,
-    drain_timeout: float = 1.0,
-    tls: ssl.SSLContext | None = None,
-    **client: Any,
-) -> AsyncIterator[Served]:
-    node = node or Node()
-    listeners = open_listeners("127.0.0.1", 0)
-    served = Served(node, urls(listeners, "http" if tls is None else "https")[0], trio.Event(), **client)
-    guard = guard or Guard(None)
-
-    async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        await server.run(
-            api.build(node, guard),  # type: ignore[arg-type]
-            express.ExpressLane(node, guard),
-            listeners,
-            stopping=served.stopping,
-            drain_timeout=drain_timeout,
-            tls=lambda: tls,
-            task_status=task_status,
-        )
-        served.stopped.set()
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(run)
-        async with served.http:
-            yield served
-        served.stopping.set()
-        with trio.fail_after(60):
-            await served.stopped.wait()
-
-
-async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
-    received = b""
-    try:
-        async for data in stream:
-            received += data
-    except trio.BrokenResourceError:
-        pass
-    return received
-
-
-async def read_until(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
-    received = b""
-    with trio.fail_after(60):
-        while end not in received:
-            received += await stream.receive_some() or pytest.fail(f"closed after {received!r}")
-    return received
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def problem(response: httpx.Response, status: int) -> Any:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status
-    assert body["title"]
-    return body
-
-
-def status_of(response: bytes) -> int:
-    matched = re.match(rb"HTTP/1.1 (\d+) ", response)
-    assert matched, response
-    return int(matched.group(1))
-
-
 # ---------------------------------------------------------------------------------------------------------------------- submit
 
 
@@ -962,7 +763,7 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners = open_listeners("127.0.0.1", 0)
-            node = Node()
+            node = RecordingNode()
             run = partial(server.run, api.build(node, Guard(None)), express.ExpressLane(node, Guard(None)), listeners)  # type: ignore[arg-type]
             await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=600))
             served = Served(node, urls(listeners)[0], trio.Event())

@@ -22,9 +22,9 @@ from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.express import lane as express
 from jobqueue.settings import Settings
 from jobqueue.tokens import ROLES, parse
-from tests.http.test_server import both_lanes, lane, problem, serving  # noqa: F401 - lane is the fixture of both_lanes
 from tests.support import route_walk
 from tests.support.command_line import run_jobqueue
+from tests.support.http import both_lanes, problem, serving
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 

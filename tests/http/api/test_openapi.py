@@ -26,8 +26,8 @@ from jobqueue.http.api import models, openapi
 from jobqueue.http.api.routes import Route
 from jobqueue.http.resources import dashboard
 from jobqueue.http.responses import problems
-from tests.http.test_server import Node, serving
 from tests.support import ROOT
+from tests.support.http import RecordingNode, serving
 from tests.support.service import Service
 
 TOKEN = "0123456789abcdef"
@@ -37,7 +37,7 @@ EXAMPLES = int(os.environ.get("JOBQUEUE_TEST_EXAMPLES", "4"))
 
 
 def table() -> list[Route]:
-    return api.table(Node())  # type: ignore[arg-type]
+    return api.table(RecordingNode())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
 
 
 def test_each_route_of_the_app_is_described_and_nothing_else(document: dict[str, Any]) -> None:
-    app = api.build(Node(), Guard(None))  # type: ignore[arg-type]
+    app = api.build(RecordingNode(), Guard(None))  # type: ignore[arg-type]
     served = {
         (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()

@@ -15,9 +15,7 @@ from jobqueue.http.bodies import strict_json
 from jobqueue.job import Change
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.timetable import CronSchedule
-from tests.http.test_server import JOB_ID, Node, both_lanes, lane, problem, serving
-
-__all__ = ["lane"]  # the fixture of both lanes
+from tests.support.http import JOB_ID, RecordingNode, both_lanes, problem, serving
 
 HOSTILE = {
     "NaN": (b"NaN", "malformed|not a JSON number"),
@@ -120,7 +118,7 @@ async def test_a_partial_batch_stores_the_other_jobs(form: str) -> None:
                 assert [job["kind"] for job in served.node.submitted] == ["a", "b"]
 
 
-class Steered(Node):
+class Steered(RecordingNode):
     """A node that records its calls."""
 
     def __init__(self) -> None:

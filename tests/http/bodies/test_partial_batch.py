@@ -18,14 +18,14 @@ from jobqueue.admission import MAX_FAULTS, Admitted, Receipt
 from jobqueue.errors import ConflictingJob, ConnectionLost, DatabaseUnavailable, UnprocessableJob
 from jobqueue.http.bodies import jobs as bodies
 from jobqueue.http.bodies import partial_batch
-from tests.http.test_server import Node, Served, problem, serving
+from tests.support.http import RecordingNode, Served, problem, serving
 from tests.support.postgres import Database
 from tests.support.service import Service
 
 NDJSON = "application/x-ndjson"
 
 
-class Picky(Node):
+class Picky(RecordingNode):
     """A node whose database rejects the kinds ``bad`` and ``busy``, and fails for the kinds ``lost`` and ``in doubt``."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Picky(Node):
         return Receipt(jobs.ids, [place for place, kind in enumerate(kinds) if kind == "old"]) if jobs.keyed else None
 
 
-def kinds_of(node: Node) -> list[str]:
+def kinds_of(node: RecordingNode) -> list[str]:
     return [job["kind"] for job in node.submitted]
 
 

@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -25,23 +25,8 @@ from jobqueue.http.express import wire_format
 from jobqueue.http.express.wire_format import Request
 from jobqueue.http.transport.hypercorn_connection import RECEIVE_BYTES
 from jobqueue.tokens import parse
-from tests.http.test_server import Node, Served, open_files, serving
+from tests.support.http import JOB, JSON, RecordingNode, complete, exchange, open_files, request, serving
 from tests.support.waiting import until
-
-JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
-
-
-def request(
-    *lines: bytes, body: bytes = JOB, first: bytes = b"POST /submit HTTP/1.1", host: bytes = b"Host: localhost", length: bool = True
-) -> bytes:
-    """Build a request with these lines and the usual ones."""
-    head = [first, host, *lines]
-    if length:
-        head.append(b"Content-Length: %d" % len(body))
-    return b"\r\n".join(line for line in head if line) + b"\r\n\r\n" + body
-
-
-JSON = b"Content-Type: application/json"
 
 CLOSED = Guard([parse("submit:secret")])
 
@@ -128,54 +113,6 @@ NOT_PLAIN = {
 }
 
 
-async def exchange(served: Served, pieces: Sequence[bytes], answers: int = 1) -> bytes:
-    """Send a request in pieces, and return that many responses, or all data until the server closes. Mask ids and the date."""
-    received = b""
-    with trio.fail_after(60):
-        async with await served.connect() as stream, trio.open_nursery() as nursery:
-            nursery.start_soon(send, stream, pieces)
-            while not complete(received, answers):
-                more = b""
-                async with trio.open_nursery() as receiving:
-                    if received:  # some responses of hypercorn have no length
-                        receiving.start_soon(cancel_when_idle, receiving.cancel_scope)
-                    more = await stream.receive_some(65536)
-                    receiving.cancel_scope.cancel()
-                if not more:
-                    break
-                received += more
-            nursery.cancel_scope.cancel()
-    received = re.sub(rb"(?<=date: )[^\r]*", b"DATE", received)
-    return re.sub(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", b"ID", received)
-
-
-async def cancel_when_idle(scope: trio.CancelScope) -> None:
-    await trio.testing.wait_all_tasks_blocked(0.3)
-    scope.cancel()
-
-
-async def send(stream: trio.SocketStream, pieces: Sequence[bytes]) -> None:
-    for piece in pieces:
-        await stream.send_all(piece)
-        await trio.sleep(0.001)
-
-
-def complete(received: bytes, answers: int) -> bool:
-    """Return whether the data has that many responses. None of them may be for HEAD."""
-    for _ in range(answers):
-        head = re.match(rb"HTTP/1\.1 \d+ [^\r]*\r\n(?:[^\r]+\r\n)*?(?i:content-length): (\d+)\r\n(?:[^\r]+\r\n)*\r\n", received)
-        if head is None or len(received) < head.end() + int(head.group(1)):
-            return False
-        received = received[head.end() + int(head.group(1)) :]
-    return True
-
-
-@pytest.fixture
-def without_lane(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    form = wire_format._PLAIN
-    return lambda without: monkeypatch.setattr(wire_format, "_PLAIN", re.compile(b"(?!)") if without else form)
-
-
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that the express lane handles."""
@@ -229,7 +166,7 @@ async def test_both_lanes_report_errors_in_the_same_way(error: Exception, withou
     got = []
     for without in (False, True):
         without_lane(without)
-        node = Node()
+        node = RecordingNode()
         node.error = error
         async with serving(node) as served:
             got.append(await exchange(served, [PLAIN["one"]]))
@@ -253,7 +190,7 @@ async def test_both_lanes_report_existing_jobs(
     got = []
     for without in (False, True):
         without_lane(without)
-        node = Node()
+        node = RecordingNode()
         ids = [f"01a209ba-188d-7241-b752-38e62b10c81{place}" for place in range(3 if "batch" in name else 1)]
         node.receipt = Receipt(ids, existing)
         async with serving(node) as served:

@@ -11,8 +11,7 @@ from jobqueue import fields
 from jobqueue.errors import InvalidQuery
 from jobqueue.http.resources.dead_letters import DeadQuery
 from jobqueue.http.responses import negotiation
-from tests.http.express.test_lane import JSON, exchange, request, without_lane  # noqa: F401 - a fixture
-from tests.http.test_server import JOB_ID, UNKNOWN_ID, both_lanes, lane, problem, serving, status_of  # noqa: F401 - a fixture
+from tests.support.http import JOB_ID, JSON, UNKNOWN_ID, both_lanes, exchange, problem, request, serving, status_of
 
 JSON_TYPE = "application/json"
 
@@ -69,7 +68,7 @@ async def test_a_client_that_takes_nothing_of_ours_is_told_before_anything_is_do
 
 @pytest.mark.parametrize("accept", [b"Accept: text/html", b"Accept: */*;q=0", b"Accept: application/json", b"Accept:"])
 @pytest.mark.parametrize("first", [b"POST /submit HTTP/1.1", b"GET /health HTTP/1.1"])
-async def test_both_ways_take_the_same_accept(first: bytes, accept: bytes, without_lane: Callable[[bool], None]) -> None:  # noqa: F811
+async def test_both_ways_take_the_same_accept(first: bytes, accept: bytes, without_lane: Callable[[bool], None]) -> None:
     lines, body = ([JSON], b"{}") if first.startswith(b"POST") else ([], b"")
     got = []
     for without in (False, True):

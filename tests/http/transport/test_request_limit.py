@@ -13,7 +13,7 @@ import structlog.testing
 import trio
 
 from jobqueue.http import limits
-from tests.http.test_server import Node, Served, open_files, problem, read_all, read_until, serving
+from tests.support.http import RecordingNode, Served, open_files, problem, read_all, read_until, serving
 from tests.support.waiting import until
 
 BOUND = 3
@@ -152,7 +152,7 @@ async def eventually_refused(served: Served) -> None:
 
 @pytest.mark.usefixtures("bound")
 async def test_every_end_of_a_request_frees_its_place() -> None:
-    node = Node()
+    node = RecordingNode()
     async with serving(node) as served:
         for _ in range(2):
             node.hold = trio.Event()

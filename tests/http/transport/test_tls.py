@@ -15,7 +15,7 @@ import trustme
 from jobqueue.http import limits
 from jobqueue.http.access.credentials import Credentials
 from jobqueue.settings import Settings
-from tests.http.test_server import Served, open_files, read_all, serving
+from tests.support.http import Served, open_files, read_all, serving
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
