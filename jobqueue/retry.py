@@ -1,4 +1,4 @@
-"""The delay before a retry: exponential backoff with jitter."""
+"""The delay before a retry: exponential backoff with jitter, for jobs and for the parts of the service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import msgspec
 
 from jobqueue.errors import HandlerError
 from jobqueue.job import MAX_DELAY
+
+
+def exponential_pause(failures: int, first: float, longest: float, *, jitter: bool = False) -> float:
+    """Return the pause after this many failures in a row (from 1): `first`, then twice as long each time, up to `longest`.
+
+    Args:
+        jitter: whether to return a random share of the pause, at least half of it.
+    """
+    # The exponent is limited, because 2.0 ** 1024 overflows.
+    pause = min(longest, first * 2.0 ** min(failures - 1, 64))
+    return pause * random.uniform(0.5, 1) if jitter else pause
 
 
 class Backoff(msgspec.Struct, frozen=True):
@@ -37,9 +48,7 @@ class Backoff(msgspec.Struct, frozen=True):
 
     def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
         """Return the delay in seconds after this attempt (from 1) failed."""
-        # The exponent is limited, because 2.0 ** 1024 overflows.
-        delay = min(self.cap, self.base * 2.0 ** min(attempt - 1, 64))
-        return delay * (1 + uniform(-self.jitter, self.jitter))
+        return exponential_pause(attempt, self.base, self.cap) * (1 + uniform(-self.jitter, self.jitter))
 
 
 DEFAULT_BACKOFF = Backoff()

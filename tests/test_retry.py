@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from jobqueue.errors import HandlerError
 from jobqueue.job import MAX_DELAY, MAX_RETRIES
-from jobqueue.retry import DEFAULT_BACKOFF, Backoff
+from jobqueue.retry import DEFAULT_BACKOFF, Backoff, exponential_pause
 
 attempts = st.integers(1, MAX_RETRIES + 1)
 
@@ -32,6 +32,12 @@ def backoffs(draw: st.DrawFn) -> Backoff:
 def test_the_delay_doubles_with_each_attempt_up_to_the_cap() -> None:
     backoff = Backoff(base=1.5, cap=20)
     assert [backoff.delay(attempt, middle) for attempt in range(1, 8)] == [1.5, 3, 6, 12, 20, 20, 20]
+
+
+def test_a_pause_with_jitter_is_from_half_of_the_pause_to_all_of_it() -> None:
+    assert [exponential_pause(failures, 0.5, 3.0) for failures in (1, 2, 3, 4, 5_000)] == [0.5, 1, 2, 3, 3]
+    drawn = [exponential_pause(3, 0.5, 3.0, jitter=True) for _ in range(100)]
+    assert 1 <= min(drawn) < 1.5 < max(drawn) <= 2
 
 
 def test_jitter_spreads_the_delay_by_its_share_both_ways() -> None:

@@ -17,6 +17,7 @@ import httpx
 
 from jobqueue.client.errors import Unreachable
 from jobqueue.client.transports import Transport
+from jobqueue.retry import exponential_pause
 
 PATIENCE = 30.0
 """Default time for which a request is retried before the call fails, in seconds."""
@@ -78,7 +79,7 @@ async def ask(transport: Transport, request: httpx.Request, patience: float, aga
 
 def backoff(failures: int) -> float:
     """Return the seconds to wait after this many failures in a row: increasing, with jitter."""
-    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10)) * random.uniform(0.5, 1)
+    return exponential_pause(failures, FIRST_BACKOFF, LONGEST_BACKOFF, jitter=True)
 
 
 def pause_after_error(error: httpx.RequestError, failures: int, again_at: Statuses) -> float | None:

@@ -15,7 +15,6 @@ by the database, a row or a notification are contained here, and the part tries 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +22,7 @@ import structlog
 import trio
 
 from jobqueue.errors import JobQueueError
+from jobqueue.retry import exponential_pause
 
 FIRST_PAUSE = 0.05
 """Seconds between the first failure and the next try. Each further failure doubles the pause."""
@@ -66,9 +66,7 @@ class Trouble:
     @property
     def pause(self) -> float:
         """Seconds to wait before the next try: 0 after a success; exponential, with jitter, after failures."""
-        if not self._streak:
-            return 0.0
-        return min(self._longest_pause, FIRST_PAUSE * 2.0 ** min(self._streak - 1, 16)) * random.uniform(0.5, 1)
+        return exponential_pause(self._streak, FIRST_PAUSE, self._longest_pause, jitter=True) if self._streak else 0.0
 
     @contextmanager
     def contained(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import trio
 from jobqueue import logs
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import END, Config
+from jobqueue.retry import exponential_pause
 
 STALL_SECONDS = 1.0
 """Seconds that the loop may be late before it counts as blocked."""
@@ -96,7 +97,7 @@ async def run(
         except OSError as error:
             how = str(error)
         ends = ends + 1 if trio.current_time() - began < STEADY_SECONDS else 1
-        pause = min(FIRST_PAUSE * 2 ** min(ends - 1, 20), LONGEST_PAUSE)
+        pause = exponential_pause(ends, FIRST_PAUSE, LONGEST_PAUSE)
         log.error("the keeper ended: starting another", ended_with=how, again_in=pause)
         await trio.sleep(pause)
 

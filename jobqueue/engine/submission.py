@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -30,6 +29,7 @@ from jobqueue.errors import (
     UnprocessableJob,
 )
 from jobqueue.metrics import Metrics
+from jobqueue.retry import exponential_pause
 from jobqueue.storage.store import Ranks, Store, Submitted
 
 MAX_BATCH = 1_000
@@ -239,7 +239,7 @@ class Submissions:
             failures += 1
             if trio.current_time() > deadline:
                 raise lost
-            await trio.sleep(min(1.0, 0.05 * 2.0**failures) * random.uniform(0.5, 1))
+            await trio.sleep(exponential_pause(failures, 0.1, 1.0, jitter=True))
 
 
 class _Names(msgspec.Struct):

@@ -21,6 +21,7 @@ from jobqueue.errors import NodeFailed
 from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.transport.listeners import reserved
 from jobqueue.processes.child import KILL_MARGIN, Report
+from jobqueue.retry import exponential_pause
 from jobqueue.service import SHUTDOWN_MARGIN, LastResort, Serving, watch_signals
 from jobqueue.settings import Settings
 from jobqueue.storage.embedded import stage as embedded
@@ -143,7 +144,7 @@ class _Node:
             waits = self.serving.is_set() and any(word.passing for word in self._words)
             if failed_starts >= START_TRIES and not waits:
                 raise NodeFailed(f"process {self.number} does not start: {reason}", _as_shells_say(code))
-            pause = min(FIRST_PAUSE * 2 ** min(ends - 1, 20), LONGEST_PAUSE)
+            pause = exponential_pause(ends, FIRST_PAUSE, LONGEST_PAUSE)
             log.error("process ended, restarting it", process=self.number, ended_with=how, reason=reason, again_in=pause)
             with trio.move_on_after(pause):
                 await stopping.wait()

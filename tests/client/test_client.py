@@ -129,7 +129,7 @@ def test_a_blocking_call_may_wait_for_its_wire_alone() -> None:
     async def waits() -> None:
         await Suspended()
 
-    with pytest.raises(RuntimeError, match="waits for something other than its wire"):
+    with pytest.raises(RuntimeError, match="waits for something other than its transport"):
         run(waits())
 
 

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from jobqueue.errors import EmbeddedPostgresError
+from jobqueue.retry import exponential_pause
 from jobqueue.storage.database import one_line
 from jobqueue.storage.embedded.cluster import POLL_SECONDS, STOP_STEPS, Cluster
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS
@@ -109,7 +110,7 @@ async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: He
         if failures >= TRIES and not announced:
             raise EmbeddedPostgresError(f"the embedded PostgreSQL failed {failures} times: {reason}; {cluster.log_tail()}")
         health.trouble = reason
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 10))
+        pause = exponential_pause(failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         log.error("embedded postgresql is down", reason=reason, again_in=pause, log=str(cluster.log_path))
         await trio.sleep(pause)
 
