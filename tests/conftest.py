@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from tests.support.fork_server import fork_server
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.service import Service
 from tests.support.storage import Driver, open_driver
+
+# Keep compiled modules, although many containers set this variable: each worker would compile all tests, and each service jobqueue.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Examples have no deadline, because their time depends more on the machine than on the code.
 settings.register_profile("jobqueue", deadline=None)
