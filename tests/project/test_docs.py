@@ -31,6 +31,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ import pytest
 import yaml
 
 from tests.support import ROOT
+from tests.support.fork_server import fork_server
 from tests.support.service import Service
 
 PATIENCE = 60.0
@@ -256,17 +258,12 @@ class Session:
         return True
 
     def _prints(self, example: Command) -> bool:
-        command = self._named(example.command).replace("jobqueue ", f"{sys.executable} -m jobqueue ")
-        done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {command}"],
-            cwd=ROOT,
-            env={**os.environ, "JOBQUEUE_URL": self._url, "TZ": "UTC"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        command = self._named(example.command)
+        before, _, line = command.rpartition(" | ")
+        given = subprocess.run(["bash", "-c", before], capture_output=True, text=True, timeout=60, check=True).stdout
+        arguments = shlex.split(line)[1:]
+        env = {**os.environ, "JOBQUEUE_URL": self._url, "TZ": "UTC"}
+        done = fork_server().run(arguments, env, stdin=given, stderr=subprocess.STDOUT, timeout=60)
         self._last = done.stdout
         if not self._shows(example.output, done.stdout):
             return False

@@ -63,13 +63,17 @@ class ForkServer:
         return Forked(connection, os.fdopen(stdout), os.fdopen(stderr))
 
     def run(
-        self, arguments: Sequence[str], env: Mapping[str, str], *, stdin: str = "", timeout: float
+        self, arguments: Sequence[str], env: Mapping[str, str], *, stdin: str = "", stderr: int = subprocess.PIPE, timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``jobqueue`` with these arguments in the project's root, and wait until it ends."""
-        with TemporaryFile("w+") as given, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        """Run ``jobqueue`` with these arguments in the project's root, and wait until it ends.
+
+        Args:
+            stderr: `subprocess.STDOUT` mixes the errors into the output.
+        """
+        with TemporaryFile("w+") as given, TemporaryFile("a+") as out, TemporaryFile("a+") as err:
             given.write(stdin)
             given.seek(0)
-            process = Forked(self._fork(arguments, env, [given, out, err]))
+            process = Forked(self._fork(arguments, env, [given, out, out if stderr == subprocess.STDOUT else err]))
             try:
                 code = process.wait(timeout)
             finally:
@@ -115,7 +119,8 @@ class Forked:
     @staticmethod
     def can_have(env: Mapping[str, str]) -> bool:
         """Return whether a forked process can have this environment: the interpreter reads some variables only at its start."""
-        return all(os.environ.get(name) == value for name, value in env.items() if name.startswith("PYTHON"))
+        at_start = {name: value for name, value in env.items() if name.startswith("PYTHON") and name != "PYTHONPATH"}
+        return all(os.environ.get(name) == value for name, value in at_start.items())
 
     def poll(self) -> int | None:
         """Return the exit code; None while it runs."""
@@ -207,6 +212,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, on_interrupt)
     os.environ.clear()
     os.environ.update(command["env"])
+    sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     sys.argv[1:] = command["arguments"]
     runpy.run_module("jobqueue", run_name="__main__", alter_sys=True)
 
