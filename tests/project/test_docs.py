@@ -258,7 +258,7 @@ class Session:
         return True
 
     def _prints(self, example: Command) -> bool:
-        command = self._named(example.command)
+        command = self._named(example.command).replace("\\\n", " ")
         before, _, line = command.rpartition(" | ")
         given = subprocess.run(["bash", "-c", before], capture_output=True, text=True, timeout=60, check=True).stdout
         arguments = shlex.split(line)[1:]
