@@ -2,7 +2,7 @@
 
     python -m benchmarks.limit [--quick] [--out DIR]
 
-It runs the statements of `jobqueue.storage.store` in loops, without an engine. No service can be faster than these loops. Other
+It runs the statements of `jobqueue.storage.postgres` in loops, without an engine. No service can be faster than these loops. Other
 benchmarks call `drain` to report their rates as shares of its rate.
 """
 

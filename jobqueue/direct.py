@@ -24,7 +24,7 @@ from jobqueue.service import open_engine, operations
 from jobqueue.settings import Settings
 from jobqueue.storage import schema
 from jobqueue.storage.database import connect
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
     """
     settings = Settings(database_url=database_url, queues={})
     await trio.to_thread.run_sync(_require_schema, database_url)
-    async with open_engine(App(), settings, Store(database_url), lives=False) as engine, trio.open_nursery() as nursery:
+    async with open_engine(App(), settings, PostgresStore(database_url), lives=False) as engine, trio.open_nursery() as nursery:
         for part in (engine.submissions, engine.watcher, engine.overview, engine.history):
             await nursery.start(part.run)
         yield app.build(operations(engine, settings, stopping=lambda: False), Guard())

@@ -56,8 +56,9 @@ from jobqueue.settings import Settings
 from jobqueue.storage.embedded import stage as embedded
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS, Transactions
 from jobqueue.storage.notifications import Notifications
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
 from jobqueue.storage.schema import SCHEMA_VERSION
-from jobqueue.storage.store import Store
 
 HTTP_DRAIN = 2.0
 """Seconds for requests in flight to get their responses when the service stops."""
@@ -217,7 +218,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir(), 1, server_health
         )
-        async with open_engine(app, settings, Store(url), node_state=node_state) as engine:
+        async with open_engine(app, settings, PostgresStore(url), node_state=node_state) as engine:
             trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))
             keep = settings.visibility_timeout, settings.stall_limit
             await stages.start("keeper", keeping.run, node_state, url, os.getpid(), *keep)

@@ -1,7 +1,7 @@
 """Submit one job for each tick of each cron schedule.
 
 Every node does this for all schedules. PostgreSQL's clock decides which schedules are due. The node
-computes the ticks from that time, and the first node to store them wins (`Store.move_schedules`).
+computes the ticks from that time, and the first node to store them wins (`ScheduleStore.move_schedules`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.signals import Signals
 from jobqueue.errors import HandlerError, InvalidSchedule, RefusedData
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import SCHEDULE_BATCH, DueSchedule, Move, Moved, Store
+from jobqueue.storage.roles.schedule import SCHEDULE_BATCH, DueSchedule, Move, Moved, ScheduleStore
 from jobqueue.timetable import CronSchedule, Timetable, due
 
 LOOK_INTERVAL = 15.0
@@ -46,7 +46,7 @@ class Cron:
 
     def __init__(
         self,
-        store: Store,
+        store: ScheduleStore,
         metrics: Metrics,
         signals: Signals,
         *,

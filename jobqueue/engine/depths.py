@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from jobqueue.queue_settings import QueueSettings
-from jobqueue.storage.store import Depth, Store
+from jobqueue.storage.roles.inspect import Depth, InspectStore
 
 DEPTH_INTERVAL = 1.0
 """Minimum time for which a count is reused, in seconds."""
@@ -23,7 +23,7 @@ _UNSET = dict.fromkeys(QueueSettings.__struct_fields__) | {"aging_interval": 1.0
 class Depths:
     """Caches the queue depths."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: InspectStore) -> None:
         self._store = store
         self._counting = trio.Lock()
         self._counted: list[Depth] = []

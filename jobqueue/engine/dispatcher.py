@@ -27,7 +27,8 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.storage.claims import Claimed, Expired, Unreadable
-from jobqueue.storage.store import Claim, Ranks, Store, Submitted, Want
+from jobqueue.storage.roles.run import Claim, Ranks, RunStore, Want
+from jobqueue.storage.roles.submit import Submitted
 
 AUDIT_INTERVAL = 10.0
 """Seconds between two audits. An audit compares the jobs that this node holds with the jobs that the database records for it."""
@@ -80,7 +81,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        store: Store,
+        store: RunStore,
         lease: Lease,
         outcomes: Outcomes,
         metrics: Metrics,

@@ -18,7 +18,8 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.durations import percentile
 from jobqueue.errors import RefusedData
 from jobqueue.metrics import Metrics, Totals
-from jobqueue.storage.store import HISTORY, Slot, Store
+from jobqueue.storage.roles.inspect import HISTORY, InspectStore, Slot
+from jobqueue.storage.roles.upkeep import UpkeepStore
 
 EARLIEST, LATEST = 0.1, 1.0
 """Minimum and maximum delay of a write after the end of a slot, in seconds.
@@ -47,7 +48,7 @@ class History:
         steady: whether to write empty slots too. Nodes do this, so a gap in the history shows that no node ran.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, *, steady: bool = True) -> None:
+    def __init__(self, store: UpkeepStore, metrics: Metrics, *, steady: bool = True) -> None:
         self._store = store
         self._metrics = metrics
         self._steady = steady
@@ -102,7 +103,7 @@ def step_of(seconds: int) -> int:
     return next(step for step, kept in HISTORY.items() if seconds <= kept)
 
 
-async def look_back(store: Store, seconds: int) -> dict[str, Any]:
+async def look_back(store: InspectStore, seconds: int) -> dict[str, Any]:
     """Return the history of all nodes over the last `seconds`, up to a day.
 
     Raises:

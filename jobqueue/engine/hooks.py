@@ -25,7 +25,8 @@ from jobqueue.engine.signals import Finished, Signals
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job
 from jobqueue.metrics import Metrics
 from jobqueue.storage.claims import Expired
-from jobqueue.storage.store import Recovered, Store
+from jobqueue.storage.roles.inspect import InspectStore
+from jobqueue.storage.roles.run import Recovered
 
 MAX_WAITING = 1_000
 """Maximum number of waiting calls. Further calls are dropped and logged."""
@@ -58,7 +59,7 @@ class Hooks:
     """
 
     def __init__(
-        self, store: Store, metrics: Metrics, signals: Signals, *, on_dead: Iterable[Hook], on_retry: Iterable[Hook]
+        self, store: InspectStore, metrics: Metrics, signals: Signals, *, on_dead: Iterable[Hook], on_retry: Iterable[Hook]
     ) -> None:
         self._store = store
         self._metrics = metrics

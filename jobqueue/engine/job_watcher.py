@@ -19,7 +19,7 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.signals import Documents, Finished, Signals
 from jobqueue.errors import TooManyWatchers
 from jobqueue.job import UNFINISHED, ClaimedJob
-from jobqueue.storage.store import Glance, Store
+from jobqueue.storage.roles.inspect import Glance, InspectStore
 
 LOOK_INTERVAL = 0.5
 """Seconds between two queries of the watched jobs."""
@@ -135,7 +135,7 @@ class JobWatcher:
         closed: see `close`.
     """
 
-    def __init__(self, store: Store, signals: Signals, *, keep_finished: bool) -> None:
+    def __init__(self, store: InspectStore, signals: Signals, *, keep_finished: bool) -> None:
         self._store = store
         self._keep_finished = keep_finished
         self._watched: dict[str, _Watched] = {}

@@ -7,7 +7,7 @@ import math
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.signals import Signals
-from jobqueue.storage.store import ADMIT_BATCH, Store
+from jobqueue.storage.roles.schedule import ADMIT_BATCH, ScheduleStore
 
 
 class KeyAdmission:
@@ -18,7 +18,7 @@ class KeyAdmission:
     scheduled jobs finds the check.
     """
 
-    def __init__(self, store: Store, signals: Signals) -> None:
+    def __init__(self, store: ScheduleStore, signals: Signals) -> None:
         self._store = store
         self._signals = signals
         self.trouble = Trouble("admission", vital=True)

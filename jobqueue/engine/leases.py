@@ -29,7 +29,7 @@ from jobqueue.engine.recent_rates import RecentRates
 from jobqueue.engine.signals import Signals
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Node, Store
+from jobqueue.storage.roles.run import Node, RunStore
 
 RENEWALS_PER_LEASE = 6
 """Minimum number of renewals per lease duration. Five renewals in a row can fail before the lease is lost."""
@@ -61,7 +61,7 @@ class Lease:
 
     def __init__(
         self,
-        store: Store,
+        store: RunStore,
         metrics: Metrics,
         signals: Signals,
         *,
@@ -167,7 +167,7 @@ class Lease:
         )
 
 
-async def expire_dead_neighbours(store: Store) -> None:
+async def expire_dead_neighbours(store: RunStore) -> None:
     """End the leases of dead processes on this machine, so that a restart need not wait for the visibility timeout.
 
     The check considers only processes of the same boot and the same PID namespace. Such a process is

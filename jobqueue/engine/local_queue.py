@@ -20,7 +20,7 @@ import trio
 from jobqueue.concurrency.aging_queue import AgingQueue
 from jobqueue.engine.executor import Run
 from jobqueue.job import ClaimedJob
-from jobqueue.storage.store import Want
+from jobqueue.storage.roles.run import Want
 
 AHEAD = 0.05
 """Seconds of work to prefetch. So a node prefetches hundreds of fast jobs, but only a few slow jobs."""

@@ -8,7 +8,8 @@ from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.signals import Signals
-from jobqueue.storage.store import PRUNE_BATCH, RECOVER_BATCH, Store
+from jobqueue.storage.roles.run import RECOVER_BATCH, RunStore
+from jobqueue.storage.roles.upkeep import PRUNE_BATCH, UpkeepStore
 
 PRUNE_INTERVAL = 3600.0
 """Seconds between two checks of partitions and retention."""
@@ -19,7 +20,7 @@ PRUNE_PAUSE = 60.0
 log = structlog.get_logger()
 
 
-def recovery(store: Store, lease: Lease, signals: Signals, interval: float) -> Routine:
+def recovery(store: RunStore, lease: Lease, signals: Signals, interval: float) -> Routine:
     """Recover the jobs of lost nodes every `interval` seconds.
 
     A node ends expired leases of other nodes only while its own lease is steady.
@@ -37,7 +38,7 @@ def recovery(store: Store, lease: Lease, signals: Signals, interval: float) -> R
     return routine
 
 
-def pruning(store: Store, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> Routine:
+def pruning(store: UpkeepStore, *, keep_finished: float, keep_cancelled: float, keep_dead: float) -> Routine:
     """Create partitions in advance, drop old ones, and delete old dead letters and keys.
 
     Args:

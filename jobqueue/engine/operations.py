@@ -26,7 +26,7 @@ from jobqueue.job import Change
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.metrics import CONTENT_TYPE, Metrics
 from jobqueue.queue_settings import QueueSettings
-from jobqueue.storage.store import Store
+from jobqueue.storage.roles import Store
 from jobqueue.timetable import CronSchedule
 
 

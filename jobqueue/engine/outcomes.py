@@ -17,7 +17,7 @@ from jobqueue.engine.signals import Finished, Signals
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData, StatementFailed
 from jobqueue.job import AttemptError, ClaimedJob, Outcome
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Store
+from jobqueue.storage.roles.run import RunStore
 
 MAX_BATCH = 2_000
 """Maximum number of outcomes in one transaction. An outcome with a result over 16 KiB counts as several."""
@@ -41,7 +41,7 @@ class Outcomes:
         held: every run, as (id, claims), from its claim until its outcome is committed.
     """
 
-    def __init__(self, store: Store, lease: Lease, metrics: Metrics, signals: Signals, *, keep_finished: bool) -> None:
+    def __init__(self, store: RunStore, lease: Lease, metrics: Metrics, signals: Signals, *, keep_finished: bool) -> None:
         self._store = store
         self._lease = lease
         self._metrics = metrics

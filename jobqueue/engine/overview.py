@@ -21,7 +21,7 @@ from jobqueue.engine.depths import Depths
 from jobqueue.engine.history import point, step_of
 from jobqueue.engine.leases import Lease
 from jobqueue.errors import TooManyWatchers
-from jobqueue.storage.store import HISTORY_SETTLE, Store
+from jobqueue.storage.roles.inspect import HISTORY_SETTLE, InspectStore
 
 LOOK_INTERVAL = 2.0
 """Seconds between two reads while a page watches."""
@@ -62,7 +62,7 @@ class _Range:
         self._over: float | None = None
         self._read_at = 0.0
 
-    async def read(self, store: Store, now: datetime, look: int) -> None:
+    async def read(self, store: InspectStore, now: datetime, look: int) -> None:
         """Read the new points, if a slot has ended since the last read."""
         over = (now.timestamp() - HISTORY_SETTLE) // self._step
         if over == self._over:
@@ -145,7 +145,7 @@ class Overview:
         changed: pages wait here for the next read.
     """
 
-    def __init__(self, store: Store, depths: Depths, lease: Lease) -> None:
+    def __init__(self, store: InspectStore, depths: Depths, lease: Lease) -> None:
         self._store = store
         self._depths = depths
         self._lease = lease

@@ -20,7 +20,7 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.signals import Documents, Signals
 from jobqueue.errors import RefusedData
 from jobqueue.job import ClaimedJob, Note
-from jobqueue.storage.store import Store
+from jobqueue.storage.roles.run import RunStore
 
 NOTE_INTERVAL = 1.0
 """Seconds between two writes of notes."""
@@ -92,7 +92,7 @@ class Handle:
 class ProgressWriter:
     """Writes the notes of running jobs. Must be created on the loop's thread."""
 
-    def __init__(self, store: Store, signals: Signals) -> None:
+    def __init__(self, store: RunStore, signals: Signals) -> None:
         self._store = store
         self._signals = signals
         self._token = trio.lowlevel.current_trio_token()

@@ -7,7 +7,7 @@ import math
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.signals import Signals
-from jobqueue.storage.store import PROMOTE_BATCH, Store
+from jobqueue.storage.roles.schedule import PROMOTE_BATCH, ScheduleStore
 
 LOCKED_INTERVAL = 0.1
 """If a job is still scheduled this many seconds after it was due, another transaction holds its lock.
@@ -21,7 +21,7 @@ class Promoter:
         poll_interval: the longest time between checks, in seconds. So the node also finds jobs that no notification announced.
     """
 
-    def __init__(self, store: Store, signals: Signals, *, poll_interval: float) -> None:
+    def __init__(self, store: ScheduleStore, signals: Signals, *, poll_interval: float) -> None:
         self._store = store
         self._signals = signals
         self._poll_interval = poll_interval

@@ -6,7 +6,7 @@ from collections import Counter, deque
 
 import trio
 
-from jobqueue.storage.store import Activity
+from jobqueue.storage.roles.run import Activity
 
 WINDOW = 60
 """Seconds over which the rates are averaged."""

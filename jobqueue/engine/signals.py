@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVarTuple
 
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.storage.claims import Expired
-from jobqueue.storage.store import Ranks, Recovered, RunId
+from jobqueue.storage.roles.run import Ranks, Recovered, RunId
 
 Event = TypeVarTuple("Event")
 

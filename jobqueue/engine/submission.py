@@ -30,7 +30,8 @@ from jobqueue.errors import (
 )
 from jobqueue.metrics import Metrics
 from jobqueue.retry import exponential_pause
-from jobqueue.storage.store import Ranks, Store, Submitted
+from jobqueue.storage.roles.run import Ranks
+from jobqueue.storage.roles.submit import SubmitStore, Submitted
 
 MAX_BATCH = 1_000
 """Maximum number of jobs in one transaction. A job over 16 KiB counts as several. A submission that
@@ -57,7 +58,7 @@ class Submissions:
 
     def __init__(
         self,
-        store: Store,
+        store: SubmitStore,
         metrics: Metrics,
         signals: Signals,
         *,

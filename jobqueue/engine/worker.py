@@ -17,7 +17,7 @@ from jobqueue.engine.signals import Signals
 from jobqueue.job import ClaimedJob, Outcome
 from jobqueue.keeper.node_state import NO_SLOT, NodeState
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import RunId
+from jobqueue.storage.roles.run import RunId
 
 LOOP_SHARE = 0.001
 """Maximum time for which workers go from job to job before they let other tasks run, in seconds."""

@@ -25,7 +25,7 @@ from jobqueue.retry import exponential_pause
 from jobqueue.service import SHUTDOWN_MARGIN, LastResort, Serving, watch_signals
 from jobqueue.settings import Settings
 from jobqueue.storage.embedded import stage as embedded
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
 
 START_TRIES = 3
 """Consecutive failed starts of one process after which the service ends."""
@@ -97,7 +97,7 @@ async def _run(nodes: list[_Node], settings: Settings, stages: Stages, on_servin
 
 
 async def _migrate(url: str) -> None:
-    store = Store(url)
+    store = PostgresStore(url)
     try:
         await store.migrate()
     finally:

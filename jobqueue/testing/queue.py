@@ -26,7 +26,8 @@ from jobqueue.job import MAX_RETRIES
 from jobqueue.service import Engine, open_engine, start_engine
 from jobqueue.settings import Settings
 from jobqueue.testing.clock import Clock, in_virtual_time
-from jobqueue.testing.memory_store import SECOND, MemoryStore
+from jobqueue.testing.memory_store import MemoryStore
+from jobqueue.testing.memory_store.state import SECOND
 from jobqueue.testing.submitting import InThreads, submission
 
 MAX_RUNS = MAX_RETRIES + 1

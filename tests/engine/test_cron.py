@@ -32,8 +32,11 @@ from jobqueue.engine.signals import Signals
 from jobqueue.errors import DatabaseUnavailable, HandlerError, InvalidSchedule, RefusedData
 from jobqueue.job import MAX_NAME_LENGTH, ClaimedJob, Job
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import DueSchedules, Move, Moved, Store
-from jobqueue.testing.memory_store import SECOND, MemoryStore
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
+from jobqueue.storage.roles.schedule import DueSchedules, Move, Moved
+from jobqueue.testing.memory_store import MemoryStore
+from jobqueue.testing.memory_store.state import SECOND
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
 from tests.service.test_failing_nth import WAYS, FailingStore, Fault
 from tests.support import ROOT
@@ -666,7 +669,7 @@ async def test_each_tick_has_one_job_however_many_nodes_race_for_it(
     clock: DatabaseClock, database_url: str, database: Database
 ) -> None:
     """Six nodes compete as fast as they can, while the database's clock runs 60 times as fast."""
-    stores = [Store(database_url) for _ in range(6)]
+    stores = [PostgresStore(database_url) for _ in range(6)]
     await stores[0].migrate()
     won: Counter[int] = Counter()
     for name in ("tick", "other"):
@@ -697,7 +700,7 @@ async def test_each_tick_has_one_job_however_many_nodes_race_for_it(
 
 
 async def test_a_schedule_in_an_open_transaction_does_not_delay_others(database_url: str, database: Database) -> None:
-    store = Store(database_url)
+    store = PostgresStore(database_url)
     await store.migrate()
     await store.put_schedule(schedule("held", missed="all"))
     await store.put_schedule(schedule(missed="all"))
@@ -717,7 +720,7 @@ async def test_a_schedule_in_an_open_transaction_does_not_delay_others(database_
 
 
 async def test_a_node_starts_while_a_transaction_locks_its_schedules(database_url: str, database: Database) -> None:
-    store = Store(database_url)
+    store = PostgresStore(database_url)
     await store.migrate()
     await cron_of(store, "mine", schedule(payload={"a": None}, max_retries=None, timeout=2)).reconcile()
     with psycopg.connect(database_url) as somebody, trio.fail_after(60):

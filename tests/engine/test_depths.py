@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from jobqueue.engine import overview
 from jobqueue.engine.depths import DEPTH_INTERVAL, DEPTH_SHARE, Depths
-from jobqueue.storage.store import Depth
+from jobqueue.storage.roles.inspect import Depth
 from jobqueue.testing.memory_store import MemoryStore
 
 WATCHED = 1_000.0

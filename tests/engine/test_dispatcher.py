@@ -15,7 +15,8 @@ from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
 from jobqueue.engine.signals import Signals
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Claimed, Want
+from jobqueue.storage.claims import Claimed
+from jobqueue.storage.roles.run import Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.storage import joined
 

@@ -18,7 +18,8 @@ from jobqueue.engine.promotion import LOCKED_INTERVAL, Promoter
 from jobqueue.engine.signals import Signals
 from jobqueue.job import Options
 from jobqueue.settings import Settings
-from jobqueue.storage.store import Promotion, Store
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles.schedule import Promotion
 from jobqueue.testing.memory_store import MemoryStore
 from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
@@ -133,7 +134,7 @@ async def test_a_claimed_job_that_expires_before_a_worker_is_free_is_not_started
     async with (
         open_driver(database_url) as driver,
         open_stages() as stages,
-        service.open_engine(app, settings, Store(database_url)) as engine,
+        service.open_engine(app, settings, PostgresStore(database_url)) as engine,
     ):
         await service.start_engine(engine, stages, database_url)
         queue = engine.queues["default"]

@@ -18,7 +18,10 @@ from jobqueue.durations import BOUNDS, Durations
 from jobqueue.engine.history import EARLIEST, LATEST, RETRY_INTERVAL, SAMPLE_SHARE, History, look_back, point, step_of
 from jobqueue.errors import DatabaseUnavailable, RefusedData
 from jobqueue.metrics import Metrics, Totals
-from jobqueue.storage.store import HISTORY, HISTORY_SETTLE, Recorded, Slot, Store
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
+from jobqueue.storage.roles.inspect import HISTORY, HISTORY_SETTLE, Slot
+from jobqueue.storage.roles.upkeep import Recorded
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import Driver, joined, open_driver
@@ -349,6 +352,6 @@ async def test_the_range_is_the_same_from_every_node(case: Case) -> None:
     assert looked["step"] == 10
     [found] = looked["points"]
     assert (found["submitted"], found["dead"]) == (1.4, 0.2)
-    other = case.store if isinstance(case.store, MemoryStore) else Store(case.store.url)
+    other = case.store if isinstance(case.store, MemoryStore) else PostgresStore(case.store.url)
     assert await look_back(other, 3600) == looked
     await other.aclose()

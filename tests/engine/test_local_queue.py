@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from jobqueue.engine.executor import Run
 from jobqueue.engine.local_queue import AHEAD, FLOOR_MARGIN, MAX_CLAIM, MAX_PREFETCH, LocalQueue
 from jobqueue.job import ClaimedJob
-from jobqueue.storage.store import Want
+from jobqueue.storage.roles.run import Want
 
 
 def job(rank: float = 0.0, payload: bytes = b"{}") -> ClaimedJob:

@@ -14,7 +14,7 @@ import trio
 
 from jobqueue import documents
 from jobqueue.job import NewJob
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
 from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
 from tests.support.service import Service
@@ -55,7 +55,7 @@ def delays(count: int = JOBS) -> list[float]:
 
 async def submit_by_python(url: str, database: Database) -> None:
     now = database.value("SELECT now()")
-    store = Store(url)
+    store = PostgresStore(url)
     jobs = [NewJob(id=new_id(), kind="echo", run_at=now + timedelta(seconds=seconds)) for seconds in delays()]
     await store.submit([documents.encode(job) for job in jobs], wake=False)
     await store.aclose()

@@ -10,7 +10,7 @@ import trio
 from jobqueue.job import Options
 from jobqueue.metrics import Totals
 from jobqueue.queue_settings import QueueSettings
-from jobqueue.storage.store import ADMIT_BATCH
+from jobqueue.storage.roles.schedule import ADMIT_BATCH
 from tests.support.postgres import Database
 from tests.support.service import Service
 from tests.support.storage import Driver

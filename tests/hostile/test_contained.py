@@ -21,7 +21,8 @@ from jobqueue.engine.operations import Operations
 from jobqueue.errors import JobQueueError
 from jobqueue.job import Submission
 from jobqueue.settings import Settings
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
 from tests.support.postgres import Database
 
 AGAIN = 60.0
@@ -66,7 +67,7 @@ PARTS = {
 VITAL = {"submissions", "claims", "outcomes", "heartbeat", "promotion", "admission", "recovery", "cron"}
 
 
-class Sabotaged(Store):
+class Sabotaged(PostgresStore):
     """A store with a verb that raises a given error, which nothing maps to another one.
 
     Attributes:
@@ -215,7 +216,7 @@ PAYLOADS = [
 
 async def test_no_notification_ends_a_node(database_url: str, database: Database) -> None:
     dice = random.Random(1)
-    store = Store(database_url)
+    store = PostgresStore(database_url)
     async with running(store) as (engine, node, stages):
         names = stages.names()
         for channel in CHANNELS:
@@ -229,7 +230,7 @@ async def test_no_notification_ends_a_node(database_url: str, database: Database
 
 
 async def test_a_forged_node_harms_no_start(database_url: str, database: Database) -> None:
-    async with running(Store(database_url)):
+    async with running(PostgresStore(database_url)):
         [[process]] = database.rows("SELECT process FROM jobqueue.nodes")
     here = ":".join(process.split(":")[:2])
     for forged in (
@@ -248,5 +249,5 @@ async def test_a_forged_node_harms_no_start(database_url: str, database: Databas
             "VALUES (gen_random_uuid(), '', 0, %s, '', '[]', now() + interval '1 hour')",
             forged,
         )
-    async with running(Store(database_url)) as (_, node, _stages):
+    async with running(PostgresStore(database_url)) as (_, node, _stages):
         await ended(database, await submit(node), AGAIN)

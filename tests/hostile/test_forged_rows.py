@@ -19,7 +19,7 @@ from jobqueue import service
 from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance
 from jobqueue.settings import Settings
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
 from tests.support.postgres import Database
 from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
@@ -103,7 +103,7 @@ def make_app() -> jobqueue.App:
 async def running(url: str, app: jobqueue.App | None = None) -> AsyncIterator[Stages]:
     """Start a node without HTTP like the service does, and shut it down."""
     settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
-    async with open_stages() as stages, service.open_engine(app or make_app(), settings, Store(url)) as engine:
+    async with open_stages() as stages, service.open_engine(app or make_app(), settings, PostgresStore(url)) as engine:
         await service.start_engine(engine, stages, url)
         yield stages
         await service._shut_down(engine, settings, stages, trio.Event())

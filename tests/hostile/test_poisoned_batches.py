@@ -12,7 +12,9 @@ from jobqueue.admission import admit
 from jobqueue.errors import DatabaseUnavailable, RefusedData, StatementFailed, UnprocessableJob
 from jobqueue.job import Outcome, Submission
 from jobqueue.job_filters import DeadFilter, JobFilter
-from jobqueue.storage.store import SLOW_AFTER, Store, Submitted
+from jobqueue.storage.postgres.lanes import SLOW_AFTER
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles.submit import Submitted
 from tests.hostile.test_contained import AGAIN, ended, running, submit, until
 from tests.support.postgres import Database
 from tests.support.storage import new_id
@@ -33,7 +35,7 @@ ROWS = {
 
 
 async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(database_url: str, database: Database) -> None:
-    async with running(Store(database_url)) as (_, node, stages):
+    async with running(PostgresStore(database_url)) as (_, node, stages):
         names = stages.names()
         await node.pause("default", True)
         bad = {what: new_id() for what in ROWS}
@@ -60,7 +62,7 @@ async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(
         assert node.troubles() == []
 
 
-class Choosy(Store):
+class Choosy(PostgresStore):
     """A store that fails for an unknown reason if a batch contains a certain text, or always."""
 
     marked = b"poison"
@@ -113,7 +115,7 @@ async def test_a_submission_that_makes_statements_fail_is_refused_and_the_others
         assert engine.submissions.trouble.errors
 
 
-class Once(Store):
+class Once(PostgresStore):
     """A store whose first submission fails for a reason that ends with its session, such as an old plan."""
 
     failed = False
@@ -145,7 +147,7 @@ async def test_an_outcome_that_makes_statements_fail_ends_its_own_job_alone(data
         assert node.troubles() == []
 
 
-class Stubborn(Store):
+class Stubborn(PostgresStore):
     """A store that rejects every outcome of one job."""
 
     refused = ""
@@ -168,7 +170,7 @@ async def test_a_job_of_which_no_outcome_can_be_written_leaves_its_node_ready(da
         store.refused = ""
 
 
-class Slow(Store):
+class Slow(PostgresStore):
     """A store whose claims use a connection that does not respond for a while."""
 
     async def stall(self, seconds: float) -> None:

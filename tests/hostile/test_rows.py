@@ -18,7 +18,7 @@ from jobqueue.errors import JobQueueError, RefusedData
 from jobqueue.job import Change, NewJob, Options, Outcome
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.queue_settings import QueueSettings
-from jobqueue.storage.store import Claim, Want
+from jobqueue.storage.roles.run import Claim, Want
 from tests.support.postgres import Database
 from tests.support.service import Service
 from tests.support.storage import Driver, new_id

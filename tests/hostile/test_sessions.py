@@ -21,7 +21,7 @@ from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.settings import Settings
 from jobqueue.storage import doctor
 from jobqueue.storage.embedded import stage as embedded
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
 from tests.support.postgres import Database
 from tests.support.waiting import until
 
@@ -193,7 +193,7 @@ async def looking(client: Client) -> None:
 
 
 async def upkeep(client: Client) -> None:
-    store = Store(client.database.url)
+    store = PostgresStore(client.database.url)
     await store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     await store.prune(keep_finished=86_400, keep_cancelled=86_400, keep_dead=86_400)
     await store.prune_keys()
@@ -209,7 +209,7 @@ OPERATIONS = [jobs_by_http, jobs_by_sql, keys_groups_and_limits, schedules, look
 async def running(url: str) -> AsyncIterator[tuple[service.Engine, str, Stages]]:
     """Run a node with all of its parts, including HTTP, in this process."""
     settings = Settings(queues={"default": 4}, poll_interval=0.2, visibility_timeout=10, grace_period=1, port=0)
-    async with open_stages() as stages, service.open_engine(make_app(), settings, Store(url)) as engine:
+    async with open_stages() as stages, service.open_engine(make_app(), settings, PostgresStore(url)) as engine:
         await service.start_engine(engine, stages, url)
         listeners = open_listeners(settings.host, 0)
         stopping = trio.Event()
@@ -287,7 +287,7 @@ async def test_a_database_of_another_encoding_is_refused_in_one_sentence(encodin
         connection.execute(
             f"CREATE DATABASE odd_encoding ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0".encode()
         )
-        store = Store(psycopg.conninfo.make_conninfo(database_url, dbname="odd_encoding"))
+        store = PostgresStore(psycopg.conninfo.make_conninfo(database_url, dbname="odd_encoding"))
         try:
             with pytest.raises(
                 jobqueue.errors.SettingsError, match=f'the database "odd_encoding" has the encoding {encoding}, but'

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from jobqueue.storage import doctor
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
 from tests.support import ROOT, postgres
 from tests.support.postgres import Database
 from tests.support.service import Service
@@ -67,7 +67,7 @@ async def test_partitions_are_days_of_utc_whatever_the_session_has(any_database_
         for name, since, is_a_day in sql.rows(BOUNDS, parent):
             assert (f"{parent}_{since}", is_a_day) == (f"{name} 00:00", True)
         assert len(sql.rows(BOUNDS, parent)) == 3
-    store = Store(url)
+    store = PostgresStore(url)
     assert await store.maintain(**KEEP) == (0, [])
     assert [finding.verdict for finding in doctor.examine(url) if finding.check == "partitions"] == ["ok"]
     await store.aclose()
@@ -155,7 +155,7 @@ async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql
     for moment in ("2020-01-15", "2020-03-15"):  # the second is in the default partition
         sql.rows(FINISHED, new_id(), moment)
     await driver.in_state("succeeded")
-    store = Store(url)
+    store = PostgresStore(url)
     dropped, failed = await store.maintain(**KEEP)
     assert dropped == 0
     assert [text.partition(":")[0] for text in failed] == [f"cannot create {tomorrow}", "cannot drop old"]

@@ -29,7 +29,8 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import Submission
 from jobqueue.settings import Settings
 from jobqueue.storage.notifications import Notifications
-from jobqueue.storage.store import Store
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import Database
 
@@ -175,7 +176,7 @@ async def running(app: jobqueue.App, url: str, visibility_timeout: float) -> Asy
     settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=visibility_timeout, grace_period=1)
     async with AsyncExitStack() as stack:
         stages = await stack.enter_async_context(open_stages())
-        engine = await stack.enter_async_context(service.open_engine(app, settings, service.Store(url)))
+        engine = await stack.enter_async_context(service.open_engine(app, settings, service.PostgresStore(url)))
         await service.start_engine(engine, stages, url)
         yield engine, stages
         await service._shut_down(engine, settings, stages, trio.Event())
@@ -290,7 +291,7 @@ def test_any_call_may_fail_in_any_way(ways: Sequence[Fault], monkeypatch: pytest
         first += 1
         store = MemoryStore(trio.current_time)
         failing = FailingStore(store, first, ways)
-        monkeypatch.setattr(service, "Store", lambda _, failing=failing: failing)
+        monkeypatch.setattr(service, "PostgresStore", lambda _, failing=failing: failing)
         told = trio.run(scenario, store, failing, "memory", clock=MockClock(autojump_threshold=0))
         check(told, store.snapshot())
         if len(failing.calls) < first:
@@ -301,9 +302,9 @@ def test_any_call_may_fail_in_any_way(ways: Sequence[Fault], monkeypatch: pytest
 async def test_any_call_to_postgresql_may_fail(
     first: int, database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(database_url)
+    store = PostgresStore(database_url)
     failing = FailingStore(store, first, ["after", "after", "before"])
-    monkeypatch.setattr(service, "Store", lambda _: failing)
+    monkeypatch.setattr(service, "PostgresStore", lambda _: failing)
     told = await scenario(store, failing, database_url, patience=90, visibility_timeout=60)
     rows = [row for (row,) in database.rows("SELECT to_jsonb(j) FROM jobqueue.jobs AS j")]
     check(told, rows)

@@ -29,7 +29,7 @@ from jobqueue.engine.submission import Submissions
 from jobqueue.errors import ConnectionLost, KeyInUse, KeyReused, RefusedKey
 from jobqueue.job import NewJob, Options, Submission
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import Submitted
+from jobqueue.storage.roles.submit import Submitted
 from jobqueue.testing.memory_store import MemoryStore
 from tests.service.test_service import Effects
 from tests.support.postgres import Database

@@ -29,7 +29,6 @@ from jobqueue.client import retries, transports
 from jobqueue.engine.leases import process_identity
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import NewJob
-from jobqueue.storage import store as stores
 from jobqueue.storage.embedded.cluster import PORT, ROLE, Cluster
 from tests.service.test_service import Effects
 from tests.support import postgres
@@ -331,11 +330,8 @@ def test_server_processes_that_freeze_hold_up_nothing_but_what_they_had(bench: B
     assert node.service.stop() == 0, node.service.log
 
 
-async def test_a_statement_sent_to_a_frozen_process_takes_effect_once_or_not_at_all(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_statement_sent_to_a_frozen_process_takes_effect_once_or_not_at_all(bench: Bench) -> None:
     """The doubt lasts until the process resumes. Afterwards, the statement has no further effect."""
-    monkeypatch.setattr(stores, "SETTLE_TIMEOUT", 0.2)
     async with open_driver(bench.url) as driver:
         document = documents.encode(NewJob(id=new_id()))
         await driver.submit_many({}, {})

@@ -30,10 +30,10 @@ from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import Config, Keeper
 from jobqueue.storage import database as connections
 from jobqueue.storage import doctor, schema
-from jobqueue.storage import store as stores
 from jobqueue.storage.database import Lane, behind_pooler, connect
 from jobqueue.storage.embedded.binaries import Programs
 from jobqueue.storage.embedded.cluster import PORT, ROLE
+from jobqueue.storage.postgres import lanes
 from tests.service.test_commits_in_doubt import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, set_standbys
 from tests.service.test_outages import RESUMED, Node, assert_each_ended_once
 from tests.service.test_service import Effects
@@ -527,7 +527,7 @@ async def test_a_commit_that_comes_too_late_commits_nothing(pooled_url: str, mon
 async def test_what_a_pooler_that_hangs_did_not_begin_is_no_doubt(
     pooler: Pooler, pooled_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "SUBMIT_TIMEOUT", 8)
+    monkeypatch.setattr(lanes, "SUBMIT_TIMEOUT", 8)
     async with open_driver(pooled_url) as driver:
         await driver.submit()
         document = new_document()

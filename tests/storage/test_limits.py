@@ -24,7 +24,8 @@ from jobqueue.engine.signals import Signals
 from jobqueue.errors import RefusedData
 from jobqueue.job import ClaimedJob, NewJob, Options, Outcome
 from jobqueue.queue_settings import MAX_LIMIT, MIN_RATE, QueueSettings
-from jobqueue.storage.store import ADMIT_BATCH, Claim, Want
+from jobqueue.storage.roles.run import Claim, Want
+from jobqueue.storage.roles.schedule import ADMIT_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support import ROOT
 from tests.support.postgres import SERVERS, Database, ServerPool

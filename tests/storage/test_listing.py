@@ -19,7 +19,7 @@ from jobqueue import documents
 from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, Change, JobState, NewJob, Options
 from jobqueue.job_filters import DeadFilter, JobFilter
-from jobqueue.storage.store import CANCEL_BATCH
+from jobqueue.storage.roles.steer import CANCEL_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import SERVERS, ServerPool
 from tests.support.storage import Driver, joined, new_id, open_driver

@@ -34,7 +34,9 @@ from psycopg.rows import dict_row
 from jobqueue import documents
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, Change, ClaimedJob, NewJob, Options, Outcome, UnfinishedState, Verdict
 from jobqueue.job_filters import JobFilter
-from jobqueue.storage.store import Node, Store, Want
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
+from jobqueue.storage.roles.run import Node, Want
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support import postgres
 from tests.support.storage import new_id
@@ -137,7 +139,7 @@ class PostgresWorld:
     """A database, emptied for each example."""
 
     def __init__(self, url: str) -> None:
-        self.store = Store(url)
+        self.store = PostgresStore(url)
         trio.run(self.store.migrate)
         self._connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
 

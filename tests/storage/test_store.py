@@ -23,7 +23,13 @@ from jobqueue.errors import KeyInUse, KeyReused, RefusedData
 from jobqueue.job import AttemptError, Change, ClaimedJob, NewJob, Note, Options, Outcome, Verdict
 from jobqueue.job_filters import DeadFilter
 from jobqueue.metrics import Metrics
-from jobqueue.storage.store import PRUNE_BATCH, Claim, DueSchedule, Expired, Move, Store, Submitted, Want
+from jobqueue.storage.claims import Expired
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
+from jobqueue.storage.roles.run import Claim, Want
+from jobqueue.storage.roles.schedule import DueSchedule, Move
+from jobqueue.storage.roles.submit import Submitted
+from jobqueue.storage.roles.upkeep import PRUNE_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.timetable import CronSchedule, schedule_of
 from tests.support.postgres import SERVERS, ServerPool
@@ -519,12 +525,11 @@ async def test_queues_and_nodes_can_be_seen(driver: Driver) -> None:
     assert "process" not in node
 
 
-def test_the_store_in_memory_has_every_verb_of_the_real_one() -> None:
-    for name, member in vars(Store).items():
+@pytest.mark.parametrize("store", [PostgresStore, MemoryStore])
+def test_a_store_has_every_verb_of_all_roles(store: type[Store]) -> None:
+    for name, verb in inspect.getmembers(Store, inspect.isfunction):
         if not name.startswith("_"):
-            assert name in vars(MemoryStore), f"MemoryStore inherits {name}"
-            if inspect.isfunction(member):
-                assert inspect.signature(vars(MemoryStore)[name]) == inspect.signature(member), name
+            assert inspect.signature(getattr(store, name)) == inspect.signature(verb), name
 
 
 # --------------------------------------------------------------------------------------------------------------------- expiry

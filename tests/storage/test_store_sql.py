@@ -13,7 +13,8 @@ import trio
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import ClaimedJob, NewJob, Note, Outcome
-from jobqueue.storage.store import Claim, Store, Want
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles.run import Claim, Want
 from tests.support.postgres import Database
 from tests.support.storage import Driver, new_id, open_driver
 
@@ -377,7 +378,7 @@ async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_work
 
 
 async def test_no_server_is_unavailable() -> None:
-    store = Store("postgresql://127.0.0.1:1/nothing")
+    store = PostgresStore("postgresql://127.0.0.1:1/nothing")
     with pytest.raises(DatabaseUnavailable, match="cannot connect"):
         await store.promote()
 

@@ -11,7 +11,9 @@ import uuid_utils
 
 from jobqueue import documents
 from jobqueue.job import ClaimedJob, NewJob, Outcome, Verdict
-from jobqueue.storage.store import Node, Recovered, Store, Want
+from jobqueue.storage.postgres.store import PostgresStore
+from jobqueue.storage.roles import Store
+from jobqueue.storage.roles.run import Node, Recovered, Want
 
 
 class Driver:
@@ -97,7 +99,7 @@ async def joined(store: Store) -> Driver:
 @asynccontextmanager
 async def open_driver(url: str) -> AsyncIterator[Driver]:
     """Open a driver on a database, and apply the schema."""
-    store = Store(url)
+    store = PostgresStore(url)
     await store.migrate()
     try:
         yield await joined(store)

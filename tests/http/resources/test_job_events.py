@@ -25,7 +25,7 @@ from jobqueue.errors import InvalidQuery, TooManyWatchers
 from jobqueue.http.api import queries
 from jobqueue.http.resources import job_events as http_watch
 from jobqueue.http.resources.jobs import WaitQuery
-from jobqueue.storage.store import Glance
+from jobqueue.storage.roles.inspect import Glance
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import Database
 from tests.support.running import Bench, cancel, submit

@@ -31,7 +31,7 @@ from jobqueue.http.resources import overview as http_overview
 from jobqueue.job import NewJob
 from jobqueue.metrics import Metrics
 from jobqueue.storage.embedded.cluster import PORT, ROLE
-from jobqueue.storage.store import HISTORY_SETTLE, Slot
+from jobqueue.storage.roles.inspect import HISTORY_SETTLE, Slot
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import Database
 from tests.support.proxy import proxy_in_thread

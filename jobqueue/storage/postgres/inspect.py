@@ -1,0 +1,129 @@
+"""Read jobs, queues, nodes, schedules, and the history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from jobqueue.job_filters import DeadFilter, JobFilter
+from jobqueue.metrics import Totals
+from jobqueue.storage.postgres.lanes import Lanes, as_text, fetch_rows, fetch_value
+from jobqueue.storage.roles.inspect import HISTORY_SETTLE, WALK_ROWS, Causes, Depth, Glance, Page, Slot
+from jobqueue.storage.roles.run import Activity
+
+
+class PostgresInspect(Lanes):
+    """Implements `InspectStore`."""
+
+    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
+        sql = "SELECT jobqueue.list_jobs(%s::jsonb, %s, %s::uuid, %s) AS page"
+        [row] = await self._inspect.run(fetch_rows(sql, as_text(wanted), limit, after, rows))
+        return Page(row["page"]["jobs"], row["page"]["next"])
+
+    async def job(self, job_id: str) -> dict[str, Any] | None:
+        sql = """
+            SELECT to_jsonb(j) || jsonb_build_object(
+                       'payload', jobqueue.shown(j.payload), 'result', jobqueue.shown(j.result), 'errors', jobqueue.shown(j.errors),
+                       'options', jobqueue.shown(j.options), 'saved', jobqueue.shown(j.saved)) AS job
+              FROM jobqueue.jobs AS j WHERE id = %s
+        """
+        rows = await self._inspect.run(fetch_rows(sql, job_id))
+        return dict(rows[0]["job"]) if rows else None
+
+    async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
+        sql = "SELECT id, state, attempt, claims, jobqueue.shown(saved) AS saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
+        rows = await self._inspect.run(fetch_rows(sql, list(job_ids)))
+        return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
+
+    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
+        sql = "SELECT row FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
+        return await self._list(sql, as_text(wanted), limit, *(after or (None, None)))
+
+    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
+        sql = "SELECT jobqueue.dead_causes(%s::jsonb, %s)"
+        found = await self._inspect.run(fetch_value(sql, as_text(wanted), limit))
+        assert isinstance(found, dict)  # noqa: S101 - jsonb, an object
+        return Causes(found["causes"], found["more"])
+
+    async def queues(self) -> list[dict[str, Any]]:
+        return await self._list(
+            """
+            SELECT to_jsonb(q) - 'fair' || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
+              FROM jobqueue.queues AS q ORDER BY name
+            """
+        )
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        return await self._list(
+            """
+            SELECT to_jsonb(n) - '{process,activity}'::text[] || jsonb_build_object('running', coalesce(r.running, '[]'),
+                       'throughput', jsonb_build_object('completed', a.completed, 'failed', a.failed)) AS row
+              FROM jobqueue.nodes AS n
+              LEFT JOIN (
+                   SELECT g.node_id, jsonb_agg(to_jsonb(g) - 'node_id' ORDER BY g.queue, g.kind) AS running
+                     FROM (SELECT i.node_id, i.queue, i.kind, count(*) AS jobs,
+                                  greatest(0, extract(epoch FROM now() - min(i.claimed_at)))::float8 AS oldest
+                             FROM jobqueue.inflight_jobs AS i GROUP BY i.node_id, i.queue, i.kind) AS g
+                    GROUP BY g.node_id) AS r ON r.node_id = n.id
+             CROSS JOIN LATERAL (
+                   SELECT coalesce(sum((e.value ->> 0)::numeric), 0)::float8 AS completed,
+                          coalesce(sum((e.value ->> 1)::numeric), 0)::float8 AS failed
+                     FROM jsonb_each(n.activity) AS e WHERE n.lease_until > now()) AS a
+             ORDER BY n.started_at
+            """
+        )
+
+    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+        sql = """
+            SELECT to_jsonb(s) || jsonb_build_object('payload', jobqueue.shown(s.payload)) AS row
+              FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name
+        """
+        return await self._list(sql, name)
+
+    async def depths(self) -> list[Depth]:
+        sql = """
+            SELECT queue, 'pending' AS state, count(*) AS jobs,
+                   extract(epoch FROM now() - min(available_since))::float8 AS oldest
+              FROM jobqueue.pending_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'blocked', count(*), extract(epoch FROM now() - min(available_since))::float8
+              FROM jobqueue.blocked_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'scheduled', count(*), extract(epoch FROM now() - min(run_at))::float8
+              FROM jobqueue.scheduled_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'inflight', count(*), extract(epoch FROM now() - min(claimed_at))::float8
+              FROM jobqueue.inflight_jobs GROUP BY queue
+            UNION ALL
+            SELECT queue, 'dead', count(*), extract(epoch FROM now() - min(died_at))::float8 FROM jobqueue.dead_jobs GROUP BY queue
+        """
+        rows = await self._inspect.run(fetch_rows(sql))
+        return [Depth(row["queue"], row["state"], row["jobs"], max(0.0, row["oldest"])) for row in rows]
+
+    async def throughput(self) -> Activity:
+        sql = """
+            SELECT a.key AS queue, sum((a.value ->> 0)::numeric)::float8 AS completed,
+                   sum((a.value ->> 1)::numeric)::float8 AS failed
+              FROM jobqueue.nodes AS n CROSS JOIN jsonb_each(n.activity) AS a
+             WHERE n.lease_until > now() GROUP BY a.key
+        """
+        rows = await self._inspect.run(fetch_rows(sql))
+        return {row["queue"]: (row["completed"], row["failed"]) for row in rows}
+
+    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+        sql = """
+            SELECT at, submitted, completed, failed, dead, waits, runs, depth FROM jobqueue.history
+             WHERE step = %s AND at >= now() - %s::float8 * interval '1 second' AND at <= now() - %s * interval '1 second'
+             ORDER BY at
+        """
+        rows = await self._inspect.run(fetch_rows(sql, step, seconds, step + HISTORY_SETTLE))
+        return [Slot(row["at"].astimezone(UTC), Totals(*(row[name] for name in Totals._fields)), row["depth"]) for row in rows]
+
+    async def now(self) -> datetime:
+        moment = await self._inspect.run(fetch_value("SELECT clock_timestamp()"))
+        assert isinstance(moment, datetime)  # noqa: S101 - timestamptz
+        return moment
+
+    async def _list(self, sql: str, *params: Any) -> list[dict[str, Any]]:
+        return [dict(row["row"]) for row in await self._inspect.run(fetch_rows(sql, *params))]
