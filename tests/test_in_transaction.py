@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-import typing
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -25,7 +24,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import jobqueue
-from jobqueue import in_transaction
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.fields import read
 from jobqueue.job import MAX_BATCH_JOBS, MAX_PAYLOAD_BYTES, Submission
@@ -249,12 +247,6 @@ def test_every_field_is_stored(database: Database) -> None:
         "SELECT run_at BETWEEN now() + interval '50s' AND now() + interval '60s' FROM jobqueue.jobs WHERE kind = 'b'"
     )
     assert database.rows("SELECT payload FROM jobqueue.pending_jobs ORDER BY kind") == [([1, None, "x"],), ({},)]
-
-
-def test_the_fields_are_those_of_a_submission() -> None:
-    """A new field of submissions must be added here too."""
-    named = {field.name for field in msgspec.structs.fields(Submission)}
-    assert set(typing.get_type_hints(in_transaction.Fields)) == named - {"kind", "payload"}
 
 
 def test_an_open_transaction_blocks_nobody(database: Database) -> None:
