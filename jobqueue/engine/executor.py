@@ -230,7 +230,7 @@ class Executor:
                 raise
             outcome = self._verdict(run, error)
         assert run is not None  # noqa: S101 - the loop ends only with a run
-        if scope.cancelled_caught:
+        if scope.cancelled_caught and not run.given_up:
             outcome = _cut_short(run, self._handlers.get(run.job.kind))
         logs.running.set(None)
         await record(run, outcome)

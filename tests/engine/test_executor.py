@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 import sniffio
+import structlog
 import trio
 import trio_parallel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
-from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Executor, Run
+from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Cause, Executor, Run
 from jobqueue.engine.progress import ProgressWriter
 from jobqueue.engine.signals import Signals
 from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
@@ -782,6 +783,32 @@ class Running:
 @pytest.fixture
 def running(node: Node) -> Running:
     return Running(node)
+
+
+@pytest.mark.parametrize("cause", [None, "cancelled"])
+async def test_the_log_has_the_end_of_an_abandoned_run_once(
+    cause: Cause | None, running: Running, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    assert autojump_clock is not None
+
+    async def swallow() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(10)
+        await trio.sleep_forever()
+
+    with structlog.testing.capture_logs() as logs:
+        await running.start(swallow, nursery)
+        if cause is None:
+            running.run.limit(0)
+        else:
+            running.run.cancel(cause)
+        outcome = running._node.executor.give_up(running.run)
+        await running.ended.wait()
+    assert outcome is not None
+    assert outcome.outcome == ("retry" if cause is None else "cancelled")
+    assert running.outcomes == [None]
+    events = [line["event"] for line in logs]
+    assert events == ["the handler does not stop: it is abandoned", "attempt failed" if cause is None else "job cancelled"]
 
 
 async def stumble() -> None:
