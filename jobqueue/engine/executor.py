@@ -48,36 +48,35 @@ log = structlog.get_logger()
 Cause = Literal["interrupted", "cancelled", "lease lost"]
 """Why a run ends early: a shutdown, a request to cancel the job, or another node that holds the job now."""
 
-Completion = Literal["committed", "stale", "in doubt"]
+State = Literal["running", Cause, "abandoned", "committed", "stale", "in doubt"]
 
 
 class Run:
     """One job while it runs on this node. Call `cancel` to end it early.
 
+    ::
+
+        running ──> interrupted, cancelled ──> lease lost
+           │                 │                     │
+           ├─────────────────┴─────────────────────┴──> abandoned
+           └──> committed, stale, in doubt
+
+    - *running*: the handler runs. A run whose timeout has passed is still in this state.
+    - *interrupted*, *cancelled*, *lease lost*: `cancel` has cancelled the handler, for this cause. The first cause counts, except
+      that a lost lease replaces any other cause.
+    - *abandoned*: the handler did not end when cancelled. The worker has recorded the outcome and stopped waiting for the handler.
+    - *committed*, *stale*, *in doubt*: the handler's transaction has completed the job, or was rolled back because the run no
+      longer belongs to this node, or lost its connection during the commit. This also replaces a cause.
+
     Args:
         scope: the cancel scope of the handler. Runs share a scope until one of them is cancelled.
 
     Attributes:
-        given_up: whether the worker abandoned the run, because its handler did not end when
-            cancelled. The outcome of such a run is already recorded.
         handle: the part of the run that the handler's `Job` uses; None if the handler does not receive the job.
         span: the run's trace span; None without tracing.
-        transaction: the state of the transaction that completes the job; None without one, and after a rollback.
     """
 
-    __slots__ = (
-        "cancelled_at",
-        "cause",
-        "given_up",
-        "handle",
-        "job",
-        "node_id",
-        "scope",
-        "span",
-        "started",
-        "timeout",
-        "transaction",
-    )
+    __slots__ = ("cancelled_at", "handle", "job", "node_id", "scope", "span", "started", "state", "timeout")
 
     def __init__(self, job: ClaimedJob, node_id: str, scope: trio.CancelScope) -> None:
         self.job = job
@@ -85,10 +84,8 @@ class Run:
         self.scope = scope
         self.started = trio.current_time()
         self.timeout: float | None = None
-        self.cause: Cause | None = None
+        self.state: State = "running"
         self.cancelled_at = math.inf
-        self.given_up = False
-        self.transaction: Completion | None = None
         self.handle: Handle | None = None
         self.span: HandlerSpan | None = None
 
@@ -105,9 +102,9 @@ class Run:
             self.scope.deadline += seconds
 
     def cancel(self, cause: Cause) -> None:
-        """Cancel the handler. The outcome contains the first cause, except that a lost lease replaces any other cause."""
-        if self.cause is None or cause == "lease lost":
-            self.cause = cause
+        """Cancel the handler. The state determines the outcome."""
+        if self.state == "running" or cause == "lease lost":
+            self.state = cause
         self.cancelled_at = min(self.cancelled_at, trio.current_time())
         if self.handle is not None:
             self.handle.cancelled = True
@@ -230,7 +227,7 @@ class Executor:
                 raise
             outcome = self._verdict(run, error)
         assert run is not None  # noqa: S101 - the loop ends only with a run
-        if scope.cancelled_caught and not run.given_up:
+        if scope.cancelled_caught:
             outcome = _cut_short(run, self._handlers.get(run.job.kind))
         logs.running.set(None)
         await record(run, outcome)
@@ -295,8 +292,8 @@ class Executor:
         """Convert an exception of the handler to an outcome. Re-raise it if the worker itself is being cancelled."""
         if _is_cancellation(error) and trio.current_effective_deadline() == -math.inf:
             raise error
-        if run.given_up:
-            return None  # the outcome was recorded when the run was abandoned
+        if run.state == "abandoned":
+            return None  # the outcome is already recorded
         handler = self._handlers[run.job.kind]
         try:
             return _judge(run, handler, error)
@@ -306,9 +303,9 @@ class Executor:
 
     def give_up(self, run: Run) -> Outcome | None:
         """Abandon a handler that does not stop. Return the outcome of its cancellation; None if no outcome may be written."""
-        run.given_up = True
         log.error("the handler does not stop: it is abandoned", **run.job.log_context, seconds=round(run.seconds, 1))
         outcome = _cut_short(run, self._handlers.get(run.job.kind), stubborn=True)
+        run.state = "abandoned"
         _end_span(run, outcome)
         return outcome
 
@@ -342,9 +339,9 @@ class Executor:
             log.warning("no database connection for the handler: the job is released", **run.job.log_context, error=str(error))
             return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
         except CommitInDoubt as error:
-            run.transaction = "in doubt"
+            run.state = "in doubt"
             return _failed(run, handler, _Failure(f"{error}; PostgreSQL decides whether the job is complete"))
-        run.transaction = "committed" if committed else "stale"
+        run.state = "committed" if committed else "stale"
         return outcome
 
     async def _call_process(self, run: Run, handler: Handler, arguments: dict[str, Any], timeout: float | None) -> Any:
@@ -374,7 +371,7 @@ def _with_spans(spans: HandlerSpans, take: Take, record: Record) -> tuple[Take, 
     async def end(run: Run, outcome: Outcome | None) -> None:
         if run.span is not None:
             run.span.leave()
-        if not run.given_up:
+        if run.state != "abandoned":
             _end_span(run, outcome)
         await record(run, outcome)
 
@@ -457,7 +454,7 @@ def _judge(run: Run, handler: Handler, error: BaseException) -> Outcome | None:
             return _failed(run, handler, _Failure(_PROCESS_DIED))
         case trio.Cancelled():
             return _failed(run, handler, _Failure("the handler raised a trio.Cancelled from an earlier cancellation"))
-        case _ if run.cause is not None:
+        case _ if run.state != "running":
             # An error during the cleanup after a cancellation is not a failure of the job.
             return _cut_short(run, handler)
         case _:
@@ -514,12 +511,12 @@ def _steered(run: Run, handler: Handler, verdict: Snooze | Retry | Discard) -> O
 
 
 def _cut_short(run: Run, handler: Handler | None, *, stubborn: bool = False) -> Outcome | None:
-    if run.cause == "lease lost":
+    if run.state in ("lease lost", "abandoned"):
         return None
-    if run.cause == "cancelled":
+    if run.state == "cancelled":
         log.info("job cancelled", **run.job.log_context, seconds=round(run.seconds, 3))
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="cancelled")
-    if run.cause == "interrupted":
+    if run.state == "interrupted":
         return Outcome(id=run.job.id, claims=run.job.claims, outcome="released")
     # A thread is abandoned at its timeout, so only an async handler can still occupy its worker.
     stays = stubborn and handler is not None and handler.mode == "async"

@@ -160,7 +160,7 @@ class Workers:
 
         async def record(run: Run, outcome: Outcome | None) -> None:
             leave()
-            if run.given_up:
+            if run.state == "abandoned":
                 log.info("an abandoned handler has ended", **run.job.log_context)
                 raise _Replaced
             queue.runs.discard(run)
@@ -193,7 +193,7 @@ class Workers:
         now = trio.current_time()
         queue.finished_one()
         self._metrics.of(run.job.queue, run.job.kind).run.observe(now - run.started)
-        if outcome is not None and run.handle is None and run.transaction is None:
+        if outcome is not None and run.handle is None and run.state == "running":
             await self._outcomes.put(run.job, outcome, run.node_id)  # the common case, without further calls
         else:
             await self._tell(run, outcome)
@@ -211,10 +211,10 @@ class Workers:
                 outcome.saved = left
         if outcome is None:
             return
-        if run.transaction is None or run.transaction == "in doubt":
-            await self._outcomes.put(run.job, outcome, run.node_id, in_doubt=run.transaction is not None)
+        if run.state in ("committed", "stale"):
+            self._outcomes.note(run.job, outcome, run.node_id, stale=run.state == "stale")
         else:
-            self._outcomes.note(run.job, outcome, run.node_id, stale=run.transaction == "stale")
+            await self._outcomes.put(run.job, outcome, run.node_id, in_doubt=run.state == "in doubt")
 
 
 class _Replaced(Exception):

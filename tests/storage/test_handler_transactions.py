@@ -103,7 +103,7 @@ class Bench:
         run, outcome = await self.run(function, **options)
         assert outcome is not None
         assert outcome.outcome == "retry"
-        assert run.transaction is None
+        assert run.state == "running"
         assert self.effects() == []
         assert await self.driver.state(outcome.id) == "inflight", "it is for the worker to tell"
         return error_of(outcome).error
@@ -130,7 +130,7 @@ async def test_effects_and_completion_are_one_transaction(bench: Bench) -> None:
         return {"attempt": job.attempt}
 
     run, outcome = await bench.run(handler)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert outcome is not None
     assert outcome.outcome == "succeeded"
     assert bench.database.rows("SELECT state, result FROM jobqueue.jobs") == [("succeeded", {"attempt": 1})]
@@ -190,7 +190,7 @@ async def test_only_a_return_commits(error: Exception, verdict: str, bench: Benc
 
     run, outcome = await bench.run(handler)
     assert outcome is not None
-    assert (outcome.outcome, run.transaction, bench.effects()) == (verdict, None, [])
+    assert (outcome.outcome, run.state, bench.effects()) == (verdict, "running", [])
     assert bench.database.states() == {"inflight": 1}, "it is for the worker to tell"
 
 
@@ -254,7 +254,7 @@ async def test_a_handler_that_commits_in_sql_is_told_so(bench: Bench) -> None:
     run, outcome = await bench.run(handler)
     assert outcome is not None
     assert "the handler ran COMMIT, ROLLBACK, PREPARE TRANSACTION or RESET ALL" in error_of(outcome).error
-    assert run.transaction is None
+    assert run.state == "running"
     assert bench.database.states() == {"inflight": 1}
 
 
@@ -311,7 +311,7 @@ async def test_the_handler_may_choose_the_isolation_and_a_conflict_is_a_failed_a
 
     assert (await bench.failure(handler)).startswith("SerializationFailure: ")
     run, _ = await bench.run(handler)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert levels == [("serializable",)] * 2
     assert bench.database.value("SELECT n FROM counter") == 2
 
@@ -454,12 +454,12 @@ async def test_nothing_that_a_handler_changes_reaches_the_next_one(change: Step,
     bench.database.rows("CREATE ROLE other")
     bench.database.rows("GRANT ALL ON effects TO other")
     run, _ = await bench.run(changes)
-    assert run.transaction == (None if fails else "committed")
+    assert run.state == ("running" if fails else "committed")
     assert bench.effects() == ([] if fails else [1])
     if not fails:
         assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [("é \N{SNOWMAN} \\ ' %s",)]
     run, _ = await bench.run(looks)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert pids[0] == pids[1], "the session is used again"
     assert bench.database.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
@@ -491,7 +491,7 @@ async def test_defaults_do_not_change_a_handlers_transaction(default: str, bench
 
     for _ in range(2):  # the second is after RESET ALL
         run, _ = await bench.run(handler)
-        assert run.transaction == "committed"
+        assert run.state == "committed"
     assert bench.database.rows("SELECT DISTINCT result FROM jobqueue.finished_jobs") == [("\\ \N{SNOWMAN}",)]
 
 
@@ -509,7 +509,7 @@ async def test_handlers_keep_the_defaults_of_their_role(bench: Bench) -> None:
 
     for _ in range(3):
         run, _ = await bench.run(handler)
-        assert run.transaction == "committed"
+        assert run.state == "committed"
     assert seen == [("mine", "Asia/Tokyo", "other")] * 3
 
 
@@ -540,11 +540,11 @@ async def test_a_pipeline_that_is_left_open_is_waited_for_and_its_effects_count(
         leave_pipeline_open(conn, f"INSERT INTO effects VALUES ('{job.id}', 7)", f"INSERT INTO effects VALUES ('{job.id}', 8)")
 
     run, _ = await bench.run(handler)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert bench.effects() == [7, 8]
     assert bench.database.states() == {"succeeded": 1}
     run, _ = await bench.run(look)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
 
 
 async def test_an_error_in_a_pipeline_that_is_left_open_fails_the_attempt(bench: Bench) -> None:
@@ -584,7 +584,7 @@ async def test_a_transaction_that_is_not_the_one_that_began_fails_the_attempt(en
 
     assert "the handler ran COMMIT, ROLLBACK, PREPARE TRANSACTION or RESET ALL" in await bench.failure(handler)
     run, _ = await bench.run(look)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
 
 
 async def test_a_transaction_that_the_handler_prepares_for_two_phases_fails_the_attempt(bench: Bench) -> None:
@@ -639,7 +639,7 @@ async def test_what_breaks_the_promise_fails_the_attempt_and_says_what_to_do(mis
 
     assert reason in await bench.failure(handler)
     run, _ = await bench.run(look)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
 
 
 INSERT = b"INSERT INTO effects VALUES ('0198c7a4-0000-7000-8000-000000000000', 9)"
@@ -697,9 +697,9 @@ async def test_what_a_handler_leaves_behind_cannot_reach_the_next_ones_transacti
         write(conn, job)
 
     run, _ = await bench.run(leaves)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     run, _ = await bench.run(meets)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert bench.effects() == [1, 1]
     assert pids[0] == pids[1]
     assert bench.database.rows("SELECT kind FROM jobqueue.pending_jobs") == []
@@ -712,7 +712,7 @@ async def test_a_thread_that_uses_the_connection_until_the_handler_returns_is_pa
         thread.join()
 
     run, _ = await bench.run(handler)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert bench.effects() == [1]
 
 
@@ -735,7 +735,7 @@ async def test_a_thread_that_keeps_writing_writes_nothing_after_its_job(bench: B
     for _ in range(10):
         await bench.run(leaves)
         run, _ = await bench.run(look)
-        assert run.transaction == "committed"
+        assert run.state == "committed"
     for thread in threads:
         thread.join(60)
     assert len(ended) == 10
@@ -789,7 +789,7 @@ async def test_a_run_that_is_not_ours_any_more_leaves_nothing(bench: Bench) -> N
         )  # as if another node had recovered and claimed it
 
     run, _ = await bench.run(handler)
-    assert run.transaction == "stale"
+    assert run.state == "stale"
     assert bench.effects() == []
     assert bench.database.states() == {"inflight": 1}
 
@@ -811,7 +811,7 @@ async def test_a_lost_nodes_run_is_stale_as_soon_as_the_job_is_taken_back(bench:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_back)
         run, _ = await bench.run(handler)
-    assert run.transaction == "stale"
+    assert run.state == "stale"
     assert bench.effects() == []
     assert bench.database.states() == {"pending": 1}
 
@@ -872,7 +872,7 @@ async def test_a_late_return_after_a_timeout_is_stale(bench: Bench) -> None:
         assert await bench.driver.store.finish(bench.driver.node, [outcome]) == set()
         go_on.set()
         assert await trio.to_thread.run_sync(ended.wait, 60)
-    assert run.transaction is None
+    assert run.state == "running"
     assert bench.effects() == []
     assert bench.database.states() == {"scheduled": 1}
 
@@ -941,7 +941,7 @@ async def test_a_commit_that_never_arrives_holds_the_rows_lock_for_some_seconds_
         nursery.start_soon(meanwhile)
         run, outcome = await bench.run(handler)
     assert outcome is not None
-    assert (outcome.outcome, run.transaction) == ("retry", "in doubt")
+    assert (outcome.outcome, run.state) == ("retry", "in doubt")
     assert await bench.driver.store.finish(bench.driver.node, [outcome]) == {0}
     assert bench.effects() == []
     assert bench.database.states() == {"pending": 1}
@@ -973,7 +973,7 @@ async def test_a_connection_that_the_server_has_ended_is_replaced(bench: Bench) 
         " AND datname = current_database()"
     )
     run, _ = await bench.run(handler)
-    assert run.transaction == "committed"
+    assert run.state == "committed"
     assert bench.effects() == [1, 1]
 
 
@@ -994,11 +994,11 @@ async def test_there_are_no_more_at_once_than_allowed_and_waiting_is_not_the_han
     def quick(conn: Connection) -> None:
         conn.execute("SELECT 1")
 
-    ended: list[str | None] = []
+    ended: list[str] = []
 
     async def wait_in_line() -> None:
         run, _ = await bench.run(quick, timeout=5.0)
-        ended.append(run.transaction)
+        ended.append(run.state)
 
     async with trio.open_nursery() as nursery:
         for _ in range(2):
@@ -1023,7 +1023,7 @@ async def test_a_job_is_handed_back_when_there_is_no_connection(bench: Bench, mo
     started = trio.current_time()
     run, outcome = await bench.run(handler)
     assert outcome is not None
-    assert (outcome.outcome, run.transaction) == ("released", None)
+    assert (outcome.outcome, run.state) == ("released", "running")
     assert trio.current_time() - started > 0.5
 
 
