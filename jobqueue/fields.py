@@ -41,7 +41,7 @@ def read(given: Mapping[str, Any], kind: type[T], *, what: str, refuse: type[Inv
     values = {}
     for name, value in given.items():
         if name not in known:
-            shown = name[:MAX_SHOWN_NAME]
+            shown = str(name)[:MAX_SHOWN_NAME]
             raise refuse(f"unknown field {shown!r} in {what}: the known fields are {', '.join(known)}", field=shown)
         try:
             converted = _converted(value, known[name].type) if strict else _converted_text(value, known[name].type)

@@ -8,6 +8,7 @@ import msgspec
 
 from jobqueue.engine.handlers import App, Handler
 from jobqueue.errors import InvalidJob
+from jobqueue.fields import read
 from jobqueue.job import Submission
 
 
@@ -17,10 +18,9 @@ def submission(kind: str, payload: Any, fields: dict[str, Any]) -> Submission:
     Raises:
         InvalidJob: a field is unknown, or its value is not valid; the message names the field.
     """
-    try:
-        return msgspec.convert({"kind": kind, "payload": {} if payload is None else payload, **fields}, Submission)
-    except msgspec.ValidationError as error:
-        raise InvalidJob(str(error)) from None
+    made = read({"kind": kind, **fields}, Submission, what="a job", refuse=InvalidJob)
+    made.payload = {} if payload is None else payload
+    return made
 
 
 class InThreads(App):

@@ -10,7 +10,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
+from itertools import count
 
 import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
@@ -185,11 +187,28 @@ def _elements(body: bytes, *, of_any_type: bool) -> list[bytes]:
         if len(elements) > MAX_BATCH_JOBS:
             raise _batch_too_large()
         return list(map(bytes, elements))
-    except msgspec.ValidationError as error:
-        place = re.search(r"\$\[(\d+)\]", str(error))
-        raise InvalidJob("a job must be a JSON object", index=int(place.group(1)) if place else None) from None
+    except msgspec.ValidationError:
+        raise InvalidJob("a job must be a JSON object", index=_leading_objects(body)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidJob(f"the array cannot be read: {_malformed(body, error)}", index=_place(body)) from None
+
+
+def _leading_objects(array: bytes) -> int:
+    """Return the number of objects before an array's first element of another type.
+
+    Raises:
+        BatchTooLarge: there are more than `MAX_BATCH_JOBS`.
+    """
+    numbers = count()
+
+    class Counted(msgspec.Struct):
+        def __post_init__(self) -> None:
+            if next(numbers) == MAX_BATCH_JOBS:
+                raise _batch_too_large()
+
+    with suppress(msgspec.ValidationError):
+        msgspec.json.decode(array, type=list[Counted])
+    return next(numbers)
 
 
 def _place(body: bytes) -> int | None:

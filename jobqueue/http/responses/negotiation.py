@@ -40,7 +40,7 @@ def _takes(accept: str, offered: str) -> bool:
         if "/" in media_range:
             weights.setdefault(media_range, weight)
     most_specific_first = (offered, f"{offered.partition('/')[0]}/*", "*/*", problems.CONTENT_TYPE)
-    # If there is no range, the header is empty or malformed.
+    # An empty or malformed header has no ranges.
     return not weights or next((weights[each] for each in most_specific_first if each in weights), 0) > 0
 
 

@@ -188,6 +188,12 @@ def test_hostile_bodies(body: bytes | str, reason: str) -> None:
     assert re.search(reason, refusal(body).reason)
 
 
+@pytest.mark.parametrize("jobs", [0, 2, MAX_BATCH_JOBS])
+def test_the_error_for_an_element_that_is_not_an_object_has_its_index(jobs: int) -> None:
+    refused = refusal(b"[" + b'{"payload": [{"a": 1}]},' * jobs + b"[{}], {}]")
+    assert (refused.reason, refused.index) == ("a job must be a JSON object", jobs)
+
+
 @pytest.mark.parametrize("line", [b'{"payload": NaN}', b"\xff", b"[]", b'{"kind": "a"} {"kind": "b"}', b'{"payload": "\xff"}'])
 def test_the_error_for_a_hostile_line_has_its_index(line: bytes) -> None:
     assert refusal(b"{}\n\n{}\n" + line, NDJSON).index == 2
