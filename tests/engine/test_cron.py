@@ -40,7 +40,7 @@ from jobqueue.testing.memory_store.state import SECOND
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
 from tests.service.test_failing_nth import WAYS, FailingStore, Fault
 from tests.support import ROOT
-from tests.support.command_line import run_module
+from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
 from tests.support.service import Service
 from tests.support.waiting import until, wait_for
@@ -836,7 +836,7 @@ def test_a_node_with_an_invalid_schedule_does_not_start(
     database.rows("SELECT jobqueue.schedule('from SQL', '0 4 * * *')")
     (tmp_path / "myjobs.py").write_text(HEADER + code, encoding="utf-8")
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    ended = run_module("jobqueue", "serve", "myjobs", "--port", "0", "--database-url", database.url, env=env)
+    ended = run_jobqueue("serve", "myjobs", "--port", "0", "--database-url", database.url, env=env)
     assert ended.returncode == 1
     assert reason in ended.stderr.splitlines()[-1]
     assert names(database) == ["from SQL", "theirs"]

@@ -56,11 +56,15 @@ class ForkServer:
             )
 
     def start(self, arguments: Sequence[str], env: Mapping[str, str]) -> Forked:
-        """Run ``jobqueue`` with arguments in the project's root, with pipes for its output."""
+        """Run ``jobqueue`` with these arguments in the project's root, with pipes for its output."""
         (stdout, its_stdout), (stderr, its_stderr) = os.pipe(), os.pipe()
         with Path(os.devnull).open() as stdin, os.fdopen(its_stdout, "w") as out, os.fdopen(its_stderr, "w") as err:
             connection = self._fork(arguments, env, [stdin, out, err])
         return Forked(connection, os.fdopen(stdout), os.fdopen(stderr))
+
+    def start_on(self, streams: Sequence[IO[Any] | int], arguments: Sequence[str], env: Mapping[str, str]) -> Forked:
+        """Run ``jobqueue`` with these arguments in the project's root, and with these files as stdin, stdout and stderr."""
+        return Forked(self._fork(arguments, env, streams))
 
     def run(
         self, arguments: Sequence[str], env: Mapping[str, str], *, stdin: str = "", stderr: int = subprocess.PIPE, timeout: float
@@ -87,11 +91,12 @@ class ForkServer:
         self._commands.close()
         self._process.wait(60)
 
-    def _fork(self, arguments: Sequence[str], env: Mapping[str, str], streams: Sequence[IO[str]]) -> socket.socket:
+    def _fork(self, arguments: Sequence[str], env: Mapping[str, str], streams: Sequence[IO[Any] | int]) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             order = json.dumps({"arguments": list(arguments), "env": dict(env)}).encode()
-            socket.send_fds(self._commands, [order], [theirs.fileno(), *(stream.fileno() for stream in streams)])
+            files = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
+            socket.send_fds(self._commands, [order], [theirs.fileno(), *files])
         return ours
 
 
@@ -119,8 +124,8 @@ class Forked:
     @staticmethod
     def can_have(env: Mapping[str, str]) -> bool:
         """Return whether a forked process can have this environment: the interpreter reads some variables only at its start."""
-        at_start = {name: value for name, value in env.items() if name.startswith("PYTHON") and name != "PYTHONPATH"}
-        return all(os.environ.get(name) == value for name, value in at_start.items())
+        at_start = {name for name in env if name.startswith("PYTHON")} - {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
+        return all(os.environ.get(name) == env[name] for name in at_start)
 
     def poll(self) -> int | None:
         """Return the exit code; None while it runs."""
@@ -213,6 +218,7 @@ def main() -> None:
     os.environ.clear()
     os.environ.update(command["env"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     sys.argv[1:] = command["arguments"]
     runpy.run_module("jobqueue", run_name="__main__", alter_sys=True)
 
