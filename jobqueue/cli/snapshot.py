@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from jobqueue.cli.output import printable, seconds, table
-from jobqueue.cli.rates import COUNTERS, Change, Histogram, Scrape
+from jobqueue.cli.rates import COUNTERS, Change, Histogram, Scrape, quantile
 
 QUEUES, KINDS, NODES = 15, 8, 10
 """Number of rows of each table: the deepest queues, the slowest kinds, the first nodes."""
@@ -124,7 +124,7 @@ class Snapshot:
                     kind.queue,
                     _number(kind.completed),
                     _number(kind.failed),
-                    *(_latency(kind.run.quantile(share)) for share in (0.5, 0.95)),
+                    *(_latency(quantile(kind.run, share)) for share in (0.5, 0.95)),
                 ]
                 for kind in (self.change.kinds[:KINDS] if self.change else ())
             ),
@@ -167,13 +167,11 @@ def _running(shares: Iterable[dict[str, Any]]) -> str:
 
 
 def _quantiles(histogram: Histogram) -> dict[str, float | None]:
-    return {"p50": histogram.quantile(0.5), "p95": histogram.quantile(0.95), "jobs": histogram.total}
+    return {"p50": quantile(histogram, 0.5), "p95": quantile(histogram, 0.95), "jobs": histogram.total()}
 
 
 def _latencies(histogram: Histogram) -> str:
-    if not histogram.total:
-        return "-"
-    return f"p50 {_latency(histogram.quantile(0.5))} p95 {_latency(histogram.quantile(0.95))}"
+    return f"p50 {_latency(quantile(histogram, 0.5))} p95 {_latency(quantile(histogram, 0.95))}" if histogram else "-"
 
 
 def _latency(value: float | None) -> str:
