@@ -1,4 +1,4 @@
-"""The pages of docs/internals name tests that exist, and ARCHITECTURE.md links to pages that exist."""
+"""The documents name modules, tests and benchmarks that exist, and ARCHITECTURE.md links to pages that exist."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ TABLES = ["invariants.md", "faults.md"]
 """Pages whose last column names the tests that hold a row."""
 
 TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+)(?:\.py)?(?:::([\w*]+))?`")
+FOLDERS = {path.parent.name for root in ("jobqueue", "tests", "benchmarks") for path in (ROOT / root).rglob("__init__.py")}
+PATH = re.compile(rf"(?<![\w./-])((?:{'|'.join(sorted(FOLDERS))})/[\w./-]*\w)")
 BENCHMARK = re.compile(r"`benchmarks\.(\w+)`")
 LINK = re.compile(r"\]\(([\w./-]+)(?:#[\w-]+)?\)")
 
@@ -36,6 +38,13 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
         assert not name or any(fnmatchcase(test, name) for test in defined_in(module)), f"{module}::{name}"
     for name in BENCHMARK.findall(text):
         assert (ROOT / "benchmarks" / f"{name}.py").exists() or (ROOT / "benchmarks" / name).is_dir(), name
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
+def test_the_modules_that_a_document_names_exist(page: Path) -> None:
+    named = PATH.findall(page.read_text(encoding="utf-8"))
+    roots = ROOT, ROOT / "jobqueue", ROOT / "tests"
+    assert [path for path in named if not any((root / f"{path}{end}").exists() for root in roots for end in ("", ".py"))] == []
 
 
 @pytest.mark.parametrize("page", TABLES)

@@ -1,6 +1,6 @@
 """Check whether a database meets jobqueue's needs, and report findings, each with a verdict and advice.
 
-    for finding in checkup.examine(url):
+    for finding in doctor.examine(url):
         print(finding.verdict, finding.check, finding.finding, finding.advice)
 
 Checks write nothing, and take only the locks of a SELECT. Each statement of a check may run for `STATEMENT_SECONDS`. If a statement
