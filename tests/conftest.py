@@ -12,7 +12,6 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from tests.support import postgres
 from tests.support.fork_server import fork_server
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.service import Service
@@ -38,16 +37,16 @@ def servers() -> Iterator[ServerPool]:
 
 
 @pytest.fixture
-def database_url(servers: ServerPool) -> Iterator[str]:
-    """An empty database on the embedded server."""
-    with postgres.database(servers.url("embedded")) as url:
+def database_url(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[str]:
+    """A database on the embedded server. It has the schema, unless the test has the marker `no_schema`."""
+    with servers.database("embedded", schema=request.node.get_closest_marker("no_schema") is None) as url:
         yield url
 
 
 @pytest.fixture(params=sorted(SERVERS))
 def any_database_url(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[str]:
-    """An empty database on each server in `SERVERS`."""
-    with postgres.database(servers.url(request.param)) as url:
+    """A database on each server in `SERVERS`. It has the schema, unless the test has the marker `no_schema`."""
+    with servers.database(request.param, schema=request.node.get_closest_marker("no_schema") is None) as url:
         yield url
 
 

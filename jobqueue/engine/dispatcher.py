@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import structlog
 import trio
@@ -73,6 +73,16 @@ class Along(NamedTuple):
 class Dispatcher:
     """Moves jobs from the database to the local queues.
 
+    ::
+
+        stopped ──> ready ──> acting ──> ready
+                      └─────> along ───> ready, or acting if the dispatcher waits
+
+    - *stopped*: `run` has not started or has ended. It can end in any state.
+    - *ready*: nobody claims.
+    - *acting*: the dispatcher claims, audits, or releases jobs.
+    - *along*: the transaction of a submission claims jobs. The dispatcher waits for its end.
+
     Args:
         queues: the queues of this node, by name.
         handlers: the handlers by kind. Each claim sends their retry limits.
@@ -98,9 +108,9 @@ class Dispatcher:
         self._signals = signals
         self._queues = queues
         self._poll_interval = poll_interval
+        self._state: Literal["stopped", "ready", "acting", "along"] = "stopped"
         self._hint = trio.Event()
-        self._one_claim = trio.Lock()  # held during a claim and during an audit
-        self._running = False
+        self._along_ended = trio.lowlevel.ParkingLot()
         self._audit_at = math.inf
         self._lost: list[tuple[int, str]] = []  # the backends of claims whose responses were lost
         self._doubt_interval = DOUBT_INTERVAL
@@ -151,12 +161,12 @@ class Dispatcher:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim until cancelled. Before a cancellation takes effect, all claimed jobs are in a local queue."""
-        self._running = True
+        self._state = "ready"
         task_status.started()
         try:
             await self._run()
         finally:
-            self._running = False
+            self._state = "stopped"
 
     async def _run(self) -> None:
         poll_at = trio.current_time() + self._poll_interval
@@ -188,7 +198,11 @@ class Dispatcher:
 
     async def _act(self) -> bool:
         """Do the work that is due; return whether that included a claim."""
-        async with self._one_claim:
+        if self._state == "along":
+            await self._along_ended.park()
+        self._state = "acting"
+        try:
+            await trio.lowlevel.checkpoint()  # other tasks may add hints, so that one claim serves them too
             # No claim is running, and later claims skip paused queues, so no more jobs of paused queues can arrive.
             self._pausing.clear()
             while self._paused_jobs:
@@ -200,6 +214,8 @@ class Dispatcher:
             if wants := self._decide():
                 await self._claim(wants)
             return bool(wants)
+        finally:
+            self._state = "ready"
 
     def _decide(self) -> dict[str, Want]:
         """Return how many jobs to claim from each queue. The result is empty if no queue needs jobs, or without a valid lease."""
@@ -293,16 +309,16 @@ class Dispatcher:
         wants = {
             name: want for name, jobs in due.items() if name in self._queues and (want := self._queues[name].wanted_along(jobs))
         }
-        may_claim = self._running and self._lease.valid and self.trouble.reason is None and not self._one_claim.locked()
-        if not (wants and may_claim):
+        if not (wants and self._state == "ready" and self._lease.valid and self.trouble.reason is None):
             yield None
             return
-        self._one_claim.acquire_nowait()
+        self._state = "along"
         try:
             with self._claiming(wants) as bring:
                 yield Along(Claim(self._lease.node.id, wants, self._default_retries), bring)
         finally:
-            self._one_claim.release()
+            if self._state == "along":  # the dispatcher may have stopped
+                self._state = "acting" if self._along_ended.unpark() else "ready"
 
     def audit(self, lost: ConnectionLost) -> None:
         """Start audits soon, because the response to a claim was lost.

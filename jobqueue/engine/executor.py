@@ -65,8 +65,9 @@ class Run:
     - *interrupted*, *cancelled*, *lease lost*: `cancel` has cancelled the handler, for this cause. The first cause counts, except
       that a lost lease replaces any other cause.
     - *abandoned*: the handler did not end when cancelled. The worker has recorded the outcome and stopped waiting for the handler.
-    - *committed*, *stale*, *in doubt*: the handler's transaction has completed the job, or was rolled back because the run no
-      longer belongs to this node, or lost its connection during the commit. This also replaces a cause.
+    - *committed*: the handler's transaction has completed the job. This also replaces a cause.
+    - *stale*: that transaction was rolled back, because the run no longer belongs to this node.
+    - *in doubt*: that transaction lost its connection during the commit.
 
     Args:
         scope: the cancel scope of the handler. Runs share a scope until one of them is cancelled.

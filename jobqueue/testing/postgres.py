@@ -71,10 +71,13 @@ def wait_until_ready(cluster: Cluster) -> None:
 
 
 @contextmanager
-def database(url: str) -> Iterator[str]:
-    """Create a database with a random name and yield its URL. Drop it afterwards, even if sessions are still connected."""
+def database(url: str, template: str = "template1") -> Iterator[str]:
+    """Create a database as a copy of `template`, with a random name, and yield its URL.
+
+    Drop it afterwards, even if sessions are still connected.
+    """
     name = f"test_{uuid.uuid4().hex}"
-    _execute(url, f"create database {name}")
+    _execute(url, f"create database {name} template {template}")
     try:
         yield urlsplit(url)._replace(path=f"/{name}").geturl()
     finally:

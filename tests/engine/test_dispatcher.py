@@ -1,4 +1,4 @@
-"""When and where a node polls for work that no notification announced."""
+"""When and where a node polls for work that no notification announced, and who may claim."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from jobqueue.engine.dispatcher import LONGEST_WITHOUT_LOOK, LOOK_EVERYWHERE_SHARE, Dispatcher
 from jobqueue.engine.leases import Lease
@@ -38,27 +38,22 @@ class Wading(MemoryStore):
         return await super().claim(node_id, wants, defaults)
 
 
+async def dispatcher_of(store: MemoryStore, queue: LocalQueue) -> Dispatcher:
+    metrics, signals = Metrics(), Signals()
+    lease = Lease(store, metrics, signals, queues={queue.name: queue.concurrency}, seconds=1e6)
+    await lease.join()
+    outcomes = Outcomes(store, lease, metrics, signals, keep_finished=True)
+    queues = {queue.name: queue}
+    return Dispatcher(store, lease, outcomes, metrics, signals, queues=queues, handlers={}, poll_interval=POLL)
+
+
 @pytest.mark.parametrize(("seconds", "pause"), [(0.001, POLL), (0.1, 0.1 * LOOK_EVERYWHERE_SHARE), (5.0, LONGEST_WITHOUT_LOOK)])
 async def test_a_poll_searches_the_whole_queue_unless_that_is_slow(
     seconds: float, pause: float, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
-    store, metrics, signals = Wading(seconds), Metrics(), Signals()
-    lease = Lease(store, metrics, signals, queues={"default": 4}, seconds=1e6)
-    await lease.join()
-    outcomes = Outcomes(store, lease, metrics, signals, keep_finished=True)
-    queue = LocalQueue("default", 4)
-    dispatcher = Dispatcher(
-        store,
-        lease,
-        outcomes,
-        metrics,
-        signals,
-        queues={"default": queue},
-        handlers={},
-        poll_interval=POLL,
-    )
-    await nursery.start(dispatcher.run)
+    store, queue = Wading(seconds), LocalQueue("default", 4)
+    await nursery.start((await dispatcher_of(store, queue)).run)
     for _ in range(100):  # the next poll finds a job without a notification, with or without a floor
         await (await joined(store)).submit()
         await trio.sleep(POLL + seconds + 0.1)
@@ -68,3 +63,39 @@ async def test_a_poll_searches_the_whole_queue_unless_that_is_slow(
     pauses = [later - when for when, later in pairwise(everywhere[1:])]
     assert pauses
     assert all(pause - 0.1 <= one <= pause + 2 * POLL + seconds for one in pauses)
+
+
+async def test_submissions_that_claim_and_the_dispatcher_take_turns(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    assert autojump_clock is not None
+    store = Wading(0.1)
+    dispatcher = await dispatcher_of(store, LocalQueue("default", 4))
+    due = {"default": 1}
+    with dispatcher.along(due) as along:
+        assert along is None, "the dispatcher has not started"
+    running = trio.CancelScope()
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with running:
+            await dispatcher.run(task_status=task_status)
+
+    await nursery.start(run)
+    await trio.sleep(0.5)
+    claims = len(store.looks)
+    with dispatcher.along(due) as along:
+        assert along is not None
+        dispatcher.wake_all()
+        await wait_all_tasks_blocked()
+        with dispatcher.along(due) as another:
+            assert another is None
+        assert len(store.looks) == claims, "the dispatcher waits"
+    with dispatcher.along(due) as along:
+        assert along is None, "it is the dispatcher's turn, even if a submission comes at once"
+    await trio.sleep(0.01)
+    assert len(store.looks) == claims + 1
+    await trio.sleep(0.5)
+    with dispatcher.along(due) as along:
+        assert along is not None
+        running.cancel()
+        await wait_all_tasks_blocked()
+    with dispatcher.along(due) as along:
+        assert along is None, "the dispatcher has stopped"

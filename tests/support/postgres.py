@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.rows import tuple_row
 
+from jobqueue.storage.schema import migrate
 from jobqueue.testing.postgres import FAST, database, directory, server, wait_until_ready
-from tests.support import ROOT
 
 __all__ = [
     "FAST",
@@ -43,6 +43,7 @@ class ServerPool:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._urls: dict[str, str] = {}
+        self._templates: dict[str, str] = {}
         self._shared: dict[str, psycopg.Connection[Any]] = {}
         self._shared_urls: dict[str, str] = {}
 
@@ -52,12 +53,22 @@ class ServerPool:
             self._urls[name] = self._stack.enter_context(server(SERVERS[name], parent / "data"))
         return self._urls[name]
 
+    @contextmanager
+    def database(self, name: str, *, schema: bool = True) -> Iterator[str]:
+        """Create a database and yield its URL. Its schema is the copy of another database, which takes a fifth of the CPU time."""
+        if schema and name not in self._templates:
+            self._templates[name] = self._stack.enter_context(database(self.url(name)))
+            with psycopg.connect(self._templates[name]) as connection:
+                migrate(connection)
+        template = urlsplit(self._templates[name]).path[1:] if schema else "template1"
+        with database(self.url(name), template) as url:
+            yield url
+
     def emptied(self, name: str) -> str:
         """Return the URL of a database with the schema and no rows. All tests of the store's verbs share it."""
         if name not in self._shared:
-            url = self._stack.enter_context(database(self.url(name)))
-            self._shared[name] = connection = self._stack.enter_context(psycopg.connect(url, autocommit=True))
-            connection.execute((ROOT / "schema.sql").read_bytes())
+            url = self._stack.enter_context(self.database(name))
+            self._shared[name] = self._stack.enter_context(psycopg.connect(url, autocommit=True))
             self._shared_urls[name] = url
         empty(self._shared[name])
         return self._shared_urls[name]
