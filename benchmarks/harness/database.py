@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import string
 import sys
@@ -19,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
@@ -28,8 +26,7 @@ from benchmarks.harness.machine import Machine
 from jobqueue import logs
 from jobqueue.storage import schema
 from jobqueue.storage.database import connect
-from jobqueue.storage.embedded.cluster import POLL_SECONDS, Cluster
-from jobqueue.storage.embedded.stage import READY_SECONDS
+from jobqueue.testing import postgres
 from tests.support.processes import Usage, parent_of, usage_of_tree
 
 FILL_BATCH = 100_000
@@ -202,44 +199,16 @@ def database(**settings: str) -> Iterator[Database]:
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the cleanup of nodes and server runs
     url = os.environ.get("DATABASE_URL")
-    if url is None:
-        with _embedded(settings) as embedded:
-            yield from _opened(embedded)
-        return
-    name = f"jobqueue_benchmark_{uuid.uuid4().hex[:12]}"
-    _execute(url, f"CREATE DATABASE {name}")
-    try:
-        yield from _opened(urlsplit(url)._replace(path=f"/{name}").geturl())
-    finally:
-        _execute(url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _opened(url: str) -> Iterator[Database]:
-    opened = Database(url)
-    with opened.connection:
-        yield opened
+    with _embedded(settings) if url is None else postgres.database(url) as own:
+        opened = Database(own)
+        with opened.connection:
+            yield opened
 
 
 @contextmanager
 def _embedded(settings: Mapping[str, str]) -> Iterator[str]:
     logs.configure("warning")
-    directory = Path(tempfile.mkdtemp(prefix="jobqueue-benchmark-"))
-    directory.chmod(0o711)  # as root, the server runs as another user
-    cluster = Cluster(directory / "data", settings=settings)
-    try:
-        cluster.prepare()
-        cluster.start()
-        deadline = time.monotonic() + READY_SECONDS
-        while not (cluster.ready() and cluster.create_database()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(cluster.log_tail())
-            time.sleep(POLL_SECONDS)
-        yield cluster.url
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)
+    with tempfile.TemporaryDirectory(prefix="jobqueue-benchmark-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o711)  # as root, the server runs as another user
+        with postgres.server(None, Path(directory) / "data", settings=settings) as url:
+            yield url
