@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import structlog
 from hypothesis import settings
 
 from tests.support.fork_server import fork_server
 from tests.support.postgres import SERVERS, Database, ServerPool
-from tests.support.service import Service
+from tests.support.running import Bench
+from tests.support.service import Effects, Service, Start
 from tests.support.storage import Driver, open_driver
 
 # Keep compiled modules, although many containers set this variable: each worker would compile all tests, and each service jobqueue.
@@ -56,7 +58,7 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture
-def service(database_url: str) -> Iterator[Callable[..., Service]]:
+def service(database_url: str) -> Iterator[Start]:
     """Start services on one database: ``service("examples.quickstart", "--queue", "default=8", env={...})``."""
     started: list[Service] = []
 
@@ -67,6 +69,35 @@ def service(database_url: str) -> Iterator[Callable[..., Service]]:
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def effects(tmp_path: Path) -> Effects:
+    return Effects(tmp_path / "effects")
+
+
+@pytest.fixture
+def start(service: Start, effects: Effects) -> Start:
+    """Start a node that serves tests/handlers/plain.py."""
+
+    def start(*arguments: str, module: str = "tests.handlers.plain") -> Service:
+        return service(module, *arguments, env={"EFFECTS": str(effects.path)})
+
+    return start
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=60) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bench(service: Start, database: Database, tmp_path: Path) -> Iterator[Bench]:
+    opened = Bench(service, database, tmp_path / "effects")
+    yield opened
+    for node in opened.on_ports:
+        node.kill()
 
 
 @pytest.fixture

@@ -26,10 +26,9 @@ from hypothesis import strategies as st
 
 from jobqueue import log_writer, logs
 from jobqueue.log_writer import MAX_OF_JOBS, MAX_OF_ONE_JOB, MAX_WAITING, PER_LINE, Writer, flush
-from tests.service.test_service import Start, submit
 from tests.support import ROOT
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.waiting import wait_for
 
 GAP = "log lines dropped: the log could not be written in time"

@@ -34,8 +34,8 @@ from jobqueue.errors import InvalidJob
 from jobqueue.http.bodies import jobs as bodies
 from jobqueue.job import NewJob, Options
 from jobqueue.testing.memory_store import MemoryStore
-from tests.engine.test_executor import Node, claimed
 from tests.support import ROOT
+from tests.support.executor import Runner, claimed
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.service import Service
 from tests.support.storage import Driver, joined, new_id, open_driver
@@ -217,10 +217,10 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 
 @pytest.fixture
-async def traced(spans: InMemorySpanExporter) -> AsyncIterator[Node]:  # noqa: ARG001 - the node needs it
+async def traced(spans: InMemorySpanExporter) -> AsyncIterator[Runner]:  # noqa: ARG001 - the node needs it
     """A node whose runs have spans."""
     async with trio_parallel.open_worker_context(grace_period=10.0) as processes:
-        yield Node(processes)
+        yield Runner(processes)
 
 
 async def noop() -> None:
@@ -247,7 +247,7 @@ def ids(span: ReadableSpan) -> list[str]:
     return [trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)]
 
 
-async def test_a_span_says_what_ran_as_the_conventions_have_it(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_a_span_says_what_ran_as_the_conventions_have_it(traced: Runner, spans: InMemorySpanExporter) -> None:
     await traced.run(noop, job={"options": Options(traceparent=PARENT, tracestate="a=1"), "waited": 1.5, "attempt": 2})
     span = only(spans)
     assert (span.name, span.kind, span.status.status_code) == ("process test", SpanKind.CONSUMER, StatusCode.UNSET)
@@ -269,7 +269,7 @@ async def test_a_span_says_what_ran_as_the_conventions_have_it(traced: Node, spa
     }
 
 
-async def test_a_job_without_a_trace_begins_one(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_a_job_without_a_trace_begins_one(traced: Runner, spans: InMemorySpanExporter) -> None:
     traced.handle(noop)
     await traced.execute(claimed())
     await traced.execute(claimed(options=Options(group="g")))
@@ -278,7 +278,7 @@ async def test_a_job_without_a_trace_begins_one(traced: Node, spans: InMemorySpa
     assert ids(first)[0] != ids(second)[0]
 
 
-async def test_a_trace_that_is_not_sampled_stays_so(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_a_trace_that_is_not_sampled_stays_so(traced: Runner, spans: InMemorySpanExporter) -> None:
     await traced.run(noop, job={"options": Options(traceparent=OTHER)})
     assert spans.get_finished_spans() == ()
 
@@ -300,7 +300,7 @@ async def in_a_child(job: jobqueue.Job) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("function", [in_the_task, current, in_a_child], ids=["async", "thread", "nursery"])
 async def test_the_span_is_the_current_one_in_the_handler(
-    function: Callable[..., Any], traced: Node, spans: InMemorySpanExporter
+    function: Callable[..., Any], traced: Runner, spans: InMemorySpanExporter
 ) -> None:
     outcome = await traced.run(function)
     result = msgspec.json.decode(outcome.result or b"")
@@ -308,7 +308,7 @@ async def test_the_span_is_the_current_one_in_the_handler(
     assert not trace.get_current_span().get_span_context().is_valid, "it is over with the run"
 
 
-async def test_a_process_goes_on_from_the_span(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_a_process_goes_on_from_the_span(traced: Runner, spans: InMemorySpanExporter) -> None:
     outcome = await traced.run(current, cpu=True)
     assert msgspec.json.decode(outcome.result or b"") == ids(only(spans))
 
@@ -317,7 +317,7 @@ async def leave_one_attached() -> None:
     context.attach(trace.set_span_in_context(trace.INVALID_SPAN))
 
 
-async def test_each_run_has_a_span_of_its_own_whatever_the_one_before_left(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_each_run_has_a_span_of_its_own_whatever_the_one_before_left(traced: Runner, spans: InMemorySpanExporter) -> None:
     seen = []
 
     async def look() -> None:
@@ -370,7 +370,7 @@ ERROR = StatusCode.ERROR
 
 
 @pytest.mark.parametrize("cpu", [False, True], ids=["thread", "process"])
-async def test_a_failed_attempt_is_an_error_with_its_exception(traced: Node, spans: InMemorySpanExporter, cpu: bool) -> None:
+async def test_a_failed_attempt_is_an_error_with_its_exception(traced: Runner, spans: InMemorySpanExporter, cpu: bool) -> None:
     await traced.run(fail, cpu=cpu, backoff=jobqueue.Backoff(base=5, cap=5, jitter=0))
     span = only(spans)
     assert (span.status.status_code, span.status.description) == (ERROR, "Odd: no such file")
@@ -401,7 +401,7 @@ async def test_what_a_handler_decides_is_in_its_span(
     function: Callable[[], None],
     status: tuple[StatusCode, str | None],
     expected: dict[str, Any],
-    traced: Node,
+    traced: Runner,
     spans: InMemorySpanExporter,
 ) -> None:
     await traced.run(function)
@@ -412,13 +412,13 @@ async def test_what_a_handler_decides_is_in_its_span(
     assert span.events == ()
 
 
-async def test_the_last_failure_and_a_payload_that_does_not_fit_are_dead(traced: Node, spans: InMemorySpanExporter) -> None:
+async def test_the_last_failure_and_a_payload_that_does_not_fit_are_dead(traced: Runner, spans: InMemorySpanExporter) -> None:
     def picky(n: int = 0) -> None:  # noqa: ARG001
         fail()
 
     traced.handle(picky)
     await traced.execute(claimed(attempt=4))
-    await traced.execute(claimed(payload=msgspec.Raw(b'{"n": "one"}')))
+    await traced.execute(claimed(payload=b'{"n": "one"}'))
     last, unfit = map(attributes, spans.get_finished_spans())
     assert (last["jobqueue.outcome"], last["error.type"]) == ("dead", f"{HERE}.Odd")
     assert (unfit["jobqueue.outcome"], unfit["error.type"]) == ("dead", "jobqueue.engine.handlers.PayloadMismatch")
@@ -426,7 +426,7 @@ async def test_the_last_failure_and_a_payload_that_does_not_fit_are_dead(traced:
 
 async def test_a_timeout_is_an_error(
     autojump_clock: MockClock,  # noqa: ARG001 - requesting this fixture makes it the test's clock
-    traced: Node,
+    traced: Runner,
     spans: InMemorySpanExporter,
 ) -> None:
     await traced.run(sleep, timeout=3)
@@ -437,7 +437,7 @@ async def test_a_timeout_is_an_error(
 
 @pytest.mark.parametrize(("cause", "told"), [("interrupted", "released"), ("cancelled", "cancelled"), ("lease lost", "lease lost")])
 async def test_a_run_that_is_ended_early_says_why_and_is_no_error(
-    cause: Cause, told: str, traced: Node, spans: InMemorySpanExporter
+    cause: Cause, told: str, traced: Runner, spans: InMemorySpanExporter
 ) -> None:
     traced.handle(sleep)
     await traced.execute(claimed(), lambda run: run.cancel(cause))
@@ -446,7 +446,7 @@ async def test_a_run_that_is_ended_early_says_why_and_is_no_error(
 
 
 async def test_a_handler_that_is_left_behind_ends_its_span_when_it_is(
-    traced: Node, spans: InMemorySpanExporter, nursery: trio.Nursery
+    traced: Runner, spans: InMemorySpanExporter, nursery: trio.Nursery
 ) -> None:
     goes_on, runs = trio.Event(), []
 

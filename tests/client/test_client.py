@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -83,14 +82,6 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Open]:
 @pytest.fixture
 def client(opened: Open, node: Node) -> Any:
     return opened(node.url, TOKEN)
-
-
-@pytest.fixture
-def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Iterator[Bench]:
-    opened = Bench(service, database, tmp_path / "effects")
-    yield opened
-    for node in opened.on_ports:
-        node.kill()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import pytest
 
 from jobqueue import App, HandlerError, Job
 from jobqueue.engine.handlers import PayloadMismatch
-from tests.engine.test_handlers import claimed
+from tests.support.executor import claimed
 
 T = TypeVar("T")
 

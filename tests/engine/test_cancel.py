@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import psycopg
@@ -23,16 +21,9 @@ from jobqueue.engine.signals import Signals
 from jobqueue.engine.worker import Workers
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-from tests.engine.test_executor import no_transactions
-from tests.support.postgres import Database
+from tests.support.executor import no_transactions
 from tests.support.running import Bench, cancel, submit
-from tests.support.service import Service
 from tests.support.storage import Driver
-
-
-@pytest.fixture
-def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Bench:
-    return Bench(service, database, tmp_path / "effects")
 
 
 @pytest.mark.parametrize("kind", ["sleep", "thread", "cpu", "retries", "sleeping-children"])

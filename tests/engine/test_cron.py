@@ -38,11 +38,11 @@ from jobqueue.storage.roles.schedule import DueSchedules, Move, Moved
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.testing.memory_store.state import SECOND
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
-from tests.service.test_failing_nth import WAYS, FailingStore, Fault
 from tests.support import ROOT
 from tests.support.command_line import run_jobqueue
+from tests.support.failing_store import WAYS, FailingStore, Fault
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start
 from tests.support.waiting import until, wait_for
 
 BERLIN = "Europe/Berlin"
@@ -734,8 +734,6 @@ async def test_a_node_starts_while_a_transaction_locks_its_schedules(database_ur
 
 # ---------------------------------------------------------------------------------------------------------------- the service
 
-
-Start = Callable[..., Service]
 
 HEADER = """
 import os

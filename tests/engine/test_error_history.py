@@ -10,9 +10,8 @@ import httpx
 import pytest
 
 from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH
-from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.waiting import wait_for
 
 
@@ -22,12 +21,6 @@ def start(service: Start, tmp_path: Path) -> Start:
         return service("tests.handlers.hooks", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
 
     return start
-
-
-@pytest.fixture
-def client() -> Any:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 def node_id(client: httpx.Client, node: Service) -> str:

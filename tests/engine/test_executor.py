@@ -15,102 +15,12 @@ import pytest
 import sniffio
 import structlog
 import trio
-import trio_parallel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from jobqueue import App, Backoff, Discard, Job, Retry, Snooze, documents
-from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Cause, Executor, Run
-from jobqueue.engine.progress import ProgressWriter
-from jobqueue.engine.signals import Signals
-from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, AttemptError, ClaimedJob, Outcome
-from jobqueue.metrics import Metrics
-from jobqueue.storage.handler_transactions import Transactions
-from jobqueue.testing.memory_store import MemoryStore
-
-LAST = {"attempt": 4, "max_retries": 3}
-
-
-def claimed(**fields: Any) -> ClaimedJob:
-    job = {
-        "queue": "default",
-        "id": "0198c7a4-0000-7000-8000-000000000000",
-        "kind": "test",
-        "payload": msgspec.Raw(b"{}"),
-        "priority": 0,
-        "attempt": 1,
-        "claims": 7,
-        "max_retries": 3,
-        "timeout": None,
-        "created_at": 1_900_000_000.0,
-        "rank": 0.0,
-        "waited": 0.0,
-    }
-    return ClaimedJob(**{**job, **fields})
-
-
-async def run_one(executor: Executor, job: ClaimedJob, begun: Callable[[Run], None] = lambda _: None) -> Outcome | None:
-    """Run one job, and return the recorded outcome."""
-    jobs, recorded = [job], []
-
-    async def take(scope: trio.CancelScope) -> Run:
-        if not jobs:
-            raise trio.EndOfChannel
-        run = Run(jobs.pop(), "node", scope)
-        begun(run)
-        return run
-
-    async def record(_: Run, outcome: Outcome | None) -> None:
-        recorded.append(outcome)
-
-    with pytest.raises(trio.EndOfChannel):
-        await executor.run_each(take, record)
-    [outcome] = recorded
-    return outcome
-
-
-def no_transactions() -> Transactions:
-    """The transactions of a node whose handlers use no connection."""
-    return Transactions("", most=1, keep_finished=True)
-
-
-class Node:
-    """An executor with its dependencies."""
-
-    def __init__(self, processes: trio_parallel.WorkerContext) -> None:
-        self.app = App()
-        self.metrics = Metrics()
-        self.process_limiter = trio.CapacityLimiter(1)
-        self.notes = ProgressWriter(MemoryStore(), Signals())
-        self.executor = Executor(
-            self.app.handlers,
-            self.metrics,
-            threads=trio.CapacityLimiter(2),
-            processes=processes,
-            process_limiter=self.process_limiter,
-            transactions=no_transactions(),
-            notes=self.notes,
-        )
-
-    async def run(self, function: Callable[..., Any], *, job: dict[str, Any] | None = None, **options: Any) -> Outcome:
-        """Register the function with these options, run one job with it, and return its outcome."""
-        self.handle(function, **options)
-        outcome = await self.execute(claimed(**(job or {})))
-        assert outcome is not None
-        assert (outcome.id, outcome.claims) == (claimed().id, claimed().claims)
-        documents.encode(outcome)
-        return outcome
-
-    async def execute(self, job: ClaimedJob, begun: Callable[[Run], None] = lambda _: None) -> Outcome | None:
-        return await run_one(self.executor, job, begun)
-
-    def handle(self, function: Callable[..., Any], **options: Any) -> None:
-        self.app.handler("test", **options)(function)
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with trio_parallel.open_worker_context(grace_period=60) as processes:
-        yield Node(processes)
+from jobqueue import Backoff, Discard, Job, Retry, Snooze
+from jobqueue.engine.executor import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH, Cause, Run
+from jobqueue.job import MAX_DELAY, MAX_RESULT_BYTES, Outcome
+from tests.support.executor import LAST, Runner, claimed, error_of
 
 
 def failing(error: BaseException) -> Callable[[], Awaitable[None]]:
@@ -131,26 +41,21 @@ def returning(result: Any) -> Callable[[], Awaitable[Any]]:
     return handler
 
 
-def error_of(outcome: Outcome) -> AttemptError:
-    assert outcome.error is not None
-    return outcome.error
-
-
 # --------------------------------------------------------------------------------------------------------- handlers in their places
 
 
-async def test_an_async_handler_runs_on_the_loop_and_its_result_is_kept(node: Node) -> None:
+async def test_an_async_handler_runs_on_the_loop_and_its_result_is_kept(node: Runner) -> None:
     async def add(a: int, b: int) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()
         return {"sum": a + b, "thread": threading.get_ident()}
 
-    outcome = await node.run(add, job={"payload": msgspec.Raw(b'{"a": 1, "b": 2}')})
+    outcome = await node.run(add, job={"payload": b'{"a": 1, "b": 2}'})
     assert outcome.outcome == "succeeded"
     assert outcome.result is not None
     assert msgspec.json.decode(outcome.result) == {"sum": 3, "thread": threading.get_ident()}
 
 
-async def test_a_plain_handler_runs_in_a_thread(node: Node) -> None:
+async def test_a_plain_handler_runs_in_a_thread(node: Runner) -> None:
     def here() -> int:
         return threading.get_ident()
 
@@ -160,7 +65,7 @@ async def test_a_plain_handler_runs_in_a_thread(node: Node) -> None:
     assert msgspec.json.decode(outcome.result) != threading.get_ident()
 
 
-async def test_a_cpu_handler_runs_in_a_process(node: Node) -> None:
+async def test_a_cpu_handler_runs_in_a_process(node: Runner) -> None:
     outcome = await node.run(os.getpid, cpu=True)
     assert outcome.outcome == "succeeded"
     assert outcome.result is not None
@@ -177,21 +82,21 @@ def in_a_plain_def(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-async def test_an_async_def_in_a_decorator_that_is_a_plain_def_runs_on_the_loop(node: Node) -> None:
+async def test_an_async_def_in_a_decorator_that_is_a_plain_def_runs_on_the_loop(node: Runner) -> None:
     @in_a_plain_def
     @in_a_plain_def
     async def add(a: int, seconds: float = 0) -> list[int]:
         await trio.sleep(seconds)
         return [a, threading.get_ident()]
 
-    outcome = await node.run(add, job={"payload": msgspec.Raw(b'{"a": 1}')})
+    outcome = await node.run(add, job={"payload": b'{"a": 1}'})
     assert outcome.result == msgspec.Raw(msgspec.json.encode([1, threading.get_ident()]))
-    outcome = await node.execute(claimed(payload=msgspec.Raw(b'{"a": 1, "seconds": 60}'), timeout=0.2))
+    outcome = await node.execute(claimed(payload=b'{"a": 1, "seconds": 60}', timeout=0.2))
     assert outcome is not None
     assert error_of(outcome).error == "timed out after 0.2 s"
 
 
-async def test_an_async_def_in_a_plain_def_has_its_jobs_nursery(node: Node) -> None:
+async def test_an_async_def_in_a_plain_def_has_its_jobs_nursery(node: Runner) -> None:
     ended: list[int] = []
 
     async def note() -> None:
@@ -206,7 +111,7 @@ async def test_an_async_def_in_a_plain_def_has_its_jobs_nursery(node: Node) -> N
     assert ended == [1]
 
 
-async def test_a_decorator_that_runs_the_async_def_itself_is_a_plain_handler(node: Node) -> None:
+async def test_a_decorator_that_runs_the_async_def_itself_is_a_plain_handler(node: Runner) -> None:
     async def of_asyncio(a: int) -> list[int]:
         await asyncio.sleep(0)
         return [a, threading.get_ident()]
@@ -215,12 +120,12 @@ async def test_a_decorator_that_runs_the_async_def_itself_is_a_plain_handler(nod
     def wrapper(**kwargs: Any) -> Any:
         return asyncio.run(of_asyncio(**kwargs))
 
-    outcome = await node.run(wrapper, job={"payload": msgspec.Raw(b'{"a": 1}')})
+    outcome = await node.run(wrapper, job={"payload": b'{"a": 1}'})
     assert outcome.result is not None
     assert msgspec.json.decode(outcome.result)[1] != threading.get_ident()
 
 
-async def test_an_object_that_is_called_runs_where_its_call_does(node: Node) -> None:
+async def test_an_object_that_is_called_runs_where_its_call_does(node: Runner) -> None:
     class Here:
         async def __call__(self, more: int = 0) -> int:
             return threading.get_ident() + more
@@ -256,7 +161,7 @@ def return_a_coroutine_in_a_process() -> Any:
     ("function", "options"),
     [(return_a_coroutine, {}), (return_something_to_await, {}), (return_a_coroutine_in_a_process, {"cpu": True})],
 )
-async def test_an_unawaited_result_fails_the_attempt(function: Any, options: dict[str, Any], node: Node) -> None:
+async def test_an_unawaited_result_fails_the_attempt(function: Any, options: dict[str, Any], node: Runner) -> None:
     error = error_of(await node.run(function, **options)).error
     gc.collect()  # an unawaited coroutine is a warning, and warnings are errors in the tests
     assert error.startswith(f"the handler returned an awaitable ({'ToAwait' if 'something' in function.__name__ else 'coroutine'})")
@@ -329,7 +234,7 @@ HINT = (
         (create_a_task, "RuntimeError: no running event loop. "),
     ],
 )
-async def test_the_error_for_an_asyncio_library_has_a_remedy(function: Any, text: str, node: Node) -> None:
+async def test_the_error_for_an_asyncio_library_has_a_remedy(function: Any, text: str, node: Runner) -> None:
     error = error_of(await node.run(function))
     assert text in error.error
     assert HINT in error.error
@@ -341,15 +246,15 @@ async def test_the_error_for_an_asyncio_library_has_a_remedy(function: Any, text
 @pytest.mark.parametrize(
     "error", [RuntimeError("a loop"), ValueError("no running event loop"), TypeError("trio"), KeyError("asyncio")]
 )
-async def test_other_errors_do_not_mention_asyncio(error: Exception, node: Node) -> None:
+async def test_other_errors_do_not_mention_asyncio(error: Exception, node: Runner) -> None:
     assert "asyncio.run" not in error_of(await node.run(failing(error))).error
 
 
-async def test_no_result_is_kept_as_none(node: Node) -> None:
+async def test_no_result_is_kept_as_none(node: Runner) -> None:
     assert await node.run(returning(None)) == Outcome(id=claimed().id, claims=7, outcome="succeeded")
 
 
-async def test_the_job_is_handed_to_a_handler_that_asks_for_it(node: Node) -> None:
+async def test_the_job_is_handed_to_a_handler_that_asks_for_it(node: Runner) -> None:
     async def attempt(job: Job) -> int:
         return job.attempt
 
@@ -359,7 +264,7 @@ async def test_the_job_is_handed_to_a_handler_that_asks_for_it(node: Node) -> No
 # ------------------------------------------------------------------------------------------------------------------------- failures
 
 
-async def test_an_exception_fails_the_attempt_with_its_text_and_traceback(node: Node, autojump_clock: MockClock) -> None:
+async def test_an_exception_fails_the_attempt_with_its_text_and_traceback(node: Runner, autojump_clock: MockClock) -> None:
     async def handler() -> None:
         await trio.sleep(1.5)
         raise ValueError("no such file")
@@ -372,18 +277,18 @@ async def test_an_exception_fails_the_attempt_with_its_text_and_traceback(node: 
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(), MemoryError()], ids=repr)
-async def test_an_exception_of_any_type_fails_only_its_job(error: BaseException, node: Node) -> None:
+async def test_an_exception_of_any_type_fails_only_its_job(error: BaseException, node: Runner) -> None:
     outcome = await node.run(failing(error))
     assert outcome.outcome == "retry"
     assert type(error).__name__ in error_of(outcome).error
 
 
-async def test_a_failure_is_retried_after_the_handlers_backoff(node: Node) -> None:
+async def test_a_failure_is_retried_after_the_handlers_backoff(node: Runner) -> None:
     outcome = await node.run(failing(ValueError()), backoff=Backoff(base=5, jitter=0), job={"attempt": 3})
     assert (outcome.outcome, outcome.delay) == ("retry", 20)
 
 
-async def test_a_failure_of_the_last_attempt_is_death_with_a_readable_reason(node: Node) -> None:
+async def test_a_failure_of_the_last_attempt_is_death_with_a_readable_reason(node: Runner) -> None:
     outcome = await node.run(failing(ValueError("no such file\nlook elsewhere")), job=LAST)
     assert (outcome.outcome, outcome.delay) == ("dead", None)
     assert outcome.reason == "attempt 4 of 4 failed: ValueError: no such file"
@@ -391,14 +296,14 @@ async def test_a_failure_of_the_last_attempt_is_death_with_a_readable_reason(nod
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\n\nsecond"], ids=repr)
-async def test_an_error_without_a_message_has_a_reason(text: str, node: Node) -> None:
+async def test_an_error_without_a_message_has_a_reason(text: str, node: Runner) -> None:
     outcome = await node.run(failing(Retry(reason=text)), job=LAST)
     assert outcome.outcome == "dead"
     assert outcome.reason is not None
     assert outcome.reason.startswith("attempt 4 of 4 failed")
 
 
-async def test_an_infinite_recursion_is_a_failure(node: Node) -> None:
+async def test_an_infinite_recursion_is_a_failure(node: Runner) -> None:
     async def recurse() -> None:
         await recurse()
 
@@ -424,7 +329,7 @@ class Unspeakable(Exception):
     ids=["NUL", "lone surrogate", "1 MB", "1 MB of what jsonb refuses", "no text"],
 )
 @pytest.mark.parametrize("job", [{}, LAST], ids=["retry", "dead"])
-async def test_any_text_of_an_exception_can_be_recorded(error: Exception, text: str, job: dict[str, int], node: Node) -> None:
+async def test_any_text_of_an_exception_can_be_recorded(error: Exception, text: str, job: dict[str, int], node: Runner) -> None:
     outcome = await node.run(failing(error), job=job)
     recorded = error_of(outcome)
     assert text in recorded.error
@@ -435,7 +340,7 @@ async def test_any_text_of_an_exception_can_be_recorded(error: Exception, text: 
     assert len(outcome.reason or "") < 6 * 500 + 100
 
 
-async def test_a_kind_without_a_handler_is_retried_and_counted(node: Node) -> None:
+async def test_a_kind_without_a_handler_is_retried_and_counted(node: Runner) -> None:
     node.handle(returning(None))
     for attempt, verdict in [(1, "retry"), (4, "dead")]:
         outcome = await node.execute(claimed(kind="unknown", attempt=attempt))
@@ -445,11 +350,11 @@ async def test_a_kind_without_a_handler_is_retried_and_counted(node: Node) -> No
     assert 'jobqueue_jobs_unhandled_total{kind="unknown",queue="default"} 2.0' in node.metrics.render().decode()
 
 
-async def test_a_payload_that_does_not_fit_is_dead_at_once(node: Node) -> None:
+async def test_a_payload_that_does_not_fit_is_dead_at_once(node: Runner) -> None:
     async def handler(name: str) -> str:
         return name
 
-    outcome = await node.run(handler, job={"payload": msgspec.Raw(b'{"name": 1}')})
+    outcome = await node.run(handler, job={"payload": b'{"name": 1}'})
     assert outcome.outcome == "dead"
     assert outcome.reason == "the payload does not fit the handler: Expected `str`, got `int` - at `$.name`"
     assert error_of(outcome).error == outcome.reason
@@ -460,10 +365,10 @@ class Complaining(msgspec.Struct):
         raise ValueError("\0\ud800" + "x" * 1_000_000)
 
 
-async def test_the_reason_of_a_mismatch_is_storable(node: Node) -> None:
+async def test_the_reason_of_a_mismatch_is_storable(node: Runner) -> None:
     async def handler(value: Complaining) -> None: ...
 
-    outcome = await node.run(handler, job={"payload": msgspec.Raw(b'{"value": {}}')})
+    outcome = await node.run(handler, job={"payload": b'{"value": {}}'})
     assert outcome.outcome == "dead"
     assert r"\0\ud800xxx" in (outcome.reason or "")
     assert len(outcome.reason or "") < MAX_ERROR_LENGTH + 100
@@ -490,14 +395,14 @@ def endless() -> list[Any]:
     ],
     ids=["object", "NUL", "lone surrogate", "holds itself", "broken JSON", "too large"],
 )
-async def test_a_result_that_cannot_be_stored_fails_the_attempt(result: Any, reason: str, node: Node) -> None:
+async def test_a_result_that_cannot_be_stored_fails_the_attempt(result: Any, reason: str, node: Runner) -> None:
     outcome = await node.run(returning(result))
     assert outcome.outcome == "retry"
     assert outcome.result is None
     assert reason in error_of(outcome).error
 
 
-async def test_the_largest_result_is_stored(node: Node) -> None:
+async def test_the_largest_result_is_stored(node: Runner) -> None:
     outcome = await node.run(returning("x" * (MAX_RESULT_BYTES - 2)))
     assert outcome.outcome == "succeeded"
     assert len(outcome.result or b"") == MAX_RESULT_BYTES
@@ -506,29 +411,29 @@ async def test_the_largest_result_is_stored(node: Node) -> None:
 # ------------------------------------------------------------------------------------------------------------------------- verdicts
 
 
-async def test_retry_with_a_delay(node: Node) -> None:
+async def test_retry_with_a_delay(node: Runner) -> None:
     outcome = await node.run(failing(Retry(90, "the shop is closed")))
     assert (outcome.outcome, outcome.delay) == ("retry", 90)
     assert error_of(outcome).error == "the shop is closed"
     assert error_of(outcome).traceback is None
 
 
-async def test_retry_without_a_delay_uses_the_handlers_backoff(node: Node) -> None:
+async def test_retry_without_a_delay_uses_the_handlers_backoff(node: Runner) -> None:
     outcome = await node.run(failing(Retry()), backoff=Backoff(base=5, jitter=0), job={"attempt": 2})
     assert (outcome.outcome, outcome.delay) == ("retry", 10)
 
 
-async def test_retry_in_the_last_attempt_is_death(node: Node) -> None:
+async def test_retry_in_the_last_attempt_is_death(node: Runner) -> None:
     outcome = await node.run(failing(Retry(90, "the shop is closed")), job=LAST)
     assert (outcome.outcome, outcome.reason) == ("dead", "attempt 4 of 4 failed: the shop is closed")
 
 
-async def test_snooze_is_not_a_failure_even_in_the_last_attempt(node: Node) -> None:
+async def test_snooze_is_not_a_failure_even_in_the_last_attempt(node: Runner) -> None:
     outcome = await node.run(failing(Snooze(3600)), job=LAST)
     assert outcome == Outcome(id=claimed().id, claims=7, outcome="snoozed", delay=3600)
 
 
-async def test_discard_is_death_at_once(node: Node) -> None:
+async def test_discard_is_death_at_once(node: Runner) -> None:
     outcome = await node.run(failing(Discard("the account is closed")))
     assert (outcome.outcome, outcome.reason) == ("dead", "the account is closed")
     assert error_of(outcome).error == "discarded: the account is closed"
@@ -539,13 +444,13 @@ async def test_discard_is_death_at_once(node: Node) -> None:
     ("asked", "got"), [(-5, 0), (0, 0), (MAX_DELAY, MAX_DELAY), (MAX_DELAY * 2, MAX_DELAY), (math.inf, MAX_DELAY)], ids=str
 )
 async def test_a_delay_is_clamped_to_its_bounds(
-    verdict: Callable[[float], Exception], asked: float, got: float, node: Node
+    verdict: Callable[[float], Exception], asked: float, got: float, node: Runner
 ) -> None:
     assert (await node.run(failing(verdict(asked)))).delay == got
 
 
 @pytest.mark.parametrize("wrapped", [Retry(5), Snooze(5)], ids=lambda verdict: type(verdict).__name__)
-async def test_a_verdict_counts_within_the_exception_groups_of_the_handlers_nurseries(wrapped: Exception, node: Node) -> None:
+async def test_a_verdict_counts_within_the_exception_groups_of_the_handlers_nurseries(wrapped: Exception, node: Runner) -> None:
     async def handler() -> None:
         async with trio.open_nursery() as outer:
             outer.start_soon(trio.sleep_forever)
@@ -556,7 +461,7 @@ async def test_a_verdict_counts_within_the_exception_groups_of_the_handlers_nurs
     assert (await node.run(handler)).delay == 5
 
 
-async def test_a_group_of_several_errors_is_a_failure(node: Node) -> None:
+async def test_a_group_of_several_errors_is_a_failure(node: Runner) -> None:
     outcome = await node.run(failing(ExceptionGroup("both", [Snooze(5), ValueError("no such file")])))
     assert outcome.outcome == "retry"
     assert error_of(outcome).error == "2 errors: Snooze: snoozed for 5 s; ValueError: no such file"
@@ -582,7 +487,7 @@ class Forgetful(Snooze):
     ],
     ids=lambda verdict: f"{type(verdict).__name__}({getattr(verdict, 'delay', '')!r})",
 )
-async def test_a_verdict_with_an_invalid_delay_fails_the_attempt(verdict: Exception, node: Node) -> None:
+async def test_a_verdict_with_an_invalid_delay_fails_the_attempt(verdict: Exception, node: Runner) -> None:
     outcome = await node.run(failing(verdict))
     assert outcome.outcome == "retry"
     assert outcome.delay is not None
@@ -591,31 +496,31 @@ async def test_a_verdict_with_an_invalid_delay_fails_the_attempt(verdict: Except
 
 
 @pytest.mark.parametrize("verdict", [Discard(ValueError("closed")), Retry(5, ValueError("closed"))], ids=repr)
-async def test_a_reason_need_not_be_a_text(verdict: Exception, node: Node) -> None:
+async def test_a_reason_need_not_be_a_text(verdict: Exception, node: Runner) -> None:
     assert "closed" in error_of(await node.run(failing(verdict))).error
 
 
-async def test_a_reason_is_made_storable(node: Node) -> None:
+async def test_a_reason_is_made_storable(node: Runner) -> None:
     assert (await node.run(failing(Discard("a\0b\ud800")))).reason == r"a\0b\ud800"
 
 
 # ------------------------------------------------------------------------------------------------------------------------- timeouts
 
 
-async def test_a_handler_is_cancelled_at_its_timeout(node: Node, autojump_clock: MockClock) -> None:
+async def test_a_handler_is_cancelled_at_its_timeout(node: Runner, autojump_clock: MockClock) -> None:
     outcome = await node.run(trio.sleep_forever, timeout=30)
     assert outcome.outcome == "retry"
     assert (error_of(outcome).error, error_of(outcome).duration) == ("timed out after 30 s", 30)
     assert autojump_clock.current_time() == 30
 
 
-async def test_the_timeout_of_the_job_takes_precedence_over_the_handlers(node: Node, autojump_clock: MockClock) -> None:
+async def test_the_timeout_of_the_job_takes_precedence_over_the_handlers(node: Runner, autojump_clock: MockClock) -> None:
     outcome = await node.run(trio.sleep_forever, timeout=30, job={"timeout": 40.0})
     assert error_of(outcome).error == "timed out after 40.0 s"
     assert autojump_clock.current_time() == 40
 
 
-async def test_a_handler_that_ends_in_time_has_not_timed_out(node: Node, autojump_clock: MockClock) -> None:
+async def test_a_handler_that_ends_in_time_has_not_timed_out(node: Runner, autojump_clock: MockClock) -> None:
     async def handler() -> None:
         await trio.sleep(29)
 
@@ -623,7 +528,7 @@ async def test_a_handler_that_ends_in_time_has_not_timed_out(node: Node, autojum
     assert autojump_clock.current_time() == 29
 
 
-async def test_a_timeout_within_a_handler_is_an_ordinary_error(node: Node, autojump_clock: MockClock) -> None:
+async def test_a_timeout_within_a_handler_is_an_ordinary_error(node: Runner, autojump_clock: MockClock) -> None:
     async def handler() -> None:
         with trio.fail_after(5):
             await trio.sleep_forever()
@@ -632,7 +537,7 @@ async def test_a_timeout_within_a_handler_is_an_ordinary_error(node: Node, autoj
     assert autojump_clock.current_time() == 5
 
 
-async def test_a_thread_that_outlives_its_timeout_is_abandoned(node: Node) -> None:
+async def test_a_thread_that_outlives_its_timeout_is_abandoned(node: Runner) -> None:
     go_on = threading.Event()
 
     def handler() -> None:
@@ -680,10 +585,10 @@ def return_what_cannot_be_pickled() -> Any:
 
 
 def payload(**fields: Any) -> dict[str, Any]:
-    return {"payload": msgspec.Raw(msgspec.json.encode(fields))}
+    return {"payload": msgspec.json.encode(fields)}
 
 
-async def test_verdicts_and_failures_are_received_from_a_process(node: Node) -> None:
+async def test_verdicts_and_failures_are_received_from_a_process(node: Runner) -> None:
     node.handle(steer, cpu=True)
 
     async def outcome_of(verdict: str) -> Outcome:
@@ -703,7 +608,7 @@ async def test_verdicts_and_failures_are_received_from_a_process(node: Node) -> 
     assert error_of(await outcome_of("leave")).error == "SystemExit: 3"
 
 
-async def test_a_dead_process_is_a_readable_failure_and_is_replaced(node: Node) -> None:
+async def test_a_dead_process_is_a_readable_failure_and_is_replaced(node: Runner) -> None:
     died = await node.run(os._exit, cpu=True, job=payload(status=3))
     assert died.outcome == "retry"
     assert error_of(died).error == "the process that ran the handler died (killed, out of memory, or a crash in C)"
@@ -713,7 +618,7 @@ async def test_a_dead_process_is_a_readable_failure_and_is_replaced(node: Node) 
     assert after.outcome == "succeeded"
 
 
-async def test_a_process_is_killed_at_the_timeout(node: Node) -> None:
+async def test_a_process_is_killed_at_the_timeout(node: Runner) -> None:
     node.app.handler("pid", cpu=True)(os.getpid)
     before = await node.execute(claimed(kind="pid"))
     assert before is not None
@@ -724,7 +629,7 @@ async def test_a_process_is_killed_at_the_timeout(node: Node) -> None:
         os.kill(msgspec.json.decode(before.result), 0)
 
 
-async def test_the_timeout_of_a_job_starts_when_it_gets_a_process(node: Node, nursery: trio.Nursery) -> None:
+async def test_the_timeout_of_a_job_starts_when_it_gets_a_process(node: Runner, nursery: trio.Nursery) -> None:
     node.handle(os.getpid, cpu=True, timeout=30)
     running = Running(node)
     async with node.process_limiter:
@@ -746,7 +651,7 @@ async def test_the_timeout_of_a_job_starts_when_it_gets_a_process(node: Node, nu
     ids=["error", "result"],
 )
 async def test_errors_and_results_that_cannot_be_pickled_are_readable_failures(
-    function: Callable[[], Any], text: str, node: Node
+    function: Callable[[], Any], text: str, node: Runner
 ) -> None:
     outcome = await node.run(function, cpu=True)
     assert outcome.outcome == "retry"
@@ -759,7 +664,7 @@ async def test_errors_and_results_that_cannot_be_pickled_are_readable_failures(
 class Running:
     """A running job."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Runner) -> None:
         self.run: Run
         self.worker = trio.CancelScope()
         self.outcomes: list[Outcome | None] = []
@@ -781,7 +686,7 @@ class Running:
 
 
 @pytest.fixture
-def running(node: Node) -> Running:
+def running(node: Runner) -> Running:
     return Running(node)
 
 
@@ -840,7 +745,7 @@ async def test_a_job_whose_lease_is_lost_has_no_outcome(
     assert running.outcomes == [None]
 
 
-async def test_an_interrupted_thread_is_abandoned_and_its_job_released(node: Node) -> None:
+async def test_an_interrupted_thread_is_abandoned_and_its_job_released(node: Runner) -> None:
     begun, go_on = trio.Event(), threading.Event()
 
     def handler() -> None:
@@ -900,7 +805,7 @@ async def test_the_cancellation_of_the_worker_itself_passes_through(
     assert running.outcomes == []
 
 
-async def test_runs_share_a_scope_until_one_of_them_is_cancelled(node: Node) -> None:
+async def test_runs_share_a_scope_until_one_of_them_is_cancelled(node: Runner) -> None:
     scopes: list[trio.CancelScope] = []
     outcomes: list[str] = []
     timeouts = [None, 0.05, 60.0, None]
@@ -933,7 +838,7 @@ async def test_runs_share_a_scope_until_one_of_them_is_cancelled(node: Node) -> 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private attribute", "public API only"])
 async def test_a_scope_that_a_handler_leaves_open_fails_only_its_run(
-    node: Node, private: bool, monkeypatch: pytest.MonkeyPatch
+    node: Runner, private: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def generator() -> AsyncIterator[int]:
         with trio.move_on_after(0.05):
@@ -949,8 +854,8 @@ async def test_a_scope_that_a_handler_leaves_open_fails_only_its_run(
     node.handle(trio.sleep)
     jobs = [
         claimed(kind="leaky"),
-        claimed(payload=msgspec.Raw(b'{"seconds": 0.2}')),
-        claimed(payload=msgspec.Raw(b'{"seconds": 0}')),
+        claimed(payload=b'{"seconds": 0.2}'),
+        claimed(payload=b'{"seconds": 0}'),
     ]
     outcomes: list[str] = []
     scopes: list[trio.CancelScope] = []

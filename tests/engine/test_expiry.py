@@ -21,9 +21,8 @@ from jobqueue.settings import Settings
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles.schedule import Promotion
 from jobqueue.testing.memory_store import MemoryStore
-from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.storage import open_driver
 from tests.support.waiting import wait_for
 
@@ -34,12 +33,6 @@ def start(service: Start, tmp_path: Path) -> Start:
         return service("tests.handlers.hooks", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
 
     return start
-
-
-@pytest.fixture
-def client() -> Any:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 def metric(client: httpx.Client, node: Service, name: str) -> float:

@@ -13,25 +13,9 @@ import pytest
 
 from jobqueue import App, Backoff, HandlerError, Job
 from jobqueue.engine.handlers import Handler, PayloadMismatch
-from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT, ClaimedJob
+from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT
 from jobqueue.retry import DEFAULT_BACKOFF
-
-
-def claimed(payload: str) -> ClaimedJob:
-    return ClaimedJob(
-        queue="mail",
-        id="0198c7a4-0000-7000-8000-000000000000",
-        kind="test",
-        payload=msgspec.Raw(payload.encode()),
-        priority=5,
-        attempt=2,
-        claims=4,
-        max_retries=3,
-        timeout=None,
-        created_at=1_900_000_000.5,
-        rank=0.0,
-        waited=0.0,
-    )
+from tests.support.executor import claimed
 
 
 def registered(function: Any, **options: Any) -> Handler:
@@ -181,7 +165,8 @@ def test_a_method_is_called_on_its_object() -> None:
 def test_a_parameter_that_is_annotated_as_a_job_receives_the_job() -> None:
     def handle(of: Job) -> None: ...
 
-    assert arguments(handle, '{"of": 1, "to": "Ada"}') == {
+    fields = {"queue": "mail", "priority": 5, "attempt": 2, "created_at": 1_900_000_000.5}
+    assert registered(handle).arguments(claimed('{"of": 1, "to": "Ada"}', **fields)) == {
         "of": Job(
             id="0198c7a4-0000-7000-8000-000000000000",
             kind="test",
@@ -210,7 +195,7 @@ def test_a_parameter_named_job_with_another_annotation_is_a_field() -> None:
 def test_the_job_is_passed_with_other_arguments() -> None:
     def handle(name: str, job: Job, times: int = 1) -> None: ...
 
-    values = arguments(handle, '{"name": "Ada"}')
+    values = registered(handle).arguments(claimed('{"name": "Ada"}', attempt=2))
     assert values.keys() == {"name", "job"}
     assert values["job"].attempt == 2
 

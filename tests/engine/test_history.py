@@ -24,6 +24,7 @@ from jobqueue.storage.roles.inspect import HISTORY, HISTORY_SETTLE, Slot
 from jobqueue.storage.roles.upkeep import Recorded
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import SERVERS, Database, ServerPool
+from tests.support.schedules import begin, move_of, nightly
 from tests.support.storage import Driver, joined, open_driver
 
 MEMORY = "memory"
@@ -146,8 +147,6 @@ async def test_slots_are_kept_for_their_retention_period(case: Case, step: int) 
 
 
 async def test_the_database_counts_triggered_jobs(case: Case) -> None:
-    from tests.storage.test_store import nightly  # noqa: PLC0415
-
     await case.store.put_schedule(nightly())
     await case.store.trigger_schedule("nightly")
     await case.in_one_slot(Totals(0, 0, 0, 0), Totals(0, 0, 0, 0))
@@ -156,8 +155,6 @@ async def test_the_database_counts_triggered_jobs(case: Case) -> None:
 
 
 async def test_the_node_that_moves_a_schedule_counts_the_jobs_of_its_ticks(case: Case) -> None:
-    from tests.storage.test_store import begin, move_of, nightly  # noqa: PLC0415
-
     await case.store.put_schedule(nightly(queue="q"))
     schedule = await begin(case.driver, 1_000_000_000)
     moved = await case.store.move_schedules([move_of(schedule, 1_000_000_000, 1_000_086_400, next_at=4_000_000_000)])

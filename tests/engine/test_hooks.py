@@ -20,9 +20,8 @@ from jobqueue.engine.signals import Finished, Signals
 from jobqueue.job import NewJob, Options, Outcome
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.storage import Driver, joined, new_id
 from tests.support.waiting import wait_for
 
@@ -40,12 +39,6 @@ def start(service: Start, told_to: Path) -> Start:
         return service(module, *arguments, env={"EFFECTS": str(told_to)})
 
     return start
-
-
-@pytest.fixture
-def client() -> Any:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 def told(path: Path, hook: str = "died") -> Told:

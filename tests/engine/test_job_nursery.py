@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 import trio
-import trio_parallel
 
 from jobqueue import Discard, Job, Retry, Snooze
-from tests.engine.test_executor import LAST, Node, claimed, error_of
-from tests.support.postgres import Database
+from tests.support.executor import LAST, Runner, claimed, error_of
 from tests.support.running import Bench, cancel, submit
-from tests.support.service import Service
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with trio_parallel.open_worker_context(grace_period=1.0) as processes:
-        yield Node(processes)
-
-
-@pytest.fixture
-def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Bench:
-    return Bench(service, database, tmp_path / "effects")
 
 
 async def fail(error: Exception, after: trio.Event | None = None) -> None:
@@ -36,7 +20,7 @@ async def fail(error: Exception, after: trio.Event | None = None) -> None:
     raise error
 
 
-async def test_the_outcome_comes_after_the_last_child(node: Node) -> None:
+async def test_the_outcome_comes_after_the_last_child(node: Runner) -> None:
     ended: list[int] = []
 
     async def handler(job: Job) -> str:
@@ -53,7 +37,7 @@ async def test_the_outcome_comes_after_the_last_child(node: Node) -> None:
     assert ended == [0, 1, 2]
 
 
-async def test_all_failures_of_the_children_are_reported_as_a_tree(node: Node) -> None:
+async def test_all_failures_of_the_children_are_reported_as_a_tree(node: Runner) -> None:
     async def handler(job: Job) -> None:
         together = trio.Event()
         for error in (ValueError("one"), KeyError("two"), OSError("three")):
@@ -70,7 +54,7 @@ async def test_all_failures_of_the_children_are_reported_as_a_tree(node: Node) -
     assert "the last of them" not in error.error
 
 
-async def test_a_long_list_of_failures_is_counted_and_its_beginning_reported(node: Node) -> None:
+async def test_a_long_list_of_failures_is_counted_and_its_beginning_reported(node: Runner) -> None:
     async def handler(job: Job) -> None:
         together = trio.Event()
         for number in range(30):
@@ -84,7 +68,7 @@ async def test_a_long_list_of_failures_is_counted_and_its_beginning_reported(nod
     assert (outcome.reason or "").startswith("attempt 4 of 4 failed: 30 errors: ValueError: ")
 
 
-async def test_one_failure_is_reported_as_without_a_nursery(node: Node) -> None:
+async def test_one_failure_is_reported_as_without_a_nursery(node: Runner) -> None:
     async def handler(job: Job) -> None:
         job.nursery.start_soon(trio.sleep_forever)
         raise ValueError("the handler itself")
@@ -95,7 +79,7 @@ async def test_one_failure_is_reported_as_without_a_nursery(node: Node) -> None:
     assert 'raise ValueError("the handler itself")' in (error.traceback or "")
 
 
-async def test_a_childs_failure_fails_the_attempt_and_ends_its_siblings_and_the_handler(node: Node) -> None:
+async def test_a_childs_failure_fails_the_attempt_and_ends_its_siblings_and_the_handler(node: Runner) -> None:
     ends: list[str] = []
 
     async def sleeper(name: str) -> None:
@@ -117,7 +101,7 @@ async def test_a_childs_failure_fails_the_attempt_and_ends_its_siblings_and_the_
 @pytest.mark.parametrize(
     ("verdict", "outcome"), [(Snooze(5), "snoozed"), (Retry(5, "later"), "retry"), (Discard("no use"), "dead")]
 )
-async def test_a_childs_verdict_counts(node: Node, verdict: Exception, outcome: str) -> None:
+async def test_a_childs_verdict_counts(node: Runner, verdict: Exception, outcome: str) -> None:
     async def handler(job: Job) -> None:
         job.nursery.start_soon(trio.sleep_forever)
         job.nursery.start_soon(fail, verdict)
@@ -126,7 +110,7 @@ async def test_a_childs_verdict_counts(node: Node, verdict: Exception, outcome: 
     assert (told.outcome, told.delay) == (outcome, 5 if outcome != "dead" else None)
 
 
-async def test_a_timeout_ends_the_children_after_the_handler_has_returned_too(node: Node) -> None:
+async def test_a_timeout_ends_the_children_after_the_handler_has_returned_too(node: Runner) -> None:
     ends: list[str] = []
 
     async def handler(job: Job) -> None:
@@ -143,7 +127,7 @@ async def test_a_timeout_ends_the_children_after_the_handler_has_returned_too(no
     assert ends == ["child"]
 
 
-async def test_a_handler_may_end_its_children_when_it_has_its_result(node: Node) -> None:
+async def test_a_handler_may_end_its_children_when_it_has_its_result(node: Runner) -> None:
     async def handler(job: Job) -> str:
         job.nursery.start_soon(trio.sleep_forever)
         await trio.sleep(0.01)
@@ -154,7 +138,7 @@ async def test_a_handler_may_end_its_children_when_it_has_its_result(node: Node)
     assert (outcome.outcome, outcome.result) == ("succeeded", msgspec.Raw(b'"done"'))
 
 
-async def test_a_handler_that_is_cut_off_by_its_own_nursery_has_failed(node: Node) -> None:
+async def test_a_handler_that_is_cut_off_by_its_own_nursery_has_failed(node: Runner) -> None:
     async def handler(job: Job) -> str:
         async def child() -> None:
             await trio.sleep(0.01)
@@ -168,7 +152,7 @@ async def test_a_handler_that_is_cut_off_by_its_own_nursery_has_failed(node: Nod
     assert "job.nursery was cancelled" in error_of(outcome).error
 
 
-async def test_nothing_can_be_started_when_the_attempt_is_over(node: Node) -> None:
+async def test_nothing_can_be_started_when_the_attempt_is_over(node: Runner) -> None:
     jobs: list[Job] = []
 
     async def handler(job: Job) -> None:
@@ -179,7 +163,7 @@ async def test_nothing_can_be_started_when_the_attempt_is_over(node: Node) -> No
         jobs[0].nursery.start_soon(trio.sleep_forever)
 
 
-async def test_a_handler_without_the_job_has_no_nursery_around_it(node: Node) -> None:
+async def test_a_handler_without_the_job_has_no_nursery_around_it(node: Runner) -> None:
     nurseries: list[int] = []
 
     async def without() -> None:
@@ -195,14 +179,14 @@ async def test_a_handler_without_the_job_has_no_nursery_around_it(node: Node) ->
     assert nurseries[1] == nurseries[0] + 1
 
 
-async def test_in_a_thread_job_nursery_raises_an_error(node: Node) -> None:
+async def test_in_a_thread_job_nursery_raises_an_error(node: Runner) -> None:
     def handler(job: Job) -> Any:
         return job.nursery
 
     assert "AttributeError: job.nursery exists only in an async handler" in error_of(await node.run(handler)).error
 
 
-async def test_the_flag_of_a_thread_is_set_by_its_timeout(node: Node) -> None:
+async def test_the_flag_of_a_thread_is_set_by_its_timeout(node: Runner) -> None:
     jobs: list[Job] = []
     left = trio.Event()
     token = trio.lowlevel.current_trio_token()

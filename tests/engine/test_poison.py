@@ -6,7 +6,6 @@ import json
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import pytest
 
 from tests.handlers.plain import note_start
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.waiting import wait_for
-
-Start = Callable[..., Service]
 
 MAX_RETRIES = 1
 
@@ -34,19 +31,6 @@ def start(service: Start, effects: Path) -> Start:
         return service("tests.handlers.poison", *arguments, env={"EFFECTS": str(effects)})
 
     return start
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
-
-
-def submit(client: httpx.Client, node: Service, jobs: list[dict[str, Any]]) -> list[str]:
-    answer = client.post(f"{node.url}/submit", json=jobs)
-    assert answer.status_code == 201, answer.text
-    ids: list[str] = answer.json()["ids"]
-    return ids
 
 
 def runs(effects: Path) -> Counter[str]:

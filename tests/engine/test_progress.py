@@ -6,9 +6,8 @@ import math
 import pickle
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,17 +24,10 @@ from jobqueue.engine.signals import Signals
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.job import MAX_CHECKPOINT_BYTES, MAX_PROGRESS_MESSAGE, Note
 from jobqueue.testing.memory_store import MemoryStore
-from tests.engine.test_executor import claimed
-from tests.support.postgres import Database
+from tests.support.executor import claimed
 from tests.support.running import Bench, submit
-from tests.support.service import Service
 from tests.support.storage import Driver, joined
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Bench:
-    return Bench(service, database, tmp_path / "effects")
 
 
 def a_job(**fields: Any) -> Job:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psycopg
@@ -15,9 +14,8 @@ import trio
 from jobqueue import documents
 from jobqueue.job import NewJob
 from jobqueue.storage.postgres.store import PostgresStore
-from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.storage import new_id
 from tests.support.waiting import wait_for
 
@@ -41,12 +39,6 @@ def start(service: Start, tmp_path: Path) -> Start:
         return service("tests.handlers.plain", "--queue", "default=50", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
 
     return start
-
-
-@pytest.fixture
-def client() -> Any:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 def delays(count: int = JOBS) -> list[float]:

@@ -17,8 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from jobqueue.engine import task_tree
 from jobqueue.engine.task_tree import RUNNING, TaskState, TaskTree
 from jobqueue.testing.process import ServiceProcess
-from tests.service.test_service import Start, submit
 from tests.support.command_line import UUID
+from tests.support.service import Start, submit
 from tests.support.waiting import wait_for
 
 

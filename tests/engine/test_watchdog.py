@@ -24,8 +24,8 @@ from jobqueue.engine.signals import Signals
 from jobqueue.job import ClaimedJob
 from jobqueue.metrics import Metrics
 from jobqueue.testing.memory_store import MemoryStore
-from tests.engine.test_executor import no_transactions, run_one
 from tests.support import ROOT
+from tests.support.executor import no_transactions, run_one
 
 BLOCKED_SECONDS = 1.9
 """Long enough for the watchdog: the next beat is due within 0.5 s, and overdue after another 0.6 s."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -12,21 +12,14 @@ import pytest
 import trio
 from psycopg import errors as pg
 
-import jobqueue
 from jobqueue import service
-from jobqueue.admission import admit
-from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.engine import maintenance, overview
 from jobqueue.engine.operations import Operations
 from jobqueue.errors import JobQueueError
-from jobqueue.job import Submission
-from jobqueue.settings import Settings
 from jobqueue.storage.postgres.store import PostgresStore
-from jobqueue.storage.roles import Store
+from tests.support.nodes import AGAIN, echo_node, ended, submit
 from tests.support.postgres import Database
-
-AGAIN = 60.0
-"""Seconds within which a part works again after its calls have stopped failing. Less than 5 on an idle machine."""
+from tests.support.waiting import until
 
 ERRORS: list[Callable[[], Exception]] = [
     lambda: pg.UndefinedFunction("function jobqueue.claim(uuid) does not exist"),
@@ -92,53 +85,6 @@ class Sabotaged(PostgresStore):
         raise self.error()
 
 
-def make_app() -> jobqueue.App:
-    app = jobqueue.App()
-
-    @app.handler("echo")
-    async def echo(job: jobqueue.Job, text: str = "") -> str:
-        if text:
-            job.progress(0.5, text)
-            await trio.sleep(1.3)
-        return text
-
-    app.periodic("* * * * * *", kind="echo", name="each second")
-    return app
-
-
-SETTINGS = Settings(queues={"default": 4}, poll_interval=0.2, visibility_timeout=10, grace_period=1)
-
-
-@asynccontextmanager
-async def running(store: Store) -> AsyncIterator[tuple[service.Engine, Operations, Stages]]:
-    app = make_app()
-    app.source = "tests"
-    async with open_stages() as stages, service.open_engine(app, SETTINGS, store) as engine:
-        await service.start_engine(engine, stages, store.url)
-        node = service.operations(engine, SETTINGS, stopping=stages.stopping.is_set)
-        yield engine, node, stages
-        await service._shut_down(engine, SETTINGS, stages, trio.Event())
-
-
-async def submit(node: Operations, **fields: Any) -> str:
-    jobs = admit([Submission(kind="echo", **fields)])
-    await node.submit(jobs)
-    return jobs.ids[0]
-
-
-async def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    with trio.move_on_after(seconds):
-        while not condition():  # noqa: ASYNC110 - no event announces it
-            await trio.sleep(0.01)
-        return
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
-async def ended(database: Database, job_id: str, seconds: float) -> None:
-    sql = "SELECT count(*) FROM jobqueue.jobs WHERE id = %s AND state = 'succeeded'"
-    await until(lambda: database.value(sql, job_id) == 1, seconds, "the job has succeeded")
-
-
 @pytest.mark.parametrize("part", PARTS)
 async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
     part: str, database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
@@ -146,22 +92,22 @@ async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
     monkeypatch.setattr(maintenance, "PRUNE_PAUSE", 1.0)
     monkeypatch.setattr(overview, "LOOK_INTERVAL", overview.SHORTEST_INTERVAL)
     store = Sabotaged(database_url)
-    async with running(store) as (engine, node, stages), trio.open_nursery() as nursery:
+    async with echo_node(store) as (engine, node, stages), trio.open_nursery() as nursery:
         names = stages.names()
         [trouble] = [trouble for trouble in engine.troubles if trouble.part == part]
         with node.watch_overview(900):
             for error in ERRORS:
                 store.verb, store.error, store.failed = PARTS[part], error, 0
                 nursery.start_soon(provoke, engine, node)
-                await until(lambda: store.failed > 0 and trouble.reason is not None, AGAIN, f"{part} fails")
+                await until(lambda: store.failed > 0 and trouble.reason is not None, f"{part} fails", AGAIN)
                 assert stages.names() == names
                 if part in VITAL:
-                    await until(lambda: any(part in reason for reason in node.troubles()), AGAIN, "the node says so")
+                    await until(lambda: any(part in reason for reason in node.troubles()), "the node says so", AGAIN)
                 store.error = None
                 nursery.start_soon(provoke, engine, node)
-                await until(lambda: trouble.reason is None, AGAIN, f"{part} works again")
+                await until(lambda: trouble.reason is None, f"{part} works again", AGAIN)
                 if part in VITAL:
-                    await until(lambda: not node.troubles(), AGAIN, "the node is ready")
+                    await until(lambda: not node.troubles(), "the node is ready", AGAIN)
                     await ended(database, await submit(node), AGAIN)
         assert stages.names() == names
         assert f'jobqueue_contained_errors_total{{part="{part}"}}'.encode() in (await node.metrics())[0]
@@ -217,7 +163,7 @@ PAYLOADS = [
 async def test_no_notification_ends_a_node(database_url: str, database: Database) -> None:
     dice = random.Random(1)
     store = PostgresStore(database_url)
-    async with running(store) as (engine, node, stages):
+    async with echo_node(store) as (engine, node, stages):
         names = stages.names()
         for channel in CHANNELS:
             for payload in [*PAYLOADS, *("".join(chr(dice.randrange(1, 0xD7FF)) for _ in range(9)) for _ in range(20))]:
@@ -230,7 +176,7 @@ async def test_no_notification_ends_a_node(database_url: str, database: Database
 
 
 async def test_a_forged_node_harms_no_start(database_url: str, database: Database) -> None:
-    async with running(PostgresStore(database_url)):
+    async with echo_node(PostgresStore(database_url)):
         [[process]] = database.rows("SELECT process FROM jobqueue.nodes")
     here = ":".join(process.split(":")[:2])
     for forged in (
@@ -249,5 +195,5 @@ async def test_a_forged_node_harms_no_start(database_url: str, database: Databas
             "VALUES (gen_random_uuid(), '', 0, %s, '', '[]', now() + interval '1 hour')",
             forged,
         )
-    async with running(PostgresStore(database_url)) as (_, node, _stages):
+    async with echo_node(PostgresStore(database_url)) as (_, node, _stages):
         await ended(database, await submit(node), AGAIN)

@@ -7,19 +7,17 @@ after a restart. `tests.hostile.test_rows` covers rows that PostgreSQL cannot mo
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import httpx
 import pytest
 import trio
 
 import jobqueue
-from jobqueue import service
-from jobqueue.concurrency.stages import Stages, open_stages
+from jobqueue.concurrency.stages import Stages
 from jobqueue.engine import maintenance
-from jobqueue.settings import Settings
 from jobqueue.storage.postgres.store import PostgresStore
+from tests.support.nodes import running_node
 from tests.support.postgres import Database
 from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
@@ -99,16 +97,6 @@ def make_app() -> jobqueue.App:
     return app
 
 
-@asynccontextmanager
-async def running(url: str, app: jobqueue.App | None = None) -> AsyncIterator[Stages]:
-    """Start a node without HTTP like the service does, and shut it down."""
-    settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=2, grace_period=1)
-    async with open_stages() as stages, service.open_engine(app or make_app(), settings, PostgresStore(url)) as engine:
-        await service.start_engine(engine, stages, url)
-        yield stages
-        await service._shut_down(engine, settings, stages, trio.Event())
-
-
 BUSY = "SELECT count(*) FROM jobqueue.jobs WHERE state IN ('pending', 'scheduled', 'inflight') AND id <> ALL (%s::uuid[])"
 
 
@@ -126,12 +114,12 @@ async def test_a_job_in_two_states_stops_no_node_and_affects_no_other_job(any_da
         good = await driver.submit_many(*({"kind": "succeeds"} for _ in range(50)))
         held = [job_id for job_id, places in made.items() if "held" in places]
         for _ in range(2):  # the second node finds the rows that the first one left
-            async with running(any_database_url) as stages:
+            async with running_node(make_app(), PostgresStore(any_database_url)) as (_, _, stages):
                 parts = stages.names()
                 await all_ended(sql, stages, but=held)
                 await trio.sleep(0.5)  # time for another round of every part
                 assert stages.names() == parts
-        async with running(any_database_url) as stages:
+        async with running_node(make_app(), PostgresStore(any_database_url)) as (_, _, stages):
             await driver.store.leave(driver.node)  # the jobs that it held can run now
             await all_ended(sql, stages, but=[])
     ends = {(job_id, state) for job_id, state in sql.rows("SELECT id::text, state FROM jobqueue.jobs")}
@@ -156,7 +144,7 @@ async def test_a_row_that_cannot_be_moved_becomes_a_dead_letter_and_runs_after_a
         await driver.claim()
         sql.rows(f"UPDATE jobqueue.{table} SET {forgery}")
         await driver.store.leave(driver.node)
-        async with running(database_url) as stages:
+        async with running_node(make_app(), PostgresStore(database_url)) as (_, _, stages):
             parts = stages.names()
             await driver.submit_many(*({"kind": "succeeds"} for _ in range(10)))
             await all_ended(sql, stages, but=[])
@@ -197,7 +185,7 @@ async def test_failing_maintenance_does_not_stop_a_node(database_url: str, monke
     async with open_driver(database_url):
         sql = Database(database_url)
         tomorrow = sql.value("SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 day', 'YYYYMMDD')")
-        async with running(database_url) as stages:
+        async with running_node(make_app(), PostgresStore(database_url)) as (_, _, stages):
             parts = stages.names()
             sql.rows("""
                 CREATE TABLE jobqueue.succeeded_jobs_old PARTITION OF jobqueue.succeeded_jobs

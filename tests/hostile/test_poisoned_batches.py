@@ -15,9 +15,10 @@ from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.storage.postgres.lanes import SLOW_AFTER
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles.submit import Submitted
-from tests.hostile.test_contained import AGAIN, ended, running, submit, until
+from tests.support.nodes import AGAIN, echo_node, ended, submit
 from tests.support.postgres import Database
 from tests.support.storage import new_id
+from tests.support.waiting import until
 
 INSERT = """
     INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since, options)
@@ -35,7 +36,7 @@ ROWS = {
 
 
 async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(database_url: str, database: Database) -> None:
-    async with running(PostgresStore(database_url)) as (_, node, stages):
+    async with echo_node(PostgresStore(database_url)) as (_, node, stages):
         names = stages.names()
         await node.pause("default", True)
         bad = {what: new_id() for what in ROWS}
@@ -45,7 +46,7 @@ async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(
         await node.pause("default", False)
         for job_id in good:
             await ended(database, job_id, AGAIN)
-        await until(lambda: database.states().get("dead") == len(bad), AGAIN, "all of them are dead")
+        await until(lambda: database.states().get("dead") == len(bad), "all of them are dead", AGAIN)
         for what, job_id in bad.items():
             attempt, reason, errors = database.rows("SELECT attempt, reason, errors FROM jobqueue.dead_jobs WHERE id = %s", job_id)[
                 0
@@ -88,7 +89,7 @@ async def test_a_submission_that_makes_statements_fail_is_refused_and_the_others
     store = Choosy(database_url)
     refused: list[Exception] = []
     taken: list[str] = []
-    async with running(store) as (engine, node, _):
+    async with echo_node(store) as (engine, node, _):
 
         async def one(text: str) -> None:
             jobs = admit([Submission(kind="echo", payload={"more": text})])
@@ -111,7 +112,7 @@ async def test_a_submission_that_makes_statements_fail_is_refused_and_the_others
         assert store.calls <= 3, "the node does not try each job on a broken database"
         assert any("submissions" in reason for reason in node.troubles())
         store.broken = False
-        await until(lambda: not node.troubles(), AGAIN, "the node is ready, though nobody submits")
+        await until(lambda: not node.troubles(), "the node is ready, though nobody submits", AGAIN)
         assert engine.submissions.trouble.errors
 
 
@@ -128,7 +129,7 @@ class Once(PostgresStore):
 
 
 async def test_a_submission_that_fails_once_is_taken(database_url: str, database: Database) -> None:
-    async with running(Once(database_url)) as (_, node, _stages):
+    async with echo_node(Once(database_url)) as (_, node, _stages):
         await ended(database, await submit(node), AGAIN)
         assert node.troubles() == []
 
@@ -136,14 +137,14 @@ async def test_a_submission_that_fails_once_is_taken(database_url: str, database
 async def test_an_outcome_that_makes_statements_fail_ends_its_own_job_alone(database_url: str, database: Database) -> None:
     store = Choosy(database_url)
     store.takes_results = False
-    async with running(store) as (engine, node, _):
+    async with echo_node(store) as (engine, node, _):
         poisoned = await submit(node, payload={"text": "poison"})
         good = [await submit(node, payload={"text": "fine"}) for _ in range(20)]
         for job_id in good:
             await ended(database, job_id, AGAIN)
-        await until(lambda: database.states().get("dead") == 1, AGAIN, "it is dead")
+        await until(lambda: database.states().get("dead") == 1, "it is dead", AGAIN)
         assert database.rows("SELECT id::text, reason FROM jobqueue.dead_jobs") == [(poisoned, "its outcome could not be stored")]
-        await until(lambda: not engine.outcomes.held, AGAIN, "nothing is held")
+        await until(lambda: not engine.outcomes.held, "nothing is held", AGAIN)
         assert node.troubles() == []
 
 
@@ -160,11 +161,11 @@ class Stubborn(PostgresStore):
 
 async def test_a_job_of_which_no_outcome_can_be_written_leaves_its_node_ready(database_url: str, database: Database) -> None:
     store = Stubborn(database_url)
-    async with running(store) as (engine, node, _):
+    async with echo_node(store) as (engine, node, _):
         [job] = (jobs := admit([Submission(kind="echo")])).ids
         store.refused = job
         await node.submit(jobs)
-        await until(lambda: engine.outcomes.trouble.errors > 0 and not engine.outcomes.held, AGAIN, "it is given up")
+        await until(lambda: engine.outcomes.trouble.errors > 0 and not engine.outcomes.held, "it is given up", AGAIN)
         assert node.troubles() == []
         assert database.states() == {"inflight": 1}, "the audit releases it"
         store.refused = ""
@@ -179,10 +180,10 @@ class Slow(PostgresStore):
 
 async def test_a_claim_that_is_under_way_for_long_makes_the_node_not_ready(database_url: str, database: Database) -> None:
     store = Slow(database_url)
-    async with running(store) as (_, node, _stages), trio.open_nursery() as nursery:
+    async with echo_node(store) as (_, node, _stages), trio.open_nursery() as nursery:
         nursery.start_soon(store.stall, SLOW_AFTER + 8)
         await trio.sleep(SLOW_AFTER / 2)
         assert node.troubles() == []
-        await until(lambda: any("a claim has been running for" in reason for reason in node.troubles()), AGAIN, "it says so")
-        await until(lambda: not node.troubles(), AGAIN, "it is ready again")
+        await until(lambda: any("a claim has been running for" in reason for reason in node.troubles()), "it says so", AGAIN)
+        await until(lambda: not node.troubles(), "it is ready again", AGAIN)
         await ended(database, await submit(node), AGAIN)

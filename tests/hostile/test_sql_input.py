@@ -33,8 +33,9 @@ from jobqueue.job import Submission
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.queue_settings import QueueSettings, queue_settings
 from jobqueue.settings import Settings
+from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.timetable import CronSchedule, schedule_of
-from tests.hostile.test_forged_rows import running
+from tests.support.nodes import running_node
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import Driver, new_id, open_driver
 
@@ -546,7 +547,7 @@ async def test_handlers_get_the_numbers_that_were_sent(database_url: str) -> Non
         got.append(values)
 
     sent = {"floats": [1e17, 1e20, 1.5e300, 1.7976931348623157e308, 0.1], "integers": [10**17, 2**64 - 1, 10**25]}
-    async with open_driver(database_url) as driver, running(database_url, app) as stages:
+    async with open_driver(database_url) as driver, running_node(app, PostgresStore(database_url)) as (_, _, stages):
         for kind, values in sent.items():
             body = json.dumps({"kind": kind, "payload": {"values": values}}).encode()
             await driver.store.submit(bodies.parse("application/json", body).jobs.documents, wake=True)
@@ -787,7 +788,7 @@ async def test_whatever_sql_accepts_ends_and_a_plain_job_next_to_it_succeeds(any
     examples = drawn(batches(), 200)
     accepted = 0
 
-    async with open_driver(any_database_url), running(any_database_url, app()) as stages:
+    async with open_driver(any_database_url), running_node(app(), PostgresStore(any_database_url)) as (_, _, stages):
         user = Bystander(sql, stages)
 
         def submit(batch: str) -> None:
@@ -806,7 +807,7 @@ async def test_whatever_sql_accepts_of_schedules_settings_changes_and_filters_ha
     examples = drawn(st.tuples(schedules(), settings_of_queues, changes, some), 100)
     accepted = dict.fromkeys(["schedule", "configure", "change", "filter"], 0)
 
-    async with open_driver(any_database_url), running(any_database_url, app()) as stages:
+    async with open_driver(any_database_url), running_node(app(), PostgresStore(any_database_url)) as (_, _, stages):
         user = Bystander(sql, stages)
         looked_at = "NOT EXISTS (SELECT FROM jobqueue.schedules WHERE next_at IS NULL AND error IS NULL)"
 

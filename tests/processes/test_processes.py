@@ -25,12 +25,11 @@ from jobqueue.processes import parent
 from jobqueue.processes.child import KILL_MARGIN
 from jobqueue.settings import MAX_PROCESSES
 from jobqueue.storage.embedded import stage as embedded
-from tests.service.test_service import Effects
 from tests.support import postgres
 from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
 from tests.support.processes import children_of
-from tests.support.service import Service
+from tests.support.service import Effects, Service
 from tests.support.waiting import wait_for
 
 TOKEN = "open-sesame"
@@ -84,11 +83,6 @@ class Group:
 
 
 Start = Callable[..., Group]
-
-
-@pytest.fixture
-def effects(tmp_path: Path) -> Effects:
-    return Effects(tmp_path / "effects")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Imports point only downward: the table below shows which modules each module may use."""
+"""Imports point only downward: the table below shows which modules each module may use. Tests share code through tests/support."""
 
 import pytest
 
+from tests.support import ROOT
 from tests.support.layout import PACKAGE, cycles, floors, graph, imports, modules, report, room, rooms
 
 LAYERS = [
@@ -77,6 +78,14 @@ def test_no_room_and_no_module_is_part_of_a_cycle() -> None:
     arrows = graph(PACKAGE)
     assert cycles(arrows) == []
     assert cycles(rooms(arrows)) == []
+
+
+def test_no_test_imports_another_test_and_only_tests_of_benchmarks_import_benchmarks() -> None:
+    tests = modules(ROOT / "tests")
+    for name, path in tests.items():
+        used = set(imports(path, ROOT / "tests", tests))
+        assert not {module for module in used if module.rpartition(".")[2].startswith(("test_", "conftest"))}, path
+        assert name.startswith("benchmarks.") or not set(imports(path, ROOT / "benchmarks", [])), path
 
 
 def test_cycles_and_floors_of_a_graph() -> None:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,19 +22,16 @@ import psycopg
 import pytest
 
 from jobqueue.engine.dispatcher import AUDIT_INTERVAL
-from tests.service.test_service import Effects, submit
 from tests.support.postgres import Database
 from tests.support.proxy import ProxyThread, proxy_in_thread
-from tests.support.service import Service
+from tests.support.service import Effects, Service, submit
+from tests.support.sessions import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, without_standby
 from tests.support.waiting import wait_for
 
 Start = Callable[..., "Client"]
 
 TIMES = 3
 """The number of responses that each test loses, one after the other."""
-
-WAITING_FOR_LOCK = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = %s"
-WAITING_FOR_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = %s"
 
 
 @pytest.fixture
@@ -67,11 +63,6 @@ class Client:
 
 
 @pytest.fixture
-def effects(tmp_path: Path) -> Effects:
-    return Effects(tmp_path / "effects")
-
-
-@pytest.fixture
 def start(proxy: ProxyThread, database_url: str, effects: Effects) -> Iterator[Start]:
     name = urlsplit(database_url).path
     url = f"postgresql://jobqueue@127.0.0.1:{proxy.port}{name}"
@@ -86,39 +77,6 @@ def start(proxy: ProxyThread, database_url: str, effects: Effects) -> Iterator[S
         yield start
     for node in nodes:
         node.kill()
-
-
-def set_standbys(database: Database, names: str) -> None:
-    """Set the standbys for which each commit waits."""
-    database.rows(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
-    database.rows("SELECT pg_reload_conf()")
-
-
-@contextmanager
-def without_standby(database: Database) -> Iterator[None]:
-    """Make every commit wait for a standby that does not exist."""
-    with (
-        ThreadPoolExecutor() as pool,
-        psycopg.connect(database.url, autocommit=True, application_name="probe", options="-c synchronous_commit=on") as probe,
-    ):
-
-        def commit() -> Any:
-            return probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')")
-
-        set_standbys(database, "nobody")
-        try:
-            # A commit that waits shows that the setting is in force.
-            commits = [pool.submit(commit)]
-
-            def waits() -> bool:
-                if commits[-1].done():
-                    commits.append(pool.submit(commit))
-                return bool(database.rows(WAITING_FOR_STANDBY, "probe"))
-
-            wait_for(waits, "a commit waits for the standby")
-            yield
-        finally:
-            set_standbys(database, "")
 
 
 @contextmanager

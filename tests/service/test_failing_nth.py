@@ -6,14 +6,12 @@ jobs do not exist, no job remains claimed, and every part of the node still work
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import structlog
@@ -22,39 +20,18 @@ import trio_parallel
 from trio.testing import MockClock
 
 import jobqueue
-from jobqueue import service
 from jobqueue.admission import admit
-from jobqueue.concurrency.stages import Stages, open_stages
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import Submission
-from jobqueue.settings import Settings
 from jobqueue.storage.notifications import Notifications
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
 from jobqueue.testing.memory_store import MemoryStore
+from tests.support.failing_store import WAYS, FailingStore, Fault
+from tests.support.nodes import running_node
 from tests.support.postgres import Database
 
-Fault = Literal["before", "after"]
-"""The call fails before it takes effect (no connection), or afterwards (the response is lost)."""
-
-WAYS: dict[str, list[Fault]] = {
-    "one is refused": ["before"],
-    "one answer is lost": ["after"],
-    "an answer is lost, then one is refused": ["after", "before"],
-    "an outage begins": ["after", "after", "before", "before"],
-    "an outage lasts": ["before"] * 12,
-}
-"""The faults of the Nth call and of the following ones: single failures, and the start of an outage."""
-
-LATENCY = 0.001
 POSTGRESQL_SAMPLE = range(3, 60, 8)
-
-VERBS = {name for name, _ in inspect.getmembers(Store, inspect.iscoroutinefunction)} - {"aclose", "migrate"}
-
-LANES = {"submit": "submit", "submit_again": "submit", "claim": "claim", "held": "claim", "finish": "finish"} | dict.fromkeys(
-    ("join", "heartbeat", "leave"), "heartbeat"
-)
-"""The connection of each verb. All other verbs use the housekeeping connection."""
 
 ENDS = {
     "echo": "succeeded",
@@ -77,49 +54,6 @@ def quiet() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.configure(**before)
-
-
-class FailingStore:
-    """A store in which the Nth call, counted over all verbs, and its successors fail in the given ways.
-
-    Args:
-        store: receives all calls except those that fail before they take effect.
-        first: the number of the first call that fails, from 1.
-        ways: the faults of this call and of its successors.
-    """
-
-    def __init__(self, store: Store, first: int, ways: Sequence[Fault]) -> None:
-        self._store = store
-        self._faults: Mapping[int, Fault] = dict(enumerate(ways, first))
-        self.calls: list[str] = []
-        self.submit_trouble: str | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        verb = getattr(self._store, name)
-        return partial(self._call, name, verb) if name in VERBS else verb
-
-    async def _call(self, name: str, verb: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        self.calls.append(name)
-        fault = self._faults.get(len(self.calls))
-        if LANES.get(name) == "submit":
-            self.submit_trouble = None if fault is None else f"{name} failed"
-        if fault == "before":
-            await trio.sleep(LATENCY)
-            raise DatabaseUnavailable(f"call {len(self.calls)}, {name}, fails before it took effect")
-        result = await verb(*args, **kwargs)
-        with trio.CancelScope(shield=True):  # like a thread, the call reports its result to a cancelled caller too
-            await trio.sleep(LATENCY)
-            if fault == "after":
-                raise ConnectionLost(f"the answer to {name} is lost", backend=await self._break_connection(name))
-        return result
-
-    async def _break_connection(self, name: str) -> tuple[int, str]:
-        lane = getattr(self._store, f"_{LANES.get(name, 'housekeeping')}", None)
-        if lane is None:
-            return (1, "2000-01-01")
-        backend: tuple[int, str] = lane._session.backend
-        await lane.aclose()
-        return backend
 
 
 @dataclass
@@ -170,18 +104,6 @@ def make_app(told: Told) -> jobqueue.App:
     return app
 
 
-@asynccontextmanager
-async def running(app: jobqueue.App, url: str, visibility_timeout: float) -> AsyncIterator[tuple[Any, Stages]]:
-    """Start a node without HTTP like the service does, and shut it down."""
-    settings = Settings(queues={"default": 4}, poll_interval=0.05, visibility_timeout=visibility_timeout, grace_period=1)
-    async with AsyncExitStack() as stack:
-        stages = await stack.enter_async_context(open_stages())
-        engine = await stack.enter_async_context(service.open_engine(app, settings, service.PostgresStore(url)))
-        await service.start_engine(engine, stages, url)
-        yield engine, stages
-        await service._shut_down(engine, settings, stages, trio.Event())
-
-
 async def submit(engine: Any, told: Told, number: int) -> None:
     """Submit a job like a client that retries rejected requests.
 
@@ -211,14 +133,14 @@ async def submit(engine: Any, told: Told, number: int) -> None:
         return
 
 
-async def scenario(store: Store, failing: FailingStore, url: str, *, patience: float = 30, visibility_timeout: float = 2) -> Told:
+async def scenario(store: Store, failing: FailingStore, *, patience: float = 30, visibility_timeout: float = 2) -> Told:
     """Submit jobs, run all of them, and check that every part still works."""
     told = Told()
     done = False
     with trio.fail_after(patience):
         while not done:
             try:
-                await work(store, told, url, visibility_timeout)
+                await work(store, failing, told, visibility_timeout)
                 done = True
             except* DatabaseUnavailable:
                 assert not told.acknowledged, "a node may give up only during its start, and then its supervisor starts it again"
@@ -227,8 +149,8 @@ async def scenario(store: Store, failing: FailingStore, url: str, *, patience: f
     return told
 
 
-async def work(store: Store, told: Told, url: str, visibility_timeout: float) -> None:
-    async with running(make_app(told), url, visibility_timeout) as (engine, stages):
+async def work(store: Store, failing: FailingStore, told: Told, visibility_timeout: float) -> None:
+    async with running_node(make_app(told), failing, visibility_timeout=visibility_timeout) as (engine, _, stages):
         parts = stages.names()
         async with trio.open_nursery() as clients:
             for number in range(JOBS):
@@ -291,20 +213,16 @@ def test_any_call_may_fail_in_any_way(ways: Sequence[Fault], monkeypatch: pytest
         first += 1
         store = MemoryStore(trio.current_time)
         failing = FailingStore(store, first, ways)
-        monkeypatch.setattr(service, "PostgresStore", lambda _, failing=failing: failing)
-        told = trio.run(scenario, store, failing, "memory", clock=MockClock(autojump_threshold=0))
+        told = trio.run(scenario, store, failing, clock=MockClock(autojump_threshold=0))
         check(told, store.snapshot())
         if len(failing.calls) < first:
             return
 
 
 @pytest.mark.parametrize("first", POSTGRESQL_SAMPLE)
-async def test_any_call_to_postgresql_may_fail(
-    first: int, database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_any_call_to_postgresql_may_fail(first: int, database_url: str, database: Database) -> None:
     store = PostgresStore(database_url)
     failing = FailingStore(store, first, ["after", "after", "before"])
-    monkeypatch.setattr(service, "PostgresStore", lambda _: failing)
-    told = await scenario(store, failing, database_url, patience=90, visibility_timeout=60)
+    told = await scenario(store, failing, patience=90, visibility_timeout=60)
     rows = [row for (row,) in database.rows("SELECT to_jsonb(j) FROM jobqueue.jobs AS j")]
     check(told, rows)

@@ -31,13 +31,10 @@ from jobqueue.job import NewJob, Options, Submission
 from jobqueue.metrics import Metrics
 from jobqueue.storage.roles.submit import Submitted
 from jobqueue.testing.memory_store import MemoryStore
-from tests.service.test_service import Effects
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Effects, Service, Start
 from tests.support.storage import Driver, new_id
 from tests.support.waiting import wait_for
-
-Start = Callable[..., Service]
 
 DAY = 86_400.0
 
@@ -171,7 +168,7 @@ async def test_a_submission_that_waits_for_a_transaction_gets_its_job_if_it_comm
             open_transaction(sql.url, "SELECT jobqueue.submit('default', idempotency_key => 'k')") as holder,
             ThreadPoolExecutor() as pool,
         ):
-            ended = pool.submit(lambda: wait_for(lambda: over.is_set() or sql.value(waiting)) or holder.commit())
+            ended = pool.submit(lambda: (wait_for(lambda: over.is_set() or sql.value(waiting)), holder.commit()))
             try:
                 return await submit(driver, Submission(idempotency_key="k"))
             finally:
@@ -376,22 +373,6 @@ async def test_keys_are_looked_up_by_index_however_the_statistics_are(driver: Dr
 
 
 # ---------------------------------------------------------------------------------------------------------------- the whole service
-
-
-@pytest.fixture
-def effects(tmp_path: Any) -> Effects:
-    return Effects(tmp_path / "effects")
-
-
-@pytest.fixture
-def start(service: Start, effects: Effects) -> Start:
-    return lambda *arguments: service("tests.handlers.plain", *arguments, env={"EFFECTS": str(effects.path)})
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=30) as opened:
-        yield opened
 
 
 def post(client: httpx.Client, node: Service, job: Any, **headers: str) -> httpx.Response:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import psycopg
 import pytest
 import trio
@@ -30,11 +29,11 @@ from jobqueue.engine.leases import process_identity
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable
 from jobqueue.job import NewJob
 from jobqueue.storage.embedded.cluster import PORT, ROLE, Cluster
-from tests.service.test_service import Effects
 from tests.support import postgres
+from tests.support.outages import RESUMED, Node, assert_each_ended_once
 from tests.support.postgres import Database
 from tests.support.proxy import ProxyThread, proxy_in_thread
-from tests.support.service import Service
+from tests.support.service import Effects, Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 
@@ -44,47 +43,7 @@ NOTICED = 60.0
 ANSWERED = 90.0
 """Seconds within which a submission gets a response, even if the database is silent. At most 45 on an idle machine."""
 
-RESUMED = 60.0
-"""Seconds within which work resumes after the database is back. Less than 10 on an idle machine."""
-
 Start = Callable[..., "Node"]
-
-
-class Node:
-    """A running service, and its responses to submissions.
-
-    Attributes:
-        acknowledged: the ids of jobs in responses with status 201.
-        refused: the other responses.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.acknowledged: list[str] = []
-        self.refused: list[httpx.Response] = []
-        self._http = httpx.Client(base_url=service.url, timeout=120)
-
-    def submit(self, *jobs: dict[str, object]) -> httpx.Response:
-        answer = self._http.post("/submit", json=jobs)
-        if answer.status_code == 201:
-            self.acknowledged += answer.json()["ids"]
-        else:
-            self.refused.append(answer)
-        return answer
-
-    def troubles(self) -> list[str]:
-        """Return the reasons why it is not ready; none if it is ready."""
-        answer = self._http.get("/health/ready")
-        body = answer.json()
-        assert answer.status_code == (503 if "reasons" in body else 200)
-        return list(body.get("reasons", []))
-
-    def metrics(self) -> str:
-        return self._http.get("/metrics").text
-
-    def close(self) -> None:
-        self._http.close()
-        self.service.kill()
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +79,6 @@ def bench(cluster: Cluster) -> Iterator[Bench]:
         [directory] = parse_qs(urlsplit(url).query)["host"]
         with proxy_in_thread(directory, PORT) as proxy:
             yield Bench(cluster, proxy, url, f"postgresql://{ROLE}@127.0.0.1:{proxy.port}{urlsplit(url).path}")
-
-
-@pytest.fixture
-def effects(tmp_path: Path) -> Effects:
-    return Effects(tmp_path / "effects")
 
 
 @pytest.fixture
@@ -301,12 +255,6 @@ def open_database(url: str) -> Iterator[Database]:
         yield database
     finally:
         database.close()
-
-
-def assert_each_ended_once(database: Database, acknowledged: list[str]) -> None:
-    ended = Counter(job_id for [job_id] in database.rows("SELECT id::text FROM jobqueue.jobs WHERE state = 'succeeded'"))
-    assert set(ended.values()) == {1}
-    assert set(acknowledged) <= set(ended)
 
 
 def test_server_processes_that_freeze_hold_up_nothing_but_what_they_had(bench: Bench, start: Start, effects: Effects) -> None:

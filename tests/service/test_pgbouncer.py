@@ -34,13 +34,12 @@ from jobqueue.storage.database import Lane, behind_pooler, connect
 from jobqueue.storage.embedded.binaries import Programs
 from jobqueue.storage.embedded.cluster import PORT, ROLE
 from jobqueue.storage.postgres import lanes
-from tests.service.test_commits_in_doubt import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, set_standbys
-from tests.service.test_outages import RESUMED, Node, assert_each_ended_once
-from tests.service.test_service import Effects
 from tests.support import postgres
+from tests.support.outages import RESUMED, Node, assert_each_ended_once
 from tests.support.postgres import Database
 from tests.support.proxy import ProxyThread, proxy_in_thread
-from tests.support.service import Service
+from tests.support.service import Effects, Service
+from tests.support.sessions import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, set_standbys
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 
@@ -135,11 +134,6 @@ def proxy(pooler: Pooler) -> Iterator[ProxyThread]:
 @pytest.fixture
 def proxied_url(proxy: ProxyThread, database_url: str) -> str:
     return f"postgresql://{ROLE}@127.0.0.1:{proxy.port}{urlsplit(database_url).path}"
-
-
-@pytest.fixture
-def effects(tmp_path: Path) -> Effects:
-    return Effects(tmp_path / "effects")
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import psycopg
@@ -20,56 +17,8 @@ from tests.handlers.plain import note_start
 from tests.support import ROOT
 from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Effects, Start, submit
 from tests.support.waiting import wait_for
-
-Start = Callable[..., Service]
-
-
-class Effects:
-    """The lines that the handlers of tests/handlers/plain.py wrote."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def lines(self, what: str) -> list[tuple[str, int]]:
-        """Return the (job id, attempt) of every line with this effect."""
-        if not self.path.exists():
-            return []
-        split = (line.split() for line in self.path.read_text().splitlines())
-        return [(job_id, int(attempt)) for kind, job_id, attempt in split if kind == what]
-
-    def ids(self, what: str) -> list[str]:
-        return [job_id for job_id, _ in self.lines(what)]
-
-
-@pytest.fixture
-def effects(tmp_path: Path) -> Effects:
-    return Effects(tmp_path / "effects")
-
-
-@pytest.fixture
-def start(service: Start, effects: Effects) -> Start:
-    """Start a node that serves tests/handlers/plain.py."""
-
-    def start(*arguments: str, module: str = "tests.handlers.plain") -> Service:
-        return service(module, *arguments, env={"EFFECTS": str(effects.path)})
-
-    return start
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
-
-
-def submit(client: httpx.Client, node: Service, jobs: Any) -> Any:
-    answer = client.post(f"{node.url}/submit", json=jobs)
-    assert answer.status_code == 201, answer.text
-    body = answer.json()
-    return body["ids"] if isinstance(jobs, list) else body["id"]
-
 
 # ---------------------------------------------------------------------------------------------------- submit, run, look, measure
 

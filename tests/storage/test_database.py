@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +19,10 @@ from jobqueue.job import NewJob
 from jobqueue.storage import database as connections
 from jobqueue.storage.database import Lane
 from jobqueue.storage.notifications import Notifications
-from tests.service.test_commits_in_doubt import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, without_standby
 from tests.support.postgres import Database
+from tests.support.sessions import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, connections_closed, without_standby
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import until
-
-
-@asynccontextmanager
-async def connections_closed(database: Database) -> AsyncIterator[None]:
-    """On exit, wait until the connections opened meanwhile are closed. The server then has their counters."""
-    pids = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
-    before = set(database.rows(pids))
-    yield
-    await until(lambda: set(database.rows(pids)) <= before)
 
 
 async def test_claim_and_promote_use_their_index_on_tables_without_statistics(database_url: str, database: Database) -> None:

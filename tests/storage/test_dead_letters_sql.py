@@ -13,17 +13,9 @@ import trio
 from jobqueue import documents
 from jobqueue.job import Options
 from jobqueue.job_filters import DeadFilter
-from tests.storage.test_database import connections_closed
-from tests.storage.test_store_sql import waits_for_a_lock
 from tests.support.postgres import Database
-from tests.support.storage import Driver, new_id, open_driver
-
-BURY = """
-    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since,
-                                    died_at, errors)
-    SELECT jobqueue.uuid7(), %s, %s, 0, 'no luck', '{}', 1, 1, now(), now(), now() - n * interval '1 second', '[]'
-      FROM generate_series(1, %s) AS n
-"""
+from tests.support.sessions import connections_closed, waits_for_a_lock
+from tests.support.storage import BURY, Driver, new_id, open_driver
 
 ROWS_READ = "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'dead_jobs'"
 

@@ -350,7 +350,7 @@ async def test_a_server_that_temporarily_cannot_start_is_started_later(used_dir:
         sound = settings.read_text()
         settings.write_text(sound + "shared_bufers = '1GB'\n")
         os.kill(killed := postmaster(used_dir), signal.SIGKILL)
-        await until(lambda: failed("ended with status 1"), 180)
+        await until(lambda: failed("ended with status 1"), seconds=180)
         settings.write_text(sound)
         await until(partial(answers, url, used_dir, not_by=killed))
         nursery.cancel_scope.cancel()

@@ -37,18 +37,15 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage import handler_transactions
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS, Transactions
 from jobqueue.testing.memory_store import MemoryStore
-from tests.engine.test_executor import error_of, run_one
-from tests.service.test_service import submit
 from tests.support import ROOT
+from tests.support.executor import error_of, run_one
 from tests.support.postgres import Database
 from tests.support.proxy import ProxyThread, proxy_in_thread
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.storage import Driver, open_driver
 from tests.support.waiting import until, wait_for
 
 Connection = psycopg.Connection[Any]
-Start = Callable[..., Service]
-
 SCHEMA = "CREATE TABLE effects (job uuid NOT NULL, attempt integer NOT NULL)"
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobqueue transaction' AND datname = current_database()"
 
@@ -1053,12 +1050,6 @@ async def test_a_run_that_waits_for_a_connection_can_be_ended(cause: Any, bench:
 def effects(database: Database) -> Callable[[], list[tuple[str, int]]]:
     database.rows(SCHEMA)
     return lambda: database.rows("SELECT job::text, attempt FROM effects ORDER BY job")
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 @pytest.fixture

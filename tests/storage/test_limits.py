@@ -29,7 +29,7 @@ from jobqueue.storage.roles.schedule import ADMIT_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support import ROOT
 from tests.support.postgres import SERVERS, Database, ServerPool
-from tests.support.service import Service
+from tests.support.service import Start
 from tests.support.storage import Driver, joined, new_id, open_driver
 from tests.support.waiting import wait_for
 
@@ -676,8 +676,6 @@ async def test_the_gate_asks_only_when_notified_and_again_after_an_error(
 
 # ----------------------------------------------------------------------------------------------------------------- whole nodes
 
-
-Start = Callable[..., Service]
 
 LONGEST_POLL = ("--poll-interval", "60")
 """With this interval, a test that waited for polls would take many minutes."""

@@ -27,12 +27,12 @@ from jobqueue.storage.claims import Expired
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
 from jobqueue.storage.roles.run import Claim, Want
-from jobqueue.storage.roles.schedule import DueSchedule, Move
+from jobqueue.storage.roles.schedule import DueSchedule
 from jobqueue.storage.roles.submit import Submitted
 from jobqueue.storage.roles.upkeep import PRUNE_BATCH
 from jobqueue.testing.memory_store import MemoryStore
-from jobqueue.timetable import CronSchedule, schedule_of
 from tests.support.postgres import SERVERS, ServerPool
+from tests.support.schedules import begin, move_of, nightly
 from tests.support.storage import Driver, joined, new_id, open_driver
 
 STATES = ["scheduled", "pending", "inflight", "succeeded", "dead"]
@@ -947,24 +947,6 @@ async def test_a_retry_keeps_its_turn_and_a_dead_job_that_runs_again_takes_a_new
 
 
 # ------------------------------------------------------------------------------------------------------------------- schedules
-
-
-def nightly(**fields: Any) -> CronSchedule:
-    return schedule_of({"name": "nightly", "cron": "0 3 * * *", "kind": "report", **fields})
-
-
-def move_of(schedule: DueSchedule, *ticks: float, next_at: float | None, **changed: Any) -> Move:
-    seen = {"name": schedule.name, "cron": schedule.cron, "timezone": schedule.timezone, "missed": schedule.missed}
-    return Move(**seen, **{"expected": schedule.next_at, "ticks": list(ticks), "next_at": next_at, **changed})
-
-
-async def begin(driver: Driver, next_at: float, *, name: str = "nightly") -> DueSchedule:
-    """Make a schedule whose first tick has passed; return it as a due schedule."""
-    [schedule] = [one for one in (await driver.store.due_schedules()).due if one.name == name]
-    assert (await driver.store.move_schedules([move_of(schedule, next_at=next_at)])).names == {name}
-    [schedule] = [one for one in (await driver.store.due_schedules()).due if one.name == name]
-    assert schedule.next_at == next_at
-    return schedule
 
 
 async def test_a_schedule_is_due_until_somebody_has_computed_when_it_is_next(driver: Driver) -> None:

@@ -16,6 +16,7 @@ from jobqueue.job import ClaimedJob, NewJob, Note, Outcome
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles.run import Claim, Want
 from tests.support.postgres import Database
+from tests.support.sessions import waits_for_a_lock
 from tests.support.storage import Driver, new_id, open_driver
 
 # --------------------------------------------------------------------------------------------------------------------- submit
@@ -342,14 +343,6 @@ async def test_a_cancellation_is_notified_when_it_is_committed_and_with_its_run_
 
 
 # ----------------------------------------------------------------------------------------------- connections, schema, upkeep
-
-
-async def waits_for_a_lock(sql: Database, application: str) -> None:
-    """Wait until a connection with this name waits for another transaction."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
-    with trio.fail_after(60):
-        while not sql.value(waiting, application):  # noqa: ASYNC110 - the database sends no event
-            await trio.sleep(0.01)
 
 
 async def test_a_claim_that_fails_does_not_fail_the_submission_that_it_goes_along_with(driver: Driver, sql: Database) -> None:

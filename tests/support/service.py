@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from jobqueue.testing import process
 from tests.support import ROOT
@@ -27,3 +29,30 @@ class Service(process.ServiceProcess):
 
     def _start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> Any:
         return fork_server().start(arguments, env) if Forked.can_have(env) else super()._start(arguments, env, cwd)
+
+
+Start = Callable[..., Service]
+
+
+class Effects:
+    """The lines that the handlers of tests/handlers/plain.py wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self, what: str) -> list[tuple[str, int]]:
+        """Return the (job id, attempt) of every line with this effect."""
+        if not self.path.exists():
+            return []
+        split = (line.split() for line in self.path.read_text().splitlines())
+        return [(job_id, int(attempt)) for kind, job_id, attempt in split if kind == what]
+
+    def ids(self, what: str) -> list[str]:
+        return [job_id for job_id, _ in self.lines(what)]
+
+
+def submit(client: httpx.Client, node: Service, jobs: Any) -> Any:
+    answer = client.post(f"{node.url}/submit", json=jobs)
+    assert answer.status_code == 201, answer.text
+    body = answer.json()
+    return body["ids"] if isinstance(jobs, list) else body["id"]

@@ -15,6 +15,14 @@ from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
 from jobqueue.storage.roles.run import Node, Recovered, Want
 
+BURY = """
+    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since,
+                                    died_at, errors)
+    SELECT jobqueue.uuid7(), %s, %s, 0, 'no luck', '{}', 1, 1, now(), now(), now() - n * interval '1 second', '[]'
+      FROM generate_series(1, %s) AS n
+"""
+"""Create dead letters. The parameters are the queue, the kind, and the number of jobs."""
+
 
 class Driver:
     """A store with one joined node, and defaults for the arguments of its verbs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import http.client
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from jobqueue.tokens import ROLES, parse
 from tests.support import route_walk
 from tests.support.command_line import run_jobqueue
 from tests.support.http import both_lanes, problem, serving
-from tests.support.service import Service
+from tests.support.service import Service, Start
 from tests.support.waiting import wait_for
-
-Start = Callable[..., Service]
 
 THREE = [parse(f"{role}:{role}-secret") for role in ROLES]
 

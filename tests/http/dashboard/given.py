@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from tests.http.dashboard.conftest import Board
+from tests.http.dashboard.board import Board
 
 PATIENCE = 60.0
 """Maximum time until a job is in the state that a test needs, in seconds."""

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.http.dashboard import given
 from tests.http.dashboard.axe import fits
-from tests.http.dashboard.conftest import PATIENCE_MS, Board, Visit
+from tests.http.dashboard.board import PATIENCE_MS, Board, Visit
 
 HACK = "window.hacked=1"
 

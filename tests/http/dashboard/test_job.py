@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from tests.http.dashboard import given
 from tests.http.dashboard.axe import accessible, fits
-from tests.http.dashboard.conftest import SHOTS, Board, Visit
+from tests.http.dashboard.board import SHOTS, Board, Visit
 
 BIG = 12_345_678_901_234_567_890
 

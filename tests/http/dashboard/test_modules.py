@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from jobqueue.documents import storable
-from tests.http.dashboard.conftest import PATIENCE_MS, Board
+from tests.http.dashboard.board import PATIENCE_MS, Board
 
 Call = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.http.dashboard import seeds
 from tests.http.dashboard.axe import accessible, each_look, fits
-from tests.http.dashboard.conftest import SHOTS, Board, Visit
+from tests.http.dashboard.board import SHOTS, Board, Visit
 
 
 @pytest.fixture(scope="module")

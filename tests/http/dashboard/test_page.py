@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from playwright.sync_api import expect
 
-from tests.http.dashboard.conftest import Board, Visit
+from tests.http.dashboard.board import Board, Visit
 
 
 def test_a_visitor_finds_every_view(board: Board, visit: Visit) -> None:

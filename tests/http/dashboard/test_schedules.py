@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.http.dashboard import given
 from tests.http.dashboard.axe import accessible, fits
-from tests.http.dashboard.conftest import Board, Visit
+from tests.http.dashboard.board import Board, Visit
 
 
 @pytest.fixture(autouse=True)

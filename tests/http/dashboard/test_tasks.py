@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.http.dashboard import seeds
 from tests.http.dashboard.axe import accessible, each_look, fits
-from tests.http.dashboard.conftest import Board, Visit
+from tests.http.dashboard.board import Board, Visit
 from tests.support.waiting import wait_for
 
 

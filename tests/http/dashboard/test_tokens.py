@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.http.dashboard import given
 from tests.http.dashboard.axe import accessible
-from tests.http.dashboard.conftest import Board, Visit
+from tests.http.dashboard.board import Board, Visit
 from tests.support.waiting import wait_for
 
 READ, ADMIN = "read-secret", "admin-secret"

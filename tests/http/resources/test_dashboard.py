@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from importlib import resources
 from pathlib import PurePosixPath
 
@@ -12,9 +11,7 @@ import pytest
 
 from jobqueue.http.api.routes import Route
 from jobqueue.http.resources import dashboard
-from tests.support.service import Service
-
-Start = Callable[..., Service]
+from tests.support.service import Start
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -18,25 +17,10 @@ from jobqueue.http.api import queries
 from jobqueue.http.resources import dead_letters, filters
 from jobqueue.job import MAX_NAME_LENGTH
 from jobqueue.job_filters import DeadFilter
-from tests.service.test_service import Start, submit
-from tests.storage.test_dead_letters_sql import BURY
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
+from tests.support.storage import BURY
 from tests.support.waiting import wait_for
-
-
-@pytest.fixture
-def start(service: Start, tmp_path: Path) -> Start:
-    def start(*arguments: str) -> Service:
-        return service("tests.handlers.plain", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
-
-    return start
-
-
-@pytest.fixture
-def client() -> Any:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 def pages(client: httpx.Client, node: Service, query: str = "", limit: int = 2) -> list[dict[str, Any]]:

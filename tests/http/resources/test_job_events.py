@@ -7,9 +7,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -27,7 +26,6 @@ from jobqueue.http.resources import job_events as http_watch
 from jobqueue.http.resources.jobs import WaitQuery
 from jobqueue.storage.roles.inspect import Glance
 from jobqueue.testing.memory_store import MemoryStore
-from tests.support.postgres import Database
 from tests.support.running import Bench, cancel, submit
 from tests.support.service import Service
 from tests.support.storage import new_id
@@ -77,11 +75,6 @@ def follow(service: Service, job_id: str) -> list[Event]:
 def start_now(service: Service, job_id: str) -> None:
     """Start a scheduled job."""
     httpx.patch(f"{service.url}/jobs/{job_id}", json={"delay": 0}, timeout=60).raise_for_status()
-
-
-@pytest.fixture
-def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Bench:
-    return Bench(service, database, tmp_path / "effects")
 
 
 # -------------------------------------------------------------------------------------------------------------------- events

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl, quote
 
@@ -16,24 +14,9 @@ from jobqueue.http.api import queries
 from jobqueue.http.resources import filters, job_lists
 from jobqueue.job import MAX_NAME_LENGTH, JobState
 from jobqueue.job_filters import JobFilter
-from tests.service.test_service import Start, submit
 from tests.support.postgres import Database
-from tests.support.service import Service
+from tests.support.service import Service, Start, submit
 from tests.support.waiting import wait_for
-
-
-@pytest.fixture
-def start(service: Start, tmp_path: Path) -> Start:
-    def start(*arguments: str) -> Service:
-        return service("tests.handlers.plain", *arguments, env={"EFFECTS": str(tmp_path / "effects")})
-
-    return start
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=60) as opened:
-        yield opened
 
 
 def pages(client: httpx.Client, node: Service, query: str = "", limit: int = 2) -> list[dict[str, Any]]:

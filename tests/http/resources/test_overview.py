@@ -322,11 +322,6 @@ async def test_the_bound_on_pages(watched: Watched, autojump_clock: MockClock, m
 # ------------------------------------------------------------------------------------------------------------------ the real thing
 
 
-@pytest.fixture
-def bench(service: Callable[..., Service], database: Database, tmp_path: Path) -> Bench:
-    return Bench(service, database, tmp_path / "effects")
-
-
 @contextmanager
 def open_page(service: Service, seconds: int = 900) -> Iterator[Iterator[Event]]:
     url = f"{service.url}/overview/events?seconds={seconds}"

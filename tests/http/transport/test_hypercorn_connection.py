@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from jobqueue.http.transport import hypercorn_connection
-from tests.http.test_server import serving
-from tests.http.transport.test_request_limit import Client
+from tests.support.http import serving
+from tests.support.http2 import Client
 
 OWN = {"_discard"}
 """Methods of the subclasses that override nothing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,10 +15,8 @@ from jobqueue.http import limits
 from jobqueue.http.access.credentials import Credentials
 from jobqueue.settings import Settings
 from tests.support.http import Served, open_files, read_all, serving
-from tests.support.service import Service
+from tests.support.service import Start
 from tests.support.waiting import wait_for
-
-Start = Callable[..., Service]
 
 
 class Certificates:
