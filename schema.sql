@@ -1226,13 +1226,12 @@ END $$;
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
 -- Convert jobs that were submitted in SQL to the form that submit_batch and the tables use: times are in UTC, and
--- fields without a column are in "options".
+-- fields without a column are in "options". submit_batch ignores these fields outside of the options.
 CREATE OR REPLACE FUNCTION jobqueue.with_options(jobs jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
-    SELECT jsonb_agg((j.job - '{run_at,expires_at,expires_in,group,weight,concurrency_key,unique,unique_key,idempotency_key,traceparent,tracestate}'::text[])
-                     || jsonb_strip_nulls(jsonb_build_object(
-                            'run_at', to_jsonb(jobqueue.instant(j.job ->> 'run_at') AT TIME ZONE 'UTC') #>> '{}' || 'Z',
-                            'options', nullif(o.options, '{}')))
+    SELECT jsonb_agg(j.job || jsonb_strip_nulls(jsonb_build_object(
+               'run_at', to_jsonb(jobqueue.instant(j.job ->> 'run_at') AT TIME ZONE 'UTC') #>> '{}' || 'Z',
+               'options', nullif(o.options, '{}')))
                      ORDER BY j.place)
       FROM jsonb_array_elements(with_options.jobs) WITH ORDINALITY AS j (job, place)
      CROSS JOIN LATERAL (SELECT jsonb_strip_nulls(jsonb_build_object(

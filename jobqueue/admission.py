@@ -18,8 +18,8 @@ from msgspec import UNSET, UnsetType
 
 from jobqueue import documents, tracing
 from jobqueue.errors import InvalidJob, PayloadTooLarge, UnprocessableJob
-from jobqueue.fields import in_utc
-from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, Priority, Retries, Submission, Timeout
+from jobqueue.fields import in_utc, not_null
+from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, PathName, Priority, Retries, Submission, Timeout
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -238,10 +238,11 @@ def new_job(submission: Submission) -> NewJob:
         InvalidJob, PayloadTooLarge, UnprocessableJob: see `admit`.
     """
     refuse_both(submission, submission.EXCLUSIVE)
-    if not (_storable_name(submission.kind) and _storable_name(submission.queue)):
-        _gate(submission.kind, "kind")
-        _gate(submission.queue, "queue")
-    payload = _gate(submission.payload, "payload")
+    for field in _NAMED:
+        name = getattr(submission, field)
+        if name is not None and not _storable_name(name):
+            _encoded(name, field)
+    payload = _encoded(submission.payload, "payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(
             f"the payload has {len(payload)} bytes as JSON, and the limit is {MAX_PAYLOAD_BYTES}:"
@@ -274,10 +275,6 @@ def refuse_both(given: msgspec.Struct, pairs: Iterable[tuple[str, str]]) -> None
 
 def _options(submission: Submission) -> Options | None:
     """Return the fields that are not columns; None if there are none, as almost always."""
-    for field in _NAMED:
-        name = getattr(submission, field)
-        if name is not None and not _storable_name(name):
-            _gate(name, field)
     trace = tracing.read(submission.traceparent, submission.tracestate)
     options = Options(
         expires_at=None if submission.expires_at is None else submission.expires_at.timestamp(),
@@ -295,7 +292,7 @@ def _options(submission: Submission) -> Options | None:
 
 
 _NO_OPTIONS = Options()
-_NAMED = [field.name for field in msgspec.structs.fields(Submission) if field.type == Name | None]
+_NAMED = [field.name for field in msgspec.structs.fields(Submission) if not_null(field.type) in {Name, PathName}]
 
 
 @lru_cache(maxsize=1024)  # the jobs of a batch have few kinds and queues
@@ -307,7 +304,7 @@ def _storable_name(name: str) -> bool:
     return True
 
 
-def _gate(value: object, field: str) -> bytes:
+def _encoded(value: object, field: str) -> bytes:
     """Encode one value of a submission; an error names its field."""
     try:
         return documents.encode(value, finite=True)

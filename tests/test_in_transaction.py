@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -231,22 +231,6 @@ def test_many_jobs_are_one_statement_and_keep_their_order(way: Any, database: Da
 @pytest.mark.parametrize("way", [psycopg_connection, asyncpg_connection])
 def test_zero_jobs_are_accepted(way: Any, database: Database) -> None:
     assert in_one_transaction(way, database.url, lambda conn: jobqueue.submit_many(conn, iter([])), commit=True) == []
-
-
-def test_every_field_is_stored(database: Database) -> None:
-    run_at = datetime.now(UTC) + timedelta(hours=1)
-    with psycopg.connect(database.url) as conn:
-        jobqueue.submit(conn, "a", queue="q", priority=3, max_retries=7, run_at=run_at, timeout=1.5, expires_at=run_at)
-        jobqueue.submit(conn, "b", delay=60)
-        jobqueue.submit(conn, "c", payload=[1, None, "x"])
-        jobqueue.submit(conn, "d")
-    sql = "SELECT queue, priority, max_retries, run_at, timeout, options FROM jobqueue.scheduled_jobs WHERE kind = 'a'"
-    options = {"expires_at": pytest.approx(run_at.timestamp())}
-    assert database.rows(sql) == [("q", 3, 7, run_at, 1.5, options)]
-    assert database.value(
-        "SELECT run_at BETWEEN now() + interval '50s' AND now() + interval '60s' FROM jobqueue.jobs WHERE kind = 'b'"
-    )
-    assert database.rows("SELECT payload FROM jobqueue.pending_jobs ORDER BY kind") == [([1, None, "x"],), ({},)]
 
 
 def test_an_open_transaction_blocks_nobody(database: Database) -> None:

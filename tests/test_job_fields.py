@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import datetime
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -46,7 +48,7 @@ SAMPLES: dict[str, Any] = {
     "queue": "slow",
     "priority": 5,
     "max_retries": 7,
-    "run_at": "2040-01-31T08:00:00Z",
+    "run_at": "2040-01-31T09:00:00+01:00",
     "delay": 600,
     "timeout": 1.5,
     "expires_at": "2040-01-31T08:00:00Z",
@@ -78,9 +80,16 @@ def assert_stored(job: Mapping[str, Any], row: Mapping[str, Any]) -> None:
     for name, value in DEFAULTS.items():
         stored = row if name in COLUMNS else options
         if name in job and name in REPLACED.keys() | REPLACED.values():
-            assert stored[REPLACED.get(name, name)] is not None, name
+            expected = time.time() + job[name] if name in REPLACED else seconds(job[name])
+            assert seconds(stored[REPLACED.get(name, name)]) == pytest.approx(expected, abs=60), name
         elif name not in REPLACED and REPLACED.keys().isdisjoint(job):
             assert stored.get(name) == job.get(name, value), name
+
+
+def seconds(instant: Any) -> float:
+    if isinstance(instant, str):
+        instant = datetime.fromisoformat(instant)
+    return instant.timestamp() if isinstance(instant, datetime) else float(instant)
 
 
 def types(kind: Any) -> set[Any]:
@@ -127,12 +136,14 @@ def test_admission_keeps_the_field(name: str) -> None:
     camel = {re.sub(r"_(\w)", lambda found: found[1].upper(), field): value for field, value in job.items()}
     for body in (job, camel, {**job, "unknown": 1}):
         [document] = bodies.parse("application/json", json.dumps([body]).encode()).jobs.documents
-        fields = json.loads(document)
-        stored = fields | fields.get("options", {})
-        for field, value in job.items():
-            instant = datetime.fromisoformat(value).timestamp() if field == "expires_at" else value
-            assert stored.get(field, DEFAULTS[field]) == instant
-            assert field in COLUMNS or field not in fields
+        columns = json.loads(document)
+        options = columns.pop("options", {})
+        assert UUID(columns.pop("id")).version == 7
+        assert columns.keys() <= COLUMNS
+        assert options.keys().isdisjoint(COLUMNS)
+        stored = {field: value for field, value in (columns | options).items() if value != DEFAULTS[field]}
+        instants = {"run_at": "2040-01-31T08:00:00Z", "expires_at": seconds(SAMPLES["expires_at"])}
+        assert stored == {field: instants.get(field, value) for field, value in job.items() if value != DEFAULTS[field]}
 
 
 def test_submit_in_a_transaction_has_a_keyword_for_each_field() -> None:

@@ -112,17 +112,12 @@ def parse(
         raise InvalidJob('the body is empty: send a job, such as {"kind": "default", "payload": {}}')
     media_type = require_json(content_type)
     ignored: set[str] = set()
-    if key is not None:
-        jobs = admit([_with_key(key, media_type, body, ignored)], many=False, trace=trace)
-        return Submitted(jobs, many=False, ignored=sorted(ignored))
+    if key is not None or not (media_type in NDJSON or first == b"["):
+        job = plain([body]) or _submission(body, ignored) if key is None else _with_key(key, media_type, body, ignored)
+        return Submitted(admit([job], many=False, trace=trace), many=False, ignored=sorted(ignored))
     faults = Faults() if partial else None
-    if media_type in NDJSON:
-        jobs = admit(_jobs(_lines(body), ignored, faults), trace=trace, faults=faults)
-    elif first == b"[":
-        jobs = admit(_jobs(_elements(body, of_any_type=partial), ignored, faults), trace=trace, faults=faults)
-    else:
-        jobs = admit([plain([body]) or _submission(body, ignored)], many=False, trace=trace)
-        return Submitted(jobs, many=False, ignored=sorted(ignored))
+    texts = _lines(body) if media_type in NDJSON else _elements(body, of_any_type=partial)
+    jobs = admit(_jobs(texts, ignored, faults), trace=trace, faults=faults)
     if not jobs.ids and not (faults and faults.places):
         raise InvalidJob("the batch is empty: send at least one job")
     return Submitted(jobs, many=True, ignored=sorted(ignored), faults=faults)
@@ -294,8 +289,8 @@ def _submission(text: bytes, ignored: set[str]) -> Submission:
     try:
         members = _members.decode(text)
         if _repeats(text, members):
-            name = _repeated(text)
-            raise InvalidJob(f"{_shown(name)} is given more than once", field=_shown(name))
+            name = _shown(_repeated(text))
+            raise InvalidJob(f"{name} is given more than once", field=name)
     except msgspec.ValidationError:
         raise InvalidJob("a job must be a JSON object") from None
     except (ValueError, RecursionError) as error:
@@ -329,13 +324,14 @@ def _is_unambiguous(text: bytes, value: object) -> bool:
 
 
 def _check(name: str, text: bytes | msgspec.Raw) -> None:
-    """Validate a field's value with `strict.read`."""
+    """Validate a field's value with `strict_json.read`."""
+    name = _shown(name)
     try:
         strict_json.read(bytes(text))
     except strict_json.TooLarge as error:
-        raise UnprocessableJob(f"{_shown(name)} cannot be accepted: {error}", field=_shown(name)) from None
+        raise UnprocessableJob(f"{name} cannot be accepted: {error}", field=name) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(f"{_shown(name)} cannot be read: {_malformed(text, error)}", field=_shown(name)) from None
+        raise InvalidJob(f"{name} cannot be read: {_malformed(text, error)}", field=name) from None
 
 
 def _decoded(text: bytes, members: dict[str, msgspec.Raw]) -> Submission:
