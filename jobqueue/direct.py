@@ -23,7 +23,7 @@ from jobqueue.http.access.auth import Guard
 from jobqueue.service import open_engine, operations
 from jobqueue.settings import Settings
 from jobqueue.storage import schema
-from jobqueue.storage.database import connect
+from jobqueue.storage.connection import connect
 from jobqueue.storage.postgres.store import PostgresStore
 
 

@@ -25,7 +25,7 @@ import psycopg
 from benchmarks.harness.machine import Machine
 from jobqueue import logs
 from jobqueue.storage import schema
-from jobqueue.storage.database import connect
+from jobqueue.storage.connection import connect
 from jobqueue.testing import postgres
 from tests.support.processes import Usage, parent_of, usage_of_tree
 

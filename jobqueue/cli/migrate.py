@@ -9,7 +9,7 @@ from jobqueue import logs
 from jobqueue.cli.options import log_level_option
 from jobqueue.errors import JobQueueError
 from jobqueue.storage import schema
-from jobqueue.storage.database import connect, one_line
+from jobqueue.storage.connection import connect, one_line
 
 
 @click.command("migrate")

@@ -22,7 +22,7 @@ from jobqueue.keeper import threads
 
 if TYPE_CHECKING:
     from jobqueue.keeper.node_state import Mark, NodeState
-    from jobqueue.storage.database import Lane
+    from jobqueue.storage.lane import Lane
 
 REPORT_AFTER = 3.0
 """Seconds for which the interpreter is held before the keeper reports it."""
@@ -206,7 +206,7 @@ class Keeper:
 
     def _ask(self, sql: str, *params: object) -> object:
         def work(connection: Any) -> object:
-            row = connection.execute(sql, params).fetchone()
+            row = connection.execute(sql, params).first()
             return None if row is None else row[0]
 
         if self._lane is None:
@@ -282,7 +282,7 @@ def _fields(marks: list[Mark]) -> dict[str, object]:
 
 
 def _lane(database_url: str) -> Lane:
-    from jobqueue.storage.database import Lane  # noqa: PLC0415 - uses 20 MiB that a keeper rarely needs
+    from jobqueue.storage.lane import Lane  # noqa: PLC0415 - uses 20 MiB that a keeper rarely needs
 
     return Lane(database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 
 FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION jobqueue\.(\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
 TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS jobqueue\.(\w+)")
@@ -29,7 +29,7 @@ _OBJECTS = """
            md5(concat_ws('|', pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid), p.provolatile,
                          p.proisstrict, p.prosecdef, p.pronargdefaults, p.proparallel, p.proconfig::text, l.lanname))
       FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
-     WHERE p.pronamespace = 'jobqueue'::regnamespace AND p.proname = ANY (%(names)s)
+     WHERE p.pronamespace = 'jobqueue'::regnamespace AND p.proname = ANY ($1)
     UNION ALL
     SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.relname, CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END,
            (SELECT md5(string_agg(concat_ws('|', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated,
@@ -37,19 +37,19 @@ _OBJECTS = """
               FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
       FROM pg_class AS c
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relname = ANY (%(names)s)
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relname = ANY ($1)
     UNION ALL
     SELECT 'index', i.relname, NULL, md5(pg_get_indexdef(i.oid) || x.indisvalid)
       FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid JOIN pg_class AS c ON c.oid = x.indrelid
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND i.relname = ANY (%(names)s)
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND i.relname = ANY ($1)
     UNION ALL
     SELECT 'trigger', t.tgname, t.tgenabled::text, md5(pg_get_triggerdef(t.oid))
       FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND t.tgname = ANY (%(names)s) AND c.relname = ANY (%(names)s)
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND t.tgname = ANY ($1) AND c.relname = ANY ($1)
     UNION ALL
     SELECT 'constraint', n.conname, NULL, md5(c.relname || pg_get_constraintdef(n.oid))
       FROM pg_constraint AS n JOIN pg_class AS c ON c.oid = n.conrelid
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND n.contype IN ('c', 'p', 'u', 'f') AND c.relname = ANY (%(names)s)
+     WHERE c.relnamespace = 'jobqueue'::regnamespace AND n.contype IN ('c', 'p', 'u', 'f') AND c.relname = ANY ($1)
 """
 
 
@@ -117,11 +117,11 @@ def look(connection: Connection, text: str) -> Catalog:
     with connection.transaction():
         # With this search path, PostgreSQL prints jobqueue's names with their schema. To print a table's expressions, it locks the
         # table.
-        connection.execute(f"SET LOCAL search_path = pg_catalog; SET LOCAL lock_timeout = '{1000 * LOCK_SECONDS:.0f}ms'".encode())
-        if connection.execute("SELECT to_regnamespace('jobqueue') IS NULL").fetchone() == (True,):
+        connection.execute_script(b"SET LOCAL search_path = pg_catalog; SET LOCAL lock_timeout = '%dms'" % (1000 * LOCK_SECONDS))
+        if connection.execute("SELECT to_regnamespace('jobqueue') IS NULL") == [(True,)]:
             return frozenset()
         names = {name for found in (FUNCTION, TABLE, INDEX, OTHER) for name in _names(found, text)}
-        return frozenset(map(Thing._make, connection.execute(_OBJECTS.encode(), {"names": sorted(names)})))
+        return frozenset(map(Thing._make, connection.execute(_OBJECTS, [sorted(names)])))
 
 
 def faults(text: str, found: Catalog) -> Faults:
@@ -158,13 +158,14 @@ def recorded(connection: Connection) -> str | None:
     row = connection.execute(
         "SELECT obj_description(c.oid, 'pg_class') FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
         " WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version'"
-    ).fetchone()
+    ).first()
     return str(row[0]) if row is not None and row[0] is not None else None
 
 
 def record(connection: Connection, digests: str) -> None:
     """Store a `fingerprint`. Only the owner of the schema may do this."""
-    connection.execute(sql.SQL("COMMENT ON TABLE jobqueue.schema_version IS {}").format(sql.Literal(digests)))
+    comment = sql.SQL("COMMENT ON TABLE jobqueue.schema_version IS {}").format(sql.Literal(digests))
+    connection.execute_script(comment.as_bytes(connection.driver))
 
 
 def _names(found: re.Pattern[str], text: str) -> set[str]:

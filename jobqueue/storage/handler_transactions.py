@@ -11,7 +11,7 @@ for every completion, and the transaction is rolled back. So a thread that outli
 Even so, the node cuts the thread's connection, because the open transaction would keep its locks.
 
 Only the last statement locks the job's row, so other completions wait for it only during the commit. PostgreSQL ends a transaction
-whose COMMIT does not arrive within `database.ABANDONED_AFTER` seconds.
+whose COMMIT does not arrive within `lane.ABANDONED_AFTER` seconds.
 
 Unlike the lanes of `store`, these connections run the user's code, for any length of time.
 """
@@ -34,16 +34,8 @@ from psycopg import errors as pg
 from psycopg.pq import Escaping, PGconn, PipelineStatus, TransactionStatus, abc
 
 from jobqueue.errors import CommitInDoubt, DatabaseUnavailable, NoConnection
-from jobqueue.storage.database import (
-    ABANDONED_AFTER,
-    REPLY_TIMEOUT,
-    Connection,
-    behind_pooler,
-    connect,
-    ended_by_server,
-    one_line,
-    severed_by,
-)
+from jobqueue.storage.connection import CANCEL_TIMEOUT, Connection, behind_pooler, connect, ended_by_server, one_line, severed_by
+from jobqueue.storage.lane import ABANDONED_AFTER, REPLY_TIMEOUT
 
 MAX_TRANSACTIONS = 16
 """Maximum number of handlers' transactions that a node has open at once, each on its own connection."""
@@ -54,13 +46,10 @@ CONNECT_PATIENCE = 10.0
 CONNECT_AGAIN = 0.5
 """Maximum seconds between two attempts to connect."""
 
-CANCEL_TIMEOUT = 2.0
-"""Seconds to wait for PostgreSQL to accept the cancellation of a statement."""
-
 STRAGGLER_PATIENCE = 1.0
 """If a handler has left a thread that still uses its connection: seconds for that thread to notice that the connection was cut."""
 
-Work = Callable[[Connection], bytes]
+Work = Callable[["HandlerConnection"], bytes]
 """Runs the handler with the connection, and returns the run's encoded outcome."""
 
 # READ WRITE and READ COMMITTED override the defaults of the database and the role. The setting jobqueue.transaction marks this
@@ -111,7 +100,7 @@ def _no_session() -> abc.PGconn:
 _NO_SESSION = _no_session()
 
 
-class HandlerConnection(Connection):
+class HandlerConnection(psycopg.Connection[tuple[object, ...]]):
     """The connection of one handler. It shares nothing with the connections of other handlers except the PostgreSQL session.
 
     The handler's changes to this object (adapters, factories, callbacks) do not affect other handlers. After the handler has
@@ -179,7 +168,6 @@ class _Line:
 
     def prepare(self) -> None:
         """Prepare the session for its first handler."""
-        self.connection.prepare_threshold = None  # poolers lose prepared statements; `reset` deallocates them
         self.pooled = behind_pooler(self.connection)
         self.reset()
 
@@ -192,7 +180,7 @@ class _Line:
         Raises:
             psycopg.Error: the handler left the connection in a state in which its job cannot be completed.
         """
-        lent = HandlerConnection(self.connection.pgconn)
+        lent = HandlerConnection(self.connection.driver.pgconn)
         if self.pooled:
             lent.prepare_threshold = None
         in_use = False
@@ -224,10 +212,11 @@ class _Line:
 
         A pooler undoes these changes itself.
         """
-        if self.connection.info.transaction_status is not TransactionStatus.IDLE:
-            self.connection.execute(b"ROLLBACK")
+        self.connection.rollback()
         if not self.pooled:
-            self.connection.execute(_RESET)
+            self.connection.execute_script(_RESET)
+        while self.connection.driver.pgconn.notifies():
+            pass  # the last handler listened
 
 
 class Transactions:
@@ -283,9 +272,8 @@ class Transactions:
                 await trio.sleep(CONNECT_AGAIN * random.uniform(0.5, 1))
 
     def _connect(self) -> None:
-        connection = connect(self._url, "transaction")
-        connection.reply_timeout = REPLY_TIMEOUT
-        line = _Line(connection, socket.socket(fileno=os.dup(connection.fileno())))
+        connection = connect(self._url, "transaction", REPLY_TIMEOUT)
+        line = _Line(connection, socket.socket(fileno=os.dup(connection.driver.fileno())))
         try:
             line.prepare()
         except psycopg.Error as error:
@@ -366,7 +354,7 @@ class Transaction:
 
     def _run(self, node_id: str, work: Work) -> bool:
         connection = self._line.connection
-        connection.execute(_BEGIN)
+        connection.execute_script(_BEGIN)
         try:
             with self._line.lent() as lent:
                 outcome = work(lent)
@@ -375,7 +363,7 @@ class Transaction:
         if self._finish(node_id, outcome):
             return False
         try:
-            connection.execute(b"COMMIT")
+            connection.execute_script(b"COMMIT")
         except psycopg.Error as error:
             if severed_by(connection, error):
                 raise CommitInDoubt(f"the connection broke during the commit: {one_line(error)}") from error
@@ -386,28 +374,26 @@ class Transaction:
         """Complete the job. Return True if the run is stale; then the caller must drop its outcome."""
         connection = self._line.connection
         if connection.info.parameter_status("client_encoding") != "UTF8":
-            connection.execute(b"SET client_encoding TO 'UTF8'")
+            connection.execute_script(b"SET client_encoding TO 'UTF8'")
         # Use literals instead of parameters, because the program may have replaced psycopg's global adapters.
-        literal = Escaping(connection.pgconn).escape_literal
+        literal = Escaping(connection.driver.pgconn).escape_literal
         keep = b"true" if self._keep_finished else b"false"
         params = (literal(node_id.encode()), literal(b"[" + outcome + b"]"), keep, literal(b"%ds" % ABANDONED_AFTER))
         try:
-            cursor = connection.execute(_FINISH % params)
+            result = connection.execute_script(_FINISH % params)
         except pg.ReadOnlySqlTransaction as error:
             if connection.info.parameter_status("in_hot_standby") == "on":
                 raise
             raise psycopg.ProgrammingError(_READ_ONLY) from error
-        cursor.set_result(-1)
-        assert cursor.pgresult is not None  # noqa: S101 - a SELECT has a result
-        if cursor.pgresult.get_value(0, 0) != b"begun":
+        if result.get_value(0, 0) != b"begun":
             raise psycopg.ProgrammingError(_ENDED)
-        return cursor.pgresult.get_value(0, 1) != b"{}"
+        return result.get_value(0, 1) != b"{}"
 
     def _cut_off(self) -> None:
         # Cutting the connection raises an error in the abandoned thread, in its current or next statement. PostgreSQL
         # notices the end of a connection only after the current statement, so this also cancels that statement.
         try:
             with suppress(psycopg.Error):
-                self._line.connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+                self._line.connection.driver.cancel_safe(timeout=CANCEL_TIMEOUT)
         finally:
             self._line.cut()

@@ -10,7 +10,9 @@ import trio
 
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage.database import REPLY_TIMEOUT, Connection, behind_pooler, connect, one_line, pinning
+from jobqueue.storage.connection import Connection, behind_pooler, connect, one_line
+from jobqueue.storage.lane import REPLY_TIMEOUT
+from jobqueue.storage.session_settings import pinning
 
 CHECK_INTERVAL = 60.0
 """Seconds without a notification after which the connection is tested. Otherwise a broken connection could go unnoticed for
@@ -85,20 +87,21 @@ class Notifications:
         return await trio.to_thread.run_sync(_listen, self._url, self._listeners, limiter=self._limiter)
 
     async def _relay(self, connection: Connection) -> None:
+        pgconn = connection.driver.pgconn
         while True:
             # Read all notifications before each wait: an idle listener holds back the notification queue of the whole server.
-            for notify in connection.notifies(timeout=0):
+            pgconn.consume_input()
+            while notify := pgconn.notifies():
                 with self.unreadable.contained():
-                    self._listeners[notify.channel](notify.payload)
+                    self._listeners[notify.relname.decode()](notify.extra.decode())
             with trio.move_on_after(CHECK_INTERVAL) as quiet:
-                await trio.lowlevel.wait_readable(connection.fileno())
+                await trio.lowlevel.wait_readable(connection.driver)
             if quiet.cancelled_caught:
-                await trio.to_thread.run_sync(connection.execute, b"SELECT 1", limiter=self._limiter)
+                await connection.execute_in_loop("SELECT 1")
 
 
 def _listen(url: str, channels: Iterable[str]) -> Connection:
-    connection = connect(url, "listen")
-    connection.reply_timeout = REPLY_TIMEOUT
+    connection = connect(url, "listen", REPLY_TIMEOUT)
     try:
         _subscribe(connection, channels)
     except psycopg.Error as error:
@@ -113,6 +116,6 @@ def _listen(url: str, channels: Iterable[str]) -> Connection:
 def _subscribe(connection: Connection, channels: Iterable[str]) -> None:
     if behind_pooler(connection):
         raise _BehindPooler("the database connection goes through a pooler")
-    connection.execute(pinning(connection, local=False).encode())
+    connection.execute(pinning(connection, local=False))
     for channel in channels:
-        connection.execute(f"LISTEN {channel}".encode())
+        connection.execute(f"LISTEN {channel}")

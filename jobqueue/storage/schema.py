@@ -12,7 +12,9 @@ import structlog
 
 from jobqueue.errors import SchemaVersionError, SettingsError
 from jobqueue.storage import catalog
-from jobqueue.storage.database import MINIMUM_SERVER_VERSION, Connection
+from jobqueue.storage.connection import Connection
+
+MINIMUM_SERVER_VERSION = 140_000
 
 SCHEMA_VERSION = 1
 """The schema version that this jobqueue needs; the same as in schema.sql."""
@@ -32,10 +34,10 @@ def schema_sql() -> str:
 
 def installed_version(connection: Connection) -> int | None:
     """Return the schema version of a database, or None if it has no jobqueue schema."""
-    row = connection.execute("SELECT to_regclass('jobqueue.schema_version') IS NOT NULL").fetchone()
+    row = connection.execute("SELECT to_regclass('jobqueue.schema_version') IS NOT NULL").first()
     if row is None or not row[0]:
         return None
-    row = connection.execute("SELECT max(version) FROM jobqueue.schema_version").fetchone()
+    row = connection.execute("SELECT max(version) FROM jobqueue.schema_version").first()
     return row[0] if row is not None and isinstance(row[0], int) else None
 
 
@@ -131,7 +133,7 @@ def _repair(connection: Connection, text: str) -> list[str]:
 
 def _apply(connection: Connection, text: str, wait: str = "") -> None:
     try:
-        connection.execute(_BEGIN.sub(lambda begin: f"{begin[0]} {wait}", text, count=1).encode())
+        connection.execute_script(_BEGIN.sub(lambda begin: f"{begin[0]} {wait}", text, count=1).encode())
     except psycopg.Error as error:
         connection.rollback()
         if not isinstance(error, psycopg.errors.InsufficientPrivilege):

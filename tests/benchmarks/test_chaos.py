@@ -28,7 +28,7 @@ from benchmarks.chaos.load import Load, Look, Submit
 from benchmarks.chaos.machines import Clock, Exit, Node, Postgres
 from benchmarks.chaos.plan import Fault, Kind
 from jobqueue.engine.signals import Signals
-from jobqueue.storage import database, schema
+from jobqueue.storage import connection, schema
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
@@ -276,8 +276,8 @@ def test_notify_accepts_the_garbage() -> None:
 
 @pytest.fixture
 def schema_url(database_url: str) -> str:
-    with database.connect(database_url, "migrate") as connection:
-        schema.migrate(connection)
+    with connection.connect(database_url, "migrate") as migrating:
+        schema.migrate(migrating)
     return database_url
 
 

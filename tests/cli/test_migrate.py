@@ -14,7 +14,7 @@ import structlog
 
 from jobqueue.errors import SchemaVersionError
 from jobqueue.storage import catalog, schema
-from jobqueue.storage.database import connect
+from jobqueue.storage.connection import connect
 from jobqueue.storage.schema import Migration, migrate
 from tests.support import ROOT, postgres
 from tests.support.command_line import run_jobqueue

@@ -25,7 +25,7 @@ ERRORS = {
 }
 """The errors with which a node can end at its start or later."""
 
-OF_THE_DATABASE = {"storage/database.py": "DatabaseUnavailable"}
+OF_THE_DATABASE = dict.fromkeys(("storage/connection.py", "storage/lane.py"), "DatabaseUnavailable")
 """Other parts of a node raise this error only while the node runs, and the node keeps running."""
 
 OTHER_COMMANDS = {("http/access/token_file.py", "append")}

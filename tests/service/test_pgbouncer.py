@@ -28,11 +28,12 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import NewJob
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import Config, Keeper
-from jobqueue.storage import database as connections
 from jobqueue.storage import doctor, schema
-from jobqueue.storage.database import Lane, behind_pooler, connect
+from jobqueue.storage import lane as lane_module
+from jobqueue.storage.connection import behind_pooler, connect
 from jobqueue.storage.embedded.binaries import Programs
 from jobqueue.storage.embedded.cluster import PORT, ROLE
+from jobqueue.storage.lane import Lane
 from jobqueue.storage.postgres import lanes
 from tests.support import postgres
 from tests.support.outages import RESUMED, Node, assert_each_ended_once
@@ -503,12 +504,12 @@ async def test_a_statement_that_outlives_its_client_commits_nothing(
 
 async def test_a_commit_that_comes_too_late_commits_nothing(pooled_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is delayed for longer than the other side waits for it."""
-    monkeypatch.setattr(connections, "ABANDONED_AFTER", 6)
+    monkeypatch.setattr(lane_module, "ABANDONED_AFTER", 6)
     async with open_driver(pooled_url) as driver:
         job_id = await driver.submit()
-        late = connections._open_session(pooled_url, "claim", reply_timeout=60)
+        late = lane_module._open_session(pooled_url, "claim", reply_timeout=60)
         assert late.begin is not None
-        late.connection.execute(late.begin)
+        late.connection.execute_script(late.begin)
         late.connection.execute("SELECT jobqueue.claim(%s, %s)", [driver.node, '{"default": [1, null]}'])
         assert await driver.store.held(driver.node, lost=[late.backend]) == set()
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
@@ -547,7 +548,7 @@ def test_the_doctor_sees_the_pooler_and_looks_through_it(pooled_url: str, databa
     assert "unknown" not in {each.verdict for each in findings}
     # The timeouts that it set ended with its transactions: no session of the pool has one.
     with connect(pooled_url, "look") as connection:
-        timeouts = {connection.execute("SHOW statement_timeout").fetchone() for _ in range(3 * POOL_SIZE)}
+        timeouts = {connection.execute("SHOW statement_timeout").first() for _ in range(3 * POOL_SIZE)}
     assert timeouts == {("0",)}
     assert (
         database.value("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()")

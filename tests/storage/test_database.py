@@ -16,8 +16,8 @@ import trio
 from jobqueue import documents
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, NotReplicated, RefusedData, StatementFailed, UnreadableAnswer
 from jobqueue.job import NewJob
-from jobqueue.storage import database as connections
-from jobqueue.storage.database import Lane
+from jobqueue.storage import connection as connections
+from jobqueue.storage.lane import Lane
 from jobqueue.storage.notifications import Notifications
 from tests.support.postgres import Database
 from tests.support.sessions import WAITING_FOR_LOCK, WAITING_FOR_STANDBY, connections_closed, without_standby
@@ -108,7 +108,7 @@ async def test_a_connection_attempt_to_a_silent_server_times_out(silent_server: 
 
 async def test_a_statement_without_a_reply_times_out_and_the_next_one_reconnects(database_url: str) -> None:
     lane = Lane(database_url, "submit")
-    [pid] = await lane.run(lambda session: session.execute("SELECT pg_backend_pid()").fetchall())
+    [pid] = await lane.run(lambda session: session.execute("SELECT pg_backend_pid()"))
     assert lane._session is not None
     lane._session.connection.reply_timeout = 1
     blocker = psycopg.connect(database_url)
@@ -116,10 +116,10 @@ async def test_a_statement_without_a_reply_times_out_and_the_next_one_reconnects
     blocker.commit()
     blocker.execute("LOCK TABLE locked")
     with pytest.raises(ConnectionLost, match="no reply"):
-        await lane.run(lambda session: session.execute("SET statement_timeout = 0; SELECT * FROM public.locked"))
+        await lane.run(lambda session: session.execute_script(b"SET statement_timeout = 0; SELECT * FROM public.locked"))
     blocker.rollback()
     blocker.close()
-    [again] = await lane.run(lambda session: session.execute("SELECT pg_backend_pid()").fetchall())
+    [again] = await lane.run(lambda session: session.execute("SELECT pg_backend_pid()"))
     assert again != pid
     await lane.aclose()
 
@@ -236,7 +236,7 @@ async def test_a_waiting_lane_does_not_delay_another_lane(database_url: str, dat
 async def test_a_connection_to_a_server_that_became_a_standby_is_replaced(lane: Lane) -> None:
     [before] = await lane.call("SELECT pg_backend_pid()", in_loop=False)
     with pytest.raises(DatabaseUnavailable, match="read-only transaction"):
-        await lane.run(lambda session: session.execute("BEGIN READ ONLY; CREATE TABLE public.effects (n integer)"))
+        await lane.run(lambda session: session.execute_script(b"BEGIN READ ONLY; CREATE TABLE public.effects (n integer)"))
     [after] = await lane.call("SELECT pg_backend_pid()", in_loop=False)
     assert after != before
 

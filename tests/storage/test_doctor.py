@@ -19,7 +19,7 @@ import pytest
 from jobqueue import __version__
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage import catalog, doctor, schema
-from jobqueue.storage.database import connect
+from jobqueue.storage.connection import connect
 from jobqueue.storage.doctor import Finding, capacity, server, vacuum, work
 from jobqueue.storage.embedded.cluster import Cluster
 from tests.support import ROOT, postgres
@@ -118,7 +118,7 @@ def test_the_checkup_changes_nothing(healthy: Database) -> None:
         refused = doctor.look(connection, "mine", lambda c: [Finding("mine", "ok", str(c.execute("CREATE TABLE t ()")))])
         assert [finding.verdict for finding in refused] == ["unknown"]
         assert "read-only" in refused[0].finding
-        assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+        assert connection.execute("SHOW statement_timeout") == [("0",)]
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
@@ -127,7 +127,7 @@ def test_a_check_that_takes_long_is_cut_off(bare: Database, monkeypatch: pytest.
     with connect(bare.url, "doctor") as connection:
         [finding] = doctor.look(connection, "slow", lambda c: [Finding("slow", "ok", str(c.execute("SELECT pg_sleep(60)")))])
         assert finding.verdict == "unknown"
-        assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert connection.execute("SELECT 1") == [(1,)]
 
 
 def test_a_broken_connection_is_an_error_and_not_a_finding(bare: Database) -> None:

@@ -11,7 +11,7 @@ import psycopg
 from adapter import CONNECTIONS, Adapter, Payload, main
 
 from jobqueue.storage import schema
-from jobqueue.storage.database import connect
+from jobqueue.storage.connection import connect
 
 
 class JobqueueSql(Adapter):

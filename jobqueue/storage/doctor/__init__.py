@@ -15,9 +15,10 @@ from collections.abc import Callable
 import psycopg
 
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage.database import Connection, connect, one_line, pinning
+from jobqueue.storage.connection import Connection, connect, one_line
 from jobqueue.storage.doctor import capacity, installation, server, vacuum, work
 from jobqueue.storage.doctor.finding import SEVERITY, Finding, unknown
+from jobqueue.storage.session_settings import pinning
 
 __all__ = ["Finding", "examine", "look"]
 
@@ -73,9 +74,7 @@ def examine(url: str) -> list[Finding]:
         DatabaseUnavailable: PostgreSQL cannot be reached, refuses the connection, or ends it during the checks.
         SettingsError: the URL is not valid.
     """
-    with connect(url, "doctor") as connection:
-        connection.reply_timeout = 2.0 * STATEMENT_SECONDS
-        connection.prepare_threshold = None  # some poolers do not support prepared statements
+    with connect(url, "doctor", 2.0 * STATEMENT_SECONDS) as connection:
         findings = [finding for name, check in SERVER_CHECKS.items() for finding in look(connection, name, check)]
         if installation.is_there(connection):
             checks = dict(SCHEMA_CHECKS)
@@ -93,7 +92,7 @@ def look(connection: Connection, name: str, check: Check) -> list[Finding]:
     """
     try:
         begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {pinning(connection, local=True, **TIMEOUTS)}"
-        connection.execute(begin.encode())
+        connection.execute_script(begin.encode())
         try:
             return check(connection)
         finally:

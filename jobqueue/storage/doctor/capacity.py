@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 from jobqueue.storage.doctor.finding import Finding, count, names, query, size, unknown
 from jobqueue.storage.embedded.stage import NODE_CONNECTIONS
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from psycopg.rows import namedtuple_row
-
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 
 Verdict = Literal["ok", "warning", "problem", "unknown"]
 
@@ -46,8 +45,9 @@ def unknown(check: str, reason: str, advice: str | None = None) -> Finding:
 
 
 def query(connection: Connection, sql: str, *params: Any) -> list[Any]:
-    """Run a query and return its rows as named tuples."""
-    return connection.cursor(row_factory=namedtuple_row).execute(sql.encode(), params or None).fetchall()
+    """Run a query and return its rows, whose attributes are the columns."""
+    rows = connection.execute(sql, params)
+    return [SimpleNamespace(**dict(zip(rows.names, row, strict=True))) for row in rows]
 
 
 def duration(seconds: float) -> str:

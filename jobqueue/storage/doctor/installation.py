@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 
 from jobqueue.storage import catalog, schema
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 from jobqueue.storage.doctor.finding import Finding, count, names, query, unknown
 
 FEW = 10_000

@@ -9,8 +9,9 @@ from datetime import date
 
 from psycopg import sql
 
-from jobqueue.storage.database import MINIMUM_SERVER_VERSION, Connection, behind_pooler
+from jobqueue.storage.connection import Connection, behind_pooler
 from jobqueue.storage.doctor.finding import Finding, Verdict, duration, query
+from jobqueue.storage.schema import MINIMUM_SERVER_VERSION
 
 END_OF_SUPPORT = {
     14: date(2026, 11, 12),
@@ -238,7 +239,7 @@ def _bad_settings(connection: Connection) -> Iterator[Finding]:
         if row is None or not rule.bad(row.value):
             continue
         value = f"{row.value} {row.unit}" if row.unit else row.value
-        how = _how_to_set(rule, row.role, row.database).as_string(connection)
+        how = _how_to_set(rule, row.role, row.database).as_string(connection.driver)
         yield Finding("settings", rule.verdict, f"{rule.name} is {value}: {rule.effect}", how)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import sql
 
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 from jobqueue.storage.doctor.finding import Finding, Verdict, count, duration, names, query, size
 
 OPEN_WARNING, OPEN_PROBLEM = 60.0, 600.0
@@ -105,7 +105,7 @@ def _prepared(connection: Connection) -> Iterator[Finding]:
     )
     for row in rows:
         if verdict := judge_hold(row.seconds, row.transactions):
-            name = sql.Literal(row.gid).as_string(connection)
+            name = sql.Literal(row.gid).as_string(connection.driver)
             found = f"prepared transaction {name} of {row.owner} has held back the xmin horizon for {duration(row.seconds)}"
             advice = f"it survives restarts; its transaction manager must run COMMIT PREPARED {name}, or ROLLBACK PREPARED {name}"
             yield Finding("horizon", verdict, found, advice)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobqueue._version import __version__
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 from jobqueue.storage.doctor.finding import Finding, count, duration, names, query, short
 
 LATE = 60.0

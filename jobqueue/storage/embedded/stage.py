@@ -23,7 +23,7 @@ import trio
 
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.retry import exponential_pause
-from jobqueue.storage.database import one_line
+from jobqueue.storage.connection import one_line
 from jobqueue.storage.embedded.cluster import POLL_SECONDS, STOP_STEPS, Cluster
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS
 

@@ -11,7 +11,8 @@ import trio
 from jobqueue import documents
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.storage import schema
-from jobqueue.storage.database import POOLED, Connection, Lane
+from jobqueue.storage.connection import Connection
+from jobqueue.storage.lane import POOLED, Lane
 from jobqueue.storage.roles.run import Ranks
 
 SUBMIT_TIMEOUT = 15.0
@@ -73,7 +74,7 @@ def as_text(value: object) -> str:
 
 def fetch_value(sql: str, *params: Any) -> Callable[[Connection], object]:
     def work(connection: Connection) -> object:
-        row = connection.execute(sql.encode(), params, prepare=True).fetchone()
+        row = connection.execute(sql, params, prepare=True).first()
         return row[0] if row else None
 
     return work
@@ -81,9 +82,8 @@ def fetch_value(sql: str, *params: Any) -> Callable[[Connection], object]:
 
 def fetch_rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, Any]]]:
     def work(connection: Connection) -> list[dict[str, Any]]:
-        cursor = connection.execute(sql.encode(), params, prepare=True)
-        names = [column.name for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        rows = connection.execute(sql, params, prepare=True)
+        return [dict(zip(rows.names, row, strict=True)) for row in rows]
 
     return work
 
@@ -106,25 +106,25 @@ def settle(connection: Connection, backend: tuple[int, str], *, patience: float 
 
     With a pooler, this function does not end the session, because the session may already serve another client. There, only a lost
     COMMIT is in doubt. The transaction holds an advisory lock until it ends, so this function waits for that lock. PostgreSQL rolls
-    back a transaction whose COMMIT does not arrive within `database.ABANDONED_AFTER` seconds.
+    back a transaction whose COMMIT does not arrive within `lane.ABANDONED_AFTER` seconds.
 
     Args:
         connection: another connection.
-        backend: the identity of the lost connection's backend; see `database`.
+        backend: the identity of the lost connection's backend; see `lane`.
         patience: seconds to wait for the session's end, on a direct connection.
 
     Raises:
         DatabaseUnavailable: the session has not ended in this time.
     """
     if backend[1] == POOLED:
-        connection.execute(b"SELECT pg_advisory_xact_lock(%s)", backend[:1])
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", backend[:1])
         return
-    sql = b"""
+    sql = """
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE pid = %s AND backend_start = %s::timestamptz AND application_name LIKE 'jobqueue %%' AND pid <> pg_backend_pid()
     """
     deadline = time.monotonic() + patience
-    while connection.execute(sql, backend).fetchone():
+    while connection.execute(sql, backend):
         if time.monotonic() > deadline:
             raise DatabaseUnavailable("PostgreSQL has not ended the session of a lost connection yet")
         time.sleep(0.02)

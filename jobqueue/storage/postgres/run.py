@@ -9,7 +9,7 @@ import msgspec
 from jobqueue.job import Note, Outcome
 from jobqueue.storage import claims
 from jobqueue.storage.claims import Claimed
-from jobqueue.storage.database import Connection
+from jobqueue.storage.connection import Connection
 from jobqueue.storage.postgres.lanes import IN_LOOP_CHARACTERS, Lanes, as_text, fetch_rows, fetch_value, integer, settle
 from jobqueue.storage.roles.run import RECOVER_BATCH, Activity, Node, Recovered, RunId, Want
 

@@ -1,11 +1,10 @@
-"""Connections to PostgreSQL that run one statement at a time and raise only errors of `jobqueue.errors`."""
+"""A lane: a connection that opens when it is needed, and that raises only errors of `jobqueue.errors`."""
 
 from __future__ import annotations
 
 import math
 import random
 import re
-import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 from psycopg import errors as pg
-from psycopg.abc import PQGen
-from psycopg.waiting import Ready, Wait
 
 from jobqueue.errors import (
     ConnectionLost,
@@ -26,24 +23,14 @@ from jobqueue.errors import (
     NotReplicated,
     RefusedData,
     RefusedKey,
-    SettingsError,
     StatementFailed,
     UnreadableAnswer,
 )
-
-CONNECT_TIMEOUT = 5
-"""Seconds to wait for PostgreSQL to accept a connection."""
+from jobqueue.storage.connection import Connection, Rows, behind_pooler, connect, ended_by_server, one_line, severed_by
+from jobqueue.storage.session_settings import pinning
 
 STATEMENT_TIMEOUT = 30
 """Seconds after which PostgreSQL cancels a statement."""
-
-DEAD_PEER_TIMEOUT = 10
-"""Seconds without an acknowledgment after which a TCP connection is closed."""
-
-MINIMUM_SERVER_VERSION = 140_000
-
-TRANSACTION_TIMEOUT_SINCE = 170_000
-"""The first server version with the setting transaction_timeout."""
 
 REPLY_TIMEOUT = STATEMENT_TIMEOUT + 5.0
 """Seconds without a reply after which a connection counts as lost, even if TCP reports no error."""
@@ -56,49 +43,6 @@ POOLED = "pooled"
 """With a pooler, the second part of a backend's identity: it replaces the start time. The first part is then an advisory lock
 instead of a pid."""
 
-SETTINGS = {
-    "TimeZone": "UTC",
-    "DateStyle": "ISO",
-    "IntervalStyle": "postgres",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "standard_conforming_strings": "on",
-    "array_nulls": "on",
-    "transform_null_equals": "off",
-    "search_path": "pg_catalog",
-    "row_security": "off",  # with "on", a policy could hide rows, so a queue would look empty; with "off", it causes an error
-    "default_transaction_isolation": "read committed",
-    "default_transaction_read_only": "off",
-    "default_transaction_deferrable": "off",
-    "lock_timeout": "0",
-    "idle_session_timeout": "0",
-    "exit_on_error": "off",
-    "client_min_messages": "warning",  # the warning that a standby did not confirm a commit must arrive
-    "plpgsql.extra_errors": "none",
-    "plpgsql.extra_warnings": "none",
-    "plan_cache_mode": "auto",
-    "jit": "off",
-    **dict.fromkeys(
-        [
-            "enable_bitmapscan",
-            "enable_hashagg",
-            "enable_hashjoin",
-            "enable_indexonlyscan",
-            "enable_indexscan",
-            "enable_material",
-            "enable_mergejoin",
-            "enable_nestloop",
-            "enable_partition_pruning",
-            "enable_seqscan",
-            "enable_sort",
-            "enable_tidscan",
-        ],
-        "on",
-    ),
-}
-"""Settings of every session. They override the defaults of the server, the database, the role, and the URL. Timeouts are set
-separately."""
-
 KEY_ERRORS: dict[str | None, type[RefusedKey]] = {"JQ409": KeyInUse, "JQ422": KeyReused}
 """The errors that schema.sql raises about keys, by SQLSTATE."""
 
@@ -106,27 +50,6 @@ REFUSALS = (psycopg.DataError, psycopg.IntegrityError, pg.ProgramLimitExceeded, 
 """The errors that PostgreSQL raises for a value that it cannot store."""
 
 T = TypeVar("T")
-
-
-class Connection(psycopg.Connection[tuple[object, ...]]):
-    """A connection with a timeout for each reply.
-
-    Without the timeout, a reply that the server or a proxy loses would block a thread forever.
-
-    Attributes:
-        reply_timeout: seconds; None for no timeout.
-    """
-
-    reply_timeout: float | None = None
-
-    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        if timeout is not None or self.reply_timeout is None:
-            return super().wait(gen, interval, timeout)
-        try:
-            return super().wait(gen, interval, self.reply_timeout)
-        except pg._WaitTimeout:  # noqa: SLF001 - the documented exception of `Connection.wait`
-            self.close()
-            raise psycopg.OperationalError(f"no reply from PostgreSQL within {self.reply_timeout:g} s") from None
 
 
 @dataclass(slots=True)
@@ -162,10 +85,10 @@ class _Session:
             return
         self.in_doubt = False
         try:
-            self.connection.execute(self.begin)
+            self.connection.execute_script(self.begin)
             yield self.connection
             self.in_doubt = True
-            self.connection.execute(b"COMMIT")
+            self.connection.execute_script(b"COMMIT")
         except BaseException:
             self._roll_back()
             raise
@@ -183,38 +106,6 @@ class _Session:
         """
         if notice.source_file == "syncrep.c":
             self.not_replicated = notice.message_primary
-
-
-def connect(url: str, purpose: str) -> Connection:
-    """Open a connection with autocommit and timeouts.
-
-    Args:
-        url: a libpq URL or connection string.
-        purpose: one word, which becomes part of the application_name.
-
-    Raises:
-        DatabaseUnavailable: PostgreSQL cannot be reached, or refuses the connection.
-        SettingsError: the URL is not valid.
-    """
-    try:
-        return Connection.connect(
-            url,
-            autocommit=True,
-            application_name=f"jobqueue {purpose}",
-            client_encoding="UTF8",
-            connect_timeout=CONNECT_TIMEOUT,
-            keepalives_idle=DEAD_PEER_TIMEOUT,
-            keepalives_interval=2,
-            keepalives_count=3,
-            tcp_user_timeout=DEAD_PEER_TIMEOUT * 1000,
-        )
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
-    except (psycopg.ProgrammingError, UnicodeError):  # an invalid host name raises UnicodeError
-        # The text of libpq's error may contain the password.
-        raise SettingsError("the database URL cannot be read: write it like postgresql://user@host:5432/database") from None
-    except psycopg.Error as error:
-        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
 
 
 class Lane:
@@ -290,14 +181,11 @@ class Lane:
         session = self._session
         free = in_loop and self._one_at_a_time.available_tokens > 0
         if not free or session is None or session.begin is not None or ended_by_server(session.connection):
-            return await self.run(lambda connection: _row(connection.execute(sql.encode(), params, prepare=True)))
+            return await self.run(lambda connection: _row(connection.execute(sql, params, prepare=True)))
         self._one_at_a_time.acquire_nowait()
         try:
             with self._noting_trouble(), self._mapping_errors(session):
-                cursor = session.connection.cursor()
-                # This is the same as `execute`, except for the wait. psycopg has no public function for this.
-                await _wait_in_loop(session.connection, cursor._execute_gen(sql.encode(), params, prepare=True))  # noqa: SLF001
-                return _row(cursor)
+                return _row(await session.connection.execute_in_loop(sql, params, prepare=True))
         finally:
             self._one_at_a_time.release()
 
@@ -367,15 +255,8 @@ class Lane:
             self._session = None
 
 
-def behind_pooler(connection: Connection) -> bool:
-    """Return whether a connection goes through a pooler, such as PgBouncer. A pooler reports made-up pids to its clients."""
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
-    return row is not None and row[0] != connection.info.backend_pid
-
-
 def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
-    connection = connect(url, purpose)
-    connection.reply_timeout = reply_timeout
+    connection = connect(url, purpose, reply_timeout)
     # This timeout is shorter than the reply timeout. So the server cancels a slow statement before the client gives up, and the
     # client knows the outcome.
     statement_timeout = f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms"
@@ -384,40 +265,20 @@ def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
     except Exception as error:
         connection.close()
         raise DatabaseUnavailable(f"cannot prepare a connection: {one_line(error)}") from error
-    connection.add_notice_handler(session.hear)
+    connection.driver.add_notice_handler(session.hear)
     return session
-
-
-def pinning(connection: Connection, *, local: bool, **timeouts: str) -> str:
-    """Return the SQL that applies `SETTINGS`, and turns synchronous_commit on if it is off.
-
-    Acknowledged jobs must be durable, so "off" is overridden. Values other than "off" stay unchanged.
-
-    Args:
-        connection: the connection that will run the SQL. The version of its server decides which settings exist.
-        local: apply the settings to the current transaction only, not to the session.
-        **timeouts: further settings.
-    """
-    # jobqueue does not limit the duration of whole transactions, so it turns off the limit that PostgreSQL 17 introduced.
-    more = {"transaction_timeout": "0"} if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE else {}
-    scope = str(local).lower()
-    calls = [f"set_config('{name}', '{value}', {scope})" for name, value in {**SETTINGS, **more, **timeouts}.items()]
-    durable = f"CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', {scope}) END"
-    return f"SELECT {', '.join([*calls, durable])}"
 
 
 def _direct_session(connection: Connection, statement_timeout: str) -> _Session:
     pinned = pinning(connection, local=False, statement_timeout=statement_timeout, idle_in_transaction_session_timeout="0")
-    connection.execute(pinned.encode())
-    row = connection.execute(b"SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
-    pid, started = (row[0], row[1]) if row else (connection.info.backend_pid, "-infinity")
-    assert isinstance(pid, int)  # noqa: S101 - PostgreSQL's own type
-    assert isinstance(started, str)  # noqa: S101
+    connection.execute(pinned)
+    rows = connection.execute("SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    pid, started = rows.first() or (connection.info.backend_pid, "-infinity")
     return _Session(connection, (pid, started))
 
 
 def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
-    connection.prepare_threshold = None  # prepare nothing, even if a call asks for it
+    connection.prepares = False
     lock = random.getrandbits(63)
     timeouts = {"statement_timeout": statement_timeout, "idle_in_transaction_session_timeout": f"{ABANDONED_AFTER}s"}
     begin = f"""
@@ -427,53 +288,9 @@ def _pooled_session(connection: Connection, statement_timeout: str) -> _Session:
     return _Session(connection, (lock, POOLED), begin.encode())
 
 
-async def _wait_in_loop(connection: Connection, statement: PQGen[T]) -> T:
-    """Wait for a statement in the Trio loop, as `Connection.wait` does in a thread. Even a cancelled caller waits for its end."""
-    assert connection.reply_timeout is not None  # noqa: S101 - every session has one
-    with trio.move_on_after(connection.reply_timeout, shield=True):
-        try:
-            wants = next(statement)
-            while True:
-                if wants & Wait.W:
-                    await trio.lowlevel.wait_writable(connection.fileno())
-                    wants = statement.send(Ready.W)
-                else:
-                    await trio.lowlevel.wait_readable(connection.fileno())
-                    wants = statement.send(Ready.R)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-    connection.close()
-    raise psycopg.OperationalError(f"no reply from PostgreSQL within {connection.reply_timeout:g} s")
-
-
-def _row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
-    [row] = cursor.fetchall()
+def _row(rows: Rows) -> tuple[Any, ...]:
+    [row] = rows
     return row
-
-
-def ended_by_server(connection: Connection) -> bool:
-    """Return whether the server has ended an idle connection. A statement sent on it would needlessly be in doubt."""
-    if connection.closed:
-        return True
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    try:
-        # An idle server sends data only if it changes a parameter, or ends the connection. In the second case an error precedes
-        # the end.
-        while not connection.closed and poll.poll(0):
-            connection.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return connection.closed
-
-
-def severed_by(connection: Connection, error: psycopg.Error) -> bool:
-    """Return whether an error ends its connection.
-
-    After a FATAL error the server ends the session, even if libpq still reports the connection as open.
-    """
-    return connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
 
 
 def _refusal(error: Exception) -> RefusedData | None:
@@ -498,8 +315,3 @@ def _refused_by_us(error: psycopg.Error) -> str | None:
     """
     diagnosis = error.diag
     return diagnosis.column_name if isinstance(error, pg.CheckViolation) and diagnosis.table_name is None else None
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of an error on one line."""
-    return " ".join(str(error).split())
