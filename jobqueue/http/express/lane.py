@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import outcome
 import trio
@@ -99,11 +100,11 @@ class ExpressLane:
             headers = request.headers
             submitted = bodies.parse(headers.get("content-type"), body, headers.get("idempotency-key"), _trace(headers))
 
-            def told(receipt: Receipt | None, error: Exception | None) -> None:
+            def done(receipt: Receipt | None, error: Exception | None) -> None:
                 # Do not respond at once: the next batch should start before the responses are sent.
                 self.reactor.soon(lambda: answered(committed(submitted, receipt) if error is None else _problem(request, error)))
 
-            self._node.begin(submitted.jobs, told)
+            self._node.begin(submitted.jobs, done)
         except Exception as error:  # noqa: BLE001 - as above
             answered(_problem(request, error))
 
@@ -116,11 +117,37 @@ def _trace(headers: Mapping[str, str]) -> Mapping[str, str] | None:
     return tracing.read(headers["traceparent"], headers.get("tracestate")) if "traceparent" in headers else None
 
 
+class _Head(NamedTuple):
+    """The head of a connection's last request. A client usually sends the same head again, with another body.
+
+    Attributes:
+        text: its bytes; empty if the request is not for the lane.
+        request: the parsed head; None if the request is not for the lane.
+        allowed: whether the request is allowed.
+        tokens: the known tokens at that time. After they change, the lane checks the request again.
+    """
+
+    text: bytes
+    request: Request | None
+    allowed: bool
+    tokens: tuple[Token, ...]
+
+
 class ExpressConnection:
     """One client's connection while all its requests are plain.
 
-    The connection's task sleeps while the connection is idle. It also sleeps while the reactor handles the simplest submissions:
-    allowed requests that arrive whole, one at a time. Any other data wakes the task.
+    States, and what leads from one to the next::
+
+        idle --> submitting   the reactor reads a whole, allowed submission, and starts it
+        idle --> woken        the reactor reads anything else, or the end
+        submitting --> idle   the submission is committed or rejected, and the socket accepts the whole response
+        submitting --> woken  the socket accepts only a part of the response, or `finish` was called
+        woken --> serving     the connection's task runs
+        serving --> idle      the task has sent its responses, and has no further bytes
+
+    The connection's task sleeps while the state is idle or submitting. Then the reactor calls `_readable` and `_answered` without a
+    task switch. In every state, `drop`, a deadline, or an error ends the connection. `finish` ends an idle connection at once, and
+    another one after the response.
 
     Args:
         lane: processes the requests.
@@ -130,20 +157,15 @@ class ExpressConnection:
     def __init__(self, lane: ExpressLane, stream: trio.SocketStream) -> None:
         self._lane = lane
         self._stream = stream
+        self._state: Literal["idle", "submitting", "woken", "serving"] = "idle"
+        self._woken_by: outcome.Maybe[tuple[bytes, bytes]]
+        self._finishing = False
+        self._head = _Head(b"", None, allowed=False, tokens=())
+        self._watched: int | None = None
         self._everything = trio.CancelScope()
         self._nap = trio.CancelScope()
-        self._bed = trio.lowlevel.ParkingLot()
+        self._sleeping = trio.lowlevel.ParkingLot()
         self._patience_ends = trio.current_time() + limits.HEADERS_TIMEOUT
-        self._resting = False
-        self._watched: int | None = None
-        self._woken_by: outcome.Maybe[bytes] | None = None
-        self._unsent = b""
-        self._idle = True
-        self._finishing = False
-        self._head = b""
-        self._request: Request | None = None
-        self._let_in = False
-        self._known_tokens: tuple[Token, ...] = ()
 
     async def run(self) -> bytes | None:
         """Respond to plain requests. Return the bytes of the first other request, or None when the connection has ended."""
@@ -154,7 +176,7 @@ class ExpressConnection:
     def finish(self) -> None:
         """End the connection once no request is in flight; an idle connection ends now."""
         self._finishing = True
-        if self._idle:
+        if self._state == "idle":
             self._everything.cancel()
 
     def drop(self) -> None:
@@ -164,22 +186,22 @@ class ExpressConnection:
         self._everything.cancel()
 
     async def _run(self) -> bytes | None:
-        received = b""
+        received = unsent = b""
         while not self._finishing:
-            received = received or await self._rest()
-            self._idle = False
+            if not received:
+                received, unsent = await self._sleep()
             self._everything.deadline = trio.current_time() + limits.REQUEST_TIMEOUT
-            if self._unsent:
-                await self._send(self._unsent)
-                self._unsent = b""
+            if unsent:
+                await self._send(unsent)
             elif not received:
                 return None
             else:
-                request = self._recognise(received)
+                head = self._recognise(received)
+                request = head.request
                 if request is None:
                     return received
                 if len(received) < request.ends:
-                    if not self._let_in:
+                    if not head.allowed:
                         return received
                     received = await self._receive_rest(received, request.ends)
                     if len(received) < request.ends:
@@ -187,49 +209,51 @@ class ExpressConnection:
                 answer = await self._lane.answer(request, received[request.body_begins : request.ends])
                 await self._send(wire_format.encode(answer, closing=self._finishing))
                 received = received[request.ends :]
-            self._be_idle()
+            if not received:
+                self._be_idle()
         await linger(self._stream)
         return None
 
     # -- while the task sleeps: called by the reactor
 
-    async def _rest(self) -> bytes:
-        """Sleep until the reactor wakes this task. Return the bytes that the reactor has read but does not handle.
+    async def _sleep(self) -> tuple[bytes, bytes]:
+        """Sleep until the reactor wakes this task. Return the bytes that it has read but does not handle, and those to send.
 
-        The reactor also wakes this task at the end of the client's data, and to send `_unsent`. In these cases, return no bytes.
+        There are neither at the end of the client's data.
         """
         self._everything.deadline = math.inf
-        self._resting = True
         self._watch()
         try:
-            while self._woken_by is None:
+            while trio.current_time() < self._patience_ends:
                 with trio.CancelScope(deadline=self._patience_ends) as self._nap:
-                    await self._bed.park()
-                if self._woken_by is None and trio.current_time() >= self._patience_ends:
-                    self._everything.cancel()
-            woken_by, self._woken_by = self._woken_by, None
-            return woken_by.unwrap()
+                    await self._sleeping.park()
+                if self._state == "woken":
+                    return self._woken_by.unwrap()
+            self._everything.cancel()
+            await trio.sleep_forever()
         finally:
-            self._resting = False
+            self._state = "serving"  # or the connection ends
             self._unwatch()
 
-    def _wake_up(self, woken_by: outcome.Maybe[bytes]) -> None:
+    def _wake_up(self, woken_by: outcome.Maybe[tuple[bytes, bytes]]) -> None:
         self._unwatch()
+        self._state = "woken"
         self._woken_by = woken_by
-        self._bed.unpark_all()
+        self._sleeping.unpark_all()
 
     def _readable(self) -> None:
         """Read from the socket, and start a submission if the bytes are one whole submission."""
         try:
-            if not self._idle:
+            if self._state != "idle":
                 self._unwatch()  # one request at a time: read further bytes, or the end, after the response
                 return
             received = os.read(self._fd(), RECEIVE_BYTES)
-            self._idle = False
-            request = self._recognise(received)
-            if request is None or request.ends != len(received) or request.path != "/submit" or not self._let_in:
-                self._wake_up(outcome.Value(received))
+            head = self._recognise(received)
+            request = head.request
+            if request is None or request.ends != len(received) or request.path != "/submit" or not head.allowed:
+                self._wake_up(outcome.Value((received, b"")))
                 return
+            self._state = "submitting"
             self._be_patient(limits.REQUEST_TIMEOUT)
             self._lane.begin(request, received[request.body_begins :], self._answered)
         except BlockingIOError:
@@ -239,14 +263,13 @@ class ExpressConnection:
 
     def _answered(self, answer: Answer) -> None:
         """Send a response. If the socket does not accept all of it now, wake the task to send the other part."""
-        if not self._resting:
-            return  # too late: the task has left `_rest`
+        if self._state != "submitting":
+            return  # too late: the connection has ended
         try:
             data = wire_format.encode(answer, closing=self._finishing)
             sent = 0 if self._finishing else self._write(data)
             if sent < len(data):
-                self._unsent = data[sent:]
-                self._wake_up(outcome.Value(b""))
+                self._wake_up(outcome.Value((b"", data[sent:])))
                 return
             self._be_idle()
             if self._watched is None:
@@ -264,7 +287,7 @@ class ExpressConnection:
             self._lane.reactor.forget(watched)
 
     def _be_idle(self) -> None:
-        self._idle = True
+        self._state = "idle"
         self._be_patient(limits.KEEP_ALIVE_TIMEOUT)
 
     def _be_patient(self, seconds: float) -> None:
@@ -278,15 +301,14 @@ class ExpressConnection:
 
     # -- called by the reactor and by the task
 
-    def _recognise(self, received: bytes) -> Request | None:
-        # Parse the head only if it is new: a client usually sends the same head again, with another body.
-        tokens = self._lane.guard.tokens  # after a change of the tokens, check the request again
-        if not (self._request and received.startswith(self._head) and tokens is self._known_tokens):
-            self._known_tokens = tokens
-            self._request = self._lane.recognise(received)
-            self._head = received[: self._request.body_begins] if self._request else b""
-            self._let_in = self._request is not None and self._lane.lets_in(self._request)
-        return self._request
+    def _recognise(self, received: bytes) -> _Head:
+        """Parse the head of a request, or reuse the last one if it is the same."""
+        head, tokens = self._head, self._lane.guard.tokens
+        if head.request is None or not received.startswith(head.text) or tokens is not head.tokens:
+            request = self._lane.recognise(received)
+            text = received[: request.body_begins] if request else b""
+            self._head = head = _Head(text, request, request is not None and self._lane.lets_in(request), tokens)
+        return head
 
     async def _receive(self) -> bytes:
         while True:
