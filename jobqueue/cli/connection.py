@@ -43,7 +43,7 @@ NOT_NOW = (
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class Address:
     """The address of the queue.
 
     Attributes:
@@ -81,7 +81,7 @@ class Connection:
 
 
 def connecting(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for the address of the queue. The function gets them as ``connection``."""
+    """Add the options for the address of the queue. The function gets them as ``address``."""
 
     @click.option("--url", envvar="JOBQUEUE_URL", show_envvar=True, help=f"URL of the service.  [default: {DEFAULT_URL}]")
     @click.option("--token", envvar="JOBQUEUE_TOKEN", show_envvar=True, help="Bearer token to send to the service.")
@@ -94,7 +94,7 @@ def connecting(function: Callable[..., None]) -> Callable[..., None]:
     @click.pass_context
     @wraps(function)
     def command(ctx: click.Context, /, url: str | None, token: str | None, database_url: str | None, **given: Any) -> None:
-        ctx.invoke(function, connection=_chosen(ctx, url, token, database_url), **given)
+        ctx.invoke(function, address=_chosen(ctx, url, token, database_url), **given)
 
     return command
 
@@ -108,11 +108,11 @@ def remote(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @connecting
     @json_option
     @wraps(function)
-    def command(*, connection: Connection, as_json: bool, **given: Any) -> None:
+    def command(*, address: Address, as_json: bool, **given: Any) -> None:
         output = Output(as_json=as_json)
 
         async def main() -> None:
-            async with connection.connect() as client:
+            async with address.connect() as client:
                 await function(client, output, **given)
 
         run(main)
@@ -163,7 +163,7 @@ _CODES: list[tuple[type[BaseException], Exit]] = [
 """Exit codes by error class; the first class that matches the error applies."""
 
 
-def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Connection:
+def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Address:
     """Choose a service or a database. Options take precedence over environment variables, and a service over a database."""
 
     def typed(name: str) -> bool:
@@ -172,10 +172,10 @@ def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url
     if typed("database_url"):
         if typed("url") or typed("token"):
             raise click.UsageError("--database-url works without a service: do not combine it with --url or --token")
-        return Connection(database_url=database_url)
+        return Address(database_url=database_url)
     if database_url is not None and url is None and token is None:
-        return Connection(database_url=database_url)
-    return Connection(url or DEFAULT_URL, token)
+        return Address(database_url=database_url)
+    return Address(url or DEFAULT_URL, token)
 
 
 def _client(url: str, token: str | None, patience: float) -> Client:

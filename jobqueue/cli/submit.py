@@ -9,7 +9,7 @@ import click
 
 from jobqueue.cli import values
 from jobqueue.cli.bulk import PATIENCE, submit_lines
-from jobqueue.cli.connection import Connection, connecting, json_option, run
+from jobqueue.cli.connection import Address, connecting, json_option, run
 from jobqueue.cli.filters import wanted
 from jobqueue.cli.jobs import ended, unsuccessful_failure
 from jobqueue.cli.options import job_options
@@ -40,7 +40,7 @@ def command(
     ctx: click.Context,
     /,
     *,
-    connection: Connection,
+    address: Address,
     as_json: bool,
     kind: str | None,
     payload: Any,
@@ -66,21 +66,21 @@ def command(
         if kind is None or run_id is not None:
             raise click.UsageError("give the KIND of the job" if kind is None else "--run-id requires --file", ctx)
         job = {"kind": kind, "payload": payload, **fields}
-        run(lambda: _submit_one(connection, output, job, wait))
+        run(lambda: _submit_one(address, output, job, wait))
         return
     if payload is not None or wait is not None or "unique_key" in fields or "idempotency_key" in fields:
         raise click.UsageError("--file cannot be combined with JSON, --wait, --unique-key or --idempotency-key", ctx)
     defaults = {**({} if kind is None else {"kind": kind}), **fields}
 
     async def many() -> None:
-        async with connection.connect(PATIENCE) as client:
+        async with address.connect(PATIENCE) as client:
             await submit_lines(client, output, file, defaults, run_id)
 
     run(many)
 
 
-async def _submit_one(connection: Connection, output: Output, job: dict[str, Any], wait: float | None) -> None:
-    async with connection.connect(SHORT_PATIENCE) as client:
+async def _submit_one(address: Address, output: Output, job: dict[str, Any], wait: float | None) -> None:
+    async with address.connect(SHORT_PATIENCE) as client:
         job_id = await client.submit(**job)
         if wait is None:
             output.show({"id": job_id}, lambda: job_id)

@@ -15,7 +15,7 @@ import click
 import trio
 from rich.live import Live
 
-from jobqueue.cli.connection import NOT_NOW, Connection, connecting, json_option, run
+from jobqueue.cli.connection import NOT_NOW, Address, connecting, json_option, run
 from jobqueue.cli.output import Output
 from jobqueue.cli.rates import Change, Scrape, change, read
 from jobqueue.cli.snapshot import Snapshot, waiting
@@ -35,7 +35,7 @@ PATIENCE = 5.0
 )
 @click.option("--once", is_flag=True, help="Print one screen, with rates measured over one interval, and exit.")
 @json_option
-def command(*, connection: Connection, interval: float, once: bool, as_json: bool) -> None:
+def command(*, address: Address, interval: float, once: bool, as_json: bool) -> None:
     """Show rates, latencies, queues, the slowest kinds and the running jobs of the nodes, and update them. q or Ctrl-C quits.
 
     Rates and latencies belong to the node that responds. With --json, or if the output is not a terminal, print once.
@@ -43,8 +43,8 @@ def command(*, connection: Connection, interval: float, once: bool, as_json: boo
     output = Output(as_json=as_json)
 
     async def main() -> None:
-        async with connection.connect() as client:
-            monitor = Monitor(client, connection.url if connection.database_url is None else "database")
+        async with address.connect() as client:
+            monitor = Monitor(client, address.url if address.database_url is None else "database")
             if once or as_json or not output.console.is_terminal:
                 snapshot = await monitor.measure(interval)
                 output.show(snapshot.document(), lambda: snapshot.screen(wide=output.wide))
