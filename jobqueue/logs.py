@@ -19,16 +19,9 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TextIO
 
 import msgspec
+import structlog
 
 from jobqueue.log_writer import Writer, flush
-
-# structlog imports rich if it is installed, for tracebacks that we do not use. Without it, each node needs 3 MB less memory.
-sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-
-import structlog  # noqa: E402
-
-if sys.modules["rich"] is None:
-    del sys.modules["rich"]
 
 LEVELS = ("debug", "info", "warning", "error")
 
