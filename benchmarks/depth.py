@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 import urllib.request
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -86,19 +85,12 @@ def drain(database: Database, jobs: int, *, pending: int = 0, scheduled: int = 0
         before = Claims.of(node)
         started = time.monotonic()
         database.pause("default", paused=False)
-        _wait_until_finished(database, last, 30 + jobs / SLOWEST)
+        unfinished = "SELECT NOT EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s)"
+        database.wait_while(unfinished, last, timeout=30 + jobs / SLOWEST)
         seconds = time.monotonic() - started
         claims, usage = Claims.of(node), node.usage()
         database.pause("default")
     return Drained(jobs / seconds, claims.milliseconds_since(before), usage)
-
-
-def _wait_until_finished(database: Database, job: uuid.UUID, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while not database.value("SELECT EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s)", job):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the jobs are not done within {timeout:.0f} s")
-        time.sleep(harness.LOOK_INTERVAL)
 
 
 class Minute(msgspec.Struct, frozen=True):

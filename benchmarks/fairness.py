@@ -85,12 +85,7 @@ def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
         database.connection.execute(sql, [rule, interval])
     with Node(database, "benchmarks.timed", queues=dict.fromkeys(RULES, WIDTH)):
         arrive(database, seconds)
-        arrived = time.monotonic()
-        sql = "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
-        while database.value(sql):
-            if time.monotonic() > arrived + PATIENCE * OVERLOAD * seconds:
-                raise TimeoutError("the jobs have not ended in time")
-            time.sleep(1)
+        database.wait_while(harness.BUSY, timeout=PATIENCE * OVERLOAD * seconds, interval=1)
     rows = database.connection.execute(
         "SELECT queue, priority, (payload -> 'sent')::float8 / 1e9, result::float8 / 1e9 FROM jobqueue.finished_jobs"
     ).fetchall()

@@ -110,12 +110,7 @@ class Bench:
         body = b'{"kind": "timed", "queue": "%b", "payload": {"sent": %b}}' % (queue.encode(), NOW)
         answered = loads.http(msgspec.structs.replace(load, body=body))
         began = time.monotonic()
-        while self._database.value(
-            "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
-        ):
-            if time.monotonic() > began + PATIENCE:
-                raise TimeoutError(f"the jobs have not ended within {PATIENCE:.0f} s")
-            time.sleep(LOOK_INTERVAL)
+        self._database.wait_while(harness.BUSY, timeout=PATIENCE, interval=LOOK_INTERVAL)
         rows = self._database.connection.execute("SELECT result::bigint FROM jobqueue.finished_jobs").fetchall()
         if len(rows) < answered.requests:
             raise RuntimeError(f"{answered.requests} jobs were acknowledged, but {len(rows)} have succeeded")

@@ -89,12 +89,8 @@ def drain(database: Database, case: Case, jobs: int) -> Drained:
             began = database.value("SELECT now()")
             with database.span() as cost:
                 database.pause("q", paused=False)
-                deadline = time.monotonic() + PATIENCE
-                done = "SELECT count(*) FROM jobqueue.finished_jobs WHERE claimed_at > %s"
-                while database.value(done, began) < count:
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"{count} jobs have not ended within {PATIENCE:g} s")
-                    time.sleep(0.1)
+                unfinished = "SELECT count(*) < %s FROM jobqueue.finished_jobs WHERE claimed_at > %s"
+                database.wait_while(unfinished, count, began, timeout=PATIENCE, interval=0.1)
         seconds, starts = database.connection.execute(
             "SELECT extract(epoch FROM max(finished_at) - min(claimed_at))::float8,"
             " extract(epoch FROM max(claimed_at) - min(claimed_at))::float8 FROM jobqueue.finished_jobs WHERE claimed_at > %s",

@@ -16,7 +16,7 @@
 Compare only figures of the same call: see `interleave`.
 """
 
-from benchmarks.harness.database import LOOK_INTERVAL, Cost, Database, database, payload_of
+from benchmarks.harness.database import BUSY, Cost, Database, database, payload_of
 from benchmarks.harness.figures import Spread, interleave, percentile
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.node import Node
@@ -24,7 +24,7 @@ from benchmarks.harness.report import Report, Value, options
 from tests.support.processes import Usage, usage_of
 
 __all__ = [
-    "LOOK_INTERVAL",
+    "BUSY",
     "Cost",
     "Database",
     "Machine",

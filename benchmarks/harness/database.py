@@ -35,6 +35,9 @@ FILL_BATCH = 100_000
 LOOK_INTERVAL = 0.02
 """Seconds between two polls for the end of the jobs; a poll costs the server about 50 microseconds."""
 
+BUSY = "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
+"""Whether a job is pending or in flight."""
+
 TABLES = (
     "jobqueue.pending_jobs, jobqueue.blocked_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs, jobqueue.finished_jobs, "
     "jobqueue.dead_jobs, jobqueue.key_checks, jobqueue.key_starts"
@@ -138,17 +141,22 @@ class Database:
         """Wait until the given job is claimed, and then until no job is pending or in flight.
 
         Raises:
-            TimeoutError: the wait exceeds `timeout` seconds.
+            TimeoutError: one of the two waits exceeds `timeout` seconds.
+        """
+        self.wait_while("SELECT EXISTS (SELECT FROM jobqueue.pending_jobs WHERE id = %s)", last, timeout=timeout)
+        self.wait_while(BUSY, timeout=timeout)
+
+    def wait_while(self, sql: str, *params: object, timeout: float, interval: float = LOOK_INTERVAL) -> None:
+        """Repeat a query every `interval` seconds while its value is true.
+
+        Raises:
+            TimeoutError: the value is still true after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        for left in (
-            "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs WHERE id = %s)",
-            "SELECT %s IS NULL OR EXISTS (SELECT FROM jobqueue.inflight_jobs) OR EXISTS (SELECT FROM jobqueue.pending_jobs)",
-        ):
-            while self.value(left, last):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the jobs are not done within {timeout:.0f} s")
-                time.sleep(LOOK_INTERVAL)
+        while self.value(sql, *params):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the jobs are not done within {timeout:.0f} s")
+            time.sleep(interval)
 
     @contextmanager
     def span(self) -> Iterator[Cost]:
