@@ -27,7 +27,6 @@ import jobqueue
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.fields import read
 from jobqueue.job import MAX_BATCH_JOBS, MAX_PAYLOAD_BYTES, Submission
-from tests.support import ROOT
 from tests.support.postgres import Database
 
 
@@ -194,8 +193,6 @@ def in_one_transaction(way: Callable[[str], Any], url: str, submit: Callable[[An
 @pytest.fixture
 def database(database: Database) -> Database:
     database.rows("CREATE TABLE orders (number integer)")
-    with psycopg.connect(database.url) as conn:
-        conn.execute((ROOT / "schema.sql").read_bytes())
     return database
 
 

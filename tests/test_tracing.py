@@ -177,7 +177,6 @@ async def submitted(driver: Driver, asked: Options, **fields: Any) -> list[str] 
 
 
 def test_in_sql_what_is_malformed_is_ignored_as_over_http(sql: Database) -> None:
-    sql._connection.execute((ROOT / "schema.sql").read_bytes())
     storable = [text for text in (*MALFORMED, PARENT, f"cc-{IDS}", f"cc-{IDS}-what-ever") if text.isascii()]
     for text in storable:
         job_id = sql.value("SELECT jobqueue.submit('a', traceparent => %s)", text)
@@ -189,7 +188,6 @@ def test_in_sql_what_is_malformed_is_ignored_as_over_http(sql: Database) -> None
 
 
 def test_from_python_the_current_span_is_the_jobs_parent(sql: Database) -> None:
-    sql._connection.execute((ROOT / "schema.sql").read_bytes())
     tracer = TracerProvider().get_tracer("a submitter")
     with psycopg.connect(sql.url) as conn:
         before = jobqueue.submit(conn, "a")

@@ -78,6 +78,7 @@ def test_without_a_service_a_command_fails_with_a_remedy() -> None:
     assert "needs http or https and a host" in call("nodes", "--url", "127.0.0.1:8080", code=2).stderr
 
 
+@pytest.mark.no_schema
 def test_without_a_database_or_schema_a_command_fails_with_a_remedy(database_url: str, database: Database) -> None:
     failed = call("nodes", "--database-url", "postgresql://127.0.0.1:1/x", code=4)
     assert "cannot connect to PostgreSQL" in failed.stderr
@@ -117,7 +118,6 @@ def test_a_missing_or_wrong_token_is_rejected(node: Service) -> None:
 
 
 def test_a_command_on_a_database_opens_no_listening_socket(database_url: str) -> None:
-    call("migrate", "--database-url", database_url)
     traced = "import socket; socket.socket.listen = None; from jobqueue.cli import main; main()"
     command = [sys.executable, "-c", traced, "submit", "default", "--database-url", database_url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment({}))
@@ -141,7 +141,6 @@ def test_ctrl_c_exits_with_130(node: Service) -> None:
 def test_a_closed_output_pipe_causes_no_traceback(database_url: str) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    call("migrate", "--database-url", database_url)
     command = [sys.executable, "-m", "jobqueue", "nodes", "--database-url", database_url]
     done = subprocess.run(command, cwd=ROOT, env=environment({}), stdout=theirs, stderr=subprocess.PIPE, check=False)
     os.close(theirs)

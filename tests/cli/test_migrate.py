@@ -21,6 +21,8 @@ from tests.support.command_line import run_jobqueue
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.service import Service
 
+pytestmark = pytest.mark.no_schema
+
 NOTHING = Migration(applied=False, repaired=[])
 
 

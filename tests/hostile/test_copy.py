@@ -21,7 +21,6 @@ def statements() -> list[str]:
 
 
 def test_a_node_on_a_copy_runs_nothing_until_it_is_resumed(service: Callable[..., Service], database: Database) -> None:
-    database.rows((ROOT / "schema.sql").read_text())
     database.rows("SELECT jobqueue.schedule('tick', '* * * * * *', kind => 'default')")
     for more in ("", ", run_at => now() + interval '1 second'", ", concurrency_key => 'account 7'"):
         database.rows(f"SELECT jobqueue.submit('default'{more})")

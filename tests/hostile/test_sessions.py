@@ -25,6 +25,8 @@ from jobqueue.storage.postgres.store import PostgresStore
 from tests.support.postgres import Database
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.no_schema
+
 ODD: dict[str, tuple[str, ...]] = {
     "TimeZone": ("Asia/Tokyo", "America/St_Johns"),
     "DateStyle": ("SQL, DMY", "German"),

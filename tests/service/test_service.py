@@ -420,6 +420,7 @@ def test_an_error_in_the_arguments_is_reported_in_one_line(arguments: list[str],
     assert reason in last
 
 
+@pytest.mark.no_schema
 def test_migrate_applies_the_schema_once_and_psql_may_have_done_it(database_url: str, database: Database) -> None:
     assert run_cli("migrate", "--database-url", database_url).stdout == "schema version 1: applied\n"
     assert run_cli("migrate", env={"DATABASE_URL": database_url}).stdout == "schema version 1: up to date\n"
@@ -429,7 +430,6 @@ def test_migrate_applies_the_schema_once_and_psql_may_have_done_it(database_url:
 
 
 def test_a_database_of_a_newer_version_is_refused(database_url: str, database: Database) -> None:
-    run_cli("migrate", "--database-url", database_url)
     database.rows("UPDATE jobqueue.schema_version SET version = 999 RETURNING 1")
     done = run_cli("serve", "examples.quickstart", "--port", "0", "--database-url", database_url)
     assert done.returncode == 1

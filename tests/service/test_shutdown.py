@@ -208,6 +208,7 @@ def test_a_database_that_swallows_everything(twice: bool, start: Start, database
         assert_handed_over(start, database, ids, refunded=False)
 
 
+@pytest.mark.no_schema
 def test_a_start_that_waits_for_the_database_can_be_ended(twice: bool, database: Database) -> None:
     with psycopg.connect(database.url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))

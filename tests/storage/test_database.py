@@ -112,9 +112,9 @@ async def test_a_statement_without_a_reply_times_out_and_the_next_one_reconnects
     assert lane._session is not None
     lane._session.connection.reply_timeout = 1
     blocker = psycopg.connect(database_url)
-    blocker.execute("CREATE TABLE locked (n integer)")
+    blocker.execute("CREATE TABLE public.locked (n integer)")
     blocker.commit()
-    blocker.execute("LOCK TABLE locked")
+    blocker.execute("LOCK TABLE public.locked")
     with pytest.raises(ConnectionLost, match="no reply"):
         await lane.run(lambda session: session.execute_script(b"SET statement_timeout = 0; SELECT * FROM public.locked"))
     blocker.rollback()
@@ -219,9 +219,9 @@ async def test_a_lost_listener_reconnects_and_reports_it(database_url: str, data
 
 async def test_a_waiting_lane_does_not_delay_another_lane(database_url: str, database: Database) -> None:
     slow, quick = Lane(database_url, "inspect"), Lane(database_url, "heartbeat")
-    database.rows("CREATE TABLE locked (n integer)")
+    database.rows("CREATE TABLE public.locked (n integer)")
     with psycopg.connect(database_url) as holder:
-        holder.execute("LOCK TABLE locked")
+        holder.execute("LOCK TABLE public.locked")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(slow.run, lambda session: session.execute("SELECT * FROM public.locked"))
             await until(lambda: database.rows(WAITING_FOR_LOCK, "jobqueue inspect"))

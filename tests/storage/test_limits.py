@@ -801,6 +801,7 @@ def test_keyed_jobs_come_through_by_http_and_by_sql_without_a_poll(service: Star
     assert 'jobqueue_jobs_completed_total{kind="nap",queue="default"} 40.0' in counted
 
 
+@pytest.mark.no_schema
 def test_with_every_notification_lost_keyed_jobs_are_found_by_the_poll(service: Start, database: Database) -> None:
     database.rows((ROOT / "schema.sql").read_text())
     database.rows("CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT'")
