@@ -7,11 +7,11 @@ import json
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
@@ -23,12 +23,15 @@ import jobqueue
 from jobqueue.cli import COMMANDS, cli, values
 from jobqueue.cli.output import Failure, local, printable, seconds
 from jobqueue.cli.serve import _example
+from jobqueue.storage.embedded.binaries import LAUNCHER
 from tests.support import ROOT
 from tests.support.command_line import call, environment
+from tests.support.fork_server import ForkServer, fork_server
 from tests.support.interference import interfering
 from tests.support.postgres import Database
 from tests.support.running import free_port
 from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 OPTIONS = {"serve": set(), "migrate": set(), "doctor": {"--json", "--database-url"}, "token": {"--json"}}
 """The options of the commands that do not operate on a queue."""
@@ -127,15 +130,28 @@ def test_a_command_on_a_database_opens_no_listening_socket(database_url: str) ->
 def test_ctrl_c_exits_with_130(node: Service) -> None:
     job_id = call("submit", "default", "--url", node.url, "--token", "s3cret").stdout.strip()
     with interfering(node.url) as between:
-        command = [sys.executable, "-m", "jobqueue", "jobs", "wait", job_id, "--url", between.url, "--token", "s3cret"]
-        waiting = subprocess.Popen(command, cwd=ROOT, env=environment({}), stderr=subprocess.PIPE, text=True)
-        while not between.passed:
-            assert waiting.poll() is None
-            time.sleep(0.01)
+        waiting = fork_server().start(["jobs", "wait", job_id, "--url", between.url, "--token", "s3cret"], environment({}))
+        wait_for(lambda: between.passed, "the command waits")
         waiting.send_signal(signal.SIGINT)
-        _, stderr = waiting.communicate(timeout=60)
+        assert waiting.communicate(60) == ("", "\nInterrupted.\n")
     assert waiting.returncode == 130
-    assert stderr == "\nInterrupted.\n"
+
+
+def test_ctrl_c_reaches_a_command_even_if_the_tests_ignore_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a command that a shell starts in the background
+    try:
+        server = ForkServer()
+        ask = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+        launched = [sys.executable, "-c", LAUNCHER, str(os.getpid()), sys.executable, "-c", ask]
+        assert subprocess.run(launched, capture_output=True, check=True).stdout == b"True\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = server.start(["jobs", "list", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"], environment({}))
+        with silent.accept()[0]:
+            command.send_signal(signal.SIGINT)
+            assert command.communicate(60) == ("", "\nInterrupted.\n")
+    server.close()
 
 
 def test_a_closed_output_pipe_causes_no_traceback(database_url: str) -> None:

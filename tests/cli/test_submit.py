@@ -17,6 +17,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.command_line import call, environment
+from tests.support.fork_server import Forked, fork_server
 from tests.support.interference import CUT, LOSE, Answer, Interference, interfering
 from tests.support.postgres import Database
 from tests.support.service import Service
@@ -46,16 +47,8 @@ def numbers(database: Database) -> list[int]:
     return [n for [n] in database.rows("SELECT (payload->>'n')::int FROM jobqueue.jobs ORDER BY 1")]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobqueue", "submit", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment({}),
-    )
+def start(*arguments: str) -> Forked:
+    return fork_server().start(["submit", *arguments], environment({}))
 
 
 def test_network_failures_neither_lose_nor_duplicate_jobs(bad_day: Interference, database: Database, file: Path) -> None:

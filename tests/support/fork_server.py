@@ -148,6 +148,14 @@ class Forked:
             time.sleep(0.005)
         return self.returncode
 
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait until it ends, and return its output. The output must fit into the pipes."""
+        assert self.stdout is not None
+        assert self.stderr is not None
+        self.wait(timeout)
+        with self.stdout, self.stderr:
+            return self.stdout.read(), self.stderr.read()
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             with suppress(ProcessLookupError):
@@ -207,14 +215,14 @@ def _end_with(server: int) -> None:
 
 def main() -> None:
     # Ignore Ctrl-C. The tests react to it, and then end this process.
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     importlib.import_module("jobqueue.service")
     cli = importlib.import_module("jobqueue.cli")
     for command in cli.COMMANDS:
         importlib.import_module(f"jobqueue.cli.{command}")
     gc.freeze()
     command = serve(socket.socket(fileno=int(sys.argv[1])))
-    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with SIGINT ignored
     os.environ.clear()
     os.environ.update(command["env"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]

@@ -33,10 +33,11 @@ PROBE_SECONDS = 10.0
 ELSEWHERE = "give another data directory with --data-dir, or a database with --database-url"
 
 # A program that asks the kernel to stop the server when the service ends, even by SIGKILL. A process must ask after it has changed
-# its user, because that change cancels the request. The alternative to a separate program is preexec_fn, which is not safe with
-# threads.
+# its user, because that change cancels the request. SIGINT, the signal of this request, gets its default effect back: shells start
+# background commands with SIGINT ignored. The alternative to a separate program is preexec_fn, which is not safe with threads.
 LAUNCHER = f"""\
-import ctypes, os, sys
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, {signal.SIGINT:d}, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
