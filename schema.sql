@@ -1225,8 +1225,8 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------------- submit
 
--- Convert jobs that were submitted in SQL to the form that submit_batch and the tables use: times are in UTC, and
--- fields without a column are in "options". submit_batch ignores these fields outside of the options.
+-- Convert jobs that were submitted in SQL to the form that submit_batch and the tables use. Times are in UTC. Fields
+-- without a column are in "options". submit_batch ignores these fields outside of the options.
 CREATE OR REPLACE FUNCTION jobqueue.with_options(jobs jsonb) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_agg(j.job || jsonb_strip_nulls(jsonb_build_object(

@@ -2,7 +2,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import pytest
 
 from jobqueue.admission import admit
@@ -16,23 +15,6 @@ def nested(levels: int) -> Any:
     for _ in range(levels - 1):
         value = [value]
     return value
-
-
-def test_a_document_has_the_submitted_fields_and_an_id() -> None:
-    run_at = datetime(2030, 1, 31, 8, tzinfo=UTC)
-    jobs = admit(
-        [Submission(kind="greet", payload={"name": "Ada"}, queue="q", priority=5, max_retries=1, run_at=run_at, timeout=2.5)]
-    )
-    assert msgspec.json.decode(jobs.documents[0]) == {
-        "id": jobs.ids[0],
-        "kind": "greet",
-        "payload": {"name": "Ada"},
-        "queue": "q",
-        "priority": 5,
-        "max_retries": 1,
-        "run_at": "2030-01-31T08:00:00Z",
-        "timeout": 2.5,
-    }
 
 
 def test_ids_are_uuids_of_version_7_in_order() -> None:

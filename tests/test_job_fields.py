@@ -29,6 +29,7 @@ from jobqueue.fields import attributes, must_be, not_null
 from jobqueue.http.api import models
 from jobqueue.http.api.json_schema import alternatives
 from jobqueue.http.bodies import jobs as bodies
+from jobqueue.http.resources.submit import NewJob
 from jobqueue.job import MAX_PAYLOAD_BYTES, Change, JobColumns, Name, Options, PathName, Submission
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.timetable import CronSchedule, schedule_of
@@ -144,6 +145,12 @@ def test_admission_keeps_the_field(name: str) -> None:
         stored = {field: value for field, value in (columns | options).items() if value != DEFAULTS[field]}
         instants = {"run_at": "2040-01-31T08:00:00Z", "expires_at": seconds(SAMPLES["expires_at"])}
         assert stored == {field: instants.get(field, value) for field, value in job.items() if value != DEFAULTS[field]}
+
+
+def test_the_api_describes_each_field() -> None:
+    assert {field.name: (field.type, field.default) for field in msgspec.structs.fields(NewJob)} == {
+        name: (field.type, field.default) for name, field in FIELDS.items()
+    }
 
 
 def test_submit_in_a_transaction_has_a_keyword_for_each_field() -> None:

@@ -446,21 +446,6 @@ async def test_an_id_in_two_concurrent_submissions_is_one_job_and_neither_fails(
     assert len(await driver.claim()) == 1
 
 
-async def test_sql_takes_options_by_the_names_that_http_has(sql: Database, driver: Driver) -> None:
-    assert driver.node
-    batch = documents.join(
-        [documents.encode({"expires_in": 60, "unique_key": "u", "priority": 2}), documents.encode({"priority": 3})]
-    )
-    [expiring, plain] = sql.value("SELECT jobqueue.submit_many(%s::jsonb)", batch)
-    asked = """
-        SELECT options - 'expires_at', (options -> 'expires_at')::float8 - extract(epoch FROM created_at)::float8
-          FROM jobqueue.jobs WHERE id = %s
-    """
-    [(options, seconds)] = sql.rows(asked, expiring)
-    assert (options, round(seconds, 3)) == ({"unique_key": "u"}, 60.0)
-    assert sql.rows(asked, plain) == [(None, None)]
-
-
 async def test_an_id_that_is_given_as_due_and_as_scheduled_is_the_first_of_both(sql: Database, driver: Driver) -> None:
     assert driver.node
     given = new_id()

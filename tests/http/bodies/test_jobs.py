@@ -469,13 +469,3 @@ def test_a_key_in_the_header_is_not_for_a_batch(content_type: str, body: bytes) 
 )
 def test_parsing_detects_jobs_with_keys(body: str, keyed: bool) -> None:
     assert read(body).jobs.keyed == keyed
-
-
-@pytest.mark.parametrize("field", ["idempotency_key", "unique_key"])
-def test_a_key_is_a_string_of_a_bounded_length(field: str) -> None:
-    for name in ("x", "x" * MAX_NAME_LENGTH):
-        assert one(json.dumps({field: name}))["options"] == {field: name}
-    for name in ("", "x" * (MAX_NAME_LENGTH + 1), 1):
-        refused = refusal(json.dumps({field: name}))
-        assert (refused.field, f"{field} must be a string of 1 to {MAX_NAME_LENGTH} characters" in refused.reason) == (field, True)
-    assert refusal(json.dumps({field: "a\0"})).field == field
