@@ -19,7 +19,7 @@ from quart_trio import QuartTrio
 
 from jobqueue.engine.handlers import App
 from jobqueue.http import app
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.service import open_engine, operations
 from jobqueue.settings import Settings
 from jobqueue.storage import schema
@@ -40,7 +40,7 @@ async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
     async with open_engine(App(), settings, PostgresStore(database_url), lives=False) as engine, trio.open_nursery() as nursery:
         for part in (engine.submissions, engine.watcher, engine.overview, engine.history):
             await nursery.start(part.run)
-        yield app.build(operations(engine, settings, stopping=lambda: False), Guard())
+        yield app.build(operations(engine, settings, stopping=lambda: False), Authorizer())
         await engine.history.flush()
         nursery.cancel_scope.cancel()
 

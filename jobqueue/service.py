@@ -338,8 +338,8 @@ async def _serve_http(
 ) -> None:
     node = operations(engine, settings, stopping=stages.stopping.is_set, server_health=server_health)
     await server.run(
-        app.build(node, credentials.guard),
-        ExpressLane(node, credentials.guard),
+        app.build(node, credentials.authorizer),
+        ExpressLane(node, credentials.authorizer),
         listeners,
         stopping=stopping,
         drain_timeout=HTTP_DRAIN,

@@ -16,7 +16,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, Req
 
 from jobqueue.http import limits
 from jobqueue.http.access import cors, request_checks
-from jobqueue.http.access.auth import HEALTH, Guard
+from jobqueue.http.access.auth import HEALTH, Authorizer
 from jobqueue.http.api import openapi, queries
 from jobqueue.http.api.routes import Access, Route, path_value, routed
 from jobqueue.http.resources import dashboard, dead_letters, health, job_lists, jobs, overview, queues, schedules, submit, tasks
@@ -47,24 +47,24 @@ def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
     return [*routes, openapi.route(routes, opened)]
 
 
-def build(backend: Backend, guard: Guard) -> QuartTrio:
+def build(backend: Backend, authorizer: Authorizer) -> QuartTrio:
     """Make the ASGI app of a node. The app needs no lifespan events, and starts no task in its nursery.
 
     Args:
         backend: the node.
-        guard: decides which requests are allowed, including requests to routes that are added to the app later.
+        authorizer: decides which requests are allowed, including requests to routes that are added to the app later.
     """
     app = _App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = limits.MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # Do not redirect //path to /path: the redirect would reveal to clients without a token which paths exist.
     app.url_map.merge_slashes = False
-    routes = [*table(backend, guard.opened), *dashboard.routes()]
+    routes = [*table(backend, authorizer.opened), *dashboard.routes()]
     for route in routes:
         app.add_url_rule(route.rule, _endpoint(route), _view(route), methods=[route.method])
-    front = _Front(routes, guard)
-    app.before_request(front.let_in)
-    app.after_request(front.finish)
+    front = _Front(routes, authorizer)
+    app.before_request(front.before_route)
+    app.after_request(front.after_route)
     app.register_error_handler(Exception, front.problem)
     return app
 
@@ -72,8 +72,8 @@ def build(backend: Backend, guard: Guard) -> QuartTrio:
 class _Front:
     """Runs before and after every route."""
 
-    def __init__(self, routes: Sequence[Route], guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, routes: Sequence[Route], authorizer: Authorizer) -> None:
+        self._authorizer = authorizer
         self._routes = {_endpoint(route): route for route in routes}
         # The paths without parameters, with their methods: ``/jobs/cancel`` must not match ``/jobs/{job_id}``.
         self._methods: dict[str, set[str]] = {}
@@ -82,17 +82,19 @@ class _Front:
                 implied = {"OPTIONS", "HEAD"} if route.method == "GET" else {"OPTIONS"}
                 self._methods.setdefault(route.path, set()).update({route.method}, implied)
 
-    async def let_in(self) -> Response | None:
+    async def before_route(self) -> Response | None:
         """Reject a request, or respond instead of its route. Return None to let the route run."""
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             after_this_request(_closing)
         if _head_bytes(cast(HTTPScope, request.scope)) > limits.MAX_HEADER_BYTES:
             raise RequestHeaderFieldsTooLarge(f"The request line and headers may have at most {limits.MAX_HEADER_BYTES} bytes.")
-        if preflight := cors.preflight(self._guard, request.method, request.headers):
+        if preflight := cors.preflight(self._authorizer, request.method, request.headers):
             return _response(preflight)
         # Unknown paths and methods require a token too; its role does not matter.
         route = self._asked()
-        check = partial(request_checks.check, self._guard, request.method, None if route is None else route.needs, request.headers)
+        check = partial(
+            request_checks.check, self._authorizer, request.method, None if route is None else route.needs, request.headers
+        )
         check()
         if request.method == "OPTIONS" and request.url_rule is not None:
             return Response("", HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self._allowed())})
@@ -111,10 +113,10 @@ class _Front:
         route = self._asked()
         return _response(negotiation.advertised(problems.answer(error), request.method, route.takes if route else ()))
 
-    async def finish(self, response: Response) -> Response:
+    async def after_route(self, response: Response) -> Response:
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
-        response.headers.update(cors.answer_headers(self._guard, request.headers))
+        response.headers.update(cors.answer_headers(self._authorizer, request.headers))
         if response.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             for name in ("Content-Type", "Content-Length"):  # they describe a body, but there is none
                 response.headers.pop(name, None)

@@ -20,7 +20,7 @@ import trio.testing
 from jobqueue.errors import ConnectionLost, DatabaseUnavailable, Overloaded, SettingsError, ShuttingDown, UnprocessableJob
 from jobqueue.http import app as api
 from jobqueue.http import limits, server
-from jobqueue.http.access.auth import Guard, require_token_off_loopback
+from jobqueue.http.access.auth import Authorizer, require_token_off_loopback
 from jobqueue.http.express import lane as express
 from jobqueue.http.transport.listeners import max_connections, open_listeners, urls
 from jobqueue.tokens import parse
@@ -253,12 +253,12 @@ async def test_every_answer_is_secured() -> None:
             assert "server" not in response.headers
 
 
-# ---------------------------------------------------------------------------------------------------------------------- guard
+# --------------------------------------------------------------------------------------------------------------------- authorizer
 
 
 @both_lanes
 async def test_tokens() -> None:
-    async with serving(guard=Guard([parse(f"admin:{TOKEN}"), parse("admin:another")])) as served:
+    async with serving(authorizer=Authorizer([parse(f"admin:{TOKEN}"), parse("admin:another")])) as served:
         for path in ("/metrics", "/nowhere", "/jobs/17", "/health/", "//health", "/health/../metrics"):
             response = await served.http.get("/", extensions={"target": path.encode()})
             problem(response, 401)
@@ -293,7 +293,7 @@ async def read_answer(stream: trio.abc.ReceiveStream) -> bytes:
 
 @both_lanes
 async def test_a_rejected_body_that_arrives_later_does_not_end_the_connection() -> None:
-    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
+    async with serving(authorizer=Authorizer([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
         with trio.fail_after(60):
             for length in (2, limits.MAX_REFUSED_BODY_BYTES):
                 await stream.send_all(request_head(length))
@@ -323,14 +323,14 @@ async def test_a_rejected_body_that_arrives_later_does_not_end_the_connection() 
     ids=["too long", "of unknown length"],
 )
 async def test_a_rejected_body_that_may_be_long_or_endless_ends_the_connection(head: bytes) -> None:
-    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served:
+    async with serving(authorizer=Authorizer([parse(f"admin:{TOKEN}")])) as served:
         assert (await served.raw(head)).startswith(b"HTTP/1.1 401")
 
 
 @both_lanes
 async def test_a_rejected_body_that_never_arrives_does_not_delay_the_shutdown() -> None:
-    guard = Guard([parse(f"admin:{TOKEN}")])
-    async with serving(guard=guard, drain_timeout=600) as served, await served.connect() as stream:
+    authorizer = Authorizer([parse(f"admin:{TOKEN}")])
+    async with serving(authorizer=authorizer, drain_timeout=600) as served, await served.connect() as stream:
         with trio.fail_after(60):
             await stream.send_all(request_head(2))
             assert (await read_answer(stream)).startswith(b"HTTP/1.1 401")
@@ -341,7 +341,7 @@ async def test_a_rejected_body_that_never_arrives_does_not_delay_the_shutdown() 
 
 @both_lanes
 async def test_dns_rebinding_and_foreign_pages() -> None:
-    async with serving(guard=Guard(None, ["my-host"])) as served:
+    async with serving(authorizer=Authorizer(None, ["my-host"])) as served:
         for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:80", "my-host", "localhost.:80"):
             assert (await served.http.get("/metrics", headers={"Host": host})).status_code == 200, host
         for host in (
@@ -458,7 +458,7 @@ async def test_h2c_works_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_body_that_arrives_after_its_response_does_not_end_an_http_2_connection() -> None:
-    async with serving(guard=Guard([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
+    async with serving(authorizer=Authorizer([parse(f"admin:{TOKEN}")])) as served, await served.connect() as stream:
         client = h2.connection.H2Connection()
         client.initiate_connection()
         request = [(":method", "POST"), (":path", "/submit"), (":scheme", "http"), (":authority", "localhost")]
@@ -764,7 +764,7 @@ async def test_cancelling_the_server_closes_everything_at_once() -> None:
         async with trio.open_nursery() as nursery:
             listeners = open_listeners("127.0.0.1", 0)
             node = RecordingNode()
-            run = partial(server.run, api.build(node, Guard(None)), express.ExpressLane(node, Guard(None)), listeners)  # type: ignore[arg-type]
+            run = partial(server.run, api.build(node, Authorizer(None)), express.ExpressLane(node, Authorizer(None)), listeners)  # type: ignore[arg-type]
             await nursery.start(partial(run, stopping=trio.Event(), drain_timeout=600))
             served = Served(node, urls(listeners)[0], trio.Event())
             async with not_reading(served):

@@ -20,7 +20,7 @@ from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told
 from jobqueue.http import app as api
 from jobqueue.http import server
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.express import lane as express
 from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.job import Change
@@ -157,7 +157,7 @@ both_lanes = pytest.mark.usefixtures("lane")
 async def serving(
     node: RecordingNode | None = None,
     *,
-    guard: Guard | None = None,
+    authorizer: Authorizer | None = None,
     drain_timeout: float = 1.0,
     tls: ssl.SSLContext | None = None,
     **client: Any,
@@ -165,12 +165,12 @@ async def serving(
     node = node or RecordingNode()
     listeners = open_listeners("127.0.0.1", 0)
     served = Served(node, urls(listeners, "http" if tls is None else "https")[0], trio.Event(), **client)
-    guard = guard or Guard(None)
+    authorizer = authorizer or Authorizer(None)
 
     async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await server.run(
-            api.build(node, guard),  # type: ignore[arg-type]
-            express.ExpressLane(node, guard),
+            api.build(node, authorizer),  # type: ignore[arg-type]
+            express.ExpressLane(node, authorizer),
             listeners,
             stopping=served.stopping,
             drain_timeout=drain_timeout,

@@ -11,7 +11,7 @@ import httpx
 from werkzeug.exceptions import HTTPException
 
 from jobqueue.http import app as api
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.tokens import ROLES
 from tests.support import postgres
 from tests.support.service import Service
@@ -60,7 +60,7 @@ def walk(url: str) -> Iterator[Step]:
     """Send all requests to a service with the tokens of `ENTRIES` and without jobs."""
     node = cast("Any", None)
     paths = sorted({PAGE, *(route.path for route in api.table(node))})
-    map_ = api.build(node, Guard()).url_map.bind("localhost")
+    map_ = api.build(node, Authorizer()).url_map.bind("localhost")
     # Use a new connection for each request: the service closes a connection if it rejects a request before the end of its body.
     with httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         for path in [*paths, *UNKNOWN_PATHS]:

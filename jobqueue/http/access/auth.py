@@ -21,7 +21,7 @@ HEALTH: frozenset[Access] = frozenset({"health"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-class Guard:
+class Authorizer:
     """The authorization rules of one service.
 
     Args:
@@ -31,7 +31,7 @@ class Guard:
         origins: the origins whose pages may send requests, in addition to the service's own.
 
     Attributes:
-        tokens: the known tokens; each `admit` replaces the tuple.
+        tokens: the known tokens; `replace_tokens` replaces the tuple.
         opened: see above.
         origins: see above.
     """
@@ -47,9 +47,9 @@ class Guard:
         self.origins = frozenset(origins)
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in hosts}
         self.opened = opened
-        self.admit(tokens or ())
+        self.replace_tokens(tokens or ())
 
-    def admit(self, tokens: Iterable[Token]) -> None:
+    def replace_tokens(self, tokens: Iterable[Token]) -> None:
         """Replace the known tokens."""
         self.tokens = tuple(tokens)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.access.request_checks import Headers
 from jobqueue.http.responses.answers import Answer
 
@@ -25,21 +25,25 @@ _ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 _EXPOSED = {"Access-Control-Expose-Headers": "Allow, ETag, Location, Retry-After, WWW-Authenticate"}
 
 
-def preflight(guard: Guard, method: str, headers: Headers) -> Answer | None:
+def preflight(authorizer: Authorizer, method: str, headers: Headers) -> Answer | None:
     """Return the response to a browser's preflight from an allowed origin; None for any other request.
 
     The path is not checked, because a preflight has no token and the response must not reveal which paths exist.
     """
-    if method == "OPTIONS" and headers.get("access-control-request-method") is not None and headers.get("origin") in guard.origins:
+    if (
+        method == "OPTIONS"
+        and headers.get("access-control-request-method") is not None
+        and headers.get("origin") in authorizer.origins
+    ):
         return Answer(204, _PREFLIGHT, b"")
     return None
 
 
-def answer_headers(guard: Guard, headers: Headers) -> Mapping[str, str]:
+def answer_headers(authorizer: Authorizer, headers: Headers) -> Mapping[str, str]:
     """Return the CORS headers of a response; empty if no origins are configured."""
-    if not guard.origins:
+    if not authorizer.origins:
         return {}
     origin = headers.get("origin")
-    if origin is None or origin not in guard.origins:
+    if origin is None or origin not in authorizer.origins:
         return {"Vary": "Origin"}
     return {"Vary": "Origin", _ALLOW_ORIGIN: origin, **_EXPOSED}

@@ -10,7 +10,7 @@ import trio
 from jobqueue import tokens
 from jobqueue.errors import SettingsError, UnusableFile
 from jobqueue.http.access import auth, token_file
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.access.file_watch import WatchedFiles
 from jobqueue.http.transport.hypercorn_connection import configuration
 from jobqueue.settings import Settings
@@ -20,7 +20,7 @@ class Credentials:
     """The authorization and TLS of a service, from its settings.
 
     Attributes:
-        guard: decides which requests are allowed.
+        authorizer: decides which requests are allowed.
 
     Raises:
         SettingsError: a token is invalid, a file cannot be used, or the service has no token but listens on more than loopback.
@@ -29,7 +29,7 @@ class Credentials:
     def __init__(self, settings: Settings) -> None:
         self._given = [tokens.parse(entry) for entry in settings.tokens]
         self._tls: ssl.SSLContext | None = None
-        self.guard = Guard(
+        self.authorizer = Authorizer(
             self._given,
             [settings.host],
             opened=settings.opened,
@@ -41,7 +41,7 @@ class Credentials:
         if settings.certfile is not None and settings.keyfile is not None:
             files = settings.certfile, settings.keyfile
             self._reloaded.append(WatchedFiles(files, partial(self._load_certificate, *files)))
-        auth.require_token_off_loopback(settings.host, self.guard.tokens)
+        auth.require_token_off_loopback(settings.host, self.authorizer.tokens)
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context for the next connection; None for plain HTTP."""
@@ -57,7 +57,7 @@ class Credentials:
 
     def _load_tokens(self, path: str) -> None:
         try:
-            self.guard.admit(tokens.gather([*self._given, *token_file.read(path)]))
+            self.authorizer.replace_tokens(tokens.gather([*self._given, *token_file.read(path)]))
         except UnusableFile:
             raise
         except SettingsError as error:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.api.routes import Access
 from jobqueue.http.bodies import jobs as bodies
 
@@ -19,14 +19,14 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | None: ...
 
 
-def check(guard: Guard, method: str, needs: Access | None, headers: Headers) -> None:
+def check(authorizer: Authorizer, method: str, needs: Access | None, headers: Headers) -> None:
     """Raise unless a request is allowed. `needs` is the access that its route needs; None if the route does not exist.
 
     Raises:
-        Unauthorized, Forbidden: see `Guard.check`.
+        Unauthorized, Forbidden: see `Authorizer.check`.
         BadRequest, UnsupportedMediaType: the request is ambiguous, or a page of another site could have sent it.
     """
-    guard.check(
+    authorizer.check(
         method,
         needs,
         authorization=headers.get("authorization"),

@@ -56,7 +56,7 @@ _PROBLEM_HEADERS: dict[int, dict[str, str]] = {
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "the authentication scheme: Bearer"},
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: {
         "Accept-Encoding": "the accepted content encodings: only identity",
-        **{header: f"the media types that {method} accepts" for method, header in negotiation.TELLS_WHAT_IS_TAKEN.items()},
+        **{header: f"the media types that {method} accepts" for method, header in negotiation.ADVERTISING_HEADERS.items()},
     },
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": "seconds to wait before a retry; absent if the request may have taken effect"},
 }

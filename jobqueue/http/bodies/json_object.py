@@ -1,4 +1,4 @@
-"""Parse the JSON object in a body strictly. ``POST /submit`` has a separate parser for large bodies (`bodies`)."""
+"""Parse the JSON object in a body strictly. ``POST /submit`` has a separate parser for large bodies (`bodies.jobs`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Body(NamedTuple):
     may_be_empty: bool = True
 
     def read(self, content_type: str | None, content: bytes) -> dict[str, Any]:
-        """Parse the object, and reject ambiguous JSON as `strict.read` does. The caller validates the fields.
+        """Parse the object, and reject ambiguous JSON as `strict_json.read` does. The caller validates the fields.
 
         Raises:
             UnsupportedMediaType: the content type is not that of one JSON document.

@@ -2,9 +2,8 @@
 
 hypercorn on Trio spends more than a millisecond per request on tasks, channels, and events. But almost every submission has the
 same form: ``POST /submit`` in HTTP/1.1, directly followed by its body. One strict regular expression recognizes that form
-(`plain`). If a plain request arrives whole, it gets its response without a task switch. Any other request goes to hypercorn, from
-its first byte on.
-The lane uses the same code as the Quart routes to interpret requests and to make responses.
+(`wire_format`). If a plain request arrives whole, it gets its response without a task switch. Any other request goes to
+hypercorn, from its first byte on. The lane uses the same code as the Quart routes to interpret requests and to make responses.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from jobqueue import tracing
 from jobqueue.admission import Receipt
 from jobqueue.http import limits
 from jobqueue.http.access import request_checks
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.api.routes import Access
 from jobqueue.http.bodies import jobs as bodies
 from jobqueue.http.express import wire_format
@@ -46,15 +45,15 @@ class ExpressLane:
 
     Args:
         node: submits the jobs.
-        guard: decides which requests are allowed.
+        authorizer: decides which requests are allowed.
 
     Attributes:
-        guard: see above.
+        authorizer: see above.
     """
 
-    def __init__(self, node: Submitting, guard: Guard) -> None:
+    def __init__(self, node: Submitting, authorizer: Authorizer) -> None:
         self._node = node
-        self.guard = guard
+        self.authorizer = authorizer
         self.reactor = Reactor()
         self.run = self.reactor.run
 
@@ -62,15 +61,15 @@ class ExpressLane:
         """Return the express connection of an accepted socket."""
         return ExpressConnection(self, stream)
 
-    def recognise(self, received: bytes) -> Request | None:
+    def recognize(self, received: bytes) -> Request | None:
         """Parse the head of a request; None if the request is not for the lane."""
-        request = wire_format.recognise(received)
+        request = wire_format.recognize(received)
         # Leave cross-origin requests to hypercorn: the page needs CORS headers to read the response, and the lane sends none.
-        if request is not None and self.guard.origins and "origin" in request.headers:
+        if request is not None and self.authorizer.origins and "origin" in request.headers:
             return None
         return request
 
-    def lets_in(self, request: Request) -> bool:
+    def allows(self, request: Request) -> bool:
         """Return whether a request is allowed, before its body is read. If not, the request goes to hypercorn, which rejects it."""
         try:
             self._check(request)
@@ -91,7 +90,7 @@ class ExpressLane:
             return _problem(request, error)
 
     def _check(self, request: Request) -> None:
-        request_checks.check(self.guard, request.method, NEEDS[request.path], request.headers)
+        request_checks.check(self.authorizer, request.method, NEEDS[request.path], request.headers)
         negotiation.check_accept(request.headers.get("accept"), JSON)
 
     def begin(self, request: Request, body: bytes, answered: Callable[[Answer], None]) -> None:
@@ -196,7 +195,7 @@ class ExpressConnection:
             elif not received:
                 return None
             else:
-                head = self._recognise(received)
+                head = self._recognize(received)
                 request = head.request
                 if request is None:
                     return received
@@ -248,7 +247,7 @@ class ExpressConnection:
                 self._unwatch()  # one request at a time: read further bytes, or the end, after the response
                 return
             received = os.read(self._fd(), RECEIVE_BYTES)
-            head = self._recognise(received)
+            head = self._recognize(received)
             request = head.request
             if request is None or request.ends != len(received) or request.path != "/submit" or not head.allowed:
                 self._wake_up(outcome.Value((received, b"")))
@@ -301,13 +300,13 @@ class ExpressConnection:
 
     # -- called by the reactor and by the task
 
-    def _recognise(self, received: bytes) -> _Head:
+    def _recognize(self, received: bytes) -> _Head:
         """Parse the head of a request, or reuse the last one if it is the same."""
-        head, tokens = self._head, self._lane.guard.tokens
+        head, tokens = self._head, self._lane.authorizer.tokens
         if head.request is None or not received.startswith(head.text) or tokens is not head.tokens:
-            request = self._lane.recognise(received)
+            request = self._lane.recognize(received)
             text = received[: request.body_begins] if request else b""
-            self._head = head = _Head(text, request, request is not None and self._lane.lets_in(request), tokens)
+            self._head = head = _Head(text, request, request is not None and self._lane.allows(request), tokens)
         return head
 
     async def _receive(self) -> bytes:

@@ -34,7 +34,7 @@ class Request(NamedTuple):
     ends: int
 
 
-def recognise(received: bytes) -> Request | None:
+def recognize(received: bytes) -> Request | None:
     """Parse the head of a request; None if it is not plain."""
     match = _PLAIN.match(received, 0, limits.MAX_HEADER_BYTES)
     if match is None:

@@ -1,7 +1,7 @@
 """Serve the dashboard: one page and its files. The page reads all its data from the API, like any other client.
 
 The page contains no data, so it needs no token. It asks the user for a token and sends it with its API requests. The browser adds
-no credentials automatically, so a page of another site cannot act through it. `Guard` also rejects requests from such pages.
+no credentials automatically, so a page of another site cannot act through it. `Authorizer` also rejects requests from such pages.
 """
 
 from __future__ import annotations

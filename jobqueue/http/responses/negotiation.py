@@ -14,7 +14,7 @@ from werkzeug.http import parse_accept_header
 from jobqueue.http.responses import problems
 from jobqueue.http.responses.answers import Answer
 
-TELLS_WHAT_IS_TAKEN = {"POST": "Accept-Post", "PATCH": "Accept-Patch", "PUT": "Accept"}
+ADVERTISING_HEADERS = {"POST": "Accept-Post", "PATCH": "Accept-Patch", "PUT": "Accept"}
 """The response header that lists the media types that a method accepts."""
 
 
@@ -58,5 +58,5 @@ def advertised(answer: Answer, method: str, takes: Collection[str]) -> Answer:
     """Add the accepted media types and encodings to a 415 response; return any other response unchanged."""
     if answer.status != UnsupportedMediaType.code:
         return answer
-    types = {TELLS_WHAT_IS_TAKEN[method]: ", ".join(takes)} if takes else {}
+    types = {ADVERTISING_HEADERS[method]: ", ".join(takes)} if takes else {}
     return answer._replace(headers={**answer.headers, **types, "Accept-Encoding": "identity"})

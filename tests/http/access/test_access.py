@@ -1,4 +1,4 @@
-"""Access control: roles, token rotation, origins, and open routes. With the guard alone, a recording node, and the real service."""
+"""Access control: roles, token rotation, origins, and open routes; with `Authorizer` alone, a recording node, and a service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from werkzeug.exceptions import Forbidden, Unauthorized
 from jobqueue.errors import SettingsError
 from jobqueue.http import app as api
 from jobqueue.http.access import auth, file_watch
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.access.credentials import Credentials
 from jobqueue.http.express import lane as express
 from jobqueue.settings import Settings
@@ -30,12 +30,12 @@ from tests.support.waiting import wait_for
 THREE = [parse(f"{role}:{role}-secret") for role in ROLES]
 
 
-def check(guard: Guard, method: str, needs: Any, secret: str | None) -> None:
+def check(authorizer: Authorizer, method: str, needs: Any, secret: str | None) -> None:
     authorization = None if secret is None else f"Bearer {secret}"
-    guard.check(method, needs, authorization=authorization, host="localhost", origin=None)
+    authorizer.check(method, needs, authorization=authorization, host="localhost", origin=None)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- the guard
+# ------------------------------------------------------------------------------------------------------------------- the authorizer
 
 
 @pytest.mark.parametrize(
@@ -53,18 +53,18 @@ def check(guard: Guard, method: str, needs: Any, secret: str | None) -> None:
     ],
 )
 def test_a_token_without_the_required_role_is_rejected_with_its_name(method: str, needs: Any, allowed: set[str]) -> None:
-    guard = Guard(THREE, opened=())
+    authorizer = Authorizer(THREE, opened=())
     for role in ROLES:
         if role in allowed:
-            check(guard, method, needs, f"{role}-secret")
+            check(authorizer, method, needs, f"{role}-secret")
         else:
             with pytest.raises(Forbidden) as refused:
-                check(guard, method, needs, f"{role}-secret")
+                check(authorizer, method, needs, f"{role}-secret")
             named = " or ".join(other for other in ROLES if other in allowed)
             assert refused.value.description == f"This request requires a token with the role {named}: yours has the role {role}."
     for secret in (None, "", "stranger", "submit:submit-secret"):
         with pytest.raises(Unauthorized):
-            check(guard, method, needs, secret)
+            check(authorizer, method, needs, secret)
 
 
 @pytest.mark.parametrize("secret", ["submit-secret", "admin-secret", "stranger"])
@@ -78,7 +78,7 @@ def test_a_token_is_compared_with_all_in_constant_time(secret: str, monkeypatch:
 
     monkeypatch.setattr(auth.hmac, "compare_digest", counting)
     try:
-        check(Guard(THREE), "GET", None, secret)
+        check(Authorizer(THREE), "GET", None, secret)
     except Unauthorized:
         assert secret == "stranger"
     assert compared == [token.digest for token in THREE]
@@ -92,7 +92,7 @@ def test_the_express_lane_requires_the_roles_of_the_route_table() -> None:
 
 @both_lanes
 async def test_roles_over_http() -> None:
-    async with serving(guard=Guard(THREE)) as served:
+    async with serving(authorizer=Authorizer(THREE)) as served:
         assert (await served.post("/submit", "{}", Authorization="Bearer submit-secret")).status_code == 201
         refused = await served.post("/submit", "{}", Authorization="Bearer read-secret")
         problem(refused, 403)
@@ -113,7 +113,7 @@ async def test_roles_over_http() -> None:
 @both_lanes
 async def test_the_open_setting_selects_the_routes_without_a_token(opened: str, answers: list[int]) -> None:
     credentials = Credentials(Settings(tokens=("submit:a",), open=opened))
-    async with serving(guard=credentials.guard) as served:
+    async with serving(authorizer=credentials.authorizer) as served:
         paths = ("/health", "/health/ready", "/metrics")
         assert [(await served.http.get(path)).status_code for path in paths] == answers
         assert [(await served.http.head(path)).status_code for path in paths] == answers
@@ -122,7 +122,7 @@ async def test_the_open_setting_selects_the_routes_without_a_token(opened: str, 
 
 
 async def test_open_metrics_are_not_open_to_pages_of_other_sites() -> None:
-    async with serving(guard=Guard(None, opened={"health", "metrics"})) as served:
+    async with serving(authorizer=Authorizer(None, opened={"health", "metrics"})) as served:
         assert (await served.http.get("/metrics")).status_code == 200
         problem(await served.http.get("/metrics", headers={"Host": "evil.example"}), 403)
         problem(await served.http.get("/metrics", headers={"Origin": "https://evil.example"}), 403)
@@ -141,7 +141,7 @@ PAGE = "https://jobs.example"
 
 @both_lanes
 async def test_pages_of_an_allowed_origin_may_send_requests_with_a_token() -> None:
-    async with serving(guard=Guard(THREE, origins=[PAGE, "http://localhost:3000"])) as served:
+    async with serving(authorizer=Authorizer(THREE, origins=[PAGE, "http://localhost:3000"])) as served:
         asked = {
             "Origin": PAGE,
             "Access-Control-Request-Method": "POST",
@@ -170,7 +170,7 @@ async def test_pages_of_an_allowed_origin_may_send_requests_with_a_token() -> No
 
 @both_lanes
 async def test_pages_of_other_origins_are_rejected() -> None:
-    async with serving(guard=Guard(THREE, origins=[PAGE])) as served:
+    async with serving(authorizer=Authorizer(THREE, origins=[PAGE])) as served:
         for origin in (
             "https://evil.example",
             f"{PAGE}.evil.example",
@@ -188,7 +188,7 @@ async def test_pages_of_other_origins_are_rejected() -> None:
                 problem(answer, 403)
                 assert "access-control-allow-origin" not in answer.headers
         assert served.node.submitted == []
-    async with serving(guard=Guard(None)) as served:
+    async with serving(authorizer=Authorizer(None)) as served:
         refused = await served.http.options("/submit", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
         problem(refused, 403)
         assert not [name for name in refused.headers if name.startswith("access-control")]
@@ -204,7 +204,7 @@ def test_invalid_origins_are_rejected(origin: str) -> None:
 
 def test_origins() -> None:
     origins = (PAGE, "http://localhost:3000", "http://[::1]:3000", "chrome-extension://abcdef")
-    assert Credentials(Settings(cors_origins=origins)).guard.origins == set(origins)
+    assert Credentials(Settings(cors_origins=origins)).authorizer.origins == set(origins)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the real service

@@ -21,7 +21,7 @@ from quart import Response
 from jobqueue import tokens
 from jobqueue.errors import DatabaseUnavailable
 from jobqueue.http import app as api
-from jobqueue.http.access.auth import HEALTH, Guard
+from jobqueue.http.access.auth import HEALTH, Authorizer
 from jobqueue.http.api import models, openapi
 from jobqueue.http.api.routes import Route
 from jobqueue.http.resources import dashboard
@@ -58,7 +58,7 @@ def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
 
 
 def test_each_route_of_the_app_is_described_and_nothing_else(document: dict[str, Any]) -> None:
-    app = api.build(RecordingNode(), Guard(None))  # type: ignore[arg-type]
+    app = api.build(RecordingNode(), Authorizer(None))  # type: ignore[arg-type]
     served = {
         (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
@@ -166,7 +166,7 @@ def test_problems_are_told_with_their_types(document: dict[str, Any]) -> None:
 
 
 async def test_it_is_served_once_made_and_to_readers_only() -> None:
-    async with serving(guard=Guard([tokens.parse(f"read:{TOKEN}")])) as served:
+    async with serving(authorizer=Authorizer([tokens.parse(f"read:{TOKEN}")])) as served:
         assert (await served.http.get("/openapi.json")).status_code == 401
         headers = {"Authorization": f"Bearer {TOKEN}"}
         first = await served.http.get("/openapi.json", headers=headers)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from jobqueue.admission import Receipt
 from jobqueue.errors import ConflictingJob, ConnectionLost, DatabaseUnavailable, Overloaded, ShuttingDown, UnprocessableJob
-from jobqueue.http.access.auth import Guard
+from jobqueue.http.access.auth import Authorizer
 from jobqueue.http.express import lane as express
 from jobqueue.http.express import wire_format
 from jobqueue.http.express.wire_format import Request
@@ -28,7 +28,7 @@ from jobqueue.tokens import parse
 from tests.support.http import JOB, JSON, RecordingNode, complete, exchange, open_files, request, serving
 from tests.support.waiting import until
 
-CLOSED = Guard([parse("submit:secret")])
+CLOSED = Authorizer([parse("submit:secret")])
 
 PLAIN = {
     "one": request(JSON),
@@ -132,21 +132,21 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *NOT_PLAIN])
-@pytest.mark.parametrize("guard", [Guard(None), CLOSED], ids=["open", "with a token"])
+@pytest.mark.parametrize("authorizer", [Authorizer(None), CLOSED], ids=["open", "with a token"])
 async def test_both_lanes_give_the_same_response(
-    name: str, guard: Guard, without_lane: Callable[[bool], None], taken: list[str]
+    name: str, authorizer: Authorizer, without_lane: Callable[[bool], None], taken: list[str]
 ) -> None:
     sent = (PLAIN | NOT_PLAIN)[name]
     got, submitted = [], []
     for without in (False, True):
         without_lane(without)
-        async with serving(guard=guard) as served:
+        async with serving(authorizer=authorizer) as served:
             got.append(await exchange(served, [sent]))
             submitted.append([{**job, "id": ""} for job in served.node.submitted])
     assert got[0] == got[1]
     assert submitted[0] == submitted[1]
     # Without a token, the express lane does not wait for a body that arrives after its head.
-    assert len(taken) == (name in PLAIN and not (guard is CLOSED and len(sent) > RECEIVE_BYTES))
+    assert len(taken) == (name in PLAIN and not (authorizer is CLOSED and len(sent) > RECEIVE_BYTES))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ async def test_both_lanes_accept_a_token(without_lane: Callable[[bool], None]) -
     got = []
     for without in (False, True):
         without_lane(without)
-        async with serving(guard=Guard([parse("submit:secret")])) as served:
+        async with serving(authorizer=Authorizer([parse("submit:secret")])) as served:
             got.append(await exchange(served, [request(JSON, b"Authorization: Bearer secret")]))
     assert got[0] == got[1]
     assert got[0].startswith(b"HTTP/1.1 201")
@@ -332,7 +332,7 @@ def test_every_head_is_recognized_quickly(head: bytes) -> None:
     times = []
     for _ in range(5):
         begun = time.process_time()
-        wire_format.recognise(head)
+        wire_format.recognize(head)
         times.append(time.process_time() - begun)
     assert min(times) < 0.1, "the regular expression backtracks, which blocks the event loop"
 
@@ -350,7 +350,7 @@ async def test_a_request_that_begins_just_before_the_timeout_is_answered(monkeyp
 
 
 async def test_a_request_without_a_token_is_rejected_before_its_body_is_read(taken: list[str]) -> None:
-    async with serving(guard=Guard([parse("submit:secret")])) as served, await served.connect() as stream:
+    async with serving(authorizer=Authorizer([parse("submit:secret")])) as served, await served.connect() as stream:
         await stream.send_all(request(JSON, b"Content-Length: 60000000", body=b"{", length=False))
         with trio.fail_after(60):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 401")
@@ -444,7 +444,7 @@ async def test_a_stop_cuts_off_a_request_that_does_not_end() -> None:
         await until(lambda: len(served.node.submitted) == 1)
 
 
-@pytest.mark.parametrize("broken", ["recognise", "encode"])
+@pytest.mark.parametrize("broken", ["recognize", "encode"])
 async def test_an_internal_error_ends_only_its_connection(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
