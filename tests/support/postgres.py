@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.rows import tuple_row
 
+from jobqueue.storage.connection import connect
 from jobqueue.storage.schema import migrate
 from jobqueue.testing.postgres import FAST, database, directory, server, wait_until_ready
 
@@ -58,7 +59,7 @@ class ServerPool:
         """Create a database and yield its URL. Its schema is the copy of another database, which takes a fifth of the CPU time."""
         if schema and name not in self._templates:
             self._templates[name] = self._stack.enter_context(database(self.url(name)))
-            with psycopg.connect(self._templates[name]) as connection:
+            with connect(self._templates[name], "migrate") as connection:
                 migrate(connection)
         template = urlsplit(self._templates[name]).path[1:] if schema else "template1"
         with database(self.url(name), template) as url:
