@@ -100,27 +100,23 @@ async def change(client: Client, output: Output, ids: tuple[str, ...], **fields:
 async def wait(client: Client, output: Output, ids: tuple[str, ...], timeout: float | None) -> None:
     """Wait until jobs have ended. Exits with 1 if a job did not succeed, and with 5 at the timeout."""
     give_up_at = None if timeout is None else time.monotonic() + timeout
+    unsuccessful: list[dict[str, Any]] = []
 
     async def act(job_id: str) -> dict[str, Any]:
         job = await client.job(job_id)  # fails at once without a service; `result` would wait for the service
         left = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
         try:
-            return await ended(client, job["id"], left)
+            job = await ended(client, job["id"], left)
         except TimeoutError:
             raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s") from None
-
-    unsuccessful: list[dict[str, Any]] = []
-
-    def readable(job: dict[str, Any]) -> str:
-        return f"{job['id']}  {job['state']}  {compact(job['result']) if job['state'] == 'succeeded' else job['reason'] or ''}"
-
-    async def noted(job_id: str) -> dict[str, Any]:
-        job = await act(job_id)
         if job["state"] != "succeeded":
             unsuccessful.append(job)
         return job
 
-    await each(ids, noted, output, readable)
+    def readable(job: dict[str, Any]) -> str:
+        return f"{job['id']}  {job['state']}  {compact(job['result']) if job['state'] == 'succeeded' else job['reason'] or ''}"
+
+    await each(ids, act, output, readable)
     if unsuccessful:
         raise unsuccessful_failure(unsuccessful[0])
 

@@ -168,6 +168,11 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f} s"
 
 
+def number(value: float | None) -> str:
+    """Format a number with two digits or without a fraction: ``0.25``, ``1,520``."""
+    return "" if value is None else f"{value:.2g}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 - fractions matter below 10
+
+
 def facts(rows: Iterable[tuple[str, object]]) -> Table:
     """Make a list with a name and a value per line. Rows whose value is None are left out."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)

@@ -11,7 +11,7 @@ from jobqueue.cli import values
 from jobqueue.cli.connection import remote
 from jobqueue.cli.filters import each, wanted
 from jobqueue.cli.options import Listing
-from jobqueue.cli.output import Output, facts, local, seconds, table
+from jobqueue.cli.output import Output, facts, local, number, seconds, table
 from jobqueue.client import Client
 
 LIMITS = {
@@ -47,7 +47,7 @@ async def list_queues(client: Client, output: Output) -> None:
                     queue["name"],
                     *(f"{queue['depth'].get(state, 0):,}" for state in STATES),
                     seconds((queue.get("oldest") or {}).get("pending")),
-                    _rate(queue, "completed"),
+                    number((queue.get("throughput") or {}).get("completed")),
                     "paused" if queue["paused"] else None,
                 ]
                 for queue in queues
@@ -73,8 +73,10 @@ async def show(client: Client, output: Output, names: tuple[str, ...]) -> None:
                     state: f"{jobs:,}" + (f", oldest {seconds(oldest[state])}" if state in oldest else "")
                     for state, jobs in queue["depth"].items()
                 },
-                "done": None if "throughput" not in queue else f"{_rate(queue, 'completed')} per second",
-                "failed": None if "throughput" not in queue else f"{_rate(queue, 'failed')} per second",
+                **{
+                    name: f"{number(rates[rate])} per second" if (rates := queue.get("throughput")) else None
+                    for name, rate in (("done", "completed"), ("failed", "failed"))
+                },
                 **_limits(queue),
                 "created": local(queue.get("created_at")),
             }.items()
@@ -130,11 +132,3 @@ async def configure(client: Client, output: Output, name: str, **given: Any) -> 
 
 def _limits(queue: dict[str, Any]) -> dict[str, object]:
     return {name.replace("_", " "): queue.get(name) for name in LIMITS}
-
-
-def _rate(queue: dict[str, Any], what: str) -> str | None:
-    throughput = queue.get("throughput")
-    if throughput is None:
-        return None
-    rate = throughput[what]
-    return f"{rate:.2g}" if rate < 10 else f"{rate:,.0f}"  # noqa: PLR2004 - fractions matter below 10

@@ -10,13 +10,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from jobqueue.cli.output import printable, seconds, table
+from jobqueue.cli.output import number, printable, seconds, table
+from jobqueue.cli.queues import STATES
 from jobqueue.cli.rates import COUNTERS, Change, Histogram, Scrape, quantile
 
 QUEUES, KINDS, NODES = 15, 8, 10
 """Number of rows of each table: the deepest queues, the slowest kinds, the first nodes."""
-
-STATES = ("pending", "inflight", "scheduled", "blocked", "dead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Snapshot:
                     queue["name"],
                     *(f"{(queue.get('depth') or {}).get(state, 0):,}" for state in states),
                     seconds((queue.get("oldest") or {}).get("pending")),
-                    *(_number((queue.get("throughput") or {}).get(name)) for name in throughput),
+                    *(number((queue.get("throughput") or {}).get(name)) for name in throughput),
                     "paused" if queue.get("paused") else None,
                 ]
                 for queue in deepest[:QUEUES]
@@ -122,8 +121,8 @@ class Snapshot:
                 [
                     kind.kind,
                     kind.queue,
-                    _number(kind.completed),
-                    _number(kind.failed),
+                    number(kind.completed),
+                    number(kind.failed),
                     *(_latency(quantile(kind.run, share)) for share in (0.5, 0.95)),
                 ]
                 for kind in (self.change.kinds[:KINDS] if self.change else ())
@@ -179,11 +178,7 @@ def _latency(value: float | None) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{_number(value)}/s"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 10 or not value else f"{value:.2g}"  # noqa: PLR2004 - two digits
+    return f"{number(value)}/s"
 
 
 def _many(number: int, what: str) -> str:
