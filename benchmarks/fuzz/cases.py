@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzz.corpus import BROKEN, RAW_VALUES, VALUES
+from jobqueue.engine.operations import Operations
 from jobqueue.http import app
 from jobqueue.http.api.routes import Route
 from jobqueue.job import Submission
@@ -18,7 +19,7 @@ from jobqueue.job import Submission
 Ending = Literal["read", "reset", "vanish", "half"]
 """How a client ends its connection: after the response; at once, with a reset or a FIN; or by closing only its sending side."""
 
-ROUTES = app.table(cast(app.Backend, None))  # None works here, because table() does not call the backend
+ROUTES = app.table(cast(Operations, None))  # None works here, because table() does not call the backend
 
 UNKNOWN_ID = "0190a0b0-0000-7000-8000-000000000001"
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+import msgspec
 import trio
 
-from jobqueue.queue_settings import QueueSettings
-from jobqueue.storage.roles.inspect import Depth, InspectStore
+from jobqueue.storage.roles.inspect import Depth, InspectStore, QueueEntry, Rates
 
 DEPTH_INTERVAL = 1.0
 """Minimum time for which a count is reused, in seconds."""
@@ -16,8 +15,19 @@ DEPTH_INTERVAL = 1.0
 DEPTH_SHARE = 20
 """If a count takes *t*, it is reused for this many times *t*. So counting stays cheap even with a million jobs."""
 
-_UNSET = dict.fromkeys(QueueSettings.__struct_fields__) | {"aging_interval": 1.0}
-"""The settings of a queue that nobody has configured."""
+
+class BusyQueue(QueueEntry, kw_only=True):
+    """A queue with its work on all nodes.
+
+    Attributes:
+        depth: the number of jobs, by state.
+        oldest: the age of the oldest job in seconds, by state; see `Depth`.
+        throughput: its rates.
+    """
+
+    depth: dict[str, int]
+    oldest: dict[str, float]
+    throughput: Rates
 
 
 class Depths:
@@ -46,7 +56,7 @@ class Depths:
                 self._counted_at, self._took = now, trio.current_time() - now
             return self._counted
 
-    async def queues(self, *, share: int = DEPTH_SHARE) -> list[dict[str, Any]]:
+    async def queues(self, *, share: int = DEPTH_SHARE) -> list[BusyQueue]:
         """Return every known queue with its depth and oldest job's age by state, and its recent throughput on all nodes.
 
         Args:
@@ -58,15 +68,15 @@ class Depths:
             depths.setdefault(depth.queue, {})[depth.state] = depth.jobs
             oldest.setdefault(depth.queue, {})[depth.state] = depth.oldest
         rates = await self._store.throughput()
-        known = {row["name"]: row for row in await self._store.queues()}
+        known = {entry.name: entry for entry in await self._store.queues()}
         for name in depths.keys() - known.keys():
-            known[name] = {"name": name, "paused": False, "created_at": None} | _UNSET
+            known[name] = QueueEntry(name=name)
         return [
-            {
-                **known[name],
-                "depth": depths.get(name, {}),
-                "oldest": oldest.get(name, {}),
-                "throughput": dict(zip(("completed", "failed"), rates.get(name, (0.0, 0.0)), strict=True)),
-            }
+            BusyQueue(
+                **msgspec.structs.asdict(known[name]),
+                depth=depths.get(name, {}),
+                oldest=oldest.get(name, {}),
+                throughput=Rates(*rates.get(name, (0.0, 0.0))),
+            )
             for name in sorted(known)
         ]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import structlog
@@ -25,7 +25,7 @@ from jobqueue.engine.signals import Finished, Signals
 from jobqueue.job import DEFAULT_RETRIES, AttemptError, ClaimedJob, Job
 from jobqueue.metrics import Metrics
 from jobqueue.storage.claims import Expired
-from jobqueue.storage.roles.inspect import InspectStore
+from jobqueue.storage.roles.inspect import InspectStore, StoredJob
 from jobqueue.storage.roles.run import Recovered
 
 MAX_WAITING = 1_000
@@ -137,8 +137,8 @@ class Hooks:
         """Return the job and its last error; None if the job can no longer be read."""
         if isinstance(call.job, ClaimedJob):
             return Job.from_claim(call.job), call.error or AttemptError(attempt=call.job.attempt, error="unknown", duration=0.0)
-        row = await self._store.job(call.job)
-        return None if row is None or row["state"] != call.event else (_job(row), _error(row))
+        stored = await self._store.job(call.job)
+        return None if stored is None or stored.state != call.event else (_job(stored), _error(stored))
 
     async def _call(self, hook: Hook, job: Job, error: AttemptError) -> None:
         logs.running.set(job)
@@ -161,15 +161,22 @@ class Hooks:
             logs.running.set(None)
 
 
-def _job(row: dict[str, Any]) -> Job:
-    """Convert a row of ``jobqueue.jobs`` to a handler's `Job`. A job that was never claimed gets the default retry limit."""
-    given = {name: row[name] for name in ("id", "kind", "queue", "payload", "priority", "attempt")}
-    retries = DEFAULT_RETRIES if row["max_retries"] is None else row["max_retries"]
-    return Job(**given, max_retries=retries, created_at=datetime.fromisoformat(row["created_at"]))
+def _job(stored: StoredJob) -> Job:
+    """Convert a stored job to a handler's `Job`. A job that was never claimed gets the default retry limit."""
+    return Job(
+        id=stored.id,
+        kind=stored.kind,
+        queue=stored.queue,
+        payload=stored.payload,
+        priority=stored.priority,
+        attempt=stored.attempt,
+        max_retries=DEFAULT_RETRIES if stored.max_retries is None else stored.max_retries,
+        created_at=datetime.fromisoformat(stored.created_at),
+    )
 
 
-def _error(row: dict[str, Any]) -> AttemptError:
+def _error(stored: StoredJob) -> AttemptError:
     """Return the last error of a dead job, or its reason if no attempt caused its death."""
-    if row["reason"] == "expired" or not row["errors"]:
-        return AttemptError(attempt=row["attempt"], error=row["reason"], duration=0.0)
-    return msgspec.convert(row["errors"][-1], AttemptError)
+    if stored.reason == "expired" or not stored.errors:
+        return AttemptError(attempt=stored.attempt, error=str(stored.reason), duration=0.0)
+    return msgspec.convert(stored.errors[-1], AttemptError)

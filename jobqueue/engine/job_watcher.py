@@ -8,7 +8,7 @@ all other changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -46,17 +46,31 @@ class View(NamedTuple):
     checkpoint: Any = None
 
 
+class UnstoredJob(NamedTuple):
+    """A job that succeeded and that the database does not keep.
+
+    Attributes:
+        job: the job.
+        result: its encoded result.
+        last: its last state before its end.
+    """
+
+    job: ClaimedJob
+    result: msgspec.Raw | None
+    last: View
+
+
 class _Watched:
     """A watched job.
 
     Attributes:
-        kept: the whole job, if it succeeded on this node and the database does not keep it.
+        kept: the job, if it succeeded on this node and the database does not keep it.
     """
 
     def __init__(self) -> None:
         self.watchers = 0
         self.view: View | None = None
-        self.kept: dict[str, Any] | None = None
+        self.kept: UnstoredJob | None = None
         self.changed = trio.lowlevel.ParkingLot()
         self._missed = 0
         self._noted: dict[str, Any] = {}
@@ -107,8 +121,8 @@ class Watch:
         return self._seen
 
     @property
-    def kept(self) -> dict[str, Any] | None:
-        """The whole job, if it succeeded on this node and the database does not keep it."""
+    def kept(self) -> UnstoredJob | None:
+        """The job, if it succeeded on this node and the database does not keep it."""
         return self._watched.kept
 
     @property
@@ -188,7 +202,7 @@ class JobWatcher:
                 continue
             if outcome.outcome == "succeeded" and not self._keep_finished:
                 last = watched.view or View("inflight", job.attempt)
-                watched.kept = _document(job, outcome.result, last)
+                watched.kept = UnstoredJob(job, outcome.result, last)
                 watched.show(last._replace(state="succeeded", attempt=job.attempt))
             else:
                 self._hurry.set()
@@ -220,21 +234,3 @@ class JobWatcher:
             found = await self._store.look(list(watched))
             for job_id, job in watched.items():
                 job.seen(found.get(job_id))
-
-
-def _document(job: ClaimedJob, result: msgspec.Raw | None, last: View) -> dict[str, Any]:
-    """Return the document of a job that the database has deleted."""
-    kept: Mapping[str, Any] = {
-        "id": job.id,
-        "kind": job.kind,
-        "queue": job.queue,
-        "state": "succeeded",
-        "payload": job.payload,
-        "priority": job.priority,
-        "attempt": job.attempt,
-        "max_retries": job.max_retries,
-        "result": result,
-        "progress": last.progress,
-        "checkpoint": last.checkpoint,
-    }
-    return dict(kept)

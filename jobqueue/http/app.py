@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
@@ -14,6 +14,7 @@ from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, RequestHeaderFieldsTooLarge
 
+from jobqueue.engine.operations import Operations
 from jobqueue.http import limits
 from jobqueue.http.access import cors, request_checks
 from jobqueue.http.access.auth import HEALTH, Authorizer
@@ -25,33 +26,18 @@ from jobqueue.http.responses.answers import SECURITY_HEADERS, Answer, respond
 from jobqueue.http.transport.hypercorn_connection import PROLONG
 
 
-class Backend(
-    submit.Submitting,
-    job_lists.Listing,
-    jobs.Steering,
-    dead_letters.Buried,
-    queues.Queueing,
-    schedules.Scheduling,
-    health.Observed,
-    overview.Overseen,
-    tasks.Introspected,
-    Protocol,
-):
-    """The methods of a node that the routes call. Each may raise `jobqueue.errors.Unavailable` or a subclass."""
-
-
-def table(backend: Backend, opened: Collection[Access] = HEALTH) -> list[Route]:
+def table(node: Operations, opened: Collection[Access] = HEALTH) -> list[Route]:
     """Make all routes of the API, in the order of the OpenAPI document; `opened` is the kinds of access that need no token."""
     topics = (submit, job_lists, jobs, dead_letters, queues, schedules, health, overview, tasks)
-    routes = [route for topic in topics for route in topic.routes(backend)]
+    routes = [route for topic in topics for route in topic.routes(node)]
     return [*routes, openapi.route(routes, opened)]
 
 
-def build(backend: Backend, authorizer: Authorizer) -> QuartTrio:
+def build(node: Operations, authorizer: Authorizer) -> QuartTrio:
     """Make the ASGI app of a node. The app needs no lifespan events, and starts no task in its nursery.
 
     Args:
-        backend: the node.
+        node: the node.
         authorizer: decides which requests are allowed, including requests to routes that are added to the app later.
     """
     app = _App(__name__, static_folder=None)
@@ -59,7 +45,7 @@ def build(backend: Backend, authorizer: Authorizer) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = limits.BODY_TIMEOUT
     # Do not redirect //path to /path: the redirect would reveal to clients without a token which paths exist.
     app.url_map.merge_slashes = False
-    routes = [*table(backend, authorizer.opened), *dashboard.routes()]
+    routes = [*table(node, authorizer.opened), *dashboard.routes()]
     for route in routes:
         app.add_url_rule(route.rule, _endpoint(route), _view(route), methods=[route.method])
     front = _Front(routes, authorizer)

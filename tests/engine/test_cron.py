@@ -575,7 +575,7 @@ async def test_an_unreadable_schedule_is_logged_once_and_does_not_affect_others(
         await nursery.start(cron_of(store).run)
         await nursery.start(cron_of(store).run)
         await trio.sleep(100.5)
-    errors = {row["name"]: row["error"] for row in await store.schedules()}
+    errors = {row.name: row.error for row in await store.schedules()}
     assert "five fields" in errors["bad cron"]
     assert errors["bad zone"] == "timezone 'x' is unknown: use an IANA name such as Europe/Berlin"
     assert errors["refused"] == "as told"

@@ -148,7 +148,7 @@ async def test_a_claimed_job_that_expires_before_a_worker_is_free_is_not_started
         assert ran == ["fine"]
         row = await driver.store.job(late)
         assert row is not None
-        assert (row["reason"], row["attempt"], row["errors"]) == ("expired", 0, [])
+        assert (row.reason, row.attempt, row.errors) == ("expired", 0, [])
         assert await driver.state(fine) == "succeeded"
         assert b'jobqueue_jobs_expired_total{kind="note",queue="default"} 1.0' in engine.metrics.render()
         await service._shut_down(engine, settings, stages, trio.Event())

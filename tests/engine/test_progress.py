@@ -97,6 +97,12 @@ async def driver() -> Driver:
     return await joined(Written())
 
 
+async def saved_of(store: MemoryStore, handle: notes_module.Handle) -> Any:
+    job = await store.job(handle.job.id)
+    assert job is not None
+    return job.saved
+
+
 async def noting(driver: Driver, nursery: trio.Nursery, jobs: int = 1) -> tuple[Written, list[notes_module.Handle]]:
     store = driver.store
     assert isinstance(store, Written)
@@ -121,7 +127,7 @@ async def test_the_latest_of_each_job_is_written_once_a_second_in_one_statement(
     assert all(len(write) == 3 for write in store.writes[1:])
     await trio.sleep(60)
     assert len(store.writes) <= 5, "nothing new, nothing written"
-    saved = [(await store.job(handle.job.id) or {})["saved"]["progress"] for handle in handles]
+    saved = [saved["progress"] for saved in [await saved_of(store, handle) for handle in handles]]
     assert min(saved) > 3, "the last one is not forgotten"
     nursery.cancel_scope.cancel()
 
@@ -200,7 +206,7 @@ async def test_notes_of_many_threads_are_all_kept(nursery: trio.Nursery) -> None
             threads.start_soon(trio.to_thread.run_sync, note, f"part-{number}")
     with trio.fail_after(60):
         expected = {f"part-{number}": 499 for number in range(4)}
-        while (await store.job(handle.job.id) or {})["saved"] != expected:  # noqa: ASYNC110 - no event announces it
+        while await saved_of(store, handle) != expected:  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.05)
     nursery.cancel_scope.cancel()
 

@@ -95,7 +95,7 @@ async def test_a_part_whose_calls_fail_in_any_way_says_so_and_works_again(
     async with echo_node(store) as (engine, node, stages), trio.open_nursery() as nursery:
         names = stages.names()
         [trouble] = [trouble for trouble in engine.troubles if trouble.part == part]
-        with node.watch_overview(900):
+        with node.overview.watch(900):
             for error in ERRORS:
                 store.verb, store.error, store.failed = PARTS[part], error, 0
                 nursery.start_soon(provoke, engine, node)
@@ -126,7 +126,7 @@ async def provoke(engine: service.Engine, node: Operations) -> None:
     engine.history._routine.due_in(0)
     with suppress(JobQueueError, Exception):
         job_id = await submit(node, payload={"text": "here"})
-        with node.watch(job_id):
+        with node.watcher.watch(job_id):
             await trio.sleep(1)
 
 

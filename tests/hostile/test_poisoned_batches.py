@@ -38,12 +38,12 @@ ROWS = {
 async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(database_url: str, database: Database) -> None:
     async with echo_node(PostgresStore(database_url)) as (_, node, stages):
         names = stages.names()
-        await node.pause("default", True)
+        await node.store.pause("default", paused=True)
         bad = {what: new_id() for what in ROWS}
         for what, (payload, options) in ROWS.items():
             database.rows(INSERT, bad[what], payload, options)
         good = [await submit(node) for _ in range(20)]
-        await node.pause("default", False)
+        await node.store.pause("default", paused=False)
         for job_id in good:
             await ended(database, job_id, AGAIN)
         await until(lambda: database.states().get("dead") == len(bad), "all of them are dead", AGAIN)
@@ -54,11 +54,11 @@ async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(
             assert attempt == 1, what
             assert reason.startswith("the job cannot be read: "), what
             assert errors[-1]["error"] == reason
-            shown = await node.job(job_id)
+            shown = await node.store.job(job_id)
             assert shown is not None
-            assert (shown["state"], shown["reason"]) == ("dead", reason)
-        assert len((await node.jobs(JobFilter(all=True), 100, None))["jobs"]) >= len(good) + len(bad)
-        assert len(await node.dead(DeadFilter(all=True), 100, None)) == len(bad)
+            assert (shown.state, shown.reason) == ("dead", reason)
+        assert len((await node.store.jobs(JobFilter(all=True), limit=100)).jobs) >= len(good) + len(bad)
+        assert len(await node.store.dead(DeadFilter(all=True), limit=100)) == len(bad)
         assert stages.names() == names
         assert node.troubles() == []
 

@@ -76,13 +76,13 @@ async def check(driver: Driver, sql: Database, bad: str, verb: str, words: str) 
     """Check that the row is a dead job that can be read."""
     job = await driver.store.job(bad)
     assert job is not None
-    assert job["state"] == "dead"
-    assert job["reason"].startswith(f"the {verb} cannot move this row: ")
-    assert words in job["reason"]
-    assert job["errors"][-1]["error"] == job["reason"]
+    assert job.state == "dead"
+    assert job.reason.startswith(f"the {verb} cannot move this row: ")
+    assert words in job.reason
+    assert job.errors[-1]["error"] == job.reason
     [shown] = await driver.store.dead(DeadFilter(all=True), limit=10)
-    assert shown["id"] == bad
-    assert (await driver.store.dead_causes(DeadFilter(all=True), limit=10)).causes[0]["jobs"] == 1
+    assert shown.id == bad
+    assert (await driver.store.dead_causes(DeadFilter(all=True), limit=10)).causes[0].jobs == 1
     assert len((await driver.store.jobs(JobFilter(all=True), limit=100)).jobs) == sum(sql.states().values())
 
 

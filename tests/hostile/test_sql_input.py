@@ -529,9 +529,9 @@ async def test_the_payload_of_a_job_can_be_submitted_again(driver: Driver) -> No
         await driver.store.submit([document], wake=False)
         shown = await driver.store.job(json.loads(document)["id"])
         assert shown is not None
-        assert [float(number) for number in shown["payload"]] == [float(number) for number in numbers]
-        assert shown["payload"][-3:] == numbers[-3:]
-        sent = b'{"payload": %s}' % msgspec.json.encode(shown["payload"])
+        assert [float(number) for number in shown.payload] == [float(number) for number in numbers]
+        assert shown.payload[-3:] == numbers[-3:]
+        sent = b'{"payload": %s}' % msgspec.json.encode(shown.payload)
 
 
 async def test_handlers_get_the_numbers_that_were_sent(database_url: str) -> None:

@@ -152,13 +152,15 @@ async def test_metrics_queues_and_nodes() -> None:
     async with serving() as served:
         response = await served.http.get("/metrics")
         assert (response.text, response.headers["content-type"]) == ("jobs 1\n", "text/plain; version=0.0.4; charset=utf-8")
-        assert (await served.http.get("/queues")).json() == [{"name": "default", "paused": False}]
+        [queue] = (await served.http.get("/queues")).json()
+        assert (queue["name"], queue["paused"]) == ("default", False)
         assert (await served.http.get("/nodes")).json() == [{"id": "n1"}]
 
 
 async def test_get_a_job() -> None:
     async with serving() as served:
-        assert (await served.http.get(f"/jobs/{JOB_ID}")).json() == {"id": JOB_ID, "state": "pending"}
+        job = (await served.http.get(f"/jobs/{JOB_ID}")).json()
+        assert (job["id"], job["state"]) == (JOB_ID, "pending")
         assert (await served.http.get(f"/jobs/{JOB_ID.upper()}")).status_code == 200
         problem(await served.http.get(f"/jobs/{UNKNOWN_ID}"), 404)
         problem(await served.http.get("/jobs/17"), 400)
@@ -175,7 +177,7 @@ async def test_cancel_retry_and_discard_a_job() -> None:
         served.node.jobs[JOB_ID]["state"] = "dead"
         assert (await served.http.post(f"{path}/retry")).json()["state"] == "pending"
         served.node.jobs[JOB_ID]["state"] = "dead"
-        assert (await served.http.delete(path)).json() == {"id": JOB_ID, "state": "discarded"}
+        assert (await served.http.delete(path)).json()["state"] == "discarded"
         for response in [
             await served.http.delete(path),
             await served.http.post(f"{path}/cancel"),
@@ -213,7 +215,8 @@ async def test_change_a_waiting_job() -> None:
 async def test_settings_of_queues_of_any_name() -> None:
     async with serving() as served:
         answer = await served.http.put("/queues/a%2Fb%2Fpause", json={"rate": 2, "max_running": None})
-        assert (answer.status_code, answer.json()) == (200, {"name": "a/b/pause", "rate": 2.0, "max_running": None})
+        assert answer.status_code == 200
+        assert {"name": "a/b/pause", "rate": 2.0, "max_running": None}.items() <= answer.json().items()
         # A slash in a name is encoded: with one that is not, this would set limits for a queue that nobody has.
         assert problem(await served.http.put("/queues/a%2Fb/pause", json={"rate": 2}), 405)
         problem(await served.http.put("/queues/a/b", json={"rate": 2}), 404)

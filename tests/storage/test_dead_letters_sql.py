@@ -172,7 +172,7 @@ async def test_a_page_of_many_dead_letters_reads_few_other_rows(driver: Driver, 
             page = await other.store.dead(asked, limit=20, after=after)
             shown += len(page)
             if page:
-                after = datetime.fromisoformat(page[-1]["died_at"]), page[-1]["id"]
+                after = datetime.fromisoformat(page[-1].died_at), page[-1].id
     assert shown == (60 if "all" in wanted else 50)
     assert sql.value(ROWS_READ) < 500
 

@@ -247,8 +247,8 @@ async def test_settings_that_are_not_given_stay_and_none_clears(driver: Driver) 
     store = driver.store
 
     async def shown() -> dict[str, Any]:
-        [row] = [row for row in await store.queues() if row["name"] == "mail"]
-        return {name: row[name] for name in QueueSettings.__struct_fields__}
+        [row] = [row for row in await store.queues() if row.name == "mail"]
+        return {name: getattr(row, name) for name in QueueSettings.__struct_fields__}
 
     everything = {
         "aging_interval": 2.5,

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +18,7 @@ from jobqueue import documents
 from jobqueue.errors import RefusedData
 from jobqueue.job import AttemptError, Change, JobState, NewJob, Options
 from jobqueue.job_filters import DeadFilter, JobFilter
+from jobqueue.storage.roles.inspect import JobPage, Rates, StoredJob
 from jobqueue.storage.roles.steer import CANCEL_BATCH
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import SERVERS, ServerPool
@@ -26,8 +26,6 @@ from tests.support.storage import Driver, joined, new_id, open_driver
 
 MEMORY = "memory"
 ALL = JobFilter(all=True)
-LISTED = {"id", "state", "queue", "kind", "priority", "attempt", "max_retries", "created_at", "run_at", "claimed_at", "ended_at"}
-LISTED |= {"node_id", "reason", "options", "progress"}
 
 
 @pytest.fixture(params=[MEMORY, *sorted(SERVERS)])
@@ -46,7 +44,7 @@ async def listed(driver: Driver, wanted: JobFilter = ALL, *, limit: int = 100, r
     while True:
         page = await driver.store.jobs(wanted, limit=limit, after=after, rows=rows)
         assert len(page.jobs) <= min(limit, rows)
-        ids += [job["id"] for job in page.jobs]
+        ids += [job.id for job in page.jobs]
         if page.next is None:
             return ids
         assert after is None or page.next < after
@@ -87,12 +85,11 @@ async def one_of_each(driver: Driver) -> dict[str, str]:
 async def test_jobs_of_all_states_are_listed_without_what_may_be_large(driver: Driver) -> None:
     ids = await one_of_each(driver)
     page = await driver.store.jobs(ALL, limit=100)
-    assert (page.next, {job["id"]: job["state"] for job in page.jobs}) == (None, {job_id: state for state, job_id in ids.items()})
+    assert (page.next, {job.id: job.state for job in page.jobs}) == (None, {job_id: state for state, job_id in ids.items()})
     for job in page.jobs:
-        assert job.keys() == LISTED
-        whole = await driver.store.job(job["id"])
+        whole = await driver.store.job(job.id)
         assert whole is not None
-        assert {name: whole[name] for name in LISTED if name != "progress"}.items() <= job.items()
+        assert all(getattr(whole, name) == getattr(job, name) for name in job.__struct_fields__ if name != "progress")
 
 
 async def test_the_latest_comes_first_whatever_the_size_of_a_page(driver: Driver) -> None:
@@ -190,7 +187,7 @@ async def test_a_text_that_an_id_begins_with_is_that_id_and_looks_at_no_other(dr
         one.replace("-", "")[:11],
     ):
         page = await driver.store.jobs(JobFilter(text=text), limit=5, rows=2)
-        assert ([job["id"] for job in page.jobs], page.next) == ([one], None), text
+        assert ([job.id for job in page.jobs], page.next) == ([one], None), text
     assert await listed(driver, JobFilter(text="0123456789abcdef")) == [], "errors are not searched for a possible id"
     for text in ("0123456789abcdef.", one[:7], f" {one}", one[:8] + one[9:14], one[:9] + "-"):
         assert one not in await listed(driver, JobFilter(text=text))
@@ -212,7 +209,7 @@ async def test_a_page_is_cut_where_enough_has_been_looked_at_and_the_next_goes_o
         after = page.next
         assert after is not None
     assert sizes == [1, 0, 0, 2, 1], "of the latest five, and the five before them, and so on"
-    assert await driver.store.jobs(rare, limit=10, after=after, rows=5) == ([], None)
+    assert await driver.store.jobs(rare, limit=10, after=after, rows=5) == JobPage([], None)
     assert await listed(driver, rare, rows=4) == [ids[n] for n in (20, 8, 7, 0)]
 
 
@@ -222,7 +219,7 @@ async def test_pages_have_no_job_twice_and_none_is_missed_whatever_comes_and_mov
     after = None
     while True:
         page = await driver.store.jobs(ALL, limit=3, after=after)
-        seen += [job["id"] for job in page.jobs]
+        seen += [job.id for job in page.jobs]
         if (after := page.next) is None:
             break
         await driver.submit()
@@ -239,7 +236,7 @@ async def test_times_are_those_of_creation_and_exclusive(driver: Driver) -> None
         await trio.sleep(0.002)
     job = await driver.store.job(ids[1])
     assert job is not None
-    created = datetime.fromisoformat(job["created_at"])
+    created = datetime.fromisoformat(job.created_at)
     moment = timedelta(microseconds=1)
     assert await listed(driver, JobFilter(created_after=created)) == [ids[2]]
     assert await listed(driver, JobFilter(created_before=created)) == [ids[0]]
@@ -269,7 +266,7 @@ async def test_a_list_goes_on_after_any_id(driver: Driver) -> None:
     job_id = await driver.submit()
     for after, found in (("ffffffff-ffff-ffff-ffff-ffffffffffff", [job_id]), (job_id, []), (str(uuid.UUID(int=0)), [])):
         page = await driver.store.jobs(ALL, limit=5, after=after)
-        assert [job["id"] for job in page.jobs] == found
+        assert [job.id for job in page.jobs] == found
 
 
 async def test_a_filter_without_conditions_is_rejected(driver: Driver) -> None:
@@ -356,7 +353,7 @@ def in_seconds(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-async def job_of(driver: Driver, job_id: str) -> dict[str, Any]:
+async def job_of(driver: Driver, job_id: str) -> StoredJob:
     job = await driver.store.job(job_id)
     assert job is not None
     return job
@@ -374,7 +371,7 @@ async def test_a_new_priority_is_a_new_rank_with_the_time_waited_so_far(driver: 
 async def test_a_new_priority_of_a_scheduled_job_counts_when_it_is_due(driver: Driver) -> None:
     first, second = await driver.submit_many({"delay": 0.05}, {"delay": 0.05})
     assert await driver.store.change(second, Change(priority=3))
-    assert (await job_of(driver, second))["state"] == "scheduled"
+    assert (await job_of(driver, second)).state == "scheduled"
     await trio.sleep(0.06)
     await driver.store.promote()
     assert [job.id for job in await driver.claim()] == [second, first]
@@ -385,8 +382,8 @@ async def test_a_job_that_is_put_off_waits_from_then_on(driver: Driver) -> None:
     later = in_seconds(3600)
     assert await driver.store.change(job_id, Change(run_at=later))
     job = await job_of(driver, job_id)
-    assert (job["state"], job["available_since"]) == ("scheduled", job["run_at"])
-    assert datetime.fromisoformat(job["run_at"]) == later
+    assert (job.state, job.available_since) == ("scheduled", job.run_at)
+    assert datetime.fromisoformat(job.run_at) == later
     assert await driver.claim() == []
     assert 3500 < ((await driver.store.promote()).next_due or 0) <= 3600
     assert await driver.store.change(job_id, Change(delay=0.01))
@@ -445,9 +442,9 @@ async def test_a_priority_that_cannot_be_is_refused_and_changes_nothing(driver: 
     ids = await one_of_each(driver)
     with pytest.raises(RefusedData, match=r"priority must be an integer|priority_range"):
         await driver.store.change(ids[state], Change(priority=priority))
-    assert (await job_of(driver, ids[state]))["state"] == state
+    assert (await job_of(driver, ids[state])).state == state
     assert await driver.store.change(ids[state], Change(priority=1_000_000))
-    assert (await job_of(driver, ids[state]))["priority"] == 1_000_000
+    assert (await job_of(driver, ids[state])).priority == 1_000_000
 
 
 async def test_a_job_with_a_key_that_is_put_off_gives_its_place_to_the_next(driver: Driver) -> None:
@@ -474,7 +471,7 @@ async def test_a_job_of_a_group_takes_a_new_turn_with_its_new_priority_and_when_
     ids = [await driver.submit(options=Options(group="g")) for _ in range(3)]
     assert await driver.store.change(ids[2], Change(priority=5))
     assert await driver.store.change(ids[0], Change(delay=60))
-    assert "turn" not in (await job_of(driver, ids[0]))["options"]
+    assert "turn" not in (await job_of(driver, ids[0])).options
     assert await driver.store.change(ids[0], Change(delay=0))
     assert [job.id for job in await driver.claim()] == [ids[2], ids[1], ids[0]]
 
@@ -488,10 +485,8 @@ async def test_a_changed_job_keeps_all_that_is_known_of_it(driver: Driver) -> No
     for change in (Change(priority=5), Change(delay=60), Change(delay=0), Change(delay=60, priority=0)):
         assert await driver.store.change(job_id, change)
         now = await job_of(driver, job_id)
-        changing = {"priority", "state", "run_at", "available_since"}
-        assert {name: value for name, value in now.items() if name not in changing} == {
-            name: value for name, value in before.items() if name not in changing
-        }
+        changing = {name: getattr(now, name) for name in ("priority", "state", "run_at", "available_since")}
+        assert now == msgspec.structs.replace(before, **changing)
 
 
 # ------------------------------------------------------------------------------------------------------------ queues and nodes
@@ -504,13 +499,13 @@ async def test_recent_rates_are_summed_over_the_living_nodes(driver: Driver) -> 
     second = await driver.join()
     await driver.store.heartbeat(second, lease=30, activity={"mail": (2, 0), "b": (0.2, 0.2)})
     assert await driver.store.throughput() == {"mail": (3.5, 0.25), "a": (0.1, 0), "b": (0.2, 0.2)}
-    shown = {node["id"]: node["throughput"] for node in await driver.store.nodes()}
-    assert shown == {first: {"completed": 1.6, "failed": 0.25}, second: {"completed": 2.2, "failed": 0.2}}
+    shown = {node.id: node.throughput for node in await driver.store.nodes()}
+    assert shown == {first: Rates(1.6, 0.25), second: Rates(2.2, 0.2)}
     await driver.store.heartbeat(second, lease=30)
     assert await driver.store.throughput() == {"mail": (1.5, 0.25), "a": (0.1, 0)}
     await driver.store.heartbeat(first, lease=-1, activity={"mail": (9, 9)})
     assert await driver.store.throughput() == {}, "the last rates of a lost node do not count"
-    assert {node["throughput"]["completed"] for node in await driver.store.nodes()} == {0}
+    assert {node.throughput.completed for node in await driver.store.nodes()} == {0}
 
 
 async def test_nodes_are_shown_with_what_they_hold(driver: Driver) -> None:
@@ -520,11 +515,11 @@ async def test_nodes_are_shown_with_what_they_hold(driver: Driver) -> None:
     await trio.sleep(0.01)
     await driver.claim(queue="b")
     idle = await driver.join()
-    nodes = {node["id"]: node["running"] for node in await driver.store.nodes()}
+    nodes = {node.id: node.running for node in await driver.store.nodes()}
     assert nodes.pop(idle) == []
     [running] = nodes.values()
-    assert [(row["queue"], row["kind"], row["jobs"]) for row in running] == [("a", "x", 2), ("a", "y", 1), ("b", "x", 1)]
-    ages = [row["oldest"] for row in running]
+    assert [(row.queue, row.kind, row.jobs) for row in running] == [("a", "x", 2), ("a", "y", 1), ("b", "x", 1)]
+    ages = [row.oldest for row in running]
     assert 60 > ages[0] == pytest.approx(ages[1], abs=1e-3)
     assert ages[1] > ages[2] >= 0
 

@@ -531,7 +531,7 @@ class StateMachine(RuleBasedStateMachine):
         after = None
         while True:
             page = self.call(self.store.jobs, JobFilter(all=True), limit=limit, after=after, rows=rows)
-            shown += [(row["id"], row["state"]) for row in page.jobs]
+            shown += [(row.id, row.state) for row in page.jobs]
             if (after := page.next) is None:
                 break
         assert shown == sorted(((job_id, job.state) for job_id, job in self.model.items()), reverse=True)

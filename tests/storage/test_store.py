@@ -26,6 +26,7 @@ from jobqueue.metrics import Metrics
 from jobqueue.storage.claims import Expired
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
+from jobqueue.storage.roles.inspect import CauseGroup, CauseGroups
 from jobqueue.storage.roles.run import Claim, Want
 from jobqueue.storage.roles.schedule import DueSchedule
 from jobqueue.storage.roles.submit import Submitted
@@ -60,8 +61,8 @@ async def test_a_submitted_job_is_pending_with_what_was_said_of_it(driver: Drive
     job = await driver.store.job(job_id)
     assert job is not None
     expected = {"state": "pending", "kind": "mail", "payload": {"to": "ä\U0001f600"}, "queue": "q", "priority": 7}
-    assert expected.items() <= job.items()
-    assert (job["max_retries"], job["timeout"], job["attempt"], job["errors"]) == (2, 1.5, 0, [])
+    assert expected.items() <= msgspec.structs.asdict(job).items()
+    assert (job.max_retries, job.timeout, job.attempt, job.errors) == (2, 1.5, 0, [])
 
 
 async def test_a_batch_is_claimed_in_the_order_it_was_given_in(driver: Driver) -> None:
@@ -122,7 +123,7 @@ async def test_submitting_again_changes_nothing_whatever_became_of_the_job(drive
     await driver.store.submit_again(again, backend=(1, "2000-01-01"))
     job = await driver.store.job(job_id)
     assert job is not None
-    assert (job["state"], job["payload"]) == (state, {})
+    assert (job.state, job.payload) == (state, {})
     assert await driver.state(missing) == "pending"
 
 
@@ -239,8 +240,8 @@ async def test_succeeded_goes_to_finished_with_its_result(driver: Driver) -> Non
     assert await driver.finish(job, "succeeded", result={"answer": 42})
     row = await driver.store.job(job.id)
     assert row is not None
-    assert (row["state"], row["result"], row["payload"], row["node_id"]) == ("succeeded", {"answer": 42}, {"n": 1}, driver.node)
-    assert row["ended_at"] >= row["claimed_at"] >= row["created_at"]
+    assert (row.state, row.result, row.payload, row.node_id) == ("succeeded", {"answer": 42}, {"n": 1}, driver.node)
+    assert row.ended_at >= row.claimed_at >= row.created_at
 
 
 async def test_retry_is_scheduled_keeps_its_place_and_its_error(driver: Driver) -> None:
@@ -250,8 +251,8 @@ async def test_retry_is_scheduled_keeps_its_place_and_its_error(driver: Driver) 
     assert await driver.finish(job, "retry", delay=0.01, error=error)
     row = await driver.store.job(job.id)
     assert row is not None
-    assert (row["state"], row["attempt"]) == ("scheduled", 1)
-    [entry] = row["errors"]
+    assert (row.state, row.attempt) == ("scheduled", 1)
+    [entry] = row.errors
     assert {
         "attempt": 1,
         "error": "boom",
@@ -275,7 +276,7 @@ async def test_a_retry_after_the_last_attempt_is_death_whatever_the_worker_says(
         assert await driver.state(job.id) == state
     row = await driver.store.job(job.id)
     assert row is not None
-    assert (row["reason"], row["attempt"], len(row["errors"])) == ("attempts used up", 2, 2)
+    assert (row.reason, row.attempt, len(row.errors)) == ("attempts used up", 2, 2)
 
 
 async def test_the_last_attempt_may_still_be_snoozed_or_handed_back(driver: Driver) -> None:
@@ -318,7 +319,7 @@ async def test_a_refused_outcome_ends_its_own_job_and_its_neighbours_are_written
     assert [await driver.state(job_id) for job_id in ids] == ["dead", *["succeeded"] * 4, "dead", "dead", *["succeeded"] * 2]
     row = await driver.store.job(ids[5])
     assert row is not None
-    assert row["reason"] == "its outcome could not be stored"
+    assert row.reason == "its outcome could not be stored"
     assert not outcomes.held
     nursery.cancel_scope.cancel()
 
@@ -341,7 +342,7 @@ async def test_dead_keeps_reason_and_errors(driver: Driver) -> None:
     assert await driver.finish(job, "dead", reason="gone", error=AttemptError(attempt=1, error="404", duration=0.1))
     row = await driver.store.job(job.id)
     assert row is not None
-    assert (row["state"], row["reason"], row["errors"][0]["error"]) == ("dead", "gone", "404")
+    assert (row.state, row.reason, row.errors[0]["error"]) == ("dead", "gone", "404")
 
 
 async def test_the_error_history_keeps_the_last_ten(driver: Driver) -> None:
@@ -352,7 +353,7 @@ async def test_the_error_history_keeps_the_last_ten(driver: Driver) -> None:
         await driver.finish(job, "retry", delay=0.0, error=AttemptError(attempt=attempt, error=f"e{attempt}", duration=0))
     row = await driver.store.job(job.id)
     assert row is not None
-    assert [entry["error"] for entry in row["errors"]] == [f"e{n}" for n in range(3, 13)]
+    assert [entry["error"] for entry in row.errors] == [f"e{n}" for n in range(3, 13)]
 
 
 async def test_a_batch_of_outcomes_says_which_were_stale_and_moves_the_others(driver: Driver) -> None:
@@ -426,7 +427,7 @@ async def test_a_lost_nodes_jobs_come_back_and_its_late_completion_is_refused(dr
     assert (again.attempt, again.claims, again.rank) == (2, 2, job.rank)
     row = await driver.store.job(job.id)
     assert row is not None
-    [entry] = row["errors"]
+    [entry] = row.errors
     assert "lease lost" in entry["error"]
     assert (entry["attempt"], entry["node"]) == (1, recovered.node_id)
     assert 0 <= entry["duration"] < 60
@@ -441,8 +442,8 @@ async def test_a_job_that_loses_its_last_attempt_with_its_node_is_dead(driver: D
         await driver.join()
     row = await driver.store.job(job.id)
     assert row is not None
-    assert (row["state"], row["attempt"]) == ("dead", 2)
-    assert "killing its process" in row["reason"]
+    assert (row.state, row.attempt) == ("dead", 2)
+    assert "killing its process" in row.reason
 
 
 async def test_recovery_leaves_living_nodes_alone(driver: Driver) -> None:
@@ -518,11 +519,10 @@ async def test_retention_keeps_what_is_young_enough(driver: Driver) -> None:
 
 async def test_queues_and_nodes_can_be_seen(driver: Driver) -> None:
     await driver.store.pause("mail", paused=True)
-    assert [(queue["name"], queue["paused"]) for queue in await driver.store.queues()] == [("default", False), ("mail", True)]
+    assert [(queue.name, queue.paused) for queue in await driver.store.queues()] == [("default", False), ("mail", True)]
     [node] = await driver.store.nodes()
-    assert (node["id"], node["queues"]) == (driver.node, {"default": 1})
-    assert node["lease_until"] > node["heartbeat_at"] >= node["started_at"]
-    assert "process" not in node
+    assert (node.id, node.queues) == (driver.node, {"default": 1})
+    assert node.lease_until > node.heartbeat_at >= node.started_at
 
 
 @pytest.mark.parametrize("store", [PostgresStore, MemoryStore])
@@ -560,7 +560,7 @@ async def test_a_claim_ends_what_was_not_started_in_time_and_says_so(driver: Dri
     assert await driver.store.held(driver.node) == {(intime, 1), (plain, 1)}
     row = await driver.store.job(late)
     assert row is not None
-    assert (row["state"], row["reason"], row["attempt"], row["errors"], row["node_id"]) == ("dead", "expired", 0, [], None)
+    assert (row.state, row.reason, row.attempt, row.errors, row.node_id) == ("dead", "expired", 0, [], None)
     assert not await driver.finish(claimed[late], "succeeded")
 
 
@@ -585,8 +585,8 @@ async def test_what_nobody_claims_in_time_is_ended_by_the_schedule(driver: Drive
     assert promotion.next_due == pytest.approx(60, abs=5), "when the next one expires"
     row = await driver.store.job(job_id)
     assert row is not None
-    assert (row["state"], row["reason"], row["attempt"]) == ("dead", "expired", attempt)
-    assert [error["error"] for error in row["errors"]] == ["boom"] * attempt, "its errors are kept"
+    assert (row.state, row.reason, row.attempt) == ("dead", "expired", attempt)
+    assert [error["error"] for error in row.errors] == ["boom"] * attempt, "its errors are kept"
     assert await driver.state(other) in ("pending", "scheduled")
     assert list((await driver.store.promote()).expired) == []
 
@@ -641,13 +641,9 @@ async def test_dead_jobs_are_listed_the_latest_first_page_by_page(driver: Driver
     while page := await driver.store.dead(DeadFilter(all=True), limit=2, after=after):
         assert len(page) <= 2
         seen += page
-        after = datetime.fromisoformat(page[-1]["died_at"]), page[-1]["id"]
-    assert [row["id"] for row in seen] == ids[::-1]
-    assert seen[0].keys() == {
-        *("id", "queue", "kind", "priority", "reason", "attempt", "max_retries", "created_at", "died_at", "node_id", "options"),
-        *("error", "cause"),
-    }
-    assert (seen[0]["reason"], seen[0]["error"], seen[0]["cause"]) == ("no luck", "of no luck", "of no luck")
+        after = datetime.fromisoformat(page[-1].died_at), page[-1].id
+    assert [row.id for row in seen] == ids[::-1]
+    assert (seen[0].reason, seen[0].error, seen[0].cause) == ("no luck", "of no luck", "of no luck")
 
 
 @pytest.mark.parametrize("verb", ["dead", "retry_dead", "discard_dead"])
@@ -659,8 +655,8 @@ async def test_a_filter_means_the_dead_jobs_for_which_all_of_it_holds(driver: Dr
         {"reason": "100% of the time's up"},
     ]
     ids = await dead_ones(driver, *specification)
-    rows = {row["id"]: row for row in await driver.store.dead(DeadFilter(all=True), limit=100)}
-    second = datetime.fromisoformat(rows[ids[1]]["died_at"])
+    rows = {row.id: row for row in await driver.store.dead(DeadFilter(all=True), limit=100)}
+    second = datetime.fromisoformat(rows[ids[1]].died_at)
     for wanted, expected in [
         (DeadFilter(queue="nothing"), []),
         (DeadFilter(reason="% of the time's"), [3]),
@@ -672,7 +668,7 @@ async def test_a_filter_means_the_dead_jobs_for_which_all_of_it_holds(driver: Dr
         (DeadFilter(died_before=second, all=True), [0]),
         (DeadFilter(died_after=second), [2, 3]),
     ]:
-        found = {row["id"] for row in await driver.store.dead(wanted, limit=100)}
+        found = {row.id for row in await driver.store.dead(wanted, limit=100)}
         assert found == {ids[place] for place in expected}
     if verb == "dead":
         return
@@ -688,12 +684,12 @@ async def test_dead_jobs_are_grouped_by_queue_kind_and_cause_the_largest_first(d
         *({"queue": "mail", "kind": "letter", "reason": reason} for reason in ("no stamp", "order 3 is late", "no stamp")),
         *({"queue": "mail", "reason": f"order {n} is late"} for n in range(4)),
     )
-    died_at = {row["id"]: row["died_at"] for row in await driver.store.dead(DeadFilter(all=True), limit=100)}
+    died_at = {row.id: row.died_at for row in await driver.store.dead(DeadFilter(all=True), limit=100)}
 
-    def group(queue: str, kind: str, cause: str, *places: int) -> dict[str, Any]:
+    def group(queue: str, kind: str, cause: str, *places: int) -> CauseGroup:
         first, last = ids[places[0]], ids[places[-1]]
         times = {"first_died_at": died_at[first], "last_died_at": died_at[last]}
-        return {"queue": queue, "kind": kind, "cause": cause, "jobs": len(places), **times, "example": last}
+        return CauseGroup(queue=queue, kind=kind, cause=cause, jobs=len(places), **times, example=last)
 
     groups = [
         group("mail", "default", "of order # is late", 6, 7, 8, 9),
@@ -702,7 +698,7 @@ async def test_dead_jobs_are_grouped_by_queue_kind_and_cause_the_largest_first(d
         group("mail", "letter", "of order # is late", 4),
     ]
     for limit in (100, 4, 3, 1):
-        assert await driver.store.dead_causes(DeadFilter(all=True), limit=limit) == (groups[:limit], limit < 4)
+        assert await driver.store.dead_causes(DeadFilter(all=True), limit=limit) == CauseGroups(groups[:limit], limit < 4)
     second = datetime.fromisoformat(died_at[ids[1]])
     for wanted, found in [
         (DeadFilter(queue="mail"), [groups[0], *groups[2:]]),
@@ -712,7 +708,7 @@ async def test_dead_jobs_are_grouped_by_queue_kind_and_cause_the_largest_first(d
         (DeadFilter(queue="default", died_before=second), [group("default", "default", "of order # is late", 0)]),
         (DeadFilter(reason="nothing"), []),
     ]:
-        assert await driver.store.dead_causes(wanted, limit=100) == (found, False)
+        assert await driver.store.dead_causes(wanted, limit=100) == CauseGroups(found, more=False)
     assert await driver.store.retry_dead(DeadFilter(queue="mail", kind="default", cause="of order # is late")) == 4
     assert (await driver.store.dead_causes(DeadFilter(all=True), limit=100)).causes == groups[1:]
 
@@ -758,8 +754,8 @@ async def test_the_clock_is_the_databases(driver: Driver) -> None:
     before = await driver.store.now()
     [dead] = await dead_ones(driver, {})
     [row] = await driver.store.dead(DeadFilter(all=True), limit=1)
-    assert row["id"] == dead
-    assert before < datetime.fromisoformat(row["died_at"]) < await driver.store.now()
+    assert row.id == dead
+    assert before < datetime.fromisoformat(row.died_at) < await driver.store.now()
 
 
 # -------------------------------------------------------------------------------------------------------------------- options
@@ -796,8 +792,8 @@ async def test_a_time_to_expire_is_counted_by_the_database(driver: Driver) -> No
     job_id = await driver.submit(options=Options(expires_in=3600))
     row = await driver.store.job(job_id)
     assert row is not None
-    created = datetime.fromisoformat(row["created_at"]).timestamp()
-    assert row["options"] == {"expires_at": pytest.approx(created + 3600, abs=0.001)}
+    created = datetime.fromisoformat(row.created_at).timestamp()
+    assert row.options == {"expires_at": pytest.approx(created + 3600, abs=0.001)}
 
 
 async def test_a_rank_among_the_options_is_the_rank(driver: Driver) -> None:
@@ -971,12 +967,12 @@ async def test_a_tick_has_the_job_that_its_schedule_says(driver: Driver) -> None
     assert (first.options, second.options) == tuple(Options(schedule="nightly", scheduled_for=t) for t in (1e9, 1_000_086_400))
     job = await driver.store.job(first.id)
     assert job is not None
-    assert given.items() <= job.items()
-    assert (job["kind"], job["options"]) == ("report", {"schedule": "nightly", "scheduled_for": 1_000_000_000})
+    assert given.items() <= msgspec.structs.asdict(job).items()
+    assert (job.kind, job.options) == ("report", {"schedule": "nightly", "scheduled_for": 1_000_000_000})
     [row] = await driver.store.schedules("nightly")
-    assert [datetime.fromisoformat(row[name]).timestamp() for name in ("last_at", "next_at")] == [1_000_086_400, 4_000_000_000]
+    assert [datetime.fromisoformat(tick).timestamp() for tick in (row.last_at, row.next_at)] == [1_000_086_400, 4_000_000_000]
     # They rank neither worse nor better than jobs that are submitted now.
-    assert moved.best["q"] == pytest.approx(datetime.fromisoformat(job["created_at"]).timestamp() - 7, abs=0.01)
+    assert moved.best["q"] == pytest.approx(datetime.fromisoformat(job.created_at).timestamp() - 7, abs=0.01)
 
 
 async def test_a_tick_is_taken_once(driver: Driver) -> None:
@@ -1018,7 +1014,7 @@ async def test_a_paused_schedule_is_not_due_and_begins_anew(driver: Driver) -> N
     await begin(driver, 1_000_000_000)
     assert await driver.store.pause_schedule("nightly", paused=True)
     assert (await driver.store.due_schedules())[1:] == ([], None)
-    assert [(row["paused"], row["next_at"]) for row in await driver.store.schedules()] == [(True, None)]
+    assert [(row.paused, row.next_at) for row in await driver.store.schedules()] == [(True, None)]
     assert await driver.store.pause_schedule("nightly", paused=False)
     assert [one.next_at for one in (await driver.store.due_schedules()).due] == [None]
     await begin(driver, 1_000_000_000)
@@ -1032,7 +1028,7 @@ async def test_an_error_stands_until_the_schedule_is_changed(driver: Driver) -> 
     [schedule] = (await driver.store.due_schedules()).due
     moved = await driver.store.move_schedules([move_of(schedule, next_at=None, error="no such time")])
     assert (moved.names, moved.next_in) == ({"nightly"}, None)
-    assert [row["error"] for row in await driver.store.schedules()] == ["no such time"]
+    assert [row.error for row in await driver.store.schedules()] == ["no such time"]
     assert (await driver.store.due_schedules()).due == []
     await driver.store.put_schedule(nightly())
     assert len((await driver.store.due_schedules()).due) == 1
@@ -1044,7 +1040,7 @@ async def test_a_schedule_is_triggered_beside_its_ticks(driver: Driver) -> None:
     job_id = await driver.store.trigger_schedule("nightly")
     job = await driver.claim_one()
     assert (job.id, job.kind, bytes(job.payload), job.options) == (job_id, "report", b"[1]", Options(schedule="nightly"))
-    assert [row["last_at"] for row in await driver.store.schedules()] == [None]
+    assert [row.last_at for row in await driver.store.schedules()] == [None]
     assert await driver.store.trigger_schedule("other") is None
 
 
@@ -1057,19 +1053,19 @@ async def test_a_source_has_the_schedules_that_it_declares_and_no_others(driver:
     await driver.store.pause_schedule("their", paused=True)
     changed = [nightly(payload={"new": True}), nightly(name="weekly", cron="0 3 * * 1")]
     assert await driver.store.reconcile_schedules("mine", changed) == {}
-    rows = {row["name"]: row for row in await driver.store.schedules()}
-    assert {name: row["source"] for name, row in rows.items()} == {
+    rows = {row.name: row for row in await driver.store.schedules()}
+    assert {name: row.source for name, row in rows.items()} == {
         "anybody's": None,
         "nightly": "mine",
         "their": "theirs",
         "weekly": "mine",
     }
-    assert (rows["nightly"]["payload"], rows["their"]["paused"]) == ({"new": True}, True)
-    assert rows["nightly"]["next_at"] is not None, "its times are as they were"
+    assert (rows["nightly"].payload, rows["their"].paused) == ({"new": True}, True)
+    assert rows["nightly"].next_at is not None, "its times are as they were"
     await driver.store.reconcile_schedules("mine", [nightly(cron="0 4 * * *")])
-    assert {row["name"]: row["next_at"] for row in await driver.store.schedules("nightly")} == {"nightly": None}
+    assert {row.name: row.next_at for row in await driver.store.schedules("nightly")} == {"nightly": None}
     await driver.store.reconcile_schedules("mine", [])
-    assert [row["name"] for row in await driver.store.schedules()] == ["anybody's", "their"]
+    assert [row.name for row in await driver.store.schedules()] == ["anybody's", "their"]
 
 
 async def test_reconciling_what_has_not_changed_writes_nothing(driver: Driver) -> None:
@@ -1093,9 +1089,9 @@ async def test_a_name_that_is_taken_is_told_and_nothing_changes(driver: Driver) 
 async def test_a_declared_schedule_that_is_changed_from_outside_stays_its_sources(driver: Driver) -> None:
     await driver.store.reconcile_schedules("mine", [nightly()])
     assert not await driver.store.put_schedule(nightly(kind="other"))
-    assert [(row["source"], row["kind"]) for row in await driver.store.schedules()] == [("mine", "other")]
+    assert [(row.source, row.kind) for row in await driver.store.schedules()] == [("mine", "other")]
     await driver.store.reconcile_schedules("mine", [nightly()])
-    assert [(row["source"], row["kind"]) for row in await driver.store.schedules()] == [("mine", "report")]
+    assert [(row.source, row.kind) for row in await driver.store.schedules()] == [("mine", "report")]
     assert await driver.store.unschedule("nightly")
     assert not await driver.store.unschedule("nightly")
 
@@ -1117,7 +1113,7 @@ async def test_a_node_learns_with_its_heartbeat_which_of_its_runs_are_to_be_canc
     assert await driver.store.heartbeat(other, lease=30) == []
     row = await driver.store.job(marked.id)
     assert row is not None
-    assert (row["state"], row["node_id"], row["attempt"], row["cancel_requested_at"]) == ("cancelled", other, 1, None)
+    assert (row.state, row.node_id, row.attempt, row.cancel_requested_at) == ("cancelled", other, 1, None)
     assert not await driver.store.cancel(marked.id), "it has ended"
 
 
@@ -1151,7 +1147,7 @@ async def test_a_failure_is_kept_with_a_job_that_is_cancelled_for_it(driver: Dri
     assert await driver.finish(run, "retry", delay=0.0, error=AttemptError(attempt=1, error="boom", duration=0.1))
     row = await driver.store.job(run.id)
     assert row is not None
-    assert [error["error"] for error in row["errors"]] == ["boom"]
+    assert [error["error"] for error in row.errors] == ["boom"]
 
 
 @pytest.mark.parametrize("way", ["leave", "recover"])
@@ -1190,7 +1186,7 @@ async def test_notes_are_kept_by_name_the_latest_of_each(driver: Driver) -> None
         assert await driver.store.note(driver.node, [Note(run.id, run.claims, msgspec.Raw(saved))]) == {run.id}
     row = await driver.store.job(run.id)
     assert row is not None
-    assert row["saved"] == {"progress": {"fraction": 0.2}, "checkpoint": [1]}
+    assert row.saved == {"progress": {"fraction": 0.2}, "checkpoint": [1]}
 
 
 async def test_only_the_run_that_is_under_way_on_this_node_may_note(driver: Driver) -> None:
@@ -1202,7 +1198,7 @@ async def test_only_the_run_that_is_under_way_on_this_node_may_note(driver: Driv
     assert await driver.store.note(driver.node, others) == set()
     row = await driver.store.job(run.id)
     assert row is not None
-    assert row["saved"] is None
+    assert row.saved is None
     await driver.finish(run, "released")
     await driver.store.note(driver.node, [note])
     assert (await driver.claim_one()).saved is None
@@ -1228,13 +1224,13 @@ async def test_what_was_not_written_goes_along_with_the_outcome_and_stays_with_t
     assert await driver.finish(run, outcome, saved=msgspec.Raw(b'{"checkpoint":2}'), **fields)
     row = await driver.store.job(run.id)
     assert row is not None
-    assert row["saved"] == {"progress": 1, "checkpoint": 2}
+    assert row.saved == {"progress": 1, "checkpoint": 2}
     if outcome in ("cancelled", "succeeded"):
         return
     await driver.store.promote()
     if outcome == "dead":
         await driver.store.retry(run.id)
-    assert (await driver.claim_one()).saved == row["saved"]
+    assert (await driver.claim_one()).saved == row.saved
 
 
 async def test_a_success_that_is_not_kept_leaves_no_notes_behind(driver: Driver) -> None:

@@ -25,6 +25,7 @@ from jobqueue.http.express import lane as express
 from jobqueue.http.transport.listeners import open_listeners, urls
 from jobqueue.job import Change
 from jobqueue.queue_settings import QueueSettings
+from jobqueue.storage.roles.inspect import QueueEntry, StoredJob
 
 JOB_ID = "0190a0b0-0000-7000-8000-000000000001"
 UNKNOWN_ID = "0190a0b0-0000-7000-8000-00000000ffff"
@@ -33,8 +34,11 @@ JOB = b'{"kind": "mail", "payload": {"to": ["a", "b"], "n": 1}}'
 JSON = b"Content-Type: application/json"
 
 
+NO_FIELDS: dict[str, Any] = dict.fromkeys(StoredJob.__struct_fields__)
+
+
 class RecordingNode:
-    """A backend that records its calls; each `Backend` method returns values of the attributes."""
+    """A node that records its calls and returns values of its attributes. It is also its own store."""
 
     def __init__(self) -> None:
         self.submitted: list[Any] = []
@@ -46,6 +50,8 @@ class RecordingNode:
         self.hold: trio.Event | None = None
         self.entered = trio.Event()
         self.cancelled = 0
+        self.settings = {"default": QueueSettings()}
+        self.store = self.depths = self
 
     async def submit(self, jobs: Admitted) -> Receipt | None:
         self.entered.set()
@@ -77,30 +83,30 @@ class RecordingNode:
     async def metrics(self) -> tuple[bytes, str]:
         return b"jobs 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
-    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002
-        return self.jobs.get(id)
+    async def job(self, job_id: str) -> StoredJob | None:
+        return StoredJob(**NO_FIELDS | self.jobs[job_id]) if job_id in self.jobs else None
 
-    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
-        self.jobs.get(id, {}).update(msgspec.to_builtins(change))
-        return self._move(id, "pending", "pending")
+    async def change(self, job_id: str, change: Change) -> bool:
+        self.jobs.get(job_id, {}).update({"priority": change.priority})
+        return self._move(job_id, "pending", "pending")
 
-    async def cancel(self, id: str) -> bool:  # noqa: A002
-        return self._move(id, "pending", "cancelled")
+    async def cancel(self, job_id: str) -> bool:
+        return self._move(job_id, "pending", "cancelled")
 
-    async def retry(self, id: str) -> bool:  # noqa: A002
-        return self._move(id, "dead", "pending")
+    async def retry(self, job_id: str) -> bool:
+        return self._move(job_id, "dead", "pending")
 
-    async def discard(self, id: str) -> bool:  # noqa: A002
-        return self._move(id, "dead", "gone") and bool(self.jobs.pop(id))
+    async def discard(self, job_id: str) -> bool:
+        return self._move(job_id, "dead", "gone") and bool(self.jobs.pop(job_id))
 
-    async def queues(self) -> list[dict[str, Any]]:
-        return [{"name": "default", "paused": False}]
+    async def queues(self) -> list[QueueEntry]:
+        return [QueueEntry(name=name, **msgspec.to_builtins(settings)) for name, settings in self.settings.items()]
 
-    async def pause(self, queue: str, paused: bool) -> None:
+    async def pause(self, queue: str, *, paused: bool) -> None:
         self.paused[queue] = paused
 
-    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
-        return {"name": queue, **msgspec.to_builtins(settings)}
+    async def configure(self, queue: str, settings: QueueSettings) -> None:
+        self.settings[queue] = settings
 
     async def nodes(self) -> list[dict[str, Any]]:
         return [{"id": "n1"}]

@@ -76,7 +76,7 @@ class Driver:
 
     async def state(self, job_id: str) -> str | None:
         job = await self.store.job(job_id)
-        return None if job is None else job["state"]
+        return None if job is None else job.state
 
     async def in_state(self, state: str) -> ClaimedJob | str:
         """Make a job in this state. Return the claimed job if the job had to be claimed for that, otherwise its id."""

@@ -1,6 +1,7 @@
 """The bodies of HTTP responses, one struct per kind of document. The OpenAPI document is made from these structs.
 
-The views do not construct these structs; they pass on the node's values. `test_openapi.py` checks responses against them.
+The views encode the node's values, which `converters` adapts where they differ. `test_openapi.py` compares responses with these
+structs.
 """
 
 from __future__ import annotations

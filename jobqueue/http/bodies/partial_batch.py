@@ -27,7 +27,7 @@ async def submit(commit: Callable[[Admitted], Awaitable[Receipt | None]], submit
     alone. The jobs are then committed in more than one transaction.
 
     Args:
-        commit: `Submitting.submit` of a node.
+        commit: the node's method that commits jobs.
         found: the problems of the jobs that are not in `submitted`; database errors are added to it.
 
     Raises:

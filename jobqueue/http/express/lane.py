@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from jobqueue import tracing
 from jobqueue.admission import Receipt
+from jobqueue.engine.operations import Operations
 from jobqueue.http import limits
 from jobqueue.http.access import request_checks
 from jobqueue.http.access.auth import Authorizer
@@ -27,7 +28,7 @@ from jobqueue.http.bodies import jobs as bodies
 from jobqueue.http.express import wire_format
 from jobqueue.http.express.reactor import Reactor
 from jobqueue.http.express.wire_format import Request
-from jobqueue.http.resources.submit import CONTENT, Submitting, committed, submit
+from jobqueue.http.resources.submit import CONTENT, committed, submit
 from jobqueue.http.responses import negotiation, problems
 from jobqueue.http.responses.answers import JSON, Answer, json_answer
 from jobqueue.http.transport.hypercorn_connection import RECEIVE_BYTES, contained, linger, send_all
@@ -51,7 +52,7 @@ class ExpressLane:
         authorizer: see above.
     """
 
-    def __init__(self, node: Submitting, authorizer: Authorizer) -> None:
+    def __init__(self, node: Operations, authorizer: Authorizer) -> None:
         self._node = node
         self.authorizer = authorizer
         self.reactor = Reactor()

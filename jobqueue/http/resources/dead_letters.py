@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 
+from jobqueue.engine.operations import Operations
 from jobqueue.errors import InvalidFilter
 from jobqueue.http import limits
-from jobqueue.http.api import models
+from jobqueue.http.api import converters, models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.resources import filters
 from jobqueue.http.responses.answers import Answer, json_answer
 from jobqueue.job_filters import DeadConditions, DeadFilter
+from jobqueue.storage.roles.inspect import DeadJob
 
 Cursor = Annotated[
     str, msgspec.Meta(pattern=r"^[0-9]{1,17}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description=filters.CURSOR)
@@ -50,30 +52,10 @@ class CausesQuery(DeadConditions):
     limit: filters.PageSize = filters.DEFAULT_PAGE
 
 
-class Buried(Protocol):
-    """The methods of a node for dead letters."""
-
-    async def dead(self, wanted: DeadFilter, limit: int, after: Place | None) -> list[dict[str, Any]]:
-        """Return the dead letters that match, the latest first, starting after a position."""
-        ...
-
-    async def dead_causes(self, wanted: DeadFilter, limit: int) -> dict[str, Any]:
-        """Return the dead letters that match, grouped by queue, kind, and cause, the largest group first."""
-        ...
-
-    async def retry_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Redrive all dead letters that match, and return their number. With `dry_run`, only count them."""
-        ...
-
-    async def discard_dead(self, wanted: DeadFilter, dry_run: bool) -> int:
-        """Delete all dead letters that match, and return their number. With `dry_run`, only count them."""
-        ...
-
-
 BODY = Body(DeadFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES, {"queue": "mail"}, may_be_empty=False)
 
 
-def routes(node: Buried) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the routes of a node's dead letters."""
     views = _Views(node)
     return [
@@ -119,15 +101,17 @@ def routes(node: Buried) -> list[Route]:
 
 
 class _Views:
-    def __init__(self, node: Buried) -> None:
+    def __init__(self, node: Operations) -> None:
         self._node = node
 
     async def dead(self, query: DeadQuery) -> Answer:
-        jobs = await self._node.dead(filters.of_query(query, DeadFilter), query.limit, place(query.after))
-        return json_answer({"jobs": jobs, "next": _cursor(jobs[-1]) if len(jobs) == query.limit else None})
+        jobs = await self._node.store.dead(filters.of_query(query, DeadFilter), limit=query.limit, after=place(query.after))
+        return json_answer(
+            {"jobs": [converters.listed(job) for job in jobs], "next": _cursor(jobs[-1]) if len(jobs) == query.limit else None}
+        )
 
     async def causes(self, query: CausesQuery) -> Answer:
-        return json_answer(await self._node.dead_causes(filters.of_query(query, DeadFilter), query.limit))
+        return json_answer(await self._node.store.dead_causes(filters.of_query(query, DeadFilter), limit=query.limit))
 
     async def retry(self, query: filters.DryRunQuery, body: Mapping[str, Any]) -> Answer:
         return json_answer({"jobs": await self._node.retry_dead(filters.of_body(body, DeadFilter), query.dry_run)})
@@ -144,5 +128,5 @@ def place(cursor: str | None) -> Place | None:
     return _EPOCH + timedelta(microseconds=int(microseconds)), job_id
 
 
-def _cursor(job: Mapping[str, Any]) -> str:
-    return f"{(datetime.fromisoformat(job['died_at']) - _EPOCH) // timedelta(microseconds=1)}-{job['id']}"
+def _cursor(job: DeadJob) -> str:
+    return f"{(datetime.fromisoformat(job.died_at) - _EPOCH) // timedelta(microseconds=1)}-{job.id}"

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Protocol
 
+from jobqueue.engine.operations import Operations
 from jobqueue.http.api import models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.responses.answers import Answer, json_answer
 
 
-class Observed(Protocol):
-    """The methods of a node that report its own state."""
-
-    def troubles(self) -> list[str]:
-        """Return the reasons why this node is not ready; empty when it is."""
-        ...
-
-    async def metrics(self) -> tuple[bytes, str]:
-        """Return the metrics and their content type."""
-        ...
-
-    async def nodes(self) -> list[dict[str, Any]]:
-        """Return all running nodes, with their running jobs and throughput."""
-        ...
-
-
-def routes(node: Observed) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the routes of the service itself."""
 
     async def health() -> Answer:
@@ -42,7 +26,7 @@ def routes(node: Observed) -> list[Route]:
         return Answer(200, {"Content-Type": content_type}, body)
 
     async def nodes() -> Answer:
-        return json_answer(await node.nodes())
+        return json_answer(await node.store.nodes())
 
     return [
         Route(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
 
+from jobqueue.engine.job_watcher import View, Watch
+from jobqueue.engine.operations import Operations
 from jobqueue.errors import Unavailable
+from jobqueue.http.api import converters
 from jobqueue.job import UNFINISHED
 
 MAX_WAIT = 60.0
@@ -29,72 +31,29 @@ LAST_ID = "end"
 """The id of the last event. If a browser reconnects with this id, it gets a 204 and stops."""
 
 
-class View(Protocol):
-    """The state of a job that watchers see."""
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def attempt(self) -> int: ...
-
-    @property
-    def progress(self) -> Any: ...
-
-    @property
-    def checkpoint(self) -> Any: ...
+async def details(node: Operations, job_id: str, watch: Watch | None = None) -> dict[str, Any] | None:
+    """Return a `models.JobDetails`; None if the job does not exist. If it is not stored, return what a watch has kept of it."""
+    job = await node.store.job(job_id)
+    if job is not None:
+        return converters.details(job)
+    return converters.unstored(watch.kept) if watch is not None and watch.kept is not None else None
 
 
-class Watch(Protocol):
-    """An ongoing watch of one job."""
-
-    @property
-    def view(self) -> View | None:
-        """The current view of the job; None before the job was read for the first time. Its state may be ``gone``."""
-        ...
-
-    @property
-    def kept(self) -> dict[str, Any] | None:
-        """The whole job, if it ended on this node and the database does not keep it."""
-        ...
-
-    @property
-    def closed(self) -> bool:
-        """Whether the watch has ended."""
-        ...
-
-    async def wait(self, seconds: float) -> bool:
-        """Wait until the view changes or the watch ends. Return False if neither happens within `seconds`."""
-        ...
-
-
-class Watchable(Protocol):
-    """The methods of a node for watching jobs."""
-
-    async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the name used everywhere
-        """Return a job as JSON-compatible values; None if the job does not exist."""
-        ...
-
-    def watch(self, id: str) -> AbstractContextManager[Watch]:  # noqa: A002
-        """Watch a job while the context is open. Raises `TooManyWatchers`."""
-        ...
-
-
-async def ended(node: Watchable, job_id: str, seconds: float) -> dict[str, Any] | None:
-    """Wait until a job has ended, `seconds` have passed, or the node stops. Return the job; None if it does not exist."""
+async def ended(node: Operations, job_id: str, seconds: float) -> dict[str, Any] | None:
+    """Wait until a job has ended, `seconds` have passed, or the node stops. Return it like `details`."""
     give_up_at = trio.current_time() + seconds
-    with node.watch(job_id) as watch:
-        job = await node.job(job_id)
+    with node.watcher.watch(job_id) as watch:
+        job = await details(node, job_id)
         if job is None or job["state"] not in UNFINISHED:
             return job
         while (left := give_up_at - trio.current_time()) > 0 and not watch.closed:
             if watch.view is not None and watch.view.state not in UNFINISHED:
                 break
             await watch.wait(left)
-        return await node.job(job_id) or watch.kept
+        return await details(node, job_id, watch)
 
 
-async def events(node: Watchable, job_id: str, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def events(node: Operations, job_id: str, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
     """Yield the events of a job, from its current state to its end.
 
     The stream ends early when the node stops, or when the database is unavailable.
@@ -106,7 +65,7 @@ async def events(node: Watchable, job_id: str, go_on: Callable[[], bool]) -> Asy
     """
     number = 0
     seen: View | None = None
-    with node.watch(job_id) as watch:
+    with node.watcher.watch(job_id) as watch:
         while not watch.closed:
             view = watch.view
             if view is not None:
@@ -118,7 +77,7 @@ async def events(node: Watchable, job_id: str, go_on: Callable[[], bool]) -> Asy
                 seen = view
                 if view.state not in UNFINISHED:
                     try:
-                        job = await node.job(job_id) or watch.kept
+                        job = await details(node, job_id, watch)
                     except Unavailable:
                         return
                     if go_on():

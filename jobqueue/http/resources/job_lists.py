@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated, Any, Protocol, get_args
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
 import msgspec
 
+from jobqueue.engine.operations import Operations
 from jobqueue.errors import InvalidFilter
 from jobqueue.http import limits
-from jobqueue.http.api import models
+from jobqueue.http.api import converters, models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.resources import filters
@@ -50,22 +51,10 @@ class CancelFilter(JobConditions):
     all: All | None = None
 
 
-class Listing(Protocol):
-    """The methods of a node for jobs by filter."""
-
-    async def jobs(self, wanted: JobFilter, limit: int, after: str | None) -> dict[str, Any]:
-        """Return a page of the jobs that match, the latest first, and the position of the next page."""
-        ...
-
-    async def cancel_jobs(self, wanted: JobFilter, dry_run: bool) -> int:
-        """Cancel all unfinished jobs that match, and return their number. With `dry_run`, only count them."""
-        ...
-
-
 BODY = Body(CancelFilter, "a filter", InvalidFilter, limits.MAX_FILTER_BYTES, {"queue": "mail"}, may_be_empty=False)
 
 
-def routes(node: Listing) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the routes of jobs by filter."""
     views = _Views(node)
     return [
@@ -92,12 +81,13 @@ def routes(node: Listing) -> list[Route]:
 
 
 class _Views:
-    def __init__(self, node: Listing) -> None:
+    def __init__(self, node: Operations) -> None:
         self._node = node
 
     async def listed(self, query: JobsQuery) -> Answer:
         after = None if query.after is None else str(query.after)
-        return json_answer(await self._node.jobs(filters.of_query(query, JobFilter), query.limit, after))
+        page = await self._node.store.jobs(filters.of_query(query, JobFilter), limit=query.limit, after=after)
+        return json_answer({"jobs": [converters.listed(job) for job in page.jobs], "next": page.next})
 
     async def cancel(self, query: filters.DryRunQuery, body: Mapping[str, Any]) -> Answer:
         given = msgspec.structs.asdict(filters.of_body(body, CancelFilter))

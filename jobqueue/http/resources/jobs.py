@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from quart import Response, request
@@ -13,6 +13,7 @@ from werkzeug.exceptions import Conflict
 
 from jobqueue import fields
 from jobqueue.admission import refuse_both
+from jobqueue.engine.operations import Operations
 from jobqueue.errors import InvalidJob, Missing
 from jobqueue.http import limits
 from jobqueue.http.api import models
@@ -30,30 +31,6 @@ LastEventId = Annotated[
 ]
 
 
-class Steering(job_events.Watchable, Protocol):
-    """The methods of a node for single jobs."""
-
-    async def cancel(self, id: str) -> bool:  # noqa: A002 - the name used everywhere
-        """Cancel a waiting job, or request the cancellation of a running one; False if it has ended or does not exist."""
-        ...
-
-    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
-        """Change a waiting job; False if it is not waiting."""
-        ...
-
-    async def retry(self, id: str) -> bool:  # noqa: A002
-        """Run a dead job again; False if it is not dead.
-
-        Raises:
-            ConflictingJob: another job has its unique key.
-        """
-        ...
-
-    async def discard(self, id: str) -> bool:  # noqa: A002
-        """Delete a dead job; False if it is not dead."""
-        ...
-
-
 BODY = Body(Change, "a change of a job", InvalidJob, limits.MAX_CHANGE_BYTES, {"priority": 5, "delay": 60}, may_be_empty=False)
 
 
@@ -69,7 +46,7 @@ class WaitQuery(msgspec.Struct, frozen=True):
     ] = 0
 
 
-def routes(node: Steering) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the routes of single jobs."""
     views = _Views(node)
     path = "/jobs/{job_id}"
@@ -136,11 +113,11 @@ def routes(node: Steering) -> list[Route]:
 
 
 class _Views:
-    def __init__(self, node: Steering) -> None:
+    def __init__(self, node: Operations) -> None:
         self._node = node
 
     async def _found(self, job_id: str) -> dict[str, Any]:
-        return _existing(job_id, await self._node.job(job_id))
+        return _existing(job_id, await job_events.details(self._node, job_id))
 
     async def one(self, job_id: str, query: WaitQuery) -> Answer:
         if not query.wait:
@@ -150,7 +127,7 @@ class _Views:
     async def events(self, job_id: str) -> Response:
         if request.headers.get("Last-Event-ID") == job_events.LAST_ID:
             return Response("", HTTPStatus.NO_CONTENT)  # a 204 makes an EventSource stop, which otherwise reconnects forever
-        with self._node.watch(job_id):  # may raise: do it while an error response is still possible
+        with self._node.watcher.watch(job_id):  # may raise: do it while an error response is still possible
             job = await self._found(job_id)
         if request.method == "HEAD":
             return Response("", headers=job_events.HEADERS)
@@ -161,7 +138,7 @@ class _Views:
     async def _steered(self, job_id: str, act: Callable[[str], Awaitable[bool]], becomes: str, rule: str) -> dict[str, Any]:
         if await act(job_id):
             # If the retention period is zero, the job may already be deleted.
-            return await self._node.job(job_id) or {"id": job_id, "state": becomes}
+            return await job_events.details(self._node, job_id) or {"id": job_id, "state": becomes}
         job = await self._found(job_id)
         raise Conflict(f"The job is {job['state']}: {rule}.")
 
@@ -183,7 +160,7 @@ class _Views:
 
     async def discard(self, job_id: str) -> Answer:
         job = await self._found(job_id)
-        if not await self._node.discard(job["id"]):
+        if not await self._node.store.discard(job["id"]):
             raise Conflict(f"The job is {job['state']}: only dead jobs can be deleted.")
         return json_answer({**job, "state": "discarded"})
 

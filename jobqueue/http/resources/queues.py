@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
+from jobqueue.engine.operations import Operations
 from jobqueue.errors import InvalidQueueSetting, Missing
 from jobqueue.http import limits
 from jobqueue.http.api import models
@@ -14,32 +15,12 @@ from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.responses.answers import Answer, json_answer
 from jobqueue.queue_settings import QueueSettings, queue_settings
 
-
-class Queueing(Protocol):
-    """The methods of a node for queues."""
-
-    async def queues(self) -> list[dict[str, Any]]:
-        """Return all known queues, with their depths and throughput."""
-        ...
-
-    async def queue(self, name: str) -> dict[str, Any] | None:
-        """Return one queue; None if it is not known."""
-        ...
-
-    async def pause(self, queue: str, paused: bool) -> None:
-        """Pause a queue on every node, or resume it."""
-
-    async def configure(self, queue: str, settings: QueueSettings) -> dict[str, Any]:
-        """Change the settings of a queue on all nodes, and return the queue."""
-        ...
-
-
 BODY = Body(
     QueueSettings, "the settings of a queue", InvalidQueueSetting, limits.MAX_SETTINGS_BYTES, {"rate": 5, "max_running": None}
 )
 
 
-def routes(node: Queueing) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the routes of queues."""
     views = _Views(node)
     path = "/queues/{name}"
@@ -89,20 +70,21 @@ def routes(node: Queueing) -> list[Route]:
 
 
 class _Views:
-    def __init__(self, node: Queueing) -> None:
+    def __init__(self, node: Operations) -> None:
         self._node = node
 
     async def listed(self) -> Answer:
-        return json_answer(await self._node.queues())
+        return json_answer(await self._node.depths.queues())
 
     async def one(self, name: str) -> Answer:
-        queue = await self._node.queue(name)
+        queue = next((queue for queue in await self._node.depths.queues() if queue.name == name), None)
         if queue is None:
             raise Missing(f"queue {name!r} not found: no node works it, it has no settings, and it has no jobs", field="name")
         return json_answer(queue)
 
     async def configure(self, name: str, body: Mapping[str, Any]) -> Answer:
-        return json_answer(await self._node.configure(name, queue_settings(body)))
+        await self._node.store.configure(name, queue_settings(body))
+        return json_answer(next(queue for queue in await self._node.store.queues() if queue.name == name))
 
     async def pause(self, name: str) -> Answer:
         return await self._set_paused(name, paused=True)
@@ -111,5 +93,5 @@ class _Views:
         return await self._set_paused(name, paused=False)
 
     async def _set_paused(self, name: str, *, paused: bool) -> Answer:
-        await self._node.pause(name, paused)
+        await self._node.store.pause(name, paused=paused)
         return json_answer({"queue": name, "paused": paused})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from jobqueue.engine.operations import Operations
 from jobqueue.errors import InvalidSchedule, Missing, UnprocessableSchedule
 from jobqueue.http import limits
 from jobqueue.http.api import models
@@ -15,31 +16,8 @@ from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies.json_object import Body
 from jobqueue.http.responses.answers import Answer, json_answer
 from jobqueue.job import Name, PathName
+from jobqueue.storage.roles.inspect import StoredSchedule
 from jobqueue.timetable import CronSchedule, schedule_of
-
-
-class Scheduling(Protocol):
-    """The methods of a node for schedules."""
-
-    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Return all schedules, or the one with that name."""
-        ...
-
-    async def put_schedule(self, schedule: CronSchedule) -> bool:
-        """Create or change a schedule; True if it is new."""
-        ...
-
-    async def unschedule(self, name: str) -> bool:
-        """Delete a schedule; False if it does not exist."""
-        ...
-
-    async def pause_schedule(self, name: str, paused: bool) -> bool:
-        """Pause or resume a schedule; False if it does not exist."""
-        ...
-
-    async def trigger_schedule(self, name: str) -> str | None:
-        """Submit a schedule's job now and return its id; None if the schedule does not exist."""
-        ...
 
 
 class ScheduleSettings(CronSchedule, frozen=True, kw_only=True):
@@ -58,7 +36,7 @@ EXAMPLE = {"cron": "0 3 * * *", "timezone": "Europe/Berlin", "kind": "report"}
 BODY = Body(ScheduleSettings, "a schedule", InvalidSchedule, limits.MAX_SCHEDULE_BYTES, EXAMPLE)
 
 
-def routes(node: Scheduling) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the routes of schedules."""
     views = _Views(node)
     path = "/schedules/{name}"
@@ -98,28 +76,28 @@ def routes(node: Scheduling) -> list[Route]:
 
 
 class _Views:
-    def __init__(self, node: Scheduling) -> None:
+    def __init__(self, node: Operations) -> None:
         self._node = node
 
-    async def _found(self, name: str) -> dict[str, Any]:
-        rows = await self._node.schedules(name)
-        if not rows:
+    async def _found(self, name: str) -> StoredSchedule:
+        found = await self._node.store.schedules(name)
+        if not found:
             raise _no_schedule(name)
-        return rows[0]
+        return found[0]
 
     async def listed(self) -> Answer:
-        return json_answer(await self._node.schedules())
+        return json_answer(await self._node.store.schedules())
 
     async def one(self, name: str) -> Answer:
         return json_answer(await self._found(name))
 
     async def put(self, name: str, body: Mapping[str, Any]) -> Answer:
-        new = await self._node.put_schedule(schedule_named(name, body))
+        new = await self._node.store.put_schedule(schedule_named(name, body))
         return json_answer(await self._found(name), 201 if new else 200)
 
     async def delete(self, name: str) -> Answer:
         schedule = await self._found(name)
-        await self._node.unschedule(name)
+        await self._node.store.unschedule(name)
         return json_answer(schedule)
 
     async def pause(self, name: str) -> Answer:
@@ -130,12 +108,12 @@ class _Views:
 
     async def _set_paused(self, name: str, *, paused: bool) -> Answer:
         await self._found(name)
-        await self._node.pause_schedule(name, paused)
+        await self._node.store.pause_schedule(name, paused=paused)
         return json_answer(await self._found(name))
 
     async def trigger(self, name: str) -> Answer:
         await self._found(name)
-        job_id = await self._node.trigger_schedule(name)
+        job_id = await self._node.store.trigger_schedule(name)
         if job_id is None:
             raise _no_schedule(name)
         return json_answer({"id": job_id}, 201, {"Location": f"/jobs/{job_id}"})

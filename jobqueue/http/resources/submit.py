@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import msgspec
 import trio
 from quart import request
 
 from jobqueue import tracing
-from jobqueue.admission import Admitted, Receipt
-from jobqueue.concurrency.group_commit import Told
+from jobqueue.admission import Receipt
+from jobqueue.engine.operations import Operations
 from jobqueue.http.api import models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies import jobs as bodies
@@ -46,26 +46,6 @@ REFUSES = frozenset({HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPS
 _parsing = trio.CapacityLimiter(1)
 
 
-class Submitting(Protocol):
-    """The methods of a node that submit jobs."""
-
-    async def submit(self, jobs: Admitted) -> Receipt | None:
-        """Commit the jobs. Return a receipt if some of them have keys, else None.
-
-        Raises:
-            UnprocessableJob: a kind has no handler, the database rejected a value, or an idempotency key belongs to another job.
-            ConflictingJob: another transaction is submitting the same key at this moment.
-            Unavailable: nothing was written. Exception: after the subclass `ConnectionLost`, the jobs may or may not be written.
-        """
-
-    def begin(self, jobs: Admitted, told: Told[Receipt | None]) -> None:
-        """Start to commit the jobs. Call ``told(receipt, error)`` later; it must return quickly and must not raise.
-
-        Raises:
-            Exception: an error of `submit` that is known before the commit starts.
-        """
-
-
 class SubmitQuery(msgspec.Struct, frozen=True):
     """The query of a submission."""
 
@@ -74,7 +54,7 @@ class SubmitQuery(msgspec.Struct, frozen=True):
     )
 
 
-def routes(node: Submitting) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the route of submissions."""
 
     async def view(query: SubmitQuery) -> Answer:
@@ -106,7 +86,7 @@ def _header(name: str) -> str | None:
 
 
 async def submit(
-    node: Submitting,
+    node: Operations,
     content_type: str | None,
     body: bytes,
     key: str | None,

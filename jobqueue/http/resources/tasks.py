@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Protocol
 
-from jobqueue.http.api import models
+from jobqueue.engine.operations import Operations
+from jobqueue.http.api import converters, models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.responses.answers import Answer, json_answer
 
 
-class Introspected(Protocol):
-    """The method of a node that shows its tasks."""
-
-    def tasks(self) -> dict[str, Any]:
-        """Return the tree of its live tasks."""
-        ...
-
-
-def routes(node: Introspected) -> list[Route]:
+def routes(node: Operations) -> list[Route]:
     """Make the route of the task tree."""
 
     async def tasks() -> Answer:
-        return json_answer(node.tasks())
+        return json_answer(converters.tasks(node.lease.node.id, node.tasks.look()))
 
     return [
         Route(

@@ -4,61 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from jobqueue.job_filters import DeadFilter, JobFilter
 from jobqueue.metrics import Totals
-from jobqueue.storage.postgres.lanes import Lanes, as_text, fetch_rows, fetch_value
-from jobqueue.storage.roles.inspect import HISTORY_SETTLE, WALK_ROWS, Causes, Depth, Glance, Page, Slot
+from jobqueue.storage.postgres.lanes import Lanes, as_text, fetch_rows, fetch_value, fetch_values
+from jobqueue.storage.roles.inspect import (
+    HISTORY_SETTLE,
+    WALK_ROWS,
+    CauseGroups,
+    DeadJob,
+    Depth,
+    Glance,
+    JobPage,
+    NodeEntry,
+    QueueEntry,
+    Slot,
+    StoredJob,
+    StoredSchedule,
+)
 from jobqueue.storage.roles.run import Activity
 
 
 class PostgresInspect(Lanes):
     """Implements `InspectStore`."""
 
-    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
-        sql = "SELECT jobqueue.list_jobs(%s::jsonb, %s, %s::uuid, %s) AS page"
-        [row] = await self._inspect.run(fetch_rows(sql, as_text(wanted), limit, after, rows))
-        return Page(row["page"]["jobs"], row["page"]["next"])
+    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> JobPage:
+        sql = "SELECT jobqueue.list_jobs(%s::jsonb, %s, %s::uuid, %s)::text"
+        [page] = await self._inspect.run(fetch_values(JobPage, sql, as_text(wanted), limit, after, rows))
+        return page
 
-    async def job(self, job_id: str) -> dict[str, Any] | None:
+    async def job(self, job_id: str) -> StoredJob | None:
         sql = """
-            SELECT to_jsonb(j) || jsonb_build_object(
+            SELECT (to_jsonb(j) || jsonb_build_object(
                        'payload', jobqueue.shown(j.payload), 'result', jobqueue.shown(j.result), 'errors', jobqueue.shown(j.errors),
-                       'options', jobqueue.shown(j.options), 'saved', jobqueue.shown(j.saved)) AS job
+                       'options', jobqueue.shown(j.options), 'saved', jobqueue.shown(j.saved)))::text
               FROM jobqueue.jobs AS j WHERE id = %s
         """
-        rows = await self._inspect.run(fetch_rows(sql, job_id))
-        return dict(rows[0]["job"]) if rows else None
+        found = await self._inspect.run(fetch_values(StoredJob, sql, job_id))
+        return found[0] if found else None
 
     async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
         sql = "SELECT id, state, attempt, claims, jobqueue.shown(saved) AS saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
         rows = await self._inspect.run(fetch_rows(sql, list(job_ids)))
         return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
 
-    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
-        sql = "SELECT row FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
-        return await self._list(sql, as_text(wanted), limit, *(after or (None, None)))
+    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[DeadJob]:
+        sql = "SELECT row::text FROM jobqueue.list_dead(%s::jsonb, %s, %s::timestamptz, %s::uuid) AS row"
+        return await self._inspect.run(fetch_values(DeadJob, sql, as_text(wanted), limit, *(after or (None, None))))
 
-    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
-        sql = "SELECT jobqueue.dead_causes(%s::jsonb, %s)"
-        found = await self._inspect.run(fetch_value(sql, as_text(wanted), limit))
-        assert isinstance(found, dict)  # noqa: S101 - jsonb, an object
-        return Causes(found["causes"], found["more"])
+    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> CauseGroups:
+        sql = "SELECT jobqueue.dead_causes(%s::jsonb, %s)::text"
+        [groups] = await self._inspect.run(fetch_values(CauseGroups, sql, as_text(wanted), limit))
+        return groups
 
-    async def queues(self) -> list[dict[str, Any]]:
-        return await self._list(
-            """
-            SELECT to_jsonb(q) - 'fair' || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8) AS row
+    async def queues(self) -> list[QueueEntry]:
+        return await self._inspect.run(
+            fetch_values(
+                QueueEntry,
+                """
+            SELECT (to_jsonb(q) || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8))::text
               FROM jobqueue.queues AS q ORDER BY name
-            """
+            """,
+            )
         )
 
-    async def nodes(self) -> list[dict[str, Any]]:
-        return await self._list(
-            """
-            SELECT to_jsonb(n) - '{process,activity}'::text[] || jsonb_build_object('running', coalesce(r.running, '[]'),
-                       'throughput', jsonb_build_object('completed', a.completed, 'failed', a.failed)) AS row
+    async def nodes(self) -> list[NodeEntry]:
+        return await self._inspect.run(
+            fetch_values(
+                NodeEntry,
+                """
+            SELECT (to_jsonb(n) || jsonb_build_object('running', coalesce(r.running, '[]'),
+                       'throughput', jsonb_build_object('completed', a.completed, 'failed', a.failed)))::text
               FROM jobqueue.nodes AS n
               LEFT JOIN (
                    SELECT g.node_id, jsonb_agg(to_jsonb(g) - 'node_id' ORDER BY g.queue, g.kind) AS running
@@ -71,15 +87,16 @@ class PostgresInspect(Lanes):
                           coalesce(sum((e.value ->> 1)::numeric), 0)::float8 AS failed
                      FROM jsonb_each(n.activity) AS e WHERE n.lease_until > now()) AS a
              ORDER BY n.started_at
-            """
+            """,
+            )
         )
 
-    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+    async def schedules(self, name: str | None = None) -> list[StoredSchedule]:
         sql = """
-            SELECT to_jsonb(s) || jsonb_build_object('payload', jobqueue.shown(s.payload)) AS row
+            SELECT (to_jsonb(s) || jsonb_build_object('payload', jobqueue.shown(s.payload)))::text
               FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name
         """
-        return await self._list(sql, name)
+        return await self._inspect.run(fetch_values(StoredSchedule, sql, name))
 
     async def depths(self) -> list[Depth]:
         sql = """
@@ -124,6 +141,3 @@ class PostgresInspect(Lanes):
         moment = await self._inspect.run(fetch_value("SELECT clock_timestamp()"))
         assert isinstance(moment, datetime)  # noqa: S101 - timestamptz
         return moment
-
-    async def _list(self, sql: str, *params: Any) -> list[dict[str, Any]]:
-        return [dict(row["row"]) for row in await self._inspect.run(fetch_rows(sql, *params))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import trio
 
 from jobqueue import documents
@@ -37,6 +38,8 @@ HEARTBEAT_TIMEOUT = 4.0
 
 SETTLE_TIMEOUT = 5.0
 """Seconds to wait for the session of a lost connection to end. After that, the caller must try again."""
+
+T = TypeVar("T")
 
 
 class Lanes:
@@ -84,6 +87,16 @@ def fetch_rows(sql: str, *params: Any) -> Callable[[Connection], list[dict[str, 
     def work(connection: Connection) -> list[dict[str, Any]]:
         rows = connection.execute(sql, params, prepare=True)
         return [dict(zip(rows.names, row, strict=True)) for row in rows]
+
+    return work
+
+
+def fetch_values(kind: type[T], sql: str, *params: Any) -> Callable[[Connection], list[T]]:
+    """Decode the only column of each row, the text of a JSON object. Ignore keys of the object that `kind` does not have."""
+
+    def work(connection: Connection) -> list[T]:
+        decode = msgspec.json.Decoder(kind).decode
+        return [decode(str(text)) for [text] in connection.execute(sql, params, prepare=True)]
 
     return work
 

@@ -22,6 +22,13 @@ WALK_ROWS = 10_000
 """Maximum number of jobs that are read for one page of a list, with any filter."""
 
 
+Time = str
+"""A time of the database's clock as ISO 8601 text. It is a text because PostgreSQL has times that `datetime` cannot represent."""
+
+Number = int | float
+"""A number that is encoded as PostgreSQL wrote it: 3, not 3.0."""
+
+
 class Slot(NamedTuple):
     """The work of all nodes in one slot of the history.
 
@@ -45,18 +52,183 @@ class Glance(NamedTuple):
     saved: Any
 
 
-class Page(NamedTuple):
+class JobSummary(msgspec.Struct, kw_only=True):
+    """A job on a list, without the fields that may be large; see `StoredJob`."""
+
+    id: str
+    state: str
+    queue: str
+    kind: str
+    priority: int
+    attempt: int
+    max_retries: int | None
+    created_at: Time
+    run_at: Time | None
+    claimed_at: Time | None
+    ended_at: Time | None
+    node_id: str | None
+    reason: str | None
+    options: Any
+    progress: Any
+
+
+class StoredJob(msgspec.Struct, kw_only=True):
+    """A job in any state. A user's SQL may have written any JSON into the fields of type `Any`.
+
+    Attributes:
+        claims: the number of its last claim.
+        ended_at: when it succeeded, died, or was cancelled.
+        node_id: the node that runs it, or ran it last.
+        options: see `jobqueue.job.Options`.
+        saved: its progress and checkpoint, by name.
+    """
+
+    id: str
+    state: str
+    queue: str
+    kind: str
+    priority: int
+    payload: Any
+    max_retries: int | None
+    timeout: Number | None
+    attempt: int
+    claims: int
+    created_at: Time
+    available_since: Time
+    run_at: Time | None
+    claimed_at: Time | None
+    ended_at: Time | None
+    node_id: str | None
+    result: Any
+    reason: str | None
+    errors: Any
+    options: Any
+    saved: Any
+    cancel_requested_at: Time | None
+
+
+class JobPage(msgspec.Struct):
     """One page of a list of jobs, and the id after which the next page starts; None if this is the last page."""
 
-    jobs: list[dict[str, Any]]
+    jobs: list[JobSummary]
     next: str | None
 
 
-class Causes(NamedTuple):
-    """Dead jobs grouped by queue, kind and cause, and whether there are more groups."""
+class DeadJob(msgspec.Struct, kw_only=True):
+    """A dead job on a list.
 
-    causes: list[dict[str, Any]]
+    Attributes:
+        error: its last error.
+        cause: its error or reason, without the parts that differ between similar failures.
+    """
+
+    id: str
+    queue: str
+    kind: str
+    priority: int
+    attempt: int
+    max_retries: int | None
+    created_at: Time
+    died_at: Time
+    node_id: str | None
+    reason: str
+    error: Any
+    cause: str
+    options: Any
+
+
+class CauseGroup(msgspec.Struct, kw_only=True):
+    """The dead jobs of one queue, kind, and cause; `example` is the id of the job that died last."""
+
+    queue: str
+    kind: str
+    cause: str
+    jobs: int
+    first_died_at: Time
+    last_died_at: Time
+    example: str
+
+
+class CauseGroups(msgspec.Struct):
+    """Groups of dead jobs, and whether there are more groups."""
+
+    causes: list[CauseGroup]
     more: bool
+
+
+class QueueEntry(msgspec.Struct, kw_only=True):
+    """A queue with its settings; see `QueueSettings`. The defaults are those of a queue that nobody has configured."""
+
+    name: str
+    paused: bool = False
+    aging_interval: Number = 1.0
+    max_running: int | None = None
+    rate: Number | None = None
+    burst: int | None = None
+    key_max_running: int | None = None
+    key_rate: Number | None = None
+    key_burst: int | None = None
+    created_at: Time | None = None
+
+
+class RunningCount(msgspec.Struct):
+    """The number of jobs of one queue and kind that a node runs, and the seconds since it claimed the oldest one."""
+
+    queue: str
+    kind: str
+    jobs: int
+    oldest: Number
+
+
+class Rates(msgspec.Struct):
+    """Succeeded jobs and failed attempts per second, over the last minute."""
+
+    completed: Number
+    failed: Number
+
+
+class NodeEntry(msgspec.Struct, kw_only=True):
+    """A registered node; see `Node`."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    queues: Any
+    started_at: Time
+    heartbeat_at: Time
+    lease_until: Time
+    running: list[RunningCount]
+    throughput: Rates
+
+
+class StoredSchedule(msgspec.Struct, kw_only=True):
+    """A schedule; see `CronSchedule`.
+
+    Attributes:
+        source: the module that declares it; None if it was created over HTTP or in SQL.
+        next_at: the first tick that is not processed yet; None until a node has computed it, or if `error` is set.
+        last_at: the last tick that got a job.
+        error: why there is no next tick.
+    """
+
+    name: str
+    source: str | None
+    cron: str
+    timezone: str
+    missed: str
+    kind: str
+    payload: Any
+    queue: str
+    priority: int
+    max_retries: int | None
+    timeout: Number | None
+    paused: bool
+    next_at: Time | None
+    last_at: Time | None
+    error: str | None
+    created_at: Time
+    updated_at: Time
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -79,23 +251,23 @@ class Depth(msgspec.Struct, frozen=True):
 class InspectStore(Protocol):
     """Read jobs, queues, nodes, schedules, and the history."""
 
-    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
+    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> JobPage:
         """Return a page of jobs, the latest first, without columns that may be large. A short page is not always the last one.
 
         Args:
             wanted: the filter.
             limit: the maximum number of jobs on the page.
-            after: the `Page.next` of the previous page.
+            after: the `JobPage.next` of the previous page.
             rows: the maximum number of jobs to read. The page ends there, even if it is short.
         """
 
-    async def job(self, job_id: str) -> dict[str, Any] | None:
-        """Return all columns of a job in any state, or None if it does not exist."""
+    async def job(self, job_id: str) -> StoredJob | None:
+        """Return a job in any state, or None if it does not exist."""
 
     async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
         """Return the states and notes of jobs, by id, without jobs that do not exist."""
 
-    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
+    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[DeadJob]:
         """Return dead jobs, the latest first, without their payloads.
 
         Args:
@@ -104,7 +276,7 @@ class InspectStore(Protocol):
             after: the time of death and the id of the last job on the previous page.
         """
 
-    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
+    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> CauseGroups:
         """Return dead jobs grouped by queue, kind and cause, the largest group first.
 
         Args:
@@ -112,13 +284,13 @@ class InspectStore(Protocol):
             limit: the maximum number of groups.
         """
 
-    async def queues(self) -> list[dict[str, Any]]:
+    async def queues(self) -> list[QueueEntry]:
         """Return all queues that were configured, or that a node has worked."""
 
-    async def nodes(self) -> list[dict[str, Any]]:
+    async def nodes(self) -> list[NodeEntry]:
         """Return the registered nodes, including lost nodes until they are recovered, with their claimed jobs and throughput."""
 
-    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+    async def schedules(self, name: str | None = None) -> list[StoredSchedule]:
         """Return all schedules, or only the one with the given name."""
 
     async def depths(self) -> list[Depth]:

@@ -14,7 +14,24 @@ import trio
 from jobqueue.errors import RefusedData
 from jobqueue.job import JobState
 from jobqueue.job_filters import DeadFilter, JobFilter
-from jobqueue.storage.roles.inspect import HISTORY_SETTLE, WALK_ROWS, Causes, Depth, Glance, Page, Slot
+from jobqueue.storage.roles.inspect import (
+    HISTORY_SETTLE,
+    WALK_ROWS,
+    CauseGroup,
+    CauseGroups,
+    DeadJob,
+    Depth,
+    Glance,
+    JobPage,
+    JobSummary,
+    NodeEntry,
+    QueueEntry,
+    Rates,
+    RunningCount,
+    Slot,
+    StoredJob,
+    StoredSchedule,
+)
 from jobqueue.storage.roles.run import Activity
 from jobqueue.testing.memory_store.state import EPOCH, SECOND, Instant, Member, Row, Schedule, State, instant, iso
 
@@ -25,82 +42,80 @@ _STATES = frozenset(get_args(JobState))
 class MemoryInspect(State):
     """Implements `InspectStore`."""
 
-    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> Page:
+    async def jobs(self, wanted: JobFilter, *, limit: int, after: str | None = None, rows: int = WALK_ROWS) -> JobPage:
         await trio.lowlevel.checkpoint()
         found, rest = self._walk(wanted, wanted.state or _STATES, after, limit, rows)
-        return Page([_listed(row) for row in found], rest)
+        return JobPage([_listed(row) for row in found], rest)
 
-    async def job(self, job_id: str) -> dict[str, Any] | None:
+    async def job(self, job_id: str) -> StoredJob | None:
         await trio.lowlevel.checkpoint()
         row = self._rows.get(job_id)
-        return None if row is None else shown(row)
+        return None if row is None else StoredJob(**shown(row))
 
     async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
         await trio.lowlevel.checkpoint()
         rows = [self._rows[job_id] for job_id in job_ids if job_id in self._rows]
         return {row.id: Glance(row.state, row.attempt, row.claims, row.saved) for row in rows}
 
-    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[dict[str, Any]]:
+    async def dead(self, wanted: DeadFilter, *, limit: int, after: tuple[datetime, str] | None = None) -> list[DeadJob]:
         await trio.lowlevel.checkpoint()
         place = None if after is None else (instant(after[0]), after[1])
         rows = [row for row in reversed(self._wanted(wanted)) if place is None or (row.ended, row.id) < place]
-        names = ("id", "queue", "kind", "priority", "reason", "attempt", "max_retries", "created_at", "node_id", "options")
         return [
-            {name: columns[name] for name in names} | {"died_at": columns["ended_at"], "error": row.last_error, "cause": row.cause}
+            msgspec.convert({**shown(row), "died_at": iso(row.ended), "error": row.last_error, "cause": row.cause}, DeadJob)
             for row in rows[:limit]
-            for columns in [shown(row)]
         ]
 
-    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> Causes:
+    async def dead_causes(self, wanted: DeadFilter, *, limit: int) -> CauseGroups:
         await trio.lowlevel.checkpoint()
         groups: dict[tuple[str, str, str], list[Row]] = {}
         for row in self._wanted(not_empty(wanted)):
             groups.setdefault((row.cause, row.kind, row.queue), []).append(row)
         largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
         causes = [
-            {
-                "queue": queue,
-                "kind": kind,
-                "cause": cause,
-                "jobs": len(rows),
-                "first_died_at": iso(rows[0].ended),
-                "last_died_at": iso(rows[-1].ended),
-                "example": rows[-1].id,
-            }
+            CauseGroup(
+                queue=queue,
+                kind=kind,
+                cause=cause,
+                jobs=len(rows),
+                first_died_at=iso(rows[0].ended),
+                last_died_at=iso(rows[-1].ended),
+                example=rows[-1].id,
+            )
             for (cause, kind, queue), rows in largest[:limit]
         ]
-        return Causes(causes, more=len(largest) > limit)
+        return CauseGroups(causes, more=len(largest) > limit)
 
-    async def queues(self) -> list[dict[str, Any]]:
+    async def queues(self) -> list[QueueEntry]:
+        await trio.lowlevel.checkpoint()
+        entries = []
+        for name, queue in sorted(self._queues.items()):
+            aging = self._aging_of(name).total_seconds()
+            entry = {"name": name, "paused": queue.paused, "aging_interval": aging, "created_at": iso(queue.created_at)}
+            entries.append(msgspec.convert(entry | queue.settings, QueueEntry))
+        return entries
+
+    async def nodes(self) -> list[NodeEntry]:
         await trio.lowlevel.checkpoint()
         return [
-            {
-                "name": name,
-                "paused": queue.paused,
-                "aging_interval": self._aging_of(name).total_seconds(),
-                "created_at": iso(queue.created_at),
-                **queue.settings,
-            }
-            for name, queue in sorted(self._queues.items())
-        ]
-
-    async def nodes(self) -> list[dict[str, Any]]:
-        await trio.lowlevel.checkpoint()
-        return [
-            {
-                **{name: value for name, value in msgspec.to_builtins(member.node).items() if name != "process"},
-                "started_at": iso(member.started_at),
-                "heartbeat_at": iso(member.heartbeat_at),
-                "lease_until": iso(member.lease_until),
-                "running": self._running(member),
-                "throughput": self._done(member),
-            }
+            NodeEntry(
+                id=member.node.id,
+                host=member.node.host,
+                pid=member.node.pid,
+                version=member.node.version,
+                queues=member.node.queues,
+                started_at=iso(member.started_at),
+                heartbeat_at=iso(member.heartbeat_at),
+                lease_until=iso(member.lease_until),
+                running=self._running(member),
+                throughput=self._done(member),
+            )
             for member in sorted(self._members.values(), key=lambda member: member.started_at)
         ]
 
-    async def schedules(self, name: str | None = None) -> list[dict[str, Any]]:
+    async def schedules(self, name: str | None = None) -> list[StoredSchedule]:
         await trio.lowlevel.checkpoint()
-        return [shown(one) for key, one in sorted(self._schedules.items()) if name in (None, key)]
+        return [StoredSchedule(**shown(one)) for key, one in sorted(self._schedules.items()) if name in (None, key)]
 
     async def depths(self) -> list[Depth]:
         await trio.lowlevel.checkpoint()
@@ -176,22 +191,19 @@ class MemoryInspect(State):
 
         return sorted((row for row in self._in("dead") if meant(row)), key=lambda row: (row.ended, row.id))
 
-    def _running(self, member: Member) -> list[dict[str, Any]]:
+    def _running(self, member: Member) -> list[RunningCount]:
         since: dict[tuple[str, str], list[Instant]] = {}
         for row in self._in("inflight"):
             if row.node_id == member.node.id and row.claimed_at is not None:
                 since.setdefault((row.queue, row.kind), []).append(row.claimed_at)
         return [
-            {"queue": queue, "kind": kind, "jobs": len(claimed), "oldest": (self._now() - min(claimed)) / SECOND}
+            RunningCount(queue, kind, len(claimed), (self._now() - min(claimed)) / SECOND)
             for (queue, kind), claimed in sorted(since.items())
         ]
 
-    def _done(self, member: Member) -> dict[str, float]:
+    def _done(self, member: Member) -> Rates:
         rates = list(member.activity.values()) if member.lease_until > self._now() else []
-        return {
-            "completed": round(sum(completed for completed, _ in rates), 4),
-            "failed": round(sum(failed for _, failed in rates), 4),
-        }
+        return Rates(round(sum(completed for completed, _ in rates), 4), round(sum(failed for _, failed in rates), 4))
 
 
 def _meant(row: Row, wanted: JobFilter) -> bool:
@@ -241,12 +253,8 @@ def not_empty(wanted: Filter) -> Filter:
     return wanted
 
 
-def _listed(row: Row) -> dict[str, Any]:
-    columns = shown(row)
-    names = ("id", "state", "queue", "kind", "priority", "attempt", "max_retries", "created_at", "run_at", "claimed_at", "ended_at")
-    return {name: columns[name] for name in (*names, "node_id", "reason", "options")} | {
-        "progress": (row.saved or {}).get("progress")
-    }
+def _listed(row: Row) -> JobSummary:
+    return msgspec.convert({**shown(row), "progress": (row.saved or {}).get("progress")}, JobSummary)
 
 
 def shown(row: Row | Schedule) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from jobqueue.engine.operations import Operations
 from jobqueue.http import app as api
 from jobqueue.http.api.routes import Route
 from jobqueue.http.bodies import strict_json
@@ -135,13 +136,13 @@ class Steered(RecordingNode):
         self.calls.append((wanted, dry_run))
         return 1
 
-    async def change(self, id: str, change: Change) -> bool:  # noqa: A002
-        self.calls.append((id, change))
+    async def change(self, job_id: str, change: Change) -> bool:
+        self.calls.append((job_id, change))
         return True
 
-    async def configure(self, queue: str, settings: Any) -> dict[str, Any]:
+    async def configure(self, queue: str, settings: Any) -> None:
+        await super().configure(queue, settings)
         self.calls.append(settings)
-        return {"name": queue}
 
     async def put_schedule(self, schedule: CronSchedule) -> bool:
         self.calls.append(schedule)
@@ -161,7 +162,7 @@ OBJECTS = {
 }
 """An object that each route accepts, and a value in it."""
 
-WITH_A_BODY = [route for route in api.table(cast(api.Backend, None)) if route.body is not None]
+WITH_A_BODY = [route for route in api.table(cast(Operations, None)) if route.body is not None]
 
 
 @pytest.mark.parametrize("route", WITH_A_BODY, ids=lambda route: f"{route.method} {route.path}")

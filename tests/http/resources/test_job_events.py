@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import httpx
@@ -326,12 +327,6 @@ async def test_an_idle_event_stream_gets_comments(autojump_clock: MockClock, nur
     watcher = JobWatcher(store, Signals(), keep_finished=True)
     await nursery.start(watcher.run)
 
-    class Node:
-        watch = staticmethod(watcher.watch)
-
-        async def job(self, id: str) -> dict[str, Any] | None:  # noqa: A002
-            return {"id": id, "state": "succeeded"}
-
     prolonged: list[float] = []
     began = trio.current_time()
 
@@ -339,7 +334,7 @@ async def test_an_idle_event_stream_gets_comments(autojump_clock: MockClock, nur
         prolonged.append(trio.current_time() - began)
         return len(prolonged) <= 21
 
-    stream = http_watch.events(Node(), UNKNOWN, go_on)
+    stream = http_watch.events(SimpleNamespace(watcher=watcher), UNKNOWN, go_on)
     assert b"event: state\nid: 1\ndata: {" in await anext(stream)
     assert [await anext(stream) for _ in range(20)] == [b": still here\n\n"] * 20
     assert prolonged[-1] == pytest.approx(20 * http_watch.KEEP_ALIVE, abs=2)

@@ -31,7 +31,7 @@ from jobqueue.http.resources import overview as http_overview
 from jobqueue.job import NewJob
 from jobqueue.metrics import Metrics
 from jobqueue.storage.embedded.cluster import PORT, ROLE
-from jobqueue.storage.roles.inspect import HISTORY_SETTLE, Slot
+from jobqueue.storage.roles.inspect import HISTORY_SETTLE, NodeEntry, Slot
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import Database
 from tests.support.proxy import proxy_in_thread
@@ -52,7 +52,7 @@ class Counted(MemoryStore):
         self.reads: list[tuple[int, float]] = []
         self.failing = False
 
-    async def nodes(self) -> list[dict[str, Any]]:
+    async def nodes(self) -> list[NodeEntry]:
         self.looks += 1
         if self.failing:
             raise DatabaseUnavailable("as told")
@@ -71,14 +71,10 @@ class Watched:
         self.metrics = Metrics()
         lease = Lease(store, self.metrics, Signals(), queues={}, seconds=30)
         self.overview = Overview(store, Depths(store), lease)
-        self.watch_overview = self.overview.watch
         self._streams: list[AsyncGenerator[bytes]] = []
 
-    async def history(self, seconds: int) -> dict[str, Any]:
-        raise NotImplementedError
-
     def events(self, seconds: int = 900, go_on: Callable[[], bool] = lambda: True) -> AsyncGenerator[bytes]:
-        self._streams.append(http_overview.events(self, seconds, go_on))
+        self._streams.append(http_overview.events(self.overview, seconds, go_on))
         return self._streams[-1]
 
     async def aclose(self) -> None:
