@@ -353,7 +353,7 @@ class _Records(logging.Handler):
 def _is_default(handler: logging.Handler) -> bool:
     if type(handler) is not logging.StreamHandler or handler.stream is not stderr or handler.formatter is None:
         return False
-    return handler.formatter._fmt == logging.BASIC_FORMAT and handler.formatter.datefmt is None  # noqa: SLF001
+    return getattr(handler.formatter, "_fmt", None) == logging.BASIC_FORMAT and handler.formatter.datefmt is None
 
 
 class _Stream(io.RawIOBase):
