@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
-import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -124,15 +125,42 @@ async def driver(any_database_url: str) -> AsyncIterator[Driver]:
         yield opened
 
 
-STARTS_PROCESSES = re.compile(r"subprocess|command_line|run_jobqueue|run_module|hypothesis|state_machine|benchmarks|FailingStore")
-"""Words in the modules that start processes or try many examples."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` each test without PostgreSQL, in a module that starts no process and tries few examples."""
-    fast: dict[Path, bool] = {}
+    """Mark as `fast` each test that uses no PostgreSQL and is not marked as `slow`."""
     for item in items:
-        if item.path not in fast:
-            fast[item.path] = not STARTS_PROCESSES.search(item.path.read_text(encoding="utf-8"))
-        if fast[item.path] and isinstance(item, pytest.Function) and not {"servers", "jobqueue_postgres"} & set(item.fixturenames):
+        servers = {"servers", "jobqueue_postgres"} & set(getattr(item, "fixturenames", ()))
+        if isinstance(item, pytest.Function) and not servers and not item.get_closest_marker("slow"):
             item.add_marker("fast")
+
+
+running_fast_test: pytest.Item | None = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    global running_fast_test  # noqa: PLW0603 - an audit hook has no other state
+    running_fast_test = item if item.get_closest_marker("fast") else None
+    try:
+        return (yield)
+    finally:
+        running_fast_test = None
+
+
+def reject_processes(event: str, _: object) -> None:
+    """Fail a fast test that starts a process."""
+    if event in STARTS and running_fast_test is not None:
+        raise RuntimeError(f"{running_fast_test.nodeid} starts a process: mark it as slow")
+
+
+STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "multiprocessing.spawn", "tests.fork_server"}
+"""The audit events of a new process. The last two are raised here and in the fork server, because Python raises none for them."""
+
+sys.addaudithook(reject_processes)
+
+
+def spawn(*args: Any, start: Callable[..., int] = multiprocessing.util.spawnv_passfds) -> int:
+    sys.audit("multiprocessing.spawn")
+    return start(*args)
+
+
+multiprocessing.util.spawnv_passfds = spawn

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from jobqueue.documents import MAX_DEPTH, RefusedDocument, encode, join, storable, weight
 
+pytestmark = pytest.mark.slow
+
 
 def arrays(levels: int) -> Any:
     value: Any = []

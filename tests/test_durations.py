@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from jobqueue.durations import BOUNDS, LARGEST_RATIO, Durations, percentile
 
+pytestmark = pytest.mark.slow
+
 durations = st.lists(st.floats(0, 1_000_000), min_size=1, max_size=200)
 shares = st.floats(0.01, 1)
 

@@ -29,6 +29,8 @@ from jobqueue.fields import read
 from jobqueue.job import MAX_BATCH_JOBS, MAX_PAYLOAD_BYTES, Submission
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 
 class Connected(NamedTuple):
     """A connection in a transaction, which its context commits or rolls back; `execute` runs a statement on it."""

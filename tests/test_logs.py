@@ -31,6 +31,8 @@ from tests.support.postgres import Database
 from tests.support.service import Service, Start, submit
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 GAP = "log lines dropped: the log could not be written in time"
 
 

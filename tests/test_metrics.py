@@ -8,6 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from jobqueue.durations import percentile
 from jobqueue.metrics import CONTENT_TYPE, MAX_LABEL_PAIRS, KindMetrics, Metrics
 
+pytestmark = pytest.mark.slow
+
 AWKWARD = 'a "quoted"\n\\line, ünïcode {=}'
 
 

@@ -8,6 +8,8 @@ from jobqueue.errors import HandlerError
 from jobqueue.job import MAX_DELAY, MAX_RETRIES
 from jobqueue.retry import DEFAULT_BACKOFF, Backoff, exponential_pause
 
+pytestmark = pytest.mark.slow
+
 attempts = st.integers(1, MAX_RETRIES + 1)
 
 

@@ -18,6 +18,8 @@ from jobqueue.settings import Settings
 from jobqueue.tokens import MAX_NAME_LENGTH, MAX_TOKENS, Token
 from tests.support.command_line import run_jobqueue
 
+pytestmark = pytest.mark.slow
+
 HEX = sha256(b"open-sesame").hexdigest()
 
 

@@ -40,6 +40,8 @@ from tests.support.service import Service
 from tests.support.storage import Driver, joined, new_id, open_driver
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN_ID = "00f067aa0ba902b7"
 IDS = f"{TRACE_ID}-{SPAN_ID}-01"

@@ -13,6 +13,8 @@ import pytest
 from tests.support import SOAK
 from tests.support.command_line import run_module
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

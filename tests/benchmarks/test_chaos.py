@@ -32,6 +32,8 @@ from jobqueue.storage import connection, schema
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None:
     assert plan.make(7, 100, gap=4) == plan.make(7, 100, gap=4) != plan.make(8, 100, gap=4)

@@ -8,6 +8,8 @@ from benchmarks.fuzz.cases import ROUTES, draw_cases
 from benchmarks.fuzz.client import statuses
 from tests.support.command_line import run_module
 
+pytestmark = pytest.mark.slow
+
 LIVE_IDS = ("0190a0b0-0000-7000-8000-000000000002",)
 
 

@@ -17,6 +17,8 @@ from benchmarks.client import _read_answer as read_one_answer
 from tests.support.command_line import run_module
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 ServiceFactory = Callable[..., Service]
 
 

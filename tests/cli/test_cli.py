@@ -65,6 +65,7 @@ def test_each_command_has_help_and_the_options_for_json_and_the_queue() -> None:
         assert options >= OPTIONS.get(path[0], {"--json", "--url", "--token", "--database-url"}), path
 
 
+@pytest.mark.slow
 def test_unknown_commands_are_rejected() -> None:
     assert "No such command" in call("nonsense", code=2).stderr
     assert "No such command" in call("queues", "nonsense", code=2).stderr
@@ -75,6 +76,7 @@ def test_without_a_known_token_a_command_fails_with_a_remedy(node: Service) -> N
         assert "give one with --token, or set JOBQUEUE_TOKEN" in call("nodes", "--url", node.url, *given, code=1).stderr
 
 
+@pytest.mark.slow
 def test_without_a_service_a_command_fails_with_a_remedy() -> None:
     failed = call("nodes", "--url", f"http://127.0.0.1:{free_port()}", code=4)
     assert "Start a service with `jobqueue serve`, or give its URL with --url" in failed.stderr
@@ -137,6 +139,7 @@ def test_ctrl_c_exits_with_130(node: Service) -> None:
     assert waiting.returncode == 130
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_a_command_even_if_the_tests_ignore_it() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a command that a shell starts in the background
     try:
@@ -247,6 +250,7 @@ def test_times_without_a_zone_are_local() -> None:
             values.time_or_age(wrong)
 
 
+@pytest.mark.slow
 def test_how_times_and_durations_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [seconds(value) for value in (None, 0.0471, 3, 90, 600, 7_500, 180_000)] == [
         "", "0.047 s", "3 s", "90 s", "10 min", "2 h 5 min", "2 d 2 h"
@@ -258,6 +262,7 @@ def test_how_times_and_durations_are_written(monkeypatch: pytest.MonkeyPatch) ->
     assert local(None) == ""
 
 
+@pytest.mark.slow
 def test_the_version_option_imports_click_alone() -> None:
     code = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('jobqueue', run_name='__main__')"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -31,6 +31,8 @@ from tests.support import ROOT
 from tests.support.command_line import run_jobqueue
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 INFINITE = float("inf")
 
 BOUNDS = (0.0, 0.01, 0.1, 1.0, 10.0, INFINITE)

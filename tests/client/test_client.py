@@ -37,6 +37,8 @@ from tests.support.postgres import Database, ServerPool
 from tests.support.running import HANDLERS, Bench, free_port
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 NOBODY = "0190a0b0-0000-7000-8000-00000000ffff"
 TOKEN = "secret"
 

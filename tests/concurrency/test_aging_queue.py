@@ -11,6 +11,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from jobqueue.concurrency.aging_queue import AgingQueue, AgingQueueStatistics
 
+pytestmark = pytest.mark.slow
+
 MAX_PRIORITY = 20
 AGING_INTERVAL = 3
 

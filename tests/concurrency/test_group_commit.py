@@ -12,6 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from jobqueue.concurrency.group_commit import GroupCommit, GroupCommitStatistics
 from jobqueue.errors import Overloaded, ShuttingDown
 
+pytestmark = pytest.mark.slow
+
 
 class Refused(Exception):
     """An error that one bad item causes, so the batch may be split."""

@@ -26,6 +26,8 @@ from jobqueue import App, HandlerError, Job
 from jobqueue.engine.handlers import PayloadMismatch
 from tests.support.executor import claimed
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 

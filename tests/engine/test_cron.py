@@ -45,6 +45,8 @@ from tests.support.postgres import Database
 from tests.support.service import Service, Start
 from tests.support.waiting import until, wait_for
 
+pytestmark = pytest.mark.slow
+
 BERLIN = "Europe/Berlin"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()
 

@@ -65,6 +65,7 @@ async def test_a_plain_handler_runs_in_a_thread(node: Runner) -> None:
     assert msgspec.json.decode(outcome.result) != threading.get_ident()
 
 
+@pytest.mark.slow
 async def test_a_cpu_handler_runs_in_a_process(node: Runner) -> None:
     outcome = await node.run(os.getpid, cpu=True)
     assert outcome.outcome == "succeeded"
@@ -157,6 +158,7 @@ def return_a_coroutine_in_a_process() -> Any:
     return never()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "options"),
     [(return_a_coroutine, {}), (return_something_to_await, {}), (return_a_coroutine_in_a_process, {"cpu": True})],
@@ -588,6 +590,7 @@ def payload(**fields: Any) -> dict[str, Any]:
     return {"payload": msgspec.json.encode(fields)}
 
 
+@pytest.mark.slow
 async def test_verdicts_and_failures_are_received_from_a_process(node: Runner) -> None:
     node.handle(steer, cpu=True)
 
@@ -608,6 +611,7 @@ async def test_verdicts_and_failures_are_received_from_a_process(node: Runner) -
     assert error_of(await outcome_of("leave")).error == "SystemExit: 3"
 
 
+@pytest.mark.slow
 async def test_a_dead_process_is_a_readable_failure_and_is_replaced(node: Runner) -> None:
     died = await node.run(os._exit, cpu=True, job=payload(status=3))
     assert died.outcome == "retry"
@@ -618,6 +622,7 @@ async def test_a_dead_process_is_a_readable_failure_and_is_replaced(node: Runner
     assert after.outcome == "succeeded"
 
 
+@pytest.mark.slow
 async def test_a_process_is_killed_at_the_timeout(node: Runner) -> None:
     node.app.handler("pid", cpu=True)(os.getpid)
     before = await node.execute(claimed(kind="pid"))
@@ -629,6 +634,7 @@ async def test_a_process_is_killed_at_the_timeout(node: Runner) -> None:
         os.kill(msgspec.json.decode(before.result), 0)
 
 
+@pytest.mark.slow
 async def test_the_timeout_of_a_job_starts_when_it_gets_a_process(node: Runner, nursery: trio.Nursery) -> None:
     node.handle(os.getpid, cpu=True, timeout=30)
     running = Running(node)
@@ -642,6 +648,7 @@ async def test_the_timeout_of_a_job_starts_when_it_gets_a_process(node: Runner, 
     assert [outcome and outcome.outcome for outcome in running.outcomes] == ["succeeded"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "text"),
     [

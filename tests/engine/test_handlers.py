@@ -17,6 +17,8 @@ from jobqueue.job import MAX_NAME_LENGTH, MAX_RETRIES, MAX_TIMEOUT
 from jobqueue.retry import DEFAULT_BACKOFF
 from tests.support.executor import claimed
 
+pytestmark = pytest.mark.slow
+
 
 def registered(function: Any, **options: Any) -> Handler:
     app = App()

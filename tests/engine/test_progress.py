@@ -301,6 +301,7 @@ async def test_the_message_is_cut_at_its_bound(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_what_is_done_in_a_process_stays_picklable() -> None:
     async with trio_parallel.open_worker_context() as processes:
         with trio.fail_after(60):

@@ -21,6 +21,8 @@ from tests.support.command_line import UUID
 from tests.support.service import Start, submit
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 
 def walked(task: TaskState) -> Iterator[TaskState]:
     yield task

@@ -27,6 +27,8 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.support import ROOT
 from tests.support.executor import no_transactions, run_one
 
+pytestmark = pytest.mark.slow
+
 BLOCKED_SECONDS = 1.9
 """Long enough for the watchdog: the next beat is due within 0.5 s, and overdue after another 0.6 s."""
 

@@ -12,6 +12,8 @@ from tests.support import ROOT, postgres
 from tests.support.postgres import SERVERS, Database
 from tests.support.storage import open_driver
 
+pytestmark = pytest.mark.slow
+
 IDENTIFIED = """
     SELECT c.oid::regclass::text,
            c.relreplident = 'f'

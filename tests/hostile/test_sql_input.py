@@ -39,6 +39,8 @@ from tests.support.nodes import running_node
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import Driver, new_id, open_driver
 
+pytestmark = pytest.mark.slow
+
 Verdict = tuple[str, str | None] | None
 """The message and field of a rejection; None for an accepted value."""
 

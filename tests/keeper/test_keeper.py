@@ -34,6 +34,8 @@ from tests.support.processes import children_of
 from tests.support.service import Service
 from tests.support.storage import Driver
 
+pytestmark = pytest.mark.slow
+
 LEASE_SECONDS = 8
 """The length of a lease that a handler outlasts. A loaded machine must not stall a node this long."""
 

@@ -32,6 +32,8 @@ from tests.support.processes import children_of
 from tests.support.service import Effects, Service
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "open-sesame"
 
 

@@ -49,6 +49,8 @@ from tests.support import ROOT
 from tests.support.fork_server import fork_server
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60.0
 """Seconds for a response to become the one shown."""
 

@@ -31,6 +31,8 @@ from jobqueue import testing
 from tests.support.command_line import run_module
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 KEY = b"a key of at least 24 bytes"
 SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
 IMAGES = Path(mpl.get_data_path())

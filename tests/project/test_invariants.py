@@ -12,6 +12,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 INTERNALS = ROOT / "docs" / "internals"
 TABLES = ["invariants.md", "faults.md"]
 """Pages whose last column names the tests that hold a row."""

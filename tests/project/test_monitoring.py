@@ -24,6 +24,8 @@ from tests.support import ROOT
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 DASHBOARD = json.loads((ROOT / "examples/monitoring/grafana.json").read_text())
 ALERTS = yaml.safe_load((ROOT / "examples/monitoring/alerts.yaml").read_text())
 RULES = {rule["alert"]: rule for group in ALERTS["groups"] for rule in group["rules"]}

@@ -31,6 +31,8 @@ from tests.support.failing_store import WAYS, FailingStore, Fault
 from tests.support.nodes import running_node
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 POSTGRESQL_SAMPLE = range(3, 60, 8)
 
 ENDS = {

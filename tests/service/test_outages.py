@@ -37,6 +37,8 @@ from tests.support.service import Effects, Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 NOTICED = 60.0
 """Seconds within which a node reports that it is not ready. About 10 on an idle machine."""
 

@@ -380,6 +380,7 @@ def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
     return run_jobqueue(*arguments, env={"JOBQUEUE_PORT": "0", **(env or {})})
 
 
+@pytest.mark.slow
 def test_version_and_help_with_every_option_its_variable_and_its_default() -> None:
     assert run_cli("--version").stdout.startswith("jobqueue, version 0.")
     text = " ".join(run_cli("serve", "--help").stdout.split())
@@ -396,6 +397,7 @@ def test_version_and_help_with_every_option_its_variable_and_its_default() -> No
         assert default is None or default in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

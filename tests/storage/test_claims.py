@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from jobqueue.storage import claims
 from tests.support.storage import new_id
 
+pytestmark = pytest.mark.slow
+
 DEEP = "[" * 1_200 + "]" * 1_200
 
 BAD: dict[str, dict[int, str]] = {

@@ -27,6 +27,8 @@ from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 CONNECTIONS = 30
 
 SETTINGS = {"max_connections": str(CONNECTIONS), "max_prepared_transactions": "4", "wal_level": "logical"}

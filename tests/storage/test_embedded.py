@@ -31,6 +31,8 @@ from tests.support import postgres
 from tests.support.running import free_port
 from tests.support.waiting import until, wait_for
 
+pytestmark = pytest.mark.slow
+
 AS_ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[2]
 SERVICE = """\

@@ -41,6 +41,8 @@ from jobqueue.testing.memory_store import MemoryStore
 from tests.support import postgres
 from tests.support.storage import new_id
 
+pytestmark = pytest.mark.slow
+
 QUEUES = ["default", "mail"]
 MEMBERS = 2
 LATER = 86_400.0

@@ -92,6 +92,7 @@ class ForkServer:
         self._process.wait(60)
 
     def _fork(self, arguments: Sequence[str], env: Mapping[str, str], streams: Sequence[IO[Any] | int]) -> socket.socket:
+        sys.audit("tests.fork_server")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             order = json.dumps({"arguments": list(arguments), "env": dict(env)}).encode()

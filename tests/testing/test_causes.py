@@ -16,6 +16,8 @@ from tests.support import ROOT
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import open_driver
 
+pytestmark = pytest.mark.slow
+
 UNIQUE = (
     'UniqueViolation: duplicate key value violates unique constraint "orders_{}_pkey"\n'
     "DETAIL:  Key (id, email)=({}) already exists."

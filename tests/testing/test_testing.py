@@ -28,6 +28,8 @@ from jobqueue import pytest_plugin, testing
 from jobqueue.errors import InvalidJob
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["pytester"]
 
 app = jobqueue.App()

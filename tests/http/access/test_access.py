@@ -27,6 +27,8 @@ from tests.support.http import both_lanes, problem, serving
 from tests.support.service import Service, Start
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 THREE = [parse(f"{role}:{role}-secret") for role in ROLES]
 
 

@@ -30,6 +30,8 @@ from tests.support import ROOT
 from tests.support.http import RecordingNode, serving
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "0123456789abcdef"
 
 EXAMPLES = int(os.environ.get("JOBQUEUE_TEST_EXAMPLES", "4"))

@@ -30,6 +30,8 @@ from jobqueue.job import (
     Submission,
 )
 
+pytestmark = pytest.mark.slow
+
 NDJSON = "application/x-ndjson"
 
 

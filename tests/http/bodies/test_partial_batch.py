@@ -22,6 +22,8 @@ from tests.support.http import RecordingNode, Served, problem, serving
 from tests.support.postgres import Database
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow
+
 NDJSON = "application/x-ndjson"
 
 

@@ -28,6 +28,8 @@ from jobqueue.tokens import parse
 from tests.support.http import JOB, JSON, RecordingNode, complete, exchange, open_files, request, serving
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 CLOSED = Authorizer([parse("submit:secret")])
 
 PLAIN = {

@@ -40,6 +40,8 @@ from tests.support.service import Service
 from tests.support.storage import new_id, open_driver
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 Event = tuple[str, Any]
 
 
