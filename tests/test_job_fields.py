@@ -24,7 +24,7 @@ from jobqueue.admission import PlainJob
 from jobqueue.cli.schedules import put
 from jobqueue.cli.submit import command as submit
 from jobqueue.documents import MAX_DEPTH
-from jobqueue.errors import UnprocessableJob
+from jobqueue.errors import InvalidJob, UnprocessableJob
 from jobqueue.fields import attributes, must_be, not_null
 from jobqueue.http.api import models
 from jobqueue.http.api.json_schema import alternatives
@@ -145,6 +145,21 @@ def test_admission_keeps_the_field(name: str) -> None:
         stored = {field: value for field, value in (columns | options).items() if value != DEFAULTS[field]}
         instants = {"run_at": "2040-01-31T08:00:00Z", "expires_at": seconds(SAMPLES["expires_at"])}
         assert stored == {field: instants.get(field, value) for field, value in job.items() if value != DEFAULTS[field]}
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"payload"}))
+def test_a_value_beyond_a_bound_is_rejected(name: str) -> None:
+    limits = bounds(FIELDS[name].type)
+    step = {"ge": -1, "gt": 0, "le": 1, "min_length": -1, "max_length": 1}
+    good = ["x" * int(limit) if "length" in bound else limit for bound, limit in limits.items() if bound != "gt"]
+    bad = ["x" * int(limit + step[bound]) if "length" in bound else limit + step[bound] for bound, limit in limits.items()]
+    for value in good:
+        bodies.parse("application/json", json.dumps([{name: value}]).encode())
+    for value in [*bad, []]:
+        for more in ({}, {"unknown": 1}):
+            with pytest.raises(InvalidJob, match=f"{name} must be ") as refused:
+                bodies.parse("application/json", json.dumps([{}, {name: value, **more}]).encode())
+            assert (refused.value.field, refused.value.index) == (name, 1)
 
 
 def test_the_api_describes_each_field() -> None:

@@ -93,20 +93,8 @@ def test_a_payload_is_read_from_standard_input(jobqueue: CommandLine, queue: str
 
 
 def test_every_field_of_a_job_has_an_option(jobqueue: CommandLine, queue: str) -> None:
-    options = [
-        "--max-retries",
-        "7",
-        "--timeout",
-        "2m",
-        "--expires-in",
-        "1d",
-        "--weight",
-        "2",
-        "--group",
-        "g",
-        "--concurrency-key",
-        "c",
-    ]
+    options = ["--max-retries", "7", "--timeout", "2m", "--expires-in", "1d"]
+    options += ["--weight", "2", "--group", "g", "--concurrency-key", "c"]
     keys = ["--unique", "--unique-key", "u", "--idempotency-key", f"{queue}-1", "--delay", "2h"]
     job = jobqueue.json("jobs", "show", jobqueue.text("submit", "steps", "--queue", queue, *options, *keys).strip())
     assert (job["max_retries"], job["timeout"], job["state"]) == (7, 120, "scheduled")
