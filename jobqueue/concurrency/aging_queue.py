@@ -56,11 +56,6 @@ class AgingQueue(Generic[T]):
         """Whether `close` was called."""
         return self._closed
 
-    @property
-    def tasks_waiting(self) -> int:
-        """Number of tasks that wait in `pop`."""
-        return len(self._waiting)
-
     def statistics(self) -> AgingQueueStatistics:
         return AgingQueueStatistics(len(self._heap), self._capacity, len(self._waiting))
 

@@ -194,7 +194,7 @@ async def test_a_task_cancelled_after_it_was_woken_keeps_its_item(queue: AgingQu
     consumers.scopes[0].cancel()
     await wait_all_tasks_blocked()
     assert consumers.received == [(0, 7)]
-    assert queue.tasks_waiting == 1
+    assert queue.statistics().tasks_waiting == 1
     queue.close()
 
 
@@ -230,7 +230,7 @@ async def test_no_schedule_of_pushes_pops_and_cancels_loses_or_doubles_an_item_o
             elif consumers.scopes:
                 consumers.scopes[number % len(consumers.scopes)].cancel()
         await wait_all_tasks_blocked()
-        assert not (len(queue) and queue.tasks_waiting)
+        assert not (len(queue) and queue.statistics().tasks_waiting)
         received = [item for _, item in consumers.received]
         assert sorted(received + queue.close()) == pushed
 
