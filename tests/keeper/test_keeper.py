@@ -33,6 +33,7 @@ from tests.support.postgres import Database
 from tests.support.processes import children_of
 from tests.support.service import Service
 from tests.support.storage import Driver
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -83,14 +84,6 @@ def submit(node: Service, kind: str, payload: dict[str, Any] | None = None, *, m
     answer = httpx.post(f"{node.url}/submit", json=job, timeout=60)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
-
-
-def wait_for(true: Callable[[], object], what: str, seconds: float = 120) -> float:
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def lines(node: Service, event: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import httpx
 
 from tests.support.postgres import Database
 from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 HANDLERS = "tests.handlers.running"
 
@@ -42,11 +42,7 @@ class Bench:
 
     def until(self, true: Callable[[], object], seconds: float = 120) -> float:
         """Wait until the condition is true; return how long that took."""
-        began = time.monotonic()
-        while not true():
-            assert time.monotonic() - began < seconds, f"not within {seconds} s"
-            time.sleep(0.01)
-        return time.monotonic() - began
+        return wait_for(true, seconds=seconds)
 
     def until_effect(self, job_id: str, what: str, seconds: float = 120) -> float:
         return self.until(lambda: what in self.effects(job_id), seconds)

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
-import trio
 
 from tests.support.postgres import Database
 from tests.support.waiting import until, wait_for
@@ -22,9 +21,7 @@ WAITING_FOR_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'Sync
 async def waits_for_a_lock(sql: Database, application: str) -> None:
     """Wait until a connection with this name waits for another transaction."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
-    with trio.fail_after(60):
-        while not sql.value(waiting, application):  # noqa: ASYNC110 - the database sends no event
-            await trio.sleep(0.01)
+    await until(lambda: sql.value(waiting, application))
 
 
 @asynccontextmanager
