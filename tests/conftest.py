@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing.util
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +128,20 @@ async def driver(any_database_url: str) -> AsyncIterator[Driver]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` each test that uses no PostgreSQL and is not marked as `slow`."""
+    """Mark as `fast` each test that uses no PostgreSQL and is not marked as `slow`.
+
+    Each worker gets a span of the tests, and begins with its share of the long ones. So no long test is the last one.
+    """
     for item in items:
         servers = {"servers", "jobqueue_postgres"} & set(getattr(item, "fixturenames", ()))
         if isinstance(item, pytest.Function) and not servers and not item.get_closest_marker("slow"):
             item.add_marker("fast")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = iter([item for item in items if not item.get_closest_marker("long")])
+    shares = [long[worker::workers] for worker in range(workers)]
+    span = math.ceil(len(items) / workers)
+    items[:] = [item for share in shares for item in [*share, *islice(others, span - len(share))]]
 
 
 running_fast_test: pytest.Item | None = None

@@ -93,6 +93,7 @@ DEAD: list[tuple[str, str | None, float | None, str]] = [
 ]
 
 
+@pytest.mark.long
 def test_whatever_a_handler_does_its_job_ends_with_a_reason_and_no_other_job_is_harmed(
     start: Start, client: httpx.Client, database: Database, effects: Path
 ) -> None:

@@ -252,6 +252,7 @@ async def ready(base: str) -> None:
     assert answer.json() == {"status": "ok"}
 
 
+@pytest.mark.long
 async def test_a_node_works_under_each_odd_setting(database_url: str, database: Database) -> None:
     database.rows("CREATE TABLE public.effects (n integer)")
     async with running(database_url) as (engine, base, stages):

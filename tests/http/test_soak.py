@@ -261,6 +261,7 @@ def send_garbage(process: Process, pool: ThreadPoolExecutor) -> dict[int, bytes]
 # ---------------------------------------------------------------------------------------------------------------------- the tests
 
 
+@pytest.mark.long
 def test_slow_vanishing_and_malicious_clients_affect_nobody_and_leave_nothing(process: Process) -> None:
     memory, sockets = warm_up(process)
     with ExitStack() as stack:

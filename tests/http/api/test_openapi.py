@@ -324,6 +324,7 @@ expected-statuses = ["2xx", "304", "401", "403", "404", "409", "422"]
 """
 
 
+@pytest.mark.long
 def test_schemathesis_finds_nothing(node: tuple[httpx.Client, list[str]], tmp_path: Path) -> None:
     client, ids = node
     configuration = tmp_path / "schemathesis.toml"
