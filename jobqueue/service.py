@@ -29,7 +29,7 @@ from jobqueue.engine.depths import Depths
 from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
-from jobqueue.engine.history import History
+from jobqueue.engine.history import HistoryWriter
 from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.job_watcher import JobWatcher
 from jobqueue.engine.key_admission import KeyAdmission
@@ -37,7 +37,7 @@ from jobqueue.engine.leases import RENEWALS_PER_LEASE, Lease, expire_dead_neighb
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.operations import Operations
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.engine.overview import Overview
+from jobqueue.engine.overview import OverviewWatcher
 from jobqueue.engine.progress import ProgressWriter
 from jobqueue.engine.promotion import Promoter
 from jobqueue.engine.signals import Signals
@@ -132,7 +132,7 @@ class Engine:
             store, metrics, signals, queues=settings.worked_queues, seconds=settings.visibility_timeout, node_state=node_state
         )
         self.depths = Depths(store)
-        self.overview = Overview(store, self.depths, lease)
+        self.overview = OverviewWatcher(store, self.depths, lease)
         self.hooks = Hooks(store, metrics, signals, on_dead=app.dead_hooks, on_retry=app.retry_hooks)
         self.watcher = JobWatcher(store, signals, keep_finished=keep_finished)
         self.outcomes = Outcomes(store, lease, metrics, signals, keep_finished=keep_finished)
@@ -170,7 +170,7 @@ class Engine:
             node_state=node_state,
         )
         self.workers = Workers(executor, self.outcomes, lease, metrics, signals, queues=self.queues.values(), node_state=node_state)
-        self.history = History(store, metrics, steady=lives)
+        self.history = HistoryWriter(store, metrics, steady=lives)
         self.tasks = TaskTree()
         self.recovery = maintenance.recovery(store, lease, signals, settings.visibility_timeout / RENEWALS_PER_LEASE)
         self.pruning = maintenance.pruning(
@@ -214,7 +214,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         width = sum(settings.worked_queues.values())
         node_state = NodeState.create(2 * width + MAX_THREADS_LEFT_BEHIND)
         await stages.start("watchdog", watchdog.run, node_state)
-        server_health = embedded.Health()
+        server_health = embedded.ServerHealth()
         url = settings.database_url or await stages.start(
             "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir(), 1, server_health
         )
@@ -303,10 +303,10 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
 
 
 def operations(
-    engine: Engine, settings: Settings, *, stopping: Callable[[], bool], server_health: embedded.Health | None = None
+    engine: Engine, settings: Settings, *, stopping: Callable[[], bool], server_health: embedded.ServerHealth | None = None
 ) -> Operations:
     """Make the operations of the HTTP API from the parts of a node."""
-    server = server_health or embedded.Health()
+    server = server_health or embedded.ServerHealth()
     return Operations(
         engine.store,
         engine.lease,
@@ -333,7 +333,7 @@ async def _serve_http(
     stopping: trio.Event,
     *,
     credentials: Credentials,
-    server_health: embedded.Health,
+    server_health: embedded.ServerHealth,
     task_status: trio.TaskStatus[None],
 ) -> None:
     node = operations(engine, settings, stopping=stages.stopping.is_set, server_health=server_health)

@@ -18,7 +18,7 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.signals import Signals
 from jobqueue.errors import HandlerError, InvalidSchedule, RefusedData
 from jobqueue.metrics import Metrics
-from jobqueue.storage.roles.schedule import SCHEDULE_BATCH, DueSchedule, Move, Moved, ScheduleStore
+from jobqueue.storage.roles.schedule import SCHEDULE_BATCH, DueSchedule, Move, MovedSchedules, ScheduleStore
 from jobqueue.timetable import CronSchedule, Timetable, due
 
 LOOK_INTERVAL = 15.0
@@ -99,7 +99,7 @@ class Cron:
         # If another node moved a schedule first, this node does not know the schedule's next tick.
         return wait if len(moved.names) == len(moves) else min(wait, RETRY_INTERVAL)
 
-    async def _move(self, moves: list[Move]) -> Moved:
+    async def _move(self, moves: list[Move]) -> MovedSchedules:
         try:
             moved = await self._store.move_schedules(moves)
         except RefusedData as error:
@@ -119,7 +119,7 @@ class Cron:
             self._signals.jobs_available.publish(moved.best)
         return moved
 
-    async def _move_each(self, moves: list[Move]) -> Moved:
+    async def _move_each(self, moves: list[Move]) -> MovedSchedules:
         names: set[str] = set()
         for move in moves:
             moved = await self._move([move])

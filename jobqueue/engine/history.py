@@ -18,7 +18,7 @@ from jobqueue.concurrency.trouble import Trouble
 from jobqueue.durations import percentile
 from jobqueue.errors import RefusedData
 from jobqueue.metrics import Metrics, Totals
-from jobqueue.storage.roles.inspect import HISTORY, InspectStore, Slot
+from jobqueue.storage.roles.inspect import HISTORY, HistorySlot, InspectStore
 from jobqueue.storage.roles.upkeep import UpkeepStore
 
 EARLIEST, LATEST = 0.1, 1.0
@@ -41,7 +41,7 @@ NOTHING = Totals(0, 0, 0, 0)
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-class History:
+class HistoryWriter:
     """Writes this node's counts to the history.
 
     Args:
@@ -113,7 +113,7 @@ async def look_back(store: InspectStore, seconds: int) -> dict[str, Any]:
     return {"step": step, "points": [point(step, slot) for slot in await store.history(step, seconds=seconds)]}
 
 
-def point(step: int, slot: Slot) -> dict[str, Any]:
+def point(step: int, slot: HistorySlot) -> dict[str, Any]:
     """Convert a slot to its JSON form: events per second, and percentiles in seconds."""
     counts = slot.counts
     return {

@@ -15,7 +15,7 @@ from jobqueue.engine.job_watcher import JobWatcher
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
 from jobqueue.engine.outcomes import Outcomes
-from jobqueue.engine.overview import Overview
+from jobqueue.engine.overview import OverviewWatcher
 from jobqueue.engine.submission import Submissions
 from jobqueue.engine.task_tree import TaskTree
 from jobqueue.errors import ConflictingJob, DatabaseUnavailable, KeyInUse, ShuttingDown
@@ -44,7 +44,7 @@ class Operations:
         troubles: Iterable[Trouble],
         watcher: JobWatcher,
         depths: Depths,
-        overview: Overview,
+        overview: OverviewWatcher,
         tasks: TaskTree,
         queues: Iterable[LocalQueue],
         keep_cancelled: bool,

@@ -99,7 +99,7 @@ class _Range:
 class Page:
     """The read position of one page."""
 
-    def __init__(self, overview: Overview, watched: _Range, seen: int) -> None:
+    def __init__(self, overview: OverviewWatcher, watched: _Range, seen: int) -> None:
         self._overview = overview
         self._range = watched
         self._seen = seen
@@ -134,7 +134,7 @@ class Page:
         return False
 
 
-class Overview:
+class OverviewWatcher:
     """All pages that watch the overview on this node.
 
     Attributes:

@@ -34,7 +34,7 @@ from jobqueue.job import MAX_NAME_LENGTH, ClaimedJob, Job
 from jobqueue.metrics import Metrics
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
-from jobqueue.storage.roles.schedule import DueSchedules, Move, Moved
+from jobqueue.storage.roles.schedule import DueSchedules, Move, MovedSchedules
 from jobqueue.testing.memory_store import MemoryStore
 from jobqueue.testing.memory_store.state import SECOND
 from jobqueue.timetable import MAX_CRON_LENGTH, MISSED_AFTER, CronSchedule, Missed, Timetable, due, schedule_of
@@ -433,7 +433,7 @@ class Clocked(MemoryStore):
             raise DatabaseUnavailable("as told")
         return await super().due_schedules()
 
-    async def move_schedules(self, moves: Sequence[Move]) -> Moved:
+    async def move_schedules(self, moves: Sequence[Move]) -> MovedSchedules:
         if any(move.ticks and move.name in self.refused for move in moves):
             raise RefusedData("as told")
         self.transactions.append(sum(len(move.ticks) for move in moves))

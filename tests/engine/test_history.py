@@ -15,12 +15,12 @@ import trio
 from trio.testing import MockClock
 
 from jobqueue.durations import BOUNDS, Durations
-from jobqueue.engine.history import EARLIEST, LATEST, RETRY_INTERVAL, SAMPLE_SHARE, History, look_back, point, step_of
+from jobqueue.engine.history import EARLIEST, LATEST, RETRY_INTERVAL, SAMPLE_SHARE, HistoryWriter, look_back, point, step_of
 from jobqueue.errors import DatabaseUnavailable, RefusedData
 from jobqueue.metrics import Metrics, Totals
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
-from jobqueue.storage.roles.inspect import HISTORY, HISTORY_SETTLE, Slot
+from jobqueue.storage.roles.inspect import HISTORY, HISTORY_SETTLE, HistorySlot
 from jobqueue.storage.roles.upkeep import Recorded
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import SERVERS, Database, ServerPool
@@ -71,7 +71,7 @@ async def case(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIter
     database.close()
 
 
-def total(slots: Sequence[Slot]) -> Totals:
+def total(slots: Sequence[HistorySlot]) -> Totals:
     """Return the sum of some slots."""
     together = Totals(0, 0, 0, 0)
     for slot in slots:
@@ -107,7 +107,7 @@ async def test_a_slot_is_shown_after_its_end_when_every_node_has_written(case: C
         await trio.sleep(0.02)
     now = (await case.store.now()).timestamp()
     assert now - slots[0].at.timestamp() >= 10 + HISTORY_SETTLE - 0.1
-    assert slots == [Slot(slots[0].at, SOME, None)]
+    assert slots == [HistorySlot(slots[0].at, SOME, None)]
     for slot in await case.store.history(300, seconds=3600):
         assert now - slot.at.timestamp() >= 300 + HISTORY_SETTLE - 0.1
 
@@ -202,7 +202,7 @@ async def test_a_node_writes_shortly_after_each_slot_despite_a_wrong_clock(
     store, metrics = Unsteady(), Metrics()
     await store.now()
     monkeypatch.setattr(time, "time", lambda: -1e6)
-    await nursery.start(History(store, metrics).run)
+    await nursery.start(HistoryWriter(store, metrics).run)
     await into_the_middle_of_a_slot(store)
     for _ in range(60):
         metrics.of("q", "k").submitted.inc(3)
@@ -226,7 +226,7 @@ async def test_each_node_writes_its_counts(autojump_clock: MockClock, nursery: t
     nodes = [Metrics() for _ in range(3)]
     for number, metrics in enumerate(nodes):
         await trio.sleep(number)
-        await nursery.start(History(store, metrics).run)
+        await nursery.start(HistoryWriter(store, metrics).run)
     await into_the_middle_of_a_slot(store)
     for _ in range(30):
         for number, metrics in enumerate(nodes):
@@ -250,7 +250,7 @@ async def test_each_node_writes_its_counts(autojump_clock: MockClock, nursery: t
 async def test_counts_are_kept_during_an_outage(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     assert autojump_clock is not None
     store, metrics = Unsteady(), Metrics()
-    await nursery.start(History(store, metrics).run)
+    await nursery.start(HistoryWriter(store, metrics).run)
     await trio.sleep(30)
     store.error = DatabaseUnavailable("as told")
     for _ in range(30):
@@ -270,7 +270,7 @@ async def test_counts_that_the_database_rejects_are_dropped_and_stop_no_node(
     store, metrics = Unsteady(), Metrics()
     store.error = RefusedData("bigint out of range")
     metrics.of("q", "k").submitted.inc(1)
-    await nursery.start(History(store, metrics).run)
+    await nursery.start(HistoryWriter(store, metrics).run)
     await trio.sleep(20)
     store.error = None
     metrics.of("q", "k").submitted.inc(2)
@@ -283,7 +283,7 @@ async def test_failing_samples_are_not_retried_all_the_time(autojump_clock: Mock
     assert autojump_clock is not None
     store, metrics = Unsteady(), Metrics()
     store.takes = 8
-    await nursery.start(History(store, metrics).run)
+    await nursery.start(HistoryWriter(store, metrics).run)
     await trio.sleep(7200)
     gaps = [after - before for before, after in pairwise(store.samples)]
     assert len(store.samples) >= 8
@@ -294,7 +294,7 @@ async def test_failing_samples_are_not_retried_all_the_time(autojump_clock: Mock
 
 async def test_the_last_counts_are_flushed_unless_there_are_none() -> None:
     store, metrics = MemoryStore(), Metrics()
-    history = History(store, metrics)
+    history = HistoryWriter(store, metrics)
     await history.flush()
     assert store._history == {}
     metrics.of("q", "k").submitted.inc(2)
@@ -306,7 +306,7 @@ async def test_the_last_counts_are_flushed_unless_there_are_none() -> None:
 async def test_a_process_that_is_not_a_node_writes_only_its_counts(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     assert autojump_clock is not None
     store, metrics = Unsteady(), Metrics()
-    await nursery.start(History(store, metrics, steady=False).run)
+    await nursery.start(HistoryWriter(store, metrics, steady=False).run)
     await trio.sleep(100)
     assert store.calls == []
     metrics.of("q", "k").submitted.inc(2)
@@ -331,7 +331,7 @@ async def test_points_are_rates_and_percentiles() -> None:
     for number in range(1, 101):
         durations.observe(number / 100)
     counts = Totals(25, 20, 5, 1, waits=(), runs=durations.counts)
-    shown = point(10, Slot(now, counts, None))
+    shown = point(10, HistorySlot(now, counts, None))
     assert [shown[name] for name in ("at", "submitted", "completed", "failed", "dead")] == [now, 2.5, 2, 0.5, 0.1]
     assert (shown["wait"], shown["depth"]) == (None, None)
     assert shown["run"] == {

@@ -215,7 +215,7 @@ async def running(url: str) -> AsyncIterator[tuple[service.Engine, str, Stages]]
         await service.start_engine(engine, stages, url)
         listeners = open_listeners(settings.host, 0)
         stopping = trio.Event()
-        serve = partial(service._serve_http, credentials=Credentials(settings), server_health=embedded.Health())
+        serve = partial(service._serve_http, credentials=Credentials(settings), server_health=embedded.ServerHealth())
         await stages.start("http", serve, engine, settings, stages, listeners, stopping)
         yield engine, urls(listeners, "http")[0], stages
         await service._shut_down(engine, settings, stages, stopping)

@@ -322,7 +322,7 @@ async def test_a_server_that_cannot_start_ends_the_service(used_dir: Path, monke
 @needs_proc
 async def test_a_server_is_started_again_after_every_crash(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "LONGEST_PAUSE_SECONDS", 0.1)
-    health = embedded.Health()
+    health = embedded.ServerHealth()
     async with trio.open_nursery() as nursery:
         url = await nursery.start(embedded.run, used_dir, 1, health)
         for _ in range(embedded.TRIES + 2):
@@ -339,7 +339,7 @@ async def test_a_server_is_started_again_after_every_crash(used_dir: Path, monke
 async def test_a_server_that_temporarily_cannot_start_is_started_later(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "LONGEST_PAUSE_SECONDS", 0.02)
     settings = used_dir / "postgresql-18" / "postgresql.conf"
-    health = embedded.Health()
+    health = embedded.ServerHealth()
     failures = 0
 
     def failed(reason: str) -> bool:
@@ -374,7 +374,7 @@ async def test_an_error_during_a_restart_of_the_server_does_not_end_the_node(
             raise error
         return sound(cluster)
 
-    health = embedded.Health()
+    health = embedded.ServerHealth()
     async with trio.open_nursery() as nursery:
         url = await nursery.start(embedded.run, used_dir, 1, health)
         monkeypatch.setattr(Cluster, verb, failing)

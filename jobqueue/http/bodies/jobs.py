@@ -48,7 +48,7 @@ MEDIA_TYPES = (JSON, *sorted(NDJSON, reverse=True))
 """Media types of bodies that may contain jobs; the most frequent types come first."""
 
 
-class Submitted(msgspec.Struct, frozen=True):
+class ParsedBody(msgspec.Struct, frozen=True):
     """The jobs of a body.
 
     Attributes:
@@ -93,7 +93,7 @@ def parse(
     trace: Mapping[str, str] | None = None,
     *,
     partial: bool = False,
-) -> Submitted:
+) -> ParsedBody:
     """Parse the jobs in a body: an object is one job, an array or lines of JSON are a batch.
 
     Args:
@@ -114,13 +114,13 @@ def parse(
     ignored: set[str] = set()
     if key is not None or not (media_type in NDJSON or first == b"["):
         job = plain([body]) or _submission(body, ignored) if key is None else _with_key(key, media_type, body, ignored)
-        return Submitted(admit([job], many=False, trace=trace), many=False, ignored=sorted(ignored))
+        return ParsedBody(admit([job], many=False, trace=trace), many=False, ignored=sorted(ignored))
     faults = Faults() if partial else None
     texts = _lines(body) if media_type in NDJSON else _elements(body, of_any_type=partial)
     jobs = admit(_jobs(texts, ignored, faults), trace=trace, faults=faults)
     if not jobs.ids and not (faults and faults.places):
         raise InvalidJob("the batch is empty: send at least one job")
-    return Submitted(jobs, many=True, ignored=sorted(ignored), faults=faults)
+    return ParsedBody(jobs, many=True, ignored=sorted(ignored), faults=faults)
 
 
 KEY_PATTERN = rf"""^("([ !#-\[\]-~]|\\["\\]){{1,{MAX_NAME_LENGTH}}}"|[!#-+\--:<-\[\]-~]{{1,{MAX_NAME_LENGTH}}})$"""

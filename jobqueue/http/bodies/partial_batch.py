@@ -8,7 +8,7 @@ import trio
 
 from jobqueue.admission import Admitted, Faults, Receipt
 from jobqueue.errors import InvalidJob, Overloaded, Unavailable
-from jobqueue.http.bodies.jobs import Submitted
+from jobqueue.http.bodies.jobs import ParsedBody
 from jobqueue.http.responses import problems
 from jobqueue.http.responses.answers import Answer, json_answer
 
@@ -19,7 +19,7 @@ PART_IN_THREAD_JOBS = 1_000
 """A part of a batch is made in a thread if it has at least this many jobs."""
 
 
-async def submit(commit: Callable[[Admitted], Awaitable[Receipt | None]], submitted: Submitted, found: Faults) -> Answer:
+async def submit(commit: Callable[[Admitted], Awaitable[Receipt | None]], submitted: ParsedBody, found: Faults) -> Answer:
     """Commit the jobs of a batch that the database accepts. The response has the id of each committed job, and null for each
     other job.
 

@@ -11,7 +11,7 @@ from quart import Response, request
 
 from jobqueue.engine.history import look_back
 from jobqueue.engine.operations import Operations
-from jobqueue.engine.overview import Overview
+from jobqueue.engine.overview import OverviewWatcher
 from jobqueue.http.api import models
 from jobqueue.http.api.routes import Route
 from jobqueue.http.resources import job_events
@@ -73,7 +73,7 @@ class _Views:
         return response
 
 
-async def events(overview: Overview, seconds: int, go_on: Callable[[], bool]) -> AsyncGenerator[bytes]:
+async def events(overview: OverviewWatcher, seconds: int, go_on: Callable[[], bool]) -> AsyncGenerator[bytes]:
     """Yield events until the node stops: first the whole overview, then its changes.
 
     Args:

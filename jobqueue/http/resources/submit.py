@@ -112,7 +112,7 @@ async def submit(
     return committed(submitted, await node.submit(submitted.jobs))
 
 
-def committed(submitted: bodies.Submitted, receipt: Receipt | None) -> Answer:
+def committed(submitted: bodies.ParsedBody, receipt: Receipt | None) -> Answer:
     """Return the response with the ids of committed jobs: 200 if all of them existed before, else 201."""
     ids = submitted.jobs.ids if receipt is None else receipt.ids
     status = 200 if receipt is not None and len(receipt.existing) == len(ids) else 201

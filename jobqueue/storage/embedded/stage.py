@@ -44,7 +44,7 @@ def default_data_dir() -> Path:
     return Path("/var/lib/jobqueue") if os.geteuid() == 0 else platformdirs.user_data_path("jobqueue", appauthor=False)
 
 
-class Health:
+class ServerHealth:
     """The state of the server.
 
     Attributes:
@@ -57,7 +57,7 @@ class Health:
 async def run(
     data_dir: Path,
     nodes: int = 1,
-    health: Health | None = None,
+    health: ServerHealth | None = None,
     *,
     binaries: Path | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
@@ -83,13 +83,15 @@ async def run(
     cluster = await in_thread(functools.partial(Cluster, data_dir, binaries=binaries, settings=settings))
     try:
         await in_thread(cluster.prepare)
-        await _supervise(cluster, in_thread, health or Health(), task_status)
+        await _supervise(cluster, in_thread, health or ServerHealth(), task_status)
     finally:
         with trio.move_on_after(sum(seconds for _, seconds in STOP_STEPS) + 1, shield=True):
             await in_thread(cluster.stop, abandon_on_cancel=True)
 
 
-async def _supervise(cluster: Cluster, in_thread: Callable[..., Any], health: Health, task_status: trio.TaskStatus[str]) -> None:
+async def _supervise(
+    cluster: Cluster, in_thread: Callable[..., Any], health: ServerHealth, task_status: trio.TaskStatus[str]
+) -> None:
     failures, announced = 0, False
     while True:
         up_since = math.inf

@@ -15,10 +15,10 @@ from jobqueue.storage.roles.inspect import (
     DeadJob,
     Depth,
     Glance,
+    HistorySlot,
     JobPage,
     NodeEntry,
     QueueEntry,
-    Slot,
     StoredJob,
     StoredSchedule,
 )
@@ -128,14 +128,16 @@ class PostgresInspect(Lanes):
         rows = await self._inspect.run(fetch_rows(sql))
         return {row["queue"]: (row["completed"], row["failed"]) for row in rows}
 
-    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+    async def history(self, step: int, *, seconds: float) -> list[HistorySlot]:
         sql = """
             SELECT at, submitted, completed, failed, dead, waits, runs, depth FROM jobqueue.history
              WHERE step = %s AND at >= now() - %s::float8 * interval '1 second' AND at <= now() - %s * interval '1 second'
              ORDER BY at
         """
         rows = await self._inspect.run(fetch_rows(sql, step, seconds, step + HISTORY_SETTLE))
-        return [Slot(row["at"].astimezone(UTC), Totals(*(row[name] for name in Totals._fields)), row["depth"]) for row in rows]
+        return [
+            HistorySlot(row["at"].astimezone(UTC), Totals(*(row[name] for name in Totals._fields)), row["depth"]) for row in rows
+        ]
 
     async def now(self) -> datetime:
         moment = await self._inspect.run(fetch_value("SELECT clock_timestamp()"))

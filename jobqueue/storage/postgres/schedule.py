@@ -16,7 +16,7 @@ from jobqueue.storage.roles.schedule import (
     DueSchedule,
     DueSchedules,
     Move,
-    Moved,
+    MovedSchedules,
     Promotion,
 )
 from jobqueue.timetable import CronSchedule
@@ -38,10 +38,10 @@ class PostgresSchedule(Lanes):
         [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue.due_schedules(%s)", SCHEDULE_BATCH))
         return DueSchedules(row["at"], msgspec.convert(row["due"], list[DueSchedule]), row["next_in"])
 
-    async def move_schedules(self, moves: Sequence[Move]) -> Moved:
+    async def move_schedules(self, moves: Sequence[Move]) -> MovedSchedules:
         [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue.move_schedules(%s::jsonb)", as_text(moves)))
         submitted = {(queue, kind): jobs for queue, kind, jobs in row["submitted"]}
-        return Moved(set(row["moved"]), row["best"], row["next_in"], submitted)
+        return MovedSchedules(set(row["moved"]), row["best"], row["next_in"], submitted)
 
     async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
         sql = "SELECT * FROM jobqueue.reconcile_schedules(%s, %s::jsonb)"

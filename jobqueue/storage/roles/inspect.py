@@ -29,7 +29,7 @@ Number = int | float
 """A number that is encoded as PostgreSQL wrote it: 3, not 3.0."""
 
 
-class Slot(NamedTuple):
+class HistorySlot(NamedTuple):
     """The work of all nodes in one slot of the history.
 
     Attributes:
@@ -157,7 +157,7 @@ class CauseGroups(msgspec.Struct):
 
 
 class QueueEntry(msgspec.Struct, kw_only=True):
-    """A queue with its settings; see `QueueSettings`. The defaults are those of a queue that nobody has configured."""
+    """A queue with its settings; see `QueueSettings`. A queue that nobody has configured has the defaults."""
 
     name: str
     paused: bool = False
@@ -299,7 +299,7 @@ class InspectStore(Protocol):
     async def throughput(self) -> Activity:
         """Return the work of all nodes together over the last minute, by queue."""
 
-    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+    async def history(self, step: int, *, seconds: float) -> list[HistorySlot]:
         """Return the finished history slots of all nodes, the oldest first, without slots in which no node ran.
 
         Args:

@@ -104,7 +104,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Moved(NamedTuple):
+class MovedSchedules(NamedTuple):
     """The result of `ScheduleStore.move_schedules`.
 
     Attributes:
@@ -133,7 +133,7 @@ class ScheduleStore(Protocol):
     async def due_schedules(self) -> DueSchedules:
         """Find schedules that have due ticks, at most `SCHEDULE_BATCH`."""
 
-    async def move_schedules(self, moves: Sequence[Move]) -> Moved:
+    async def move_schedules(self, moves: Sequence[Move]) -> MovedSchedules:
         """Move schedules to their next ticks and submit the jobs of the due ticks.
 
         This skips schedules that another node is moving, or that have changed.

@@ -22,13 +22,13 @@ from jobqueue.storage.roles.inspect import (
     DeadJob,
     Depth,
     Glance,
+    HistorySlot,
     JobPage,
     JobSummary,
     NodeEntry,
     QueueEntry,
     Rates,
     RunningCount,
-    Slot,
     StoredJob,
     StoredSchedule,
 )
@@ -143,11 +143,11 @@ class MemoryInspect(State):
                 total[queue] = round(before[0] + completed, 4), round(before[1] + failed, 4)
         return total
 
-    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+    async def history(self, step: int, *, seconds: float) -> list[HistorySlot]:
         await trio.lowlevel.checkpoint()
         now = self._now()
         return [
-            Slot(EPOCH + timedelta(microseconds=at), slot.counts, slot.depth)
+            HistorySlot(EPOCH + timedelta(microseconds=at), slot.counts, slot.depth)
             for (length, at), slot in sorted(self._history.items())
             if length == step and now - round(seconds * SECOND) <= at <= now - (step + HISTORY_SETTLE) * SECOND
         ]

@@ -20,7 +20,7 @@ from jobqueue.job import (
 )
 from jobqueue.storage.claims import Claimed
 from jobqueue.storage.roles.run import RECOVER_BATCH, Activity, Node, Recovered, RunId, Want
-from jobqueue.testing.memory_store.state import SECOND, Instant, Member, Queue, Row, State
+from jobqueue.testing.memory_store.state import SECOND, Instant, Member, Row, State, StoredQueue
 
 
 class MemoryRun(State):
@@ -32,7 +32,7 @@ class MemoryRun(State):
         if node.id in self._members:
             raise RefusedData("duplicate key value violates unique constraint nodes_pkey")
         for queue in node.queues:
-            self._queues.setdefault(queue, Queue(now))
+            self._queues.setdefault(queue, StoredQueue(now))
         self._members[node.id] = Member(node, now, now, now + round(lease * SECOND))
 
     async def heartbeat(self, node_id: str, *, lease: float, activity: Activity | None = None) -> list[RunId] | None:

@@ -18,7 +18,7 @@ from jobqueue.storage.roles.schedule import (
     DueSchedule,
     DueSchedules,
     Move,
-    Moved,
+    MovedSchedules,
     Promotion,
 )
 from jobqueue.testing.memory_store.state import SECOND, Row, Schedule, best_ranks, seconds_to_tick
@@ -81,7 +81,7 @@ class MemorySchedule(MemorySubmit):
         others = [schedule for schedule in active if schedule not in due]
         return DueSchedules(now / SECOND, shown, seconds_to_tick(others, now))
 
-    async def move_schedules(self, moves: Sequence[Move]) -> Moved:
+    async def move_schedules(self, moves: Sequence[Move]) -> MovedSchedules:
         await trio.lowlevel.checkpoint()
         now = self._now()
         given = {move.name: move for move in moves}
@@ -103,7 +103,7 @@ class MemorySchedule(MemorySubmit):
             if not schedule.paused and schedule.error is None and (schedule.name in moved or schedule.name not in given)
         ]
         submitted = Counter([(job["queue"], job["kind"]) for _, _, job in jobs])
-        return Moved(moved, best, seconds_to_tick(counted, now), submitted)
+        return MovedSchedules(moved, best, seconds_to_tick(counted, now), submitted)
 
     async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
         await trio.lowlevel.checkpoint()

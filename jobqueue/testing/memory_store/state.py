@@ -153,7 +153,7 @@ class KeptSlot:
 
 
 @dataclass(slots=True)
-class Queue:
+class StoredQueue:
     created_at: Instant
     paused: bool = False
     settings: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(_LIMITS))
@@ -203,7 +203,7 @@ class State:
         self._began: float | None = None
         self._rows: dict[str, Row] = {}
         self._members: dict[str, Member] = {}
-        self._queues: dict[str, Queue] = {}
+        self._queues: dict[str, StoredQueue] = {}
         self._lines: dict[tuple[str, bool], Fraction] = {}  # the turn that claims serve now, by queue and whether priority > 0
         self._turns: dict[tuple[str, bool, str], Fraction] = {}  # the earliest turn that a group's next job can get
         self._schedules: dict[str, Schedule] = {}

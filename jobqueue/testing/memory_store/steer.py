@@ -22,7 +22,7 @@ from jobqueue.storage.roles.steer import CANCEL_BATCH, DEAD_BATCH, Cancelled
 from jobqueue.testing.memory_store.inspect import MemoryInspect, not_empty, shown
 from jobqueue.testing.memory_store.keys import hold_unique_key, unfinished, unique_key_of
 from jobqueue.testing.memory_store.schedule import MemorySchedule
-from jobqueue.testing.memory_store.state import SECOND, Queue, Row, instant, without
+from jobqueue.testing.memory_store.state import SECOND, Row, StoredQueue, instant, without
 from jobqueue.timetable import CronSchedule
 
 
@@ -132,11 +132,11 @@ class MemorySteer(MemorySchedule, MemoryInspect):
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         await trio.lowlevel.checkpoint()
-        self._queues.setdefault(queue, Queue(self._now())).paused = paused
+        self._queues.setdefault(queue, StoredQueue(self._now())).paused = paused
 
     async def configure(self, queue: str, settings: QueueSettings) -> None:
         await trio.lowlevel.checkpoint()
-        configured = self._queues.setdefault(queue, Queue(self._now()))
+        configured = self._queues.setdefault(queue, StoredQueue(self._now()))
         given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not UNSET}
         if "aging_interval" in given:
             configured.aging_interval = given.pop("aging_interval")

@@ -15,7 +15,7 @@ from jobqueue import fields
 from jobqueue.admission import may_hold_large_integer, plain
 from jobqueue.errors import BatchTooLarge, InvalidJob, PayloadTooLarge, UnprocessableJob
 from jobqueue.http.bodies import jobs as bodies
-from jobqueue.http.bodies.jobs import JSON, Submitted
+from jobqueue.http.bodies.jobs import JSON, ParsedBody
 from jobqueue.job import (
     MAX_BATCH_JOBS,
     MAX_NAME_LENGTH,
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 NDJSON = "application/x-ndjson"
 
 
-def read(body: bytes | str, content_type: str = JSON) -> Submitted:
+def read(body: bytes | str, content_type: str = JSON) -> ParsedBody:
     return bodies.parse(content_type, body.encode() if isinstance(body, str) else body)
 
 

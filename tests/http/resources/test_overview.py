@@ -21,9 +21,9 @@ from jobqueue import documents
 from jobqueue.direct import open_api
 from jobqueue.engine import overview
 from jobqueue.engine.depths import Depths
-from jobqueue.engine.history import History
+from jobqueue.engine.history import HistoryWriter
 from jobqueue.engine.leases import Lease
-from jobqueue.engine.overview import LOOK_INTERVAL, Overview
+from jobqueue.engine.overview import LOOK_INTERVAL, OverviewWatcher
 from jobqueue.engine.signals import Signals
 from jobqueue.errors import DatabaseUnavailable, TooManyWatchers
 from jobqueue.http.resources import job_events
@@ -31,7 +31,7 @@ from jobqueue.http.resources import overview as http_overview
 from jobqueue.job import NewJob
 from jobqueue.metrics import Metrics
 from jobqueue.storage.embedded.cluster import PORT, ROLE
-from jobqueue.storage.roles.inspect import HISTORY_SETTLE, NodeEntry, Slot
+from jobqueue.storage.roles.inspect import HISTORY_SETTLE, HistorySlot, NodeEntry
 from jobqueue.testing.memory_store import MemoryStore
 from tests.support.postgres import Database
 from tests.support.proxy import proxy_in_thread
@@ -60,7 +60,7 @@ class Counted(MemoryStore):
             raise DatabaseUnavailable("as told")
         return await super().nodes()
 
-    async def history(self, step: int, *, seconds: float) -> list[Slot]:
+    async def history(self, step: int, *, seconds: float) -> list[HistorySlot]:
         self.reads.append((step, seconds))
         return await super().history(step, seconds=seconds)
 
@@ -72,7 +72,7 @@ class Watched:
         self.store = store
         self.metrics = Metrics()
         lease = Lease(store, self.metrics, Signals(), queues={}, seconds=30)
-        self.overview = Overview(store, Depths(store), lease)
+        self.overview = OverviewWatcher(store, Depths(store), lease)
         self._streams: list[AsyncGenerator[bytes]] = []
 
     def events(self, seconds: int = 900, go_on: Callable[[], bool] = lambda: True) -> AsyncGenerator[bytes]:
@@ -135,7 +135,7 @@ async def test_slots_are_told_as_they_come_and_none_twice(
     watched: Watched, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
-    await nursery.start(History(watched.store, watched.metrics).run)
+    await nursery.start(HistoryWriter(watched.store, watched.metrics).run)
     events = watched.events()
     told: list[list[float]] = []
     while len(told) < 20:
@@ -202,7 +202,7 @@ async def test_who_reads_slowly_is_told_the_latest_in_one_piece_and_holds_up_nob
     watched: Watched, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
-    await nursery.start(History(watched.store, watched.metrics).run)
+    await nursery.start(HistoryWriter(watched.store, watched.metrics).run)
     slow, fast = watched.events(), watched.events()
     await following(slow, 2)
     await following(fast, 2)
@@ -221,7 +221,7 @@ async def test_a_page_that_stays_open_does_not_make_the_node_grow(
     watched: Watched, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     assert autojump_clock is not None
-    await nursery.start(History(watched.store, watched.metrics).run)
+    await nursery.start(HistoryWriter(watched.store, watched.metrics).run)
     with watched.overview.watch(900) as page:
         began = trio.current_time()
         while trio.current_time() - began < 7_200:
