@@ -163,16 +163,9 @@ class Hooks:
 
 def _job(stored: StoredJob) -> Job:
     """Convert a stored job to a handler's `Job`. A job that was never claimed gets the default retry limit."""
-    return Job(
-        id=stored.id,
-        kind=stored.kind,
-        queue=stored.queue,
-        payload=stored.payload,
-        priority=stored.priority,
-        attempt=stored.attempt,
-        max_retries=DEFAULT_RETRIES if stored.max_retries is None else stored.max_retries,
-        created_at=datetime.fromisoformat(stored.created_at),
-    )
+    given = {name: getattr(stored, name) for name in ("id", "kind", "queue", "payload", "priority", "attempt")}
+    retries = DEFAULT_RETRIES if stored.max_retries is None else stored.max_retries
+    return Job(**given, max_retries=retries, created_at=datetime.fromisoformat(stored.created_at))
 
 
 def _error(stored: StoredJob) -> AttemptError:

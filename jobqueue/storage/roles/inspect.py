@@ -52,57 +52,56 @@ class Glance(NamedTuple):
     saved: Any
 
 
-class JobSummary(msgspec.Struct, kw_only=True):
-    """A job on a list, without the fields that may be large; see `StoredJob`."""
+class _Job(msgspec.Struct, kw_only=True):
+    """The fields that all kinds of lists show. A user's SQL may have written any JSON into the fields of type `Any`.
+
+    Attributes:
+        node_id: the node that runs it, or ran it last.
+        options: see `jobqueue.job.Options`.
+    """
 
     id: str
-    state: str
     queue: str
     kind: str
     priority: int
     attempt: int
     max_retries: int | None
     created_at: Time
+    node_id: str | None
+    options: Any
+
+
+class JobSummary(_Job, kw_only=True):
+    """A job on a list, without the fields that may be large; see `StoredJob`."""
+
+    state: str
     run_at: Time | None
     claimed_at: Time | None
     ended_at: Time | None
-    node_id: str | None
     reason: str | None
-    options: Any
     progress: Any
 
 
-class StoredJob(msgspec.Struct, kw_only=True):
-    """A job in any state. A user's SQL may have written any JSON into the fields of type `Any`.
+class StoredJob(_Job, kw_only=True):
+    """A job in any state.
 
     Attributes:
         claims: the number of its last claim.
         ended_at: when it succeeded, died, or was cancelled.
-        node_id: the node that runs it, or ran it last.
-        options: see `jobqueue.job.Options`.
         saved: its progress and checkpoint, by name.
     """
 
-    id: str
     state: str
-    queue: str
-    kind: str
-    priority: int
     payload: Any
-    max_retries: int | None
     timeout: Number | None
-    attempt: int
     claims: int
-    created_at: Time
     available_since: Time
     run_at: Time | None
     claimed_at: Time | None
     ended_at: Time | None
-    node_id: str | None
     result: Any
     reason: str | None
     errors: Any
-    options: Any
     saved: Any
     cancel_requested_at: Time | None
 
@@ -114,7 +113,7 @@ class JobPage(msgspec.Struct):
     next: str | None
 
 
-class DeadJob(msgspec.Struct, kw_only=True):
+class DeadJob(_Job, kw_only=True):
     """A dead job on a list.
 
     Attributes:
@@ -122,19 +121,10 @@ class DeadJob(msgspec.Struct, kw_only=True):
         cause: its error or reason, without the parts that differ between similar failures.
     """
 
-    id: str
-    queue: str
-    kind: str
-    priority: int
-    attempt: int
-    max_retries: int | None
-    created_at: Time
     died_at: Time
-    node_id: str | None
     reason: str
     error: Any
     cause: str
-    options: Any
 
 
 class CauseGroup(msgspec.Struct, kw_only=True):
