@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ def read(given: Mapping[str, Any], kind: type[T], *, what: str, refuse: type[Inv
     Raises:
         InvalidJob: of the type `refuse`: a field is unknown, missing, or has an invalid value.
     """
-    known = {field.name: field for field in msgspec.structs.fields(kind)}
+    known = _fields(kind)
     values = {}
     for name, value in given.items():
         if name not in known:
@@ -53,6 +54,11 @@ def read(given: Mapping[str, Any], kind: type[T], *, what: str, refuse: type[Inv
         if name not in values and field.default is NODEFAULT and field.default_factory is NODEFAULT:
             raise refuse(f"{name} is missing: it must be {must_be(field.type)}", field=name)
     return kind(**values)
+
+
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> Mapping[str, msgspec.structs.FieldInfo]:
+    return {field.name: field for field in msgspec.structs.fields(kind)}
 
 
 def in_utc(instant: datetime) -> datetime:
