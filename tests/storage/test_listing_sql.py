@@ -11,6 +11,7 @@ import trio
 
 from jobqueue.job import Change, Options
 from jobqueue.job_filters import JobFilter
+from jobqueue.storage.roles.inspect import JobPage
 from tests.support.postgres import Database
 from tests.support.storage import Driver, open_driver
 from tests.support.waiting import until
@@ -88,7 +89,7 @@ async def test_a_page_for_a_text_is_short_where_histories_are_long(any_database_
             """
         )
         plain = await driver.store.jobs(JobFilter(kind="nothing"), limit=100)
-        assert plain == ([], None)
+        assert plain == JobPage([], None)
         pages, found, after = 0, 0, None
         while pages == 0 or after is not None:
             page = await driver.store.jobs(JobFilter(text="ERROR 4"), limit=100, after=after)
