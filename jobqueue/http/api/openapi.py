@@ -84,15 +84,7 @@ def route(routes: Sequence[Route], opened: Collection[Access]) -> Route:
     async def view() -> Answer:
         return made()
 
-    row = Route(
-        method="GET",
-        path=PATH,
-        needs="read",
-        summary="Describe this API",
-        view=view,
-        answers={HTTPStatus.OK: dict[str, Any]},
-        tagged=True,
-    )
+    row = Route("GET", PATH, "read", "Describe this API", view, answers={HTTPStatus.OK: dict[str, Any]}, tagged=True)
     return row
 
 

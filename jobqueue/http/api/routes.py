@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
@@ -47,7 +47,7 @@ def permits(held: Role, method: str, needs: Access | None) -> bool:
     return held == needs or (held == "read" and (needs == "metrics" or (needs == "submit" and method in READS)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     """One method of one path.
 
@@ -72,6 +72,7 @@ class Route:
     needs: Access
     summary: str
     view: Callable[..., Awaitable[Answer | Response]]
+    _: KW_ONLY
     query: type[msgspec.Struct] | None = None
     body: Body | None = None
     content: Mapping[str, Any] = field(default_factory=dict)

@@ -58,21 +58,13 @@ def routes(node: Operations) -> list[Route]:
     """Make the routes of jobs by filter."""
     views = _Views(node)
     return [
+        Route("GET", "/jobs", "read", "List jobs", views.listed, query=JobsQuery, answers={HTTPStatus.OK: models.Jobs}),
         Route(
-            method="GET",
-            path="/jobs",
-            needs="read",
-            summary="List jobs",
-            view=views.listed,
-            query=JobsQuery,
-            answers={HTTPStatus.OK: models.Jobs},
-        ),
-        Route(
-            method="POST",
-            path="/jobs/cancel",
-            needs="admin",
-            summary="Cancel the jobs that match a filter, or count them",
-            view=views.cancel,
+            "POST",
+            "/jobs/cancel",
+            "admin",
+            "Cancel the jobs that match a filter, or count them",
+            views.cancel,
             query=filters.DryRunQuery,
             body=BODY,
             answers={HTTPStatus.OK: models.Moved},

@@ -25,45 +25,26 @@ def routes(node: Operations) -> list[Route]:
     views = _Views(node)
     path = "/queues/{name}"
     return [
+        Route("GET", "/queues", "read", "List the queues", views.listed, answers={HTTPStatus.OK: list[models.QueueState]}),
+        Route("GET", path, "read", "Show a queue", views.one, answers={HTTPStatus.OK: models.QueueState}),
         Route(
-            method="GET",
-            path="/queues",
-            needs="read",
-            summary="List the queues",
-            view=views.listed,
-            answers={HTTPStatus.OK: list[models.QueueState]},
-        ),
-        Route(
-            method="GET",
-            path=path,
-            needs="read",
-            summary="Show a queue",
-            view=views.one,
-            answers={HTTPStatus.OK: models.QueueState},
-        ),
-        Route(
-            method="PUT",
-            path=path,
-            needs="admin",
-            summary="Set a queue's limits and aging",
-            view=views.configure,
+            "PUT",
+            path,
+            "admin",
+            "Set a queue's limits and aging",
+            views.configure,
             body=BODY,
             answers={HTTPStatus.OK: models.QueueState},
         ),
         Route(
-            method="POST",
-            path=f"{path}/pause",
-            needs="admin",
-            summary="Pause a queue on all nodes",
-            view=views.pause,
-            answers={HTTPStatus.OK: models.PausedQueue},
+            "POST", f"{path}/pause", "admin", "Pause a queue on all nodes", views.pause, answers={HTTPStatus.OK: models.PausedQueue}
         ),
         Route(
-            method="POST",
-            path=f"{path}/resume",
-            needs="admin",
-            summary="Resume a queue on all nodes",
-            view=views.resume,
+            "POST",
+            f"{path}/resume",
+            "admin",
+            "Resume a queue on all nodes",
+            views.resume,
             answers={HTTPStatus.OK: models.PausedQueue},
         ),
     ]

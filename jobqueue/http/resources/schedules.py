@@ -42,21 +42,14 @@ def routes(node: Operations) -> list[Route]:
     path = "/schedules/{name}"
     shown: dict[int, Any] = {HTTPStatus.OK: models.ScheduleState}
     return [
-        Route(
-            method="GET",
-            path="/schedules",
-            needs="read",
-            summary="List the schedules",
-            view=views.listed,
-            answers={HTTPStatus.OK: list[models.ScheduleState]},
-        ),
+        Route("GET", "/schedules", "read", "List the schedules", views.listed, answers={HTTPStatus.OK: list[models.ScheduleState]}),
         Route(method="GET", path=path, needs="read", summary="Show a schedule", view=views.one, answers=shown, tagged=True),
         Route(
-            method="PUT",
-            path=path,
-            needs="admin",
-            summary="Create or change a schedule",
-            view=views.put,
+            "PUT",
+            path,
+            "admin",
+            "Create or change a schedule",
+            views.put,
             body=BODY,
             answers={HTTPStatus.CREATED: models.ScheduleState, **shown},
             refuses=frozenset({HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE}),
@@ -65,11 +58,11 @@ def routes(node: Operations) -> list[Route]:
         Route(method="POST", path=f"{path}/pause", needs="admin", summary="Pause a schedule", view=views.pause, answers=shown),
         Route(method="POST", path=f"{path}/resume", needs="admin", summary="Resume a schedule", view=views.resume, answers=shown),
         Route(
-            method="POST",
-            path=f"{path}/trigger",
-            needs="admin",
-            summary="Submit a schedule's job now",
-            view=views.trigger,
+            "POST",
+            f"{path}/trigger",
+            "admin",
+            "Submit a schedule's job now",
+            views.trigger,
             answers={HTTPStatus.CREATED: models.MadeJob},
         ),
     ]

@@ -66,11 +66,11 @@ def routes(node: Operations) -> list[Route]:
     submitted = models.SubmittedJob | models.SubmittedJobs | models.PartialBatch
     return [
         Route(
-            method="POST",
-            path="/submit",
-            needs="submit",
-            summary="Submit one job or a batch",
-            view=view,
+            "POST",
+            "/submit",
+            "submit",
+            "Submit one job or a batch",
+            view,
             query=SubmitQuery,
             content=CONTENT,
             headers={"Idempotency-Key": Key, "traceparent": TraceHeader, "tracestate": TraceHeader},

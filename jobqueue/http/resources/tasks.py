@@ -18,11 +18,11 @@ def routes(node: Operations) -> list[Route]:
 
     return [
         Route(
-            method="GET",
-            path="/tasks",
-            needs="read",
-            summary="Show the live Trio tasks of the node that responds",
-            view=tasks,
+            "GET",
+            "/tasks",
+            "read",
+            "Show the live Trio tasks of the node that responds",
+            tasks,
             answers={HTTPStatus.OK: models.Tasks},
             refuses=frozenset(),
         )
