@@ -21,7 +21,7 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -99,7 +99,7 @@ class Writer:
         self._waiting = self._of_jobs = 0
         self._of_job: dict[str, int] = {}
         self._batch: list[_Line] = []
-        self._room = 0
+        self._batched = 0
         threading.Thread(target=self._run, name="log writer", daemon=True).start()
 
     def restart_after_fork(self) -> None:
@@ -159,13 +159,10 @@ class Writer:
     def _take(self, item: _Line | threading.Event | None) -> None:
         """Collect lines. Write them when the next line does not fit into the same write, or when no line is waiting."""
         if isinstance(item, _Line):
-            if not self._batch:
-                self._room = self._find_room()
-            elif len(item.text) > self._room:
+            if self._batched + len(item.text) > BATCH:
                 self._write_batch()
-                self._room = self._find_room()
             self._batch.append(item)
-            self._room -= len(item.text)
+            self._batched += len(item.text)
             if not self._queue.empty():
                 return
         self._write_batch()
@@ -193,7 +190,26 @@ class Writer:
         if self._owes_summary and not self._report():
             self._end_batch(written=0, reason=self._reason)
             return
-        self._end_batch(self._write(b"".join([line.text for line in self._batch])), self._reason)
+        written = 0
+        for part in self._parts():
+            wrote = self._write(part)
+            written += wrote
+            if wrote < len(part):
+                break
+        self._end_batch(written, self._reason)
+
+    def _parts(self) -> Iterator[bytes]:
+        """Join the lines of the batch into as few writes as `_find_room` allows. A longer line is one write."""
+        room = self._find_room()  # just before each write, because other processes may fill the pipe
+        part: list[bytes] = []
+        for line in self._batch:
+            if part and len(line.text) > room:
+                yield b"".join(part)
+                room = self._find_room()
+                part = []
+            part.append(line.text)
+            room -= len(line.text)
+        yield b"".join(part)
 
     def _end_batch(self, written: int, reason: str) -> None:
         """Remove the batch from the queue, and count the lines beyond the first `written` bytes as dropped."""
@@ -210,6 +226,7 @@ class Writer:
                     if not self._of_job[line.job_id]:
                         del self._of_job[line.job_id]
             self._batch = []
+            self._batched = 0
             if lost:
                 self._owes_summary = True
                 self.drop(lost, reason)

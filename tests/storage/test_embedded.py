@@ -37,11 +37,11 @@ AS_ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[2]
 SERVICE = """\
 import functools, pathlib, sys, trio
-from jobqueue.storage import embedded
+from jobqueue.storage.embedded import stage
 
 async def main():
     async with trio.open_nursery() as nursery:
-        await nursery.start(functools.partial(embedded.run, pathlib.Path(sys.argv[1])))
+        await nursery.start(functools.partial(stage.run, pathlib.Path(sys.argv[1])))
         print("ready", file=sys.stderr, flush=True)
 
 trio.run(main)

@@ -1,6 +1,6 @@
 """Run and supervise the embedded PostgreSQL, for nodes without a database URL.
 
-    url = await nursery.start(embedded.run, embedded.default_data_dir())
+    url = await nursery.start(stage.run, stage.default_data_dir())
 
 If the server ends, `run` restarts it after increasing pauses, as often as necessary. But if the first start fails `TRIES` times,
 `run` raises.
