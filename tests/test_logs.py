@@ -706,3 +706,12 @@ def test_an_error_at_the_start_is_reported_and_has_its_exit_code(database_url: s
     assert (done.returncode, done.stderr.splitlines()[-1][:22]) == (1, "Error: module 'no.such")
     with Path("/dev/full").open("wb") as full:
         assert subprocess.run(command, check=False, stdout=full, stderr=full, cwd=ROOT, timeout=300).returncode == 1
+
+
+def test_each_write_fits_into_the_room_that_the_pipe_has_just_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = [100, 40, 70, 20]
+    monkeypatch.setattr(Writer, "_find_room", lambda _: rooms.pop(0))
+    _, descriptor = os.pipe()
+    writer = Writer(descriptor, lambda *_: b"")
+    writer._batch = [log_writer._Line(b"x" * size, None) for size in (30, 30, 30, 30, 50, 25)]
+    assert [len(part) for part in writer._parts()] == [90, 30, 50, 25]

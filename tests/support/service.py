@@ -56,3 +56,16 @@ def submit(client: httpx.Client, node: Service, jobs: Any) -> Any:
     assert answer.status_code == 201, answer.text
     body = answer.json()
     return body["ids"] if isinstance(jobs, list) else body["id"]
+
+
+def pages(client: httpx.Client, url: str, query: str = "", limit: int = 2) -> list[dict[str, Any]]:
+    """Return all jobs of a list, page by page."""
+    jobs, after = [], ""
+    for _ in range(1000):
+        page = client.get(f"{url}?limit={limit}{query}{after}")
+        assert page.status_code == 200, page.text
+        jobs += page.json()["jobs"]
+        if page.json()["next"] is None:
+            return jobs
+        after = f"&after={page.json()['next']}"
+    raise AssertionError("the list does not end")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import httpx
@@ -18,23 +17,9 @@ from jobqueue.http.resources import dead_letters, filters
 from jobqueue.job import MAX_NAME_LENGTH
 from jobqueue.job_filters import DeadFilter
 from tests.support.postgres import Database
-from tests.support.service import Service, Start, submit
+from tests.support.service import Start, pages, submit
 from tests.support.storage import BURY
 from tests.support.waiting import wait_for
-
-
-def pages(client: httpx.Client, node: Service, query: str = "", limit: int = 2) -> list[dict[str, Any]]:
-    """Return all dead letters of a list by following `next`."""
-    jobs, after = [], ""
-    for _ in range(1000):
-        page = client.get(f"{node.url}/dead?limit={limit}{query}{after}")
-        assert page.status_code == 200, page.text
-        jobs += page.json()["jobs"]
-        if page.json()["next"] is None:
-            return jobs
-        after = f"&after={page.json()['next']}"
-    raise AssertionError("the list does not end")
-
 
 # ---------------------------------------------------------------------------------------------------------------------- the list
 
@@ -44,7 +29,7 @@ def test_dead_letters_are_listed_by_pages_and_filters(start: Start, client: http
     ids = submit(client, node, [{"kind": "fail", "max_retries": 0, "payload": {"n": n}} for n in range(5)])
     other = submit(client, node, {"kind": "no such", "max_retries": 0, "group": "tenant-42"})
     wait_for(lambda: database.states() == {"dead": 6}, "all are dead")
-    shown = pages(client, node)
+    shown = pages(client, f"{node.url}/dead")
     assert {job["id"] for job in shown} == {*ids, other}
     assert [job["died_at"] for job in shown] == sorted((job["died_at"] for job in shown), reverse=True)
     assert all("payload" not in job for job in shown)
@@ -59,7 +44,7 @@ def test_dead_letters_are_listed_by_pages_and_filters(start: Start, client: http
         (f"&group=tenant-42&died_before={before}", {other}),
         (f"&group=tenant-42&died_after={before}", set()),
     ]:
-        assert {job["id"] for job in pages(client, node, query)} == found
+        assert {job["id"] for job in pages(client, f"{node.url}/dead", query)} == found
     assert next(job["error"] for job in shown if job["id"] == ids[0]) == "RuntimeError: as asked"
     inspected = client.get(f"{node.url}/jobs/{ids[3]}").json()
     assert (inspected["payload"], inspected["errors"][0]["error"]) == ({"n": 3}, "RuntimeError: as asked")
@@ -102,7 +87,7 @@ def test_a_page_starts_where_the_last_one_ended_despite_changes(start: Start, cl
     for job in first["jobs"]:
         assert client.delete(f"{node.url}/jobs/{job['id']}").status_code == 200
     database.rows(BURY.replace("now() - n *", "now() + n *"), "default", "mail", 5)
-    rest = pages(client, node, f"&after={first['next']}", limit=1000)
+    rest = pages(client, f"{node.url}/dead", f"&after={first['next']}", limit=1000)
     assert len(rest) == 6
     assert not {job["id"] for job in rest} & {job["id"] for job in first["jobs"]}
 
