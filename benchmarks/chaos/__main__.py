@@ -20,9 +20,10 @@ from benchmarks.chaos.checker import Evidence, read_rows
 from benchmarks.chaos.database import connect
 from benchmarks.chaos.faults import Saboteur
 from benchmarks.chaos.load import Load
-from benchmarks.chaos.machines import Clock, Node, Postgres, start_nodes
+from benchmarks.chaos.machines import Node, Postgres, start_nodes
 from benchmarks.chaos.report import Report
 from jobqueue import logs
+from tests.support.clock import Clock
 
 GAP = 5.0
 """Mean time between two faults, in seconds. With ``--short`` the mean is lower, so that more faults overlap."""

@@ -25,10 +25,11 @@ from benchmarks.chaos.database import connect
 from benchmarks.chaos.effects import Effect, Written
 from benchmarks.chaos.faults import SETTINGS, Inflicted, Saboteur
 from benchmarks.chaos.load import Load, Look, Submit
-from benchmarks.chaos.machines import Clock, Exit, Node, Postgres
+from benchmarks.chaos.machines import Exit, Node, Postgres
 from benchmarks.chaos.plan import Fault, Kind
 from jobqueue.engine.signals import Signals
 from jobqueue.storage import connection, schema
+from tests.support.clock import Clock
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
