@@ -431,11 +431,11 @@ def replicated(directory: Path) -> Iterator[tuple[Cluster, Cluster]]:
     try:
         primary.prepare()
         bring_up(primary)
-        standby._programs.choose_account(standby.data_dir)
+        standby.programs.choose_account(standby.data_dir)
         standby._make_directory(standby.data_dir)
-        host = str(primary._run_dir)
+        host = str(primary.run_dir)
         options = ["--write-recovery-conf", "--checkpoint=fast", "--create-slot", "--slot=standby", "--no-sync"]
-        copied = primary._programs.invoke("pg_basebackup", "-D", standby.pgdata, "-h", host, "-U", ROLE, *options, seconds=300)
+        copied = primary.programs.invoke("pg_basebackup", "-D", standby.pgdata, "-h", host, "-U", ROLE, *options, seconds=300)
         assert copied.returncode == 0, copied.stderr
         standby.prepare()
         standby.start()
@@ -457,7 +457,7 @@ def test_a_failover_loses_no_acknowledged_job(start: Start, effects: Effects) ->
     asynchronous standby, the last commits would be lost. A job may run again if the primary had not replicated its claim.
     """
     with postgres.directory() as directory, replicated(directory) as (primary, standby):
-        hosts = ",".join(str(cluster._run_dir) for cluster in (primary, standby))
+        hosts = ",".join(str(cluster.run_dir) for cluster in (primary, standby))
         url = f"postgresql://{ROLE}@/{ROLE}?host={hosts}&port={PORT},{PORT}&target_session_attrs=read-write"
         node = start(url, "--queue", "default=8")
         submitting = threading.Event()

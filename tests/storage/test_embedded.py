@@ -255,7 +255,7 @@ async def test_an_unresponsive_server_of_a_killed_service_is_replaced(used_dir: 
 async def test_an_orphaned_server_is_ended_where_there_is_no_death_signal(used_dir: Path) -> None:
     first = Cluster(used_dir)
     first.prepare()
-    first._programs.launcher = []
+    first.programs.launcher = []
     left_behind = first.start()
     postgres.wait_until_ready(first)
     os.close(first._lock)  # as the kernel does when the service ends
@@ -273,7 +273,7 @@ async def test_a_stale_pid_file_that_names_another_program(used_dir: Path) -> No
     server.kill()
     server.wait()
     await until(lambda: not processes(used_dir))
-    bystander = subprocess.Popen(["sleep", "600"], **cluster._programs.conditions())
+    bystander = subprocess.Popen(["sleep", "600"], **cluster.programs.conditions())
     cluster.stop()
     try:
         for file in (used_dir / "postgresql-18" / "postmaster.pid", used_dir / "run" / ".s.PGSQL.5432.lock"):

@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import psycopg
@@ -51,6 +52,12 @@ def _run_dir(data_dir: Path) -> Path:
     return data_dir.resolve() / "run"
 
 
+def initdb_options(major: int) -> list[str]:
+    """Return the options of initdb for a cluster of the embedded PostgreSQL."""
+    locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if major >= 17 else []  # noqa: PLR2004 - PostgreSQL 17 introduced it
+    return [f"--username={ROLE}", "--auth=trust", "--encoding=UTF8", "--locale=C", *locale, "--no-instructions"]
+
+
 class Cluster:
     """Manage one data directory and its server.
 
@@ -76,8 +83,8 @@ class Cluster:
     ) -> None:
         self.data_dir = data_dir.resolve()
         self.log_path = self.data_dir / "postgresql.log"
-        self._run_dir = _run_dir(self.data_dir)
-        socket = os.fsencode(self._run_dir / f".s.PGSQL.{PORT}")
+        self.run_dir = _run_dir(self.data_dir)
+        socket = os.fsencode(self.run_dir / f".s.PGSQL.{PORT}")
         if len(socket) > SOCKET_PATH_BYTES or b"," in socket:  # libpq splits hosts at commas
             raise EmbeddedPostgresError(
                 f"{os.fsdecode(socket)} cannot be a Unix socket: its path must have at most {SOCKET_PATH_BYTES} bytes and no comma,"
@@ -87,8 +94,8 @@ class Cluster:
         self._environment = environment or {}
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._programs = Programs(binaries)
-        self.pgdata = self.data_dir / f"postgresql-{self._programs.major}"
+        self.programs = Programs(binaries)
+        self.pgdata = self.data_dir / f"postgresql-{self.programs.major}"
 
     @property
     def url(self) -> str:
@@ -104,12 +111,12 @@ class Cluster:
             EmbeddedPostgresError: another service uses the data directory, or this service cannot use it. The message gives advice.
         """
         try:
-            self._programs.choose_account(self.pgdata, self.data_dir)
+            self.programs.choose_account(self.pgdata, self.data_dir)
             self._make_directory(self.data_dir)
             self._take_lock()
-            self._programs.come_within_reach(self.data_dir)
-            self._make_directory(self._run_dir)
-            self._require_private(self._run_dir)
+            self.programs.come_within_reach(self.data_dir)
+            self._make_directory(self.run_dir)
+            self._require_private(self.run_dir)
             self.end_server()
             if not (self.pgdata / "PG_VERSION").exists():
                 self._require_no_other_data()
@@ -123,7 +130,7 @@ class Cluster:
         Raises:
             EmbeddedPostgresError: the server's program cannot be started.
         """
-        directory = str(self._run_dir).replace('"', '""')
+        directory = str(self.run_dir).replace('"', '""')
         settings = {"listen_addresses": "", "port": str(PORT), "unix_socket_directories": f'"{directory}"'}
         settings |= {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", **self._settings}
         options = ["-D", str(self.pgdata), *(f"--{name}={value}" for name, value in settings.items())]
@@ -133,10 +140,10 @@ class Cluster:
             # another program may have that pid now. pg_ctl uses this variable to exclude a pid from the check.
             environment["PG_GRANDPARENT_PID"] = str(named)
         try:
-            with open(self._open("postgresql.log", os.O_WRONLY | os.O_APPEND), "wb") as output:  # noqa: PTH123 - a descriptor
-                self._process = self._programs.spawn("postgres", *options, output=output, environment=environment)
+            with self.open_log() as output:
+                self._process = self.programs.spawn("postgres", *options, output=output, environment=environment)
         except OSError as error:
-            raise EmbeddedPostgresError(f"{self._programs.binaries / 'postgres'} cannot be started: {error}") from error
+            raise EmbeddedPostgresError(f"{self.programs.binaries / 'postgres'} cannot be started: {error}") from error
         return self._process
 
     def ready(self) -> bool:
@@ -196,6 +203,10 @@ class Cluster:
                 return f"the disk of {self.data_dir} is full ({free >> 20} MiB free)"
         return ""
 
+    def open_log(self) -> IO[bytes]:
+        """Open the server's log to append to it."""
+        return open(self._open("postgresql.log", os.O_WRONLY | os.O_APPEND), "wb")  # noqa: PTH123 - a descriptor
+
     def log_tail(self) -> str:
         """Return the last `LOG_TAIL_LINES` lines of the server's log, after a line with its path."""
         with contextlib.suppress(OSError), self.log_path.open("rb") as file:
@@ -208,12 +219,12 @@ class Cluster:
         if not path.exists():
             self._make_directory(path.parent)
             path.mkdir(mode=0o700)
-            self._programs.give(path)
+            self.programs.give(path)
 
     def _open(self, name: str, flags: int) -> int:
         # Another user may own the directory: root must not follow that user's symbolic link.
         descriptor = os.open(self.data_dir / name, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        self._programs.give(descriptor)
+        self.programs.give(descriptor)
         return descriptor
 
     def _take_lock(self) -> None:
@@ -230,7 +241,7 @@ class Cluster:
 
     def _require_private(self, directory: Path) -> None:
         # Every user with access to the socket can log in as the superuser.
-        status, account = directory.lstat(), self._programs.account
+        status, account = directory.lstat(), self.programs.account
         owner = account.pw_uid if account else os.geteuid()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
             raise EmbeddedPostgresError(
@@ -241,16 +252,14 @@ class Cluster:
         found = [path.parent.name for path in self.data_dir.glob("postgresql-*/PG_VERSION")]
         if others := sorted(name for name in found if name.removeprefix("postgresql-").isdecimal()):
             raise EmbeddedPostgresError(
-                f"{self.data_dir} holds {' and '.join(others)}, but PostgreSQL {self._programs.version} cannot read data of another"
+                f"{self.data_dir} holds {' and '.join(others)}, but PostgreSQL {self.programs.version} cannot read data of another"
                 f" major version. Dump it with the old jobqueue and pg_dump, move {others[-1]} elsewhere, start jobqueue,"
                 " and restore the dump; or give another data directory with --data-dir"
             )
 
     def _initialise(self) -> None:
-        fresh = self._programs.fresh_directory(self.pgdata)
-        locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if self._programs.major >= 17 else []  # noqa: PLR2004 - PostgreSQL 17 introduced it
-        options = [f"--username={ROLE}", "--auth=trust", "--encoding=UTF8", "--locale=C", *locale, "--no-instructions"]
-        outcome = self._programs.invoke("initdb", "-D", fresh, *options, seconds=INITDB_SECONDS)
+        fresh = self.programs.fresh_directory(self.pgdata)
+        outcome = self.programs.invoke("initdb", "-D", fresh, *initdb_options(self.programs.major), seconds=INITDB_SECONDS)
         if outcome.returncode != 0:
             raise EmbeddedPostgresError(f"initdb failed: {outcome.stderr.strip()}")
         fresh.rename(self.pgdata)
