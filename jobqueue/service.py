@@ -215,8 +215,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         node_state = NodeState.create(2 * width + MAX_THREADS_LEFT_BEHIND)
         await stages.start("watchdog", watchdog.run, node_state)
         server_health = embedded.ServerHealth()
+        run_postgresql = partial(embedded.run, old_binaries=settings.upgrade_data_dir)
         url = settings.database_url or await stages.start(
-            "postgresql", embedded.run, settings.data_dir or embedded.default_data_dir(), 1, server_health
+            "postgresql", run_postgresql, settings.data_dir or embedded.default_data_dir(), 1, server_health
         )
         async with open_engine(app, settings, PostgresStore(url), node_state=node_state) as engine:
             trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))

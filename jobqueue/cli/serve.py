@@ -56,6 +56,15 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
     type=click.Path(path_type=Path, file_okay=False),
     show_default=False,
 )
+@setting(
+    "--upgrade-data-dir",
+    "UPGRADE_DATA_DIR",
+    "If the data directory has data of an older PostgreSQL, upgrade the data before the start. OLD_BIN_DIR is the directory of"
+    " the programs of that PostgreSQL, such as /usr/lib/postgresql/17/bin.",
+    metavar="OLD_BIN_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default=False,
+)
 @setting("--host", "HOST", "Address to listen on. Any address except loopback requires a token.", default=DEFAULTS.host)
 @setting("--port", "PORT", "Port to listen on. 0 chooses a free port.", type=int, default=DEFAULTS.port)
 @setting(

@@ -384,19 +384,23 @@ async def test_an_error_during_a_restart_of_the_server_does_not_end_the_node(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("other", ["postgresql-15", "postgresql-19"])
-async def test_data_of_another_major_version_alone_is_an_error(used_dir: Path, other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "advice"), [("postgresql-15", "--upgrade-data-dir "), ("postgresql-19", "install .* with PostgreSQL 19")]
+)
+async def test_data_of_another_major_version_alone_is_an_error(used_dir: Path, other: str, advice: str) -> None:
     (used_dir / "postgresql-18").rename(used_dir / other)
-    with pytest.raises(EmbeddedPostgresError, match=rf"holds {other}, but PostgreSQL 18.*pg_dump.*--data-dir"):
+    with pytest.raises(EmbeddedPostgresError, match=rf"holds {other}, but PostgreSQL 18.*{advice}.*; or give another --data-dir"):
         await embedded.run(used_dir)
     assert not (used_dir / "postgresql-18").exists()
 
 
-async def test_data_of_another_major_version_next_to_current_data_is_ignored(used_dir: Path) -> None:
-    (used_dir / "postgresql-15").mkdir()
-    (used_dir / "postgresql-15" / "PG_VERSION").write_text("15\n")
+async def test_data_of_other_major_versions_next_to_current_data(used_dir: Path) -> None:
+    for major in ("15", "19"):
+        (used_dir / f"postgresql-{major}").mkdir()
+        (used_dir / f"postgresql-{major}" / "PG_VERSION").write_text(f"{major}\n")
     async with serving(used_dir) as url:
         assert ask(url, "select 1") == "1"
+    assert {path.name for path in used_dir.glob("postgresql-*")} == {"postgresql-15.old", "postgresql-18", "postgresql-19"}
 
 
 @needs_root

