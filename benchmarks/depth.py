@@ -85,7 +85,7 @@ def drain(database: Database, jobs: int, *, pending: int = 0, scheduled: int = 0
         before = Claims.of(node)
         started = time.monotonic()
         database.pause("default", paused=False)
-        unfinished = "SELECT NOT EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s)"
+        unfinished = "SELECT NOT EXISTS (SELECT FROM jobqueue_internal.finished_jobs WHERE id = %s)"
         database.wait_while(unfinished, last, timeout=30 + jobs / SLOWEST)
         seconds = time.monotonic() - started
         claims, usage = Claims.of(node), node.usage()
@@ -117,7 +117,7 @@ def under_load(database: Database, minutes: float, *, pinned: bool) -> list[Minu
                 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY took), percentile_cont(0.99) WITHIN GROUP (ORDER BY took),
                        count(*) / extract(epoch FROM clock_timestamp() - %(began)s)
                   FROM (SELECT extract(epoch FROM finished_at - available_since)::float8 * 1000 AS took
-                          FROM jobqueue.finished_jobs WHERE finished_at > %(began)s) AS jobs
+                          FROM jobqueue_internal.finished_jobs WHERE finished_at > %(began)s) AS jobs
                 """,
                 {"began": began},
             ).fetchall()[0]

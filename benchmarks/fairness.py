@@ -81,13 +81,13 @@ def run(database: Database, seconds: float) -> dict[str, list[Waited]]:
     """Let jobs arrive for `seconds` seconds, and return the jobs by rule."""
     longest = 86_400.0  # the schema allows at most this value, which is longer than any job waits here
     for rule, interval in zip(RULES, (seconds / SECONDS, longest, 0.0), strict=True):
-        sql = "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s * interval '1 second')"
+        sql = "INSERT INTO jobqueue_internal.queues (name, aging_interval) VALUES (%s, %s * interval '1 second')"
         database.connection.execute(sql, [rule, interval])
     with Node(database, "benchmarks.timed", queues=dict.fromkeys(RULES, WIDTH)):
         arrive(database, seconds)
         database.wait_while(harness.BUSY, timeout=PATIENCE * OVERLOAD * seconds, interval=1)
     rows = database.connection.execute(
-        "SELECT queue, priority, (payload -> 'sent')::float8 / 1e9, result::float8 / 1e9 FROM jobqueue.finished_jobs"
+        "SELECT queue, priority, (payload -> 'sent')::float8 / 1e9, result::float8 / 1e9 FROM jobqueue_internal.finished_jobs"
     ).fetchall()
     first = min(sent for _, _, sent, _ in rows)
     return {

@@ -57,7 +57,7 @@ def serve(database: Database, scenario: Scenario, *, fair: bool) -> tuple[list[s
     Also return the number of jobs that ended before the last submission.
     """
     queue = f"{scenario.name}, {'fair' if fair else 'in order'}"
-    done = "SELECT count(*) FROM jobqueue.finished_jobs WHERE queue = %s"
+    done = "SELECT count(*) FROM jobqueue_internal.finished_jobs WHERE queue = %s"
     with Node(database, "benchmarks.timed", queues={queue: WIDTH}):
         for part in scenario.parts:
             while database.value(done, queue) < part.after:
@@ -70,7 +70,7 @@ def serve(database: Database, scenario: Scenario, *, fair: bool) -> tuple[list[s
         while database.value(done, queue) < began + scenario.looked_at:
             time.sleep(0.05)
     rows = database.connection.execute(
-        "SELECT payload ->> 'group' FROM jobqueue.finished_jobs WHERE queue = %s ORDER BY finished_at", [queue]
+        "SELECT payload ->> 'group' FROM jobqueue_internal.finished_jobs WHERE queue = %s ORDER BY finished_at", [queue]
     ).fetchall()
     return [str(group) for (group,) in rows], began
 

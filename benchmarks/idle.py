@@ -86,7 +86,7 @@ def start(database: Database) -> float:
 
 def start_on_empty_database(database: Database) -> float:
     """Measure a start on a database without the schema."""
-    database.connection.execute("DROP SCHEMA jobqueue CASCADE")
+    database.connection.execute("DROP SCHEMA jobqueue, jobqueue_internal CASCADE")
     return start(database)
 
 

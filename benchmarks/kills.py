@@ -135,7 +135,7 @@ def measure(database: Database, node: Node, seconds: float, *, kills: bool) -> M
 
 def _look(database: Database, over_at: float, looks: list[tuple[float, int]]) -> None:
     while time.monotonic() < over_at:
-        completed = int(database.value("SELECT count(*) FROM jobqueue.succeeded_jobs"))
+        completed = int(database.value("SELECT count(*) FROM jobqueue_internal.succeeded_jobs"))
         looks.append((time.monotonic(), completed))
         time.sleep(LOOK_INTERVAL)
 

@@ -111,7 +111,7 @@ class Bench:
         answered = loads.http(msgspec.structs.replace(load, body=body))
         began = time.monotonic()
         self._database.wait_while(harness.BUSY, timeout=PATIENCE, interval=LOOK_INTERVAL)
-        rows = self._database.connection.execute("SELECT result::bigint FROM jobqueue.finished_jobs").fetchall()
+        rows = self._database.connection.execute("SELECT result::bigint FROM jobqueue_internal.finished_jobs").fetchall()
         if len(rows) < answered.requests:
             raise RuntimeError(f"{answered.requests} jobs were acknowledged, but {len(rows)} have succeeded")
         return Pickup([waited / 1e9 for [waited] in rows], len(rows) / (answered.seconds + time.monotonic() - began), answered)

@@ -38,9 +38,9 @@ MAX_AHEAD = 2
 
 LEASE = 86_400.0
 
-SUBMIT = b"SELECT best FROM jobqueue.submit_batch(%s::jsonb, false, %s)"
-CLAIM = b"SELECT jobqueue.claim(%s, %s::jsonb, %s::jsonb)"
-FINISH = b"SELECT jobqueue.finish(%s, %s::jsonb)"
+SUBMIT = b"SELECT best FROM jobqueue_internal.submit_batch(%s::jsonb, false, %s)"
+CLAIM = b"SELECT jobqueue_internal.claim(%s, %s::jsonb, %s::jsonb)"
+FINISH = b"SELECT jobqueue_internal.finish(%s, %s::jsonb)"
 
 _claimed = msgspec.json.Decoder(list[ClaimedJob])
 
@@ -53,7 +53,7 @@ class Node:
         self._id = str(uuid.uuid4())
         self._wants = msgspec.json.encode(dict.fromkeys(queues, (BATCH // len(queues), None))).decode()
         widths = msgspec.json.encode(dict.fromkeys(queues, BATCH)).decode()
-        database.value("SELECT jobqueue.join_node(%s, 'benchmark', 0, 'none', '', %s::jsonb, %s)", self._id, widths, LEASE)
+        database.value("SELECT jobqueue_internal.join_node(%s, 'benchmark', 0, 'none', '', %s::jsonb, %s)", self._id, widths, LEASE)
 
     def claim(self, connection: psycopg.Connection[Any]) -> list[ClaimedJob]:
         """Claim up to `BATCH` jobs."""
@@ -69,7 +69,7 @@ class Node:
 
     def leave(self) -> None:
         """Delete the row of the node."""
-        self._database.value("SELECT jobqueue.leave_node(%s)", self._id)
+        self._database.value("SELECT jobqueue_internal.leave_node(%s)", self._id)
 
 
 def submit(database: Database, jobs: int, *, batch: int, payload_bytes: int = 100) -> Cost:

@@ -74,14 +74,16 @@ class Drained(msgspec.Struct, frozen=True):
 def drain(database: Database, case: Case, jobs: int) -> Drained:
     """Drain `jobs` jobs once, with new nodes."""
     database.clear()
-    database.connection.execute("DELETE FROM jobqueue.queues; DELETE FROM jobqueue.queue_limits; TRUNCATE jobqueue.key_buckets")
+    database.connection.execute(
+        "DELETE FROM jobqueue_internal.queues; DELETE FROM jobqueue_internal.queue_limits; TRUNCATE jobqueue_internal.key_buckets"
+    )
     database.connection.execute(f"SELECT jobqueue.configure('q'{', ' + case.settings if case.settings else ''})")
     with ExitStack() as running:
         for _ in range(case.nodes):
             running.enter_context(harness.Node(database, "benchmarks.handlers", queues={"q": WIDTH}))
         if case.blocked:
             _submit(database, case.blocked, 1, "default")
-            database.value("SELECT count(*) FROM jobqueue.admit(1)")
+            database.value("SELECT count(*) FROM jobqueue_internal.admit(1)")
         for count in (WARM_UP, jobs):
             database.pause("q")
             time.sleep(0.1)  # a claim may still be running
@@ -89,11 +91,12 @@ def drain(database: Database, case: Case, jobs: int) -> Drained:
             began = database.value("SELECT now()")
             with database.span() as cost:
                 database.pause("q", paused=False)
-                unfinished = "SELECT count(*) < %s FROM jobqueue.finished_jobs WHERE claimed_at > %s"
+                unfinished = "SELECT count(*) < %s FROM jobqueue_internal.finished_jobs WHERE claimed_at > %s"
                 database.wait_while(unfinished, count, began, timeout=PATIENCE, interval=0.1)
         seconds, starts = database.connection.execute(
             "SELECT extract(epoch FROM max(finished_at) - min(claimed_at))::float8,"
-            " extract(epoch FROM max(claimed_at) - min(claimed_at))::float8 FROM jobqueue.finished_jobs WHERE claimed_at > %s",
+            " extract(epoch FROM max(claimed_at) - min(claimed_at))::float8"
+            " FROM jobqueue_internal.finished_jobs WHERE claimed_at > %s",
             [began],
         ).fetchall()[0]
     return Drained(seconds, starts, cost)

@@ -34,11 +34,11 @@ FILL = """
                to_timestamp((%(began)s + n) / 1000.0) AS moment, CASE WHEN n %% %(every)s = 0 THEN 'rare' ELSE 'common' END AS kind
           FROM generate_series(%(first)s::bigint, %(last)s) AS n
     ), pending AS (
-        INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since)
+        INSERT INTO jobqueue_internal.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since)
         SELECT m.id, 'default', m.kind, 0, m.moment, %(payload)s, m.moment, m.moment FROM made AS m WHERE m.n %% 10 = 5
     )
-    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,
-                                        claimed_at, finished_at, errors)
+    INSERT INTO jobqueue_internal.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,
+        available_since, claimed_at, finished_at, errors)
     SELECT m.id, 'default', m.kind, 0, 'succeeded', %(payload)s, 1, 1, m.moment, m.moment, now(), now(), '[]'
       FROM made AS m WHERE m.n %% 10 <> 5
 """

@@ -23,7 +23,7 @@ from jobqueue.job import MAX_PAYLOAD_BYTES, Delay, Name, NewJob, Options, PathNa
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """Checked and encoded jobs, in the form that ``jobqueue.submit_batch`` accepts.
+    """Checked and encoded jobs, in the form that ``jobqueue_internal.submit_batch`` accepts.
 
     Attributes:
         ids: the UUIDs (version 7) of the jobs, in the order of their submission.

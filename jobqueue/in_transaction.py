@@ -123,7 +123,7 @@ def submit_many(conn: Any, jobs: Iterable[Mapping[str, Any]]) -> list[str] | Awa
 
 
 def _document(fields: Mapping[str, Any]) -> bytes:
-    """Check a job and encode it for the database."""
+    """Check a job and encode it for ``jobqueue.submit_many``, which checks it again, because any role with EXECUTE can call it."""
     if not isinstance(fields, Mapping):
         raise InvalidJob(f"a job must be a mapping of its fields, got {type(fields).__name__}")
     try:
@@ -136,14 +136,15 @@ def _document(fields: Mapping[str, Any]) -> bytes:
         submission = msgspec.convert(given, Submission)
     except msgspec.ValidationError:
         submission = read(given, Submission, what="a job", refuse=InvalidJob)  # slower, but its errors name the field
-    return documents.encode(new_job(submission))
+    submission.payload = new_job(submission).payload
+    return documents.encode(submission)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the connections
 
 # Parameters and results are text, because all drivers handle text alike. The database chooses the ids. If the statement contained
 # ids, the database would first check for existing jobs, under locks that last until the end of the caller's transaction.
-_SQL = "SELECT array_to_json(ids)::text FROM jobqueue.submit_batch(CAST(CAST({} AS text) AS jsonb), uncounted => true)"
+_SQL = "SELECT array_to_json(jobqueue.submit_many(CAST(CAST({} AS text) AS jsonb)))::text"
 
 _ids = msgspec.json.Decoder(list[str]).decode
 _Execute = Callable[[Any, str, Callable[[list[str]], Any]], Any]

@@ -1,7 +1,7 @@
 """The data types of jobqueue: submissions, jobs as handlers see them, and outcomes of attempts.
 
-Three of these types cross the database boundary as JSON: `NewJob` goes into ``jobqueue.submit_batch``, `ClaimedJob` comes from
-``jobqueue.claim``, and `Outcome` goes into ``jobqueue.finish``.
+Three of these types cross the database boundary as JSON: `NewJob` goes into ``jobqueue_internal.submit_batch``, `ClaimedJob`
+comes from ``jobqueue_internal.claim``, and `Outcome` goes into ``jobqueue_internal.finish``.
 """
 
 from __future__ import annotations
@@ -191,14 +191,15 @@ class Options(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class NewJob(JobColumns, omit_defaults=True, kw_only=True):
-    """A submission in the form of ``jobqueue.submit_batch``. If it has no id, the database chooses one."""
+    """A submission in the form of ``jobqueue_internal.submit_batch``. If it has no id, the database chooses one."""
 
     id: str = ""
     options: Options | None = None
 
 
 class ClaimedJob(msgspec.Struct, array_like=True, frozen=True):
-    """A row returned by ``jobqueue.claim``: a job that this node must run. Times are in seconds, by the database's clock."""
+    """A row returned by ``jobqueue_internal.claim``: a job that this node must run. Times are in seconds, by the
+    database's clock."""
 
     queue: str
     id: str
@@ -411,7 +412,7 @@ Verdict = Literal["succeeded", "dead", "retry", "snoozed", "released", "cancelle
 
 
 class Note(msgspec.Struct, frozen=True):
-    """The notes of one run in the form of ``jobqueue.note``; `saved` is an object with the new progress and checkpoint."""
+    """The notes of one run in the form of ``jobqueue_internal.note``; `saved` is an object with the new progress and checkpoint."""
 
     id: str
     claims: int
@@ -419,7 +420,8 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The outcome of one run in the form of ``jobqueue.finish``. `id` and `claims` identify the run; they are its fencing token.
+    """The outcome of one run in the form of ``jobqueue_internal.finish``. `id` and `claims` identify the run; they are its
+    fencing token.
 
     Attributes:
         outcome: how the run ended. This decides to which table the job's row moves.

@@ -283,6 +283,7 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
     if engine.hooks.any:
         await stages.start("hooks", engine.hooks.run)
     await stages.start("heartbeat", engine.lease.run)
+    await stages.start("schema", maintenance.watch_schema, engine.store)
     await stages.start("recovery", engine.recovery.run)
     await stages.start("pruning", engine.pruning.run)
     await stages.start("submissions", engine.submissions.run)
@@ -358,6 +359,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     await stages.stop("http", within=HTTP_DRAIN + 0.5, gently=http_stopping.set)
     await stages.stop("credentials", within=0.2)
 
+    await stages.stop("schema", within=0.2)
     await stages.stop("watcher", within=0.2)
     await stages.stop("overview", within=0.2)
     await stages.stop("dispatcher", within=1)

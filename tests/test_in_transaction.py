@@ -203,11 +203,11 @@ def test_after_a_commit_the_job_exists(way: Any, database: Database) -> None:
     job_id = in_one_transaction(
         way, database.url, lambda conn: jobqueue.submit(conn, "mail", {"to": "Ada ☂"}, priority=5), commit=True
     )
-    assert database.rows("SELECT id::text, kind, payload, priority, queue FROM jobqueue.pending_jobs") == [
+    assert database.rows("SELECT id::text, kind, payload, priority, queue FROM jobqueue_internal.pending_jobs") == [
         (job_id, "mail", {"to": "Ada ☂"}, 5, "default")
     ]
     assert database.value("SELECT count(*) FROM orders") == 1
-    assert database.rows("SELECT xmin::text FROM jobqueue.pending_jobs") == database.rows("SELECT xmin::text FROM orders")
+    assert database.rows("SELECT xmin::text FROM jobqueue_internal.pending_jobs") == database.rows("SELECT xmin::text FROM orders")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -223,8 +223,8 @@ def test_many_jobs_are_one_statement_and_keep_their_order(way: Any, database: Da
     jobs = [{"kind": "mail", "payload": {"number": number}} for number in range(50)]
     ids = in_one_transaction(way, database.url, lambda conn: jobqueue.submit_many(conn, jobs), commit=True)
     assert isinstance(ids, list)
-    assert database.rows("SELECT id::text FROM jobqueue.pending_jobs ORDER BY rank") == [(job_id,) for job_id in ids]
-    assert database.rows("SELECT payload FROM jobqueue.pending_jobs ORDER BY rank") == [(job["payload"],) for job in jobs]
+    assert database.rows("SELECT id::text FROM jobqueue_internal.pending_jobs ORDER BY rank") == [(job_id,) for job_id in ids]
+    assert database.rows("SELECT payload FROM jobqueue_internal.pending_jobs ORDER BY rank") == [(job["payload"],) for job in jobs]
 
 
 @pytest.mark.parametrize("way", [psycopg_connection, asyncpg_connection])
@@ -237,13 +237,13 @@ def test_an_open_transaction_blocks_nobody(database: Database) -> None:
     with psycopg.connect(database.url) as conn, psycopg.connect(database.url, autocommit=True) as beside:
         jobqueue.submit_many(conn, [{"kind": "open"}] * 100)
         beside.execute("SET statement_timeout = '60s'")
-        beside.execute("SELECT ids FROM jobqueue.submit_batch(%s::jsonb, true)", [json.dumps(others)])
-        beside.execute("SELECT jobqueue.join_node(%s, 'here', 1, 'here', '0', '{\"default\": 1}', 30)", [node])
-        [claimed] = beside.execute("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", [node]).fetchone() or [None]
+        beside.execute("SELECT ids FROM jobqueue_internal.submit_batch(%s::jsonb, true)", [json.dumps(others)])
+        beside.execute("SELECT jobqueue_internal.join_node(%s, 'here', 1, 'here', '0', '{\"default\": 1}', 30)", [node])
+        [claimed] = beside.execute("SELECT jobqueue_internal.claim(%s, '{\"default\": [1, null]}')", [node]).fetchone() or [None]
         [[_, job_id, kind, *_]] = json.loads(claimed)
         assert kind == "default"
         outcome = {"id": job_id, "claims": 1, "outcome": "succeeded"}
-        assert beside.execute("SELECT jobqueue.finish(%s, %s::jsonb)", [node, json.dumps([outcome])]).fetchone() == ([],)
+        assert beside.execute("SELECT jobqueue_internal.finish(%s, %s::jsonb)", [node, json.dumps([outcome])]).fetchone() == ([],)
     assert database.states() == {"pending": 599, "succeeded": 1}
 
 

@@ -254,7 +254,7 @@ def value(connection: psycopg.Connection[Any], statement: str, *params: Any) -> 
 
 
 def test_sql_has_the_same_rules(sql: psycopg.Connection[Any]) -> None:
-    rules = value(sql, "SELECT jobqueue.rules()")
+    rules = value(sql, "SELECT jobqueue_internal.rules()")
     sorts = {str: "string", int: "integer", float: "number", datetime: "instant", bool: "boolean"}
     for name, field in FIELDS.items():
         limits = bounds(field.type)
@@ -301,7 +301,9 @@ def test_sql_stores_each_field(sql: psycopg.Connection[Any]) -> None:
         assert_stored(job, stored("SELECT (jobqueue.submit_many(%s::jsonb))[1]", many))
         assert_stored(job, stored(jobqueue.submit(sql, **python(job))))
         [document] = bodies.parse("application/json", many.encode()).jobs.documents
-        assert_stored(job, stored("SELECT ids[1] FROM jobqueue.submit_batch(jsonb_build_array(%s::jsonb))", document.decode()))
+        assert_stored(
+            job, stored("SELECT ids[1] FROM jobqueue_internal.submit_batch(jsonb_build_array(%s::jsonb))", document.decode())
+        )
         if name not in Submission.NOT_IN_SQL:
             call = "SELECT jobqueue.submit({})".format(", ".join(f'"{field}" => %s' for field in job))
             assert_stored(job, stored(call, *(json.dumps(value) if field == "payload" else value for field, value in job.items())))
@@ -336,8 +338,8 @@ def test_sql_stores_each_field_of_a_schedule(sql: psycopg.Connection[Any]) -> No
                     value(sql, f"SELECT jobqueue.schedule({', '.join(f'{field} => %s' for field in call)})", *call.values())
                 else:
                     document = msgspec.json.encode([schedule_of(base | fields)]).decode()
-                    value(sql, "SELECT count(*) FROM jobqueue.reconcile_schedules('module', %s)", document)
-            assert value(sql, "SELECT to_jsonb(s) FROM jobqueue.schedules AS s")[name] == SAMPLES[name]
+                    value(sql, "SELECT count(*) FROM jobqueue_internal.reconcile_schedules('module', %s)", document)
+            assert value(sql, "SELECT to_jsonb(s) FROM jobqueue_internal.schedules AS s")[name] == SAMPLES[name]
             job = value(sql, "SELECT jobqueue.trigger_schedule('s')")
             assert value(sql, "SELECT to_jsonb(j) FROM jobqueue.jobs AS j WHERE id = %s", job)[name] == SAMPLES[name]
             sql.rollback()

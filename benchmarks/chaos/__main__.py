@@ -108,7 +108,7 @@ class Run:
                 await trio.sleep(0.5)
 
     def _collect(self, connection: psycopg.Connection, load: Load, nodes: Sequence[Node], saboteur: Saboteur) -> Evidence:
-        row = connection.execute("SELECT count(*) FROM jobqueue.nodes").fetchone()
+        row = connection.execute("SELECT count(*) FROM jobqueue_internal.nodes").fetchone()
         return Evidence(
             submits=[*load.submits, *saboteur.submits],
             rows=read_rows(connection),
@@ -137,8 +137,8 @@ async def _break_and_load(saboteur: Saboteur, load: Load, faults: Sequence[plan.
 def _all_ended(url: str) -> bool:
     """Return whether every job has ended; False if PostgreSQL cannot be reached."""
     sql = """
-        SELECT NOT EXISTS (SELECT FROM jobqueue.pending_jobs) AND NOT EXISTS (SELECT FROM jobqueue.scheduled_jobs)
-           AND NOT EXISTS (SELECT FROM jobqueue.inflight_jobs) AND NOT EXISTS (SELECT FROM jobqueue.blocked_jobs)
+        SELECT NOT EXISTS (SELECT FROM jobqueue_internal.pending_jobs) AND NOT EXISTS (SELECT FROM jobqueue_internal.scheduled_jobs)
+           AND NOT EXISTS (SELECT FROM jobqueue_internal.inflight_jobs) AND NOT EXISTS (SELECT FROM jobqueue_internal.blocked_jobs)
     """
     with suppress(psycopg.OperationalError), connect(url) as connection:
         row = connection.execute(sql).fetchone()

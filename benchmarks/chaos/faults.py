@@ -253,7 +253,7 @@ class Saboteur:
         ids = self._submit({"kind": "async", "payload": {"seconds": seconds}})
         give_up_at = time.monotonic() + seconds
         while ids and time.monotonic() < give_up_at:
-            if connection.execute("SELECT FROM jobqueue.inflight_jobs WHERE id = %s", ids).fetchone() is not None:
+            if connection.execute("SELECT FROM jobqueue_internal.inflight_jobs WHERE id = %s", ids).fetchone() is not None:
                 self.cancelled.update(ids)
                 connection.execute("SELECT jobqueue.cancel(%s)", ids)
                 return
@@ -359,7 +359,7 @@ def _hold_transaction(url: str, seconds: float) -> None:
     """Hold a snapshot, so that PostgreSQL cannot remove rows that die after its start."""
     with suppress(psycopg.OperationalError), _reach(url) as connection:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        connection.execute("SELECT count(*) FROM jobqueue.pending_jobs")
+        connection.execute("SELECT count(*) FROM jobqueue_internal.pending_jobs")
         time.sleep(seconds)
 
 

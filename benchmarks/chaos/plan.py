@@ -16,7 +16,13 @@ LEASE = 4.0
 FIRST_FAULT = 4.0
 """Seconds of undisturbed work before the first fault."""
 
-LOST_REPLIES = ("jobqueue.submit_batch", "jobqueue.claim", "jobqueue.finish", "jobqueue.heartbeat", "COMMIT")
+LOST_REPLIES = (
+    "jobqueue_internal.submit_batch",
+    "jobqueue_internal.claim",
+    "jobqueue_internal.finish",
+    "jobqueue_internal.heartbeat",
+    "COMMIT",
+)
 """Statements whose replies can get lost. PostgreSQL commits the statement before the reply is lost, but the node cannot know that.
 
 COMMIT is the last statement of a handler's transaction. The finish in such a transaction is different: if its reply is lost, the

@@ -107,10 +107,10 @@ FIELDS: dict[str, Any] = {
 
 WAKE = """
     WITH checks AS (
-        INSERT INTO jobqueue.key_checks (queue, key)
-        SELECT queue, options ->> 'concurrency_key' FROM jobqueue.blocked_jobs WHERE id = %(id)s
+        INSERT INTO jobqueue_internal.key_checks (queue, key)
+        SELECT queue, options ->> 'concurrency_key' FROM jobqueue_internal.blocked_jobs WHERE id = %(id)s
     )
-    SELECT jobqueue.wake('default', now()), jobqueue.wake_keys(), pg_notify('jobqueue_scheduled', '')
+    SELECT jobqueue_internal.wake('default', now()), jobqueue_internal.wake_keys(), pg_notify('jobqueue_scheduled', '')
 """
 """A statement that wakes the nodes, so that they do not wait for their next poll."""
 
@@ -169,10 +169,10 @@ def _row(table: str, what: str, dice: random.Random) -> Dose:
     poisoned = COLUMNS[what]
     updated = dice.random() < 0.3
     row = healthy if updated else {**healthy, **poisoned}
-    statements = [f"INSERT INTO jobqueue.{table} ({', '.join(row)}) VALUES ({', '.join(row.values())})"]
+    statements = [f"INSERT INTO jobqueue_internal.{table} ({', '.join(row)}) VALUES ({', '.join(row.values())})"]
     if updated:
         changes = ", ".join(f"{name} = {value}" for name, value in poisoned.items())
-        statements.append(f"UPDATE jobqueue.{table} SET {changes} WHERE id = %(id)s")
+        statements.append(f"UPDATE jobqueue_internal.{table} SET {changes} WHERE id = %(id)s")
     return Dose(f"{what} in {table}{', by UPDATE' if updated else ''}", _draw_id(dice), [*statements, WAKE])
 
 

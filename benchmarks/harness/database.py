@@ -35,17 +35,19 @@ FILL_BATCH = 100_000
 LOOK_INTERVAL = 0.02
 """Seconds between two polls for the end of the jobs; a poll costs the server about 50 microseconds."""
 
-BUSY = "SELECT EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
+BUSY = "SELECT EXISTS (SELECT FROM jobqueue_internal.pending_jobs) OR EXISTS (SELECT FROM jobqueue_internal.inflight_jobs)"
 """Whether a job is pending or in flight."""
 
 TABLES = (
-    "jobqueue.pending_jobs, jobqueue.blocked_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs, jobqueue.finished_jobs, "
-    "jobqueue.dead_jobs, jobqueue.key_checks, jobqueue.key_starts"
+    "jobqueue_internal.pending_jobs, jobqueue_internal.blocked_jobs, jobqueue_internal.scheduled_jobs, "
+    "jobqueue_internal.inflight_jobs, jobqueue_internal.finished_jobs, "
+    "jobqueue_internal.dead_jobs, jobqueue_internal.key_checks, jobqueue_internal.key_starts"
 )
 
 FILL = """
-    INSERT INTO jobqueue.{table} (id, queue, kind, priority, {place}, payload, created_at, available_since)
-    SELECT jobqueue.uuid7(), q.names[1 + n %% cardinality(q.names)], q.kinds[1 + n %% cardinality(q.names)], 0, {when}, %(payload)s,
+    INSERT INTO jobqueue_internal.{table} (id, queue, kind, priority, {place}, payload, created_at, available_since)
+    SELECT jobqueue_internal.uuid7(), q.names[1 + n %% cardinality(q.names)], q.kinds[1 + n %% cardinality(q.names)],
+           0, {when}, %(payload)s,
            now(), {when}
       FROM (SELECT %(queues)s::text[] AS names, %(kinds)s::text[] AS kinds) AS q, generate_series(%(first)s::bigint, %(last)s) AS n
 """
@@ -133,7 +135,7 @@ class Database:
 
     def last_of(self, queue: str) -> uuid.UUID:
         """Return the id of the queue's pending job with the worst rank, which nodes claim last."""
-        found = self.value("SELECT id FROM jobqueue.pending_jobs WHERE queue = %s ORDER BY rank DESC LIMIT 1", queue)
+        found = self.value("SELECT id FROM jobqueue_internal.pending_jobs WHERE queue = %s ORDER BY rank DESC LIMIT 1", queue)
         assert isinstance(found, uuid.UUID)
         return found
 
@@ -143,7 +145,7 @@ class Database:
         Raises:
             TimeoutError: one of the two waits exceeds `timeout` seconds.
         """
-        self.wait_while("SELECT EXISTS (SELECT FROM jobqueue.pending_jobs WHERE id = %s)", last, timeout=timeout)
+        self.wait_while("SELECT EXISTS (SELECT FROM jobqueue_internal.pending_jobs WHERE id = %s)", last, timeout=timeout)
         self.wait_while(BUSY, timeout=timeout)
 
     def wait_while(self, sql: str, *params: object, timeout: float, interval: float = LOOK_INTERVAL) -> None:

@@ -49,7 +49,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
         return self.adapter.endswith(".mjs")
 
 
-OURS_LEFT = "EXISTS (SELECT FROM jobqueue.pending_jobs) OR EXISTS (SELECT FROM jobqueue.inflight_jobs)"
+OURS_LEFT = "EXISTS (SELECT FROM jobqueue_internal.pending_jobs) OR EXISTS (SELECT FROM jobqueue_internal.inflight_jobs)"
 
 HTTP = Peer(adapter="for_jobqueue_http.py", service=True, drains=25_000, singles=1500, left=OURS_LEFT)
 

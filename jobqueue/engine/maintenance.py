@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
+import trio
 
 from jobqueue.concurrency.routine import Routine
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.signals import Signals
+from jobqueue.errors import DatabaseUnavailable
+from jobqueue.storage.roles import Store
 from jobqueue.storage.roles.run import RECOVER_BATCH, RunStore
 from jobqueue.storage.roles.upkeep import PRUNE_BATCH, UpkeepStore
 
@@ -17,7 +22,23 @@ PRUNE_INTERVAL = 3600.0
 PRUNE_PAUSE = 60.0
 """Maximum interval between two attempts while pruning fails, in seconds."""
 
+SCHEMA_CHECK_INTERVAL = 5.0
+"""Seconds between two checks that the database's schema still supports this node."""
+
 log = structlog.get_logger()
+
+
+async def watch_schema(store: Store, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Check the schema until it no longer supports this node, because an upgrade has been finished.
+
+    Raises:
+        SchemaVersionError: the schema needs newer nodes. This ends the node in the usual order.
+    """
+    task_status.started()
+    while True:
+        await trio.sleep(SCHEMA_CHECK_INTERVAL)
+        with suppress(DatabaseUnavailable):
+            await store.require_schema()
 
 
 def recovery(store: RunStore, lease: Lease, signals: Signals, interval: float) -> Routine:

@@ -1,4 +1,4 @@
-"""Commit submissions, many in one transaction, with ``jobqueue.submit_batch``."""
+"""Commit submissions, many in one transaction, with ``jobqueue_internal.submit_batch``."""
 
 from __future__ import annotations
 

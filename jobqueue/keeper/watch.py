@@ -54,7 +54,7 @@ END_LEASE_SECONDS = 10.0
 END = b"end\n"
 """The command that ends a keeper."""
 
-RENEW = "UPDATE jobqueue.nodes SET lease_until = now() + %s * interval '1 second' WHERE id = %s RETURNING id"
+RENEW = "UPDATE jobqueue_internal.nodes SET lease_until = now() + %s * interval '1 second' WHERE id = %s RETURNING id"
 """This does not set `heartbeat_at` and `activity`: only the node writes these, so its late heartbeat stays visible."""
 
 
@@ -139,7 +139,7 @@ class Keeper:
     def end_lease(self) -> None:
         """End the lease of the node, whose process has died, so that other nodes take its jobs at once."""
         deadline = time.monotonic() + END_LEASE_SECONDS
-        while not self._try(self._ask, "SELECT jobqueue.lose_node(%s)", self._state.node):
+        while not self._try(self._ask, "SELECT jobqueue_internal.lose_node(%s)", self._state.node):
             if time.monotonic() >= deadline:
                 return
             time.sleep(1.0)
@@ -194,7 +194,7 @@ class Keeper:
             }
             for mark in marks
         ]
-        handed_back = self._ask("SELECT jobqueue.surrender(%s, %s::jsonb)", node, json.dumps(blamed))
+        handed_back = self._ask("SELECT jobqueue_internal.surrender(%s, %s::jsonb)", node, json.dumps(blamed))
         self._surrendered = node
         self._log().error(
             "the node is stuck: its jobs are handed back",

@@ -1,4 +1,5 @@
-"""Decode the result of ``jobqueue.claim``: all rows at once. If that fails, decode row by row, so that a bad row affects no other.
+"""Decode the result of ``jobqueue_internal.claim``: all rows at once. If that fails, decode row by row, so that a bad row
+affects no other.
 
 The result is a JSON array with one array for each job, or an object that contains this array and more. A user's SQL can store
 anything in a row, such as a number instead of a text, or JSON that is nested too deeply for a decoder. For this reason `elements`
@@ -70,7 +71,7 @@ class Claimed(list[ClaimedJob]):
 
 
 class _Partly(msgspec.Struct):
-    """The result of ``jobqueue.claim`` if a limit withheld jobs, or if a row could not be claimed."""
+    """The result of ``jobqueue_internal.claim`` if a limit withheld jobs, or if a row could not be claimed."""
 
     jobs: list[ClaimedJob]
     again: dict[str, float | None]
@@ -83,7 +84,7 @@ _job = msgspec.json.Decoder(ClaimedJob)
 
 
 def read(text: str) -> Claimed:
-    """Decode the result of ``jobqueue.claim``; schema.sql describes the format."""
+    """Decode the result of ``jobqueue_internal.claim``; schema.sql describes the format."""
     try:
         if text.startswith("["):
             return Claimed(_jobs.decode(text))

@@ -59,7 +59,7 @@ _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL jobqueue.t
 # RESET ROLE is needed because the handler may have switched to a role that has no permission to complete jobs.
 _FINISH = b"""
     RESET SESSION AUTHORIZATION; RESET ROLE;
-    SELECT pg_catalog.current_setting('jobqueue.transaction', true), jobqueue.finish(%b, %b, %b),
+    SELECT pg_catalog.current_setting('jobqueue.transaction', true), jobqueue_internal.finish(%b, %b, %b),
            pg_catalog.set_config('idle_in_transaction_session_timeout', %b, true)
 """
 

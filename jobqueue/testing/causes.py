@@ -1,4 +1,6 @@
-"""Port ``jobqueue.cause_of`` of schema.sql to Python, for the store in memory. `tests/testing/test_causes.py` compares the two."""
+"""Port ``jobqueue_internal.cause_of`` of schema.sql to Python, for the store in memory.
+
+`tests/testing/test_causes.py` compares the two."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ def test_an_unpoisoned_row_is_accepted(schema_url: str, table: str, monkeypatch:
     dose = poison._row(table, "nothing", random.Random(1))
     with connect(schema_url) as connection:
         assert poison.administer(connection, dose) == ""
-        row = connection.execute(f"SELECT id::text FROM jobqueue.{table}").fetchall()
+        row = connection.execute(f"SELECT id::text FROM jobqueue_internal.{table}").fetchall()
     assert row == [(dose.job_id,)]
 
 

@@ -98,7 +98,7 @@ def test_without_a_database_or_schema_a_command_fails_with_a_remedy(database_url
     assert database.rows("SELECT 1 FROM pg_namespace WHERE nspname = 'jobqueue'") == []
     call("migrate", "--database-url", database_url)
     assert call("nodes", "--database-url", database_url, "--json").stdout == "[]\n"
-    database.rows("UPDATE jobqueue.schema_version SET version = 999 RETURNING 1")
+    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999 RETURNING 1")
     assert "schema version 999" in call("nodes", "--database-url", database_url, code=4).stderr
 
 

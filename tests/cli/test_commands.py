@@ -220,7 +220,7 @@ def test_queues_are_shown_limited_paused_and_resumed(jobqueue: CommandLine, queu
 
 def test_nodes_lists_services_and_not_commands(jobqueue: CommandLine, database: Database) -> None:
     nodes = jobqueue.json("nodes")
-    assert [node["id"] for node in nodes] == [str(row) for [row] in database.rows("SELECT id FROM jobqueue.nodes")]
+    assert [node["id"] for node in nodes] == [str(row) for [row] in database.rows("SELECT id FROM jobqueue_internal.nodes")]
     [row] = jobqueue.text("nodes").splitlines()[1:]
     assert row.startswith(nodes[0]["id"])
     assert row.split()[-2:] == ["default", "0/16"]

@@ -13,10 +13,10 @@ import pytest
 import structlog
 
 from jobqueue.errors import SchemaVersionError
-from jobqueue.storage import catalog, schema
+from jobqueue.storage import schema
 from jobqueue.storage.connection import connect
-from jobqueue.storage.schema import Migration, migrate
-from tests.support import ROOT, postgres
+from jobqueue.storage.schema import Migration, catalog, migrate
+from tests.support import postgres
 from tests.support.command_line import run_jobqueue
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.service import Service
@@ -33,7 +33,7 @@ def migrated(url: str) -> Migration:
 
 def objects(url: str) -> catalog.Catalog:
     with connect(url, "look") as connection:
-        return catalog.look(connection, schema.schema_sql())
+        return catalog.look(connection, schema.script())
 
 
 @pytest.fixture
@@ -47,17 +47,17 @@ def applied(sql: Database) -> Database:
 @pytest.mark.parametrize(
     ("damage", "repaired"),
     [
-        ("DROP FUNCTION jobqueue.prune_keys(integer)", ["function prune_keys"]),
+        ("DROP FUNCTION jobqueue_internal.prune_keys(integer)", ["function jobqueue_internal.prune_keys"]),
         (
-            "CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'",
-            ["function wake_keys"],
+            "CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'",
+            ["function jobqueue_internal.wake_keys"],
         ),
-        ("ALTER FUNCTION jobqueue.prune_keys(integer) RESET ALL", ["function prune_keys"]),
-        ("ALTER FUNCTION jobqueue.prune_keys(integer) SECURITY DEFINER", ["function prune_keys"]),
-        ("DROP INDEX jobqueue.pending_jobs_turn", ["index pending_jobs_turn"]),
-        ("DROP TABLE jobqueue.cancel_requests", ["table cancel_requests"]),
-        ("ALTER TABLE jobqueue.pending_jobs DISABLE TRIGGER block", ["trigger block"]),
-        ("DROP TRIGGER block ON jobqueue.pending_jobs", ["trigger block"]),
+        ("ALTER FUNCTION jobqueue_internal.prune_keys(integer) RESET ALL", ["function jobqueue_internal.prune_keys"]),
+        ("ALTER FUNCTION jobqueue_internal.prune_keys(integer) SECURITY DEFINER", ["function jobqueue_internal.prune_keys"]),
+        ("DROP INDEX jobqueue_internal.pending_jobs_turn", ["index jobqueue_internal.pending_jobs_turn"]),
+        ("DROP TABLE jobqueue_internal.cancel_requests", ["table jobqueue_internal.cancel_requests"]),
+        ("ALTER TABLE jobqueue_internal.pending_jobs DISABLE TRIGGER block", ["trigger jobqueue_internal.block"]),
+        ("DROP TRIGGER block ON jobqueue_internal.pending_jobs", ["trigger jobqueue_internal.block"]),
     ],
 )
 def test_what_is_missing_or_differs_is_brought_back(applied: Database, damage: str, repaired: list[str]) -> None:
@@ -72,7 +72,10 @@ def test_what_is_missing_or_differs_is_brought_back(applied: Database, damage: s
 
 @pytest.mark.parametrize(
     "change",
-    ["ALTER TABLE jobqueue.queues DROP CONSTRAINT rate_range", "ALTER TABLE jobqueue.queues ALTER COLUMN fair DROP NOT NULL"],
+    [
+        "ALTER TABLE jobqueue_internal.queues DROP CONSTRAINT rate_range",
+        "ALTER TABLE jobqueue_internal.queues ALTER COLUMN fair DROP NOT NULL",
+    ],
 )
 def test_what_cannot_be_brought_back_is_warned_of_once(applied: Database, change: str) -> None:
     applied.rows(change)
@@ -85,10 +88,10 @@ def test_what_cannot_be_brought_back_is_warned_of_once(applied: Database, change
 def test_what_is_not_of_the_schema_and_the_partitions_of_days_are_no_difference(applied: Database) -> None:
     applied.rows("CREATE TABLE jobqueue.theirs (id integer PRIMARY KEY)")
     applied.rows("CREATE FUNCTION jobqueue.theirs() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
-    applied.rows("CREATE INDEX theirs_too ON jobqueue.pending_jobs (kind)")
+    applied.rows("CREATE INDEX theirs_too ON jobqueue_internal.pending_jobs (kind)")
     applied.rows("SELECT jobqueue.submit('echo')")
     applied.rows(
-        "CREATE TABLE jobqueue.succeeded_jobs_20990101 PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM"
+        "CREATE TABLE jobqueue_internal.succeeded_jobs_20990101 PARTITION OF jobqueue_internal.succeeded_jobs FOR VALUES FROM"
         " ('2099-01-01 00:00+00') TO ('2099-01-02 00:00+00')"
     )
     with structlog.testing.capture_logs() as logged:
@@ -97,30 +100,30 @@ def test_what_is_not_of_the_schema_and_the_partitions_of_days_are_no_difference(
 
 
 def test_a_schema_that_psql_made_is_taken_as_it_is_and_recorded(sql: Database) -> None:
-    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows(schema.script())
     with connect(sql.url, "migrate") as connection:
         assert catalog.recorded(connection) is None
         assert migrate(connection) == NOTHING
         assert catalog.recorded(connection) is not None
-    sql.rows("DROP FUNCTION jobqueue.wake_keys()")
-    assert migrated(sql.url) == Migration(applied=False, repaired=["function wake_keys"])
+    sql.rows("DROP FUNCTION jobqueue_internal.wake_keys()")
+    assert migrated(sql.url) == Migration(applied=False, repaired=["function jobqueue_internal.wake_keys"])
 
 
 @pytest.mark.parametrize(
-    "damage", ["ALTER TABLE jobqueue.pending_jobs DISABLE TRIGGER block", "DROP TRIGGER block ON jobqueue.pending_jobs"]
+    "damage",
+    ["ALTER TABLE jobqueue_internal.pending_jobs DISABLE TRIGGER block", "DROP TRIGGER block ON jobqueue_internal.pending_jobs"],
 )
 def test_the_trigger_is_brought_back_in_a_schema_that_psql_made(sql: Database, damage: str) -> None:
-    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows(schema.script())
     sql.rows(damage)
-    assert migrated(sql.url) == Migration(applied=False, repaired=["trigger block"])
+    assert migrated(sql.url) == Migration(applied=False, repaired=["trigger jobqueue_internal.block"])
     assert migrated(sql.url) == NOTHING
 
 
 def test_a_schema_that_an_older_text_made_is_brought_up_to_date(applied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = schema.schema_sql()
-    newer = text.replace("\nCOMMIT;", "\nALTER TABLE jobqueue.queues ADD COLUMN IF NOT EXISTS remark text;\nCOMMIT;")
-    monkeypatch.setattr(schema, "schema_sql", lambda: newer)
-    assert migrated(applied.url) == Migration(applied=False, repaired=["table queues"])
+    newer = schema.script() + "ALTER TABLE jobqueue_internal.queues ADD COLUMN IF NOT EXISTS remark text;"
+    monkeypatch.setattr(schema, "script", lambda: newer)
+    assert migrated(applied.url) == Migration(applied=False, repaired=["table jobqueue_internal.queues"])
     assert migrated(applied.url) == NOTHING
 
 
@@ -137,7 +140,7 @@ def test_the_record_holds_whatever_a_session_has_set(applied: Database) -> None:
 
 
 def test_nodes_that_start_at_once_repair_once_and_all_start(applied: Database) -> None:
-    applied.rows("DROP FUNCTION jobqueue.wake_keys()")
+    applied.rows("DROP FUNCTION jobqueue_internal.wake_keys()")
     done: list[Migration] = []
     threads = [threading.Thread(target=lambda: done.append(migrated(applied.url))) for _ in range(6)]
     for thread in threads:
@@ -145,7 +148,7 @@ def test_nodes_that_start_at_once_repair_once_and_all_start(applied: Database) -
     for thread in threads:
         thread.join(60)
     assert len(done) == 6
-    assert {tuple(each.repaired) for each in done} <= {("function wake_keys",), ()}
+    assert {tuple(each.repaired) for each in done} <= {("function jobqueue_internal.wake_keys",), ()}
     assert migrated(applied.url) == NOTHING
 
 
@@ -162,48 +165,55 @@ def test_an_error_of_postgresql_ends_the_command_in_one_line(sql: Database, sett
 def worker(applied: Database) -> Iterator[str]:
     """The URL of a role that may use the schema but not change it."""
     with postgres.role(applied.url) as role:
-        applied.rows(f"GRANT USAGE ON SCHEMA jobqueue TO {role}")
-        applied.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {role}")
+        applied.rows(f"GRANT USAGE ON SCHEMA jobqueue, jobqueue_internal TO {role}")
+        applied.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue_internal TO {role}")
         yield postgres.as_role(applied.url, role)
 
 
 def test_a_role_without_ddl_starts_unless_something_is_missing(applied: Database, worker: str) -> None:
     assert migrated(worker) == NOTHING
-    applied.rows("CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'")
+    applied.rows("CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'")
     with structlog.testing.capture_logs() as logged:
         assert migrated(worker) == NOTHING
-    assert [(line["log_level"], line["objects"]) for line in logged] == [("warning", ["function wake_keys"])]
-    applied.rows("DROP FUNCTION jobqueue.wake_keys()")
-    with pytest.raises(SchemaVersionError, match=r"function wake_keys.*as its owner"):
+    assert [(line["log_level"], line["objects"]) for line in logged] == [("warning", ["function jobqueue_internal.wake_keys"])]
+    applied.rows("DROP FUNCTION jobqueue_internal.wake_keys()")
+    with pytest.raises(SchemaVersionError, match=r"function jobqueue_internal.wake_keys.*as its owner"):
         migrated(worker)
-    assert migrated(applied.url).repaired == ["function wake_keys"]
+    assert migrated(applied.url).repaired == ["function jobqueue_internal.wake_keys"]
     assert migrated(worker) == NOTHING
 
 
-@pytest.mark.parametrize("mode", ["ROW EXCLUSIVE", "ACCESS EXCLUSIVE"])
+def test_a_repair_of_functions_waits_for_no_writer(applied: Database) -> None:
+    applied.rows("CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'")
+    with psycopg.connect(applied.url) as other:
+        other.execute("LOCK TABLE jobqueue_internal.pending_jobs, jobqueue_internal.nodes IN ROW EXCLUSIVE MODE")
+        assert migrated(applied.url).repaired == ["function jobqueue_internal.wake_keys"]
+
+
+@pytest.mark.parametrize("table", ["pending_jobs", "schema_version"])
 def test_a_repair_that_somebody_holds_up_is_left_to_the_next_start(
-    applied: Database, mode: str, monkeypatch: pytest.MonkeyPatch
+    applied: Database, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "SCHEMA_DIFFERS", "SET LOCAL lock_timeout = '100ms';")
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.1)
     monkeypatch.setattr(catalog, "LOCK_SECONDS", 0.1)
-    applied.rows("CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'")
+    applied.rows("CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'")
     with psycopg.connect(applied.url) as other, structlog.testing.capture_logs() as logged:
-        other.execute(f"LOCK TABLE jobqueue.pending_jobs IN {mode} MODE")
+        other.execute(f"LOCK TABLE jobqueue_internal.{table} IN ACCESS EXCLUSIVE MODE")
         assert migrated(applied.url) == NOTHING
     assert ["another session holds a lock" in line["event"] for line in logged] == [True]
-    assert migrated(applied.url).repaired == ["function wake_keys"]
+    assert migrated(applied.url).repaired == ["function jobqueue_internal.wake_keys"]
 
 
 def test_the_commands_say_what_they_repaired(database: Database, service: Callable[..., Service]) -> None:
     service("examples.quickstart").stop()
-    database.rows("DROP FUNCTION jobqueue.wake_keys()")
+    database.rows("DROP FUNCTION jobqueue_internal.wake_keys()")
     said = run_jobqueue("migrate", "--database-url", database.url).stdout
-    assert said == "schema version 1: repaired: function wake_keys\n"
-    database.rows("DROP FUNCTION jobqueue.wake_keys()")
+    assert said == "schema version 2: repaired: function jobqueue_internal.wake_keys\n"
+    database.rows("DROP FUNCTION jobqueue_internal.wake_keys()")
     node = service("examples.quickstart")
     node.stop()
     assert "schema repaired" in node.log
-    assert "function wake_keys" in node.log
+    assert "function jobqueue_internal.wake_keys" in node.log
 
 
 def test_a_check_takes_some_milliseconds(applied: Database) -> None:

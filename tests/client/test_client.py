@@ -598,7 +598,7 @@ def test_a_client_waits_for_a_job_across_a_restart(bench: Bench, opened: Open, a
         time.sleep(0.3)  # time for the client to start to wait; the result is the same if it starts later
         getattr(node, end)()
         bench.database.rows(
-            "UPDATE jobqueue.pending_jobs SET attempt = 1 WHERE id = %s", job_id
+            "UPDATE jobqueue_internal.pending_jobs SET attempt = 1 WHERE id = %s", job_id
         )  # so that the job does not block again
         bench.start_on(port)
         over.wait(600)  # the service ends with the thread that started it

@@ -120,7 +120,9 @@ def test_a_heartbeat_delivers_a_cancellation_whose_notification_was_lost(bench: 
     node = bench.start()
     job_id = submit(node, "sleep")
     bench.until_effect(job_id, "began")
-    bench.database.rows("UPDATE jobqueue.inflight_jobs SET cancel_requested_at = now() WHERE id = %s", job_id)  # without NOTIFY
+    bench.database.rows(
+        "UPDATE jobqueue_internal.inflight_jobs SET cancel_requested_at = now() WHERE id = %s", job_id
+    )  # without NOTIFY
     bench.until_state(job_id, "cancelled")
 
 

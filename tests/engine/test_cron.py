@@ -776,7 +776,7 @@ def start(service: Start, tmp_path: Path, effects: Path) -> Start:
 
 
 def names(database: Database) -> list[str]:
-    return [name for (name,) in database.rows("SELECT name FROM jobqueue.schedules ORDER BY name")]
+    return [name for (name,) in database.rows("SELECT name FROM jobqueue_internal.schedules ORDER BY name")]
 
 
 def test_each_tick_has_one_job_whichever_node_is_killed(start: Start, database: Database, effects: Path) -> None:
@@ -811,10 +811,15 @@ def test_a_schedule_is_deleted_with_its_declaration(start: Start, database: Data
     node.stop()
     node = start(EVERY_SECOND.replace("* * * * * *", "0 6 * * *"))
     assert names(database) == ["from SQL", "theirs", "tick"]
-    rows = dict(database.rows("SELECT name, source FROM jobqueue.schedules"))
+    rows = dict(database.rows("SELECT name, source FROM jobqueue_internal.schedules"))
     assert rows == {"from SQL": None, "theirs": "others", "tick": "myjobs"}
-    wait_for(lambda: database.value("SELECT next_at IS NOT NULL FROM jobqueue.schedules WHERE name = 'tick'"), "the next tick")
-    assert database.value("SELECT extract(hour FROM next_at AT TIME ZONE 'UTC') FROM jobqueue.schedules WHERE name = 'tick'") == 6
+    wait_for(
+        lambda: database.value("SELECT next_at IS NOT NULL FROM jobqueue_internal.schedules WHERE name = 'tick'"), "the next tick"
+    )
+    assert (
+        database.value("SELECT extract(hour FROM next_at AT TIME ZONE 'UTC') FROM jobqueue_internal.schedules WHERE name = 'tick'")
+        == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -847,25 +852,25 @@ def test_the_databases_clock_decides_on_a_day_without_half_past_two(
 ) -> None:
     clock.set("2026-03-29 00:30")
     start('@app.periodic("30 2 * * *", timezone="Europe/Berlin")\n@app.handler("nightly")\nasync def nightly(job): effect(job)')
-    wait_for(lambda: database.value("SELECT count(next_at) FROM jobqueue.schedules") == 1, "the tick is computed")
+    wait_for(lambda: database.value("SELECT count(next_at) FROM jobqueue_internal.schedules") == 1, "the tick is computed")
     assert ticks_of(database, "nightly") == []
     clock.set("2026-03-29 00:59:59")
-    database.value("SELECT jobqueue.tell_of_schedules()")
+    database.value("SELECT jobqueue_internal.tell_of_schedules()")
     wait_for(lambda: effects.read_text() != "", "the job ran")
     assert effects.read_text() == "nightly 2026-03-29T01:00:00+00:00\n"
     assert ticks_of(database, "nightly") == [at("2026-03-29 01:00")]
-    assert database.value("SELECT next_at FROM jobqueue.schedules") == datetime(2026, 3, 30, 0, 30, tzinfo=UTC)
+    assert database.value("SELECT next_at FROM jobqueue_internal.schedules") == datetime(2026, 3, 30, 0, 30, tzinfo=UTC)
 
 
 def test_after_a_time_without_nodes_missed_ticks_follow_the_policy(start: Start, clock: DatabaseClock, database: Database) -> None:
     code = "\n".join(f'app.periodic("0 * * * *", kind="k", name="{name}", missed="{name}")' for name in ("one", "skip", "all"))
     clock.set("2026-06-01 12:30")
     node = start(code, "--no-workers")
-    wait_for(lambda: database.value("SELECT count(next_at) FROM jobqueue.schedules") == 3, "the first ticks are computed")
+    wait_for(lambda: database.value("SELECT count(next_at) FROM jobqueue_internal.schedules") == 3, "the first ticks are computed")
     node.stop()
     clock.set("2026-06-01 16:10")
     start(code, "--no-workers")
-    sql = "SELECT count(*) FROM jobqueue.schedules WHERE next_at = '2026-06-01 17:00+00'"
+    sql = "SELECT count(*) FROM jobqueue_internal.schedules WHERE next_at = '2026-06-01 17:00+00'"
     wait_for(lambda: database.value(sql) == 3, "all are up to date")
     hour = at("2026-06-01 13:00")
     assert ticks_of(database, "one") == [hour + 3 * 3600]
@@ -995,7 +1000,7 @@ def test_schedules_from_sql(start: Start, database: Database) -> None:
     assert database.value("SELECT jobqueue.schedule('wrong', 'every day')") is True
     wait_for(lambda: len(ticks_of(database, "sql")) >= 2, "ticks")
     wait_for(lambda: "a schedule has no next tick" in node.log, "the invalid schedule is logged")
-    [(error, next_at, kind)] = database.rows("SELECT error, next_at, kind FROM jobqueue.schedules WHERE name = 'wrong'")
+    [(error, next_at, kind)] = database.rows("SELECT error, next_at, kind FROM jobqueue_internal.schedules WHERE name = 'wrong'")
     assert "cron expression 'every day' is invalid" in error
     assert (next_at, kind) == (None, "wrong")
     assert node.log.count("a schedule has no next tick") == 1

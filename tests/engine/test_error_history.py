@@ -74,7 +74,7 @@ def test_an_attempt_whose_node_was_lost_has_its_entry_too(start: Start, client: 
     lost = node_id(client, node)
     job_id = submit(client, node, {"kind": "sleep", "payload": {"seconds": 600}, "max_retries": 0})
     wait_for(lambda: database.states() == {"inflight": 1}, "it runs")
-    claimed_at = database.value("SELECT claimed_at FROM jobqueue.inflight_jobs")
+    claimed_at = database.value("SELECT claimed_at FROM jobqueue_internal.inflight_jobs")
     node.kill()
     node = start()
     wait_for(lambda: database.states() == {"dead": 1}, "it is found dead")

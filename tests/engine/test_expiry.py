@@ -90,7 +90,7 @@ def test_a_job_that_expires_before_a_worker_is_free_never_starts(start: Start, c
     ]
     _, *late, after = submit(client, node, jobs)
     wait_for(lambda: database.states() == {"succeeded": 2, "dead": 20}, "all jobs have ended")
-    reasons = database.rows("SELECT DISTINCT reason, attempt FROM jobqueue.dead_jobs")
+    reasons = database.rows("SELECT DISTINCT reason, attempt FROM jobqueue_internal.dead_jobs")
     assert reasons == [("expired", 0)]
     assert client.get(f"{node.url}/jobs/{after}").json()["state"] == "succeeded"
     assert metric(client, node, "jobqueue_jobs_expired_total") == len(late)
@@ -162,7 +162,10 @@ def test_a_job_that_expires_before_a_process_is_free_is_not_started(
     submit(client, node, [{"kind": "compute", "payload": {"until": str(tmp_path / "go on")}}] * places)
     wait_for(lambda: ran(tmp_path) == places, "all processes are busy")
     late = submit(client, node, {"kind": "compute", "expires_in": 10})
-    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.inflight_jobs WHERE id = %s", late) == 1, "the job is claimed")
+    wait_for(
+        lambda: database.value("SELECT count(*) FROM jobqueue_internal.inflight_jobs WHERE id = %s", late) == 1,
+        "the job is claimed",
+    )
     deadline = datetime.fromtimestamp(
         float(database.value("SELECT options ->> 'expires_at' FROM jobqueue.jobs WHERE id = %s", late)), UTC
     )
@@ -170,7 +173,7 @@ def test_a_job_that_expires_before_a_process_is_free_is_not_started(
     (tmp_path / "go on").touch()
     wait_for(lambda: database.states() == {"succeeded": places, "dead": 1}, "all jobs have ended")
     assert ran(tmp_path) == places
-    assert database.rows("SELECT reason, attempt FROM jobqueue.dead_jobs") == [("expired", 0)]
+    assert database.rows("SELECT reason, attempt FROM jobqueue_internal.dead_jobs") == [("expired", 0)]
 
 
 def ran(directory: Path) -> int:

@@ -65,7 +65,7 @@ async def case(request: pytest.FixtureRequest, servers: ServerPool) -> AsyncIter
     async with open_driver(url) as driver:
 
         def make_older(seconds: float) -> None:
-            database.rows("UPDATE jobqueue.history SET at = at - %s * interval '1 second'", seconds)
+            database.rows("UPDATE jobqueue_internal.history SET at = at - %s * interval '1 second'", seconds)
 
         yield Case(driver, make_older)
     database.close()

@@ -98,7 +98,7 @@ def test_whatever_a_handler_does_its_job_ends_with_a_reason_and_no_other_job_is_
     start: Start, client: httpx.Client, database: Database, effects: Path
 ) -> None:
     node = start("--queue", "default=32", "--queue", "good=4")
-    [node_id] = database.rows("SELECT id FROM jobqueue.nodes")
+    [node_id] = database.rows("SELECT id FROM jobqueue_internal.nodes")
     good = submit(client, node, [{"kind": kind, "queue": "good"} for kind in ("good", "good-cpu")] * 100)
     poison = submit(
         client,
@@ -112,7 +112,7 @@ def test_whatever_a_handler_does_its_job_ends_with_a_reason_and_no_other_job_is_
 
     found = {
         str(job_id): (attempt, reason, errors)
-        for job_id, attempt, reason, errors in database.rows("SELECT id, attempt, reason, errors FROM jobqueue.dead_jobs")
+        for job_id, attempt, reason, errors in database.rows("SELECT id, attempt, reason, errors FROM jobqueue_internal.dead_jobs")
     }
     wrong = []
     for job_id, (kind, name, _, expected) in zip(poison, DEAD, strict=True):
@@ -125,7 +125,7 @@ def test_whatever_a_handler_does_its_job_ends_with_a_reason_and_no_other_job_is_
     assert wrong == []
 
     assert {runs(effects)[job_id] for job_id in good} == {1}
-    assert database.rows("SELECT id FROM jobqueue.nodes") == [node_id], "one node, which never lost its lease"
+    assert database.rows("SELECT id FROM jobqueue_internal.nodes") == [node_id], "one node, which never lost its lease"
     again = submit(client, node, [{"kind": "good"}] * 40)
     wait_for(lambda: database.states()["succeeded"] == len(good) + len(again), "every worker is still there")
     assert node.stop() == 0, node.log[-2000:]
@@ -135,7 +135,7 @@ def test_user_code_outside_of_the_handler_is_no_danger_either(start: Start, clie
     node = start()
     submit(client, node, [{"kind": "exiting-payload", "payload": {"value": {}}}, {"kind": "forgetful-discard"}])
     wait_for(lambda: database.states() == {"dead": 2}, "both end at once")
-    reasons = dict(database.rows("SELECT kind, reason FROM jobqueue.dead_jobs WHERE attempt = 1"))
+    reasons = dict(database.rows("SELECT kind, reason FROM jobqueue_internal.dead_jobs WHERE attempt = 1"))
     assert "the payload does not fit the handler" in reasons["exiting-payload"]
     assert "SystemExit" in reasons["exiting-payload"]
     assert "Forgetful" in reasons["forgetful-discard"]
@@ -173,17 +173,17 @@ def test_a_job_that_blocks_the_loop_past_the_limit_is_named_and_all_run_elsewher
     start: Start, client: httpx.Client, database: Database, effects: Path
 ) -> None:
     stuck = start("--stall-limit", "5", "--queue", "default=4")
-    old = database.value("SELECT id FROM jobqueue.nodes")
+    old = database.value("SELECT id FROM jobqueue_internal.nodes")
     ids = submit(client, stuck, [{"kind": "sleep", "payload": {"seconds": 12}}] * 3)
     wait_for(lambda: len(runs(effects)) == 3, "three run")
     ids += submit(client, stuck, [{"kind": "block", "payload": {"seconds": 16}}])
     wait_for(lambda: len(runs(effects)) == 4, "the loop is blocked")
     other = start("--queue", "default=4")
     wait_for(lambda: database.states() == {"succeeded": 4}, "the other node has taken them over")
-    attempts = dict(database.rows("SELECT id::text, attempt FROM jobqueue.finished_jobs WHERE node_id <> %s", old))
+    attempts = dict(database.rows("SELECT id::text, attempt FROM jobqueue_internal.finished_jobs WHERE node_id <> %s", old))
     assert attempts == {**dict.fromkeys(ids[:3], 1), ids[3]: 2}, "the attempt of the one that blocks counts"
-    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.nodes") == 2, "the stuck one joins again")
-    assert database.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", old) == 0
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue_internal.nodes") == 2, "the stuck one joins again")
+    assert database.value("SELECT count(*) FROM jobqueue_internal.nodes WHERE id = %s", old) == 0
     wait_for(lambda: bool(lines(stuck, "the loop runs again")), "it says how long it took")
     for event in ("the loop is blocked", "the loop runs again"):
         [line] = lines(stuck, event)

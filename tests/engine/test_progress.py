@@ -250,7 +250,7 @@ def test_the_checkpoint_survives_a_shutdown_and_is_written_with_it(bench: Bench)
     node.stop()
     row = bench.job(job_id)
     assert (row["state"], row["saved"]["checkpoint"], row["attempt"]) == ("pending", {"page": 2}, 0)
-    bench.database.rows("UPDATE jobqueue.pending_jobs SET attempt = 1")  # it holds only in the first attempt
+    bench.database.rows("UPDATE jobqueue_internal.pending_jobs SET attempt = 1")  # it holds only in the first attempt
     bench.start()
     bench.until_state(job_id, "succeeded")
     assert bench.effects(job_id) == ["from-0", "holds", "from-2"]

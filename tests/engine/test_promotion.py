@@ -26,10 +26,10 @@ SPREAD = 4.0
 """Seconds over which they are due."""
 
 LATENESS = """
-    SELECT extract(epoch FROM claimed_at - available_since)::float8 FROM jobqueue.finished_jobs ORDER BY 1
+    SELECT extract(epoch FROM claimed_at - available_since)::float8 FROM jobqueue_internal.finished_jobs ORDER BY 1
 """
 
-EARLY = "SELECT count(*) FROM jobqueue.finished_jobs WHERE finished_at < available_since"
+EARLY = "SELECT count(*) FROM jobqueue_internal.finished_jobs WHERE finished_at < available_since"
 """Jobs that ended before they were due. `claimed_at` cannot tell: a claim may begin earlier, and wait."""
 
 
@@ -72,7 +72,7 @@ def test_jobs_start_when_they_are_due_without_a_poll(
         print(f"\n  from due to claimed, {len(late)} jobs: {figures}")  # noqa: T201 - for the reader of the run
     assert database.value(EARLY) == 0
     assert late[len(late) // 2] < 10, "with polls alone, the median would be almost a minute"
-    assert database.value("SELECT count(DISTINCT node_id) FROM jobqueue.finished_jobs") == 2
+    assert database.value("SELECT count(DISTINCT node_id) FROM jobqueue_internal.finished_jobs") == 2
 
 
 def test_where_no_notification_comes_through_a_poll_finds_what_is_due(start: Start, database: Database) -> None:
@@ -80,8 +80,8 @@ def test_where_no_notification_comes_through_a_poll_finds_what_is_due(start: Sta
     start("--poll-interval", "0.5")
     # This statement sends no notification, as if it were lost.
     database.rows("""
-        INSERT INTO jobqueue.scheduled_jobs (id, queue, kind, priority, run_at, payload, created_at, available_since)
-        SELECT jobqueue.uuid7(), 'default', 'echo', 0, due, '{}', now(), due
+        INSERT INTO jobqueue_internal.scheduled_jobs (id, queue, kind, priority, run_at, payload, created_at, available_since)
+        SELECT jobqueue_internal.uuid7(), 'default', 'echo', 0, due, '{}', now(), due
           FROM (SELECT now() + n * interval '0.02 second' AS due FROM generate_series(1, 100) AS n) AS times
     """)
     wait_for(lambda: database.states() == {"succeeded": 100}, "all have run")
@@ -92,7 +92,7 @@ def test_a_due_job_that_somebody_holds_keeps_no_other_from_being_promoted(start:
     start()
     held = database.value("SELECT jobqueue.submit('echo', run_at => now() + interval '0.3 second')")
     with psycopg.connect(database.url) as holder:
-        holder.execute("SELECT FROM jobqueue.scheduled_jobs WHERE id = %s FOR UPDATE", (held,))
+        holder.execute("SELECT FROM jobqueue_internal.scheduled_jobs WHERE id = %s FOR UPDATE", (held,))
         for _ in range(20):
             database.value("SELECT jobqueue.submit('echo', run_at => now() + interval '0.5 second')")
         wait_for(lambda: database.states() == {"scheduled": 1, "succeeded": 20}, "the others have run")

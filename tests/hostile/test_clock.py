@@ -25,7 +25,7 @@ def set_back(sql: Database, step: str, *columns: str) -> None:
     """Change these columns as if the clock had been set back by this interval."""
     for column in columns:
         table, name = column.split(".")
-        sql.rows(f"UPDATE jobqueue.{table} SET {name} = {name} + interval '{step}'")
+        sql.rows(f"UPDATE jobqueue_internal.{table} SET {name} = {name} + interval '{step}'")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -37,7 +37,7 @@ async def test_the_bucket_of_a_queue_fills_from_now_on(driver: Driver, sql: Data
     set_back(sql, step, "queue_limits.refilled_at")
     claimed = await driver.claim()
     assert len(claimed) <= (1 if tokens == "empty" else 5), "nothing is given for the step"
-    assert sql.value("SELECT refilled_at <= clock_timestamp() FROM jobqueue.queue_limits")
+    assert sql.value("SELECT refilled_at <= clock_timestamp() FROM jobqueue_internal.queue_limits")
     await trio.sleep(0.2)
     assert len(await driver.claim()) >= 1
 
@@ -49,10 +49,10 @@ async def test_counting_by_mark_begins_anew(driver: Driver, sql: Database, step:
     assert len(await driver.claim()) == 3
     set_back(sql, step, "queue_limits.counted_since")
     assert len(await driver.claim()) == 0
-    assert sql.rows("SELECT counted_since <= clock_timestamp(), all_counted FROM jobqueue.queue_limits") == [(True, False)]
-    sql.rows("UPDATE jobqueue.queue_limits SET counted_since = counted_since - interval '2 minutes'")
+    assert sql.rows("SELECT counted_since <= clock_timestamp(), all_counted FROM jobqueue_internal.queue_limits") == [(True, False)]
+    sql.rows("UPDATE jobqueue_internal.queue_limits SET counted_since = counted_since - interval '2 minutes'")
     assert len(await driver.claim()) == 0
-    assert sql.value("SELECT all_counted FROM jobqueue.queue_limits")
+    assert sql.value("SELECT all_counted FROM jobqueue_internal.queue_limits")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -94,11 +94,14 @@ async def test_a_key_that_waits_for_a_token_waits_no_longer_than_that(
 
 
 async def test_keys_that_wait_for_a_time_are_checked_despite_many_that_do_not(driver: Driver, sql: Database) -> None:
-    sql.rows("INSERT INTO jobqueue.key_checks (queue, key) SELECT 'q', n::text FROM generate_series(1, %s) AS n", 2 * ADMIT_BATCH)
-    sql.rows("INSERT INTO jobqueue.key_checks VALUES ('q', 'timed', now() - interval '1 second', true)")
-    sql.rows("INSERT INTO jobqueue.key_checks VALUES ('q', 'later', now() + interval '1 hour', true)")
+    sql.rows(
+        "INSERT INTO jobqueue_internal.key_checks (queue, key) SELECT 'q', n::text FROM generate_series(1, %s) AS n",
+        2 * ADMIT_BATCH,
+    )
+    sql.rows("INSERT INTO jobqueue_internal.key_checks VALUES ('q', 'timed', now() - interval '1 second', true)")
+    sql.rows("INSERT INTO jobqueue_internal.key_checks VALUES ('q', 'later', now() + interval '1 hour', true)")
     assert (await driver.store.admit()).checks == ADMIT_BATCH
-    assert sql.value("SELECT count(*) FROM jobqueue.key_checks WHERE key = 'timed'") == 0
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.key_checks WHERE key = 'timed'") == 0
     assert (await driver.store.admit()).checks == ADMIT_BATCH
     admission = await driver.store.admit()
     assert admission.checks == 1
@@ -111,18 +114,18 @@ async def test_a_lease_counts_from_now_on(driver: Driver, sql: Database, step: s
     alive = await driver.join(lease=60)
     set_back(sql, step, "nodes.heartbeat_at", "nodes.lease_until")
     await driver.store.recover(judge=alive)
-    assert sql.value("SELECT max(lease_until) < now() + interval '2 hours' FROM jobqueue.nodes")
-    assert sql.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", dead) == 1, "its lease lasts as long as before"
+    assert sql.value("SELECT max(lease_until) < now() + interval '2 hours' FROM jobqueue_internal.nodes")
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.nodes WHERE id = %s", dead) == 1, "its lease lasts as long as before"
     await trio.sleep(0.35)
     await driver.store.recover(judge=alive)
-    assert sql.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", dead) == 0
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.nodes WHERE id = %s", dead) == 0
     assert await driver.store.heartbeat(alive, lease=60) == []
 
 
 async def test_a_lease_is_left_alone_while_the_clock_goes_on(driver: Driver, sql: Database) -> None:
-    before = sql.rows("SELECT lease_until FROM jobqueue.nodes")
+    before = sql.rows("SELECT lease_until FROM jobqueue_internal.nodes")
     await driver.store.recover(judge=driver.node)
-    assert sql.rows("SELECT lease_until FROM jobqueue.nodes") == before
+    assert sql.rows("SELECT lease_until FROM jobqueue_internal.nodes") == before
 
 
 @pytest.mark.parametrize("step", STEPS)

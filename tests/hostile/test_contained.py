@@ -22,7 +22,7 @@ from tests.support.postgres import Database
 from tests.support.waiting import until
 
 ERRORS: list[Callable[[], Exception]] = [
-    lambda: pg.UndefinedFunction("function jobqueue.claim(uuid) does not exist"),
+    lambda: pg.UndefinedFunction("function jobqueue_internal.claim(uuid) does not exist"),
     lambda: pg.InsufficientPrivilege("permission denied for table pending_jobs"),
     lambda: pg.FeatureNotSupported("cached plan must not change result type"),
     lambda: pg.DiskFull("could not extend file: No space left on device"),
@@ -177,7 +177,7 @@ async def test_no_notification_ends_a_node(database_url: str, database: Database
 
 async def test_a_forged_node_harms_no_start(database_url: str, database: Database) -> None:
     async with echo_node(PostgresStore(database_url)):
-        [[process]] = database.rows("SELECT process FROM jobqueue.nodes")
+        [[process]] = database.rows("SELECT process FROM jobqueue_internal.nodes")
     here = ":".join(process.split(":")[:2])
     for forged in (
         "",
@@ -191,7 +191,7 @@ async def test_a_forged_node_harms_no_start(database_url: str, database: Databas
         f"{here}:0:1",
     ):
         database.rows(
-            "INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until) "
+            "INSERT INTO jobqueue_internal.nodes (id, host, pid, process, version, queues, lease_until) "
             "VALUES (gen_random_uuid(), '', 0, %s, '', '[]', now() + interval '1 hour')",
             forged,
         )

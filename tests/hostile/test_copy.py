@@ -27,9 +27,9 @@ def test_a_node_on_a_copy_runs_nothing_until_it_is_resumed(service: Callable[...
     database.rows("SELECT jobqueue.submit('default', queue => 'mail')")  # a queue without a row, because no node has worked it
     # This job was running when the copy was made.
     node = database.value("SELECT gen_random_uuid()")
-    database.rows("SELECT jobqueue.join_node(%s, 'production', 1, 'p', '0', '{\"default\": 1}', 3600)", node)
-    database.rows("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", node)
-    database.rows("DELETE FROM jobqueue.nodes")
+    database.rows("SELECT jobqueue_internal.join_node(%s, 'production', 1, 'p', '0', '{\"default\": 1}', 3600)", node)
+    database.rows("SELECT jobqueue_internal.claim(%s, '{\"default\": [1, null]}')", node)
+    database.rows("DELETE FROM jobqueue_internal.nodes")
     assert len(statements()) == 2
     for statement in statements():
         database.rows(statement)

@@ -61,7 +61,7 @@ def forge(sql: Database, holder: str) -> dict[str, str]:
             for table, columns in (PLACES[one], PLACES[other]):
                 row = {**EVERYWHERE, **columns}
                 sql._connection.execute(
-                    f"INSERT INTO jobqueue.{table} ({', '.join(row)}) VALUES ({', '.join(row.values())})".encode(),
+                    f"INSERT INTO jobqueue_internal.{table} ({', '.join(row)}) VALUES ({', '.join(row.values())})".encode(),
                     {"id": job_id, "kind": kind, "holder": holder},
                 )
     return made
@@ -142,7 +142,7 @@ async def test_a_row_that_cannot_be_moved_becomes_a_dead_letter_and_runs_after_a
         sql = Database(database_url)
         bad = await driver.submit(kind="succeeds", delay=3600.0 if table == "scheduled_jobs" else None)
         await driver.claim()
-        sql.rows(f"UPDATE jobqueue.{table} SET {forgery}")
+        sql.rows(f"UPDATE jobqueue_internal.{table} SET {forgery}")
         await driver.store.leave(driver.node)
         async with running_node(make_app(), PostgresStore(database_url)) as (_, _, stages):
             parts = stages.names()
@@ -150,10 +150,10 @@ async def test_a_row_that_cannot_be_moved_becomes_a_dead_letter_and_runs_after_a
             await all_ended(sql, stages, but=[])
             assert stages.names() == parts
             assert sql.states() == {"succeeded": 10, "dead": 1}
-            [[job_id, reason]] = sql.rows("SELECT id::text, reason FROM jobqueue.dead_jobs")
+            [[job_id, reason]] = sql.rows("SELECT id::text, reason FROM jobqueue_internal.dead_jobs")
             assert job_id == bad
             assert reason.startswith(f"the {verb} cannot move this row: ")
-            sql.rows(f"UPDATE jobqueue.dead_jobs SET {repair}")
+            sql.rows(f"UPDATE jobqueue_internal.dead_jobs SET {repair}")
             assert await driver.store.retry(bad)
             await all_ended(sql, stages, but=[])
         assert sql.states() == {"succeeded": 11}
@@ -166,15 +166,15 @@ def test_a_row_that_cannot_be_claimed_becomes_a_dead_letter_and_the_node_stays_r
     node = service("examples.quickstart", "--poll-interval", "0.1")
     database.rows("SELECT jobqueue.pause('default')")
     bad = database.value("SELECT jobqueue.submit('default')")
-    database.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647")
+    database.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647")
     database.rows("SELECT jobqueue.submit('default') FROM generate_series(1, 10)")
     database.rows("SELECT jobqueue.pause('default', false)")
     wait_for(lambda: database.states() == {"succeeded": 10, "dead": 1}, "the bad job is dead, and the others succeed")
-    assert database.value("SELECT died_at - created_at < interval '60 seconds' FROM jobqueue.dead_jobs")
+    assert database.value("SELECT died_at - created_at < interval '60 seconds' FROM jobqueue_internal.dead_jobs")
     assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
     answer = httpx.get(f"{node.url}/jobs/{bad}", timeout=60).json()
     assert answer["reason"] == "the claim cannot move this row: integer out of range"
-    database.rows("UPDATE jobqueue.dead_jobs SET claims = 0")
+    database.rows("UPDATE jobqueue_internal.dead_jobs SET claims = 0")
     assert httpx.post(f"{node.url}/jobs/{bad}/retry", timeout=60).is_success
     wait_for(lambda: database.states() == {"succeeded": 11}, "the job runs after the repair")
     assert node.stop() == 0
@@ -188,18 +188,18 @@ async def test_failing_maintenance_does_not_stop_a_node(database_url: str, monke
         async with running_node(make_app(), PostgresStore(database_url)) as (_, _, stages):
             parts = stages.names()
             sql.rows("""
-                CREATE TABLE jobqueue.succeeded_jobs_old PARTITION OF jobqueue.succeeded_jobs
+                CREATE TABLE jobqueue_internal.succeeded_jobs_old PARTITION OF jobqueue_internal.succeeded_jobs
                     FOR VALUES FROM ('1999-01-01 00:00+00') TO ('1999-01-02 00:00+00');
-                CREATE VIEW public.old AS SELECT id FROM jobqueue.succeeded_jobs_old
+                CREATE VIEW public.old AS SELECT id FROM jobqueue_internal.succeeded_jobs_old
             """)
             sql.rows(f"DROP TABLE jobqueue.succeeded_jobs_{tomorrow}")
             with trio.fail_after(60):
-                while sql.value("SELECT to_regclass(%s)", f"jobqueue.succeeded_jobs_{tomorrow}") is None:  # noqa: ASYNC110
+                while sql.value("SELECT to_regclass(%s)", f"jobqueue_internal.succeeded_jobs_{tomorrow}") is None:  # noqa: ASYNC110
                     await trio.sleep(0.05)
-            assert sql.value("SELECT to_regclass('jobqueue.succeeded_jobs_old')")
+            assert sql.value("SELECT to_regclass('jobqueue_internal.succeeded_jobs_old')")
             assert stages.names() == parts
             sql.rows("DROP VIEW public.old")
             with trio.fail_after(60):
-                while sql.value("SELECT to_regclass('jobqueue.succeeded_jobs_old')"):  # noqa: ASYNC110
+                while sql.value("SELECT to_regclass('jobqueue_internal.succeeded_jobs_old')"):  # noqa: ASYNC110
                     await trio.sleep(0.05)
         sql.close()

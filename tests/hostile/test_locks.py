@@ -33,9 +33,9 @@ async def test_a_locked_row_delays_the_cancellation_of_its_own_job_only(driver: 
     jobs = await submit_everywhere(driver, sql)
     locked = jobs[table][0]
     others = [job_id for ids in jobs.values() for job_id in ids if job_id != locked]
-    sql.rows("INSERT INTO jobqueue.cancel_requests SELECT unnest(%s::uuid[])", [locked, *others])
+    sql.rows("INSERT INTO jobqueue_internal.cancel_requests SELECT unnest(%s::uuid[])", [locked, *others])
     with psycopg.connect(sql.url) as holder:
-        holder.execute(f"SELECT FROM jobqueue.{table} WHERE id = %s FOR UPDATE".encode(), [locked])
+        holder.execute(f"SELECT FROM jobqueue_internal.{table} WHERE id = %s FOR UPDATE".encode(), [locked])
         took = []
         for _ in range(50):
             started = time.monotonic()
@@ -45,10 +45,10 @@ async def test_a_locked_row_delays_the_cancellation_of_its_own_job_only(driver: 
         assert {job_id for job_id, _ in runs or ()} == {*jobs["inflight_jobs"]} - {locked}
         waiting = sql.rows("SELECT id::text FROM jobqueue.jobs WHERE state IN ('pending', 'scheduled', 'blocked')")
         assert waiting == ([] if table == "inflight_jobs" else [(locked,)])
-        assert sql.rows("SELECT job_id::text FROM jobqueue.cancel_requests") == [(locked,)]
+        assert sql.rows("SELECT job_id::text FROM jobqueue_internal.cancel_requests") == [(locked,)]
     await driver.store.heartbeat(driver.node, lease=60)
     assert sql.states() == {"cancelled": 6, "inflight": 2}
-    assert sql.rows("SELECT * FROM jobqueue.cancel_requests") == []
+    assert sql.rows("SELECT * FROM jobqueue_internal.cancel_requests") == []
 
 
 async def test_failing_runs_are_finished_at_once_while_a_cancellation_waits_for_a_row(driver: Driver, sql: Database) -> None:
@@ -56,7 +56,7 @@ async def test_failing_runs_are_finished_at_once_while_a_cancellation_waits_for_
     runs = {run.id: run for run in await driver.claim()}
     sql.rows("SELECT jobqueue.cancel(%s)", locked)
     with psycopg.connect(sql.url) as holder:
-        holder.execute("SELECT FROM jobqueue.inflight_jobs WHERE id = %s FOR UPDATE", [locked])
+        holder.execute("SELECT FROM jobqueue_internal.inflight_jobs WHERE id = %s FOR UPDATE", [locked])
         for job_id in others:
             run = runs[job_id]
             outcome = Outcome(id=run.id, claims=run.claims, outcome="retry", delay=60.0)
@@ -66,7 +66,7 @@ async def test_failing_runs_are_finished_at_once_while_a_cancellation_waits_for_
 
 async def test_a_request_for_a_job_that_has_ended_or_never_was_goes_away(driver: Driver, sql: Database) -> None:
     await driver.in_state("succeeded")
-    sql.rows("INSERT INTO jobqueue.cancel_requests SELECT id FROM jobqueue.jobs UNION ALL SELECT gen_random_uuid()")
+    sql.rows("INSERT INTO jobqueue_internal.cancel_requests SELECT id FROM jobqueue.jobs UNION ALL SELECT gen_random_uuid()")
     await driver.store.heartbeat(driver.node, lease=60)
-    assert sql.rows("SELECT * FROM jobqueue.cancel_requests") == []
+    assert sql.rows("SELECT * FROM jobqueue_internal.cancel_requests") == []
     assert sql.states() == {"succeeded": 1}

@@ -146,7 +146,7 @@ class Pipe:
 
 
 def nodes(database: Database) -> set[str]:
-    return {node for (node,) in database.rows("SELECT id::text FROM jobqueue.nodes")}
+    return {node for (node,) in database.rows("SELECT id::text FROM jobqueue_internal.nodes")}
 
 
 def fail_many(node: Node, count: int) -> None:
@@ -162,7 +162,7 @@ def goes_on(node: Node, database: Database, jobs: int) -> None:
     fail_many(node, jobs)
     wait_for(lambda: node.get("/health").status_code == 200 and database.states() == {"dead": jobs}, "all jobs have run", 300)
     ended_at = database.value("SELECT now()")
-    renewed = "SELECT count(*) FROM jobqueue.nodes WHERE heartbeat_at > %s + %s * interval '1 second'"  # a keeper does not set this
+    renewed = "SELECT count(*) FROM jobqueue_internal.nodes WHERE heartbeat_at > %s + %s * interval '1 second'"
     wait_for(lambda: database.value(renewed, ended_at, STEADY) == node.processes, "each node renews its lease")
     assert node.get("/health/ready").status_code == 200
     assert nodes(database) == members, "a node lost its lease"
@@ -180,7 +180,7 @@ def test_the_reader_of_the_log_goes_away(start: Start, database: Database, proce
     reader.join(60)
     assert not reader.is_alive(), "two lines were logged"
     wait_for(lambda: database.states() == {"succeeded": 1}, "the job ends")
-    database.rows("DELETE FROM jobqueue.succeeded_jobs")
+    database.rows("DELETE FROM jobqueue_internal.succeeded_jobs")
     goes_on(node, database, 500)
     assert node.metric("jobqueue_log_lines_dropped_total") > 0
     assert node.stop() == 0

@@ -21,7 +21,7 @@ from tests.support.storage import new_id
 from tests.support.waiting import until
 
 INSERT = """
-    INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since, options)
+    INSERT INTO jobqueue_internal.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since, options)
     VALUES (%s, 'default', 'echo', 0, now() - interval '1 hour', %s::jsonb, now(), now(), %s::jsonb)
 """
 
@@ -48,9 +48,9 @@ async def test_rows_that_no_node_can_read_end_as_dead_jobs_at_their_first_claim(
             await ended(database, job_id, AGAIN)
         await until(lambda: database.states().get("dead") == len(bad), "all of them are dead", AGAIN)
         for what, job_id in bad.items():
-            attempt, reason, errors = database.rows("SELECT attempt, reason, errors FROM jobqueue.dead_jobs WHERE id = %s", job_id)[
-                0
-            ]
+            attempt, reason, errors = database.rows(
+                "SELECT attempt, reason, errors FROM jobqueue_internal.dead_jobs WHERE id = %s", job_id
+            )[0]
             assert attempt == 1, what
             assert reason.startswith("the job cannot be read: "), what
             assert errors[-1]["error"] == reason
@@ -143,7 +143,9 @@ async def test_an_outcome_that_makes_statements_fail_ends_its_own_job_alone(data
         for job_id in good:
             await ended(database, job_id, AGAIN)
         await until(lambda: database.states().get("dead") == 1, "it is dead", AGAIN)
-        assert database.rows("SELECT id::text, reason FROM jobqueue.dead_jobs") == [(poisoned, "its outcome could not be stored")]
+        assert database.rows("SELECT id::text, reason FROM jobqueue_internal.dead_jobs") == [
+            (poisoned, "its outcome could not be stored")
+        ]
         await until(lambda: not engine.outcomes.held, "nothing is held", AGAIN)
         assert node.troubles() == []
 

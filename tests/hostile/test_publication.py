@@ -8,7 +8,8 @@ import pytest
 
 from jobqueue.metrics import Totals
 from jobqueue.queue_settings import QueueSettings
-from tests.support import ROOT, postgres
+from jobqueue.storage import schema
+from tests.support import postgres
 from tests.support.postgres import SERVERS, Database
 from tests.support.storage import open_driver
 
@@ -18,7 +19,7 @@ IDENTIFIED = """
     SELECT c.oid::regclass::text,
            c.relreplident = 'f'
            OR c.relreplident = 'd' AND EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
-      FROM pg_class AS c WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p')
+      FROM pg_class AS c WHERE c.relnamespace = 'jobqueue_internal'::regnamespace AND c.relkind IN ('r', 'p')
 """
 
 
@@ -31,14 +32,16 @@ def logical(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_every_table_has_a_replica_identity(sql: Database) -> None:
-    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows(schema.script())
     tables = dict(sql.rows(IDENTIFIED))
     assert len(tables) > 25
     assert [name for name, identified in tables.items() if not identified] == []
     # Make two tables without a replica identity: one as an earlier version left it, and a partition that a user creates.
-    sql.rows("ALTER TABLE jobqueue.cancel_requests REPLICA IDENTITY DEFAULT")
-    sql.rows("CREATE TABLE jobqueue.mine PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')")
-    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows("ALTER TABLE jobqueue_internal.cancel_requests REPLICA IDENTITY DEFAULT")
+    sql.rows(
+        "CREATE TABLE jobqueue.mine PARTITION OF jobqueue_internal.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')"
+    )
+    sql.rows(schema.script())
     assert [name for name, identified in sql.rows(IDENTIFIED) if not identified] == []
 
 
@@ -68,13 +71,13 @@ async def test_jobs_live_and_are_forgotten_beside_a_publication_of_all_tables(lo
             sql.rows(
                 "SELECT jobqueue.submit('default', run_at => now() + interval '1 hour', expires_at => now() + interval '2 hours')"
             )
-            sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now() - interval '1 second'")
+            sql.rows("UPDATE jobqueue_internal.scheduled_jobs SET run_at = now() - interval '1 second'")
             await store.promote()
             await driver.in_state("dead")
-            sql.rows("UPDATE jobqueue.finished_jobs SET finished_at = '2020-01-01' WHERE state = 'succeeded'")
+            sql.rows("UPDATE jobqueue_internal.finished_jobs SET finished_at = '2020-01-01' WHERE state = 'succeeded'")
             await store.maintain(keep_finished=86_400, keep_cancelled=86_400)
             assert await store.prune(keep_finished=86_400, keep_cancelled=86_400, keep_dead=0) == 2
-            sql.rows("UPDATE jobqueue.keys SET expires_at = now()")
+            sql.rows("UPDATE jobqueue_internal.keys SET expires_at = now()")
             assert await store.prune_keys() > 0
             await store.leave(driver.node)
             assert "cancelled" in sql.states()

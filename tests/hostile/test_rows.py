@@ -67,7 +67,7 @@ INFLIGHT = {
 
 REFUSE = """
     CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed for today'; END $$;
-    CREATE TRIGGER refuse BEFORE INSERT ON jobqueue.{table} FOR EACH ROW EXECUTE FUNCTION public.refuse()
+    CREATE TRIGGER refuse BEFORE INSERT ON jobqueue_internal.{table} FOR EACH ROW EXECUTE FUNCTION public.refuse()
 """
 """Raises an error that is not about a value in a row, so it must make no job dead."""
 
@@ -97,7 +97,7 @@ async def test_a_claim_takes_all_but_the_row_at_fault(driver: Driver, sql: Datab
     ids = await driver.submit_many(*({"options": options[n % 4]} for n in range(10)))
     await driver.store.configure("default", QueueSettings(key_max_running=10))
     await driver.store.admit()
-    sql.rows(f"UPDATE jobqueue.pending_jobs SET {forgery} WHERE id = %s", ids[place])
+    sql.rows(f"UPDATE jobqueue_internal.pending_jobs SET {forgery} WHERE id = %s", ids[place])
     claimed = await driver.store.claim(driver.node, {"default": Want(100)}, b"{}")
     assert {job.id for job in claimed} == {*ids} - {ids[place]}
     assert {job.attempt for job in claimed} == {1}
@@ -114,17 +114,17 @@ async def test_a_claim_takes_all_but_the_row_at_fault(driver: Driver, sql: Datab
 async def test_a_claim_counts_no_row_at_fault_against_a_limit(driver: Driver, sql: Database) -> None:
     await driver.store.configure("default", QueueSettings(max_running=3, rate=0.001, burst=5))
     ids = await driver.submit_many(*({} for _ in range(6)))
-    sql.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647 WHERE id = %s", ids[1])
+    sql.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647 WHERE id = %s", ids[1])
     claimed = await driver.store.claim(driver.node, {"default": Want(3)}, b"{}")
     assert {job.id for job in claimed} == {ids[0], ids[2]}
     assert await claim(driver) == {ids[3]}
     assert await claim(driver) == set()
-    assert 1.9 < sql.value("SELECT tokens FROM jobqueue.queue_limits") < 2.1
+    assert 1.9 < sql.value("SELECT tokens FROM jobqueue_internal.queue_limits") < 2.1
 
 
 async def test_a_claim_along_with_a_submission_buries_too(driver: Driver, sql: Database) -> None:
     bad = await driver.submit(kind="old")
-    sql.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647")
+    sql.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647")
     new = NewJob(id=new_id())
     along = Claim(driver.node, {"default": Want(2)}, b"{}")
     submitted = await driver.store.submit([documents.encode(new)], wake=False, along=along)
@@ -137,13 +137,13 @@ async def test_a_claim_leaves_the_second_row_of_a_running_job_alone(driver: Driv
     twin = await driver.submit()
     [run] = await driver.claim()
     sql.rows(
-        "INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since)"
-        " SELECT id, queue, kind, priority, now() - interval '1 hour', payload, now(), now() FROM jobqueue.inflight_jobs"
+        "INSERT INTO jobqueue_internal.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since)"
+        " SELECT id, queue, kind, priority, now() - interval '1 hour', payload, now(), now() FROM jobqueue_internal.inflight_jobs"
     )
     bad, good = await driver.submit_many({}, {})
-    sql.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647 WHERE id = %s", bad)
+    sql.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647 WHERE id = %s", bad)
     assert await claim(driver) == {good}
-    assert sql.value("SELECT count(*) FROM jobqueue.pending_jobs WHERE id = %s", twin) == 1
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.pending_jobs WHERE id = %s", twin) == 1
     assert await driver.finish(run, "succeeded")
     assert await claim(driver) == {twin}
 
@@ -151,8 +151,8 @@ async def test_a_claim_leaves_the_second_row_of_a_running_job_alone(driver: Driv
 @pytest.mark.parametrize(("forgery", "words"), SCHEDULED.items())
 async def test_a_promotion_moves_all_but_the_row_at_fault(driver: Driver, sql: Database, forgery: str, words: str) -> None:
     ids = await driver.submit_many(*({"delay": 60.0, "options": Options(group="acme") if n % 2 else None} for n in range(10)))
-    sql.rows(f"UPDATE jobqueue.scheduled_jobs SET {forgery} WHERE id = %s", ids[3])
-    sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now() - interval '1 second'")
+    sql.rows(f"UPDATE jobqueue_internal.scheduled_jobs SET {forgery} WHERE id = %s", ids[3])
+    sql.rows("UPDATE jobqueue_internal.scheduled_jobs SET run_at = now() - interval '1 second'")
     promotion = await driver.store.promote()
     assert promotion.jobs == 10
     assert promotion.best.keys() == {"default"}
@@ -165,7 +165,7 @@ async def test_a_promotion_moves_all_but_the_row_at_fault(driver: Driver, sql: D
 @pytest.mark.parametrize(("forgery", "words"), BLOCKED.items())
 async def test_an_admission_moves_all_but_the_row_at_fault(driver: Driver, sql: Database, forgery: str, words: str) -> None:
     ids = await driver.submit_many(*({"options": KEY} for _ in range(3)), *({"options": Options(concurrency_key="other")},) * 2)
-    sql.rows(f"UPDATE jobqueue.blocked_jobs SET {forgery} WHERE id = %s", ids[0])
+    sql.rows(f"UPDATE jobqueue_internal.blocked_jobs SET {forgery} WHERE id = %s", ids[0])
     assert (await driver.store.admit()).next_check == pytest.approx(0, abs=5), "the key has room, and is looked at again"
     await check(driver, sql, ids[0], "admission", words)
     await driver.store.admit()
@@ -179,7 +179,7 @@ async def test_what_takes_runs_back_takes_all_but_the_row_at_fault(
 ) -> None:
     ids = await driver.submit_many(*({} for _ in range(10)))
     runs = await driver.claim()
-    sql.rows(f"UPDATE jobqueue.inflight_jobs SET {forgery} WHERE id = %s", ids[3])
+    sql.rows(f"UPDATE jobqueue_internal.inflight_jobs SET {forgery} WHERE id = %s", ids[3])
     if way == "hand-back":
         assert await driver.store.leave(driver.node) == 9
         await driver.join()
@@ -204,14 +204,14 @@ async def test_a_run_whose_outcome_cannot_be_stored_dies_of_the_next_one_whateve
     good, bad = await driver.submit_many({}, {})
     runs = {run.id: run for run in await driver.claim()}
     long = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 500) AS n)"
-    sql.rows(f"UPDATE jobqueue.inflight_jobs SET kind = {long} WHERE id = %s", bad)
+    sql.rows(f"UPDATE jobqueue_internal.inflight_jobs SET kind = {long} WHERE id = %s", bad)
     outcomes = [Outcome(id=run.id, claims=run.claims, outcome="retry", delay=0.0) for run in runs.values()]
     with pytest.raises(RefusedData):  # the node then writes them one by one, at last as dead
         await driver.store.finish(driver.node, outcomes)
     assert await driver.finish(runs[good], "retry", delay=0.0)
     assert await driver.finish(runs[bad], "dead", reason="its outcome could not be stored")
     assert sql.states() == {"scheduled": 1, "dead": 1}
-    assert "index row requires" in sql.value("SELECT reason FROM jobqueue.dead_jobs")
+    assert "index row requires" in sql.value("SELECT reason FROM jobqueue_internal.dead_jobs")
 
 
 async def test_dead_jobs_that_cannot_be_run_again_keep_no_other_from_it(driver: Driver, sql: Database) -> None:
@@ -220,26 +220,26 @@ async def test_dead_jobs_that_cannot_be_run_again_keep_no_other_from_it(driver: 
         assert await driver.finish(run, "dead", reason="no luck")
     forgeries = ["priority = -1", "options = '5'", """options = jsonb_build_object('unique_key', repeat('k', 201))"""]
     for job_id, forgery in zip(ids, forgeries, strict=False):
-        sql.rows(f"UPDATE jobqueue.dead_jobs SET {forgery} WHERE id = %s", job_id)
+        sql.rows(f"UPDATE jobqueue_internal.dead_jobs SET {forgery} WHERE id = %s", job_id)
     for job_id in ids[:3]:
         with pytest.raises(JobQueueError):
             await driver.store.retry(job_id)
     assert await driver.store.retry(ids[11])
     assert await driver.store.retry_dead(DeadFilter(reason="no luck")) == 8
     assert await driver.store.retry_dead(DeadFilter(all=True)) == 0
-    reasons = dict(sql.rows("SELECT id::text, reason FROM jobqueue.dead_jobs"))
+    reasons = dict(sql.rows("SELECT id::text, reason FROM jobqueue_internal.dead_jobs"))
     assert reasons.keys() == {*ids[:3]}
     assert all(reason.startswith("the retry cannot move this row: ") for reason in reasons.values())
-    sql.rows("UPDATE jobqueue.dead_jobs SET priority = 0, options = NULL")
+    sql.rows("UPDATE jobqueue_internal.dead_jobs SET priority = 0, options = NULL")
     assert await driver.store.retry_dead(DeadFilter(all=True)) == 3
     assert await claim(driver) == {*ids}
 
 
 async def test_a_row_at_fault_can_be_cancelled_and_changed_where_it_waits(driver: Driver, sql: Database) -> None:
     claims, rank, turn = await driver.submit_many({}, {"delay": 60.0}, {"options": KEY})
-    sql.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647")
-    sql.rows("""UPDATE jobqueue.scheduled_jobs SET options = '{"rank": "first"}'""")
-    sql.rows("""UPDATE jobqueue.blocked_jobs SET options = options || '{"turn": "first"}'""")
+    sql.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647")
+    sql.rows("""UPDATE jobqueue_internal.scheduled_jobs SET options = '{"rank": "first"}'""")
+    sql.rows("""UPDATE jobqueue_internal.blocked_jobs SET options = options || '{"turn": "first"}'""")
     with pytest.raises(RefusedData, match="cannot cast jsonb string"):
         await driver.store.change(rank, Change(delay=-1.0))
     assert await driver.store.change(rank, Change(delay=90.0))
@@ -250,10 +250,12 @@ async def test_a_row_at_fault_can_be_cancelled_and_changed_where_it_waits(driver
 
 async def test_many_rows_at_fault_are_buried_within_seconds(driver: Driver, sql: Database) -> None:
     ids = await driver.submit_many(*({"delay": 60.0} for _ in range(1000)))
-    sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now(), available_since = 'infinity' WHERE id = ANY (%s)", ids[::2])
-    sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now() WHERE id = ANY (%s)", ids[1::2])
+    sql.rows(
+        "UPDATE jobqueue_internal.scheduled_jobs SET run_at = now(), available_since = 'infinity' WHERE id = ANY (%s)", ids[::2]
+    )
+    sql.rows("UPDATE jobqueue_internal.scheduled_jobs SET run_at = now() WHERE id = ANY (%s)", ids[1::2])
     assert len((await driver.store.promote()).expired) == 500
-    sql.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647 WHERE id = ANY (%s)", ids[1::4])
+    sql.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647 WHERE id = ANY (%s)", ids[1::4])
     claimed = await driver.store.claim(driver.node, {"default": Want(500)}, b"{}")
     assert (len(claimed), len(claimed.dead)) == (250, 250)
 
@@ -268,17 +270,17 @@ async def test_an_error_that_is_not_of_a_row_buries_nothing(driver: Driver, sql:
         await driver.claim()
     elif way == "promote":
         await driver.submit(delay=60.0)
-        sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now()")
+        sql.rows("UPDATE jobqueue_internal.scheduled_jobs SET run_at = now()")
     before = sql.states()
     call = {
-        "claim": f"""jobqueue.claim('{driver.node}', '{{"default": [9, null]}}')""",
-        "promote": "jobqueue.promote()",
-        "recover": "jobqueue.recover()",
-        "leave": f"jobqueue.leave_node('{driver.node}')",
+        "claim": f"""jobqueue_internal.claim('{driver.node}', '{{"default": [9, null]}}')""",
+        "promote": "jobqueue_internal.promote()",
+        "recover": "jobqueue_internal.recover()",
+        "leave": f"jobqueue_internal.leave_node('{driver.node}')",
     }[way]
     sql.rows(REFUSE.format(table=table))
     if way == "recover":
-        sql.rows("DELETE FROM jobqueue.nodes")
+        sql.rows("DELETE FROM jobqueue_internal.nodes")
     with pytest.raises(psycopg.errors.RaiseException, match="closed for today"):
         sql.rows(f"SELECT {call}")
     assert sql.states() == before
@@ -290,9 +292,9 @@ def test_a_node_reports_the_rows_that_become_dead_and_stays_ready(
     node = service("tests.handlers.hooks", "--poll-interval", "0.1", env={"EFFECTS": str(tmp_path / "effects")})
     database.rows("SELECT jobqueue.pause('default')")
     claimed = database.value("SELECT jobqueue.submit('echo')::text")
-    database.rows("UPDATE jobqueue.pending_jobs SET claims = 2147483647")
+    database.rows("UPDATE jobqueue_internal.pending_jobs SET claims = 2147483647")
     promoted = database.value("SELECT jobqueue.submit('echo', run_at => now() + interval '1 hour')::text")
-    database.rows("UPDATE jobqueue.scheduled_jobs SET run_at = now(), created_at = 'infinity'")
+    database.rows("UPDATE jobqueue_internal.scheduled_jobs SET run_at = now(), created_at = 'infinity'")
     database.rows("SELECT jobqueue.submit('echo') FROM generate_series(1, 10)")
     database.rows("SELECT jobqueue.pause('default', false)")
     wait_for(lambda: database.states() == {"succeeded": 10, "dead": 2}, "the others are done, and these are dead")

@@ -29,7 +29,7 @@ SHADOWS = """
 """
 
 DEAD = """
-    INSERT INTO jobqueue.dead_jobs
+    INSERT INTO jobqueue_internal.dead_jobs
            (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors)
     SELECT gen_random_uuid(), 'default', 'dies', 0, 'no luck', '{}', 1, 1, now(), now(),
            '2026-01-01 00:00+00'::timestamptz + n * interval '1 hour',
@@ -117,7 +117,7 @@ class Session:
         self.seen += [len(set(twins)), self.plain.states()]
         self.see("SELECT jobqueue.change(%s, priority => 7)", late)
         self.see("SELECT jobqueue.change(%s, run_at => now() - interval '1 hour')", late)
-        self.look("SELECT priority, available_since <= now() FROM jobqueue.pending_jobs WHERE id = %s", late)
+        self.look("SELECT priority, available_since <= now() FROM jobqueue_internal.pending_jobs WHERE id = %s", late)
         page = self.call("""SELECT jobqueue.list_jobs('{"queue": "post", "created_after": "2020-02-01T00:00:00Z"}')""")
         self.seen.append([job["id"] == first for job in page["jobs"]])
         self.see("""SELECT jobqueue.list_jobs('{"created_before": "2020-02-01T00:00:00+02:00"}')""")
@@ -131,7 +131,7 @@ class Session:
         self.call("SELECT jobqueue.pause('post')")
         self.call("SELECT jobqueue.configure('post', aging_interval => '90 minutes', max_running => 3, rate => 0.1, key_rate => 2)")
         self.call("SELECT jobqueue.configure('post', clear => '{key_rate}')")
-        self.look("SELECT paused, aging_interval, max_running, rate, key_rate FROM jobqueue.queues WHERE name = 'post'")
+        self.look("SELECT paused, aging_interval, max_running, rate, key_rate FROM jobqueue_internal.queues WHERE name = 'post'")
         nightly = (
             "SELECT jobqueue.schedule('nightly', '0 3 * * *', 'Europe/Berlin', payload => '{\"f\": 0.1}', timeout => 0.123456789)"
         )
@@ -151,7 +151,7 @@ class Session:
             """SELECT count(*) FROM jobqueue.list_dead('{"all": true}', 9, '2026-01-01 03:00+00', %s)""",
             "00000000-0000-0000-0000-000000000000",
         )
-        ids = [job_id for (job_id,) in self.plain.rows("SELECT id::text FROM jobqueue.dead_jobs ORDER BY died_at")]
+        ids = [job_id for (job_id,) in self.plain.rows("SELECT id::text FROM jobqueue_internal.dead_jobs ORDER BY died_at")]
         self.see("SELECT jobqueue.retry(%s)", ids[0])
         self.see("SELECT jobqueue.discard(%s)", ids[1])
         some = '{"died_before": "2026-01-01T04:30:00Z", "kind": "dies"}'
@@ -164,9 +164,9 @@ class Session:
     def work(self, node: str) -> None:
         """Call the functions of a node, which sets some settings on each of its connections."""
         self.connection.execute(b"RESET search_path; RESET extra_float_digits; RESET default_transaction_isolation; DISCARD TEMP")
-        self.see("SELECT jobqueue.heartbeat(%s, 60)", node)
-        self.see("SELECT checks FROM jobqueue.admit()")
-        claimed = self.call("SELECT jobqueue.claim(%s, '{\"default\": [100, null]}')::jsonb", node)
+        self.see("SELECT jobqueue_internal.heartbeat(%s, 60)", node)
+        self.see("SELECT checks FROM jobqueue_internal.admit()")
+        claimed = self.call("SELECT jobqueue_internal.claim(%s, '{\"default\": [100, null]}')::jsonb", node)
         claimed.sort(key=lambda job: job[2])
         self.seen.append([job[2] for job in claimed])
         outcomes = ["succeeded", "retry", "dead", "snoozed", "released", "cancelled"]
@@ -174,14 +174,14 @@ class Session:
             {"id": job[1], "claims": job[6], "outcome": outcome, "delay": 0.5, "reason": "r", "error": {"error": "e 7"}}
             for job, outcome in zip(claimed, outcomes, strict=False)
         ]
-        self.see("SELECT jobqueue.finish(%s, %s)", node, Jsonb(given))
-        self.see("SELECT promoted FROM jobqueue.promote()")
-        self.look("SELECT kind, reason, cause FROM jobqueue.dead_jobs ORDER BY died_at")
-        self.call("SELECT next_in FROM jobqueue.record(1, 1, 0, 0, '{}', '{}', true)")
-        self.see("SELECT (m.dropped, m.failed)::text FROM jobqueue.maintain(1e9, 1e9) AS m")
-        self.see("SELECT jobqueue.prune(1e9, 1e9, 1e9)")
-        self.see("SELECT jobqueue.prune_keys()")
-        self.see("SELECT count(*) FROM jobqueue.recover()")
+        self.see("SELECT jobqueue_internal.finish(%s, %s)", node, Jsonb(given))
+        self.see("SELECT promoted FROM jobqueue_internal.promote()")
+        self.look("SELECT kind, reason, cause FROM jobqueue_internal.dead_jobs ORDER BY died_at")
+        self.call("SELECT next_in FROM jobqueue_internal.record(1, 1, 0, 0, '{}', '{}', true)")
+        self.see("SELECT (m.dropped, m.failed)::text FROM jobqueue_internal.maintain(1e9, 1e9) AS m")
+        self.see("SELECT jobqueue_internal.prune(1e9, 1e9, 1e9)")
+        self.see("SELECT jobqueue_internal.prune_keys()")
+        self.see("SELECT count(*) FROM jobqueue_internal.recover()")
         self.look("SELECT kind, state FROM jobqueue.jobs ORDER BY kind, state")
 
 

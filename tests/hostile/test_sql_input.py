@@ -159,7 +159,7 @@ def caller(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[psyc
 
 
 def rules(connection: psycopg.Connection[Any]) -> dict[str, dict[str, Any]]:
-    row = connection.execute("SELECT jobqueue.rules()").fetchone()
+    row = connection.execute("SELECT jobqueue_internal.rules()").fetchone()
     assert row is not None
     return dict(row[0])
 
@@ -359,7 +359,7 @@ def test_what_is_null_is_not_given(caller: psycopg.Connection[Any]) -> None:
 def test_clear_that_is_null_clears_nothing(caller: psycopg.Connection[Any]) -> None:
     caller.execute("SELECT jobqueue.configure('q', rate => 5, burst => 3)")
     caller.execute("SELECT jobqueue.configure('q', max_running => 2, clear => NULL)")
-    assert caller.execute("SELECT rate, burst, max_running FROM jobqueue.queues WHERE name = 'q'").fetchone() == (5, 3, 2)
+    assert caller.execute("SELECT rate, burst, max_running FROM jobqueue_internal.queues WHERE name = 'q'").fetchone() == (5, 3, 2)
 
 
 SCHEDULES: dict[str, list[Any]] = {
@@ -445,7 +445,9 @@ def test_times_do_not_depend_on_the_session(caller: psycopg.Connection[Any], zon
     caller.execute("SELECT jobqueue.submit('typed', run_at => '2030-03-02T08:00:00.123456Z')")
     job = {"run_at": "2030-03-02T09:00:00.123456+01:00", "payload": 1.2345678901234567e25}
     caller.execute("SELECT jobqueue.submit_many(%s)", [json.dumps([job])])
-    found = caller.execute("SELECT count(*) FROM jobqueue.scheduled_jobs WHERE run_at = timestamptz '2030-03-02T08:00:00.123456Z'")
+    found = caller.execute(
+        "SELECT count(*) FROM jobqueue_internal.scheduled_jobs WHERE run_at = timestamptz '2030-03-02T08:00:00.123456Z'"
+    )
     assert found.fetchone() == (2,)
     now = datetime.now(UTC)
     for sign, jobs in ((-1, 2), (1, 0)):
@@ -479,20 +481,21 @@ def test_times_count_from_the_call_and_not_from_the_beginning_of_the_transaction
         began = caller.execute("SELECT now()").fetchone()
         caller.commit()
         assert began is not None
-        rows = dict(other.rows("SELECT kind, rank FROM jobqueue.pending_jobs"))
+        rows = dict(other.rows("SELECT kind, rank FROM jobqueue_internal.pending_jobs"))
         assert rows.keys() == {"first", "late", "second", "third", "grouped", "past", "keyed"}
         assert min(rows, key=lambda kind: rows[kind]) == "first"
         assert rows["third"] - rows["second"] == timedelta(microseconds=1)
         [[run_at, options]] = other.rows(
-            "SELECT (SELECT run_at FROM jobqueue.scheduled_jobs), (SELECT options FROM jobqueue.pending_jobs WHERE kind = 'late')"
+            "SELECT (SELECT run_at FROM jobqueue_internal.scheduled_jobs),"
+            " (SELECT options FROM jobqueue_internal.pending_jobs WHERE kind = 'late')"
         )
         assert run_at - began[0] > timedelta(seconds=0.9)
         assert options["expires_at"] - began[0].timestamp() > 0.7
         [[created, available]] = other.rows(
-            "SELECT min(created_at), min(available_since) FROM jobqueue.pending_jobs WHERE kind <> 'first'"
+            "SELECT min(created_at), min(available_since) FROM jobqueue_internal.pending_jobs WHERE kind <> 'first'"
         )
         assert min(created, available) - began[0] > timedelta(seconds=0.5)
-        [[expires]] = other.rows("SELECT expires_at FROM jobqueue.keys")
+        [[expires]] = other.rows("SELECT expires_at FROM jobqueue_internal.keys")
         assert expires - began[0] > timedelta(days=1, seconds=0.5)
 
 
@@ -507,7 +510,7 @@ async def test_a_change_and_a_retry_in_an_old_transaction_buy_no_better_rank(dri
         caller.execute("SELECT jobqueue.retry(%s)", [dead.id])
         caller.execute("SELECT jobqueue.change(%s, run_at => now() + interval '0.2 seconds')", [scheduled])
         caller.commit()
-        assert [str(row[0]) for row in other.rows("SELECT id FROM jobqueue.pending_jobs ORDER BY rank")] == [
+        assert [str(row[0]) for row in other.rows("SELECT id FROM jobqueue_internal.pending_jobs ORDER BY rank")] == [
             first,
             dead.id,
             scheduled,
@@ -735,7 +738,7 @@ class Bystander:
     def settle(self) -> None:
         """Check that all jobs end: due jobs and a plain one on the node, the others by a cancellation."""
         plain = self.sql.value("SELECT jobqueue.submit('works')")
-        self.wait_until("EXISTS (SELECT FROM jobqueue.finished_jobs WHERE id = %s AND state = 'succeeded')", plain)
+        self.wait_until("EXISTS (SELECT FROM jobqueue_internal.finished_jobs WHERE id = %s AND state = 'succeeded')", plain)
         self.wait_until(
             "NOT EXISTS (SELECT FROM jobqueue.jobs WHERE queue = 'default' AND state IN ('pending', 'blocked', 'inflight'))"
         )
@@ -811,7 +814,7 @@ async def test_whatever_sql_accepts_of_schedules_settings_changes_and_filters_ha
 
     async with open_driver(any_database_url), running_node(app(), PostgresStore(any_database_url)) as (_, _, stages):
         user = Bystander(sql, stages)
-        looked_at = "NOT EXISTS (SELECT FROM jobqueue.schedules WHERE next_at IS NULL AND error IS NULL)"
+        looked_at = "NOT EXISTS (SELECT FROM jobqueue_internal.schedules WHERE next_at IS NULL AND error IS NULL)"
 
         def use(example: tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]) -> None:
             schedule, limits, change, wanted = example
@@ -828,8 +831,8 @@ async def test_whatever_sql_accepts_of_schedules_settings_changes_and_filters_ha
             for statement in FILTERED:
                 for filter_ in wanted:
                     accepted["filter"] += user.accepted(statement, filter_)
-            sql.rows("DELETE FROM jobqueue.schedules")
-            sql.rows(f"SELECT jobqueue.configure(name, clear => '{{{','.join(SETTINGS)}}}') FROM jobqueue.queues")
+            sql.rows("DELETE FROM jobqueue_internal.schedules")
+            sql.rows(f"SELECT jobqueue.configure(name, clear => '{{{','.join(SETTINGS)}}}') FROM jobqueue_internal.queues")
             user.settle()
 
         await each(examples, use, stages)

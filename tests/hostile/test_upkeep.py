@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import trio
 
-from jobqueue.storage import doctor
+from jobqueue.storage import doctor, schema
 from jobqueue.storage.postgres.store import PostgresStore
 from tests.support import ROOT, postgres
 from tests.support.postgres import Database
@@ -29,14 +29,14 @@ SESSIONS = [
 ]
 
 FINISHED = """
-    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,
-                                        finished_at, errors)
+    INSERT INTO jobqueue_internal.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,
+        available_since, finished_at, errors)
     VALUES (%s, 'default', 'default', 0, 'succeeded', '{}', 1, 1, now(), now(), %s, '[]')
 """
 
 BOUNDS = """
     SELECT p.name, to_char(p.since AT TIME ZONE 'UTC', 'YYYYMMDD HH24:MI'), p.until - p.since = interval '24 hours'
-      FROM jobqueue.partitions(%s) AS p ORDER BY p.since
+      FROM jobqueue_internal.partitions(%s) AS p ORDER BY p.since
 """
 
 
@@ -49,8 +49,8 @@ def role(sql: Database) -> Iterator[str]:
 
 def as_worker(sql: Database, role: str) -> str:
     """Let a role use the schema without changing it; return its URL."""
-    sql.rows(f"GRANT USAGE ON SCHEMA jobqueue TO {role}")
-    sql.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {role}")
+    sql.rows(f"GRANT USAGE ON SCHEMA jobqueue, jobqueue_internal TO {role}")
+    sql.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue_internal TO {role}")
     return postgres.as_role(sql.url, role)
 
 
@@ -63,7 +63,7 @@ def with_options(url: str, options: str) -> str:
 async def test_partitions_are_days_of_utc_whatever_the_session_has(any_database_url: str, sql: Database, session: str) -> None:
     url = with_options(any_database_url, session)
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute((ROOT / "schema.sql").read_bytes())
+        connection.execute(schema.script().encode())
     for parent in ("succeeded_jobs", "cancelled_jobs"):
         for name, since, is_a_day in sql.rows(BOUNDS, parent):
             assert (f"{parent}_{since}", is_a_day) == (f"{name} 00:00", True)
@@ -77,22 +77,23 @@ async def test_partitions_are_days_of_utc_whatever_the_session_has(any_database_
 @pytest.mark.parametrize("hours", [-14, -9, 9, 14])
 async def test_partitions_that_are_off_are_gone_around(driver: Driver, sql: Database, hours: int) -> None:
     """Make partitions like an earlier version, in a session with this offset."""
-    for (name,) in sql.rows("SELECT name FROM jobqueue.partitions('succeeded_jobs')"):
-        sql.rows(f"DROP TABLE jobqueue.{name}")
+    for (name,) in sql.rows("SELECT name FROM jobqueue_internal.partitions('succeeded_jobs')"):
+        sql.rows(f"DROP TABLE jobqueue_internal.{name}")
     day = "date_trunc('day', now(), 'UTC') + %s * interval '1 day' + %s * interval '1 hour'"
     for n in (-3, 0, 1):
         [[name, since, until]] = sql.rows(
             f"SELECT to_char(now() AT TIME ZONE 'UTC' + %s * interval '1 day', 'YYYYMMDD'), {day}, {day}",
             *(n, n, hours, n + 1, hours),
         )
-        partition = f"jobqueue.succeeded_jobs_{name} PARTITION OF jobqueue.succeeded_jobs"
+        partition = f"jobqueue_internal.succeeded_jobs_{name} PARTITION OF jobqueue_internal.succeeded_jobs"
         sql.rows(f"CREATE TABLE {partition} FOR VALUES FROM ('{since}') TO ('{until}')")
     assert await driver.store.maintain(**KEEP) == (1, [])
     await driver.in_state("succeeded")
     assert await driver.store.maintain(**KEEP) == (0, [])
     covered = """
         SELECT m.moment FROM generate_series(date_trunc('hour', now()), now() + interval '47 hours', '1 hour') AS m (moment)
-         WHERE NOT EXISTS (SELECT FROM jobqueue.partitions('succeeded_jobs') AS p WHERE m.moment >= p.since AND m.moment < p.until)
+         WHERE NOT EXISTS (SELECT FROM jobqueue_internal.partitions('succeeded_jobs') AS p
+                            WHERE m.moment >= p.since AND m.moment < p.until)
            AND m.moment < date_trunc('day', now(), 'UTC') + interval '3 days'
     """
     assert sql.rows(covered) == []
@@ -109,23 +110,26 @@ async def test_a_partition_goes_by_its_bounds_and_not_by_its_name(driver: Driver
     ]:
         bounds = [bound if "VALUE" in bound else f"'{bound}'" for bound in (since, until)]
         sql.rows(
-            f"CREATE TABLE jobqueue.{name} PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ({bounds[0]}) TO ({bounds[1]})"
+            f"CREATE TABLE jobqueue_internal.{name} PARTITION OF jobqueue_internal.succeeded_jobs"
+            f" FOR VALUES FROM ({bounds[0]}) TO ({bounds[1]})"
         )
     assert await driver.store.maintain(**KEEP) == (3, [])
-    assert sql.value("SELECT count(*) FROM jobqueue.partitions('succeeded_jobs') WHERE until = 'infinity'") == 1
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.partitions('succeeded_jobs') WHERE until = 'infinity'") == 1
 
 
 def test_applying_the_schema_again_drops_no_partition(sql: Database) -> None:
-    sql.rows("CREATE TABLE jobqueue.old PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')")
+    sql.rows(
+        "CREATE TABLE jobqueue.old PARTITION OF jobqueue_internal.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')"
+    )
     sql.rows(FINISHED, new_id(), "2020-01-01 12:00+00")
-    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows(schema.script())
     assert sql.states() == {"succeeded": 1}
 
 
 async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_deleted(driver: Driver, sql: Database) -> None:
     for day in (1, 2, 3):
         sql.rows(
-            f"CREATE TABLE jobqueue.old_{day} PARTITION OF jobqueue.succeeded_jobs"
+            f"CREATE TABLE jobqueue.old_{day} PARTITION OF jobqueue_internal.succeeded_jobs"
             f" FOR VALUES FROM ('2020-01-0{day} 00:00+00') TO ('2020-01-0{day + 1} 00:00+00')"
         )
         for _ in range(3):
@@ -149,9 +153,11 @@ async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_delet
 async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql: Database, role: str) -> None:
     url = as_worker(sql, role)
     # Made after the grant, so the role has no privilege on them.
-    sql.rows("CREATE TABLE jobqueue.old PARTITION OF jobqueue.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')")
-    tomorrow = sql.value("SELECT min(name) FROM jobqueue.partitions('cancelled_jobs') WHERE since > now()")
-    sql.rows(f"DROP TABLE jobqueue.{tomorrow}")
+    sql.rows(
+        "CREATE TABLE jobqueue.old PARTITION OF jobqueue_internal.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
+    )
+    tomorrow = sql.value("SELECT min(name) FROM jobqueue_internal.partitions('cancelled_jobs') WHERE since > now()")
+    sql.rows(f"DROP TABLE jobqueue_internal.{tomorrow}")
     for moment in ("2020-01-15", "2020-03-15"):  # the second is in the default partition
         sql.rows(FINISHED, new_id(), moment)
     await driver.in_state("succeeded")
@@ -176,18 +182,18 @@ async def test_what_cannot_be_deleted_is_raised_after_the_rest_is(driver: Driver
     await trio.sleep(0.01)
     sql.rows("""
         CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION $$kept for the audit$$; END';
-        CREATE TRIGGER refuse BEFORE DELETE ON jobqueue.dead_jobs FOR EACH ROW EXECUTE FUNCTION public.refuse()
+        CREATE TRIGGER refuse BEFORE DELETE ON jobqueue_internal.dead_jobs FOR EACH ROW EXECUTE FUNCTION public.refuse()
     """)
-    assert sql.value("SELECT jobqueue.prune(1, 1, 0)") == 1
+    assert sql.value("SELECT jobqueue_internal.prune(1, 1, 0)") == 1
     with pytest.raises(psycopg.errors.RaiseException, match="cannot delete old jobs from dead_jobs: kept for the audit"):
-        sql.value("SELECT jobqueue.prune(1, 1, 0)")
+        sql.value("SELECT jobqueue_internal.prune(1, 1, 0)")
     assert sql.states() == {"dead": 1}
 
 
 def test_a_node_whose_role_owns_nothing_runs_jobs_and_warns_once(service: Callable[..., Service], database: Database) -> None:
     assert service("examples.quickstart").stop() == 0
-    for (partition,) in database.rows("SELECT name FROM jobqueue.partitions('succeeded_jobs')"):
-        database.rows(f"DROP TABLE jobqueue.{partition}")
+    for (partition,) in database.rows("SELECT name FROM jobqueue_internal.partitions('succeeded_jobs')"):
+        database.rows(f"DROP TABLE jobqueue_internal.{partition}")
     with postgres.role(database.url) as name:
         node = Service(["examples.quickstart", "--port", "0", "--database-url", as_worker(database, name)], {})
         try:
@@ -218,6 +224,6 @@ def test_a_database_of_another_encoding_is_refused_in_one_sentence(database_url:
                     f'the database "{name}" has the encoding {encoding}, but jobqueue needs UTF8: create another one with' in first
                 )
                 with psycopg.connect(url) as other:
-                    assert other.execute("SELECT to_regnamespace('jobqueue')").fetchone() == (None,)
+                    assert other.execute("SELECT to_regnamespace('jobqueue_internal')").fetchone() == (None,)
             finally:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

@@ -67,7 +67,7 @@ class Nodes:
         return [job_id for done, job_id, _ in lines if done == what]
 
     def ids(self) -> list[str]:
-        return [str(node_id) for (node_id,) in self.database.rows("SELECT id FROM jobqueue.nodes ORDER BY started_at")]
+        return [str(node_id) for (node_id,) in self.database.rows("SELECT id FROM jobqueue_internal.nodes ORDER BY started_at")]
 
     def job(self, job_id: str) -> dict[str, Any]:
         job: dict[str, Any] = self.database.value("SELECT to_jsonb(j) FROM jobqueue.jobs AS j WHERE id = %s", job_id)
@@ -130,7 +130,7 @@ def test_a_handler_that_holds_up_its_node_past_the_lease_costs_nobody_a_job(kind
     if kind in IN_C:
         wait_for(lambda: lines(node, "a handler holds the interpreter"), "the keeper names the job")
     wait_for(lambda: nodes.database.states() == {"succeeded": 6}, "all are done")
-    assert nodes.database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(1, 1)]
+    assert nodes.database.rows("SELECT DISTINCT attempt, claims FROM jobqueue_internal.finished_jobs") == [(1, 1)]
     assert sorted(nodes.effects("began")) == sorted(nodes.effects("ended")) == sorted([*neighbors, culprit])
     assert nodes.ids() == before, "no node has lost its lease"
 
@@ -302,7 +302,7 @@ def test_a_node_that_dies_with_its_keeper_is_noticed_after_the_visibility_timeou
     os.kill(keeper, signal.SIGSTOP)
     doomed.process.kill()
     os.kill(keeper, signal.SIGKILL)
-    lease_until = nodes.database.value("SELECT lease_until FROM jobqueue.nodes WHERE id = %s", doomed_id)
+    lease_until = nodes.database.value("SELECT lease_until FROM jobqueue_internal.nodes WHERE id = %s", doomed_id)
     wait_for(lambda: nodes.job(job)["state"] == "pending", "it is taken back")
     assert nodes.database.value("SELECT now() >= %s", lease_until), "not before the lease has run out"
     assert other.stop() == 0
@@ -386,30 +386,34 @@ async def test_a_surrender_counts_the_attempts_of_those_to_blame_alone(driver: D
     runs = {run.id: run for run in await driver.claim()}
     assert await driver.store.cancel(unwanted)
     handed_back = sql.value(
-        "SELECT jobqueue.surrender(%s, %s::jsonb)", driver.node, blamed(*(runs[job_id] for job_id in (retried, last, unwanted)))
+        "SELECT jobqueue_internal.surrender(%s, %s::jsonb)",
+        driver.node,
+        blamed(*(runs[job_id] for job_id in (retried, last, unwanted))),
     )
     assert handed_back == 1
-    assert sql.rows("SELECT id::text, attempt, claims, errors FROM jobqueue.pending_jobs") == [(innocent, 0, 1, [])]
-    assert sql.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", driver.node) == 0
+    assert sql.rows("SELECT id::text, attempt, claims, errors FROM jobqueue_internal.pending_jobs") == [(innocent, 0, 1, [])]
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.nodes WHERE id = %s", driver.node) == 0
 
     assert {(job.id, job.outcome) for job in await driver.recover()} == {
         (retried, "scheduled"),
         (last, "dead"),
         (unwanted, "cancelled"),
     }
-    [[attempt, errors, due]] = sql.rows("SELECT attempt, errors, extract(epoch FROM run_at - now()) FROM jobqueue.scheduled_jobs")
+    [[attempt, errors, due]] = sql.rows(
+        "SELECT attempt, errors, extract(epoch FROM run_at - now()) FROM jobqueue_internal.scheduled_jobs"
+    )
     assert (attempt, errors[0]["error"], errors[0]["node"]) == (1, BLAME["error"], driver.node)
     assert 50 < due <= 60
-    assert sql.value("SELECT reason FROM jobqueue.dead_jobs") == f"attempt 1 of 1 failed: {BLAME['error']}"
+    assert sql.value("SELECT reason FROM jobqueue_internal.dead_jobs") == f"attempt 1 of 1 failed: {BLAME['error']}"
 
 
 async def test_a_surrender_blames_no_other_run_and_comes_once(driver: Driver, sql: Database) -> None:
     job_id = await driver.submit(max_retries=0)
     [run] = await driver.claim()
     over = SimpleNamespace(id=run.id, claims=run.claims - 1)
-    surrender = "SELECT jobqueue.surrender(%s, %s::jsonb)"
+    surrender = "SELECT jobqueue_internal.surrender(%s, %s::jsonb)"
     assert sql.value(surrender, driver.node, blamed(over)) == 1
-    assert sql.rows("SELECT id::text, errors FROM jobqueue.pending_jobs") == [(job_id, [])]
+    assert sql.rows("SELECT id::text, errors FROM jobqueue_internal.pending_jobs") == [(job_id, [])]
     assert sql.value(surrender, driver.node, blamed(run)) is None, "the lease is lost already"
     assert sql.states() == {"pending": 1}
 
@@ -417,7 +421,7 @@ async def test_a_surrender_blames_no_other_run_and_comes_once(driver: Driver, sq
 async def test_a_job_that_is_done_in_spite_of_the_surrender_is_done(driver: Driver, sql: Database) -> None:
     await driver.submit(max_retries=0)
     [run] = await driver.claim()
-    sql.value("SELECT jobqueue.surrender(%s, %s::jsonb)", driver.node, blamed(run))
+    sql.value("SELECT jobqueue_internal.surrender(%s, %s::jsonb)", driver.node, blamed(run))
     await driver.finish(run, "succeeded")
     assert await driver.recover() == []
     assert sql.states() == {"succeeded": 1}
@@ -428,7 +432,7 @@ async def test_a_job_to_blame_frees_its_concurrency_key(driver: Driver, sql: Dat
     await driver.submit_many(*[{"options": Options(concurrency_key="k")}] * 2)
     await driver.store.admit()
     [run] = await driver.claim()
-    sql.value("SELECT jobqueue.surrender(%s, %s::jsonb)", driver.node, blamed(run))
+    sql.value("SELECT jobqueue_internal.surrender(%s, %s::jsonb)", driver.node, blamed(run))
     await driver.recover()
     await driver.store.admit()
     assert sql.states() == {"scheduled": 1, "pending": 1}
@@ -438,16 +442,16 @@ async def test_the_end_of_a_lost_node_is_notified_once(driver: Driver, sql: Data
     with psycopg.connect(sql.url, autocommit=True) as listening:
         listening.execute("LISTEN jobqueue_lost")
         for _ in range(2):
-            sql.rows("SELECT jobqueue.lose_node(%s)", driver.node)
+            sql.rows("SELECT jobqueue_internal.lose_node(%s)", driver.node)
         assert [notify.payload for notify in listening.notifies(timeout=60, stop_after=1)] == [driver.node]
         assert list(listening.notifies(timeout=0.5)) == []
-    assert sql.value("SELECT count(*) FROM jobqueue.nodes") == 0
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.nodes") == 0
 
 
 async def test_a_keeper_renews_the_lease_and_leaves_the_rest_of_the_nodes_row(driver: Driver, sql: Database) -> None:
     await driver.store.heartbeat(driver.node, lease=30, activity={"mail": (1.0, 0.0)})
-    sql.rows("UPDATE jobqueue.nodes SET lease_until = now() - interval '1 second'")
-    before = sql.rows("SELECT heartbeat_at, activity FROM jobqueue.nodes")
+    sql.rows("UPDATE jobqueue_internal.nodes SET lease_until = now() - interval '1 second'")
+    before = sql.rows("SELECT heartbeat_at, activity FROM jobqueue_internal.nodes")
     state = NodeState.create(1)
     state.name_node(driver.node)
     state.beat()
@@ -455,16 +459,16 @@ async def test_a_keeper_renews_the_lease_and_leaves_the_rest_of_the_nodes_row(dr
     await trio.sleep(1.1)
     asked_at = sql.value("SELECT now()")
     await trio.to_thread.run_sync(keeper.look)
-    assert sql.rows("SELECT heartbeat_at, activity FROM jobqueue.nodes") == before
-    renewed_at = sql.value("SELECT lease_until - interval '3 seconds' FROM jobqueue.nodes")
+    assert sql.rows("SELECT heartbeat_at, activity FROM jobqueue_internal.nodes") == before
+    renewed_at = sql.value("SELECT lease_until - interval '3 seconds' FROM jobqueue_internal.nodes")
     assert asked_at < renewed_at < sql.value("SELECT now()")
     late = True
     while late:  # on a loaded machine, the look may come too long after the beat
-        sql.rows("UPDATE jobqueue.nodes SET lease_until = now()")
+        sql.rows("UPDATE jobqueue_internal.nodes SET lease_until = now()")
         state.beat()
         await trio.to_thread.run_sync(keeper.look)
         late = state.since_beat > 0.5
-    assert sql.value("SELECT lease_until <= now() FROM jobqueue.nodes"), "a node whose loop runs renews its lease itself"
+    assert sql.value("SELECT lease_until <= now() FROM jobqueue_internal.nodes"), "a node whose loop runs renews its lease itself"
 
 
 # ------------------------------------------------------------------------------------------------------------------ shared memory

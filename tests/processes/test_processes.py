@@ -75,7 +75,7 @@ class Group:
             connection.close()
 
     def pids(self) -> set[int]:
-        return {pid for (pid,) in self._database.rows("SELECT pid FROM jobqueue.nodes")}
+        return {pid for (pid,) in self._database.rows("SELECT pid FROM jobqueue_internal.nodes")}
 
     def signal(self, number: int) -> None:
         self.service.process.send_signal(number)
@@ -124,7 +124,7 @@ def test_connections_reach_all_nodes_and_all_their_jobs_are_done(start: Start, d
     assert min(counts.values()) > 0
     assert sum(counts.values()) == 32
     wait_for(lambda: database.states() == {"succeeded": 32}, "all are done")
-    assert {str(node) for (node,) in database.rows("SELECT DISTINCT node_id FROM jobqueue.finished_jobs")} == counts.keys()
+    assert {str(node) for (node,) in database.rows("SELECT DISTINCT node_id FROM jobqueue_internal.finished_jobs")} == counts.keys()
     assert len(group.pids() - {group.pid}) == 2, "the parent is not a node"
     for pid in group.pids():
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
@@ -162,20 +162,22 @@ def test_a_node_that_is_killed_is_replaced_and_its_jobs_run_and_sigterm_lets_bot
     group.signal(signal.SIGTERM)
     assert group.wait() == 0, group.service.log
     assert database.states() == {"succeeded": 9}
-    assert database.rows("SELECT * FROM jobqueue.nodes") == []
+    assert database.rows("SELECT * FROM jobqueue_internal.nodes") == []
     assert all(map(gone, children))
 
 
 def test_a_node_that_does_not_start_again_ends_all_with_its_reason(start: Start, database: Database) -> None:
     group = start()
     children = group.pids()
-    database.rows("UPDATE jobqueue.schema_version SET version = 999")
+    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999")
     os.kill(min(children), signal.SIGKILL)
     assert group.wait() == 1
     last = group.service.log.strip().splitlines()[-1]
     assert re.match("Error: process [12] does not start: the database has jobqueue schema version 999", last)
     assert all(map(gone, children))
-    assert database.rows("SELECT * FROM jobqueue.nodes WHERE pid = %s", max(children)) == [], "the other node left properly"
+    assert database.rows("SELECT * FROM jobqueue_internal.nodes WHERE pid = %s", max(children)) == [], (
+        "the other node left properly"
+    )
 
 
 def test_too_many_processes_are_refused() -> None:

@@ -83,7 +83,7 @@ def start(proxy: ProxyThread, database_url: str, effects: Effects) -> Iterator[S
 def losing(proxy: ProxyThread, which: str, statement: str) -> Iterator[None]:
     """Lose the next such statement, or its response, and wait until it is lost."""
     before = proxy.lost
-    {"reply": proxy.lose_next_reply, "request": proxy.lose_next_request}[which](f"jobqueue.{statement}(".encode())
+    {"reply": proxy.lose_next_reply, "request": proxy.lose_next_request}[which](f"jobqueue_internal.{statement}(".encode())
     yield
     wait_for(lambda: proxy.lost > before, f"the {which} of {statement} is lost")
 
@@ -91,7 +91,7 @@ def losing(proxy: ProxyThread, which: str, statement: str) -> Iterator[None]:
 def assert_each_ran_to_one_end(client: Client, database: Database, ids: list[str]) -> None:
     wait_for(lambda: database.states() == {"succeeded": len(ids)}, "every job succeeds, and there is no other")
     assert database.rows("SELECT id::text FROM jobqueue.jobs ORDER BY id") == [(job_id,) for job_id in sorted(ids)]
-    assert database.value("SELECT count(*) FROM jobqueue.inflight_jobs") == 0
+    assert database.value("SELECT count(*) FROM jobqueue_internal.inflight_jobs") == 0
     assert client.stale_completions() == 0
     assert client.node.stop() == 0, client.node.log
 
@@ -150,7 +150,7 @@ def test_a_submission_in_doubt_with_an_open_transaction_is_stored_once(
     client = start()
     # The lock blocks all inserts, so the connection breaks in the middle of the transaction.
     with ThreadPoolExecutor() as pool, psycopg.connect(database.url) as holder:
-        holder.execute("LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+        holder.execute("LOCK TABLE jobqueue_internal.pending_jobs IN SHARE MODE")
         answer = pool.submit(client.submit, [{"kind": "echo"}] * 5)
         wait_for(lambda: bool(database.rows(WAITING_FOR_LOCK, "jobqueue submit")), "the insert waits")
         proxy.cut()
@@ -188,7 +188,7 @@ def test_a_claim_in_doubt_forgets_no_job(
             ids += client.submit([{"kind": "sleep"}] * 20)
     assert ("forgotten claims released" in client.node.log) == (which == "reply")
     assert_each_ran_to_one_end(client, database, ids)
-    assert database.rows("SELECT DISTINCT attempt FROM jobqueue.finished_jobs") == [(1,)], "released attempts do not count"
+    assert database.rows("SELECT DISTINCT attempt FROM jobqueue_internal.finished_jobs") == [(1,)], "released attempts do not count"
     assert Counter(effects.ids("ended")) == Counter(ids), "each ran once"
 
 
@@ -209,12 +209,12 @@ def test_the_audit_releases_an_unknown_claim(start: Start, database: Database, e
     running = client.submit([{"kind": "sleep", "payload": {"seconds": AUDIT_INTERVAL + 2}}])
     wait_for(lambda: effects.ids("began") == running, "a job runs")
     forgotten = client.submit([{"kind": "echo", "queue": "elsewhere"}])
-    [(node_id,)] = database.rows("SELECT id::text FROM jobqueue.nodes")
-    [(claimed,)] = database.rows("SELECT jobqueue.claim(%s, '{\"elsewhere\": [1, null]}')::text", node_id)
+    [(node_id,)] = database.rows("SELECT id::text FROM jobqueue_internal.nodes")
+    [(claimed,)] = database.rows("SELECT jobqueue_internal.claim(%s, '{\"elsewhere\": [1, null]}')::text", node_id)
     assert forgotten[0] in claimed
 
     wait_for(lambda: database.states().get("pending"), "the claim is released")
-    assert database.rows("SELECT id::text, attempt, claims FROM jobqueue.pending_jobs") == [(forgotten[0], 0, 1)]
+    assert database.rows("SELECT id::text, attempt, claims FROM jobqueue_internal.pending_jobs") == [(forgotten[0], 0, 1)]
     wait_for(lambda: database.states() == {"pending": 1, "succeeded": 1}, "the running job continues to its end")
     assert effects.ids("began") == running
 
@@ -250,39 +250,39 @@ def test_a_heartbeat_in_doubt_does_not_cost_the_lease(
     which: str, start: Start, proxy: ProxyThread, database: Database, effects: Effects
 ) -> None:
     client = start("--visibility-timeout", "60")
-    node = database.value("SELECT id FROM jobqueue.nodes")
+    node = database.value("SELECT id FROM jobqueue_internal.nodes")
     ids = client.submit([{"kind": "sleep", "payload": {"seconds": 3}}] * 4)
     for _ in range(2):
         with losing(proxy, which, "heartbeat"):
             pass
     assert_each_ran_to_one_end(client, database, ids)
-    assert database.rows("SELECT DISTINCT node_id FROM jobqueue.finished_jobs") == [(node,)]
+    assert database.rows("SELECT DISTINCT node_id FROM jobqueue_internal.finished_jobs") == [(node,)]
     assert Counter(effects.ids("began")) == Counter(ids), "each ran once"
 
 
 def test_a_new_lease_in_doubt_leaves_no_row_behind(start: Start, proxy: ProxyThread, database: Database) -> None:
     client = start()
     with losing(proxy, "reply", "join_node"):
-        database.rows("DELETE FROM jobqueue.nodes")
+        database.rows("DELETE FROM jobqueue_internal.nodes")
     wait_for(client.ready, "the node is back")
     ids = client.submit([{"kind": "echo"}] * 10)
     assert_each_ran_to_one_end(client, database, ids)
-    assert database.rows("SELECT * FROM jobqueue.nodes") == [], "no row is left behind"
+    assert database.rows("SELECT * FROM jobqueue_internal.nodes") == [], "no row is left behind"
 
 
 def test_a_recovery_in_doubt_recovers_each_job_once(which: str, start: Start, proxy: ProxyThread, database: Database) -> None:
     client = start("--poll-interval", "0.5")
     dead = uuid.uuid4()
-    database.rows("SELECT jobqueue.join_node(%s, 'elsewhere', 1, 'elsewhere', '0', '{}', 3600)", dead)
+    database.rows("SELECT jobqueue_internal.join_node(%s, 'elsewhere', 1, 'elsewhere', '0', '{}', 3600)", dead)
     database.rows("SELECT jobqueue.pause('lost')")
     ids = [str(database.value("SELECT jobqueue.submit('echo', queue => 'lost')")) for _ in range(10)]
     database.rows("SELECT jobqueue.pause('lost', false)")
     with losing(proxy, which, "recover"):
-        database.rows("""SELECT jobqueue.claim(%s, '{"lost": [10, null]}')""", dead)
-        database.rows("UPDATE jobqueue.inflight_jobs SET queue = 'default'")
-        database.rows("SELECT jobqueue.heartbeat(%s, 0)", dead)
+        database.rows("""SELECT jobqueue_internal.claim(%s, '{"lost": [10, null]}')""", dead)
+        database.rows("UPDATE jobqueue_internal.inflight_jobs SET queue = 'default'")
+        database.rows("SELECT jobqueue_internal.heartbeat(%s, 0)", dead)
     assert_each_ran_to_one_end(client, database, ids)
-    assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(2, 2)]
+    assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue_internal.finished_jobs") == [(2, 2)]
 
 
 def test_a_leave_in_doubt_releases_the_held_jobs(
@@ -296,7 +296,9 @@ def test_a_leave_in_doubt_releases_the_held_jobs(
     assert code == 0, client.node.log
     successor = start()
     wait_for(lambda: len(effects.ids("began")) == 4, "a successor on the same machine does not wait for the lease to expire")
-    assert database.rows("SELECT id::text FROM jobqueue.inflight_jobs ORDER BY id") == [(job_id,) for job_id in sorted(ids)]
+    assert database.rows("SELECT id::text FROM jobqueue_internal.inflight_jobs ORDER BY id") == [
+        (job_id,) for job_id in sorted(ids)
+    ]
     successor.node.kill()
 
 

@@ -181,7 +181,7 @@ async def test_a_submission_that_waits_for_a_transaction_gets_its_job_if_it_comm
             ids = await try_once()
             break
         except KeyInUse:
-            sql.rows("DELETE FROM jobqueue.keys; DELETE FROM jobqueue.pending_jobs")
+            sql.rows("DELETE FROM jobqueue_internal.keys; DELETE FROM jobqueue_internal.pending_jobs")
     assert [job.id for job in await driver.claim()] == ids
 
 
@@ -240,7 +240,7 @@ async def test_a_serializable_transaction_gets_the_right_answer_or_none(driver: 
     for key, arguments in KEYS.items():
         with psycopg.connect(sql.url) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.execute("SELECT 1 FROM jobqueue.nodes")  # takes the snapshot
+            connection.execute("SELECT 1 FROM jobqueue_internal.nodes")  # takes the snapshot
             [job_id] = await submit(driver, Submission(**{key: "k"}))
             with pytest.raises(psycopg.errors.SerializationFailure):
                 connection.execute(f"SELECT jobqueue.submit('default', {arguments})".encode())
@@ -265,11 +265,11 @@ class Churn:
          WHERE state IN ('pending', 'scheduled', 'inflight') GROUP BY 1 HAVING count(*) > 1
     """
     STEERING = (
-        b"SELECT jobqueue.retry(id) FROM jobqueue.dead_jobs ORDER BY random() LIMIT 1",
-        b"SELECT jobqueue.retry(id) FROM jobqueue.dead_jobs ORDER BY random() LIMIT 1",
-        b"SELECT jobqueue.cancel(id) FROM jobqueue.pending_jobs LIMIT 1",
-        b"UPDATE jobqueue.keys SET expires_at = now() WHERE key = 'u0'",
-        b"SELECT jobqueue.prune_keys()",
+        b"SELECT jobqueue.retry(id) FROM jobqueue_internal.dead_jobs ORDER BY random() LIMIT 1",
+        b"SELECT jobqueue.retry(id) FROM jobqueue_internal.dead_jobs ORDER BY random() LIMIT 1",
+        b"SELECT jobqueue.cancel(id) FROM jobqueue_internal.pending_jobs LIMIT 1",
+        b"UPDATE jobqueue_internal.keys SET expires_at = now() WHERE key = 'u0'",
+        b"SELECT jobqueue_internal.prune_keys()",
     )
 
     def __init__(self, url: str, node: str, seconds: float) -> None:
@@ -303,14 +303,14 @@ class Churn:
         return "submitted" if fresh in ids else "met"
 
     def work(self, connection: psycopg.Connection[Any], chance: random.Random) -> str:
-        connection.execute(b"SELECT * FROM jobqueue.promote(100)")
+        connection.execute(b"SELECT * FROM jobqueue_internal.promote(100)")
         wants = documents.encode({"default": [chance.randint(1, 3), None]}).decode()
-        [[claimed]] = connection.execute(b"SELECT jobqueue.claim(%s, %s::jsonb)::jsonb", [self._node, wants]).fetchall()
+        [[claimed]] = connection.execute(b"SELECT jobqueue_internal.claim(%s, %s::jsonb)::jsonb", [self._node, wants]).fetchall()
         for job in claimed:
             verdict = chance.choice(["succeeded", "dead", "released", "snoozed", "retry"])
             outcome = {"id": job[1], "claims": job[6], "outcome": verdict, "delay": 0.005, "reason": "no luck", "error": {}}
             outcomes = documents.encode([outcome]).decode()
-            connection.execute(b"SELECT jobqueue.finish(%s, %s::jsonb, %s)", [self._node, outcomes, chance.random() < 0.5])
+            connection.execute(b"SELECT jobqueue_internal.finish(%s, %s::jsonb, %s)", [self._node, outcomes, chance.random() < 0.5])
         return "worked" if claimed else "idled"
 
     def steer(self, connection: psycopg.Connection[Any], chance: random.Random) -> str:
@@ -336,23 +336,26 @@ async def test_a_unique_job_is_never_there_twice_whatever_happens_at_the_same_ti
 async def test_a_unique_key_of_an_unfinished_job_outlives_its_pruning(driver: Driver, sql: Database) -> None:
     held, done = await submit(driver, Submission(unique_key="held", queue="q"), Submission(unique_key="done"))
     assert await driver.finish(await driver.claim_one(), "succeeded")
-    sql.rows("UPDATE jobqueue.keys SET expires_at = now()")
+    sql.rows("UPDATE jobqueue_internal.keys SET expires_at = now()")
     assert await driver.store.prune_keys() == 2
-    assert sql.rows("SELECT key, expires_at > now() + interval '1 hour' FROM jobqueue.keys") == [("held", True)]
+    assert sql.rows("SELECT key, expires_at > now() + interval '1 hour' FROM jobqueue_internal.keys") == [("held", True)]
     assert (await submit(driver, Submission(unique_key="held"), Submission(unique_key="done")))[0] == held
     assert await driver.state(done) == "succeeded"
 
 
 async def test_a_key_in_use_is_not_pruned(driver: Driver, sql: Database) -> None:
     await submit(driver, Submission(idempotency_key="k"), Submission(idempotency_key="l"))
-    sql.rows("UPDATE jobqueue.keys SET expires_at = now()")
+    sql.rows("UPDATE jobqueue_internal.keys SET expires_at = now()")
     with open_transaction(sql.url, "SELECT jobqueue.submit('default', idempotency_key => 'k')"), trio.fail_after(SOON):
         assert await driver.store.prune_keys() == 1
-    assert sql.rows("SELECT key FROM jobqueue.keys") == [("k",)]
+    assert sql.rows("SELECT key FROM jobqueue_internal.keys") == [("k",)]
 
 
 async def test_keys_are_looked_up_by_index_however_the_statistics_are(driver: Driver, sql: Database) -> None:
-    sql.rows("ANALYZE jobqueue.keys, jobqueue.pending_jobs, jobqueue.scheduled_jobs, jobqueue.inflight_jobs")  # all are empty
+    sql.rows(
+        "ANALYZE jobqueue_internal.keys, jobqueue_internal.pending_jobs,"
+        " jobqueue_internal.scheduled_jobs, jobqueue_internal.inflight_jobs"
+    )  # all are empty
     jobs = [Submission(unique_key=f"u{number}", idempotency_key=f"i{number}") for number in range(2_000)]
     ids = await submit(driver, *jobs)
     assert await submit(driver, *jobs) == ids
@@ -367,7 +370,7 @@ async def test_keys_are_looked_up_by_index_however_the_statistics_are(driver: Dr
             await trio.sleep(0.05)
     indexes = """
         SELECT count(*) FROM pg_indexes
-         WHERE schemaname = 'jobqueue' AND tablename IN ('keys', 'pending_jobs', 'scheduled_jobs', 'inflight_jobs')
+         WHERE schemaname = 'jobqueue_internal' AND tablename IN ('keys', 'pending_jobs', 'scheduled_jobs', 'inflight_jobs')
     """
     assert sql.rows(counted)[0][0] <= sql.value(indexes), "one for each index of the schema"
 
@@ -541,7 +544,7 @@ async def test_one_bad_key_among_a_thousand_fails_alone(driver: Driver, sql: Dat
         assert await write(jobs) == [jobs[700]]
         assert statements <= 2 * math.ceil(math.log2(len(jobs))) + 1
     assert await driver.store.prune_keys() == 0
-    assert sql.value("SELECT count(*) FROM jobqueue.pending_jobs WHERE kind <> 'first'") == 999
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.pending_jobs WHERE kind <> 'first'") == 999
 
 
 # ------------------------------------------------------------------------------------------------ a commit in doubt, and a busy key

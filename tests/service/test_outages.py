@@ -401,7 +401,7 @@ def test_the_bounds_of_an_administrator_cut_no_statement_of_a_node_short(bench: 
         unbounded = " ".join(f"-c {bound}=0" for bound in bounds)
         waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'jobqueue submit'"
         with psycopg.connect(bench.url, options=unbounded) as holder, ThreadPoolExecutor() as pool:
-            holder.execute("LOCK TABLE jobqueue.pending_jobs")
+            holder.execute("LOCK TABLE jobqueue_internal.pending_jobs")
             answer = pool.submit(node.submit, {"kind": "echo"})
             wait_for(lambda: database.rows(waiting), "the submission waits for the lock")
             time.sleep(1)

@@ -229,7 +229,7 @@ def test_a_node_does_its_work_through_a_pooler_and_leaves_nothing_behind_in_it(
     wait_for(lambda: len(effects.ids("began")) == 4, "the successor runs them at once")
     assert successor.service.stop() == 0, successor.service.log
     assert database.rows("SELECT state, attempt FROM jobqueue.jobs WHERE kind = 'sleep'") == [("pending", 1)] * 2
-    assert database.rows("SELECT * FROM jobqueue.nodes") == []
+    assert database.rows("SELECT * FROM jobqueue_internal.nodes") == []
     for one in (node, successor):
         assert not re.search("prepared statement|Traceback|doubt|wait for the database", one.service.log), one.service.log
 
@@ -313,18 +313,18 @@ async def test_a_keeper_renews_and_surrenders_through_a_pooler(pooled_url: str, 
         slot = state.take_slot("default")
         slot.enter(run)
         state.current[0] = slot.number
-        database.rows("UPDATE jobqueue.nodes SET lease_until = now()")
+        database.rows("UPDATE jobqueue_internal.nodes SET lease_until = now()")
         config = Config(pooled_url, os.getpid(), state.file, state.slots, 60.0, 600.0, "error", {})
         keeper = Keeper(config, state)
         for _ in range(10):
             await trio.sleep(0.9)
             await trio.to_thread.run_sync(keeper.look)
-            if database.rows("SELECT 1 FROM jobqueue.nodes WHERE lease_until <= now()") == []:
+            if database.rows("SELECT 1 FROM jobqueue_internal.nodes WHERE lease_until <= now()") == []:
                 break
-        assert database.value("SELECT lease_until > now() FROM jobqueue.nodes"), "it is renewed"
+        assert database.value("SELECT lease_until > now() FROM jobqueue_internal.nodes"), "it is renewed"
         keeper._config = config._replace(stall_limit=2.0)  # it has been late for longer
         await trio.to_thread.run_sync(keeper.look)
-        assert database.value("SELECT count(*) FROM jobqueue.nodes") == 0, "it is surrendered"
+        assert database.value("SELECT count(*) FROM jobqueue_internal.nodes") == 0, "it is surrendered"
         assert [(job.id, job.outcome) for job in await driver.recover()] == [(run.id, "dead")]
         state.beat()
         await trio.to_thread.run_sync(keeper.look)
@@ -438,7 +438,7 @@ async def test_a_claim_in_doubt_is_found_out_about(which: str, proxy: ProxyThrea
             if which == "request":
                 [job] = await driver.claim()
                 assert job.id == job_id
-            assert database.value("DELETE FROM jobqueue.inflight_jobs RETURNING id::text") == job_id
+            assert database.value("DELETE FROM jobqueue_internal.inflight_jobs RETURNING id::text") == job_id
 
 
 async def test_a_commit_that_is_under_way_is_waited_for(proxy: ProxyThread, proxied_url: str, database: Database) -> None:
@@ -489,7 +489,7 @@ async def test_a_statement_that_outlives_its_client_commits_nothing(
                 told.append(unavailable)
 
         with psycopg.connect(database.url) as holder:
-            holder.execute("LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+            holder.execute("LOCK TABLE jobqueue_internal.pending_jobs IN SHARE MODE")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(submit)
                 while not database.rows(WAITING_FOR_LOCK, "jobqueue submit"):  # noqa: ASYNC110 - another process's state
@@ -510,7 +510,7 @@ async def test_a_commit_that_comes_too_late_commits_nothing(pooled_url: str, mon
         late = lane_module._open_session(pooled_url, "claim", reply_timeout=60)
         assert late.begin is not None
         late.connection.execute_script(late.begin)
-        late.connection.execute("SELECT jobqueue.claim(%s, %s)", [driver.node, '{"default": [1, null]}'])
+        late.connection.execute("SELECT jobqueue_internal.claim(%s, %s)", [driver.node, '{"default": [1, null]}'])
         assert await driver.store.held(driver.node, lost=[late.backend]) == set()
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             late.connection.execute("COMMIT")

@@ -13,8 +13,8 @@ import httpx
 import psycopg
 import pytest
 
+from jobqueue.storage import schema
 from tests.handlers.plain import note_start
-from tests.support import ROOT
 from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
 from tests.support.service import Effects, Start, submit
@@ -118,7 +118,8 @@ def test_a_job_for_an_idle_node_is_claimed_in_the_transaction_that_submits_it(
             wait_for(lambda: set(database.states()) == {"succeeded"}, "it is done")
     at_once = dict(
         database.rows(
-            "SELECT queue, bool_or(claimed_at = created_at AND finished_at > created_at) FROM jobqueue.finished_jobs GROUP BY queue"
+            "SELECT queue, bool_or(claimed_at = created_at AND finished_at > created_at)"
+            " FROM jobqueue_internal.finished_jobs GROUP BY queue"
         )
     )
     assert at_once == {"default": True, "narrow": False}, "with one worker, the node cannot know whether it claimed all jobs"
@@ -135,7 +136,7 @@ def test_priority_decides_who_runs_first(start: Start, client: httpx.Client, eff
 def test_sql_submit_is_picked_up_by_notification_and_without_one_by_polling(start: Start, database: Database) -> None:
     start("--poll-interval", "0.3")
     database.value("SELECT jobqueue.submit('echo')")
-    database.rows('SELECT jobqueue.submit_batch(\'[{"kind": "echo"}]\', wake => false)')
+    database.rows('SELECT jobqueue_internal.submit_batch(\'[{"kind": "echo"}]\', wake => false)')
     wait_for(lambda: database.states() == {"succeeded": 2}, "both are done")
 
 
@@ -164,9 +165,9 @@ def test_sigterm_among_200_running_jobs_hands_all_of_them_back(
     wait_for(lambda: database.states() == {"inflight": 200} and len(effects.ids("began")) >= 161, "200 jobs run")
     assert node.stop() == 0, node.log
     assert database.states() == {"pending": 200}
-    assert database.value("SELECT count(*) FROM jobqueue.pending_jobs WHERE attempt = 0 AND claims = 1") == 200
+    assert database.value("SELECT count(*) FROM jobqueue_internal.pending_jobs WHERE attempt = 0 AND claims = 1") == 200
     assert database.rows("SELECT id::text FROM jobqueue.jobs ORDER BY id") == [(job_id,) for job_id in sorted(ids)]
-    assert database.rows("SELECT * FROM jobqueue.nodes") == []
+    assert database.rows("SELECT * FROM jobqueue_internal.nodes") == []
 
 
 def test_the_clock_of_a_cpu_job_starts_when_it_has_a_process(start: Start, client: httpx.Client, database: Database) -> None:
@@ -227,11 +228,11 @@ def test_a_second_signal_exits_at_once(start: Start, client: httpx.Client, effec
 def test_a_function_that_is_missing_stops_the_work_and_not_the_node(start: Start, client: httpx.Client, database: Database) -> None:
     node = start("--poll-interval", "0.1")
     with psycopg.connect(database.url, autocommit=True) as connection:
-        connection.execute("DROP FUNCTION jobqueue.claim")
+        connection.execute("DROP FUNCTION jobqueue_internal.claim")
         submit(client, node, [{"kind": "echo"}])
-        wait_for(lambda: "jobqueue.claim" in client.get(f"{node.url}/health/ready").text, "it says what is missing")
+        wait_for(lambda: "jobqueue_internal.claim" in client.get(f"{node.url}/health/ready").text, "it says what is missing")
         assert client.get(f"{node.url}/health/ready").status_code == 503
-        connection.execute((ROOT / "schema.sql").read_bytes())
+        connection.execute(schema.script().encode())
     wait_for(lambda: database.states() == {"succeeded": 1}, "the job is done")
     wait_for(lambda: client.get(f"{node.url}/health/ready").status_code == 200, "the node is ready")
     assert 'jobqueue_contained_errors_total{part="claims"}' in client.get(f"{node.url}/metrics").text
@@ -278,15 +279,15 @@ def test_a_node_that_slept_past_its_lease_drops_what_it_ran_and_joins_again(
     submit(client, sleeper, [{"kind": kind, "payload": payload} for kind in ("sleep", "thread", "sleep", "thread", "cpu")])
     wait_for(lambda: len(effects.ids("began")) == 5, "it runs all five")
     sleeper.process.send_signal(signal.SIGSTOP)
-    old_node = database.value("SELECT id FROM jobqueue.nodes")
+    old_node = database.value("SELECT id FROM jobqueue_internal.nodes")
     other = start("--queue", "default=5")
     wait_for(lambda: len(effects.ids("began")) == 10, "the other node has taken them over")
     sleeper.process.send_signal(signal.SIGCONT)
     wait_for(lambda: database.states() == {"succeeded": 5}, "all are done")
-    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.nodes") == 2, "the sleeper is back")
-    assert database.value("SELECT count(*) FROM jobqueue.nodes WHERE id = %s", old_node) == 0
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue_internal.nodes") == 2, "the sleeper is back")
+    assert database.value("SELECT count(*) FROM jobqueue_internal.nodes WHERE id = %s", old_node) == 0
     wait_for(lambda: "lease lost" in sleeper.log, "the log says so")
-    assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue.finished_jobs") == [(2, 2)]
+    assert database.rows("SELECT DISTINCT attempt, claims FROM jobqueue_internal.finished_jobs") == [(2, 2)]
     submit(client, sleeper, {"kind": "echo"})
     wait_for(lambda: database.states() == {"succeeded": 6}, "both go on working")
     assert [sleeper.stop(), other.stop()] == [0, 0]
@@ -315,12 +316,12 @@ def test_a_retrys_backoff_survives_a_restart(start: Start, client: httpx.Client,
     node = start()
     job_id = submit(client, node, {"kind": "fail-slowly"})
     wait_for(lambda: database.states() == {"scheduled": 1}, "its retry is scheduled")
-    due = database.value("SELECT run_at FROM jobqueue.scheduled_jobs")
+    due = database.value("SELECT run_at FROM jobqueue_internal.scheduled_jobs")
     node.kill()
     start()
-    assert database.rows("SELECT run_at FROM jobqueue.scheduled_jobs") in ([(due,)], []), "none if it has run already"
+    assert database.rows("SELECT run_at FROM jobqueue_internal.scheduled_jobs") in ([(due,)], []), "none if it has run already"
     wait_for(lambda: database.states() == {"succeeded": 1}, "it runs when it is due")
-    assert database.value("SELECT claimed_at >= %s FROM jobqueue.finished_jobs", due)
+    assert database.value("SELECT claimed_at >= %s FROM jobqueue_internal.finished_jobs", due)
     assert effects.lines("ran") == [(job_id, 1), (job_id, 2)]
 
 
@@ -354,7 +355,7 @@ def test_two_nodes_share_the_work_and_nothing_runs_twice(
     ids = submit(client, nodes[0], [{"kind": "echo"}] * 1000 + [{"kind": "sleep"}] * 1000)
     wait_for(lambda: database.states() == {"succeeded": 2000}, "all are done")
     assert sorted(effects.ids("ran") + effects.ids("ended")) == sorted(ids)
-    assert database.value("SELECT count(DISTINCT node_id) FROM jobqueue.finished_jobs") == 2
+    assert database.value("SELECT count(DISTINCT node_id) FROM jobqueue_internal.finished_jobs") == 2
 
 
 def test_connections_that_are_cut_lose_nothing(start: Start, client: httpx.Client, database: Database, effects: Effects) -> None:
@@ -427,17 +428,17 @@ def test_migrate_applies_the_schema_once_and_psql_may_have_done_it(database_url:
     assert run_cli("migrate", "--database-url", database_url).stdout == "schema version 1: applied\n"
     assert run_cli("migrate", env={"DATABASE_URL": database_url}).stdout == "schema version 1: up to date\n"
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute((ROOT / "schema.sql").read_bytes())
-    assert database.rows("SELECT version FROM jobqueue.schema_version") == [(1,)]
+        connection.execute(schema.script().encode())
+    assert database.rows("SELECT version FROM jobqueue_internal.schema_version") == [(1,)]
 
 
 def test_a_database_of_a_newer_version_is_refused(database_url: str, database: Database) -> None:
-    database.rows("UPDATE jobqueue.schema_version SET version = 999 RETURNING 1")
+    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999 RETURNING 1")
     done = run_cli("serve", "examples.quickstart", "--port", "0", "--database-url", database_url)
     assert done.returncode == 1
     assert "schema version 999" in done.stderr.strip().splitlines()[-1]
     with psycopg.connect(database_url, autocommit=True) as connection, pytest.raises(psycopg.errors.RaiseException, match="999"):
-        connection.execute((ROOT / "schema.sql").read_bytes())
+        connection.execute(schema.script().encode())
 
 
 def test_tokens_are_asked_for_and_never_logged(service: Start, client: httpx.Client) -> None:

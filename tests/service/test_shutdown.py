@@ -137,7 +137,7 @@ def assert_handed_over(start: Start, database: Database, ids: list[str], *, refu
         assert before == dict.fromkeys(ids, ("pending", 0))
     follower = start()
     follower.wait_for(lambda: all(follower.runs()[job_id] == 2 for job_id in ids), "the next node runs all of them")
-    assert set(database.rows("SELECT attempt, claims FROM jobqueue.inflight_jobs")) == {(1 if refunded else 2, 2)}
+    assert set(database.rows("SELECT attempt, claims FROM jobqueue_internal.inflight_jobs")) == {(1 if refunded else 2, 2)}
 
 
 @pytest.mark.parametrize("kind", ["hang-thread", "swallow", "shield", "hang-cpu"])

@@ -49,7 +49,7 @@ async def test_a_heartbeat_is_a_hot_update_for_any_activity(database_url: str, d
         for beat in range(50):
             activity = {f"queue {n}": (beat * 1.25, beat / 7) for n in range(queues)}
             assert await driver.store.heartbeat(driver.node, lease=30, activity=activity) == []
-    counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'jobqueue' AND relname = 'nodes'"
+    counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'jobqueue_internal' AND relname = 'nodes'"
     assert database.rows(counts) == [(50, 50)]
 
 

@@ -71,7 +71,7 @@ async def test_locked_expired_jobs_are_skipped_without_waiting(driver: Driver, s
     locked, other = await driver.submit_many(*({"options": Options(expires_in=0.1)},) * 2)
     await trio.sleep(0.15)
     with psycopg.connect(sql.url) as holder:
-        holder.execute("SELECT FROM jobqueue.pending_jobs WHERE id = %s FOR UPDATE", (locked,))
+        holder.execute("SELECT FROM jobqueue_internal.pending_jobs WHERE id = %s FOR UPDATE", (locked,))
         with trio.fail_after(60):
             promotion = await driver.store.promote()
         assert [job.id for job in promotion.expired] == [other]
@@ -125,9 +125,9 @@ async def test_an_invalid_filter_is_rejected_with_its_column(driver: Driver, sql
 async def test_redrives_and_deletions_are_bounded_start_with_the_oldest_and_return_counts(driver: Driver, sql: Database) -> None:
     assert driver.node
     sql.rows(BURY, "default", "mail", 2500)
-    oldest = sql.value("SELECT array_agg(id) FROM (SELECT id FROM jobqueue.dead_jobs ORDER BY died_at LIMIT 10) AS d")
+    oldest = sql.value("SELECT array_agg(id) FROM (SELECT id FROM jobqueue_internal.dead_jobs ORDER BY died_at LIMIT 10) AS d")
     assert sql.value("""SELECT jobqueue.retry_dead('{"all": true}', 10)""") == 10
-    assert sorted(sql.value("SELECT array_agg(id) FROM jobqueue.pending_jobs")) == sorted(oldest)
+    assert sorted(sql.value("SELECT array_agg(id) FROM jobqueue_internal.pending_jobs")) == sorted(oldest)
     assert sql.value("""SELECT jobqueue.retry_dead('{"kind": "mail"}')""") == 1000
     assert sql.value("""SELECT jobqueue.discard_dead('{"queue": "default"}')""") == 1000
     assert sql.value("""SELECT jobqueue.discard_dead('{"died_before": "2999-01-01T00:00:00Z"}')""") == 490
@@ -181,7 +181,7 @@ async def test_causes_are_counted_without_reading_the_dead_letters(any_database_
     async with connections_closed(sql), open_driver(any_database_url):
         for kind in ("mail", "letter"):
             sql.rows(BURY, "default", kind, 10_000)
-    sql.rows("VACUUM jobqueue.dead_jobs")
+    sql.rows("VACUUM jobqueue_internal.dead_jobs")
     async with connections_closed(sql):
         looking = psycopg.connect(any_database_url, autocommit=True)
         for wanted in ('{"all": true}', '{"kind": "mail"}', '{"queue": "default"}'):
@@ -201,11 +201,11 @@ async def test_succeeded_and_cancelled_jobs_have_separate_retention_periods(
 ) -> None:
     for parent in ("succeeded_jobs", "cancelled_jobs"):
         sql.rows(
-            f"CREATE TABLE jobqueue.{parent}_20200101 PARTITION OF jobqueue.{parent}"
+            f"CREATE TABLE jobqueue_internal.{parent}_20200101 PARTITION OF jobqueue_internal.{parent}"
             " FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')"
         )
         sql.rows(
-            "INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,"
+            "INSERT INTO jobqueue_internal.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,"
             " available_since, finished_at, errors) VALUES (gen_random_uuid(), 'default', 'default', 0, %s, '{}', 1, 1,"
             " now(), now(), '2020-01-01 12:00+00', '[]')",
             parent.removesuffix("_jobs"),
@@ -219,8 +219,8 @@ async def test_succeeded_and_cancelled_jobs_have_separate_retention_periods(
 
 async def test_old_jobs_in_the_default_partition_are_deleted_in_batches(driver: Driver, sql: Database) -> None:
     insert = """
-        INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,
-                                            finished_at, errors)
+        INSERT INTO jobqueue_internal.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,
+            available_since, finished_at, errors)
         SELECT gen_random_uuid(), 'default', 'default', 0, %s, '{}', 1, 1, now(), now(), now() - interval '9 days', '[]'
           FROM generate_series(1, 1500)
     """
@@ -244,7 +244,7 @@ async def test_old_jobs_in_the_default_partition_are_deleted_in_batches(driver: 
 
 async def test_completions_do_not_wait_behind_maintenance_that_waits_for_a_reader(driver: Driver, sql: Database) -> None:
     sql.rows("""
-        CREATE TABLE jobqueue.succeeded_jobs_20200101 PARTITION OF jobqueue.succeeded_jobs
+        CREATE TABLE jobqueue_internal.succeeded_jobs_20200101 PARTITION OF jobqueue_internal.succeeded_jobs
             FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')
     """)
     await driver.submit()
@@ -271,7 +271,7 @@ async def test_a_finished_job_is_found_by_its_id(driver: Driver, sql: Database) 
     assert await driver.store.cancel(cancelled)
     done = await driver.in_state("succeeded")
     assert not isinstance(done, str)
-    rows = sql.rows("SELECT id, tableoid::regclass::text FROM jobqueue.finished_jobs")
-    tables = {str(job_id): table.removeprefix("jobqueue.") for job_id, table in rows}
+    rows = sql.rows("SELECT id, tableoid::regclass::text FROM jobqueue_internal.finished_jobs")
+    tables = {str(job_id): table.removeprefix("jobqueue_internal.") for job_id, table in rows}
     assert tables[cancelled].startswith("cancelled_jobs_2")
     assert tables[done.id].startswith("succeeded_jobs_2")

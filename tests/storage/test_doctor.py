@@ -18,11 +18,12 @@ import pytest
 
 from jobqueue import __version__
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage import catalog, doctor, schema
+from jobqueue.storage import doctor, schema
 from jobqueue.storage.connection import connect
 from jobqueue.storage.doctor import Finding, capacity, server, vacuum, work
 from jobqueue.storage.embedded.cluster import Cluster
-from tests.support import ROOT, postgres
+from jobqueue.storage.schema import catalog
+from tests.support import postgres
 from tests.support.command_line import run_jobqueue
 from tests.support.postgres import Database
 from tests.support.waiting import wait_for
@@ -53,7 +54,7 @@ def bare(own_server: str) -> Iterator[Database]:
 @pytest.fixture
 def healthy(bare: Database) -> Database:
     """A database with the schema."""
-    bare.rows((ROOT / "schema.sql").read_text())
+    bare.rows(schema.script())
     return bare
 
 
@@ -89,7 +90,7 @@ def the_only(url: str, check: str) -> Finding:
 
 def add_node(database: Database, *, lease: str = "1 hour", version: str = __version__, **queues: int) -> None:
     database.rows(
-        "INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until)"
+        "INSERT INTO jobqueue_internal.nodes (id, host, pid, process, version, queues, lease_until)"
         " VALUES (gen_random_uuid(), 'host', 7, gen_random_uuid()::text, %s, %s, now() + %s::interval)",
         version,
         json.dumps(queues),
@@ -99,7 +100,7 @@ def add_node(database: Database, *, lease: str = "1 hour", version: str = __vers
 
 def submit(database: Database, jobs: int = 1, *, queue: str = "default", waited: str = "0 s") -> None:
     database.rows("SELECT jobqueue.submit('greet', queue => %s) FROM generate_series(1, %s)", queue, jobs)
-    database.rows("UPDATE jobqueue.pending_jobs SET available_since = available_since - %s::interval", waited)
+    database.rows("UPDATE jobqueue_internal.pending_jobs SET available_since = available_since - %s::interval", waited)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- healthy
@@ -142,7 +143,7 @@ def test_a_broken_connection_is_an_error_and_not_a_finding(bare: Database) -> No
 
 
 def test_every_check_works_with_every_version_of_postgresql(sql: Database) -> None:
-    sql.rows((ROOT / "schema.sql").read_text())
+    sql.rows(schema.script())
     assert "unknown" not in {finding.verdict for finding in doctor.examine(sql.url)}
 
 
@@ -294,7 +295,7 @@ def test_a_database_without_the_schema(bare: Database) -> None:
 
 @pytest.mark.parametrize("version", [schema.SCHEMA_VERSION - 1, schema.SCHEMA_VERSION + 1])
 def test_a_schema_of_another_version(healthy: Database, version: int) -> None:
-    healthy.rows("UPDATE jobqueue.schema_version SET version = %s", version)
+    healthy.rows("UPDATE jobqueue_internal.schema_version SET version = %s", version)
     finding = the_only(healthy.url, "schema")
     assert finding.verdict == "problem"
     assert f"version {version}" in finding.finding
@@ -302,22 +303,22 @@ def test_a_schema_of_another_version(healthy: Database, version: int) -> None:
 
 
 def test_a_schema_that_lost_its_version(healthy: Database) -> None:
-    healthy.rows("DELETE FROM jobqueue.schema_version")
+    healthy.rows("DELETE FROM jobqueue_internal.schema_version")
     assert the_only(healthy.url, "schema").verdict == "problem"
 
 
 @pytest.mark.parametrize(
     ("damage", "verdict", "said"),
     [
-        ("DROP FUNCTION jobqueue.wake_keys()", "problem", "functions are missing: wake_keys"),
+        ("DROP FUNCTION jobqueue_internal.wake_keys()", "problem", "functions are missing: wake_keys"),
         (
-            "CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'",
+            "CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'",
             "warning",
             "differ from this version's schema.sql: wake_keys",
         ),
-        ("DROP INDEX jobqueue.pending_jobs_turn", "problem", "indexes are missing: pending_jobs_turn"),
-        ("DROP TABLE jobqueue.cancel_requests", "problem", "tables are missing: cancel_requests"),
-        ("ALTER TABLE jobqueue.pending_jobs DISABLE TRIGGER block", "problem", "the trigger block"),
+        ("DROP INDEX jobqueue_internal.pending_jobs_turn", "problem", "indexes are missing: jobqueue_internal.pending_jobs_turn"),
+        ("DROP TABLE jobqueue_internal.cancel_requests", "problem", "tables are missing: cancel_requests"),
+        ("ALTER TABLE jobqueue_internal.pending_jobs DISABLE TRIGGER block", "problem", "the trigger block"),
         ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'jobqueue.keys_expires_at'::regclass", "problem", "invalid"),
     ],
 )
@@ -343,14 +344,17 @@ def test_each_missing_privilege_of_a_role_is_a_finding(healthy: Database, role: 
     # Only the owner of the tables can create partitions.
     owner = healthy.value("SELECT current_user")
     assert len(found(url, "privileges")) == 1
-    healthy.rows(f"GRANT CREATE ON SCHEMA jobqueue TO {role}")
+    healthy.rows(f"GRANT CREATE ON SCHEMA jobqueue, jobqueue_internal TO {role}")
     healthy.rows(f"GRANT {owner} TO {role}")
     assert the_only(url, "privileges").verdict == "ok"
 
 
 def test_revoked_functions(healthy: Database, role: str) -> None:
-    healthy.rows(f"GRANT USAGE, CREATE ON SCHEMA jobqueue TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA jobqueue TO {role}")
-    healthy.rows("REVOKE EXECUTE ON FUNCTION jobqueue.claim, pg_notify(text, text) FROM PUBLIC")
+    healthy.rows(
+        f"GRANT USAGE, CREATE ON SCHEMA jobqueue, jobqueue_internal TO {role};"
+        f" GRANT ALL ON ALL TABLES IN SCHEMA jobqueue_internal TO {role}"
+    )
+    healthy.rows("REVOKE EXECUTE ON FUNCTION jobqueue_internal.claim, pg_notify(text, text) FROM PUBLIC")
     said = [finding.finding for finding in found(postgres.as_role(healthy.url, role), "privileges")]
     assert [text for text in said if "1 function: claim" in text]
     assert [text for text in said if "pg_notify" in text]
@@ -359,7 +363,7 @@ def test_revoked_functions(healthy: Database, role: str) -> None:
 def test_missing_partitions_and_jobs_outside_partitions(healthy: Database) -> None:
     submit(healthy)
     healthy.rows(
-        "WITH job AS (DELETE FROM jobqueue.pending_jobs RETURNING *) INSERT INTO jobqueue.finished_jobs"
+        "WITH job AS (DELETE FROM jobqueue_internal.pending_jobs RETURNING *) INSERT INTO jobqueue_internal.finished_jobs"
         " (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since, finished_at, errors)"
         " SELECT id, queue, kind, priority, 'succeeded', payload, 1, 1, created_at, available_since,"
         " now() + interval '40 days', '[]' FROM job"
@@ -455,7 +459,7 @@ def test_standbys_and_their_slots() -> None:
 
 
 def test_autovacuum_turned_off_for_a_table(healthy: Database) -> None:
-    healthy.rows("ALTER TABLE jobqueue.pending_jobs SET (autovacuum_enabled = off)")
+    healthy.rows("ALTER TABLE jobqueue_internal.pending_jobs SET (autovacuum_enabled = off)")
     finding = the_only(healthy.url, "vacuum")
     assert finding.verdict == "problem"
     assert "pending_jobs" in finding.finding
@@ -466,7 +470,7 @@ def test_autovacuum_turned_off_for_a_table(healthy: Database) -> None:
 def test_many_dead_rows(healthy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vacuum, "DEAD_WARNING", 100)
     submit(healthy, 200)
-    healthy.rows("DELETE FROM jobqueue.pending_jobs; SELECT pg_stat_force_next_flush()")
+    healthy.rows("DELETE FROM jobqueue_internal.pending_jobs; SELECT pg_stat_force_next_flush()")
     wait_for(lambda: the_only(healthy.url, "vacuum").verdict == "warning")
     finding = the_only(healthy.url, "vacuum")
     assert finding.finding.startswith("pending_jobs has ")
@@ -492,7 +496,7 @@ def test_a_blocked_session_and_its_blocker_are_found(
     healthy: Database, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vacuum, "LOCK_WARNING", 0.0)
-    other.execute("BEGIN; LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+    other.execute("BEGIN; LOCK TABLE jobqueue_internal.pending_jobs IN SHARE MODE")
     with psycopg.connect(healthy.url, autocommit=True, application_name="jobqueue submit") as waiting:
         thread = threading.Thread(target=lambda: waiting.execute("SELECT jobqueue.submit('greet')"))
         thread.start()
@@ -508,7 +512,7 @@ def test_the_advice_for_a_blocking_prepared_transaction_ends_no_process(
     healthy: Database, other: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vacuum, "LOCK_WARNING", 0.0)
-    other.execute("BEGIN; LOCK TABLE jobqueue.pending_jobs IN SHARE MODE; PREPARE TRANSACTION 'locked'")
+    other.execute("BEGIN; LOCK TABLE jobqueue_internal.pending_jobs IN SHARE MODE; PREPARE TRANSACTION 'locked'")
     with psycopg.connect(healthy.url, autocommit=True, application_name="jobqueue submit") as waiting:
         thread = threading.Thread(target=lambda: waiting.execute("SELECT jobqueue.submit('greet')"))
         thread.start()
@@ -642,11 +646,14 @@ def test_jobs_that_wait_while_workers_are_free(healthy: Database) -> None:
     ("delay", "said"),
     [
         (
-            "UPDATE jobqueue.scheduled_jobs SET run_at = now() - interval '5 min'",
+            "UPDATE jobqueue_internal.scheduled_jobs SET run_at = now() - interval '5 min'",
             "2 scheduled jobs are overdue, the first by 5 min",
         ),
-        ("INSERT INTO jobqueue.key_checks VALUES ('default', 'k', now() - interval '5 min')", "1 checks of concurrency keys"),
-        ("UPDATE jobqueue.schedules SET next_at = now() - interval '5 min'", "1 schedules are overdue"),
+        (
+            "INSERT INTO jobqueue_internal.key_checks VALUES ('default', 'k', now() - interval '5 min')",
+            "1 checks of concurrency keys",
+        ),
+        ("UPDATE jobqueue_internal.schedules SET next_at = now() - interval '5 min'", "1 schedules are overdue"),
     ],
 )
 def test_overdue_jobs_checks_and_schedules(healthy: Database, delay: str, said: str) -> None:
@@ -662,7 +669,7 @@ def test_overdue_jobs_checks_and_schedules(healthy: Database, delay: str, said: 
 def test_a_schedule_with_an_error(healthy: Database) -> None:
     healthy.rows("SELECT jobqueue.schedule('hourly', '0 * * * *', 'greet')")
     assert the_only(healthy.url, "schedules").verdict == "ok"
-    healthy.rows("UPDATE jobqueue.schedules SET error = 'no such time zone'")
+    healthy.rows("UPDATE jobqueue_internal.schedules SET error = 'no such time zone'")
     finding = the_only(healthy.url, "schedules")
     assert (finding.verdict, finding.finding) == ("problem", "hourly submits no jobs: no such time zone")
 
@@ -670,14 +677,14 @@ def test_a_schedule_with_an_error(healthy: Database) -> None:
 def test_dead_letters_of_the_last_hour(healthy: Database) -> None:
     submit(healthy, 3)
     healthy.rows(
-        "WITH job AS (DELETE FROM jobqueue.pending_jobs RETURNING *) INSERT INTO jobqueue.dead_jobs"
+        "WITH job AS (DELETE FROM jobqueue_internal.pending_jobs RETURNING *) INSERT INTO jobqueue_internal.dead_jobs"
         " (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors)"
         " SELECT id, queue, kind, priority, 'retries exhausted', payload, 1, 1, created_at, available_since, now(), '[]' FROM job"
     )
     finding = the_only(healthy.url, "dead letters")
     assert finding.verdict == "warning"
     assert finding.finding == "3 jobs died in the last hour, 3 of them of kind greet (retries exhausted)"
-    healthy.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours'")
+    healthy.rows("UPDATE jobqueue_internal.dead_jobs SET died_at = now() - interval '2 hours'")
     assert the_only(healthy.url, "dead letters").verdict == "ok"
 
 
@@ -736,8 +743,9 @@ def test_findings_have_the_name_of_their_check(healthy: Database) -> None:
 
 
 def test_the_catalog_finds_every_object_of_schema_sql() -> None:
-    text = schema.schema_sql()
-    assert len(catalog.FUNCTION.findall(text)) == text.count("CREATE OR REPLACE FUNCTION jobqueue.")
+    text = schema.script()
+    assert len(catalog.FUNCTION.findall(text)) == text.count("CREATE OR REPLACE FUNCTION")
+    assert len(catalog.VIEW.findall(text)) == text.count("CREATE OR REPLACE VIEW")
     assert len(catalog.TABLE.findall(text)) == text.count("CREATE TABLE IF NOT EXISTS")
     assert len(catalog.INDEX.findall(text)) == text.count("CREATE INDEX IF NOT EXISTS")
 
@@ -745,9 +753,9 @@ def test_the_catalog_finds_every_object_of_schema_sql() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "ALTER FUNCTION jobqueue.wake_keys() SET enable_seqscan = off",
-        "ALTER TABLE jobqueue.queues ALTER COLUMN fair DROP NOT NULL",
-        "ALTER TABLE jobqueue.queues DROP CONSTRAINT rate_range",
+        "ALTER FUNCTION jobqueue_internal.wake_keys() SET enable_seqscan = off",
+        "ALTER TABLE jobqueue_internal.queues ALTER COLUMN fair DROP NOT NULL",
+        "ALTER TABLE jobqueue_internal.queues DROP CONSTRAINT rate_range",
         "ALTER VIEW jobqueue.jobs RENAME COLUMN kind TO sort",
     ],
 )

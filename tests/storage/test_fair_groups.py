@@ -80,8 +80,8 @@ async def test_the_rows_of_empty_groups_are_deleted(driver: Driver, any_database
         await driver.claim(100)
     await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     with closing(Database(any_database_url)) as sql:
-        assert sql.rows("SELECT common, urgent FROM jobqueue.fair_queues") == [(None, None)]
-        assert sql.rows("SELECT * FROM jobqueue.fair_groups") == []
+        assert sql.rows("SELECT common, urgent FROM jobqueue_internal.fair_queues") == [(None, None)]
+        assert sql.rows("SELECT * FROM jobqueue_internal.fair_groups") == []
 
 
 def test_ten_jobs_of_one_tenant_run_before_the_backlog_of_another(service: Callable[..., Service], database: Database) -> None:
@@ -89,11 +89,11 @@ def test_ten_jobs_of_one_tenant_run_before_the_backlog_of_another(service: Calla
     for _ in range(10):
         submit(node, [{"group": "a"}] * 10_000)
     ids = submit(node, [{"group": "b"}] * 10)
-    after = database.value("SELECT count(*) FROM jobqueue.finished_jobs")
-    sql = "SELECT count(*), max(finished_at) FROM jobqueue.finished_jobs WHERE id = ANY (%s::uuid[])"
+    after = database.value("SELECT count(*) FROM jobqueue_internal.finished_jobs")
+    sql = "SELECT count(*), max(finished_at) FROM jobqueue_internal.finished_jobs WHERE id = ANY (%s::uuid[])"
     wait_for(lambda: database.rows(sql, ids)[0][0] == len(ids), "the ten jobs have ended")
     [[_, last]] = database.rows(sql, ids)
-    others = database.value("SELECT count(*) FROM jobqueue.finished_jobs WHERE finished_at <= %s", last) - len(ids)
+    others = database.value("SELECT count(*) FROM jobqueue_internal.finished_jobs WHERE finished_at <= %s", last) - len(ids)
     assert others - after < 100, f"{after} after the submission, {others} when the ten were done"
 
 

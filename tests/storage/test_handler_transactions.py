@@ -132,7 +132,7 @@ async def test_effects_and_completion_are_one_transaction(bench: Bench) -> None:
     assert outcome.outcome == "succeeded"
     assert bench.database.rows("SELECT state, result FROM jobqueue.jobs") == [("succeeded", {"attempt": 1})]
     assert bench.database.rows("SELECT xmin::text FROM effects") == bench.database.rows(
-        "SELECT xmin::text FROM jobqueue.finished_jobs"
+        "SELECT xmin::text FROM jobqueue_internal.finished_jobs"
     )
 
 
@@ -144,7 +144,7 @@ async def test_the_job_is_finished_when_the_handler_is_and_not_when_its_transact
         ended.append(bench.database.value("SELECT clock_timestamp()"))
 
     await bench.run(handler)
-    assert bench.database.value("SELECT finished_at FROM jobqueue.finished_jobs") > ended[0]
+    assert bench.database.value("SELECT finished_at FROM jobqueue_internal.finished_jobs") > ended[0]
 
 
 async def test_nothing_is_seen_of_either_before_the_commit(bench: Bench) -> None:
@@ -172,7 +172,7 @@ async def test_a_job_that_the_handler_submits_exists_if_its_own_is_completed(fai
     states = dict(bench.database.rows("SELECT kind, state FROM jobqueue.jobs"))
     assert states == ({"test": "inflight"} if fails else {"test": "succeeded", "next": "pending"})
     if not fails:
-        assert bench.database.rows("SELECT id::text FROM jobqueue.pending_jobs") == [(submitted[0],)]
+        assert bench.database.rows("SELECT id::text FROM jobqueue_internal.pending_jobs") == [(submitted[0],)]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ async def test_no_result_is_kept_as_none(bench: Bench) -> None:
         conn.execute("SELECT 1")
 
     await bench.run(handler)
-    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [(None,)]
+    assert bench.database.rows("SELECT result FROM jobqueue_internal.finished_jobs") == [(None,)]
 
 
 async def test_the_handler_cannot_commit_or_roll_back_by_itself(bench: Bench) -> None:
@@ -288,7 +288,7 @@ async def test_a_constraint_that_is_checked_at_the_commit_fails_the_attempt(benc
 
 
 async def _detail(bench: Bench) -> str:
-    [(job_id,)] = bench.database.rows("SELECT id::text FROM jobqueue.inflight_jobs")
+    [(job_id,)] = bench.database.rows("SELECT id::text FROM jobqueue_internal.inflight_jobs")
     return f"\nDETAIL:  Key (job)=({job_id}) already exists."
 
 
@@ -335,7 +335,7 @@ async def test_what_a_handler_sets_does_not_reach_the_next_one(bench: Bench) -> 
     await bench.run(spoils)
     await bench.run(looks)
     assert pids[0] == pids[1]
-    [(result,)] = bench.database.rows("SELECT result FROM jobqueue.finished_jobs ORDER BY finished_at DESC LIMIT 1")
+    [(result,)] = bench.database.rows("SELECT result FROM jobqueue_internal.finished_jobs ORDER BY finished_at DESC LIMIT 1")
     assert result == [True, '"$user", public', "0", 7, True]
 
 
@@ -454,7 +454,7 @@ async def test_nothing_that_a_handler_changes_reaches_the_next_one(change: Step,
     assert run.state == ("running" if fails else "committed")
     assert bench.effects() == ([] if fails else [1])
     if not fails:
-        assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [("é \N{SNOWMAN} \\ ' %s",)]
+        assert bench.database.rows("SELECT result FROM jobqueue_internal.finished_jobs") == [("é \N{SNOWMAN} \\ ' %s",)]
     run, _ = await bench.run(looks)
     assert run.state == "committed"
     assert pids[0] == pids[1], "the session is used again"
@@ -489,14 +489,14 @@ async def test_defaults_do_not_change_a_handlers_transaction(default: str, bench
     for _ in range(2):  # the second is after RESET ALL
         run, _ = await bench.run(handler)
         assert run.state == "committed"
-    assert bench.database.rows("SELECT DISTINCT result FROM jobqueue.finished_jobs") == [("\\ \N{SNOWMAN}",)]
+    assert bench.database.rows("SELECT DISTINCT result FROM jobqueue_internal.finished_jobs") == [("\\ \N{SNOWMAN}",)]
 
 
 async def test_handlers_keep_the_defaults_of_their_role(bench: Bench) -> None:
     bench.database.rows("DROP ROLE IF EXISTS other")
     bench.database.rows("CREATE ROLE other")
-    bench.database.rows("GRANT ALL ON SCHEMA jobqueue TO other")
-    bench.database.rows("GRANT ALL ON ALL TABLES IN SCHEMA jobqueue TO other")
+    bench.database.rows("GRANT ALL ON SCHEMA jobqueue, jobqueue_internal TO other")
+    bench.database.rows("GRANT ALL ON ALL TABLES IN SCHEMA jobqueue_internal TO other")
     with_defaults(bench, "search_path=mine", "TimeZone=Asia/Tokyo", "role=other")
     seen: list[Any] = []
 
@@ -699,7 +699,7 @@ async def test_what_a_handler_leaves_behind_cannot_reach_the_next_ones_transacti
     assert run.state == "committed"
     assert bench.effects() == [1, 1]
     assert pids[0] == pids[1]
-    assert bench.database.rows("SELECT kind FROM jobqueue.pending_jobs") == []
+    assert bench.database.rows("SELECT kind FROM jobqueue_internal.pending_jobs") == []
 
 
 async def test_a_thread_that_uses_the_connection_until_the_handler_returns_is_part_of_it(bench: Bench) -> None:
@@ -754,7 +754,7 @@ async def test_adapters_that_the_program_replaces_for_all_connections_do_not_rea
     async with bench._pool.open() as transaction:
         assert transaction.run(bench.driver.node, lambda _: outcome)
     monkeypatch.undo()
-    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [("quiet",)]
+    assert bench.database.rows("SELECT result FROM jobqueue_internal.finished_jobs") == [("quiet",)]
 
 
 async def test_the_example_in_the_documentation(bench: Bench) -> None:
@@ -766,10 +766,10 @@ async def test_the_example_in_the_documentation(bench: Bench) -> None:
     bench.database.rows("INSERT INTO orders VALUES (1, 250)")
     handler = names["app"].handlers["charge"]
     await bench.run(handler.function, payload={"order": 1})
-    assert bench.database.rows("SELECT result FROM jobqueue.finished_jobs") == [(250,)]
+    assert bench.database.rows("SELECT result FROM jobqueue_internal.finished_jobs") == [(250,)]
     assert bench.database.rows("SELECT charged FROM orders") == [(True,)]
-    assert bench.database.rows("SELECT kind, payload FROM jobqueue.pending_jobs") == [("receipt", {"order": 1})]
-    bench.database.rows("DELETE FROM jobqueue.pending_jobs")
+    assert bench.database.rows("SELECT kind, payload FROM jobqueue_internal.pending_jobs") == [("receipt", {"order": 1})]
+    bench.database.rows("DELETE FROM jobqueue_internal.pending_jobs")
     _, outcome = await bench.run(handler.function, payload={"order": 2})
     assert outcome is not None
     assert outcome.reason == "no order 2"
@@ -782,7 +782,7 @@ async def test_a_run_that_is_not_ours_any_more_leaves_nothing(bench: Bench) -> N
     def handler(job: Job, conn: Connection) -> None:
         write(conn, job)
         bench.database.rows(
-            "UPDATE jobqueue.inflight_jobs SET claims = claims + 1"
+            "UPDATE jobqueue_internal.inflight_jobs SET claims = claims + 1"
         )  # as if another node had recovered and claimed it
 
     run, _ = await bench.run(handler)
@@ -928,7 +928,7 @@ async def test_a_commit_that_never_arrives_holds_the_rows_lock_for_some_seconds_
 
     async def meanwhile() -> None:
         assert await trio.to_thread.run_sync(finished.wait, 60)
-        [(job_id, claims)] = bench.database.rows("SELECT id::text, claims FROM jobqueue.inflight_jobs")
+        [(job_id, claims)] = bench.database.rows("SELECT id::text, claims FROM jobqueue_internal.inflight_jobs")
         with trio.fail_after(60):
             released = Outcome(id=job_id, claims=claims, outcome="released")
             assert await bench.driver.store.finish(bench.driver.node, [released]) == set()
@@ -1137,7 +1137,7 @@ def test_a_lost_lease_is_a_stale_completion(start: Start, client: httpx.Client, 
         job_id = submit(client, node, {"kind": "wait-for-lock"})
         wait_for(lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == 1, "it waits")
         # As if another node had recovered the job, and this one did not know yet.
-        database.rows("UPDATE jobqueue.inflight_jobs SET claims = claims + 1")
+        database.rows("UPDATE jobqueue_internal.inflight_jobs SET claims = claims + 1")
     wait_for(lambda: metric(client, node, "stale_completions_total", "wait-for-lock") == 1, "its completion is stale")
     wait_for(lambda: "stale completion dropped" in node.log, "the log says so")
     assert effects() == []
@@ -1189,7 +1189,7 @@ def test_a_commit_in_doubt_is_found_out_about(
         wait_for(lambda lost=lost: proxy.lost > lost, f"the {which} of a COMMIT is lost")
         wait_for(lambda number=number: database.states() == {"succeeded": number}, "the job succeeds")
         assert database.rows("SELECT attempt FROM effects WHERE job = %s", job_id) == [(attempt,)]
-        assert database.value("SELECT result FROM jobqueue.finished_jobs WHERE id = %s", job_id) == attempt
+        assert database.value("SELECT result FROM jobqueue_internal.finished_jobs WHERE id = %s", job_id) == attempt
     wait_for(lambda: metric(client, node, "jobs_completed_total", "write") == 3, "all are counted")
     assert metric(client, node, "stale_completions_total", "write") == 0
     assert node.stop() == 0, node.log
@@ -1203,7 +1203,7 @@ def test_connections_that_are_cut_at_any_moment_double_nothing(
     for cut in range(20):
         ids += database.value("SELECT jobqueue.submit_many(%s::jsonb)::text[]", json.dumps([{"kind": "write"}] * 40))
         if cut % 2 == 0:
-            proxy.lose_next_reply([b"COMMIT\0", b"jobqueue.finish"][cut // 2 % 2])
+            proxy.lose_next_reply([b"COMMIT\0", b"jobqueue_internal.finish"][cut // 2 % 2])
         # Without its connections, a node has nothing to lose in the next cut.
         wait_for(lambda: "pending" not in database.states(), "all are claimed")
         time.sleep(0.01 * (cut % 5))

@@ -16,7 +16,7 @@ from jobqueue.job import NewJob
 from tests.support.postgres import Database
 from tests.support.storage import new_id, open_driver
 
-RECORD = "SELECT next_sample FROM jobqueue.record(0, 0, 0, 0, '{}', '{}')"
+RECORD = "SELECT next_sample FROM jobqueue_internal.record(0, 0, 0, 0, '{}', '{}')"
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ async def history(any_database_url: str, sql: Database) -> Callable[[], int]:
         pass
 
     def submitted() -> int:
-        sql.rows("UPDATE jobqueue.history SET at = at - interval '10 minutes'")
+        sql.rows("UPDATE jobqueue_internal.history SET at = at - interval '10 minutes'")
         sql.rows(RECORD)
-        return int(sql.value("SELECT sum(submitted) FROM jobqueue.history WHERE step = 10"))
+        return int(sql.value("SELECT sum(submitted) FROM jobqueue_internal.history WHERE step = 10"))
 
     return submitted
 
@@ -48,7 +48,7 @@ async def test_jobs_submitted_in_sql_are_counted_after_their_commit(
         assert history() == 5, "the transaction was rolled back"
     sql.rows("SELECT jobqueue.submit_many('[]')")
     assert history() == 5
-    assert sql.value("SELECT count(*) FROM jobqueue.sql_submissions") == 0
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.sql_submissions") == 0
 
 
 async def test_existing_jobs_are_not_counted_again(sql: Database, history: Callable[[], int]) -> None:
@@ -80,7 +80,7 @@ async def test_concurrent_calls_count_each_committed_job_once(
             while not last:
                 last = done.is_set()
                 node.execute(RECORD)
-                gone = node.execute("DELETE FROM jobqueue.history RETURNING CASE step WHEN 10 THEN submitted ELSE 0 END")
+                gone = node.execute("DELETE FROM jobqueue_internal.history RETURNING CASE step WHEN 10 THEN submitted ELSE 0 END")
                 taken.extend(jobs for (jobs,) in gone)
                 node.commit()
 
@@ -99,16 +99,16 @@ async def test_concurrent_calls_count_each_committed_job_once(
         thread.join()
     assert sum(taken) == 400
     assert history() == 0
-    assert sql.value("SELECT count(*) FROM jobqueue.pending_jobs") == 400
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.pending_jobs") == 400
 
 
 async def test_depths_are_counted_for_at_most_a_hundredth_of_the_time(sql: Database, history: Callable[[], int]) -> None:
     history()
-    sql.rows("UPDATE jobqueue.history SET counted_in = 1")
+    sql.rows("UPDATE jobqueue_internal.history SET counted_in = 1")
     sampled = []
     for _ in range(12):
-        sql.rows("DELETE FROM jobqueue.history WHERE counted_in IS NULL")
-        sql.rows("UPDATE jobqueue.history SET at = at - interval '10 seconds'")
+        sql.rows("DELETE FROM jobqueue_internal.history WHERE counted_in IS NULL")
+        sql.rows("UPDATE jobqueue_internal.history SET at = at - interval '10 seconds'")
         sampled.append(sql.value(RECORD))
     assert sampled[:7] == [False] * 7, "the last count took a second, so the next one is after a hundred seconds"
     assert sampled[-1]
@@ -118,17 +118,17 @@ async def test_a_day_of_history_is_less_than_a_megabyte(sql: Database, history: 
     """Slots with durations of up to 30 s that are updated many times."""
     history()
     made = """
-        INSERT INTO jobqueue.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
-        SELECT s.step, now() - n * s.step * interval '1 second', 1e6, 1e6, 1e6, 1e6, h.counts, h.counts, jobqueue.depth()
+        INSERT INTO jobqueue_internal.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
+        SELECT s.step, now() - n * s.step * interval '1 second', 1e6, 1e6, 1e6, 1e6, h.counts, h.counts, jobqueue_internal.depth()
           FROM (VALUES (10, 360), (60, 360), (300, 288)) AS s (step, slots), generate_series(1, s.slots) AS n,
                (SELECT array_agg((1e6 * random())::integer) AS counts FROM generate_series(1, %s)) AS h
     """
     sql.rows(made, BOUNDS.index(30))
     for _ in range(3):
         # Autovacuum does this at least once a minute.
-        sql.rows("UPDATE jobqueue.history SET submitted = submitted + 1 WHERE at > now() - interval '5 minutes'")
-        sql.rows("VACUUM jobqueue.history")
-    size = sql.value("SELECT pg_total_relation_size('jobqueue.history')")
+        sql.rows("UPDATE jobqueue_internal.history SET submitted = submitted + 1 WHERE at > now() - interval '5 minutes'")
+        sql.rows("VACUUM jobqueue_internal.history")
+    size = sql.value("SELECT pg_total_relation_size('jobqueue_internal.history')")
     assert size < 1e6
 
 

@@ -24,10 +24,10 @@ from jobqueue.engine.signals import Signals
 from jobqueue.errors import RefusedData
 from jobqueue.job import ClaimedJob, NewJob, Options, Outcome
 from jobqueue.queue_settings import MAX_LIMIT, MIN_RATE, QueueSettings
+from jobqueue.storage import schema
 from jobqueue.storage.roles.run import Claim, Want
 from jobqueue.storage.roles.schedule import ADMIT_BATCH
 from jobqueue.testing.memory_store import MemoryStore
-from tests.support import ROOT
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.service import Start
 from tests.support.storage import Driver, joined, new_id, open_driver
@@ -343,7 +343,7 @@ async def test_submit_in_sql_takes_a_key(postgres: tuple[Driver, Database]) -> N
     _, database = postgres
     for _ in range(2):
         database.rows("SELECT jobqueue.submit('nap', concurrency_key => 'k')")
-    database.rows("SELECT jobqueue.admit()")
+    database.rows("SELECT jobqueue_internal.admit()")
     assert database.states() == {"blocked": 1, "pending": 1}
 
 
@@ -355,14 +355,14 @@ async def test_a_running_limit_is_counted_by_the_index_once_all_that_run_have_th
     [unmarked] = await driver.claim(1)
     await driver.store.configure("default", QueueSettings(max_running=3))
     assert len(await driver.claim(1)) == 1
-    counted = "SELECT all_counted FROM jobqueue.queue_limits"
+    counted = "SELECT all_counted FROM jobqueue_internal.queue_limits"
     for ago, ended, expected in (("1 s", False, False), ("1 hour", False, False), ("1 s", True, False), ("1 hour", True, True)):
         if ended:
             await driver.finish(unmarked, "succeeded")
-        database.rows(f"UPDATE jobqueue.queue_limits SET counted_since = now() - interval '{ago}'")
+        database.rows(f"UPDATE jobqueue_internal.queue_limits SET counted_since = now() - interval '{ago}'")
         runs = await driver.claim()
         assert database.value(counted) is expected, "a claim from before the limit may still be under way, or a job of it"
-        assert database.value("SELECT count(*) FROM jobqueue.inflight_jobs") == 3
+        assert database.value("SELECT count(*) FROM jobqueue_internal.inflight_jobs") == 3
         for run in runs[:1]:
             await driver.finish(run, "succeeded")
     await driver.store.configure("default", QueueSettings(max_running=None))
@@ -387,7 +387,10 @@ async def test_a_key_starts_so_many_a_second_and_late_starts_do_not_bunch(postgr
             assert admission.next_check is None or admission.next_check <= 0.1 + 1e-6, "the next start may come in 1/rate at most"
             await trio.sleep(0.005 if admission.next_check is None else max(0, admission.next_check))
     starts = [
-        when for (when,) in database.rows("SELECT extract(epoch FROM claimed_at)::float8 FROM jobqueue.inflight_jobs ORDER BY 1")
+        when
+        for (when,) in database.rows(
+            "SELECT extract(epoch FROM claimed_at)::float8 FROM jobqueue_internal.inflight_jobs ORDER BY 1"
+        )
     ]
     assert within(starts, rate=10, burst=2)
 
@@ -413,13 +416,13 @@ async def test_full_buckets_are_thrown_away_and_others_are_not(postgres: tuple[D
         for run in await driver.claim(queue=queue):
             await driver.finish(run, "succeeded")
     await driver.store.admit()
-    assert dict(database.rows("SELECT queue, count(*) FROM jobqueue.key_buckets GROUP BY 1")) == {"default": 1, "fast": 1}
+    assert dict(database.rows("SELECT queue, count(*) FROM jobqueue_internal.key_buckets GROUP BY 1")) == {"default": 1, "fast": 1}
     await trio.sleep(0.01)
     await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
-    assert database.rows("SELECT queue FROM jobqueue.key_buckets") == [("default",)]
+    assert database.rows("SELECT queue FROM jobqueue_internal.key_buckets") == [("default",)]
     await driver.store.configure("default", QueueSettings(key_rate=None))
     await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
-    assert database.rows("SELECT queue FROM jobqueue.key_buckets") == []
+    assert database.rows("SELECT queue FROM jobqueue_internal.key_buckets") == []
 
 
 async def test_admission_does_not_count_on_an_old_snapshot(postgres: tuple[Driver, Database]) -> None:
@@ -427,14 +430,14 @@ async def test_admission_does_not_count_on_an_old_snapshot(postgres: tuple[Drive
     with psycopg.connect(database.url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with pytest.raises(psycopg.errors.RaiseException, match="READ COMMITTED"):
-            connection.execute("SELECT jobqueue.admit()")
+            connection.execute("SELECT jobqueue_internal.admit()")
 
 
 async def test_jobs_of_a_key_whose_rows_were_deleted_by_hand_come_to_light(postgres: tuple[Driver, Database]) -> None:
     driver, database = postgres
     _, second = await driver.submit_many(*[{"options": KEYED}] * 2)
     await driver.store.admit()
-    database.rows("DELETE FROM jobqueue.pending_jobs")
+    database.rows("DELETE FROM jobqueue_internal.pending_jobs")
     await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     await driver.store.admit()
     assert await ids(driver) == [second]
@@ -459,7 +462,7 @@ async def test_open_transactions_hold_up_nobody(postgres: tuple[Driver, Database
     await driver.submit_many(*[{}] * 9, *[{"options": KEYED}] * 9)
     await driver.store.admit()
     running = await driver.claim(5)
-    blocked = database.value("SELECT id FROM jobqueue.blocked_jobs ORDER BY rank LIMIT 1")
+    blocked = database.value("SELECT id FROM jobqueue_internal.blocked_jobs ORDER BY rank LIMIT 1")
     with open_transaction(
         database.url,
         """SELECT jobqueue.submit_many('[{"concurrency_key": "k"}, {}]')""",
@@ -514,8 +517,8 @@ async def test_a_hundred_thousand_blocked_jobs_cost_the_others_nothing(postgres:
     async def pages() -> tuple[int, int]:
         """Return the pages that an admission and a claim of the thousand jobs read."""
         database.rows(others)
-        admit = buffers(database, "SELECT * FROM jobqueue.admit(2000)")
-        claim = "SELECT jobqueue.claim(%s, %s::jsonb)"
+        admit = buffers(database, "SELECT * FROM jobqueue_internal.admit(2000)")
+        claim = "SELECT jobqueue_internal.claim(%s, %s::jsonb)"
         return admit, buffers(database, claim, driver.node, json.dumps({"default": [1000, None]}))
 
     await pages()
@@ -532,7 +535,7 @@ async def test_a_hundred_thousand_blocked_jobs_cost_the_others_nothing(postgres:
     assert claim_behind < 1.2 * claim_alone + 100, (claim_behind, claim_alone)
     assert admit_behind < 1.5 * admit_alone + 100, (admit_behind, admit_alone)
     assert await driver.finish(running, "succeeded")
-    assert buffers(database, "SELECT * FROM jobqueue.admit(1000)") < 500, "of the thousands that the blocked jobs have"
+    assert buffers(database, "SELECT * FROM jobqueue_internal.admit(1000)") < 500, "of the thousands that the blocked jobs have"
     assert len(await driver.claim()) == 1
 
 
@@ -565,8 +568,8 @@ class Watch:
                 self.looks += 1
 
 
-RUNNING = "SELECT count(*) FROM jobqueue.inflight_jobs WHERE queue = 'default'"
-PER_KEY = """SELECT max(n) FROM (SELECT count(*) AS n FROM jobqueue.inflight_jobs WHERE options ? 'concurrency_key'
+RUNNING = "SELECT count(*) FROM jobqueue_internal.inflight_jobs WHERE queue = 'default'"
+PER_KEY = """SELECT max(n) FROM (SELECT count(*) AS n FROM jobqueue_internal.inflight_jobs WHERE options ? 'concurrency_key'
                                   GROUP BY queue, options ->> 'concurrency_key') AS keys"""
 
 
@@ -591,12 +594,12 @@ async def test_two_admissions_are_one_after_the_other(postgres: tuple[Driver, Da
     driver, database = postgres
     await driver.submit(options=KEYED)
     with psycopg.connect(database.url) as first:
-        first.execute("SELECT jobqueue.admit()")
+        first.execute("SELECT jobqueue_internal.admit()")
         await driver.submit(options=KEYED)
         nursery.start_soon(driver.store.admit)
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
         await trio.to_thread.run_sync(wait_for, lambda: database.value(waiting) == 1)
-    await trio.to_thread.run_sync(wait_for, lambda: database.value("SELECT count(*) FROM jobqueue.key_checks") == 0)
+    await trio.to_thread.run_sync(wait_for, lambda: database.value("SELECT count(*) FROM jobqueue_internal.key_checks") == 0)
     assert database.states() == {"blocked": 1, "pending": 1}
 
 
@@ -775,12 +778,13 @@ def test_the_rate_of_a_key_is_kept_and_reached_and_other_keys_do_not_wait(servic
     database.rows("SELECT jobqueue.configure('default', key_max_running => 10, key_rate => %s, key_burst => %s)", rate, burst)
     submit(database, jobs, kind="nap", concurrency_key="slow")
     submit(database, 20, kind="nap")
-    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue.finished_jobs WHERE options IS NULL") == 20)
+    wait_for(lambda: database.value("SELECT count(*) FROM jobqueue_internal.finished_jobs WHERE options IS NULL") == 20)
     wait_for(lambda: database.states() == {"succeeded": jobs + 20}, seconds=120)
     starts = [
         when
         for (when,) in database.rows(
-            "SELECT extract(epoch FROM claimed_at)::float8 FROM jobqueue.finished_jobs WHERE options IS NOT NULL ORDER BY 1"
+            "SELECT extract(epoch FROM claimed_at)::float8"
+            " FROM jobqueue_internal.finished_jobs WHERE options IS NOT NULL ORDER BY 1"
         )
     ]
     assert within(starts, rate=rate, burst=burst)
@@ -803,9 +807,11 @@ def test_keyed_jobs_come_through_by_http_and_by_sql_without_a_poll(service: Star
 
 @pytest.mark.no_schema
 def test_with_every_notification_lost_keyed_jobs_are_found_by_the_poll(service: Start, database: Database) -> None:
-    database.rows((ROOT / "schema.sql").read_text())
-    database.rows("CREATE OR REPLACE FUNCTION jobqueue.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT'")
-    database.rows("CREATE OR REPLACE FUNCTION jobqueue.wake(queue text, rank timestamptz) RETURNS void LANGUAGE sql AS 'SELECT'")
+    database.rows(schema.script())
+    database.rows("CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT'")
+    database.rows(
+        "CREATE OR REPLACE FUNCTION jobqueue_internal.wake(queue text, rank timestamptz) RETURNS void LANGUAGE sql AS 'SELECT'"
+    )
     service("tests.handlers.limits", "--queue", "default=8", "--poll-interval", "0.5")
     submit(database, 3, kind="nap", concurrency_key="k")
     wait_for(lambda: database.states() == {"succeeded": 3})
@@ -827,7 +833,7 @@ def test_a_pause_releases_claimed_jobs_on_every_node_and_running_jobs_finish(
         return int(database.value("SELECT count(*) FROM jobqueue.jobs WHERE kind = 'wait-for-file' AND state = %s", state))
 
     # 4 jobs can run and no fast job is left, so the nodes have claimed the other slow jobs ahead.
-    fast = "SELECT count(*) FROM jobqueue.succeeded_jobs WHERE kind = 'nap'"
+    fast = "SELECT count(*) FROM jobqueue_internal.succeeded_jobs WHERE kind = 'nap'"
     wait_for(lambda: slow("inflight") > 4 and database.value(fast) == 2000, seconds=120)
     assert httpx.post(f"{nodes[0].url}/queues/default/pause", timeout=60).status_code == 200
     wait_for(lambda: slow("inflight") <= 4, "the nodes release the jobs that have not started")
@@ -837,6 +843,6 @@ def test_a_pause_releases_claimed_jobs_on_every_node_and_running_jobs_finish(
     ran = slow("succeeded")
     assert 1 <= ran <= 4
     assert slow("pending") == 400 - ran
-    assert database.value("SELECT max(attempt) FROM jobqueue.pending_jobs") == 0, "the attempt is refunded"
+    assert database.value("SELECT max(attempt) FROM jobqueue_internal.pending_jobs") == 0, "the attempt is refunded"
     assert httpx.post(f"{nodes[1].url}/queues/default/resume", timeout=60).status_code == 200
     wait_for(lambda: slow("succeeded") > ran)

@@ -19,19 +19,20 @@ from tests.support.waiting import until
 MANY = 30_000
 
 PENDING = """
-    INSERT INTO jobqueue.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since)
-    SELECT jobqueue.uuid7(), 'default', CASE n WHEN 1 THEN 'rare' ELSE 'mail' END, 0, now(), '{}', now(), now()
+    INSERT INTO jobqueue_internal.pending_jobs (id, queue, kind, priority, rank, payload, created_at, available_since)
+    SELECT jobqueue_internal.uuid7(), 'default', CASE n WHEN 1 THEN 'rare' ELSE 'mail' END, 0, now(), '{}', now(), now()
       FROM generate_series(1, %s) AS n
 """
 FINISHED = """
-    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,
-                                        finished_at, errors)
-    SELECT jobqueue.uuid7(), 'default', 'mail', 0, 'succeeded', '{}', 1, 1, now(), now(), now() + n %% 2 * interval '1 day', '[]'
+    INSERT INTO jobqueue_internal.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,
+        available_since, finished_at, errors)
+    SELECT jobqueue_internal.uuid7(), 'default', 'mail', 0, 'succeeded', '{}', 1, 1, now(), now(),
+           now() + n %% 2 * interval '1 day', '[]'
       FROM generate_series(1, %s) AS n
 """
 READS = """
     SELECT coalesce(sum(seq_tup_read), 0)::integer, coalesce(sum(idx_tup_fetch), 0)::integer FROM pg_stat_user_tables
-     WHERE schemaname = 'jobqueue' AND relname ~ '^(pending|blocked|scheduled|inflight|dead|succeeded|cancelled)_jobs'
+     WHERE schemaname = 'jobqueue_internal' AND relname ~ '^(pending|blocked|scheduled|inflight|dead|succeeded|cancelled)_jobs'
 """
 
 
@@ -56,7 +57,7 @@ async def test_a_page_of_tables_without_statistics_reads_what_it_shows_or_what_m
     with psycopg.connect(any_database_url, autocommit=True) as filling:
         for statement in (PENDING, FINISHED):
             filling.execute(statement, (MANY,))
-        middle = filling.execute("SELECT id FROM jobqueue.succeeded_jobs ORDER BY id OFFSET 15000 LIMIT 1").fetchone()
+        middle = filling.execute("SELECT id FROM jobqueue_internal.succeeded_jobs ORDER BY id OFFSET 15000 LIMIT 1").fetchone()
     assert middle is not None
     await until_alone(sql)
     before = sql.rows(READS)
@@ -80,9 +81,9 @@ async def test_a_page_for_a_text_is_short_where_histories_are_long(any_database_
     async with open_driver(any_database_url) as driver:
         sql.rows(
             """
-            INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at,
+            INSERT INTO jobqueue_internal.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at,
                                             available_since, died_at, errors)
-            SELECT jobqueue.uuid7(), 'default', 'mail', 0, 'no luck', '{}', 1, 1, now(), now(), now(),
+            SELECT jobqueue_internal.uuid7(), 'default', 'mail', 0, 'no luck', '{}', 1, 1, now(), now(), now(),
                    jsonb_build_array(jsonb_build_object('error', 'error ' || n, 'traceback', (
                        SELECT string_agg(md5((n * m)::text), '') FROM generate_series(1, 1000) AS m)))
               FROM generate_series(1, 500) AS n
@@ -101,8 +102,8 @@ async def test_a_page_for_a_text_is_short_where_histories_are_long(any_database_
 async def test_a_look_far_back_begins_there(any_database_url: str, sql: Database) -> None:
     async with open_driver(any_database_url) as driver:
         sql.rows(PENDING, MANY)
-        old = "jobqueue.uuid7_from(now() - interval '1 day')"
-        sql.rows(f"UPDATE jobqueue.pending_jobs SET id = {old}, created_at = now() - interval '1 day' WHERE kind = 'rare'")
+        old = "jobqueue_internal.uuid7_from(now() - interval '1 day')"
+        sql.rows(f"UPDATE jobqueue_internal.pending_jobs SET id = {old}, created_at = now() - interval '1 day' WHERE kind = 'rare'")
         page = sql.value("SELECT jobqueue.list_jobs(jsonb_build_object('created_before', now() - interval '1 hour'))")
         assert [job["kind"] for job in page["jobs"]] == ["rare"]
         assert page["next"] is None
@@ -148,7 +149,7 @@ async def test_cancelling_goes_up_to_a_bound_until_nothing_is_left(driver: Drive
 async def test_a_job_that_somebody_holds_is_left_out_and_nobody_waits_for_it(driver: Driver, sql: Database) -> None:
     held, other = await driver.submit(), await driver.submit()
     with psycopg.connect(sql.url) as holder:
-        holder.execute("SELECT FROM jobqueue.pending_jobs WHERE id = %s FOR UPDATE", (held,))
+        holder.execute("SELECT FROM jobqueue_internal.pending_jobs WHERE id = %s FOR UPDATE", (held,))
         with trio.fail_after(60):
             assert await driver.store.cancel_jobs(JobFilter(all=True)) == (1, None)
     assert [await driver.state(job_id) for job_id in (held, other)] == ["pending", "cancelled"]
@@ -172,7 +173,7 @@ async def test_an_open_transaction_that_cancels_running_jobs_blocks_nobody(drive
 async def test_what_is_claimed_at_this_moment_is_cancelled_where_it_went(driver: Driver, sql: Database) -> None:
     job_id = await driver.submit()
     with psycopg.connect(sql.url) as claiming:
-        claiming.execute("""SELECT jobqueue.claim(%s, '{"default": [1, null]}')""", (driver.node,))
+        claiming.execute("""SELECT jobqueue_internal.claim(%s, '{"default": [1, null]}')""", (driver.node,))
         # Commit after the first look, which finds the row locked.
         threading.Timer(0.01, claiming.commit).start()
         with trio.fail_after(60):
@@ -198,11 +199,11 @@ async def test_a_better_rank_and_an_earlier_time_are_notified(driver: Driver, sq
     told = await heard(sql, "SELECT jobqueue.change(%s, 5)", pending, channels=("jobqueue",))
     rank, _, queue = told["jobqueue"].partition(" ")
     assert queue == "q"
-    assert float(rank) == pytest.approx(sql.value("SELECT extract(epoch FROM rank)::float8 FROM jobqueue.pending_jobs"))
+    assert float(rank) == pytest.approx(sql.value("SELECT extract(epoch FROM rank)::float8 FROM jobqueue_internal.pending_jobs"))
     told = await heard(
         sql, "SELECT jobqueue.change(%s, run_at => now() + interval '1 minute')", scheduled, channels=("jobqueue_scheduled",)
     )
-    due = sql.value("SELECT extract(epoch FROM run_at)::float8 FROM jobqueue.scheduled_jobs")
+    due = sql.value("SELECT extract(epoch FROM run_at)::float8 FROM jobqueue_internal.scheduled_jobs")
     assert float(told["jobqueue_scheduled"]) == pytest.approx(due)
     await heard(sql, "SELECT jobqueue.change(%s, run_at => '2000-01-01')", scheduled, channels=("jobqueue",))
     keyed = await driver.submit(queue="q", options=Options(concurrency_key="a"))

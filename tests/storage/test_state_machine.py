@@ -149,7 +149,7 @@ class PostgresWorld:
         postgres.empty(self._connection)
         for queue in QUEUES:
             self._connection.execute(
-                "INSERT INTO jobqueue.queues (name, aging_interval) VALUES (%s, %s)", (queue, timedelta(seconds=AGING))
+                "INSERT INTO jobqueue_internal.queues (name, aging_interval) VALUES (%s, %s)", (queue, timedelta(seconds=AGING))
             )
         return self
 

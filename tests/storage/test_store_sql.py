@@ -75,9 +75,9 @@ async def test_a_job_for_the_end_of_time_is_refused_and_one_for_the_last_year_is
     far = sql.value("SELECT jobqueue.submit('mail', run_at => '9999-12-31T23:59:59Z')")
     for moment in ("infinity", "-infinity"):
         with pytest.raises(psycopg.errors.CheckViolation, match="run_at_finite"):
-            sql.rows("UPDATE jobqueue.scheduled_jobs SET run_at = %s", moment)
+            sql.rows("UPDATE jobqueue_internal.scheduled_jobs SET run_at = %s", moment)
         with pytest.raises(psycopg.errors.CheckViolation, match="times_finite"):
-            sql.rows("UPDATE jobqueue.pending_jobs SET rank = %s", moment)
+            sql.rows("UPDATE jobqueue_internal.pending_jobs SET rank = %s", moment)
     promotion = await driver.store.promote()
     assert (promotion.jobs, promotion.next_due) == (0, pytest.approx(7_973 * 365.2425 * 86_400, rel=1e-3))
     assert [job.id for job in await driver.claim()] == [str(past)]
@@ -86,10 +86,10 @@ async def test_a_job_for_the_end_of_time_is_refused_and_one_for_the_last_year_is
 
 async def test_no_queue_ages_so_slowly_that_a_priority_has_no_rank(sql: Database, driver: Driver) -> None:
     with pytest.raises(psycopg.errors.CheckViolation, match="aging_interval_range"):
-        sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 year')")
+        sql.rows("INSERT INTO jobqueue_internal.queues (name, aging_interval) VALUES ('slow', '1 year')")
     for state in ("scheduled", "inflight"):
         await driver.submit(queue="slow", priority=1_000_000, delay=0.0 if state == "scheduled" else None)
-    sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 day')")
+    sql.rows("INSERT INTO jobqueue_internal.queues (name, aging_interval) VALUES ('slow', '1 day')")
     assert len(await driver.claim(queue="slow")) == 2
     assert await driver.store.leave(driver.node) == 2
 
@@ -105,7 +105,7 @@ async def test_an_id_that_is_given_again_is_the_same_job_whatever_became_of_it(s
         assert [str(job_id) for job_id in sql.value("SELECT jobqueue.submit_many(%s::jsonb)", batch)][::2] == [given, given]
         assert sum(sql.states().values()) == before + 1
         assert sql.rows("SELECT state, payload FROM jobqueue.jobs WHERE id = %s", given) == [(state, {})]
-        sql.rows("DELETE FROM jobqueue.pending_jobs")
+        sql.rows("DELETE FROM jobqueue_internal.pending_jobs")
 
 
 async def test_ids_made_by_the_database_are_version_7_and_sort_by_time(sql: Database, driver: Driver) -> None:
@@ -136,12 +136,12 @@ async def test_submit_notifies_listeners_unless_asked_not_to(driver: Driver, any
 async def test_claim_takes_the_best_rank_first_priority_and_age_together(driver: Driver, sql: Database) -> None:
     # With an aging interval of one second, two seconds of waiting are worth more than a priority of one.
     old, urgent, plain = await driver.submit_many({}, {"priority": 1}, {})
-    sql.rows("UPDATE jobqueue.pending_jobs SET rank = rank - interval '2 seconds' WHERE id = %s RETURNING 1", old)
+    sql.rows("UPDATE jobqueue_internal.pending_jobs SET rank = rank - interval '2 seconds' WHERE id = %s RETURNING 1", old)
     assert [(await driver.claim_one()).id for _ in range(3)] == [old, urgent, plain]
 
 
 async def test_the_aging_interval_of_a_queue_says_what_waiting_is_worth(driver: Driver, sql: Database) -> None:
-    sql.rows("INSERT INTO jobqueue.queues (name, aging_interval) VALUES ('slow', '1 hour') RETURNING 1")
+    sql.rows("INSERT INTO jobqueue_internal.queues (name, aging_interval) VALUES ('slow', '1 hour') RETURNING 1")
     await driver.submit(queue="slow", priority=2)
     [job] = await driver.claim(queue="slow")
     assert job.rank == pytest.approx(job.created_at - 7200, abs=0.001)
@@ -172,8 +172,8 @@ async def test_a_completion_that_is_being_written_wins_over_recovery(driver: Dri
     assert isinstance(run, ClaimedJob)
     outcome = documents.join([documents.encode({"id": run.id, "claims": run.claims, "outcome": "succeeded"})])
     with psycopg.connect(any_database_url) as finishing:
-        finishing.execute("SELECT jobqueue.finish(%s, %s::jsonb)", (driver.node, outcome))
-        sql.rows("DELETE FROM jobqueue.nodes RETURNING 1")
+        finishing.execute("SELECT jobqueue_internal.finish(%s, %s::jsonb)", (driver.node, outcome))
+        sql.rows("DELETE FROM jobqueue_internal.nodes RETURNING 1")
         assert await driver.recover() == []
         finishing.commit()
     assert await driver.state(run.id) == "succeeded"
@@ -193,7 +193,7 @@ SECOND_ROWS = {
 def add_second_row(sql: Database, job_id: str, state: str) -> None:
     """Insert a second row of a job in another state, which only SQL allows."""
     insert = SECOND_ROWS[state].format("id, queue, kind, priority, payload, created_at, available_since")
-    sql.rows(f"INSERT INTO jobqueue.{insert} FROM jobqueue.jobs WHERE id = %s", job_id)
+    sql.rows(f"INSERT INTO jobqueue_internal.{insert} FROM jobqueue.jobs WHERE id = %s", job_id)
 
 
 async def test_a_second_row_of_a_running_job_waits_for_its_end_and_blocks_no_other_job(driver: Driver, sql: Database) -> None:
@@ -266,9 +266,9 @@ async def test_cancelling_a_job_that_is_being_promoted_cancels_it_or_has_it_canc
         said.append(await driver.store.cancel(job_id))
 
     with psycopg.connect(sql.url) as promoting:
-        promoting.execute("SELECT jobqueue.promote()")
+        promoting.execute("SELECT jobqueue_internal.promote()")
         if claimed:
-            promoting.execute("SELECT jobqueue.claim(%s, '{\"default\": [1, null]}')", (driver.node,))
+            promoting.execute("SELECT jobqueue_internal.claim(%s, '{\"default\": [1, null]}')", (driver.node,))
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cancel)
@@ -286,12 +286,12 @@ async def test_a_note_does_not_wait_for_locks_and_reports_the_notes_that_it_wrot
     locked, free = await driver.claim()
     notes = [Note(run.id, run.claims, msgspec.Raw(b'{"checkpoint":1}')) for run in (locked, free)]
     with psycopg.connect(sql.url) as cancelling:
-        cancelling.execute("SELECT jobqueue.cancel_now(%s)", (locked.id,))
+        cancelling.execute("SELECT jobqueue_internal.cancel_now(%s)", (locked.id,))
         with trio.fail_after(60):
             assert await driver.store.note(driver.node, notes) == {free.id}
         cancelling.execute(b"COMMIT")
     assert await driver.store.note(driver.node, notes) == {free.id, locked.id}
-    saved = "SELECT saved FROM jobqueue.inflight_jobs WHERE id = %s"
+    saved = "SELECT saved FROM jobqueue_internal.inflight_jobs WHERE id = %s"
     assert [sql.value(saved, run.id) for run in (locked, free)] == [{"checkpoint": 1}] * 2
 
 
@@ -309,14 +309,14 @@ async def test_an_open_transaction_that_cancels_a_running_job_blocks_nobody(driv
     # The first one was released meanwhile, so it is cancelled as a waiting job.
     assert await driver.store.heartbeat(driver.node, lease=30) == [(third.id, third.claims)]
     assert [await driver.state(run.id) for run in (first, second, third)] == ["cancelled", "succeeded", "inflight"]
-    assert sql.value("SELECT count(*) FROM jobqueue.cancel_requests") == 0
+    assert sql.value("SELECT count(*) FROM jobqueue_internal.cancel_requests") == 0
 
 
 async def test_a_heartbeat_does_not_wait_for_a_row_that_is_to_be_marked(driver: Driver, sql: Database) -> None:
     await driver.submit_many({}, {})
     runs = await driver.claim()
     with psycopg.connect(sql.url) as holding:
-        holding.execute("SELECT FROM jobqueue.inflight_jobs WHERE id = %s FOR UPDATE", (runs[0].id,))
+        holding.execute("SELECT FROM jobqueue_internal.inflight_jobs WHERE id = %s FOR UPDATE", (runs[0].id,))
         for run in runs:
             sql.value("SELECT jobqueue.cancel(%s)", run.id)
         with trio.fail_after(60):
@@ -348,7 +348,7 @@ async def test_a_cancellation_is_notified_when_it_is_committed_and_with_its_run_
 async def test_a_claim_that_fails_does_not_fail_the_submission_that_it_goes_along_with(driver: Driver, sql: Database) -> None:
     sql.rows("""
         CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION $$not now$$; END';
-        CREATE TRIGGER refuse BEFORE INSERT ON jobqueue.inflight_jobs FOR EACH ROW EXECUTE FUNCTION public.refuse()
+        CREATE TRIGGER refuse BEFORE INSERT ON jobqueue_internal.inflight_jobs FOR EACH ROW EXECUTE FUNCTION public.refuse()
     """)
     stuck = NewJob(id=new_id(), kind="stuck")
     along = Claim(driver.node, {"default": Want(2)}, b"{}")
@@ -361,7 +361,7 @@ async def test_a_claim_that_fails_does_not_fail_the_submission_that_it_goes_alon
 async def test_a_broken_connection_is_told_from_a_refusal_and_the_next_call_works(driver: Driver, sql: Database) -> None:
     await driver.submit()
     with psycopg.connect(sql.url) as holder, pytest.RaisesGroup(ConnectionLost):
-        holder.execute("LOCK TABLE jobqueue.pending_jobs IN SHARE MODE")
+        holder.execute("LOCK TABLE jobqueue_internal.pending_jobs IN SHARE MODE")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.submit)
             await waits_for_a_lock(sql, "jobqueue submit")
@@ -379,14 +379,14 @@ async def test_no_server_is_unavailable() -> None:
 async def test_retention_drops_whole_days_and_old_dead_letters(driver: Driver, sql: Database) -> None:
     with psycopg.connect(sql.url, autocommit=True) as connection:
         connection.execute("""
-            CREATE TABLE jobqueue.succeeded_jobs_20200101 PARTITION OF jobqueue.succeeded_jobs
+            CREATE TABLE jobqueue_internal.succeeded_jobs_20200101 PARTITION OF jobqueue_internal.succeeded_jobs
                 FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')
         """)
     for state in ("succeeded", "dead"):
         await driver.in_state(state)
     assert await driver.store.maintain(keep_finished=3600, keep_cancelled=3600) == (1, [])
     assert sql.states() == {"succeeded": 1, "dead": 1}
-    sql.rows("UPDATE jobqueue.dead_jobs SET died_at = now() - interval '2 hours' RETURNING 1")
+    sql.rows("UPDATE jobqueue_internal.dead_jobs SET died_at = now() - interval '2 hours' RETURNING 1")
     await driver.store.prune(keep_finished=3600, keep_cancelled=3600, keep_dead=3600)
     assert sql.states() == {"succeeded": 1}
 
@@ -394,15 +394,15 @@ async def test_retention_drops_whole_days_and_old_dead_letters(driver: Driver, s
 async def test_a_completion_on_a_day_without_a_partition_is_kept(driver: Driver, sql: Database) -> None:
     for (name,) in sql.rows("SELECT relname FROM pg_class WHERE relname ~ '^succeeded_jobs_[0-9]{8}$'"):
         with psycopg.connect(sql.url, autocommit=True) as connection:
-            connection.execute(f"DROP TABLE jobqueue.{name}".encode())
+            connection.execute(f"DROP TABLE jobqueue_internal.{name}".encode())
     await driver.in_state("succeeded")
     await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
     assert sql.states() == {"succeeded": 1}
 
 
 FINISHED_IN_TWO_DAYS = """
-    INSERT INTO jobqueue.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at, available_since,
-                                        finished_at, errors)
+    INSERT INTO jobqueue_internal.finished_jobs (id, queue, kind, priority, state, payload, attempt, claims, created_at,
+        available_since, finished_at, errors)
     VALUES (gen_random_uuid(), 'default', 'default', 0, 'succeeded', '{}', 1, 1, now(), now(), now() + interval '2 days', '[]')
 """
 
@@ -411,7 +411,7 @@ FINISHED_IN_TWO_DAYS = """
 async def test_a_completion_of_a_coming_day_does_not_stop_upkeep(when: str, driver: Driver, sql: Database) -> None:
     partitions = "SELECT relname FROM pg_class WHERE relname ~ '^succeeded_jobs_[0-9]{8}$'"
     days = sorted(name for (name,) in sql.rows(partitions))
-    sql.rows(f"DROP TABLE jobqueue.{days.pop()}")
+    sql.rows(f"DROP TABLE jobqueue_internal.{days.pop()}")
 
     async def maintain() -> None:
         await driver.store.maintain(keep_finished=86_400, keep_cancelled=86_400)
@@ -461,14 +461,14 @@ async def test_whatever_takes_a_job_back_sees_a_request_to_cancel_that_somebody_
     await driver.submit(max_retries=1)
     job = await driver.claim_one()
     assert sql.value("SELECT jobqueue.cancel(%s)", job.id) is True
-    sql.rows("DELETE FROM jobqueue.nodes")
+    sql.rows("DELETE FROM jobqueue_internal.nodes")
     with psycopg.connect(sql.url) as heartbeat:
-        heartbeat.execute("SELECT FROM jobqueue.cancel_requests FOR UPDATE")
+        heartbeat.execute("SELECT FROM jobqueue_internal.cancel_requests FOR UPDATE")
         if verb == "recover":
-            sql.rows("SELECT jobqueue.recover()")
+            sql.rows("SELECT jobqueue_internal.recover()")
         elif verb == "leave_node":
-            sql.rows("SELECT jobqueue.leave_node(%s)", driver.node)
+            sql.rows("SELECT jobqueue_internal.leave_node(%s)", driver.node)
         else:
             outcome = {"id": job.id, "claims": job.claims, "outcome": verb, "delay": 60}
-            sql.rows("SELECT jobqueue.finish(%s, %s::jsonb)", driver.node, documents.join([documents.encode(outcome)]))
+            sql.rows("SELECT jobqueue_internal.finish(%s, %s::jsonb)", driver.node, documents.join([documents.encode(outcome)]))
     assert sql.value("SELECT state FROM jobqueue.jobs WHERE id = %s", job.id) == "cancelled"

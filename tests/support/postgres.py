@@ -105,7 +105,7 @@ def empty(connection: psycopg.Connection[Any]) -> None:
     """Delete every row of a database that has the schema."""
     tables = """
         SELECT oid::regclass::text FROM pg_class
-         WHERE relnamespace = 'jobqueue'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+         WHERE relnamespace = 'jobqueue_internal'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
            AND relname <> 'schema_version'
     """
     names = connection.cursor(row_factory=tuple_row).execute(tables).fetchall()

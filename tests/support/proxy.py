@@ -5,7 +5,7 @@
     proxy = Proxy("127.0.0.1", 5432)            # or Proxy("/run/postgresql", 5432): the directory of a Unix socket
     port = await nursery.start(proxy.run)       # connect to 127.0.0.1:port
     proxy.cut()
-    proxy.lose_next_reply(b"jobqueue.submit_batch")
+    proxy.lose_next_reply(b"jobqueue_internal.submit_batch")
 
 To lose the reply to a given statement, the proxy parses PostgreSQL's protocol
 (https://www.postgresql.org/docs/current/protocol-message-formats.html) and tracks prepared statements, whose text is sent only

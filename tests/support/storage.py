@@ -16,9 +16,9 @@ from jobqueue.storage.roles import Store
 from jobqueue.storage.roles.run import Node, Recovered, Want
 
 BURY = """
-    INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since,
-                                    died_at, errors)
-    SELECT jobqueue.uuid7(), %s, %s, 0, 'no luck', '{}', 1, 1, now(), now(), now() - n * interval '1 second', '[]'
+    INSERT INTO jobqueue_internal.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at,
+        available_since, died_at, errors)
+    SELECT jobqueue_internal.uuid7(), %s, %s, 0, 'no luck', '{}', 1, 1, now(), now(), now() - n * interval '1 second', '[]'
       FROM generate_series(1, %s) AS n
 """
 """Create dead letters. The parameters are the queue, the kind, and the number of jobs."""

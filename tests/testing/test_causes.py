@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobqueue.storage import schema
 from jobqueue.testing.causes import MAX_CAUSE_LENGTH, MAX_LOOKED_AT, cause_of
-from tests.support import ROOT
 from tests.support.postgres import SERVERS, Database, ServerPool
 from tests.support.storage import open_driver
 
@@ -135,7 +135,7 @@ def asked(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[psyco
 
 
 def by_sql(connection: psycopg.Connection, messages: list[str]) -> list[str]:
-    sql = "SELECT jobqueue.cause_of(jsonb_build_array(jsonb_build_object('error', m)), 'why') FROM unnest(%s::text[]) AS m"
+    sql = "SELECT jobqueue_internal.cause_of(jsonb_build_array(jsonb_build_object('error', m)), 'why') FROM unnest(%s::text[]) AS m"
     return [cause for (cause,) in connection.execute(sql, (messages,))]
 
 
@@ -182,30 +182,31 @@ def test_a_cause_is_one_short_line_whatever_the_message(message: str) -> None:
 
 @pytest.mark.parametrize("errors", ["[]", "{}", "5", "null", '[{"attempt": 1}]', '[{"error": null}]', '[{"error": ""}]', '["x"]'])
 def test_without_an_error_message_the_reason_is_the_cause(asked: psycopg.Connection, errors: str) -> None:
-    assert asked.execute("SELECT jobqueue.cause_of(%s, 'attempt 3 of 4')", (errors,)).fetchone() == ("attempt # of #",)
+    assert asked.execute("SELECT jobqueue_internal.cause_of(%s, 'attempt 3 of 4')", (errors,)).fetchone() == ("attempt # of #",)
 
 
 def test_the_last_error_is_the_cause(asked: psycopg.Connection) -> None:
     errors = json.dumps([{"error": "the first"}, {"error": "the last 1"}])
-    assert asked.execute("SELECT jobqueue.cause_of(%s, 'why')", (errors,)).fetchone() == ("the last #",)
+    assert asked.execute("SELECT jobqueue_internal.cause_of(%s, 'why')", (errors,)).fetchone() == ("the last #",)
 
 
 async def test_an_upgrade_adds_the_causes_of_existing_dead_letters(any_database_url: str, sql: Database) -> None:
     async with open_driver(any_database_url) as driver:
         job = await driver.in_state("dead")
         assert not isinstance(job, str)
-    sql.rows("ALTER TABLE jobqueue.dead_jobs DROP COLUMN cause")
+    sql.rows("ALTER TABLE jobqueue_internal.dead_jobs DROP COLUMN cause")
     for _ in range(2):
-        sql.rows((ROOT / "schema.sql").read_text())
-        assert sql.rows("SELECT id::text, cause FROM jobqueue.dead_jobs") == [(job.id, "no luck")]
+        sql.rows(schema.script())
+        assert sql.rows("SELECT id::text, cause FROM jobqueue_internal.dead_jobs") == [(job.id, "no luck")]
     assert sql.value("SELECT count(*) FROM pg_indexes WHERE indexname = 'dead_jobs_cause'") == 1
 
 
 def test_the_longest_names_and_cause_fit_into_the_index(asked: psycopg.Connection) -> None:
     longest = "\U0001f642" * 200
     asked.execute(
-        "INSERT INTO jobqueue.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since,"
-        " died_at, errors) VALUES (jobqueue.uuid7(), %s, %s, 0, %s, '{}', 1, 1, now(), now(), now(), '[]')",
+        "INSERT INTO jobqueue_internal.dead_jobs (id, queue, kind, priority, reason, payload, attempt, claims, created_at,"
+        " available_since,"
+        " died_at, errors) VALUES (jobqueue_internal.uuid7(), %s, %s, 0, %s, '{}', 1, 1, now(), now(), now(), '[]')",
         ("".join(chr(0x10000 + n) for n in range(200)), "".join(chr(0x20000 + n) for n in range(200)), longest),
     )
-    assert asked.execute("SELECT cause FROM jobqueue.dead_jobs").fetchone() == (longest,)
+    assert asked.execute("SELECT cause FROM jobqueue_internal.dead_jobs").fetchone() == (longest,)

@@ -58,7 +58,7 @@ def _live_nodes(connection: Connection) -> int | None:
     """Count the running nodes; return None if the schema does not exist, or the role has no permission to read it."""
     try:
         with connection.transaction():
-            [row] = query(connection, "SELECT count(*) AS nodes FROM jobqueue.nodes WHERE lease_until > now()")
+            [row] = query(connection, "SELECT count(*) AS nodes FROM jobqueue_internal.nodes WHERE lease_until > now()")
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable):
         return None
     nodes: int = row.nodes
@@ -99,7 +99,7 @@ def disk(connection: Connection) -> list[Finding]:
         SELECT pg_database_size(current_database()) AS whole,
                (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
                   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-                 WHERE n.nspname = 'jobqueue' AND c.relkind = 'r') AS ours,
+                 WHERE n.nspname = 'jobqueue_internal' AND c.relkind = 'r') AS ours,
                CASE WHEN pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END AS directory
         """,
     )

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import psycopg
 
-from jobqueue.storage import catalog, schema
+from jobqueue.storage import schema
 from jobqueue.storage.connection import Connection
 from jobqueue.storage.doctor.finding import Finding, count, names, query, unknown
+from jobqueue.storage.schema import catalog
 
 FEW = 10_000
 """Maximum number of rows to count."""
@@ -30,7 +31,7 @@ def is_there(connection: Connection) -> bool:
         connection,
         """
         SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-                        WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version') AS there
+                        WHERE n.nspname IN ('jobqueue', 'jobqueue_internal') AND c.relname = 'schema_version') AS there
         """,
     )
     return bool(row.there)
@@ -42,22 +43,25 @@ def version(connection: Connection) -> list[Finding]:
         found = "this database has no jobqueue schema"
         return [Finding("schema", "problem", found, "run jobqueue migrate, or jobqueue serve, which creates it at its first start")]
     try:
-        return [judge_version(schema.installed_version(connection))]
+        return [judge_version(schema.installed(connection))]
     except psycopg.errors.InsufficientPrivilege as error:
         return [unknown("schema", error.diag.message_primary or "permission denied", "see the privileges finding")]
 
 
-def judge_version(found: int | None) -> Finding:
+def judge_version(found: schema.Installed | None) -> Finding:
     """Judge a schema version; None means that the schema has no version."""
     ours = schema.SCHEMA_VERSION
     if found is None:
-        return Finding("schema", "problem", "the schema has no version: jobqueue.schema_version is empty", APPLY)
-    if found < ours:
-        return Finding("schema", "problem", f"version {found}, but this jobqueue needs {ours}", "run jobqueue migrate")
-    if found > ours:
-        text = f"version {found}, but this jobqueue is older and needs {ours}"
+        return Finding("schema", "problem", "the schema has no version: jobqueue_internal.schema_version is empty", APPLY)
+    if found.version < ours:
+        return Finding("schema", "problem", f"version {found.version}, but this jobqueue needs {ours}", "run jobqueue migrate")
+    if found.oldest_node > ours:
+        text = f"version {found.version} needs nodes of version {found.oldest_node} or newer, but this jobqueue has version {ours}"
         return Finding("schema", "problem", text, "upgrade jobqueue, or use another database")
-    return Finding("schema", "ok", f"version {found}")
+    if found.version == ours and found.oldest_node < ours:
+        text = f"version {found.version}, but the upgrade is not finished: nodes of version {found.oldest_node} can still run"
+        return Finding("schema", "warning", text, "replace the old nodes, then run jobqueue migrate --finish")
+    return Finding("schema", "ok", f"version {found.version}")
 
 
 def objects(connection: Connection) -> list[Finding]:
@@ -65,7 +69,7 @@ def objects(connection: Connection) -> list[Finding]:
 
     The first comparison covers tables, indexes, functions, and the trigger. The second comparison covers every object.
     """
-    text = schema.schema_sql()
+    text = schema.script()
     found = catalog.look(connection, text)
     findings = [*_missing(connection, catalog.faults(text, found))]
     known = catalog.recorded(connection)
@@ -84,14 +88,14 @@ def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding
         """
         SELECT array_agg(c.relname::text) FILTER (WHERE NOT i.indisvalid) AS invalid
           FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
-         WHERE n.nspname = 'jobqueue'
+         WHERE n.nspname = 'jobqueue_internal'
         """,
     )
     for kind, missing in (("tables", faults.tables), ("indexes", faults.indexes), ("functions", faults.functions)):
         if missing:
             yield Finding("objects", "problem", f"{kind} are missing: {names(missing)}", APPLY)
     if row.invalid:
-        advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue.{name}" for name in row.invalid)
+        advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue_internal.{name}" for name in row.invalid)
         yield Finding("objects", "problem", f"indexes are invalid, so PostgreSQL does not use them: {names(row.invalid)}", advice)
     if not faults.blocks:
         yield Finding(
@@ -124,27 +128,27 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
                       WHERE NOT has_function_privilege(s.name, 'EXECUTE')) AS system_functions,
                EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relispartition
                           AND NOT pg_has_role(c.relowner, 'USAGE')) AS others_own
-          FROM pg_namespace AS n WHERE n.nspname = 'jobqueue'
+          FROM pg_namespace AS n WHERE n.nspname = 'jobqueue_internal'
         """,
         SYSTEM_FUNCTIONS,
     )
     if not row.usage:
-        grant = f"GRANT USAGE ON SCHEMA jobqueue TO {row.role}"
-        yield Finding("privileges", "problem", f"role {row.role} may not use the schema jobqueue", grant)
+        grant = f"GRANT USAGE ON SCHEMA jobqueue_internal TO {row.role}"
+        yield Finding("privileges", "problem", f"role {row.role} may not use the schema jobqueue_internal", grant)
     if row.tables:
         found = f"role {row.role} may not read and write {count(len(row.tables), 'table')}: {names(row.tables)}"
-        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue TO {row.role}"
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue_internal TO {row.role}"
         yield Finding("privileges", "problem", found, grant)
     if row.functions:
         found = f"role {row.role} may not call {count(len(row.functions), 'function')}: {names(row.functions)}"
-        yield Finding("privileges", "problem", found, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA jobqueue TO {row.role}")
+        yield Finding("privileges", "problem", found, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA jobqueue_internal TO {row.role}")
     if row.system_functions:
         found = f"role {row.role} may not call {names(row.system_functions)}, which a node needs"
         grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.role}" for name in row.system_functions)
         yield Finding("privileges", "problem", found, grants)
     if row.others_own or not row.creates:
         found = f"role {row.role} cannot create and drop partitions of finished jobs: nodes delete old jobs in batches instead"
-        advice = f"GRANT CREATE ON SCHEMA jobqueue TO {row.role}, and make it a member of the role that owns the tables"
+        advice = f"GRANT CREATE ON SCHEMA jobqueue_internal TO {row.role}, and make it a member of the role that owns the tables"
         yield Finding("privileges", "warning", found, advice)
 
 
@@ -162,7 +166,7 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
         """
         SELECT d.name FROM unnest('{today,tomorrow}'::text[]) WITH ORDINALITY AS d (name, place)
          CROSS JOIN LATERAL (SELECT now() + (d.place - 1) * interval '1 day' AS moment) AS m
-         WHERE NOT EXISTS (SELECT FROM jobqueue.partitions(%s) AS p WHERE m.moment >= p.since AND m.moment < p.until)
+         WHERE NOT EXISTS (SELECT FROM jobqueue_internal.partitions(%s) AS p WHERE m.moment >= p.since AND m.moment < p.until)
          ORDER BY d.place
         """,
         parent,
@@ -171,7 +175,7 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
         found = f"{parent} has no partition for {' and '.join(day.name for day in days)}: jobs that end then are deleted in batches"
         advice = 'nodes create partitions at their start and every hour: look for "partitions cannot be created" in their logs'
         yield Finding("partitions", "warning", found, advice)
-    [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a constant
+    [stray] = query(connection, f"SELECT count(*) AS jobs FROM (SELECT FROM jobqueue_internal.{parent}_default LIMIT {FEW}) AS d")  # noqa: S608 - a constant
     if stray.jobs:
         many = count(stray.jobs, "job") if stray.jobs < FEW else f"{FEW:,} jobs or more"
         found = f"{many} in {parent}_default, from a day that had no partition"
@@ -181,8 +185,8 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
         """
         SELECT v.oid::regclass::text AS view, CASE v.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END AS kind,
                array_agg(DISTINCT p.name ORDER BY p.name) AS partitions
-          FROM jobqueue.partitions(%s) AS p
-          JOIN pg_depend AS d ON d.refobjid = to_regclass('jobqueue.' || quote_ident(p.name))
+          FROM jobqueue_internal.partitions(%s) AS p
+          JOIN pg_depend AS d ON d.refobjid = to_regclass('jobqueue_internal.' || quote_ident(p.name))
                              AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass
           JOIN pg_rewrite AS r ON r.oid = d.objid JOIN pg_class AS v ON v.oid = r.ev_class
          GROUP BY v.oid, v.relkind ORDER BY 1
@@ -191,4 +195,6 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
     )
     for row in readers:
         found = f"{row.view} reads {names(row.partitions)}: nodes cannot drop these, and delete their old jobs in batches"
-        yield Finding("partitions", "warning", found, f"DROP {row.kind} {row.view}; create it again on jobqueue.finished_jobs")
+        yield Finding(
+            "partitions", "warning", found, f"DROP {row.kind} {row.view}; create it again on jobqueue_internal.finished_jobs"
+        )

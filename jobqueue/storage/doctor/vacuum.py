@@ -146,12 +146,12 @@ def tables(connection: Connection) -> list[Finding]:
                EXISTS (SELECT FROM pg_options_to_table(c.reloptions) AS o
                         WHERE o.option_name = 'autovacuum_enabled' AND NOT o.option_value::boolean) AS disabled
           FROM pg_stat_user_tables AS s JOIN pg_class AS c ON c.oid = s.relid
-         WHERE s.schemaname = 'jobqueue' ORDER BY s.n_dead_tup DESC
+         WHERE s.schemaname = 'jobqueue_internal' ORDER BY s.n_dead_tup DESC
         """,
     )
     findings = []
     if disabled := [row.name for row in rows if row.disabled]:
-        advice = "; ".join(f"ALTER TABLE jobqueue.{name} RESET (autovacuum_enabled)" for name in disabled)
+        advice = "; ".join(f"ALTER TABLE jobqueue_internal.{name} RESET (autovacuum_enabled)" for name in disabled)
         found = f"autovacuum is turned off for {names(disabled)}: dead rows accumulate and slow down claims"
         findings.append(Finding("vacuum", "problem", found, advice))
     for row in rows:
@@ -174,14 +174,13 @@ def judge_table(row: Any) -> Iterator[Finding]:
     vacuumed = "it was never vacuumed" if row.vacuumed is None else f"it was last vacuumed {duration(row.vacuumed)} ago"
     if row.dead >= DEAD_WARNING and row.dead > row.live:
         found = f"{row.name} has {count(row.dead, 'dead row')} and {row.live:,} live ones; {vacuumed}"
-        advice = f"first resolve any problem of the horizon check; then VACUUM jobqueue.{row.name}"
+        advice = f"first resolve any problem of the horizon check; then VACUUM jobqueue_internal.{row.name}"
         yield Finding("vacuum", "problem" if row.dead >= DEAD_PROBLEM else "warning", found, advice)
     unneeded = row.bytes - ROW_BYTES * (row.live + row.dead)
     if unneeded >= BLOAT_WARNING:
         found = f"{row.name} uses {size(row.bytes)} for {count(row.live, 'row')}: at least {size(unneeded)} of it is empty"
-        advice = (
-            f"at a quiet time: VACUUM FULL jobqueue.{row.name} (it locks the table), or REINDEX TABLE CONCURRENTLY for the indexes"
-        )
+        table = f"jobqueue_internal.{row.name}"
+        advice = f"at a quiet time: VACUUM FULL {table} (it locks the table), or REINDEX TABLE CONCURRENTLY {table}"
         yield Finding("vacuum", "warning", found, advice)
 
 
@@ -221,7 +220,7 @@ def locks(connection: Connection) -> list[Finding]:
           FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid LEFT JOIN pg_class AS c ON c.oid = l.relation
          WHERE NOT l.granted AND a.datname = current_database()
            AND (starts_with(a.application_name, 'jobqueue ')
-                OR c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'jobqueue'))
+                OR c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'jobqueue_internal'))
          ORDER BY l.waitstart LIMIT 20
         """,
     )

@@ -24,8 +24,8 @@ def nodes(connection: Connection) -> list[Finding]:
         """
         SELECT n.id::text, n.host, n.pid, n.version, extract(epoch FROM now() - n.lease_until)::float8 AS late,
                CASE WHEN n.lease_until < now()
-                    THEN (SELECT count(*) FROM jobqueue.inflight_jobs AS i WHERE i.node_id = n.id) END AS jobs
-          FROM jobqueue.nodes AS n ORDER BY n.started_at LIMIT 1000
+                    THEN (SELECT count(*) FROM jobqueue_internal.inflight_jobs AS i WHERE i.node_id = n.id) END AS jobs
+          FROM jobqueue_internal.nodes AS n ORDER BY n.started_at LIMIT 1000
         """,
     )
     live = [row for row in rows if row.late <= 0]
@@ -64,23 +64,24 @@ def queues(connection: Connection) -> list[Finding]:
         connection,
         f"""
         WITH RECURSIVE waiting AS (
-            (SELECT queue FROM jobqueue.pending_jobs ORDER BY queue LIMIT 1)
+            (SELECT queue FROM jobqueue_internal.pending_jobs ORDER BY queue LIMIT 1)
             UNION ALL
-            SELECT (SELECT p.queue FROM jobqueue.pending_jobs AS p WHERE p.queue > w.queue ORDER BY p.queue LIMIT 1)
+            SELECT (SELECT p.queue FROM jobqueue_internal.pending_jobs AS p WHERE p.queue > w.queue ORDER BY p.queue LIMIT 1)
               FROM waiting AS w WHERE w.queue IS NOT NULL
         ), worked AS (
             SELECT q.key AS queue, sum(q.value::int) AS workers
-              FROM jobqueue.nodes AS n, jsonb_each_text(n.queues) AS q WHERE n.lease_until > now() GROUP BY q.key
+              FROM jobqueue_internal.nodes AS n, jsonb_each_text(n.queues) AS q WHERE n.lease_until > now() GROUP BY q.key
         )
         SELECT w.queue AS name, coalesce(q.paused, false) AS paused, num_nonnulls(q.max_running, q.rate) > 0 AS limited,
                coalesce(k.workers, 0) AS workers, p.jobs, p.oldest,
-               (SELECT count(*) FROM (SELECT FROM jobqueue.inflight_jobs AS i WHERE i.queue = w.queue LIMIT {FEW}) AS i) AS running
+               (SELECT count(*) FROM (SELECT FROM jobqueue_internal.inflight_jobs AS i WHERE i.queue = w.queue LIMIT {FEW}) AS i)
+                   AS running
           FROM waiting AS w
-          LEFT JOIN jobqueue.queues AS q ON q.name = w.queue
+          LEFT JOIN jobqueue_internal.queues AS q ON q.name = w.queue
           LEFT JOIN worked AS k ON k.queue = w.queue
          CROSS JOIN LATERAL (
                 SELECT count(*) AS jobs, extract(epoch FROM now() - min(f.available_since))::float8 AS oldest
-                  FROM (SELECT p.available_since FROM jobqueue.pending_jobs AS p
+                  FROM (SELECT p.available_since FROM jobqueue_internal.pending_jobs AS p
                          WHERE p.queue = w.queue ORDER BY p.rank LIMIT {FEW}) AS f) AS p
          WHERE w.queue IS NOT NULL AND p.jobs > 0
         """,  # noqa: S608 - a constant
@@ -119,15 +120,15 @@ def overdue(connection: Connection) -> list[Finding]:
         connection,
         f"""
         SELECT 'scheduled jobs' AS what, count(*) AS jobs, max(late) AS late
-          FROM (SELECT extract(epoch FROM now() - run_at)::float8 AS late FROM jobqueue.scheduled_jobs
+          FROM (SELECT extract(epoch FROM now() - run_at)::float8 AS late FROM jobqueue_internal.scheduled_jobs
                  WHERE run_at < now() - %(late)s * interval '1 second' ORDER BY run_at LIMIT {FEW}) AS s
         UNION ALL
         SELECT 'checks of concurrency keys', count(*), max(late)
-          FROM (SELECT extract(epoch FROM now() - at)::float8 AS late FROM jobqueue.key_checks
+          FROM (SELECT extract(epoch FROM now() - at)::float8 AS late FROM jobqueue_internal.key_checks
                  WHERE at < now() - %(late)s * interval '1 second' ORDER BY at LIMIT {FEW}) AS k
         UNION ALL
         SELECT 'schedules', count(*), max(extract(epoch FROM now() - next_at)::float8)
-          FROM jobqueue.schedules WHERE NOT paused AND error IS NULL AND next_at < now() - %(late)s * interval '1 second'
+          FROM jobqueue_internal.schedules WHERE NOT paused AND error IS NULL AND next_at < now() - %(late)s * interval '1 second'
         """.replace("%(late)s", str(LATE)),  # noqa: S608 - constants
     )
     findings = [
@@ -145,7 +146,7 @@ def overdue(connection: Connection) -> list[Finding]:
 
 def schedules(connection: Connection) -> list[Finding]:
     """Find schedules that have no next tick because of an error."""
-    rows = query(connection, "SELECT name, error, paused FROM jobqueue.schedules ORDER BY name")
+    rows = query(connection, "SELECT name, error, paused FROM jobqueue_internal.schedules ORDER BY name")
     findings = [
         Finding(
             "schedules",
@@ -168,7 +169,7 @@ def dead(connection: Connection) -> list[Finding]:
         connection,
         f"""
         SELECT d.kind, d.reason, count(*) AS jobs
-          FROM (SELECT kind, reason FROM jobqueue.dead_jobs
+          FROM (SELECT kind, reason FROM jobqueue_internal.dead_jobs
                  WHERE died_at > now() - interval '1 hour' ORDER BY died_at LIMIT {FEW}) AS d
          GROUP BY d.kind, d.reason ORDER BY jobs DESC
         """,  # noqa: S608 - a constant

@@ -36,15 +36,19 @@ class PostgresInspect(Lanes):
     async def job(self, job_id: str) -> StoredJob | None:
         sql = """
             SELECT (to_jsonb(j) || jsonb_build_object(
-                       'payload', jobqueue.shown(j.payload), 'result', jobqueue.shown(j.result), 'errors', jobqueue.shown(j.errors),
-                       'options', jobqueue.shown(j.options), 'saved', jobqueue.shown(j.saved)))::text
+                       'payload', jobqueue_internal.shown(j.payload), 'result', jobqueue_internal.shown(j.result),
+                       'errors', jobqueue_internal.shown(j.errors),
+                       'options', jobqueue_internal.shown(j.options), 'saved', jobqueue_internal.shown(j.saved)))::text
               FROM jobqueue.jobs AS j WHERE id = %s
         """
         found = await self._inspect.run(fetch_values(StoredJob, sql, job_id))
         return found[0] if found else None
 
     async def look(self, job_ids: Sequence[str]) -> dict[str, Glance]:
-        sql = "SELECT id, state, attempt, claims, jobqueue.shown(saved) AS saved FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])"
+        sql = """
+            SELECT id, state, attempt, claims, jobqueue_internal.shown(saved) AS saved
+              FROM jobqueue.jobs WHERE id = ANY (%s::uuid[])
+        """
         rows = await self._inspect.run(fetch_rows(sql, list(job_ids)))
         return {str(row["id"]): Glance(row["state"], row["attempt"], row["claims"], row["saved"]) for row in rows}
 
@@ -63,7 +67,7 @@ class PostgresInspect(Lanes):
                 QueueEntry,
                 """
             SELECT (to_jsonb(q) || jsonb_build_object('aging_interval', extract(epoch FROM aging_interval)::float8))::text
-              FROM jobqueue.queues AS q ORDER BY name
+              FROM jobqueue_internal.queues AS q ORDER BY name
             """,
             )
         )
@@ -75,12 +79,12 @@ class PostgresInspect(Lanes):
                 """
             SELECT (to_jsonb(n) || jsonb_build_object('running', coalesce(r.running, '[]'),
                        'throughput', jsonb_build_object('completed', a.completed, 'failed', a.failed)))::text
-              FROM jobqueue.nodes AS n
+              FROM jobqueue_internal.nodes AS n
               LEFT JOIN (
                    SELECT g.node_id, jsonb_agg(to_jsonb(g) - 'node_id' ORDER BY g.queue, g.kind) AS running
                      FROM (SELECT i.node_id, i.queue, i.kind, count(*) AS jobs,
                                   greatest(0, extract(epoch FROM now() - min(i.claimed_at)))::float8 AS oldest
-                             FROM jobqueue.inflight_jobs AS i GROUP BY i.node_id, i.queue, i.kind) AS g
+                             FROM jobqueue_internal.inflight_jobs AS i GROUP BY i.node_id, i.queue, i.kind) AS g
                     GROUP BY g.node_id) AS r ON r.node_id = n.id
              CROSS JOIN LATERAL (
                    SELECT coalesce(sum((e.value ->> 0)::numeric), 0)::float8 AS completed,
@@ -93,8 +97,8 @@ class PostgresInspect(Lanes):
 
     async def schedules(self, name: str | None = None) -> list[StoredSchedule]:
         sql = """
-            SELECT (to_jsonb(s) || jsonb_build_object('payload', jobqueue.shown(s.payload)))::text
-              FROM jobqueue.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name
+            SELECT (to_jsonb(s) || jsonb_build_object('payload', jobqueue_internal.shown(s.payload)))::text
+              FROM jobqueue_internal.schedules AS s WHERE coalesce(s.name = %s::text, true) ORDER BY name
         """
         return await self._inspect.run(fetch_values(StoredSchedule, sql, name))
 
@@ -102,18 +106,19 @@ class PostgresInspect(Lanes):
         sql = """
             SELECT queue, 'pending' AS state, count(*) AS jobs,
                    extract(epoch FROM now() - min(available_since))::float8 AS oldest
-              FROM jobqueue.pending_jobs GROUP BY queue
+              FROM jobqueue_internal.pending_jobs GROUP BY queue
             UNION ALL
             SELECT queue, 'blocked', count(*), extract(epoch FROM now() - min(available_since))::float8
-              FROM jobqueue.blocked_jobs GROUP BY queue
+              FROM jobqueue_internal.blocked_jobs GROUP BY queue
             UNION ALL
             SELECT queue, 'scheduled', count(*), extract(epoch FROM now() - min(run_at))::float8
-              FROM jobqueue.scheduled_jobs GROUP BY queue
+              FROM jobqueue_internal.scheduled_jobs GROUP BY queue
             UNION ALL
             SELECT queue, 'inflight', count(*), extract(epoch FROM now() - min(claimed_at))::float8
-              FROM jobqueue.inflight_jobs GROUP BY queue
+              FROM jobqueue_internal.inflight_jobs GROUP BY queue
             UNION ALL
-            SELECT queue, 'dead', count(*), extract(epoch FROM now() - min(died_at))::float8 FROM jobqueue.dead_jobs GROUP BY queue
+            SELECT queue, 'dead', count(*), extract(epoch FROM now() - min(died_at))::float8
+              FROM jobqueue_internal.dead_jobs GROUP BY queue
         """
         rows = await self._inspect.run(fetch_rows(sql))
         return [Depth(row["queue"], row["state"], row["jobs"], max(0.0, row["oldest"])) for row in rows]
@@ -122,7 +127,7 @@ class PostgresInspect(Lanes):
         sql = """
             SELECT a.key AS queue, sum((a.value ->> 0)::numeric)::float8 AS completed,
                    sum((a.value ->> 1)::numeric)::float8 AS failed
-              FROM jobqueue.nodes AS n CROSS JOIN jsonb_each(n.activity) AS a
+              FROM jobqueue_internal.nodes AS n CROSS JOIN jsonb_each(n.activity) AS a
              WHERE n.lease_until > now() GROUP BY a.key
         """
         rows = await self._inspect.run(fetch_rows(sql))
@@ -130,7 +135,7 @@ class PostgresInspect(Lanes):
 
     async def history(self, step: int, *, seconds: float) -> list[HistorySlot]:
         sql = """
-            SELECT at, submitted, completed, failed, dead, waits, runs, depth FROM jobqueue.history
+            SELECT at, submitted, completed, failed, dead, waits, runs, depth FROM jobqueue_internal.history
              WHERE step = %s AND at >= now() - %s::float8 * interval '1 second' AND at <= now() - %s * interval '1 second'
              ORDER BY at
         """

@@ -64,6 +64,10 @@ class Lanes:
 
     async def migrate(self) -> None:
         await self._housekeeping.run(schema.migrate)
+        await self._housekeeping.run(schema.finish_if_alone)
+
+    async def require_schema(self) -> None:
+        await self._housekeeping.run(schema.require)
 
     async def aclose(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -26,24 +26,26 @@ class PostgresSchedule(Lanes):
     """Implements `ScheduleStore`."""
 
     async def promote(self) -> Promotion:
-        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue.promote(%s)", PROMOTE_BATCH))
+        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue_internal.promote(%s)", PROMOTE_BATCH))
         expired = msgspec.convert(row["expired"], list[Expired])
         return Promotion(row["promoted"], row["best"], row["next_due"], expired, row["next_check"])
 
     async def admit(self) -> Admission:
-        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue.admit(%s)", ADMIT_BATCH))
+        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue_internal.admit(%s)", ADMIT_BATCH))
         return Admission(row["checks"], row["best"], row["next_due"])
 
     async def due_schedules(self) -> DueSchedules:
-        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue.due_schedules(%s)", SCHEDULE_BATCH))
+        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue_internal.due_schedules(%s)", SCHEDULE_BATCH))
         return DueSchedules(row["at"], msgspec.convert(row["due"], list[DueSchedule]), row["next_in"])
 
     async def move_schedules(self, moves: Sequence[Move]) -> MovedSchedules:
-        [row] = await self._housekeeping.run(fetch_rows("SELECT * FROM jobqueue.move_schedules(%s::jsonb)", as_text(moves)))
+        [row] = await self._housekeeping.run(
+            fetch_rows("SELECT * FROM jobqueue_internal.move_schedules(%s::jsonb)", as_text(moves))
+        )
         submitted = {(queue, kind): jobs for queue, kind, jobs in row["submitted"]}
         return MovedSchedules(set(row["moved"]), row["best"], row["next_in"], submitted)
 
     async def reconcile_schedules(self, source: str, schedules: Sequence[CronSchedule]) -> dict[str, str | None]:
-        sql = "SELECT * FROM jobqueue.reconcile_schedules(%s, %s::jsonb)"
+        sql = "SELECT * FROM jobqueue_internal.reconcile_schedules(%s, %s::jsonb)"
         rows = await self._housekeeping.run(fetch_rows(sql, source, as_text(schedules)))
         return {row["name"]: row["owner"] for row in rows}

@@ -17,12 +17,12 @@ class PostgresSteer(Lanes):
     """Implements `SteerStore`."""
 
     async def cancel(self, job_id: str, *, keep: bool = True) -> bool:
-        return bool(await self._inspect.run(fetch_value("SELECT jobqueue.cancel_now(%s, %s)", job_id, keep)))
+        return bool(await self._inspect.run(fetch_value("SELECT jobqueue_internal.cancel_now(%s, %s)", job_id, keep)))
 
     async def cancel_jobs(
         self, wanted: JobFilter, *, keep: bool = True, after: str | None = None, dry_run: bool = False
     ) -> Cancelled:
-        sql = "SELECT jobs, rest::text FROM jobqueue.cancel_walk(%s::jsonb, %s, %s::uuid, %s, %s)"
+        sql = "SELECT jobs, rest::text FROM jobqueue_internal.cancel_walk(%s::jsonb, %s, %s::uuid, %s, %s)"
         most = None if dry_run else CANCEL_BATCH
         [row] = await self._inspect.run(fetch_rows(sql, as_text(wanted), most, after, keep, dry_run))
         return Cancelled(row["jobs"], row["rest"])

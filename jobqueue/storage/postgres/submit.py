@@ -29,10 +29,13 @@ class PostgresSubmit(Lanes):
         in_loop = len(batch) <= IN_LOOP_CHARACTERS
         ids: list[str] | None = None
         if key_ttl is None:
-            sql = "SELECT best, claimed FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
+            sql = "SELECT best, claimed FROM jobqueue_internal.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb)"
             best, claimed = await self._submit.call(sql, batch, wake, *claim, in_loop=in_loop)
         else:
-            sql = "SELECT best, claimed, ids::text[] FROM jobqueue.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb, %s)"
+            sql = """
+                SELECT best, claimed, ids::text[]
+                  FROM jobqueue_internal.submit_batch(%s::jsonb, false, %s, %s, %s::jsonb, %s::jsonb, %s)
+            """
             best, claimed, ids = await self._submit.call(sql, batch, wake, *claim, key_ttl, in_loop=in_loop)
         return Submitted(best, None if claimed is None else claims.read(claimed), ids)
 
@@ -43,8 +46,8 @@ class PostgresSubmit(Lanes):
             # This connection has written nothing yet. So its loss must not look like a second commit in doubt.
             raise DatabaseUnavailable(str(error)) from error
         if key_ttl is None:
-            sql = "SELECT best FROM jobqueue.submit_batch(%s::jsonb, true, true)"
+            sql = "SELECT best FROM jobqueue_internal.submit_batch(%s::jsonb, true, true)"
             return Submitted(ranks(await self._submit.run(fetch_value(sql, documents.join(jobs)))))
-        sql = "SELECT best, ids::text[] AS ids FROM jobqueue.submit_batch(%s::jsonb, true, true, key_ttl => %s)"
+        sql = "SELECT best, ids::text[] AS ids FROM jobqueue_internal.submit_batch(%s::jsonb, true, true, key_ttl => %s)"
         [row] = await self._submit.run(fetch_rows(sql, documents.join(jobs), key_ttl))
         return Submitted(row["best"], ids=row["ids"])

@@ -35,7 +35,14 @@ class Store(SubmitStore, RunStore, ScheduleStore, InspectStore, SteerStore, Upke
         """
 
     async def migrate(self) -> None:
-        """Apply schema.sql if needed; see `schema.migrate`."""
+        """Create or upgrade the schema if needed, and finish the upgrade if no older node runs; see `jobqueue.storage.schema`."""
+
+    async def require_schema(self) -> None:
+        """Check that the schema supports this version.
+
+        Raises:
+            SchemaVersionError: it does not, so the node must stop.
+        """
 
     async def aclose(self) -> None:
         """Close all connections."""

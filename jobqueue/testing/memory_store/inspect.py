@@ -163,7 +163,7 @@ class MemoryInspect(State):
     def _walk(
         self, wanted: JobFilter, states: Container[str], after: str | None, limit: int | None, rows: int
     ) -> tuple[list[Row], str | None]:
-        """Read at most `rows` jobs in descending order of their ids; see ``jobqueue.walk``."""
+        """Read at most `rows` jobs in descending order of their ids; see ``jobqueue_internal.walk``."""
         not_empty(wanted)
         below = (row for row in self._rows.values() if row.state in states and (after is None or row.id < after))
         latest = sorted((row for row in below if _within(row, wanted)), key=lambda row: row.id, reverse=True)
@@ -226,7 +226,7 @@ def _says(row: Row, text: str) -> bool:
 
 
 def _is_of_an_id(text: str) -> bool:
-    """Return whether a text is a UUID, or a prefix of a version 7 UUID; see ``jobqueue.ids_like``."""
+    """Return whether a text is a UUID, or a prefix of a version 7 UUID; see ``jobqueue_internal.ids_like``."""
     digits = text.replace("-", "")
     if re.fullmatch("0[0-9a-f]{7,30}|[0-9a-f]{32}", digits) is None:
         return False

@@ -218,6 +218,9 @@ class State:
     async def migrate(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    async def require_schema(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -257,7 +260,7 @@ class State:
         row.run_at = row.claimed_at = row.ended_at = row.node_id = row.reason = row.cancel_requested_at = None
 
     def _take_turns(self, rows: Iterable[Row], now: Instant) -> None:
-        """Set the turns and ranks of jobs in groups; see ``jobqueue.take_turns``."""
+        """Set the turns and ranks of jobs in groups; see ``jobqueue_internal.take_turns``."""
         waiting = [row for row in self._in("pending") if row.options is not None and "turn" in row.options]
         lines: dict[tuple[str, bool], Fraction] = {}
         for row in rows:
@@ -284,7 +287,7 @@ class State:
     def _lags(self, queue: str, since: Instant) -> bool:
         """Return whether a job available since `since` would wait behind the backlog of the queue's groups.
 
-        See ``jobqueue.lags``.
+        See ``jobqueue_internal.lags``.
         """
         return any(self._lines.get((queue, urgent), math.inf) < Fraction(since, SECOND) for urgent in (False, True))
 

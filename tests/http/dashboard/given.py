@@ -41,4 +41,4 @@ def ended(board: Board, kind: str, state: str, **fields: Any) -> str:
 def clear(board: Board) -> None:
     """Delete all jobs that are not running, and all schedules."""
     for table in ("pending_jobs", "scheduled_jobs", "blocked_jobs", "finished_jobs", "dead_jobs", "schedules"):
-        board.database.rows(f"DELETE FROM jobqueue.{table}")
+        board.database.rows(f"DELETE FROM jobqueue_internal.{table}")

@@ -88,7 +88,7 @@ def slots(database: Database, points: Iterable[Mapping[str, Any]]) -> None:
     rows = [{**point, "waits": _buckets(point["waits"]), "runs": _buckets(point["runs"])} for point in points]
     database.rows(
         """
-        INSERT INTO jobqueue.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
+        INSERT INTO jobqueue_internal.history (step, at, submitted, completed, failed, dead, waits, runs, depth)
         SELECT * FROM jsonb_to_recordset(%s)
                    AS r (step integer, at timestamptz, submitted bigint, completed bigint, failed bigint, dead bigint,
                          waits integer[], runs integer[], depth jsonb)
@@ -127,7 +127,8 @@ def node(
     made = uuid4()
     database.rows(
         """
-        INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, started_at, heartbeat_at, lease_until, activity)
+        INSERT INTO jobqueue_internal.nodes (id, host, pid, process, version, queues, started_at, heartbeat_at, lease_until,
+                               activity)
         VALUES (%s, %s, 4711, 'made up', '0.1.0', %s, now() - interval '26 hours', now() - %s * interval '1 second',
                 now() + interval '1 hour', %s)
         """,
@@ -141,7 +142,8 @@ def running(database: Database, node_id: UUID, queue: str, kinds: Iterable[str])
     for kind in kinds:
         database.rows(
             """
-            INSERT INTO jobqueue.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries, attempt,
+            INSERT INTO jobqueue_internal.inflight_jobs (id, queue, kind, priority, node_id, claimed_at, payload, max_retries,
+                                       attempt,
                                                 claims, created_at, available_since, errors)
             VALUES (%s, %s, %s, 0, %s, now() - interval '3 seconds', '{}', 3, 1, 1, now(), now(), '[]')
             """,

@@ -24,7 +24,7 @@ def bury(
     """Insert dead jobs; ``{n}`` in the error becomes the number of each job."""
     board.database.rows(
         """
-        INSERT INTO jobqueue.dead_jobs
+        INSERT INTO jobqueue_internal.dead_jobs
                (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors)
         SELECT gen_random_uuid(), %s, %s, 0, 'attempt 1 of 1 failed: ' || d.error, '{}', 1, 1, d.died_at, d.died_at, d.died_at,
                jsonb_build_array(jsonb_build_object('attempt', 1, 'at', d.died_at, 'node', NULL, 'duration', 0.5, 'error', d.error))
@@ -86,7 +86,7 @@ def test_all_of_a_cause_are_discarded_and_nothing_else(board: Board, visit: Visi
     dialog.get_by_role("button", name="Discard 4 jobs for good").click()
     expect(page.locator(".said")).to_have_text("4 jobs discarded.")
     expect(page.locator("tbody tr")).to_have_count(2)
-    left = "SELECT kind, queue, count(*) FROM jobqueue.dead_jobs GROUP BY kind, queue ORDER BY kind, queue"
+    left = "SELECT kind, queue, count(*) FROM jobqueue_internal.dead_jobs GROUP BY kind, queue ORDER BY kind, queue"
     assert board.database.rows(left) == [("greet", "elsewhere", 5), ("greet", "third", 3)]
 
 
@@ -139,7 +139,7 @@ def test_a_message_reports_dead_letters_that_are_gone(board: Board, visit: Visit
     bury(board, 2)
     page = visit(board.url, "#/dead")
     expect(page.locator("tbody tr")).to_have_count(1)
-    board.database.rows("DELETE FROM jobqueue.dead_jobs")
+    board.database.rows("DELETE FROM jobqueue_internal.dead_jobs")
     page.get_by_role("button", name="Retry all").click()
     expect(page.locator(".said")).to_contain_text("Nothing to do")
     expect(page.locator(".empty")).to_contain_text("No dead letters.")

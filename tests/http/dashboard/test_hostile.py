@@ -151,11 +151,11 @@ def test_texts_of_handlers_are_shown_as_text(board: Board, visit: Visit) -> None
 
 
 def test_dead_letters_of_hostile_names_are_retried_and_discarded(board: Board, visit: Visit) -> None:
-    board.database.rows("DELETE FROM jobqueue.dead_jobs")
+    board.database.rows("DELETE FROM jobqueue_internal.dead_jobs")
     for text in HOSTILE:
         board.database.rows(
             """
-            INSERT INTO jobqueue.dead_jobs
+            INSERT INTO jobqueue_internal.dead_jobs
                    (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors)
             VALUES (gen_random_uuid(), %s, %s, 0, %s, '{}', 1, 1, now(), now(), now(), %s)
             """,
@@ -217,10 +217,10 @@ def test_large_and_deep_documents_leave_the_page_usable(board: Board, visit: Vis
     ],
 )
 def test_forged_error_histories_leave_the_page_usable(board: Board, visit: Visit, errors: Any) -> None:
-    board.database.rows("DELETE FROM jobqueue.dead_jobs")
+    board.database.rows("DELETE FROM jobqueue_internal.dead_jobs")
     job_id = board.database.value(
         """
-        INSERT INTO jobqueue.dead_jobs
+        INSERT INTO jobqueue_internal.dead_jobs
                (id, queue, kind, priority, reason, payload, attempt, claims, created_at, available_since, died_at, errors, saved)
         VALUES (gen_random_uuid(), 'q', 'forged', 0, 'as written', '{}', 1, 1, now(), now(), now(), %s, '{"checkpoint": 1}')
         RETURNING id::text

@@ -183,7 +183,7 @@ def test_a_message_reports_that_a_watched_job_is_gone(board: Board, visit: Visit
     job_id = given.submit(board, "greet", payload={"name": "Ada"}, delay=3600)
     page = visit(board.url, f"#/jobs/{job_id}")
     expect(page.locator(".connection")).to_have_text("Live")
-    board.database.rows("DELETE FROM jobqueue.scheduled_jobs WHERE id = %s", job_id)
+    board.database.rows("DELETE FROM jobqueue_internal.scheduled_jobs WHERE id = %s", job_id)
     expect(page.get_by_role("alert")).to_contain_text("This job is gone.")
     expect(page.locator("section", has=page.get_by_role("heading", name="Payload"))).to_contain_text("Ada")
     page.complaints.expected.append("404")  # type: ignore[attr-defined]
@@ -260,7 +260,7 @@ def test_the_screenshot_of_the_readme(board: Board, visit: Visit) -> None:
     ]
     job_id = board.database.value(
         """
-        INSERT INTO jobqueue.dead_jobs
+        INSERT INTO jobqueue_internal.dead_jobs
                (id, queue, kind, priority, max_retries, attempt, claims, payload,
                 reason, created_at, available_since, died_at, errors)
         VALUES ('01a2186e-739a-7c31-9e54-5d0f8a6b21c7', 'library', 'count-shelves', 5, 2, 3, 3, '{"shelves": ["north", "south"]}',

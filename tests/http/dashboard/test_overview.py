@@ -77,7 +77,7 @@ def test_the_figures_match_the_database(lively: Board, visit: Visit) -> None:
         "Dead letters": "dead_jobs",
         "Nodes": "nodes",
     }.items():
-        expect(figure(page, name)).to_have_text(str(lively.database.value(f"SELECT count(*) FROM jobqueue.{table}")))
+        expect(figure(page, name)).to_have_text(str(lively.database.value(f"SELECT count(*) FROM jobqueue_internal.{table}")))
     expect(figure(page, "Dead letters").get_by_role("link")).to_have_attribute("href", "#/dead")
     counts = lively.database.rows("SELECT queue, state, count(*) FROM jobqueue.jobs WHERE state <> 'succeeded' GROUP BY 1, 2")
     for name in {name for name, _, _ in counts}:
@@ -98,7 +98,7 @@ def test_the_figures_match_the_database(lively: Board, visit: Visit) -> None:
 def test_the_nodes_are_shown_with_their_load_and_running_jobs(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview")
     rows = page.get_by_role("region", name="Nodes").get_by_role("row")
-    [[host, pid]] = lively.database.rows("SELECT host, pid FROM jobqueue.nodes WHERE process <> 'made up'")
+    [[host, pid]] = lively.database.rows("SELECT host, pid FROM jobqueue_internal.nodes WHERE process <> 'made up'")
     mine = rows.filter(has_text=f"{host}:{pid}")
     expect(mine).to_contain_text("serves this page")
     expect(mine).to_contain_text("3 of 16 workers")
@@ -107,7 +107,7 @@ def test_the_nodes_are_shown_with_their_load_and_running_jobs(lively: Board, vis
     expect(other).to_contain_text("3 of 20 workers")
     expect(other.get_by_role("meter")).to_have_attribute("max", "20")
     # The second node sends no heartbeats, and other tests have nodes with late heartbeats.
-    lively.database.rows("UPDATE jobqueue.nodes SET heartbeat_at = now() WHERE host = 'worker-2.example'")
+    lively.database.rows("UPDATE jobqueue_internal.nodes SET heartbeat_at = now() WHERE host = 'worker-2.example'")
     attention = page.get_by_role("region", name="Needs attention")
     expect(attention.filter(has_text=re.compile("worker-2.example|" + re.escape(f"{host}:{pid}")))).to_have_count(0)
 
@@ -173,12 +173,12 @@ def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit)
     accessible(page)
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
-    assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is False
+    assert lively.database.value("SELECT paused FROM jobqueue_internal.queues WHERE name = 'default'") is False
     row.get_by_role("button", name="Pause default").click()
     dialog.get_by_role("button", name="Pause").click()
     expect(row.get_by_text("Paused", exact=True)).to_be_visible()
     expect(page.get_by_text("Queue default is paused.")).to_be_visible()
-    assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is True
+    assert lively.database.value("SELECT paused FROM jobqueue_internal.queues WHERE name = 'default'") is True
     job = httpx.post(f"{lively.url}/submit", json={"kind": "greet"}, timeout=60).json()["id"]
     expect(page.get_by_role("region", name="Needs attention")).to_contain_text("Queue default is paused, and 1 job waits in it.")
     resumed_at = lively.database.value("SELECT clock_timestamp()")
@@ -186,7 +186,7 @@ def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit)
     expect(dialog).to_contain_text("Waiting now: 1 job.")
     dialog.get_by_role("button", name="Resume").click()
     expect(row.get_by_text("Paused", exact=True)).to_have_count(0)
-    assert lively.database.value("SELECT paused FROM jobqueue.queues WHERE name = 'default'") is False
+    assert lively.database.value("SELECT paused FROM jobqueue_internal.queues WHERE name = 'default'") is False
     done = httpx.get(f"{lively.url}/jobs/{job}", params={"wait": 60}, timeout=120).json()
     assert done["state"] == "succeeded"
     assert datetime.fromisoformat(done["claimed_at"]) > resumed_at, "the job started while its queue was paused"
@@ -195,7 +195,7 @@ def test_a_queue_is_paused_and_resumed_on_all_nodes(lively: Board, visit: Visit)
 def test_limits_are_set_and_removed(lively: Board, visit: Visit) -> None:
     page = visit(lively.url, "#/overview")
     row = queue(page, "later")
-    set_to = "SELECT max_running, rate, burst FROM jobqueue.queues WHERE name = 'later'"
+    set_to = "SELECT max_running, rate, burst FROM jobqueue_internal.queues WHERE name = 'later'"
 
     def fill(**values: str) -> None:
         row.get_by_role("button", name="Limits of later").click()
@@ -232,7 +232,7 @@ def test_hostile_names_run_nothing(hostile: Board, visit: Visit) -> None:
     expect(page.get_by_role("heading", name=seeds.HOSTILE[1])).to_be_visible()
     page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.get_by_text(f"Queue {seeds.HOSTILE[1]} is paused.")).to_be_visible()
-    assert hostile.database.value("SELECT paused FROM jobqueue.queues WHERE name = %s", seeds.HOSTILE[1]) is True
+    assert hostile.database.value("SELECT paused FROM jobqueue_internal.queues WHERE name = %s", seeds.HOSTILE[1]) is True
     page.get_by_role("link", name=seeds.HOSTILE[0]).click()
     expect(page).to_have_url(re.compile("#/jobs"))
     assert page.evaluate("window.owned === undefined")
@@ -415,4 +415,4 @@ def test_a_token_for_reading_cannot_pause_a_queue(lively: Board, visit: Visit) -
     page.get_by_role("button", name="Pause later").click()
     page.get_by_role("dialog").get_by_role("button", name="Pause").click()
     expect(page.get_by_text("This request requires a token with the role admin: yours has the role read.")).to_be_visible()
-    assert lively.database.rows("SELECT paused FROM jobqueue.queues WHERE name = 'later' AND paused") == []
+    assert lively.database.rows("SELECT paused FROM jobqueue_internal.queues WHERE name = 'later' AND paused") == []

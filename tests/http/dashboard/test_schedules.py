@@ -53,7 +53,7 @@ def test_a_schedule_is_paused_resumed_triggered_and_deleted(board: Board, visit:
     accessible(page)
 
     def paused() -> bool:
-        return bool(board.database.value("SELECT paused FROM jobqueue.schedules WHERE name = 'new year'"))
+        return bool(board.database.value("SELECT paused FROM jobqueue_internal.schedules WHERE name = 'new year'"))
 
     press(page, "new year", "Pause", "Keep as it is")
     assert not paused()
@@ -77,14 +77,14 @@ def test_a_schedule_is_paused_resumed_triggered_and_deleted(board: Board, visit:
     press(page, "a/b ?#%", "Delete", "Keep as it is")
     press(page, "a/b ?#%", "Delete", "Delete")
     expect(page.locator("tbody tr")).to_have_count(1)
-    assert board.database.rows("SELECT name FROM jobqueue.schedules") == [("new year",)]
+    assert board.database.rows("SELECT name FROM jobqueue_internal.schedules") == [("new year",)]
 
 
 def test_a_declared_schedule_cannot_be_deleted_and_errors_are_shown(board: Board, visit: Visit) -> None:
     put(board, "declared")
     put(board, "broken")
-    board.database.rows("UPDATE jobqueue.schedules SET source = 'shop.reports' WHERE name = 'declared'")
-    board.database.rows("UPDATE jobqueue.schedules SET next_at = NULL, error = 'no such zone' WHERE name = 'broken'")
+    board.database.rows("UPDATE jobqueue_internal.schedules SET source = 'shop.reports' WHERE name = 'declared'")
+    board.database.rows("UPDATE jobqueue_internal.schedules SET next_at = NULL, error = 'no such zone' WHERE name = 'broken'")
     page = visit(board.url, "#/schedules")
     expect(row(page, "declared")).to_contain_text("from shop.reports")
     expect(row(page, "declared").get_by_role("button", name="Delete")).to_have_count(0)

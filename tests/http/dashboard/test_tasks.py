@@ -21,7 +21,7 @@ def busy(board: Board) -> dict[str, str]:
     """Two running jobs, one of them with a hostile kind; ids by kind."""
     kinds = ("report", seeds.HOSTILE[0])
     ids = [httpx.post(f"{board.url}/submit", json={"kind": kind}, timeout=60).raise_for_status().json()["id"] for kind in kinds]
-    wait_for(lambda: board.database.value("SELECT count(*) FROM jobqueue.inflight_jobs") == len(kinds), "the jobs run")
+    wait_for(lambda: board.database.value("SELECT count(*) FROM jobqueue_internal.inflight_jobs") == len(kinds), "the jobs run")
     return dict(zip(kinds, ids, strict=True))
 
 

@@ -56,7 +56,9 @@ def test_dead_letters_are_grouped_by_cause_and_a_group_is_rerun_at_once(
     node = start("--no-workers")
     for kind, jobs in (("mail", 3), ("letter", 2)):
         database.rows(BURY, "default", kind, jobs)
-    database.rows("UPDATE jobqueue.dead_jobs SET reason = 'order ' || attempt || ' of ''a b'' is late' WHERE kind = 'mail'")
+    database.rows(
+        "UPDATE jobqueue_internal.dead_jobs SET reason = 'order ' || attempt || ' of ''a b'' is late' WHERE kind = 'mail'"
+    )
     found = client.get(f"{node.url}/dead/causes").json()
     assert [(group["kind"], group["cause"], group["jobs"]) for group in found["causes"]] == [
         ("mail", "order # of '#' is late", 3),
@@ -183,7 +185,9 @@ def test_a_redrive_reruns_jobs_that_die_again_at_once_only_once(start: Start, cl
     wait_for(lambda: database.states() == {"dead": 1500}, "all are dead")
     assert client.post(f"{node.url}/dead/retry", json={"all": True}).json() == {"jobs": 1500}
     wait_for(lambda: database.states() == {"dead": 1500}, "all are dead again")
-    assert database.rows("SELECT DISTINCT attempt, claims, jsonb_array_length(errors) FROM jobqueue.dead_jobs") == [(1, 2, 2)]
+    assert database.rows("SELECT DISTINCT attempt, claims, jsonb_array_length(errors) FROM jobqueue_internal.dead_jobs") == [
+        (1, 2, 2)
+    ]
     depths = [line for line in client.get(f"{node.url}/metrics").text.splitlines() if 'state="dead"' in line]
     assert any(line.startswith("jobqueue_queue_depth") and line.endswith(f" {float(len(ids))}") for line in depths)
     assert any(line.startswith("jobqueue_queue_oldest_seconds") for line in depths)

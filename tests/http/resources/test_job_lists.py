@@ -49,7 +49,7 @@ def test_jobs_are_listed_by_pages_and_filters(start: Start, client: httpx.Client
         assert {job["id"] for job in pages(client, f"{node.url}/jobs", query)} == {ids[place] for place in found}
     [job] = pages(client, f"{node.url}/jobs", "&queue=other")
     assert job["options"] == {"group": "tenant-42", "expires_at": expires_at}
-    database.rows("UPDATE jobqueue.pending_jobs SET created_at = created_at - interval '1 hour'")
+    database.rows("UPDATE jobqueue_internal.pending_jobs SET created_at = created_at - interval '1 hour'")
     assert pages(client, f"{node.url}/jobs", f"&queue=other&created_after={quote(job['created_at'])}") == []
 
 

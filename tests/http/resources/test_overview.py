@@ -357,7 +357,9 @@ def test_two_nodes_have_one_history_and_a_restart_loses_nothing_of_it(bench: Ben
     for node in nodes:
         node.stop()
     # A node writes its counts when it stops. Jobs submitted in SQL enter the history when the next slot begins.
-    counted = "SELECT sum(completed)::integer, sum(dead)::integer, sum(failed)::integer FROM jobqueue.history WHERE step = 10"
+    counted = (
+        "SELECT sum(completed)::integer, sum(dead)::integer, sum(failed)::integer FROM jobqueue_internal.history WHERE step = 10"
+    )
     assert bench.database.rows(counted) == [(6, 1, 1)]
     front, other = bench.start("--no-workers"), bench.start("--no-workers")
 
@@ -397,13 +399,13 @@ def test_a_page_is_told_what_goes_on_at_once_and_then_again(bench: Bench) -> Non
 def test_a_row_that_cannot_be_read_is_told_and_ends_no_node(bench: Bench) -> None:
     node = bench.start()
     bench.database.rows(
-        "INSERT INTO jobqueue.nodes (id, host, pid, process, version, queues, lease_until, activity) VALUES"
-        """ (jobqueue.uuid7(), 'forged', 1, 'forged', '0', '{}', now() + interval '1 hour', '{"default": ["many", 0]}')"""
+        "INSERT INTO jobqueue_internal.nodes (id, host, pid, process, version, queues, lease_until, activity) VALUES"
+        """ (jobqueue_internal.uuid7(), 'forged', 1, 'forged', '0', '{}', now() + interval '1 hour', '{"default": ["many", 0]}')"""
     )
     with open_page(node) as events:
         told = until(events, lambda name, _: name == "trouble")
         assert "many" in told["reasons"][0]
-        bench.database.rows("DELETE FROM jobqueue.nodes WHERE host = 'forged'")
+        bench.database.rows("DELETE FROM jobqueue_internal.nodes WHERE host = 'forged'")
         until(events, lambda name, _: name == "overview")
     assert httpx.get(f"{node.url}/health/ready", timeout=60).status_code == 200
 
@@ -484,5 +486,5 @@ async def test_without_a_service_there_is_the_history_and_the_overview_and_what_
             assert (await client.post("/submit", json={"kind": "a"})).status_code == 201
             assert (await client.get("/history")).json() == {"step": 10, "points": []}
     database = Database(database_url)
-    assert database.value("SELECT sum(submitted) FROM jobqueue.history WHERE step = 10") == 1
+    assert database.value("SELECT sum(submitted) FROM jobqueue_internal.history WHERE step = 10") == 1
     database.close()

@@ -1,9 +1,9 @@
-"""Compare the schema objects in a database with schema.sql, and with their state when schema.sql was last applied.
+"""Compare the schema objects in a database with the parts of schema.sql, and with their state when it was last applied.
 
-The names of objects and the bodies of functions are compared with the text of schema.sql. Everything else (arguments, settings,
-columns, constraints, views) is compared by a digest. The comment of the table ``jobqueue.schema_version`` stores the digest, so a
-dump contains it. The comparison ignores objects that schema.sql does not name, for example the partitions that nodes create, and
-the tables that a role named jobqueue creates in this schema by default.
+The names of objects and the bodies of functions are compared with the texts of the parts. Everything else (arguments, settings,
+columns, constraints, views) is compared by a digest. The comment of the table ``jobqueue_internal.schema_version`` stores the
+digest, so a dump contains it. The comparison ignores objects that the parts do not name, for example the partitions that nodes
+create, and the tables that a role named jobqueue creates in the schema jobqueue by default.
 """
 
 from __future__ import annotations
@@ -17,39 +17,48 @@ from psycopg import sql
 
 from jobqueue.storage.connection import Connection
 
-FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION jobqueue\.(\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
-TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS jobqueue\.(\w+)")
-INDEX = re.compile(r"CREATE INDEX IF NOT EXISTS (\w+)")
-OTHER = re.compile(r"CREATE (?:OR REPLACE )?(?:VIEW jobqueue\.|TRIGGER )(\w+)")
+FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION (\w+\.\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
+TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+\.\w+)")
+INDEX = re.compile(r"CREATE INDEX IF NOT EXISTS (\w+) ON (\w+)\.")
+VIEW = re.compile(r"CREATE OR REPLACE VIEW (\w+\.\w+)")
+TRIGGER = re.compile(r"CREATE OR REPLACE TRIGGER (\w+) .*? ON (\w+)\.")
+
+BLOCK = "jobqueue_internal.block"
+"""The trigger that enforces concurrency keys."""
 
 LOCK_SECONDS = 2
 
 _OBJECTS = """
-    SELECT 'function', p.proname, p.prosrc,
+    WITH named AS MATERIALIZED (
+        SELECT n.oid AS schema, split_part(w.name, '.', 1) AS prefix, split_part(w.name, '.', 2) AS name
+          FROM unnest($1::text[]) AS w (name) JOIN pg_namespace AS n ON n.nspname = split_part(w.name, '.', 1)
+    )
+    SELECT 'function', w.prefix || '.' || w.name, p.prosrc,
            md5(concat_ws('|', pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid), p.provolatile,
                          p.proisstrict, p.prosecdef, p.pronargdefaults, p.proparallel, p.proconfig::text, l.lanname))
-      FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
-     WHERE p.pronamespace = 'jobqueue'::regnamespace AND p.proname = ANY ($1)
+      FROM named AS w JOIN pg_proc AS p ON p.pronamespace = w.schema AND p.proname = w.name
+      JOIN pg_language AS l ON l.oid = p.prolang
     UNION ALL
-    SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.relname, CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END,
+    SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, w.prefix || '.' || w.name,
+           CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END,
            (SELECT md5(string_agg(concat_ws('|', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated,
                                             pg_get_expr(d.adbin, d.adrelid)), ',' ORDER BY a.attname))
               FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
-      FROM pg_class AS c
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relname = ANY ($1)
+      FROM named AS w JOIN pg_class AS c ON c.relnamespace = w.schema AND c.relname = w.name AND c.relkind IN ('r', 'p', 'v')
     UNION ALL
-    SELECT 'index', i.relname, NULL, md5(pg_get_indexdef(i.oid) || x.indisvalid)
-      FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid JOIN pg_class AS c ON c.oid = x.indrelid
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND i.relname = ANY ($1)
+    SELECT 'index', w.prefix || '.' || w.name, NULL, md5(pg_get_indexdef(i.oid) || x.indisvalid)
+      FROM named AS w JOIN pg_class AS i ON i.relnamespace = w.schema AND i.relname = w.name
+      JOIN pg_index AS x ON x.indexrelid = i.oid
     UNION ALL
-    SELECT 'trigger', t.tgname, t.tgenabled::text, md5(pg_get_triggerdef(t.oid))
-      FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND t.tgname = ANY ($1) AND c.relname = ANY ($1)
+    SELECT 'trigger', w.prefix || '.' || w.name, t.tgenabled::text, md5(pg_get_triggerdef(t.oid))
+      FROM named AS w JOIN pg_trigger AS t ON t.tgname = w.name
+      JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relnamespace = w.schema
+     WHERE EXISTS (SELECT FROM named AS o WHERE o.name = c.relname)
     UNION ALL
-    SELECT 'constraint', n.conname, NULL, md5(c.relname || pg_get_constraintdef(n.oid))
-      FROM pg_constraint AS n JOIN pg_class AS c ON c.oid = n.conrelid
-     WHERE c.relnamespace = 'jobqueue'::regnamespace AND n.contype IN ('c', 'p', 'u', 'f') AND c.relname = ANY ($1)
+    SELECT 'constraint', w.prefix || '.' || n.conname, NULL, md5(c.relname || pg_get_constraintdef(n.oid))
+      FROM named AS w JOIN pg_class AS c ON c.relnamespace = w.schema AND c.relname = w.name
+      JOIN pg_constraint AS n ON n.conrelid = c.oid AND n.contype IN ('c', 'p', 'u', 'f')
 """
 
 
@@ -58,7 +67,7 @@ class Thing(NamedTuple):
 
     Attributes:
         kind: function, view, table, index, trigger, or constraint.
-        name: its name, without the schema.
+        name: its name, with the schema.
         body: the text of a function or view; ``pg_trigger.tgenabled`` of a trigger; None for other kinds.
         rest: a digest of its other properties.
     """
@@ -97,7 +106,7 @@ class Faults(NamedTuple):
     def missing(self) -> list[str]:
         """The missing objects that a node needs to work correctly."""
         found = [f"table {name}" for name in self.tables] + [f"function {name}" for name in self.functions]
-        return found if self.blocks else [*found, "trigger block"]
+        return found if self.blocks else [*found, f"trigger {BLOCK}"]
 
     @property
     def all(self) -> list[str]:
@@ -105,11 +114,11 @@ class Faults(NamedTuple):
 
 
 def look(connection: Connection, text: str) -> Catalog:
-    """Read the objects of the schema that a schema.sql creates; return an empty set if the schema does not exist.
+    """Read the objects that schema.sql creates. Return an empty set if the schemas do not exist.
 
     Args:
         connection: the database.
-        text: the content of schema.sql.
+        text: all parts of schema.sql.
 
     Raises:
         LockNotAvailable: for over `LOCK_SECONDS`, another session has held an exclusive lock on a table of the schema.
@@ -118,23 +127,20 @@ def look(connection: Connection, text: str) -> Catalog:
         # With this search path, PostgreSQL prints jobqueue's names with their schema. To print a table's expressions, it locks the
         # table.
         connection.execute_script(b"SET LOCAL search_path = pg_catalog; SET LOCAL lock_timeout = '%dms'" % (1000 * LOCK_SECONDS))
-        if connection.execute("SELECT to_regnamespace('jobqueue') IS NULL") == [(True,)]:
-            return frozenset()
-        names = {name for found in (FUNCTION, TABLE, INDEX, OTHER) for name in _names(found, text)}
-        return frozenset(map(Thing._make, connection.execute(_OBJECTS, [sorted(names)])))
+        return frozenset(map(Thing._make, connection.execute(_OBJECTS, [sorted(_names(text))])))
 
 
 def faults(text: str, found: Catalog) -> Faults:
-    """Compare objects with the text of schema.sql."""
+    """Compare objects with the texts of schema.sql's parts."""
     names = {kind: {thing.name for thing in found if thing.kind == kind} for kind in ("table", "index", "function")}
     bodies = {(thing.name, thing.body) for thing in found if thing.kind == "function"}
     off = {name for name, _, body in FUNCTION.findall(text) if (name, body) not in bodies}
     return Faults(
         tables=sorted({*TABLE.findall(text)} - names["table"]),
-        indexes=sorted({*INDEX.findall(text)} - names["index"]),
+        indexes=sorted({f"{schema}.{name}" for name, schema in INDEX.findall(text)} - names["index"]),
         functions=sorted(off - names["function"]),
         differing=sorted(off & names["function"]),
-        blocks=any(thing.label == "trigger block" and thing.body in ("O", "A") for thing in found),
+        blocks=any(thing.label == f"trigger {BLOCK}" and thing.body in ("O", "A") for thing in found),
     )
 
 
@@ -157,19 +163,20 @@ def recorded(connection: Connection) -> str | None:
     """Return the last recorded `fingerprint`. Return None if none was recorded, for example after ``psql -f schema.sql``."""
     row = connection.execute(
         "SELECT obj_description(c.oid, 'pg_class') FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = 'jobqueue' AND c.relname = 'schema_version'"
+        " WHERE n.nspname = 'jobqueue_internal' AND c.relname = 'schema_version'"
     ).first()
     return str(row[0]) if row is not None and row[0] is not None else None
 
 
 def record(connection: Connection, digests: str) -> None:
     """Store a `fingerprint`. Only the owner of the schema may do this."""
-    comment = sql.SQL("COMMENT ON TABLE jobqueue.schema_version IS {}").format(sql.Literal(digests))
+    comment = sql.SQL("COMMENT ON TABLE jobqueue_internal.schema_version IS {}").format(sql.Literal(digests))
     connection.execute_script(comment.as_bytes(connection.driver))
 
 
-def _names(found: re.Pattern[str], text: str) -> set[str]:
-    return {match[1] for match in found.finditer(text)}
+def _names(text: str) -> set[str]:
+    plain = {match[1] for found in (FUNCTION, TABLE, VIEW) for match in found.finditer(text)}
+    return plain | {f"{match[2]}.{match[1]}" for found in (INDEX, TRIGGER) for match in found.finditer(text)}
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -1,0 +1,259 @@
+"""Create, upgrade, and repair the schemas of a database, and reject databases with another version."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from importlib.resources import files
+from typing import NamedTuple
+
+import psycopg
+import structlog
+
+from jobqueue.errors import SchemaVersionError, SettingsError
+from jobqueue.retry import exponential_pause
+from jobqueue.storage.connection import Connection
+from jobqueue.storage.schema import catalog
+
+MINIMUM_SERVER_VERSION = 140_000
+
+SCHEMA_VERSION = 2
+"""The schema version that this jobqueue needs; the same as in the parts of schema.sql."""
+
+OLDEST_VERSION = 1
+"""The oldest schema version that this jobqueue can upgrade."""
+
+LOCK_TIMEOUT = 1.0
+"""Seconds for which an upgrade or a repair waits for a lock. Running nodes may hold it, and other statements queue behind
+the wait."""
+
+LOCK_ATTEMPTS = 8
+"""How often an upgrade tries to get its locks."""
+
+_PART = re.compile(r"^\\ir jobqueue/storage/schema/(\S+)$", re.MULTILINE)
+
+log = structlog.get_logger()
+
+
+class Installed(NamedTuple):
+    """The version of a database's schema.
+
+    Attributes:
+        version: the version of the tables.
+        oldest_node: the oldest version whose nodes can run on this schema.
+    """
+
+    version: int
+    oldest_node: int
+
+
+def installed(connection: Connection) -> Installed | None:
+    """Return the version of a database's schema, or None if it has no jobqueue schema."""
+    row = connection.execute(
+        "SELECT to_regclass('jobqueue_internal.schema_version') IS NOT NULL, to_regclass('jobqueue.schema_version') IS NOT NULL"
+    ).first()
+    if row == (False, False):
+        return None
+    if row == (False, True):
+        [(version,)] = connection.execute("SELECT max(version) FROM jobqueue.schema_version")
+        return Installed(version, OLDEST_VERSION) if version is not None else None
+    found = connection.execute(
+        "SELECT version, oldest_node FROM jobqueue_internal.schema_version ORDER BY version DESC LIMIT 1"
+    ).first()
+    return Installed(*found) if found is not None else None
+
+
+def script(*, finish: bool = False) -> str:
+    """Return the statements that schema.sql runs between BEGIN and COMMIT.
+
+    Args:
+        finish: include the *after* steps, which end the support for nodes of the previous version.
+    """
+    parts = _PART.findall(_read("schema.sql"))
+    if finish:
+        after = sorted(part.name for part in files(__name__).joinpath("upgrades").iterdir() if "_after_" in part.name)
+        parts[-1:-1] = [f"upgrades/{name}" for name in after]
+    return "\n".join(map(_read, parts))
+
+
+def require(connection: Connection) -> None:
+    """Reject a database on which a node of `SCHEMA_VERSION` cannot run.
+
+    Raises:
+        SchemaVersionError: the schema is missing or older, or it is newer and does not support this version.
+        SettingsError: the encoding of the database is not UTF8.
+    """
+    _refuse_encoding(connection)
+    found = installed(connection)
+    if found is None:
+        raise SchemaVersionError(
+            f'the database "{connection.info.dbname}" has no jobqueue schema:'
+            " check the database URL, or run `jobqueue migrate` to create the schema"
+        )
+    if found.version < SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the database has jobqueue schema version {found.version}, but this jobqueue needs version {SCHEMA_VERSION}:"
+            " run `jobqueue migrate`"
+        )
+    refuse_unsupported(found.oldest_node)
+
+
+def refuse_unsupported(oldest_node: int) -> None:
+    """Reject a schema whose oldest supported node is newer than this one.
+
+    Raises:
+        SchemaVersionError: nodes need a newer version than `SCHEMA_VERSION`.
+    """
+    if oldest_node > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the database needs nodes of jobqueue schema version {oldest_node} or newer, but this jobqueue has version"
+            f" {SCHEMA_VERSION}: upgrade jobqueue, or use another database"
+        )
+
+
+class Migration(NamedTuple):
+    """The result of `migrate`.
+
+    Attributes:
+        applied: whether the schema was created or upgraded.
+        repaired: the objects that were created or changed when the same version was applied again.
+    """
+
+    applied: bool
+    repaired: list[str]
+
+
+def migrate(connection: Connection) -> Migration:
+    """Create the schema, or run the *before* steps up to `SCHEMA_VERSION`. Repair the same version if objects differ from its text.
+
+    A newer schema that supports this version stays unchanged. If the role lacks the privileges for a repair, this function
+    raises an error only if a node needs a missing object.
+
+    Raises:
+        SchemaVersionError: the server is too old, the schema does not support this version, or objects are missing and the role has
+            no permission to create them.
+        SettingsError: the encoding of the database is not UTF8.
+    """
+    _refuse_encoding(connection)
+    if connection.info.server_version < MINIMUM_SERVER_VERSION:
+        raise SchemaVersionError(f"PostgreSQL {connection.info.server_version // 10_000} is too old: jobqueue needs 14 or newer")
+    found = installed(connection)
+    if found is not None:
+        refuse_unsupported(found.oldest_node)
+        if found.version > SCHEMA_VERSION:
+            return Migration(applied=False, repaired=[])
+    text = script()
+    if found is None or found.version < SCHEMA_VERSION:
+        _apply(connection, text, attempts=LOCK_ATTEMPTS)
+        _record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
+        log.info("schema applied", version=SCHEMA_VERSION, before=found.version if found else None)
+        return Migration(applied=True, repaired=[])
+    try:
+        return Migration(applied=False, repaired=_repair(connection, text))
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        log.warning("schema not compared with schema.sql: another session holds a lock on it", reason=error.diag.message_primary)
+        return Migration(applied=False, repaired=[])
+
+
+def is_finished(connection: Connection) -> bool:
+    """Return whether no *after* step is due: the schema supports no older nodes, or it is newer than this version."""
+    found = installed(connection)
+    return found is None or found.version != SCHEMA_VERSION or found.oldest_node == SCHEMA_VERSION
+
+
+def finish(connection: Connection) -> None:
+    """Run the *after* steps, which drop what only nodes of older versions need. Do nothing if they have run.
+
+    Raises:
+        SchemaVersionError: older nodes still run, or the role has no permission.
+    """
+    if is_finished(connection):
+        return
+    text = script()
+    try:
+        _apply(connection, script(finish=True), attempts=LOCK_ATTEMPTS)
+    except psycopg.errors.ObjectInUse as error:
+        raise SchemaVersionError(f"{error.diag.message_primary}: {error.diag.message_hint}") from error
+    _record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
+    log.info("schema upgrade finished", version=SCHEMA_VERSION)
+
+
+def finish_if_alone(connection: Connection) -> None:
+    """Run the *after* steps if no older node runs and this role may run them. A node calls this at its start."""
+    if is_finished(connection):
+        return
+    try:
+        finish(connection)
+    except (SchemaVersionError, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        log.info("schema upgrade not finished yet", reason=str(error), advice="run jobqueue migrate --finish")
+
+
+def _repair(connection: Connection, text: str) -> list[str]:
+    before = catalog.look(connection, text)
+    faults = catalog.faults(text, before)
+    known = catalog.recorded(connection)
+    digests = catalog.fingerprint(text, before)
+    repaired: list[str] = []
+    if known != digests and (known is not None or faults.all):  # `psql -f schema.sql` records no digests
+        try:
+            _apply(connection, text)
+        except SchemaVersionError as error:
+            if faults.missing:
+                raise SchemaVersionError(f"schema objects are missing: {', '.join(faults.missing)}; {error}") from error
+            if faults.all:
+                log.warning("schema objects differ from this version's schema.sql", objects=faults.all, reason=str(error))
+            return []
+        after = catalog.look(connection, text)
+        repaired = catalog.changed(before, after)
+        if repaired:
+            log.warning("schema repaired: schema.sql was applied again", objects=repaired)
+        digests = catalog.fingerprint(text, after)
+        if known is not None and known != digests and catalog.same_text(known, digests):
+            log.warning("applying schema.sql again did not undo every change of the schema", advice="run jobqueue doctor")
+    if known != digests:
+        _record(connection, digests)
+    return repaired
+
+
+def _apply(connection: Connection, text: str, *, attempts: int = 1) -> None:
+    """Run a script in one transaction. If it does not get a lock in time, try again."""
+    begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_TIMEOUT * 1000:g}ms';"
+    for attempt in range(1, attempts + 1):
+        try:
+            connection.execute_script(f"{begin}\n{text}\nCOMMIT;".encode())
+        except psycopg.errors.InsufficientPrivilege as error:
+            connection.rollback()
+            raise SchemaVersionError(
+                f"this role may not create the schema ({error.diag.message_primary}):"
+                " as its owner, run `jobqueue migrate`, or schema.sql with psql"
+            ) from error
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            connection.rollback()
+            if attempt == attempts:
+                raise
+            time.sleep(exponential_pause(attempt, first=0.1, longest=2.0))
+        except psycopg.Error:
+            connection.rollback()
+            raise
+        else:
+            return
+
+
+def _record(connection: Connection, digests: str) -> None:
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        catalog.record(connection, digests)
+
+
+def _read(part: str) -> str:
+    return files(__name__).joinpath(part).read_text(encoding="utf-8")
+
+
+def _refuse_encoding(connection: Connection) -> None:
+    """Reject a database that cannot store every Unicode text."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise SettingsError(
+            f'the database "{connection.info.dbname}" has the encoding {encoding}, but jobqueue needs UTF8:'
+            " create a database with ENCODING 'UTF8' TEMPLATE template0"
+        )

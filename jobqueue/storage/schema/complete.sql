@@ -1,0 +1,46 @@
+-- Drop the functions of earlier versions, and complete the tables.
+
+DO $$
+DECLARE
+    left_over regprocedure;
+BEGIN
+    FOR left_over IN
+        SELECT p.oid FROM pg_proc AS p
+         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid || ' ' || p.xmin = ANY (string_to_array(current_setting('jobqueue.functions_before'), ','))
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', left_over);
+    END LOOP;
+END $$;
+
+-- Insert a job with a concurrency key into blocked_jobs instead of pending_jobs. Run the trigger even in a session with
+-- session_replication_role = replica. This is safe for the subscriber of a publication: it receives only admitted jobs,
+-- which the trigger leaves unchanged. (Creating the trigger locks the table, so it is created only if it is missing.)
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = 'jobqueue_internal.pending_jobs'::regclass AND t.tgname = 'block' AND t.tgenabled = 'A') THEN
+        CREATE OR REPLACE TRIGGER block BEFORE INSERT ON jobqueue_internal.pending_jobs FOR EACH ROW
+            WHEN (NEW.options IS NOT NULL) EXECUTE FUNCTION jobqueue_internal.block();
+        ALTER TABLE jobqueue_internal.pending_jobs ENABLE ALWAYS TRIGGER block;
+    END IF;
+END $$;
+
+-- Set REPLICA IDENTITY FULL for each table without a primary key. Otherwise, with a publication of all tables,
+-- PostgreSQL rejects updates and deletes in such a table. The full identity costs little, because each of these tables
+-- is small, or has partitions that retention drops as a whole. jobqueue_internal.maintain does the same for the partitions that
+-- it creates.
+DO $$
+DECLARE
+    keyless regclass;
+BEGIN
+    FOR keyless IN
+        SELECT c.oid FROM pg_class AS c
+         WHERE c.relnamespace = 'jobqueue_internal'::regnamespace AND c.relkind IN ('r', 'p') AND c.relreplident = 'd'
+           AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+    LOOP
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', keyless);
+    END LOOP;
+END $$;
+
+-- Create the first partitions, so that a database prepared with psql alone is complete. Nodes decide how long jobs are
+-- kept, so this call drops only partitions that are over thirty years old.
+DO $$ BEGIN PERFORM jobqueue_internal.maintain(1e9, 1e9); END $$;

@@ -1,0 +1,32 @@
+-- Check the database, and wait for other sessions that apply the schema. All parts run in one transaction.
+
+SET LOCAL client_min_messages = warning;
+-- Do not depend on the session's settings. Names must resolve to PostgreSQL's own objects, even while PostgreSQL checks
+-- function bodies.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL plpgsql.extra_errors = '';
+
+DO $$
+DECLARE
+    this_version constant integer := 2;
+    found integer;
+BEGIN
+    -- Two sessions that apply the schema at the same time must not both create objects. The lock's number is 'jobqueue'
+    -- in ASCII, cut to 63 bits.
+    PERFORM pg_advisory_xact_lock(7669743430829532517);
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'the database "%" has the encoding %, but jobqueue needs UTF8: create another one with CREATE DATABASE name ENCODING ''UTF8'' TEMPLATE template0',
+            current_database(), current_setting('server_encoding');
+    END IF;
+    IF to_regclass('jobqueue_internal.schema_version') IS NOT NULL THEN
+        EXECUTE 'SELECT max(version) FROM jobqueue_internal.schema_version' INTO found;
+        IF found > this_version THEN
+            RAISE EXCEPTION 'the database has jobqueue schema version %, which is newer than version % of this schema.sql', found, this_version
+                USING HINT = 'Upgrade jobqueue, or use another database.';
+        END IF;
+    END IF;
+    -- Remember the functions of the last run. complete.sql drops those that this run does not create again.
+    PERFORM set_config('jobqueue.functions_before', coalesce(string_agg(p.oid || ' ' || p.xmin, ','), ''), true)
+       FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('jobqueue_internal');
+END $$;
