@@ -243,12 +243,13 @@ async def test_the_option_does_not_prevent_a_first_start(data_dir: Path) -> None
         assert version(url).startswith("18.")
 
 
-def test_the_command_in_the_docs_upgrades_the_data_and_runs_the_jobs(data_dir: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_command_in_the_docs_upgrades_the_data_and_runs_the_jobs(data_dir: Path, processes: str) -> None:
     page = (ROOT / "docs/upgrading.md").read_text(encoding="utf-8")
     command = re.search(r"^\$ jobqueue serve (\S+ --upgrade-data-dir \S+)$", page, re.MULTILINE)
     assert command is not None
     arguments = re.sub(r"/usr/lib/postgresql/\d+/bin", str(OLD_BINARIES), command[1]).split()
-    node = Service([*arguments, "--data-dir", str(data_dir), "--port", "0"], {})
+    node = Service([*arguments, "--data-dir", str(data_dir), "--port", "0", "--processes", processes], {})
     try:
         assert [line for line in node.log_lines if "upgraded the embedded postgresql" in line]
         url = f"{node.url}/jobs?state=succeeded"

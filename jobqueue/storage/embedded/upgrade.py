@@ -66,6 +66,7 @@ async def upgrade(old: Cluster, new: Cluster) -> None:
         clusters: list[str | Path] = ["-b", old.programs.binaries, "-d", old.pgdata, "-B", new.programs.binaries, "-D", data]
         port = str(UPGRADE_PORT)
         await run("pg_upgrade", *clusters, "-U", ROLE, "-s", old.run_dir, "-p", port, "-P", port, "--no-sync")
+        # Here, the copy is complete but not in place. Its system identifier is new.
         await run("initdb", "--sync-only", "-D", data)  # pg_upgrade syncs before it starts the new server for the last time
     new.put_in_place(data)
     shutil.rmtree(work)
