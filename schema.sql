@@ -31,7 +31,13 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 -- Upgrade version 1
 \ir jobqueue/storage/schema/upgrades/0002_before_two_schemas.sql
 -- The two schemas and the version
-\ir jobqueue/storage/schema/tables/version.sql
+\ir jobqueue/storage/schema/version.sql
+-- The causes of failures
+\ir jobqueue/storage/schema/code/causes.sql
+
+-- The tables of a new database. (CREATE INDEX IF NOT EXISTS locks the table even if the index exists.)
+SELECT to_regclass('jobqueue_internal.pending_jobs') IS NULL AS is_new \gset
+\if :is_new
 -- Queues, their limits and lines, and schedules
 \ir jobqueue/storage/schema/tables/queues.sql
 -- Nodes and the history of their counts
@@ -44,8 +50,10 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/tables/keys.sql
 -- Succeeded and cancelled jobs
 \ir jobqueue/storage/schema/tables/finished_jobs.sql
--- Dead jobs, and the causes of their deaths
+-- Dead jobs
 \ir jobqueue/storage/schema/tables/dead_jobs.sql
+\endif
+
 -- Ids, ranks, and notifications
 \ir jobqueue/storage/schema/code/lookups.sql
 -- Check the arguments of SQL calls

@@ -294,12 +294,25 @@ def test_a_database_without_the_schema(bare: Database) -> None:
 
 
 @pytest.mark.parametrize("version", [schema.SCHEMA_VERSION - 1, schema.SCHEMA_VERSION + 1])
-def test_a_schema_of_another_version(healthy: Database, version: int) -> None:
-    healthy.rows("UPDATE jobqueue_internal.schema_version SET version = %s", version)
+def test_a_schema_that_does_not_support_this_version(healthy: Database, version: int) -> None:
+    healthy.rows("UPDATE jobqueue_internal.schema_version SET version = %s, oldest_node = %s", version, version)
     finding = the_only(healthy.url, "schema")
     assert finding.verdict == "problem"
     assert f"version {version}" in finding.finding
     assert found(healthy.url, "objects") == []
+
+
+def test_a_newer_schema_that_supports_this_version(healthy: Database) -> None:
+    healthy.rows("UPDATE jobqueue_internal.schema_version SET version = %s", schema.SCHEMA_VERSION + 1)
+    assert the_only(healthy.url, "schema").verdict == "ok"
+    assert the_only(healthy.url, "objects").verdict == "ok"
+
+
+def test_an_upgrade_that_is_not_finished(healthy: Database) -> None:
+    healthy.rows("UPDATE jobqueue_internal.schema_version SET oldest_node = %s", schema.SCHEMA_VERSION - 1)
+    finding = the_only(healthy.url, "schema")
+    assert finding.verdict == "warning"
+    assert "jobqueue migrate --finish" in (finding.advice or "")
 
 
 def test_a_schema_that_lost_its_version(healthy: Database) -> None:
@@ -310,16 +323,20 @@ def test_a_schema_that_lost_its_version(healthy: Database) -> None:
 @pytest.mark.parametrize(
     ("damage", "verdict", "said"),
     [
-        ("DROP FUNCTION jobqueue_internal.wake_keys()", "problem", "functions are missing: wake_keys"),
+        ("DROP FUNCTION jobqueue_internal.wake_keys()", "problem", "functions are missing: jobqueue_internal.wake_keys"),
         (
             "CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'",
             "warning",
-            "differ from this version's schema.sql: wake_keys",
+            "differ from this version's schema.sql: jobqueue_internal.wake_keys",
         ),
         ("DROP INDEX jobqueue_internal.pending_jobs_turn", "problem", "indexes are missing: jobqueue_internal.pending_jobs_turn"),
-        ("DROP TABLE jobqueue_internal.cancel_requests", "problem", "tables are missing: cancel_requests"),
+        ("DROP TABLE jobqueue_internal.cancel_requests", "problem", "tables are missing: jobqueue_internal.cancel_requests"),
         ("ALTER TABLE jobqueue_internal.pending_jobs DISABLE TRIGGER block", "problem", "the trigger block"),
-        ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'jobqueue.keys_expires_at'::regclass", "problem", "invalid"),
+        (
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'jobqueue_internal.keys_expires_at'::regclass",
+            "problem",
+            "invalid",
+        ),
     ],
 )
 def test_a_modified_schema(healthy: Database, damage: str, verdict: str, said: str) -> None:
