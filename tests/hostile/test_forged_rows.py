@@ -192,7 +192,7 @@ async def test_failing_maintenance_does_not_stop_a_node(database_url: str, monke
                     FOR VALUES FROM ('1999-01-01 00:00+00') TO ('1999-01-02 00:00+00');
                 CREATE VIEW public.old AS SELECT id FROM jobqueue_internal.succeeded_jobs_old
             """)
-            sql.rows(f"DROP TABLE jobqueue.succeeded_jobs_{tomorrow}")
+            sql.rows(f"DROP TABLE jobqueue_internal.succeeded_jobs_{tomorrow}")
             with trio.fail_after(60):
                 while sql.value("SELECT to_regclass(%s)", f"jobqueue_internal.succeeded_jobs_{tomorrow}") is None:  # noqa: ASYNC110
                     await trio.sleep(0.05)

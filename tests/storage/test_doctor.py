@@ -350,7 +350,7 @@ def test_each_missing_privilege_of_a_role_is_a_finding(healthy: Database, role: 
     url = postgres.as_role(healthy.url, role)
     findings = found(url, "privileges")
     assert [finding.verdict for finding in findings] == ["problem", "problem", "warning"]
-    assert findings[0].finding == f"role {role} may not use the schema jobqueue"
+    assert findings[0].finding == f"role {role} may not use the schema jobqueue_internal"
     # Only checks of tables that the role cannot read are unknown.
     verdicts = {finding.check: finding.verdict for finding in doctor.examine(url)}
     assert {check for check, verdict in verdicts.items() if verdict == "unknown"} == {
@@ -388,7 +388,7 @@ def test_missing_partitions_and_jobs_outside_partitions(healthy: Database) -> No
     finding = the_only(healthy.url, "partitions")
     assert (finding.verdict, finding.finding.split(" in ")[0]) == ("warning", "1 job")
     tomorrow = healthy.value("SELECT to_char((now() AT TIME ZONE 'UTC')::date + 1, 'YYYYMMDD')")
-    healthy.rows(f"DROP TABLE jobqueue.cancelled_jobs_{tomorrow}")
+    healthy.rows(f"DROP TABLE jobqueue_internal.cancelled_jobs_{tomorrow}")
     said = [finding.finding for finding in found(healthy.url, "partitions")]
     assert any(text.startswith("cancelled_jobs has no partition for tomorrow") for text in said)
 
