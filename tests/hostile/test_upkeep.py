@@ -119,7 +119,8 @@ async def test_a_partition_goes_by_its_bounds_and_not_by_its_name(driver: Driver
 
 def test_applying_the_schema_again_drops_no_partition(sql: Database) -> None:
     sql.rows(
-        "CREATE TABLE jobqueue.old PARTITION OF jobqueue_internal.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')"
+        "CREATE TABLE jobqueue_internal.old PARTITION OF jobqueue_internal.succeeded_jobs"
+        " FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')"
     )
     sql.rows(FINISHED, new_id(), "2020-01-01 12:00+00")
     sql.rows(schema.script())
@@ -129,12 +130,12 @@ def test_applying_the_schema_again_drops_no_partition(sql: Database) -> None:
 async def test_a_view_on_a_partition_keeps_that_one_alone_and_its_jobs_are_deleted(driver: Driver, sql: Database) -> None:
     for day in (1, 2, 3):
         sql.rows(
-            f"CREATE TABLE jobqueue.old_{day} PARTITION OF jobqueue_internal.succeeded_jobs"
+            f"CREATE TABLE jobqueue_internal.old_{day} PARTITION OF jobqueue_internal.succeeded_jobs"
             f" FOR VALUES FROM ('2020-01-0{day} 00:00+00') TO ('2020-01-0{day + 1} 00:00+00')"
         )
         for _ in range(3):
             sql.rows(FINISHED, new_id(), f"2020-01-0{day} 12:00+00")
-    sql.rows("CREATE VIEW public.report AS SELECT id FROM jobqueue.old_2")
+    sql.rows("CREATE VIEW public.report AS SELECT id FROM jobqueue_internal.old_2")
     dropped, [failed] = await driver.store.maintain(**KEEP)
     assert dropped == 2
     assert failed.startswith("cannot drop old_2: ")
@@ -154,7 +155,8 @@ async def test_retention_holds_for_a_role_that_owns_no_table(driver: Driver, sql
     url = as_worker(sql, role)
     # Made after the grant, so the role has no privilege on them.
     sql.rows(
-        "CREATE TABLE jobqueue.old PARTITION OF jobqueue_internal.succeeded_jobs FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
+        "CREATE TABLE jobqueue_internal.old PARTITION OF jobqueue_internal.succeeded_jobs"
+        " FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')"
     )
     tomorrow = sql.value("SELECT min(name) FROM jobqueue_internal.partitions('cancelled_jobs') WHERE since > now()")
     sql.rows(f"DROP TABLE jobqueue_internal.{tomorrow}")
