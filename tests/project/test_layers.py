@@ -34,6 +34,7 @@ LAYERS = [
         "durations",
         "admission",
         "timetable",
+        "schema_names",
         "settings",
         "tokens",
         "metrics",

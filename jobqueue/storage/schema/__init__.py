@@ -13,6 +13,7 @@ import structlog
 
 from jobqueue.errors import SchemaVersionError, SettingsError
 from jobqueue.retry import exponential_pause
+from jobqueue.schema_names import DEFAULT, render
 from jobqueue.storage.connection import Connection
 from jobqueue.storage.schema import catalog
 
@@ -64,10 +65,11 @@ def installed(connection: Connection) -> Installed | None:
     return Installed(*found) if found is not None else None
 
 
-def script(*, tables: bool = True, finish: bool = False) -> str:
+def script(schema: str = DEFAULT, *, tables: bool = True, finish: bool = False) -> str:
     """Return the statements that schema.sql runs between BEGIN and COMMIT.
 
     Args:
+        schema: the name of the schemas, see `schema_names`.
         tables: include the tables and indexes of a new database. They lock existing tables, so leave them out if none is missing.
         finish: include the *after* steps, which end the support for nodes of the previous version.
     """
@@ -75,7 +77,7 @@ def script(*, tables: bool = True, finish: bool = False) -> str:
     if finish:
         after = sorted(part.name for part in files(__name__).joinpath("upgrades").iterdir() if "_after_" in part.name)
         parts[-1:-1] = [f"upgrades/{name}" for name in after]
-    return "\n".join(map(_read, parts))
+    return render("\n".join(map(_read, parts)), schema)
 
 
 def require(connection: Connection) -> None:
