@@ -90,7 +90,7 @@ SELECT to_regclass('jobqueue_internal.pending_jobs') IS NULL AS is_new \gset
 \ir jobqueue/storage/schema/code/history.sql
 -- Partitions and retention
 \ir jobqueue/storage/schema/code/maintenance.sql
--- Drop old functions, and complete the tables
+-- Complete the tables
 \ir jobqueue/storage/schema/complete.sql
 -- Upgrade version 1: changes that lock tables
 \ir jobqueue/storage/schema/upgrades/0002_before_locks.sql

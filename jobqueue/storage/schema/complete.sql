@@ -1,16 +1,4 @@
--- Drop the functions of earlier versions, and complete the tables.
-
-DO $$
-DECLARE
-    left_over regprocedure;
-BEGIN
-    FOR left_over IN
-        SELECT p.oid FROM pg_proc AS p
-         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid || ' ' || p.xmin = ANY (string_to_array(current_setting('jobqueue.functions_before'), ','))
-    LOOP
-        EXECUTE format('DROP FUNCTION %s', left_over);
-    END LOOP;
-END $$;
+-- Complete the tables: the trigger, the replica identities, and the first partitions.
 
 -- Insert a job with a concurrency key into blocked_jobs instead of pending_jobs. Run the trigger even in a session with
 -- session_replication_role = replica. This is safe for the subscriber of a publication: it receives only admitted jobs,

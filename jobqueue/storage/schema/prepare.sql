@@ -26,7 +26,4 @@ BEGIN
                 USING HINT = 'Upgrade jobqueue, or use another database.';
         END IF;
     END IF;
-    -- Remember the functions of the last run. complete.sql drops those that this run does not create again.
-    PERFORM set_config('jobqueue.functions_before', coalesce(string_agg(p.oid || ' ' || p.xmin, ','), ''), true)
-       FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('jobqueue_internal');
 END $$;

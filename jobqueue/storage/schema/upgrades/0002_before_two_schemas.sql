@@ -246,12 +246,21 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i'))
         UNION ALL
         SELECT 'ALTER ROUTINE ' || p.oid::regprocedure FROM pg_proc AS p
-         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid <> ALL (ours) AND p.prokind <> 'a'
+         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid <> ALL (ours)
         UNION ALL
         SELECT 'ALTER TYPE ' || t.oid::regtype FROM pg_type AS t
-         WHERE t.typnamespace = 'jobqueue_internal'::regnamespace AND t.typtype IN ('e', 'd', 'r') AND t.typelem = 0
+         WHERE t.typnamespace = 'jobqueue_internal'::regnamespace AND (t.typtype IN ('e', 'd', 'r') OR t.typrelid IN (SELECT c.oid FROM pg_class AS c WHERE c.relkind = 'c'))
     LOOP
         EXECUTE was.statement || ' SET SCHEMA jobqueue';
+    END LOOP;
+
+    -- The public functions move with the objects of users that depend on them.
+    FOR was IN
+        SELECT p.oid::regprocedure AS name FROM pg_proc AS p
+         WHERE p.oid = ANY (ours)
+           AND p.proname = ANY ('{submit,submit_many,list_jobs,list_dead,dead_causes,change,cancel,cancel_jobs,retry,retry_dead,discard,discard_dead,configure,pause,schedule,unschedule,pause_schedule,trigger_schedule}')
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET SCHEMA jobqueue', was.name);
     END LOOP;
 
     -- The objects for nodes of version 1.
@@ -266,8 +275,8 @@ BEGIN
                CASE WHEN p.proretset OR p.prorettype = 'record'::regtype THEN '* FROM ' ELSE '' END AS which,
                (SELECT coalesce(string_agg('$' || n, ', ' ORDER BY n), '') FROM generate_series(1, p.pronargs) AS n) AS given
           FROM pg_proc AS p
-         WHERE p.oid = ANY (ours) AND p.prorettype <> 'trigger'::regtype AND p.proname <> 'submit_batch'
-           AND p.proname <> ALL ('{submit,submit_many,list_jobs,list_dead,dead_causes,change,cancel,cancel_jobs,retry,retry_dead,discard,discard_dead,configure,pause,schedule,unschedule,pause_schedule,trigger_schedule}')
+         WHERE p.oid = ANY (ours) AND p.pronamespace = 'jobqueue_internal'::regnamespace AND p.prorettype <> 'trigger'::regtype
+           AND p.proname <> 'submit_batch'
     LOOP
         EXECUTE format('CREATE FUNCTION jobqueue.%I(%s) RETURNS %s LANGUAGE sql AS %L', was.name, was.arguments, was.result,
                        format('SELECT %sjobqueue_internal.%I(%s)', was.which, was.name, was.given));
@@ -276,6 +285,5 @@ BEGIN
     ALTER TABLE jobqueue_internal.schema_version ADD COLUMN oldest_node integer NOT NULL DEFAULT 1;
     ALTER TABLE jobqueue_internal.schema_version ALTER COLUMN oldest_node DROP DEFAULT;
     INSERT INTO jobqueue_internal.schema_version (version, oldest_node) VALUES (2, 1);
-    PERFORM set_config('jobqueue.functions_before', coalesce(string_agg(p.oid || ' ' || p.xmin, ','), ''), true)
-       FROM pg_proc AS p WHERE p.pronamespace = 'jobqueue_internal'::regnamespace;
+    DROP FUNCTION jobqueue_internal.join_node(uuid, text, integer, text, text, jsonb, double precision);   -- version 2 has one more argument
 END $upgrade$;
