@@ -230,12 +230,16 @@ BEGIN
                          'If that fails, the schema is older than 0.1.0: let the jobs end, and use a new database.';
     END IF;
 
+    -- Let each session look up functions again before it sees the new schemas. Sessions receive this change and the
+    -- renaming together, but changes that come later can arrive a moment later.
+    ALTER FUNCTION jobqueue.submit COST 100;
     ALTER SCHEMA jobqueue RENAME TO jobqueue_internal;
     EXECUTE format('CREATE SCHEMA jobqueue AUTHORIZATION %I',
                    (SELECT pg_get_userbyid(n.nspowner) FROM pg_namespace AS n WHERE n.nspname = 'jobqueue_internal'));
 
-    -- Objects that are not jobqueue's stay in the schema jobqueue. For example, the tables of a role named jobqueue are
-    -- there by default.
+    -- The public functions stay in the schema jobqueue, so that calls that are running, privileges, and objects that depend
+    -- on them stay valid. Objects that are not jobqueue's stay there too. For example, the tables of a role named jobqueue
+    -- are there by default.
     FOR was IN
         SELECT 'ALTER TABLE ' || c.oid::regclass AS statement FROM pg_class AS c
          WHERE c.relnamespace = 'jobqueue_internal'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.oid <> ALL (ours)
@@ -246,7 +250,9 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i'))
         UNION ALL
         SELECT 'ALTER ROUTINE ' || p.oid::regprocedure FROM pg_proc AS p
-         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid <> ALL (ours)
+         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace
+           AND (p.oid <> ALL (ours)
+                OR p.proname = ANY ('{submit,submit_many,list_jobs,list_dead,dead_causes,change,cancel,cancel_jobs,retry,retry_dead,discard,discard_dead,configure,pause,schedule,unschedule,pause_schedule,trigger_schedule}'))
         UNION ALL
         SELECT 'ALTER TYPE ' || t.oid::regtype FROM pg_type AS t
          WHERE t.typnamespace = 'jobqueue_internal'::regnamespace AND (t.typtype IN ('e', 'd', 'r') OR t.typrelid IN (SELECT c.oid FROM pg_class AS c WHERE c.relkind = 'c'))
