@@ -34,10 +34,6 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/version.sql
 -- The causes of failures
 \ir jobqueue/storage/schema/code/causes.sql
-
--- The tables of a new database. (CREATE INDEX IF NOT EXISTS locks the table even if the index exists.)
-SELECT to_regclass('jobqueue_internal.pending_jobs') IS NULL AS is_new \gset
-\if :is_new
 -- Queues, their limits and lines, and schedules
 \ir jobqueue/storage/schema/tables/queues.sql
 -- Nodes and the history of their counts
@@ -52,8 +48,6 @@ SELECT to_regclass('jobqueue_internal.pending_jobs') IS NULL AS is_new \gset
 \ir jobqueue/storage/schema/tables/finished_jobs.sql
 -- Dead jobs
 \ir jobqueue/storage/schema/tables/dead_jobs.sql
-\endif
-
 -- Ids, ranks, and notifications
 \ir jobqueue/storage/schema/code/lookups.sql
 -- Check the arguments of SQL calls

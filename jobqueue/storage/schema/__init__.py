@@ -65,15 +65,14 @@ def installed(connection: Connection) -> Installed | None:
     return Installed(*found) if found is not None else None
 
 
-def script(schema: str = DEFAULT, *, tables: bool = True, finish: bool = False) -> str:
+def script(schema: str = DEFAULT, *, finish: bool = False) -> str:
     """Return the statements that schema.sql runs between BEGIN and COMMIT.
 
     Args:
         schema: the name of the schemas, see `schema_names`.
-        tables: include the tables and indexes of a new database. They lock existing tables, so leave them out if none is missing.
         finish: include the *after* steps, which end the support for nodes of the previous version.
     """
-    parts = [part for part in _PART.findall(_read("schema.sql")) if tables or not part.startswith("tables/")]
+    parts = _PART.findall(_read("schema.sql"))
     if finish:
         after = sorted(part.name for part in files(__name__).joinpath("upgrades").iterdir() if "_after_" in part.name)
         parts[-1:-1] = [f"upgrades/{name}" for name in after]
@@ -148,7 +147,7 @@ def migrate(connection: Connection) -> Migration:
             return Migration(applied=False, repaired=[])
     text = script()
     if found is None or found.version < SCHEMA_VERSION:
-        _apply(connection, script(tables=found is None), attempts=LOCK_ATTEMPTS)
+        _apply(connection, text, attempts=LOCK_ATTEMPTS)
         _record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
         log.info("schema applied", version=SCHEMA_VERSION, before=found.version if found else None)
         return Migration(applied=True, repaired=[])
@@ -175,7 +174,7 @@ def finish(connection: Connection) -> None:
         return
     text = script()
     try:
-        _apply(connection, script(tables=False, finish=True), attempts=LOCK_ATTEMPTS)
+        _apply(connection, script(finish=True), attempts=LOCK_ATTEMPTS)
     except psycopg.errors.ObjectInUse as error:
         raise SchemaVersionError(f"{error.diag.message_primary}: {error.diag.message_hint}") from error
     _record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
@@ -200,7 +199,7 @@ def _repair(connection: Connection, text: str) -> list[str]:
     repaired: list[str] = []
     if known != digests and (known is not None or faults.all):  # `psql -f schema.sql` records no digests
         try:
-            _apply(connection, script(tables=bool(faults.tables or faults.indexes)))
+            _apply(connection, text)
         except SchemaVersionError as error:
             if faults.missing:
                 raise SchemaVersionError(f"schema objects are missing: {', '.join(faults.missing)}; {error}") from error

@@ -29,6 +29,11 @@ BEGIN
     END LOOP;
 END $$;
 
--- Create the first partitions, so that a database prepared with psql alone is complete. Nodes decide how long jobs are
--- kept, so this call drops only partitions that are over thirty years old.
-DO $$ BEGIN PERFORM jobqueue_internal.maintain(1e9, 1e9); END $$;
+-- Create the first partitions in a new database, so that a database prepared with psql alone is complete. Later, nodes
+-- create partitions, which locks the table. Nodes decide how long jobs are kept, so this call drops only partitions that
+-- are over thirty years old.
+DO $$ BEGIN
+    IF (SELECT count(*) FROM pg_inherits AS i WHERE i.inhparent = 'jobqueue_internal.succeeded_jobs'::regclass) = 1 THEN
+        PERFORM jobqueue_internal.maintain(1e9, 1e9);
+    END IF;
+END $$;

@@ -21,10 +21,20 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.dead_jobs (
     cause           text             GENERATED ALWAYS AS (jobqueue_internal.cause_of(errors, reason)) STORED
 );
 
--- Each of these indexes provides an order for paging. With it, a filter that selects few jobs among many finds them
--- quickly.
-CREATE INDEX IF NOT EXISTS dead_jobs_died_at ON jobqueue_internal.dead_jobs (died_at, id);
-CREATE INDEX IF NOT EXISTS dead_jobs_queue ON jobqueue_internal.dead_jobs (queue, died_at, id);
-CREATE INDEX IF NOT EXISTS dead_jobs_kind ON jobqueue_internal.dead_jobs (kind, died_at, id);
--- The next index also contains every column that jobqueue.dead_causes reads.
-CREATE INDEX IF NOT EXISTS dead_jobs_cause ON jobqueue_internal.dead_jobs (cause, kind, queue, died_at, id);
+DO $$ BEGIN
+    -- Each of these indexes provides an order for paging. With it, a filter that selects few jobs among many finds them
+    -- quickly.
+    IF to_regclass('jobqueue_internal.dead_jobs_died_at') IS NULL THEN
+        CREATE INDEX dead_jobs_died_at ON jobqueue_internal.dead_jobs (died_at, id);
+    END IF;
+    IF to_regclass('jobqueue_internal.dead_jobs_queue') IS NULL THEN
+        CREATE INDEX dead_jobs_queue ON jobqueue_internal.dead_jobs (queue, died_at, id);
+    END IF;
+    IF to_regclass('jobqueue_internal.dead_jobs_kind') IS NULL THEN
+        CREATE INDEX dead_jobs_kind ON jobqueue_internal.dead_jobs (kind, died_at, id);
+    END IF;
+    -- The next index also contains every column that jobqueue.dead_causes reads.
+    IF to_regclass('jobqueue_internal.dead_jobs_cause') IS NULL THEN
+        CREATE INDEX dead_jobs_cause ON jobqueue_internal.dead_jobs (cause, kind, queue, died_at, id);
+    END IF;
+END $$;

@@ -24,7 +24,11 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.finished_jobs (
     saved           jsonb
 ) PARTITION BY LIST (state);
 
-CREATE INDEX IF NOT EXISTS finished_jobs_id ON jobqueue_internal.finished_jobs (id);
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.finished_jobs_id') IS NULL THEN
+        CREATE INDEX finished_jobs_id ON jobqueue_internal.finished_jobs (id);
+    END IF;
+END $$;
 
 CREATE TABLE IF NOT EXISTS jobqueue_internal.succeeded_jobs PARTITION OF jobqueue_internal.finished_jobs FOR VALUES IN ('succeeded')
     PARTITION BY RANGE (finished_at);

@@ -9,7 +9,11 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.key_checks (
     timed boolean              -- true: check at the time `at`, not earlier. NULL: check at once, regardless of the clock
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS key_checks_next ON jobqueue_internal.key_checks (timed, at);
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.key_checks_next') IS NULL THEN
+        CREATE INDEX key_checks_next ON jobqueue_internal.key_checks (timed, at);
+    END IF;
+END $$;
 
 -- Starts of jobs under a key_rate that have not been deducted from the key's bucket yet.
 CREATE TABLE IF NOT EXISTS jobqueue_internal.key_starts (
@@ -18,7 +22,11 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.key_starts (
     at    timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS key_starts_key ON jobqueue_internal.key_starts (queue, key, at);
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.key_starts_key') IS NULL THEN
+        CREATE INDEX key_starts_key ON jobqueue_internal.key_starts (queue, key, at);
+    END IF;
+END $$;
 
 -- The token bucket of each key under a key_rate. A key without a row has a full bucket.
 CREATE TABLE IF NOT EXISTS jobqueue_internal.key_buckets (
@@ -45,4 +53,8 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.keys (
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 200)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS keys_expires_at ON jobqueue_internal.keys (expires_at);
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.keys_expires_at') IS NULL THEN
+        CREATE INDEX keys_expires_at ON jobqueue_internal.keys (expires_at);
+    END IF;
+END $$;

@@ -29,16 +29,30 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.pending_jobs (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
 
-CREATE INDEX IF NOT EXISTS pending_jobs_claim ON jobqueue_internal.pending_jobs (queue, rank);
-CREATE INDEX IF NOT EXISTS pending_jobs_turn ON jobqueue_internal.pending_jobs (queue, (priority > 0), ((options -> 'turn')::numeric))
- WHERE options ? 'turn';
-CREATE INDEX IF NOT EXISTS pending_jobs_group ON jobqueue_internal.pending_jobs (queue, (options ->> 'group'), ((options -> 'turn')::numeric))
- WHERE options ? 'turn';
--- This index covers only jobs with an expiry time, and rejects an expiry time that is not a number. See
--- jobqueue_internal.expire.
-CREATE INDEX IF NOT EXISTS pending_jobs_expire ON jobqueue_internal.pending_jobs (((options -> 'expires_at')::double precision))
- WHERE options ? 'expires_at';
-CREATE INDEX IF NOT EXISTS pending_jobs_key ON jobqueue_internal.pending_jobs (queue, (options ->> 'concurrency_key')) WHERE admitted;
+-- CREATE INDEX IF NOT EXISTS waits for the writers of the table even if the index exists. So look for the index first,
+-- here and for all other tables.
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.pending_jobs_claim') IS NULL THEN
+        CREATE INDEX pending_jobs_claim ON jobqueue_internal.pending_jobs (queue, rank);
+    END IF;
+    IF to_regclass('jobqueue_internal.pending_jobs_turn') IS NULL THEN
+        CREATE INDEX pending_jobs_turn ON jobqueue_internal.pending_jobs (queue, (priority > 0), ((options -> 'turn')::numeric))
+         WHERE options ? 'turn';
+    END IF;
+    IF to_regclass('jobqueue_internal.pending_jobs_group') IS NULL THEN
+        CREATE INDEX pending_jobs_group ON jobqueue_internal.pending_jobs (queue, (options ->> 'group'), ((options -> 'turn')::numeric))
+         WHERE options ? 'turn';
+    END IF;
+    -- This index covers only jobs with an expiry time, and rejects an expiry time that is not a number. See
+    -- jobqueue_internal.expire.
+    IF to_regclass('jobqueue_internal.pending_jobs_expire') IS NULL THEN
+        CREATE INDEX pending_jobs_expire ON jobqueue_internal.pending_jobs (((options -> 'expires_at')::double precision))
+         WHERE options ? 'expires_at';
+    END IF;
+    IF to_regclass('jobqueue_internal.pending_jobs_key') IS NULL THEN
+        CREATE INDEX pending_jobs_key ON jobqueue_internal.pending_jobs (queue, (options ->> 'concurrency_key')) WHERE admitted;
+    END IF;
+END $$;
 
 -- Jobs that wait for room under their concurrency key. The columns must stay the same as in pending_jobs.
 CREATE TABLE IF NOT EXISTS jobqueue_internal.blocked_jobs (
@@ -47,9 +61,15 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.blocked_jobs (
     CONSTRAINT concurrency_key_length CHECK (length(options ->> 'concurrency_key') BETWEEN 1 AND 200)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS blocked_jobs_key ON jobqueue_internal.blocked_jobs (queue, (options ->> 'concurrency_key'), rank);
-CREATE INDEX IF NOT EXISTS blocked_jobs_expire ON jobqueue_internal.blocked_jobs (((options -> 'expires_at')::double precision))
- WHERE options ? 'expires_at';
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.blocked_jobs_key') IS NULL THEN
+        CREATE INDEX blocked_jobs_key ON jobqueue_internal.blocked_jobs (queue, (options ->> 'concurrency_key'), rank);
+    END IF;
+    IF to_regclass('jobqueue_internal.blocked_jobs_expire') IS NULL THEN
+        CREATE INDEX blocked_jobs_expire ON jobqueue_internal.blocked_jobs (((options -> 'expires_at')::double precision))
+         WHERE options ? 'expires_at';
+    END IF;
+END $$;
 
 
 CREATE TABLE IF NOT EXISTS jobqueue_internal.scheduled_jobs (
@@ -77,6 +97,12 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.scheduled_jobs (
     CONSTRAINT timeout_range CHECK (timeout > 0 AND timeout <= 604800)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX IF NOT EXISTS scheduled_jobs_promote ON jobqueue_internal.scheduled_jobs (run_at);
-CREATE INDEX IF NOT EXISTS scheduled_jobs_expire ON jobqueue_internal.scheduled_jobs (((options -> 'expires_at')::double precision))
- WHERE options ? 'expires_at';
+DO $$ BEGIN
+    IF to_regclass('jobqueue_internal.scheduled_jobs_promote') IS NULL THEN
+        CREATE INDEX scheduled_jobs_promote ON jobqueue_internal.scheduled_jobs (run_at);
+    END IF;
+    IF to_regclass('jobqueue_internal.scheduled_jobs_expire') IS NULL THEN
+        CREATE INDEX scheduled_jobs_expire ON jobqueue_internal.scheduled_jobs (((options -> 'expires_at')::double precision))
+         WHERE options ? 'expires_at';
+    END IF;
+END $$;
