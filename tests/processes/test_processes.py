@@ -169,11 +169,11 @@ def test_a_node_that_is_killed_is_replaced_and_its_jobs_run_and_sigterm_lets_bot
 def test_a_node_that_does_not_start_again_ends_all_with_its_reason(start: Start, database: Database) -> None:
     group = start()
     children = group.pids()
-    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999")
+    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999, oldest_node = 999")
     os.kill(min(children), signal.SIGKILL)
     assert group.wait() == 1
     last = group.service.log.strip().splitlines()[-1]
-    assert re.match("Error: process [12] does not start: the database has jobqueue schema version 999", last)
+    assert re.match("Error: process [12] does not start: the database needs nodes of jobqueue schema version 999", last)
     assert all(map(gone, children))
     assert database.rows("SELECT * FROM jobqueue_internal.nodes WHERE pid = %s", max(children)) == [], (
         "the other node left properly"

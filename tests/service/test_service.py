@@ -86,7 +86,7 @@ def test_metrics_count_what_happened(start: Start, client: httpx.Client, databas
         'jobqueue_job_run_seconds_count{kind="fail",queue="default"} 2.0',
         'jobqueue_workers{queue="default"} 16.0',
         "jobqueue_inflight_jobs 0.0",
-        "jobqueue_schema_version 1.0",
+        "jobqueue_schema_version 2.0",
     ):
         assert line in lines
 
@@ -425,18 +425,18 @@ def test_an_error_in_the_arguments_is_reported_in_one_line(arguments: list[str],
 
 @pytest.mark.no_schema
 def test_migrate_applies_the_schema_once_and_psql_may_have_done_it(database_url: str, database: Database) -> None:
-    assert run_cli("migrate", "--database-url", database_url).stdout == "schema version 1: applied\n"
-    assert run_cli("migrate", env={"DATABASE_URL": database_url}).stdout == "schema version 1: up to date\n"
+    assert run_cli("migrate", "--database-url", database_url).stdout == "schema version 2: applied\n"
+    assert run_cli("migrate", env={"DATABASE_URL": database_url}).stdout == "schema version 2: up to date\n"
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(schema.script().encode())
-    assert database.rows("SELECT version FROM jobqueue_internal.schema_version") == [(1,)]
+    assert database.rows("SELECT version, oldest_node FROM jobqueue_internal.schema_version") == [(2, 2)]
 
 
 def test_a_database_of_a_newer_version_is_refused(database_url: str, database: Database) -> None:
-    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999 RETURNING 1")
+    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999, oldest_node = 999 RETURNING 1")
     done = run_cli("serve", "examples.quickstart", "--port", "0", "--database-url", database_url)
     assert done.returncode == 1
-    assert "schema version 999" in done.stderr.strip().splitlines()[-1]
+    assert "schema version 999 or newer" in done.stderr.strip().splitlines()[-1]
     with psycopg.connect(database_url, autocommit=True) as connection, pytest.raises(psycopg.errors.RaiseException, match="999"):
         connection.execute(schema.script().encode())
 

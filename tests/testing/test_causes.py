@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobqueue.storage import schema
 from jobqueue.testing.causes import MAX_CAUSE_LENGTH, MAX_LOOKED_AT, cause_of
-from tests.support.postgres import SERVERS, Database, ServerPool
-from tests.support.storage import open_driver
+from tests.support.postgres import SERVERS, ServerPool
 
 pytestmark = pytest.mark.slow
 
@@ -188,17 +186,6 @@ def test_without_an_error_message_the_reason_is_the_cause(asked: psycopg.Connect
 def test_the_last_error_is_the_cause(asked: psycopg.Connection) -> None:
     errors = json.dumps([{"error": "the first"}, {"error": "the last 1"}])
     assert asked.execute("SELECT jobqueue_internal.cause_of(%s, 'why')", (errors,)).fetchone() == ("the last #",)
-
-
-async def test_an_upgrade_adds_the_causes_of_existing_dead_letters(any_database_url: str, sql: Database) -> None:
-    async with open_driver(any_database_url) as driver:
-        job = await driver.in_state("dead")
-        assert not isinstance(job, str)
-    sql.rows("ALTER TABLE jobqueue_internal.dead_jobs DROP COLUMN cause")
-    for _ in range(2):
-        sql.rows(schema.script())
-        assert sql.rows("SELECT id::text, cause FROM jobqueue_internal.dead_jobs") == [(job.id, "no luck")]
-    assert sql.value("SELECT count(*) FROM pg_indexes WHERE indexname = 'dead_jobs_cause'") == 1
 
 
 def test_the_longest_names_and_cause_fit_into_the_index(asked: psycopg.Connection) -> None:
