@@ -84,6 +84,8 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/code/history.sql
 -- Partitions and retention
 \ir jobqueue/storage/schema/code/maintenance.sql
+-- Roles
+\ir jobqueue/storage/schema/code/privileges.sql
 -- Complete the tables
 \ir jobqueue/storage/schema/complete.sql
 -- Upgrade version 1: changes that lock tables

@@ -163,11 +163,9 @@ def test_an_error_of_postgresql_ends_the_command_in_one_line(sql: Database, sett
 
 @pytest.fixture
 def worker(applied: Database) -> Iterator[str]:
-    """The URL of a role that may use the schema but not change it."""
+    """The URL of a role that can run a node, but not change the schema."""
     with postgres.role(applied.url) as role:
-        applied.rows(f"GRANT USAGE ON SCHEMA jobqueue, jobqueue_internal TO {role}")
-        applied.rows(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue_internal TO {role}")
-        yield postgres.as_role(applied.url, role)
+        yield postgres.granted(applied.url, "node", role)
 
 
 def test_a_role_without_ddl_starts_unless_something_is_missing(applied: Database, worker: str) -> None:

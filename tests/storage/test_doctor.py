@@ -347,34 +347,28 @@ def test_a_modified_schema(healthy: Database, damage: str, verdict: str, said: s
     assert said in finding.finding
 
 
-def test_each_missing_privilege_of_a_role_is_a_finding(healthy: Database, role: str) -> None:
+def test_missing_privileges_of_a_role_are_a_finding(healthy: Database, role: str) -> None:
     url = postgres.as_role(healthy.url, role)
-    findings = found(url, "privileges")
-    assert [finding.verdict for finding in findings] == ["problem", "problem", "warning"]
-    assert findings[0].finding == f"role {role} may not use the schema jobqueue_internal"
+    finding = the_only(url, "privileges")
+    assert finding.verdict == "problem"
+    assert finding.finding == f"role {role} lacks privileges that a node needs: USAGE on jobqueue_internal"
+    assert finding.advice == f"as the owner of the schema, jobqueue migrate --grant node={role}"
     # Only checks of tables that the role cannot read are unknown.
     verdicts = {finding.check: finding.verdict for finding in doctor.examine(url)}
     assert {check for check, verdict in verdicts.items() if verdict == "unknown"} == {
-        "schema", "partitions", "nodes", "queues", "overdue", "schedules", "dead letters",
+        "schema", "objects", "partitions", "nodes", "queues", "overdue", "schedules", "dead letters",
     }  # fmt: skip
-    for finding in findings[:2]:
-        healthy.rows(finding.advice or "")
-    # Only the owner of the tables can create partitions.
-    owner = healthy.value("SELECT current_user")
-    assert len(found(url, "privileges")) == 1
-    healthy.rows(f"GRANT CREATE ON SCHEMA jobqueue, jobqueue_internal TO {role}")
-    healthy.rows(f"GRANT {owner} TO {role}")
+    healthy.rows(f"GRANT USAGE ON SCHEMA jobqueue_internal TO {role}")
+    assert "needs: SELECT on jobqueue.dead_jobs, SELECT on jobqueue.jobs, " in the_only(url, "privileges").finding
+    postgres.granted(healthy.url, "node", role)
     assert the_only(url, "privileges").verdict == "ok"
 
 
 def test_revoked_functions(healthy: Database, role: str) -> None:
-    healthy.rows(
-        f"GRANT USAGE, CREATE ON SCHEMA jobqueue, jobqueue_internal TO {role};"
-        f" GRANT ALL ON ALL TABLES IN SCHEMA jobqueue_internal TO {role}"
-    )
-    healthy.rows("REVOKE EXECUTE ON FUNCTION jobqueue_internal.claim, pg_notify(text, text) FROM PUBLIC")
-    said = [finding.finding for finding in found(postgres.as_role(healthy.url, role), "privileges")]
-    assert [text for text in said if "1 function: claim" in text]
+    url = postgres.granted(healthy.url, "node", role)
+    healthy.rows(f"REVOKE EXECUTE ON FUNCTION jobqueue_internal.claim, pg_notify(text, text) FROM PUBLIC, {role}")
+    said = [finding.finding for finding in found(url, "privileges")]
+    assert [text for text in said if "needs: EXECUTE on jobqueue_internal.claim(" in text]
     assert [text for text in said if "pg_notify" in text]
 
 

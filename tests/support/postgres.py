@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from jobqueue.storage.connection import connect
-from jobqueue.storage.schema import migrate
+from jobqueue.storage.schema import grant, migrate
 from jobqueue.testing.postgres import FAST, database, directory, server, wait_until_ready
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "database",
     "directory",
     "empty",
+    "granted",
     "role",
     "server",
     "wait_until_ready",
@@ -121,6 +122,13 @@ def role(url: str) -> Iterator[str]:
         yield name
     finally:
         _execute(url, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def granted(url: str, kind: str, role: str) -> str:
+    """Grant a role the privileges of a kind, and return the URL for this role."""
+    with connect(url, "migrate") as connection:
+        grant(connection, [(kind, role)])
+    return as_role(url, role)
 
 
 def as_role(url: str, role: str) -> str:

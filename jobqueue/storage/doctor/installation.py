@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import psycopg
@@ -118,41 +119,38 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
     [row] = query(
         connection,
         """
-        SELECT quote_ident(current_user) AS role,
-               has_schema_privilege(n.oid, 'USAGE') AS usage, has_schema_privilege(n.oid, 'CREATE') AS creates,
-               ARRAY(SELECT c.relname::text FROM pg_class AS c
-                      WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v') AND c.relname <> 'schema_version'
-                        AND NOT (has_table_privilege(c.oid, 'SELECT') AND (c.relkind = 'v' OR has_table_privilege(c.oid, 'INSERT')
-                                 AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')))
-                      ORDER BY c.relispartition, c.relname) AS tables,
-               ARRAY(SELECT DISTINCT p.proname::text FROM pg_proc AS p
-                      WHERE p.pronamespace = n.oid AND NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY 1) AS functions,
+        SELECT quote_ident(current_user) AS quoted, current_user AS role,
+               coalesce(has_schema_privilege(to_regnamespace('jobqueue_internal'), 'USAGE')
+                        AND has_function_privilege(to_regprocedure('jobqueue_internal.privileges_of(text)'), 'EXECUTE'),
+                        false) AS usage,
                ARRAY(SELECT s.name FROM unnest(%s::text[]) AS s (name)
-                      WHERE NOT has_function_privilege(s.name, 'EXECUTE')) AS system_functions,
-               EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relispartition
-                          AND NOT pg_has_role(c.relowner, 'USAGE')) AS others_own
-          FROM pg_namespace AS n WHERE n.nspname = 'jobqueue_internal'
+                      WHERE NOT has_function_privilege(s.name, 'EXECUTE')) AS system_functions
         """,
         SYSTEM_FUNCTIONS,
     )
-    if not row.usage:
-        grant = f"GRANT USAGE ON SCHEMA jobqueue_internal TO {row.role}"
-        yield Finding("privileges", "problem", f"role {row.role} may not use the schema jobqueue_internal", grant)
-    if row.tables:
-        found = f"role {row.role} may not read and write {count(len(row.tables), 'table')}: {names(row.tables)}"
-        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA jobqueue_internal TO {row.role}"
-        yield Finding("privileges", "problem", found, grant)
-    if row.functions:
-        found = f"role {row.role} may not call {count(len(row.functions), 'function')}: {names(row.functions)}"
-        yield Finding("privileges", "problem", found, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA jobqueue_internal TO {row.role}")
+    lacking = ["USAGE on jobqueue_internal"]
+    if row.usage:
+        lacking = [
+            f"{missing.privileges} on {missing.name}"
+            for missing in query(
+                connection,
+                """
+                SELECT string_agg(p.privilege, ', ') AS privileges, p.name FROM jobqueue_internal.privileges_of('node') AS p
+                 WHERE NOT CASE p.type WHEN 'SCHEMA' THEN has_schema_privilege(p.object, p.privilege)
+                                       WHEN 'FUNCTION' THEN has_function_privilege(p.object, p.privilege)
+                                       ELSE has_table_privilege(p.object, p.privilege) END
+                 GROUP BY p.type, p.name ORDER BY p.type DESC, p.name
+                """,
+            )
+        ]
+    if lacking:
+        found = f"role {row.quoted} lacks privileges that a node needs: {names(lacking)}"
+        advice = f"as the owner of the schema, jobqueue migrate --grant node={shlex.quote(row.role)}"
+        yield Finding("privileges", "problem", found, advice)
     if row.system_functions:
-        found = f"role {row.role} may not call {names(row.system_functions)}, which a node needs"
-        grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.role}" for name in row.system_functions)
+        found = f"role {row.quoted} may not call {names(row.system_functions)}, which a node needs"
+        grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.quoted}" for name in row.system_functions)
         yield Finding("privileges", "problem", found, grants)
-    if row.others_own or not row.creates:
-        found = f"role {row.role} cannot create and drop partitions of finished jobs: nodes delete old jobs in batches instead"
-        advice = f"GRANT CREATE ON SCHEMA jobqueue_internal TO {row.role}, and make it a member of the role that owns the tables"
-        yield Finding("privileges", "warning", found, advice)
 
 
 def partitions(connection: Connection) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.resources import files
 from typing import NamedTuple
@@ -189,6 +190,28 @@ def finish_if_alone(connection: Connection) -> None:
         finish(connection)
     except (SchemaVersionError, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         log.info("schema upgrade not finished yet", reason=str(error), advice="run jobqueue migrate --finish")
+
+
+def grant(connection: Connection, roles: Iterable[tuple[str, str]]) -> None:
+    """Grant each role the privileges of its kind: all of them, or none if one grant fails. Only the owner can do this.
+
+    Args:
+        connection: the database.
+        roles: pairs of a kind (see `code/privileges.sql`) and the name of a role.
+
+    Raises:
+        SettingsError: the kind is unknown, or the role does not exist or owns the tables, or this role cannot grant the privileges.
+    """
+    with connection.transaction():
+        for kind, role in roles:
+            try:
+                connection.execute("SELECT jobqueue_internal.grant_role(%s, quote_ident(%s)::regrole)", [kind, role])
+            except psycopg.errors.UndefinedObject as error:
+                raise SettingsError(f'role "{role}" does not exist: check its name, or create it with CREATE ROLE') from error
+            except psycopg.errors.InvalidParameterValue as error:
+                raise SettingsError(str(error.diag.message_primary)) from error
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise SettingsError(f"{error.diag.message_primary}: run the command as the owner of the schema") from error
 
 
 def _repair(connection: Connection, text: str) -> list[str]:

@@ -48,8 +48,13 @@ CREATE OR REPLACE VIEW jobqueue.nodes AS
     SELECT id, host, pid, process, version, queues, started_at, heartbeat_at, lease_until, activity
       FROM jobqueue_internal.nodes;
 
-COMMENT ON SCHEMA jobqueue IS 'The SQL API of jobqueue: functions to submit and manage jobs, and views to read them.';
-COMMENT ON SCHEMA jobqueue_internal IS 'The tables of jobqueue, and the functions that its nodes call. Use the schema jobqueue instead.';
+DO $$
+BEGIN
+    IF (SELECT bool_and(pg_has_role(n.nspowner, 'USAGE')) FROM pg_namespace AS n WHERE n.nspname IN ('jobqueue', 'jobqueue_internal')) THEN
+        COMMENT ON SCHEMA jobqueue IS 'The SQL API of jobqueue: functions to submit and manage jobs, and views to read them.';
+        COMMENT ON SCHEMA jobqueue_internal IS 'The tables of jobqueue, and the functions that its nodes call. Use the schema jobqueue instead.';
+    END IF;
+END $$;
 
 COMMENT ON VIEW jobqueue.jobs IS 'Every job in every state.';
 COMMENT ON VIEW jobqueue.dead_jobs IS 'The dead jobs, with the reason and the cause.';
@@ -81,6 +86,17 @@ COMMENT ON FUNCTION jobqueue.pause_schedule IS 'Pause a schedule, or resume it w
 COMMENT ON FUNCTION jobqueue.trigger_schedule IS
     'Submit a schedule''s job now, in addition to its ticks, and return the job''s id. Return NULL if no schedule has this name.';
 
-REVOKE ALL ON FUNCTION jobqueue.submit, jobqueue.submit_many, jobqueue.list_jobs, jobqueue.list_dead, jobqueue.dead_causes, jobqueue.change,
-    jobqueue.cancel, jobqueue.cancel_jobs, jobqueue.retry, jobqueue.retry_dead, jobqueue.discard, jobqueue.discard_dead, jobqueue.configure,
-    jobqueue.pause, jobqueue.schedule, jobqueue.unschedule, jobqueue.pause_schedule, jobqueue.trigger_schedule FROM PUBLIC;
+-- Only roles with a grant may use the API. By default, and with default privileges, PUBLIC gets privileges on new objects.
+DO $$
+DECLARE
+    open record;
+BEGIN
+    FOR open IN
+        SELECT DISTINCT p.type, p.name FROM jobqueue_internal.privileges_of('manage') AS p, aclexplode(p.acl) AS e
+         WHERE p.type <> 'SCHEMA' AND e.grantee = 0
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM PUBLIC', open.type, open.name);
+    END LOOP;
+    PERFORM jobqueue_internal.grant_role(split_part(b.role, ' ', 1), split_part(b.role, ' ', 2)::oid)
+       FROM string_to_table(nullif(current_setting('jobqueue.roles_before', true), ''), ',') AS b (role);
+END $$;

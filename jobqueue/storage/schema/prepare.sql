@@ -26,4 +26,8 @@ BEGIN
                 USING HINT = 'Upgrade jobqueue, or use another database.';
         END IF;
     END IF;
+    -- Remember the roles of each kind. api.sql grants them the privileges on new objects.
+    IF to_regprocedure('jobqueue_internal.granted_roles()') IS NOT NULL THEN
+        EXECUTE 'SELECT set_config(''jobqueue.roles_before'', string_agg(g.kind || '' '' || g.role::oid, '',''), true) FROM jobqueue_internal.granted_roles() AS g';
+    END IF;
 END $$;

@@ -19,12 +19,14 @@ $$;
 -- because an open transaction reads it, the next call tries again. The function must not wait longer, because
 -- completions would wait behind its lock request.
 --
--- Returns the number of dropped partitions, and a sentence for each failure. For example, a step fails if the role does
--- not own the tables, or if a view reads a partition. The other steps still run. Jobs of a day without a partition are
--- in the default partition, and jobqueue_internal.prune deletes the jobs of partitions that cannot be dropped.
+-- Returns the number of dropped partitions, and a sentence for each failure. For example, a step fails if a view reads a
+-- partition. The other steps still run. Jobs of a day without a partition are in the default partition, and
+-- jobqueue_internal.prune deletes the jobs of partitions that cannot be dropped.
+--
+-- The function runs with the privileges of the tables' owner, so the role of a node needs no DDL.
 CREATE OR REPLACE FUNCTION jobqueue_internal.maintain(keep_succeeded double precision, keep_cancelled double precision,
                                              OUT dropped integer, OUT failed text[])
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET DateStyle = 'ISO, YMD'
 SET lock_timeout = '100ms'
@@ -74,7 +76,8 @@ BEGIN
         BEGIN
             EXECUTE format('CREATE TABLE jobqueue_internal.%I PARTITION OF jobqueue_internal.%I FOR VALUES FROM (%L) TO (%L)',
                            part.name, part.parent, part.since, part.until);
-            EXECUTE format('ALTER TABLE jobqueue_internal.%I REPLICA IDENTITY FULL', part.name);
+            -- Event triggers of some hosting services enable row-level security on each new table.
+            EXECUTE format('ALTER TABLE jobqueue_internal.%I REPLICA IDENTITY FULL, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', part.name);
         EXCEPTION
             WHEN check_violation THEN
                 NULL;  -- jobs that finished before the partition of their day existed stay in the default partition until retention deletes them
@@ -99,6 +102,8 @@ BEGIN
         END;
     END LOOP;
 END $$;
+
+REVOKE ALL ON FUNCTION jobqueue_internal.maintain FROM PUBLIC;
 
 -- Delete old jobs that retention cannot drop with a partition, up to max_jobs rows of each table. These are dead jobs
 -- (oldest first), jobs that finished on a day without a partition, and jobs in partitions that jobqueue_internal.maintain has
@@ -128,8 +133,8 @@ BEGIN
         UNION ALL
         SELECT k.parent || '_default', 'finished_at < ' || quote_literal(k.since), '' FROM kept AS k
         UNION ALL
-        -- Delete through the parent, because the role may lack privileges on the partition. The bounds limit the
-        -- statement to that partition.
+        -- Delete through the parent, because the role of a node has no privileges on the partition. The bounds limit
+        -- the statement to that partition.
         SELECT k.parent, format('finished_at >= %L AND finished_at < %L', p.since, p.until), ''
           FROM kept AS k CROSS JOIN LATERAL jobqueue_internal.partitions(k.parent) AS p WHERE p.until < k.since
     LOOP

@@ -22,6 +22,11 @@ BEGIN
         SELECT format('DROP VIEW %s', c.oid::regclass) FROM pg_class AS c
          WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind = 'v'
            AND c.relname = ANY ('{queue_limits,pending_jobs,blocked_jobs,key_checks,key_starts,key_buckets,scheduled_jobs,inflight_jobs,cancel_requests,finished_jobs,succeeded_jobs,cancelled_jobs,succeeded_jobs_default,cancelled_jobs_default,fair_queues,fair_groups,keys,history,sql_submissions}')
+        UNION ALL
+        SELECT DISTINCT format('REVOKE INSERT, UPDATE, DELETE ON %s FROM %s', c.oid::regclass, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+          FROM pg_class AS c, aclexplode(c.relacl) AS a
+         WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind = 'v' AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE')
+           AND a.grantee <> c.relowner AND c.relname = ANY ('{dead_jobs,queues,schedules,nodes,schema_version}')
     LOOP
         EXECUTE was.statement;
     END LOOP;

@@ -236,6 +236,16 @@ BEGIN
     ALTER SCHEMA jobqueue RENAME TO jobqueue_internal;
     EXECUTE format('CREATE SCHEMA jobqueue AUTHORIZATION %I',
                    (SELECT pg_get_userbyid(n.nspowner) FROM pg_namespace AS n WHERE n.nspname = 'jobqueue_internal'));
+    -- compatibility.sql grants USAGE on the new schema to the roles that have it on the old one. No role keeps CREATE,
+    -- because functions of the owner call the functions in jobqueue_internal.
+    FOR was IN
+        SELECT a.privilege_type || ' ON SCHEMA ' || n.oid::regnamespace AS what, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS role
+          FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
+         WHERE (n.nspname = 'jobqueue' OR n.nspname = 'jobqueue_internal' AND a.privilege_type = 'CREATE') AND a.grantee <> n.nspowner
+           AND a.grantee <> (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'jobqueue_internal.schema_version'::regclass)
+    LOOP
+        EXECUTE format('REVOKE %s FROM %s', was.what, was.role);
+    END LOOP;
 
     -- The public functions stay in the schema jobqueue, so that calls that are running, privileges, and objects that depend
     -- on them stay valid. Objects that are not jobqueue's stay there too. For example, the tables of a role named jobqueue
