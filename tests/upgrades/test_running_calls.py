@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,3 +79,22 @@ def test_a_transaction_that_submitted_before_the_upgrade_commits_after_it(versio
             other.execute("SELECT jobqueue.submit('in flight', '{}')")
             upgrade(version_1.url)
     assert version_1.value("SELECT count(*) FROM jobqueue.jobs WHERE kind = 'in flight'") == 2
+
+
+def test_a_transaction_that_reads_the_jobs_delays_the_upgrade_but_fails_no_submission(version_1: Database) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(version_1.url) as reader,
+        psycopg.connect(version_1.url, autocommit=True) as submitter,
+    ):
+        reader.execute("SELECT count(*) FROM jobqueue.jobs")
+        upgrading = pool.submit(upgrade, version_1.url)
+        refused = "SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+        wait_for(lambda: version_1.value(refused))
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            submitter.execute("SELECT jobqueue.submit('with a key', '{}', unique_key => gen_random_uuid()::text)")
+        assert not upgrading.done()
+        reader.rollback()
+        upgrading.result()
+    assert version_1.value("SELECT max(version) FROM jobqueue_internal.schema_version") == 2

@@ -27,11 +27,13 @@ OLDEST_VERSION = 1
 """The oldest schema version that this jobqueue can upgrade."""
 
 LOCK_TIMEOUT = 1.0
-"""Seconds for which an upgrade or a repair waits for a lock. Running nodes may hold it, and other statements queue behind
-the wait."""
+"""Seconds for which an upgrade or a repair waits until another one ends. prepare.sql sets a shorter timeout for all other locks."""
 
-LOCK_ATTEMPTS = 8
-"""How often an upgrade tries to get its locks."""
+LOCK_ATTEMPTS = 30
+"""How often an upgrade tries to get its locks, within a minute."""
+
+REPAIR_ATTEMPTS = 5
+"""How often a repair tries to get its locks, within two seconds. The next start of a node tries it again."""
 
 _PART = re.compile(r"^\\ir jobqueue/storage/schema/(\S+)$", re.MULTILINE)
 
@@ -241,7 +243,7 @@ def _repair(connection: Connection, text: str) -> list[str]:
     return repaired
 
 
-def _apply(connection: Connection, text: str, *, attempts: int = 1) -> None:
+def _apply(connection: Connection, text: str, *, attempts: int = REPAIR_ATTEMPTS) -> None:
     """Run a script in one transaction. If it does not get a lock in time, try again."""
     begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_TIMEOUT * 1000:g}ms';"
     for attempt in range(1, attempts + 1):

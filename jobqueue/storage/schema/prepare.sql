@@ -31,3 +31,7 @@ BEGIN
         EXECUTE 'SELECT set_config(''jobqueue.roles_before'', string_agg(g.kind || '' '' || g.role::oid, '',''), true) FROM jobqueue_internal.granted_roles() AS g';
     END IF;
 END $$;
+
+-- From here on, wait for a lock only briefly, and try the transaction again. The submissions of running nodes and
+-- applications queue behind the wait, and those with keys wait for at most 100 ms.
+SET LOCAL lock_timeout = '50ms';
