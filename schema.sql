@@ -96,3 +96,6 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/compatibility.sql
 
 COMMIT;
+
+-- Each statement in its own transaction: delete the digests of the schema before
+\ir jobqueue/storage/schema/unrecord.autocommit.sql

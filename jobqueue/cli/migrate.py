@@ -1,19 +1,38 @@
-"""``jobqueue migrate``: create, upgrade or repair the schema."""
+"""``jobqueue migrate``: create, upgrade, or repair the schema, and show what this would do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 import psycopg
+from click.core import ParameterSource
 
 from jobqueue import logs
+from jobqueue.cli.connection import failure_of
+from jobqueue.cli.exits import Exit
 from jobqueue.cli.options import log_level_option
+from jobqueue.cli.output import Failure, Output, table
 from jobqueue.errors import JobQueueError
 from jobqueue.storage import schema
-from jobqueue.storage.connection import connect, one_line
+from jobqueue.storage.connection import Connection, connect, one_line
+from jobqueue.storage.schema import parts
 
 
 @click.command("migrate")
-@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="libpq URL of the database.")
+@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, help="libpq URL of the database.")
+@click.option("--finish", is_flag=True, help="Then end the support for nodes of the previous version, if none of them runs.")
+@click.option("--plan", is_flag=True, help="Only show what the command would do, and the locks that it would take.")
+@click.option("--check", is_flag=True, help="Only exit with 1 if the command would change the database, otherwise with 0.")
+@click.option("--print", "prints", is_flag=True, help="Only print the SQL, for psql or a DBA. This needs no database.")
+@click.option(
+    "--from",
+    "from_version",
+    type=click.IntRange(schema.OLDEST_VERSION, schema.SCHEMA_VERSION - 1),
+    metavar="VERSION",
+    help="With --print: the version of the database. Leaves out the steps to this version and older ones.",
+)
 @click.option(
     "--grant",
     "grants",
@@ -23,19 +42,116 @@ from jobqueue.storage.connection import connect, one_line
     help="Grant a role the privileges to submit, read, or manage jobs, or to run a node. Repeatable.",
 )
 @log_level_option
-def command(database_url: str, grants: list[tuple[str, str]], log_level: str) -> None:
-    """Create, upgrade or repair the schema "jobqueue" in a database. Running schema.sql there does the same."""
-    logs.configure(log_level)
-    try:
-        with connect(database_url, "migrate") as connection:
-            done = schema.migrate(connection)
-            schema.grant(connection, grants)
-    except JobQueueError as error:
-        raise click.ClickException(str(error)) from None
-    except psycopg.Error as error:
-        raise click.ClickException(f"cannot apply the schema: {one_line(error)}") from None
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    database_url: str | None,
+    finish: bool,
+    plan: bool,
+    check: bool,
+    prints: bool,
+    from_version: int | None,
+    grants: list[tuple[str, str]],
+    log_level: str,
+) -> None:
+    """Create, upgrade, or repair the schema "jobqueue" in a database. Running schema.sql there does the same."""
+    if grants and (plan or check or prints):
+        raise click.UsageError("--grant changes the database: do not combine it with --plan, --check, or --print")
+    if prints:
+        if plan or check or ctx.get_parameter_source("database_url") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--print works without a database: do not combine it with --plan, --check, or --database-url")
+        click.echo(_script(from_version or 0, finish=finish), nl=False)
+        return
+    if from_version is not None:
+        raise click.UsageError("--from works with --print only: otherwise, the database has the version")
+    if database_url is None:
+        raise click.UsageError("give the URL of the database with --database-url, or set DATABASE_URL")
+    logs.configure("error" if plan or check else log_level)
+    if plan or check:
+        due = _on(database_url, schema.due)
+        if plan:
+            _show(due, finish=finish)
+        else:
+            click.echo(_state(due))
+        ctx.exit(Exit.REFUSED if check and (due.work is not None or (finish and due.finish)) else Exit.DONE)
+    _on(database_url, lambda connection: _migrate(connection, grants, finish=finish))
+
+
+def _migrate(connection: Connection, grants: list[tuple[str, str]], *, finish: bool) -> None:
+    done = schema.migrate(connection)
+    schema.grant(connection, grants)
     repaired = f"repaired: {', '.join(done.repaired)}" if done.repaired else "up to date"
     click.echo(f"schema version {schema.SCHEMA_VERSION}: {'applied' if done.applied else repaired}")
+    if schema.is_finished(connection):
+        return
+    if finish:
+        schema.finish(connection)
+        click.echo("upgrade finished")
+    else:
+        click.echo(_UNFINISHED)
+
+
+_UNFINISHED = "Nodes of the previous version can still run. When none of them is left, run jobqueue migrate --finish."
+
+
+def _on(database_url: str, work: Callable[[Connection], Any]) -> Any:
+    try:
+        with connect(database_url, "migrate") as connection:
+            return work(connection)
+    except JobQueueError as error:
+        raise failure_of(error) or error from None
+    except psycopg.errors.LockNotAvailable as error:
+        raise Failure(f"another session holds a lock: {one_line(error)}. Try again later", Exit.UNREACHABLE) from None
+    except psycopg.Error as error:
+        raise Failure(f"cannot apply the schema: {one_line(error)}") from None
+
+
+def _script(from_version: int, *, finish: bool) -> str:
+    """Return a script for psql and other programs. It needs no commands of psql."""
+    text = schema.script(from_version=from_version, finish=finish)
+    after = schema.autocommit_statements(from_version=from_version, finish=finish)
+    return "\n".join([f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n\n{text}\nCOMMIT;", *after, ""])
+
+
+def _state(due: schema.Due) -> str:
+    this = schema.SCHEMA_VERSION
+    if due.work == "create":
+        return f"The database has no schema. Version {this} is due."
+    assert due.found is not None  # noqa: S101 - only a new database has no version
+    if due.work == "upgrade":
+        return f"The database has version {due.found.version}. The upgrade to version {this} is due."
+    if due.work == "repair":
+        return f"The database has version {this}, but a repair is due{': ' * bool(due.objects)}{', '.join(due.objects)}."
+    if due.found.version > this:
+        return f"The database has version {due.found.version}, which supports nodes of version {this}."
+    return f"The database has version {this}. {_UNFINISHED if due.finish else 'Nothing is due.'}"
+
+
+def _show(due: schema.Due, *, finish: bool) -> None:
+    """Print the steps, and the locks of all parts."""
+    click.echo(_state(due))
+    if due.work == "create":
+        click.echo("It locks no existing table.")
+        return
+    work = parts.upgrading(due.found.version if due.found else 0) if due.work else []
+    transaction = [part for part in work if not part.autocommit]
+    finishing = parts.finishing() if finish and due.finish else []
+    _show_parts("In one transaction:", transaction)
+    _show_parts("Then, each statement in its own transaction:", [part for part in work if part.autocommit and part.version])
+    _show_parts("To finish the upgrade, in one transaction:", finishing)
+
+
+def _show_parts(title: str, chosen: list[parts.Part]) -> None:
+    """Print the parts that are steps or take locks."""
+    rows = [(part.name, *lock) for part in chosen for lock in part.locks]
+    rows += [(part.name, "none", "", "", "") for part in chosen if part.version is not None and not part.locks]
+    if chosen:
+        click.echo(f"\n{title}")
+        Output(as_json=False).show(None, lambda: table(["PART", "LOCK", "ON", "HELD", "WHAT WAITS"], rows))
+        others = len(chosen) - len({name for name, *_ in rows})
+        click.echo(f"{others} other parts lock no existing table or view.")
 
 
 def _kind_and_role(text: str) -> tuple[str, str]:

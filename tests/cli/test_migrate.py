@@ -122,7 +122,7 @@ def test_the_trigger_is_brought_back_in_a_schema_that_psql_made(sql: Database, d
 
 def test_a_schema_that_an_older_text_made_is_brought_up_to_date(applied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = schema.script() + "ALTER TABLE jobqueue_internal.queues ADD COLUMN IF NOT EXISTS remark text;"
-    monkeypatch.setattr(schema, "script", lambda **_: newer)
+    monkeypatch.setattr(schema, "script", lambda *_, **__: newer)
     assert migrated(applied.url) == Migration(applied=False, repaired=["table jobqueue_internal.queues"])
     assert migrated(applied.url) == NOTHING
 
@@ -189,7 +189,6 @@ def test_a_repair_of_functions_waits_for_no_writer(applied: Database) -> None:
 
 
 def test_a_repair_that_somebody_holds_up_is_left_to_the_next_start(applied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.1)
     monkeypatch.setattr(catalog, "LOCK_SECONDS", 0.1)
     applied.rows("CREATE OR REPLACE FUNCTION jobqueue_internal.wake_keys() RETURNS void LANGUAGE sql AS 'SELECT NULL::void'")
     with psycopg.connect(applied.url) as other, structlog.testing.capture_logs() as logged:

@@ -73,7 +73,7 @@ def objects(connection: Connection) -> list[Finding]:
     installed = schema.installed(connection)
     if installed is not None and installed.version > schema.SCHEMA_VERSION:
         return [Finding("objects", "ok", f"not compared, because the schema has the newer version {installed.version}")]
-    text = schema.script()
+    text = schema.source()
     found = catalog.look(connection, text)
     findings = [*_missing(connection, catalog.faults(text, found))]
     known = catalog.recorded(connection)

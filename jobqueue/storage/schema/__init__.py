@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.resources import files
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psycopg
 import structlog
@@ -16,26 +14,21 @@ from jobqueue.errors import SchemaVersionError, SettingsError
 from jobqueue.retry import exponential_pause
 from jobqueue.schema_names import DEFAULT, render
 from jobqueue.storage.connection import Connection
-from jobqueue.storage.schema import catalog
+from jobqueue.storage.schema import catalog, parts
 
 MINIMUM_SERVER_VERSION = 140_000
 
 SCHEMA_VERSION = 2
-"""The schema version that this jobqueue needs; the same as in the parts of schema.sql."""
+"""The schema version that this jobqueue needs; the same as in prepare.sql."""
 
 OLDEST_VERSION = 1
 """The oldest schema version that this jobqueue can upgrade."""
 
-LOCK_TIMEOUT = 1.0
-"""Seconds for which an upgrade or a repair waits until another one ends. prepare.sql sets a shorter timeout for all other locks."""
-
 LOCK_ATTEMPTS = 30
-"""How often an upgrade tries to get its locks, within a minute."""
+"""How often an upgrade tries to get its locks, within a minute. prepare.sql limits each wait."""
 
 REPAIR_ATTEMPTS = 5
 """How often a repair tries to get its locks, within two seconds. The next start of a node tries it again."""
-
-_PART = re.compile(r"^\\ir jobqueue/storage/schema/(\S+)$", re.MULTILINE)
 
 log = structlog.get_logger()
 
@@ -68,18 +61,30 @@ def installed(connection: Connection) -> Installed | None:
     return Installed(*found) if found is not None else None
 
 
-def script(schema: str = DEFAULT, *, finish: bool = False) -> str:
-    """Return the statements that schema.sql runs between BEGIN and COMMIT.
+def script(schema: str = DEFAULT, *, from_version: int = 0, finish: bool = False) -> str:
+    """Return the SQL of one transaction: it creates, upgrades, or repairs the schema, or finishes an upgrade.
 
     Args:
         schema: the name of the schemas, see `schema_names`.
-        finish: include the *after* steps, which end the support for nodes of the previous version.
+        from_version: leave out the steps to this version and older ones.
+        finish: return the *after* steps instead, which end the support for nodes of the previous version.
     """
-    parts = _PART.findall(_read("schema.sql"))
-    if finish:
-        after = sorted(part.name for part in files(__name__).joinpath("upgrades").iterdir() if "_after_" in part.name)
-        parts[-1:-1] = [f"upgrades/{name}" for name in after]
-    return render("\n".join(map(_read, parts)), schema)
+    return render("\n".join(part.text for part in _chosen(from_version, finish=finish) if not part.autocommit), schema)
+
+
+def autocommit_statements(schema: str = DEFAULT, *, from_version: int = 0, finish: bool = False) -> list[str]:
+    """Return the statements that follow the transaction of `script`. Each runs in its own transaction."""
+    chosen = [part for part in _chosen(from_version, finish=finish) if part.autocommit]
+    return [render(statement, schema) for part in chosen for statement in parts.statements(part.text)]
+
+
+def _chosen(from_version: int, *, finish: bool) -> list[parts.Part]:
+    return parts.finishing() if finish else parts.upgrading(from_version)
+
+
+def source(schema: str = DEFAULT) -> str:
+    """Return the SQL of all parts, with the names and bodies of all objects."""
+    return "\n".join([script(schema), *autocommit_statements(schema)])
 
 
 def require(connection: Connection) -> None:
@@ -117,6 +122,44 @@ def refuse_unsupported(oldest_node: int) -> None:
         )
 
 
+class Due(NamedTuple):
+    """What `migrate` and `finish` would do.
+
+    Attributes:
+        found: the version of the database's schema; None if it has no schema.
+        work: what `migrate` would do; None if it would change nothing.
+        objects: the objects that a repair would create or replace, if the names and bodies of objects show it.
+        finish: whether *after* steps are due, at the latest after the work.
+    """
+
+    found: Installed | None
+    work: Literal["create", "upgrade", "repair"] | None
+    objects: list[str]
+    finish: bool
+
+
+def due(connection: Connection) -> Due:
+    """Compare the database with this version, and change nothing.
+
+    Raises:
+        SchemaVersionError: the server is too old, or the schema does not support this version.
+        SettingsError: the encoding of the database is not UTF8.
+        LockNotAvailable: another session holds an exclusive lock on a table of the schema.
+    """
+    _refuse_unusable(connection)
+    found = installed(connection)
+    if found is None:
+        return Due(None, "create", [], finish=False)
+    refuse_unsupported(found.oldest_node)
+    if found.version < SCHEMA_VERSION:
+        return Due(found, "upgrade", [], finish=True)
+    if found.version > SCHEMA_VERSION:
+        return Due(found, None, [], finish=False)
+    compared = _compare(connection)
+    objects = compared.faults.all if compared.differs else []
+    return Due(found, "repair" if compared.differs else None, objects, finish=found.oldest_node < SCHEMA_VERSION)
+
+
 class Migration(NamedTuple):
     """The result of `migrate`.
 
@@ -140,22 +183,19 @@ def migrate(connection: Connection) -> Migration:
             no permission to create them.
         SettingsError: the encoding of the database is not UTF8.
     """
-    _refuse_encoding(connection)
-    if connection.info.server_version < MINIMUM_SERVER_VERSION:
-        raise SchemaVersionError(f"PostgreSQL {connection.info.server_version // 10_000} is too old: jobqueue needs 14 or newer")
+    _refuse_unusable(connection)
     found = installed(connection)
     if found is not None:
         refuse_unsupported(found.oldest_node)
         if found.version > SCHEMA_VERSION:
             return Migration(applied=False, repaired=[])
-    text = script()
     if found is None or found.version < SCHEMA_VERSION:
-        _apply(connection, text, attempts=LOCK_ATTEMPTS)
-        _record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
+        _apply(connection, attempts=LOCK_ATTEMPTS)
+        _record(connection)
         log.info("schema applied", version=SCHEMA_VERSION, before=found.version if found else None)
         return Migration(applied=True, repaired=[])
     try:
-        return Migration(applied=False, repaired=_repair(connection, text))
+        return Migration(applied=False, repaired=_repair(connection))
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         log.warning("schema not compared with schema.sql: another session holds a lock on it", reason=error.diag.message_primary)
         return Migration(applied=False, repaired=[])
@@ -175,12 +215,11 @@ def finish(connection: Connection) -> None:
     """
     if is_finished(connection):
         return
-    text = script()
     try:
-        _apply(connection, script(finish=True), attempts=LOCK_ATTEMPTS)
+        _apply(connection, finish=True, attempts=LOCK_ATTEMPTS)
     except psycopg.errors.ObjectInUse as error:
         raise SchemaVersionError(f"{error.diag.message_primary}: {error.diag.message_hint}") from error
-    _record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
+    _record(connection)
     log.info("schema upgrade finished", version=SCHEMA_VERSION)
 
 
@@ -216,39 +255,65 @@ def grant(connection: Connection, roles: Iterable[tuple[str, str]]) -> None:
                 raise SettingsError(f"{error.diag.message_primary}: run the command as the owner of the schema") from error
 
 
-def _repair(connection: Connection, text: str) -> list[str]:
-    before = catalog.look(connection, text)
-    faults = catalog.faults(text, before)
-    known = catalog.recorded(connection)
-    digests = catalog.fingerprint(text, before)
-    repaired: list[str] = []
-    if known != digests and (known is not None or faults.all):  # `psql -f schema.sql` records no digests
-        try:
-            _apply(connection, text)
-        except SchemaVersionError as error:
-            if faults.missing:
-                raise SchemaVersionError(f"schema objects are missing: {', '.join(faults.missing)}; {error}") from error
-            if faults.all:
-                log.warning("schema objects differ from this version's schema.sql", objects=faults.all, reason=str(error))
-            return []
-        after = catalog.look(connection, text)
-        repaired = catalog.changed(before, after)
-        if repaired:
-            log.warning("schema repaired: schema.sql was applied again", objects=repaired)
-        digests = catalog.fingerprint(text, after)
-        if known is not None and known != digests and catalog.same_text(known, digests):
-            log.warning("applying schema.sql again did not undo every change of the schema", advice="run jobqueue doctor")
-    if known != digests:
-        _record(connection, digests)
+class _Comparison(NamedTuple):
+    objects: catalog.Catalog
+    faults: catalog.Faults
+    known: str | None
+    digests: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether a repair is due. `psql -f schema.sql` records no digests."""
+        return self.known != self.digests and (self.known is not None or bool(self.faults.all))
+
+
+def _compare(connection: Connection) -> _Comparison:
+    text = source()
+    objects = catalog.look(connection, text)
+    return _Comparison(objects, catalog.faults(text, objects), catalog.recorded(connection), catalog.fingerprint(text, objects))
+
+
+def _repair(connection: Connection) -> list[str]:
+    before = _compare(connection)
+    if not before.differs:
+        if before.known is None:
+            _record(connection)
+        return []
+    try:
+        _apply(connection)
+    except SchemaVersionError as error:
+        if before.faults.missing:
+            raise SchemaVersionError(f"schema objects are missing: {', '.join(before.faults.missing)}; {error}") from error
+        if before.faults.all:
+            log.warning("schema objects differ from this version's schema.sql", objects=before.faults.all, reason=str(error))
+        return []
+    after = _compare(connection)
+    repaired = catalog.changed(before.objects, after.objects)
+    if repaired:
+        log.warning("schema repaired: schema.sql was applied again", objects=repaired)
+    if before.known is not None and before.known != after.digests and catalog.same_text(before.known, after.digests):
+        log.warning("applying schema.sql again did not undo every change of the schema", advice="run jobqueue doctor")
+    _record(connection)
     return repaired
 
 
-def _apply(connection: Connection, text: str, *, attempts: int = REPAIR_ATTEMPTS) -> None:
-    """Run a script in one transaction. If it does not get a lock in time, try again."""
-    begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_TIMEOUT * 1000:g}ms';"
+def _apply(connection: Connection, *, finish: bool = False, attempts: int = REPAIR_ATTEMPTS) -> None:
+    """Run all parts, or the parts that finish an upgrade. After an interruption, run them again."""
+    _run(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n{script(finish=finish)}\nCOMMIT;", attempts=attempts)
+    settings = connection.execute("SELECT current_setting('search_path'), current_setting('lock_timeout')").first() or ()
+    try:
+        for statement in autocommit_statements(finish=finish):
+            _run(connection, statement, attempts=attempts)
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT set_config('search_path', %s, false), set_config('lock_timeout', %s, false)", settings)
+
+
+def _run(connection: Connection, text: str, *, attempts: int) -> None:
+    """Run a transaction. If it does not get a lock in time, try again."""
     for attempt in range(1, attempts + 1):
         try:
-            connection.execute_script(f"{begin}\n{text}\nCOMMIT;".encode())
+            connection.execute_script(text.encode())
         except psycopg.errors.InsufficientPrivilege as error:
             connection.rollback()
             raise SchemaVersionError(
@@ -267,13 +332,17 @@ def _apply(connection: Connection, text: str, *, attempts: int = REPAIR_ATTEMPTS
             return
 
 
-def _record(connection: Connection, digests: str) -> None:
+def _record(connection: Connection) -> None:
+    text = source()
     with suppress(psycopg.errors.InsufficientPrivilege):
-        catalog.record(connection, digests)
+        catalog.record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
 
 
-def _read(part: str) -> str:
-    return files(__name__).joinpath(part).read_text(encoding="utf-8")
+def _refuse_unusable(connection: Connection) -> None:
+    """Reject a server or a database on which jobqueue cannot run."""
+    _refuse_encoding(connection)
+    if connection.info.server_version < MINIMUM_SERVER_VERSION:
+        raise SchemaVersionError(f"PostgreSQL {connection.info.server_version // 10_000} is too old: jobqueue needs 14 or newer")
 
 
 def _refuse_encoding(connection: Connection) -> None:

@@ -3,6 +3,12 @@
 -- The functions are with the parts of their subjects. They run with the privileges of the schema's owner, so a role
 -- needs only EXECUTE on a function, and none on a table. Their names, arguments, and results do not change: nodes and
 -- applications of other versions call them.
+--
+-- Lock: ACCESS EXCLUSIVE on jobqueue.jobs, about 20 ms: queries of this view
+-- Lock: ACCESS EXCLUSIVE on jobqueue.dead_jobs, about 20 ms: queries of this view
+-- Lock: ACCESS EXCLUSIVE on jobqueue.queues, about 20 ms: queries of this view
+-- Lock: ACCESS EXCLUSIVE on jobqueue.schedules, about 20 ms: queries of this view
+-- Lock: ACCESS EXCLUSIVE on jobqueue.nodes, about 20 ms: queries of this view
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
     SELECT id, 'pending' AS state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,

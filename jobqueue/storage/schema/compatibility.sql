@@ -1,4 +1,6 @@
 -- What nodes and applications of version 1 need while version 2 is being rolled out.
+--
+-- Lock: ACCESS EXCLUSIVE on jobqueue.schema_version, about 10 ms: queries of this view, and starts of version 1 nodes
 
 -- `jobqueue.submit(conn)` of jobqueue 0.1.0 calls this function in the transactions of applications. It stays until
 -- version 3, because an application is not a node, so an upgrade does not see it.

@@ -45,7 +45,8 @@ BEGIN
 END $$;
 
 INSERT INTO jobqueue_internal.schema_version (version, oldest_node)
-SELECT 2, 2 WHERE NOT EXISTS (SELECT FROM jobqueue_internal.schema_version);
+SELECT v.this, v.this FROM CAST(current_setting('jobqueue.this_version') AS integer) AS v (this)
+ WHERE NOT EXISTS (SELECT FROM jobqueue_internal.schema_version);
 
 -- Create the first partitions in a new database, so that a database prepared with psql alone is complete. Later, nodes
 -- create partitions, which locks the table. Nodes decide how long jobs are kept, so this call drops only partitions that

@@ -1,6 +1,8 @@
 -- Check the database, and wait for other sessions that apply the schema. All parts run in one transaction.
 
 SET LOCAL client_min_messages = warning;
+-- Wait at most this long for another session that applies the schema.
+SET LOCAL lock_timeout = '1s';
 -- Do not depend on the session's settings. Names must resolve to PostgreSQL's own objects, even while PostgreSQL checks
 -- function bodies.
 SET LOCAL search_path = pg_catalog, pg_temp;
@@ -26,6 +28,7 @@ BEGIN
                 USING HINT = 'Upgrade jobqueue, or use another database.';
         END IF;
     END IF;
+    PERFORM set_config('jobqueue.this_version', this_version::text, true);   -- for complete.sql
     -- Remember the roles of each kind. api.sql grants them the privileges on new objects.
     IF to_regprocedure('jobqueue_internal.granted_roles()') IS NOT NULL THEN
         EXECUTE 'SELECT set_config(''jobqueue.roles_before'', string_agg(g.kind || '' '' || g.role::oid, '',''), true) FROM jobqueue_internal.granted_roles() AS g';

@@ -1,9 +1,15 @@
 -- Version 2, when no node of version 1 runs: drop the views and functions that 0002_before_two_schemas.sql created for them.
+--
+-- Lock: SHARE ROW EXCLUSIVE on jobqueue_internal.nodes, about 20 ms: heartbeats
+-- Lock: ACCESS EXCLUSIVE on the views of version 1, about 20 ms: queries of these views
 DO $upgrade$
 DECLARE
     alive text;
     was record;
 BEGIN
+    IF to_regclass('jobqueue_internal.schema_version') IS NULL THEN
+        RAISE EXCEPTION 'the database does not have version 2: upgrade it before you finish the upgrade';
+    END IF;
     IF (SELECT v.oldest_node FROM jobqueue_internal.schema_version AS v WHERE v.version = 2) >= 2 THEN
         RETURN;
     END IF;

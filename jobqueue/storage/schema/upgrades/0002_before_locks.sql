@@ -1,4 +1,7 @@
--- Version 2: the changes that lock a table or view, which claims and submissions then wait for. So they come last.
+-- Version 2: the changes that lock what nodes and users read. They come last, so that the locks are short.
+--
+-- Lock: ACCESS EXCLUSIVE on jobqueue_internal.nodes, about 30 ms: heartbeats, claims, and submissions
+-- Lock: ACCESS EXCLUSIVE on jobqueue.jobs, about 30 ms: queries of this view
 DO $upgrade$
 BEGIN
     IF to_regclass('jobqueue_internal.jobs') IS NOT NULL THEN
