@@ -84,16 +84,18 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/code/history.sql
 -- Partitions and retention
 \ir jobqueue/storage/schema/code/maintenance.sql
--- Roles
+-- Kinds of roles, and their privileges
 \ir jobqueue/storage/schema/code/privileges.sql
 -- Complete the tables
 \ir jobqueue/storage/schema/complete.sql
 -- Upgrade version 1: changes that lock tables
 \ir jobqueue/storage/schema/upgrades/0002_before_locks.sql
--- The views, descriptions, and privileges of the public API
+-- The views of the public API, and a description of each object
 \ir jobqueue/storage/schema/api.sql
 -- For nodes and applications of version 1
 \ir jobqueue/storage/schema/compatibility.sql
+-- The privileges of roles on new objects
+\ir jobqueue/storage/schema/grants.sql
 
 COMMIT;
 

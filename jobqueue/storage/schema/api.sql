@@ -91,18 +91,3 @@ COMMENT ON FUNCTION jobqueue.unschedule IS 'Delete a schedule. Return false if n
 COMMENT ON FUNCTION jobqueue.pause_schedule IS 'Pause a schedule, or resume it with paused => false. Return false if no schedule has this name.';
 COMMENT ON FUNCTION jobqueue.trigger_schedule IS
     'Submit a schedule''s job now, in addition to its ticks, and return the job''s id. Return NULL if no schedule has this name.';
-
--- Only roles with a grant may use the API. By default, and with default privileges, PUBLIC gets privileges on new objects.
-DO $$
-DECLARE
-    open record;
-BEGIN
-    FOR open IN
-        SELECT DISTINCT p.type, p.name FROM jobqueue_internal.privileges_of('manage') AS p, aclexplode(p.acl) AS e
-         WHERE p.type <> 'SCHEMA' AND e.grantee = 0
-    LOOP
-        EXECUTE format('REVOKE ALL ON %s %s FROM PUBLIC', open.type, open.name);
-    END LOOP;
-    PERFORM jobqueue_internal.grant_role(split_part(b.role, ' ', 1), split_part(b.role, ' ', 2)::oid)
-       FROM string_to_table(nullif(current_setting('jobqueue.roles_before', true), ''), ',') AS b (role);
-END $$;

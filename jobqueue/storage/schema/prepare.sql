@@ -29,7 +29,7 @@ BEGIN
         END IF;
     END IF;
     PERFORM set_config('jobqueue.this_version', this_version::text, true);   -- for complete.sql
-    -- Remember the roles of each kind. api.sql grants them the privileges on new objects.
+    -- Remember the roles of each kind. grants.sql grants them the privileges on new objects.
     IF to_regprocedure('jobqueue_internal.granted_roles()') IS NOT NULL THEN
         EXECUTE 'SELECT set_config(''jobqueue.roles_before'', string_agg(g.kind || '' '' || g.role::oid, '',''), true) FROM jobqueue_internal.granted_roles() AS g';
     END IF;

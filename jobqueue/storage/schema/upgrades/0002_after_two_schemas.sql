@@ -32,7 +32,7 @@ BEGIN
         SELECT DISTINCT format('REVOKE INSERT, UPDATE, DELETE ON %s FROM %s', c.oid::regclass, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
           FROM pg_class AS c, aclexplode(c.relacl) AS a
          WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind = 'v' AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE')
-           AND a.grantee <> c.relowner AND c.relname = ANY ('{dead_jobs,queues,schedules,nodes,schema_version}')
+           AND a.grantee <> c.relowner AND c.relname = ANY ('{jobs,dead_jobs,queues,schedules,nodes,schema_version}')
     LOOP
         EXECUTE was.statement;
     END LOOP;

@@ -238,7 +238,7 @@ BEGIN
     ALTER SCHEMA jobqueue RENAME TO jobqueue_internal;
     EXECUTE format('CREATE SCHEMA jobqueue AUTHORIZATION %I',
                    (SELECT pg_get_userbyid(n.nspowner) FROM pg_namespace AS n WHERE n.nspname = 'jobqueue_internal'));
-    -- compatibility.sql grants USAGE on the new schema to the roles that have it on the old one. No role keeps CREATE,
+    -- grants.sql grants USAGE on the new schema to the roles that have it on the old one. No role keeps CREATE,
     -- because functions of the owner call the functions in jobqueue_internal.
     FOR was IN
         SELECT a.privilege_type || ' ON SCHEMA ' || n.oid::regnamespace AS what, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS role
