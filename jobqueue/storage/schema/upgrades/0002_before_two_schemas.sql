@@ -249,9 +249,8 @@ BEGIN
         EXECUTE format('REVOKE %s FROM %s', was.what, was.role);
     END LOOP;
 
-    -- The public functions stay in the schema jobqueue, so that calls that are running, privileges, and objects that depend
-    -- on them stay valid. Objects that are not jobqueue's stay there too. For example, the tables of a role named jobqueue
-    -- are there by default.
+    -- Objects that are not jobqueue's stay in the schema jobqueue. For example, the tables of a role named jobqueue are
+    -- there by default.
     FOR was IN
         SELECT 'ALTER TABLE ' || c.oid::regclass AS statement FROM pg_class AS c
          WHERE c.relnamespace = 'jobqueue_internal'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.oid <> ALL (ours)
@@ -262,9 +261,7 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i'))
         UNION ALL
         SELECT 'ALTER ROUTINE ' || p.oid::regprocedure FROM pg_proc AS p
-         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace
-           AND (p.oid <> ALL (ours)
-                OR p.proname = ANY ('{submit,submit_many,list_jobs,list_dead,dead_causes,change,cancel,cancel_jobs,retry,retry_dead,discard,discard_dead,configure,pause,schedule,unschedule,pause_schedule,trigger_schedule}'))
+         WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid <> ALL (ours)
         UNION ALL
         SELECT 'ALTER TYPE ' || t.oid::regtype FROM pg_type AS t
          WHERE t.typnamespace = 'jobqueue_internal'::regnamespace AND (t.typtype IN ('e', 'd', 'r') OR t.typrelid IN (SELECT c.oid FROM pg_class AS c WHERE c.relkind = 'c'))
@@ -272,7 +269,7 @@ BEGIN
         EXECUTE was.statement || ' SET SCHEMA jobqueue';
     END LOOP;
 
-    -- The public functions move with the objects of users that depend on them.
+    -- The public functions move, so that running calls, privileges, and the objects of users that depend on them stay valid.
     FOR was IN
         SELECT p.oid::regprocedure AS name FROM pg_proc AS p
          WHERE p.oid = ANY (ours)
