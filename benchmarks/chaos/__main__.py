@@ -15,12 +15,12 @@ import psycopg
 import trio
 from rich.console import Console
 
-from benchmarks.chaos import effects, plan
+from benchmarks.chaos import effects, plan, upgrade
 from benchmarks.chaos.checker import Evidence, read_rows
 from benchmarks.chaos.database import connect
 from benchmarks.chaos.faults import Saboteur
 from benchmarks.chaos.load import Load
-from benchmarks.chaos.machines import Node, Postgres, start_nodes
+from benchmarks.chaos.machines import CURRENT, Node, Postgres, Software, start_nodes
 from benchmarks.chaos.report import Report
 from jobqueue import logs
 from tests.support.clock import Clock
@@ -28,11 +28,11 @@ from tests.support.clock import Clock
 GAP = 5.0
 """Mean time between two faults, in seconds. With ``--short`` the mean is lower, so that more faults overlap."""
 
-SHORT_KINDS = [kind for kind in plan.Kind if kind not in plan.SLOW]
+SHORT_KINDS = [kind for kind in plan.FAULTS if kind not in plan.SLOW]
 
 SHORT = {"faults": len(SHORT_KINDS), "jobs": 3_000, "gap": 2.2}
 
-KINDS = {kind.name.lower().replace("_", "-"): kind for kind in plan.Kind}
+KINDS = {kind.name.lower().replace("_", "-"): kind for kind in plan.FAULTS}
 
 AFTERMATH = 12.0
 """How long the load continues after the last fault, in seconds. Every node must recover within this time."""
@@ -52,9 +52,11 @@ class Run:
         faults: the plan.
         jobs: the number of jobs.
         directory: the directory for data and logs. PostgreSQL's user must be able to enter it.
+        software: the version of the nodes at the start.
     """
 
-    def __init__(self, seed: int, faults: Sequence[plan.Fault], jobs: int, directory: Path) -> None:
+    def __init__(self, seed: int, faults: Sequence[plan.Fault], jobs: int, directory: Path, software: Software = CURRENT) -> None:
+        self._software = software
         self._seed = seed
         self._plan = faults
         self._jobs = jobs
@@ -83,8 +85,8 @@ class Run:
 
     async def _disturb(self) -> tuple[Evidence, Saboteur]:
         async with trio.open_nursery() as nursery:
-            nodes = await start_nodes(nursery, self._postgres, self._directory, plan.NODES)
-            saboteur = Saboteur(self._postgres, nodes)
+            nodes = await start_nodes(nursery, self._postgres, self._directory, plan.NODES, self._software)
+            saboteur = Saboteur(self._postgres, nodes, self._software)
             load = Load(
                 self._seed,
                 jobs=self._jobs,
@@ -120,6 +122,7 @@ class Run:
             cancelled=saboteur.cancelled,
             inflicted=saboteur.inflicted,
             looks=load.looks,
+            upgrade_faults=saboteur.upgrade_faults,
         )
 
 
@@ -159,21 +162,32 @@ def _all_ended(url: str) -> bool:
     show_default=False,
 )
 @click.option("--short", is_flag=True, help=f"{SHORT['faults']} faults and {SHORT['jobs']:,} jobs, in about a minute.")
+@click.option(
+    "--upgrade", "upgrading", is_flag=True, help="Start with the previous version, and upgrade the nodes one after another."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report to this file.")
 @click.option("--keep", is_flag=True, help="Keep the logs even if the run passes.")
-def main(*, seed: int, faults: int, jobs: int, only: tuple[str, ...], short: bool, json_file: Path | None, keep: bool) -> None:
+def main(
+    *, seed: int, faults: int, jobs: int, only: tuple[str, ...], short: bool, upgrading: bool, json_file: Path | None, keep: bool
+) -> None:
     """Inflict faults on a cluster of three nodes, and account for every job. Exit with 1 if a rule was broken."""
     logs.configure("warning")
     gap = GAP
     if short:
         faults, jobs, gap = int(SHORT["faults"]), int(SHORT["jobs"]), SHORT["gap"]
-    kinds = [KINDS[name] for name in only] or (SHORT_KINDS if short else [])
+    kinds = [KINDS[name] for name in only] or (SHORT_KINDS if short else plan.FAULTS)
+    software = CURRENT
+    if upgrading:
+        software = upgrade.install_previous()
+        kinds = [kind for kind in kinds if kind not in plan.OF_THIS_VERSION]
     drawn = plan.make(seed, faults, gap=gap, only=kinds)
+    if upgrading:
+        drawn += plan.upgrade(seed, drawn)
     directory = Path(tempfile.mkdtemp(prefix="jobqueue-chaos-"))
     directory.chmod(0o711)
     kept = True
     try:
-        report = trio.run(Run(seed, drawn, jobs, directory).run)
+        report = trio.run(Run(seed, drawn, jobs, directory, software).run)
         kept = keep or not report.passed
         report.print(Console(width=132))
         if json_file is not None:

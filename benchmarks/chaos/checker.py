@@ -101,6 +101,7 @@ class Evidence(NamedTuple):
         cancelled: ids of cancelled jobs.
         inflicted: the faults.
         looks: the nodes' responses about their readiness.
+        upgrade_faults: what went wrong in the steps of an upgrade.
     """
 
     submits: Sequence[Submit]
@@ -113,6 +114,7 @@ class Evidence(NamedTuple):
     cancelled: AbstractSet[str] = frozenset()
     inflicted: Sequence[Inflicted] = ()
     looks: Sequence[Look] = ()
+    upgrade_faults: Sequence[str] = ()
 
     @property
     def innocent(self) -> list[Row]:
@@ -174,6 +176,7 @@ def check(evidence: Evidence) -> list[Rule]:
         Rule.of("every node ready, though the work of one was held up", _untrue(evidence)),
         Rule.of("nodes that did not end cleanly on SIGTERM", (str(one) for one in evidence.exits if _unclean(one))),
         Rule.of("nodes still registered after all have left", [f"{evidence.nodes_left} rows"] if evidence.nodes_left else []),
+        Rule.of("steps of an upgrade with another end than expected", evidence.upgrade_faults),
     ]
 
 

@@ -16,11 +16,11 @@ import psycopg
 import trio
 from psycopg import sql
 
-from benchmarks.chaos import garbage, poison
+from benchmarks.chaos import garbage, poison, upgrade
 from benchmarks.chaos.database import connect
 from benchmarks.chaos.load import LIMITED, PATIENCE, Batch, Submit, submit_from_sql
-from benchmarks.chaos.machines import RATE, Node, Postgres
-from benchmarks.chaos.plan import LOST_REPLIES, Fault, Kind
+from benchmarks.chaos.machines import CURRENT, RATE, Node, Postgres, Software
+from benchmarks.chaos.plan import LOST_REPLIES, UPGRADE, Fault, Kind
 from jobqueue.job import MAX_PRIORITY
 from jobqueue.storage.embedded.cluster import DATABASE
 
@@ -91,10 +91,12 @@ class Saboteur:
         cancelled: ids of such jobs that were cancelled while running. A cancelled job may still succeed.
         poisoned: the defects of jobs that must die, by id. PostgreSQL may have rejected some of these jobs.
         refused: how many of the poisoned jobs PostgreSQL rejected.
+        upgrade_faults: what went wrong in the steps of an upgrade.
     """
 
-    def __init__(self, postgres: Postgres, nodes: Sequence[Node]) -> None:
+    def __init__(self, postgres: Postgres, nodes: Sequence[Node], previous: Software = CURRENT) -> None:
         self._postgres = postgres
+        self._previous = previous
         self._nodes = nodes
         self._one_at_a_time = [trio.Lock() for _ in nodes]
         self._stepping = trio.Lock()
@@ -105,6 +107,7 @@ class Saboteur:
         self.cancelled: set[str] = set()
         self.poisoned: dict[str, str] = {}
         self.refused = 0
+        self.upgrade_faults: list[str] = []
 
     @property
     def replies_lost(self) -> int:
@@ -117,10 +120,18 @@ class Saboteur:
         async with trio.open_nursery() as submitting:
             submitting.start_soon(self._submit_canaries)
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._upgrade, [fault for fault in plan if fault.kind in UPGRADE], began)
                 for fault in plan:
-                    await trio.sleep_until(began + fault.at)
-                    nursery.start_soon(self._inflict, fault)
+                    if fault.kind not in UPGRADE:
+                        await trio.sleep_until(began + fault.at)
+                        nursery.start_soon(self._inflict, fault)
             submitting.cancel_scope.cancel()
+
+    async def _upgrade(self, steps: Sequence[Fault], began: float) -> None:
+        """Do the steps of an upgrade one after another."""
+        for step in steps:
+            await trio.sleep_until(began + step.at)
+            await self._inflict(step)
 
     async def _submit_canaries(self) -> None:
         """Submit jobs with the best ranks. Such jobs must not wait behind a backlog."""
@@ -138,6 +149,9 @@ class Saboteur:
                 frozen = await trio.to_thread.run_sync(_freeze_backend, self._postgres.url, fault)
             elif fault.node is None:
                 await self._to_the_database(fault)
+            elif fault.kind in UPGRADE:
+                software = CURRENT if fault.kind is Kind.UPGRADE_NODE else self._previous
+                await self._nodes[fault.node].replace(software, fault.seconds)
             else:
                 await _to_a_node(fault, self._nodes[fault.node])
         self.inflicted.append(Inflicted(fault, began, time.time(), frozen))
@@ -162,6 +176,10 @@ class Saboteur:
                 await self._postgres.restart(fault.seconds)
             case Kind.STEP_CLOCK:
                 await self._step_clock(fault)
+            case Kind.MIGRATE:
+                self.upgrade_faults += await upgrade.migrate(self._postgres.url)
+            case Kind.FINISH:
+                self.upgrade_faults += await upgrade.finish(self._postgres.url, self._previous)
             case _:
                 await trio.to_thread.run_sync(self._in_the_database, fault)
 
@@ -359,7 +377,7 @@ def _hold_transaction(url: str, seconds: float) -> None:
     """Hold a snapshot, so that PostgreSQL cannot remove rows that die after its start."""
     with suppress(psycopg.OperationalError), _reach(url) as connection:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        connection.execute("SELECT count(*) FROM jobqueue_internal.pending_jobs")
+        connection.execute("SELECT count(*) FROM jobqueue.jobs")
         time.sleep(seconds)
 
 

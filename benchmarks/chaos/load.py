@@ -33,6 +33,9 @@ LOOK_INTERVAL = 1.0
 PROBE_INTERVAL = 0.25
 """Seconds between two probes: small submissions to each node, which show when the node accepts jobs again."""
 
+STEADY_INTERVAL = 0.1
+"""Seconds between two submissions from SQL over one connection."""
+
 LIMITED = "limited"
 """The queue with limits."""
 
@@ -172,10 +175,14 @@ class Load:
                     nursery.start_soon(self._submit_some, node, batches, began)
 
     async def probe(self) -> None:
-        """Submit a small job to each node repeatedly, without waiting for earlier responses, until `end_probes`."""
+        """Submit a small job to each node repeatedly, without waiting for earlier responses, until `end_probes`.
+
+        Meanwhile, also submit small jobs from SQL, one after another.
+        """
         async with trio.open_nursery() as nursery:
             for node in range(len(self._urls)):
                 nursery.start_soon(self._look, node)
+            nursery.start_soon(self._submit_steadily)
             while not self._probed.is_set():
                 for node in range(len(self._urls)):
                     nursery.start_soon(self._submit_alone, node, Batch("one", [self._small_job()]))
@@ -190,6 +197,14 @@ class Load:
                     status = (await client.request("GET", "/health/ready")).status
             self.looks.append(Look(node, at, status))
             await trio.sleep(LOOK_INTERVAL)
+
+    async def _submit_steadily(self) -> None:
+        session = Session(self._database_url)
+        while not self._probed.is_set():
+            sent, job = time.time(), self._small_job()
+            fate, ids, why = await trio.to_thread.run_sync(session.submit, job)
+            self.submits.append(Submit({job["payload"]["number"]: job["kind"]}, None, fate, ids, why, sent, time.time()))
+            await trio.sleep(STEADY_INTERVAL)
 
     def end_probes(self) -> None:
         """Send no more probes. Probes already sent still get their responses."""
@@ -267,6 +282,32 @@ async def _submit_over_http(client: Impatient, batch: Batch) -> tuple[Fate, tupl
     in_doubt = isinstance(answer.body, dict) and answer.body.get("type") == "urn:jobqueue:in-doubt"
     promised = answer.status == 503 or 400 <= answer.status < 500
     return "refused" if promised and not in_doubt else "unknown", (), described(answer)
+
+
+class Session:
+    """A connection that submits jobs with jobqueue.submit, each in its own transaction. It opens again after it breaks."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.Connection | None = None
+
+    def submit(self, job: dict[str, Any]) -> tuple[Fate, tuple[str, ...], str]:
+        """Submit a job. Return the result, its id if it was acknowledged, and the error otherwise."""
+        try:
+            self._connection = self._connection or connect(self._url, "submitter")
+        except psycopg.OperationalError as error:
+            return "refused", (), f"SQL: {' '.join(str(error).split())}"
+        payload = msgspec.json.encode(job["payload"]).decode()
+        try:
+            row = self._connection.execute("SELECT jobqueue.submit(%s, %s::jsonb)::text", (job["kind"], payload)).fetchone()
+        except psycopg.Error as error:
+            why = f"SQL, one connection: {type(error).__name__}"
+            if not self._connection.closed:
+                return "refused", (), why
+            self._connection = None
+            return "unknown", (), why
+        assert row is not None
+        return "acknowledged", (row[0],), ""
 
 
 def submit_from_sql(url: str, batch: Batch) -> Submit:

@@ -59,6 +59,21 @@ RATE, BURST = 20.0, 2
 """Rate per second, and burst, of the queue with limits and of each of its keys. The load submits jobs to it at a lower rate."""
 
 
+class Software(NamedTuple):
+    """A version of jobqueue: the Python that runs it, and the directory of its sources."""
+
+    python: str
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment of its processes, which import only these sources."""
+        return {**os.environ, "PYTHONPATH": str(self.directory)}
+
+
+CURRENT = Software(sys.executable, ROOT)
+
+
 class Postgres:
     """A server with fsync on, reached through a Unix socket.
 
@@ -142,15 +157,19 @@ class Node:
     """A node whose process is started again on the same port whenever it ends.
 
     Attributes:
+        software: the version that its next process runs.
         exits: how its processes ended.
     """
 
-    def __init__(self, number: int, proxy: Proxy, log_path: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, number: int, proxy: Proxy, log_path: Path, environment: Mapping[str, str], software: Software = CURRENT
+    ) -> None:
         self.number = number
         self.proxy = proxy
+        self.software = software
         self.exits: list[Exit] = []
         self._log_path = log_path
-        self._environment = {**os.environ, **environment, effects.NODE_VARIABLE: str(number)}
+        self._environment = {**environment, effects.NODE_VARIABLE: str(number)}
         self._port = _free_port()
         self._process: trio.Process | None = None
         self._served = trio.Event()
@@ -194,6 +213,16 @@ class Node:
     async def terminate(self, pause: float) -> None:
         """End the process with SIGTERM. Return when the next process has started."""
         await self._end("SIGTERM", pause)
+
+    async def replace(self, software: Software, pause: float) -> None:
+        """End the process with SIGTERM, and wait until another one serves. It runs the given version."""
+        self.software = software
+        before = self._served
+        await self.terminate(pause)
+        with trio.move_on_after(SERVES_WITHIN):
+            while self._served is before:  # noqa: ASYNC110 - each process has its own event
+                await trio.sleep(POLL_SECONDS)
+        await self.served()
 
     def freeze(self) -> Callable[[], None]:
         """Stop the process and its children with SIGSTOP, as if the machine paused. Return the function that resumes them."""
@@ -246,8 +275,8 @@ class Node:
             self._command(proxy_port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=self._environment,
-            cwd=ROOT,
+            env={**self.software.environment, **self._environment},
+            cwd=self.software.directory,
             start_new_session=True,
         )
         self._process = process
@@ -299,7 +328,7 @@ class Node:
         }
         arguments = ["--queue", f"{LIMITED}=4"]
         arguments += [str(part) for option in options.items() for part in option]
-        return [sys.executable, "-m", "jobqueue", "serve", "benchmarks.chaos.handlers", *arguments]
+        return [self.software.python, "-m", "jobqueue", "serve", "benchmarks.chaos.handlers", *arguments]
 
 
 def _free_port() -> int:
@@ -331,10 +360,15 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-async def start_nodes(nursery: trio.Nursery, postgres: Postgres, log_directory: Path, count: int) -> list[Node]:
+async def start_nodes(
+    nursery: trio.Nursery, postgres: Postgres, log_directory: Path, count: int, software: Software = CURRENT
+) -> list[Node]:
     """Start `count` nodes, and wait until they serve."""
     environment = {effects.URL_VARIABLE: postgres.url}
-    nodes = [Node(number, Proxy(*postgres.socket), log_directory / f"node-{number}.log", environment) for number in range(count)]
+    nodes = [
+        Node(number, Proxy(*postgres.socket), log_directory / f"node-{number}.log", environment, software)
+        for number in range(count)
+    ]
     with trio.fail_after(START_TIMEOUT):
         for node in nodes:
             await nursery.start(node.run)

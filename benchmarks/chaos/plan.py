@@ -16,14 +16,9 @@ LEASE = 4.0
 FIRST_FAULT = 4.0
 """Seconds of undisturbed work before the first fault."""
 
-LOST_REPLIES = (
-    "jobqueue_internal.submit_batch",
-    "jobqueue_internal.claim",
-    "jobqueue_internal.finish",
-    "jobqueue_internal.heartbeat",
-    "COMMIT",
-)
+LOST_REPLIES = (".submit_batch(", ".claim(", ".finish(", ".heartbeat(", "COMMIT")
 """Statements whose replies can get lost. PostgreSQL commits the statement before the reply is lost, but the node cannot know that.
+The names have no schema, because the schema depends on the node's version.
 
 COMMIT is the last statement of a handler's transaction. The finish in such a transaction is different: if its reply is lost, the
 transaction is rolled back.
@@ -54,6 +49,17 @@ class Kind(StrEnum):
     PUBLISH_TABLES = "publish all tables"
     FREEZE_BACKEND = "freeze one backend"
     CHANGE_SETTINGS = "change the database's settings"
+    MIGRATE = "run the before steps of the upgrade"
+    UPGRADE_NODE = "replace a node by this version"
+    ROLL_BACK_NODE = "replace a node by the previous version"
+    FINISH = "run the after steps of the upgrade"
+
+
+UPGRADE = frozenset({Kind.MIGRATE, Kind.UPGRADE_NODE, Kind.ROLL_BACK_NODE, Kind.FINISH})
+"""The steps of an upgrade. `upgrade` plans them in their order; `make` does not draw them."""
+
+FAULTS = [kind for kind in Kind if kind not in UPGRADE]
+"""The kinds that `make` draws from."""
 
 
 DURATIONS: dict[Kind, tuple[float, float]] = {
@@ -93,6 +99,8 @@ OF_A_NODE = frozenset(
         Kind.LOSE_REPLIES,
         Kind.JAM_LOG,
         Kind.CLOSE_LOG,
+        Kind.UPGRADE_NODE,
+        Kind.ROLL_BACK_NODE,
     }
 )
 
@@ -105,12 +113,24 @@ HARMLESS = frozenset(
         Kind.CLOSE_LOG,
         Kind.HOLD_GIL,
         Kind.PUBLISH_TABLES,
+        Kind.MIGRATE,
+        Kind.FINISH,
     }
 )
 """Faults that stop neither a node nor the database. They lose no attempts, keep no node down, and delay no job for long."""
 
 SLOW = frozenset({Kind.HOLD_GIL, Kind.STEP_CLOCK, Kind.PUBLISH_TABLES, Kind.FREEZE_BACKEND})
 """Faults that ``--short`` omits."""
+
+OF_THIS_VERSION = frozenset({Kind.POISON_ROWS, Kind.PUBLISH_TABLES})
+"""Faults that use tables of this version. ``--upgrade`` omits them."""
+
+STEP_GAP = 5.0
+"""Minimum mean time between two steps of an upgrade, in seconds."""
+
+
+RESTART = 0.2
+"""Seconds between the end of a node's process and the start of its replacement."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -149,7 +169,7 @@ def make(seed: int, faults: int, *, gap: float, only: Sequence[Kind] = ()) -> li
         only: the kinds to draw from; empty for all.
     """
     dice = random.Random(f"plan {seed}")
-    kinds = _kinds(dice, only or list(Kind))
+    kinds = _kinds(dice, only or FAULTS)
     plan: list[Fault] = []
     for number in range(faults):
         kind = next(kinds)
@@ -157,6 +177,29 @@ def make(seed: int, faults: int, *, gap: float, only: Sequence[Kind] = ()) -> li
         seconds = round(dice.uniform(*DURATIONS[kind]), 3)
         plan.append(Fault(number, kind, at, seconds, _node(dice, plan, at) if kind in OF_A_NODE else None))
     return plan
+
+
+def upgrade(seed: int, faults: Sequence[Fault]) -> list[Fault]:
+    """Draw the steps of an upgrade, spread over the time of other faults.
+
+    After the *before* steps, one or two nodes are upgraded and rolled back. Then all nodes are upgraded, and the *after* steps run.
+    """
+    dice = random.Random(f"upgrade {seed}")
+    order = dice.sample(range(NODES), NODES)
+    early = order[: dice.randint(1, NODES - 1)]
+    steps: list[tuple[Kind, int | None]] = [
+        (Kind.MIGRATE, None),
+        *((Kind.UPGRADE_NODE, node) for node in early),
+        *((Kind.ROLL_BACK_NODE, node) for node in reversed(early)),
+        *((Kind.UPGRADE_NODE, node) for node in order),
+        (Kind.FINISH, None),
+    ]
+    last = max((fault.at for fault in faults), default=0.0)
+    gap = max(STEP_GAP, (last - FIRST_FAULT) / len(steps))
+    return [
+        Fault(len(faults) + place, kind, round(FIRST_FAULT + (place + 0.8 * dice.random()) * gap, 3), RESTART, node)
+        for place, (kind, node) in enumerate(steps)
+    ]
 
 
 def _kinds(dice: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:

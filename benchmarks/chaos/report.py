@@ -13,6 +13,8 @@ from rich.table import Table
 from benchmarks.chaos.checker import Evidence, Rule, Shown, check, count
 from benchmarks.chaos.faults import Saboteur
 from benchmarks.chaos.machines import Exit
+from benchmarks.chaos.phases import Phase
+from benchmarks.chaos.phases import measure as measure_phases
 from benchmarks.chaos.plan import Kind
 from benchmarks.chaos.recovery import Recovery, measure
 
@@ -62,6 +64,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         jobs: submitted jobs by the result of their submission.
         states: jobs in the database by state.
         restarts: ended processes by cause.
+        phases: the submissions of each part of an upgrade.
     """
 
     seed: int
@@ -79,6 +82,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     poison_refused: int
     shown: Shown
     rules: list[Rule]
+    phases: list[Phase]
     recoveries: list[Recovery]
     exits: list[Exit]
 
@@ -102,6 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             poison_refused=saboteur.refused,
             shown=count(evidence),
             rules=check(evidence),
+            phases=list(measure_phases(evidence.submits, evidence.inflicted)),
             recoveries=recoveries,
             exits=list(evidence.exits),
         )
@@ -114,6 +119,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def print(self, console: Console) -> None:
         """Print the tables and the verdict."""
         console.print(self._table_of_faults(), self._table_of_jobs())
+        if self.phases:
+            console.print(self._table_of_phases())
         for rule in self.rules:
             console.print(f"{'BROKEN' if rule.broken else 'ok':>6}  {rule.name}: {rule.broken:,}", highlight=False)
             for case in rule.cases:
@@ -131,6 +138,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
         for line in self.lines:
             table.add_row(line.name, str(line.faults), *(str(cell or "-") for cell in (line.completion, line.work, line.submits)))
+        return table
+
+    def _table_of_phases(self) -> Table:
+        table = Table(
+            "submissions", "sent", "failed", "p99 ms", "longest ms", title="Upgrade, without other faults", title_justify="left"
+        )
+        for phase in self.phases:
+            table.add_row(*(str("-" if cell is None else cell) for cell in msgspec.structs.astuple(phase)))
         return table
 
     def _table_of_jobs(self) -> Table:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import trio
 
-from benchmarks.chaos import garbage, handlers, plan, poison, recovery
+from benchmarks.chaos import garbage, handlers, phases, plan, poison, recovery
 from benchmarks.chaos.__main__ import SHORT, SHORT_KINDS
 from benchmarks.chaos.checker import STARVED_AFTER, Evidence, Row, check, count
 from benchmarks.chaos.database import connect
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None:
     assert plan.make(7, 100, gap=4) == plan.make(7, 100, gap=4) != plan.make(8, 100, gap=4)
-    assert {fault.kind for fault in plan.make(7, len(Kind), gap=4)} == set(Kind)
+    assert {fault.kind for fault in plan.make(7, len(plan.FAULTS), gap=4)} == set(plan.FAULTS)
     for fault in plan.make(7, 100, gap=4):
         shortest, longest = plan.DURATIONS[fault.kind]
         assert shortest <= fault.seconds <= longest
@@ -46,10 +46,26 @@ def test_the_same_seed_gives_the_same_plan_and_every_kind_has_its_turn() -> None
 
 
 def test_the_short_form_has_every_kind_but_the_slow_ones() -> None:
-    assert set(SHORT_KINDS) | plan.SLOW == set(Kind)
+    assert set(SHORT_KINDS) | plan.SLOW == set(plan.FAULTS)
     drawn = plan.make(7, SHORT["faults"], gap=SHORT["gap"], only=SHORT_KINDS)
     assert {fault.kind for fault in drawn} == set(SHORT_KINDS)
     assert max(fault.over_at for fault in drawn) < 60
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_upgrade_is_rolled_back_once_and_ends_with_new_nodes(seed: int) -> None:
+    steps = plan.upgrade(seed, plan.make(seed, 20, gap=4))
+    assert steps == sorted(steps, key=lambda step: step.at)
+    assert (steps[0].kind, steps[-1].kind) == (Kind.MIGRATE, Kind.FINISH)
+    upgraded: set[int] = set()
+    rolled_back = False
+    for step in steps[1:-1]:
+        assert step.node is not None
+        assert (step.node in upgraded) == (step.kind is Kind.ROLL_BACK_NODE)
+        upgraded ^= {step.node}
+        rolled_back |= not upgraded
+    assert rolled_back
+    assert upgraded == set(range(plan.NODES))
 
 
 def test_the_dice_of_each_fault_depend_on_the_seed_alone() -> None:
@@ -229,6 +245,7 @@ def test_the_checker_accepts_deviations_that_a_fault_explains(changes: dict[str,
         ("nodes that ended by themselves", {"exits": [Exit(0, 30.0, 1, None, True, 0.0)]}),
         ("nodes that did not end cleanly on SIGTERM", {"exits": [Exit(0, 30.0, 70, "SIGTERM", True, 8.0)]}),
         ("nodes still registered after all have left", {"nodes_left": 1}),
+        ("steps of an upgrade with another end than expected", {"upgrade_faults": ["a node did not refuse to start"]}),
     ],
 )
 def test_the_checker_finds_each_violation(rule: str, changes: dict[str, Any]) -> None:
@@ -260,6 +277,32 @@ def test_recovery_is_measured_from_the_end_of_a_fault_to_the_last_node() -> None
     assert measured(overlapping, second)[1] == (False, None, None, None)
     earlier = Inflicted(Fault(3, Kind.CUT_NODE, 0.5, 2.0, 1), 7.0, 9.5)
     assert measured(first, earlier)[1] == (False, 0.1, 3.0, 2.5), "measured from the end of the other fault too"
+
+
+def test_the_submissions_of_an_upgrade_are_measured_without_other_faults() -> None:
+    def sent(at: float, seconds: float, node: int | None = None, fate: Any = "acknowledged") -> Submit:
+        return Submit({}, node, fate, (), "", at, at + seconds)
+
+    submits = [
+        *(sent(5.0, 0.1), sent(9.9, 0.3), sent(15.0, 0.2), sent(15.0, 0.3, fate="unknown"), sent(31.0, 0.4)),
+        *(sent(20.0, 0.5, node=1), sent(20.0, 0.6, node=2)),  # node 1 is replaced
+        sent(45.0, 0.7),  # shortly after another fault
+    ]
+    faults = [
+        inflicted(Kind.MIGRATE, 10.0, 11.0),
+        inflicted(Kind.UPGRADE_NODE, 19.0, 21.0, node=1),
+        inflicted(Kind.FINISH, 30.0, 30.5),
+        inflicted(Kind.KILL_POSTGRES, 44.0, 44.5),
+    ]
+    measured = [(one.name, one.submits, one.failed, one.longest_ms) for one in phases.measure(submits, faults)]
+    assert measured == [
+        ("with the previous version", 1, 0, 100.0),
+        ("during the before steps", 1, 0, 300.0),
+        ("with both versions", 3, 1, 600.0),
+        ("during the after steps", 0, 0, None),
+        ("with this version", 1, 0, 400.0),
+    ]
+    assert list(phases.measure(submits, faults[1:])) == []
 
 
 # ------------------------------------------------------------------------------------------------------------------- the faults
