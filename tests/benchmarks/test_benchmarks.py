@@ -27,6 +27,7 @@ BENCHMARKS: list[tuple[str, tuple[str, ...], str]] = [
 LONGER: list[tuple[str, tuple[str, ...], str]] = [
     ("idle", (), "idle"),
     ("kills", (), "50 kills a second"),
+    ("upgrade", (), "both versions"),
     ("soak", (), "minute 3"),
     ("groups", (), "equal weights, groups"),
     ("dashboard", (), "10,000 jobs, 10 streams"),
