@@ -3,21 +3,19 @@
 Run ``python -m tests.upgrades.make_version_1`` in a clone, with Debian's postgresql-15 and libfaketime. It takes a minute.
 
 The dump is an example of the databases that version 1 left behind. Make it again only to add a kind of row. Nodes and SQL functions
-of the commit `VERSION_1` write the rows on PostgreSQL 15. PostgreSQL's clock starts five days before the real time and ends one day
+of version 1 write the rows on PostgreSQL 15. PostgreSQL's clock starts five days before the real time and ends one day
 before it. So all retries, leases, and ticks in the dump are due when a test loads it. Two kinds of rows need more than a user's
 calls: killed nodes leave running jobs behind, and an UPDATE makes rows that no node can move or read.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,19 +25,14 @@ from typing import Any
 from jobqueue.storage.embedded.cluster import Cluster
 from jobqueue.testing.postgres import FAST, directory, wait_until_ready
 from jobqueue.testing.process import ServiceProcess
-from tests.support import ROOT
 from tests.support.clock import Clock
 from tests.support.postgres import Database
 from tests.support.processes import children_of
 from tests.support.waiting import wait_for
 from tests.upgrades.dumps import VERSION_1_SQL
-
-VERSION_1 = "fb162da"
-"""The commit whose schema.sql is version 1."""
+from tests.upgrades.releases import HANDLERS, check_out
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
-
-HANDLERS = "tests.handlers.upgraded"
 
 DAY = 86400.0
 
@@ -101,7 +94,7 @@ FORGERIES = ["claims = 2147483647", """options = '{"group": 5}'""", f"payload = 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as checkout, server() as (database, clock):
-        _check_out(Path(checkout))
+        check_out(Path(checkout))
         maker = Maker(Path(checkout), database, clock)
         maker.begin()
         node = maker.end_jobs()
@@ -275,15 +268,6 @@ class Maker:
     def _wait_until_all_ended(self) -> None:
         unfinished = "NOT EXISTS (SELECT FROM jobqueue.jobs WHERE state IN ('pending', 'blocked', 'scheduled', 'inflight'))"
         self._wait_for(unfinished, "all jobs have ended")
-
-
-def _check_out(path: Path) -> None:
-    """Write the files of version 1, and the handlers of the dump's jobs."""
-    archive = subprocess.run(["git", "archive", VERSION_1], cwd=ROOT, capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(path, filter="tar")
-    handlers = Path(*HANDLERS.split(".")).with_suffix(".py")
-    (path / handlers).write_bytes((ROOT / handlers).read_bytes())
 
 
 def _kill(node: ServiceProcess) -> None:

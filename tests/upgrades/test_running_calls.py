@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
-from jobqueue.storage import schema
-from jobqueue.storage.connection import connect
 from tests.support.postgres import Database
 from tests.support.waiting import wait_for
-from tests.upgrades.dumps import VERSION_1_SQL, load
+from tests.upgrades.dumps import upgrade
 
 pytestmark = pytest.mark.no_schema
 
@@ -30,19 +27,6 @@ CALLS = {
     "retry": "jobqueue.retry((SELECT max(id::text)::uuid FROM jobqueue.dead_jobs))",
     "schedule": "jobqueue.schedule('in flight', '@daily', 'in flight')",
 }
-
-
-@pytest.fixture
-def version_1(any_database_url: str) -> Iterator[Database]:
-    load(any_database_url, VERSION_1_SQL)
-    database = Database(any_database_url)
-    yield database
-    database.close()
-
-
-def upgrade(url: str) -> None:
-    with connect(url, "migrate") as connection:
-        schema.migrate(connection)
 
 
 def test_the_public_functions_stay_the_same_objects(version_1: Database) -> None:

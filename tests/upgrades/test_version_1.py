@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.support.postgres import Database
-from tests.upgrades.dumps import VERSION_1_SQL, load
 
 FINGERPRINT = "schema.sql 546d84d51f5b88dd852fa9134a570edc, objects c77ad831c64695bda5f1c330bfef32f1"
 """The digests of version 1 in the comment of the table schema_version."""
@@ -93,12 +92,9 @@ ROWS = {
 
 
 @pytest.mark.no_schema
-def test_the_dump_of_version_1_has_every_kind_of_row(any_database_url: str) -> None:
-    load(any_database_url, VERSION_1_SQL)
-    database = Database(any_database_url)
-    found = {kind: database.value(f"SELECT count(*) FROM jobqueue.{rows}") for kind, rows in ROWS.items()}
+def test_the_dump_of_version_1_has_every_kind_of_row(version_1: Database) -> None:
+    found = {kind: version_1.value(f"SELECT count(*) FROM jobqueue.{rows}") for kind, rows in ROWS.items()}
     assert [kind for kind, count in found.items() if not count] == []
-    assert database.rows("SELECT version, obj_description('jobqueue.schema_version'::regclass) FROM jobqueue.schema_version") == [
+    assert version_1.rows("SELECT version, obj_description('jobqueue.schema_version'::regclass) FROM jobqueue.schema_version") == [
         (1, FINGERPRINT)
     ]
-    database.close()

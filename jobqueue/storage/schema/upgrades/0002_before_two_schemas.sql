@@ -264,7 +264,7 @@ BEGIN
          WHERE p.pronamespace = 'jobqueue_internal'::regnamespace AND p.oid <> ALL (ours)
         UNION ALL
         SELECT 'ALTER TYPE ' || t.oid::regtype FROM pg_type AS t
-         WHERE t.typnamespace = 'jobqueue_internal'::regnamespace AND (t.typtype IN ('e', 'd', 'r') OR t.typrelid IN (SELECT c.oid FROM pg_class AS c WHERE c.relkind = 'c'))
+         WHERE t.typnamespace = 'jobqueue_internal'::regnamespace AND (t.typtype IN ('e', 'd', 'r', 'm') OR t.typrelid IN (SELECT c.oid FROM pg_class AS c WHERE c.relkind = 'c'))
     LOOP
         EXECUTE was.statement || ' SET SCHEMA jobqueue';
     END LOOP;
