@@ -1,4 +1,4 @@
--- What nodes and applications of version 1 need while version 2 is being rolled out.
+-- Objects for nodes and applications of version 1, while version 2 is being rolled out.
 --
 -- Lock: ACCESS EXCLUSIVE on jobqueue.schema_version, about 10 ms: queries of this view, and starts of version 1 nodes
 
@@ -9,6 +9,7 @@ CREATE OR REPLACE FUNCTION jobqueue.submit_batch(jobs jsonb, again boolean DEFAU
                                                  key_ttl double precision DEFAULT 86400, uncounted boolean DEFAULT false)
 RETURNS TABLE (ids uuid[], best jsonb, claimed text)
 LANGUAGE sql AS $$ SELECT * FROM jobqueue_internal.submit_batch($1, $2, $3, $4, $5, $6, $7, $8) $$;
+COMMENT ON FUNCTION jobqueue.submit_batch IS 'Deprecated, for jobqueue 0.1.0: use submit_many instead. Version 3 of the schema will not have it.';
 
 -- The version for readers. A node of version 1 accepts only version 1. So until the upgrade to version 2 is finished, it
 -- sees version 1.
