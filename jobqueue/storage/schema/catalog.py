@@ -2,8 +2,8 @@
 
 The names of objects and the bodies of functions are compared with the texts of the parts. Everything else (arguments, settings,
 columns, constraints, views) is compared by a digest. The comment of the table ``jobqueue_internal.schema_version`` stores the
-digest, so a dump contains it. The comparison ignores objects that the parts do not name, for example the partitions that nodes
-create, and the tables that a role named jobqueue creates in the schema jobqueue by default.
+digest, so a dump contains it. The comparison ignores objects that the parts do not name. Examples are the
+partitions that nodes create, and the tables of a role named jobqueue, which are in the schema jobqueue by default.
 """
 
 from __future__ import annotations

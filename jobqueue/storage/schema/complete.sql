@@ -1,8 +1,8 @@
 -- Complete the tables: the trigger, the replica identities, and the first partitions.
 
 -- Insert a job with a concurrency key into blocked_jobs instead of pending_jobs. Run the trigger even in a session with
--- session_replication_role = replica. This is safe for the subscriber of a publication: it receives only admitted jobs,
--- which the trigger leaves unchanged. (Creating the trigger locks the table, so it is created only if it is missing.)
+-- session_replication_role = replica. This is safe for the subscriber of a publication, because it receives only admitted
+-- jobs, which the trigger leaves unchanged. The statement locks the table, so it runs only if the trigger is missing.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = 'jobqueue_internal.pending_jobs'::regclass AND t.tgname = 'block' AND t.tgenabled = 'A') THEN
@@ -14,8 +14,8 @@ END $$;
 
 -- Set REPLICA IDENTITY FULL for each table without a primary key. Otherwise, with a publication of all tables,
 -- PostgreSQL rejects updates and deletes in such a table. The full identity costs little, because each of these tables
--- is small, or has partitions that retention drops as a whole. jobqueue_internal.maintain does the same for the partitions that
--- it creates.
+-- is small, or has partitions that retention drops as a whole. The function jobqueue_internal.maintain does the same for
+-- the partitions that it creates.
 DO $$
 DECLARE
     keyless regclass;

@@ -187,8 +187,9 @@ BEGIN
     RETURN jobs;
 END $$;
 
--- List dead jobs that match a filter, latest first, up to max_jobs, with the text of their last error but without
--- payloads.
+-- List up to max_jobs dead jobs that match a filter, latest first. The result has the text of the last error, but no
+-- payload.
+--
 -- before, before_id: the died_at and id of the last job on the previous page.
 CREATE OR REPLACE FUNCTION jobqueue.list_dead(filter jsonb, max_jobs integer DEFAULT 100, before timestamptz DEFAULT NULL,
                                               before_id uuid DEFAULT NULL) RETURNS SETOF jsonb

@@ -14,13 +14,18 @@ $$;
 -- Write the outcomes of a batch of runs in one transaction: move the row of each job to the table of its new state.
 -- `outcomes` is an array of objects:
 --
---     id, claims    identify the run. If no row of this node matches both, the outcome is stale and is dropped
---     outcome       succeeded -> finished (result)    dead -> dead (reason, error)
---                   retry -> scheduled in delay seconds (error), or dead after the last attempt
---                   snoozed -> scheduled in delay seconds, with the attempt refunded
---                   released -> pending, with the attempt refunded
---                   cancelled -> finished. Jobs with a cancel request also end as cancelled, not as scheduled or pending
---     saved         notes of the run that are not written yet
+--     id, claims    Identify the run. If no row of this node matches both, the outcome is stale and is dropped.
+--     outcome       See below. Jobs with a cancel request end as cancelled, not as scheduled or pending.
+--     saved         Notes of the run that are not written yet.
+--
+-- The outcomes, with the table of the new state:
+--
+--     succeeded     Finished, with `result`.
+--     dead          Dead, with `reason` and `error`.
+--     retry         Scheduled in `delay` seconds, with `error`. Dead after the last attempt.
+--     snoozed       Scheduled in `delay` seconds, with the attempt refunded.
+--     released      Pending, with the attempt refunded.
+--     cancelled     Finished.
 --
 -- keep: false deletes jobs that succeeded instead of keeping them in finished_jobs.
 --

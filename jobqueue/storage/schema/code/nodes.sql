@@ -210,9 +210,8 @@ BEGIN
 END $$;
 
 -- Recover the jobs of lost nodes. A job goes back to pending_jobs, with three exceptions. If its attempts are used up,
--- it goes to dead_jobs. (The claim has counted the attempt, so a job that kills its process cannot do so forever.) If
--- its cancellation was requested, it goes to finished_jobs. If it blocked its node, it goes to scheduled_jobs, see
--- surrender.
+-- it goes to dead_jobs. If its cancellation was requested, it goes to finished_jobs. If it blocked its node, it goes to
+-- scheduled_jobs, see surrender. The claim has counted the attempt, so a job that kills its process dies in the end.
 --
 -- The function first deletes the rows of nodes whose leases have expired. From then on, the heartbeats of these nodes
 -- fail. Then it recovers the jobs of all nodes without a row. If a claim of such a node commits in between, the next

@@ -76,11 +76,11 @@ END $$;
 
 -- Move up to max_jobs due jobs to pending_jobs, and expire jobs. Returns one row with:
 --
---     promoted      the number of due jobs that were moved or died
---     best          the best rank of each queue that got jobs, as {"queue": seconds}
---     next_due      the seconds until the next job is due or expires; NULL: there is none
---     expired       the jobs that died because they have expired or cannot be moved, as jobqueue_internal.bury returns them
---     next_check    the seconds until the next check of a key is due; the result contains it because every node calls this function anyway
+-- * promoted: the number of due jobs that were moved or died
+-- * best: the best rank of each queue that got jobs, as `{"queue": seconds}`
+-- * next_due: the seconds until the next job is due or expires, or NULL
+-- * expired: the jobs that died because they have expired or cannot be moved, as jobqueue_internal.bury returns them
+-- * next_check: the seconds until the next check of a key is due; it is here because every node calls this function
 CREATE OR REPLACE FUNCTION jobqueue_internal.promote(max_jobs integer DEFAULT 1000)
 RETURNS TABLE (promoted integer, best jsonb, next_due double precision, expired jsonb, next_check double precision)
 LANGUAGE plpgsql

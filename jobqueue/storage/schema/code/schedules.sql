@@ -159,10 +159,10 @@ $$;
 -- Move schedules to their next ticks, and submit the jobs of the due ticks in the same transaction. `moves` is an array
 -- of objects:
 --
---     name, cron, timezone, missed, expected    the schedule as the node read it; a schedule that has changed or moved since is skipped
---     ticks      the times that get a job, in seconds
---     next_at    the first tick after these ticks, in seconds
---     error      why the schedule has no next tick; shown until the schedule is changed
+-- * name, cron, timezone, missed, expected: the schedule as the node read it; if it has changed since, it is skipped
+-- * ticks: the times that get a job, in seconds
+-- * next_at: the first tick after these ticks, in seconds
+-- * error: the reason why the schedule has no next tick; it is shown until the schedule is changed
 --
 -- It does not wait for moves by other nodes, nor for uncommitted changes. Returns the names of the moved schedules and
 -- the best rank of each queue that got jobs. Also returns the seconds until the next tick of any schedule, except for

@@ -23,6 +23,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Reject a batch if one of its jobs has already expired, because that job would never start.
+--
 -- again: do not check jobs with an id, because they may have been submitted before.
 CREATE OR REPLACE FUNCTION jobqueue_internal.refuse_expired(jobs jsonb, present timestamptz, again boolean) RETURNS void
 LANGUAGE plpgsql AS $$

@@ -48,9 +48,11 @@ END $$;
 --        ended.
 -- wake:  notify listening nodes. Not needed by a node that will run the jobs itself.
 -- node, wants, defaults: also claim jobs for this node in the same transaction, like jobqueue_internal.claim. The claim can take
---        the new jobs even if their ranks are below the floor. `claimed` is its result; NULL if no claim was requested,
---        or if it failed.
+--        the new jobs even if their ranks are below the floor. `claimed` is its result. It is NULL if no claim was
+--        requested, or if the claim failed.
+--
 -- key_ttl: how long an idempotency key is kept, in seconds.
+--
 -- uncounted: the jobs are submitted in SQL. No node counts them for the history, so this function records them. Their
 --        transaction may have begun long ago, so their times are relative to the start of this call. For jobs from a
 --        node, times are relative to the start of the transaction, because a claim in the same call uses that time too.

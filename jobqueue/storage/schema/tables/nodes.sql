@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS jobqueue_internal.history (
     PRIMARY KEY (step, at)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
--- Numbers of jobs that were submitted in SQL and are not in the history yet. (No node counts these jobs.) No function
+-- Numbers of jobs that were submitted in SQL and are not in the history yet. No node counts these jobs. No function
 -- updates a row, and only jobqueue_internal.record deletes rows, so an open transaction blocks nobody.
 CREATE TABLE IF NOT EXISTS jobqueue_internal.sql_submissions (
     jobs integer NOT NULL

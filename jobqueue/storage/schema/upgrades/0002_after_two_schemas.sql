@@ -17,7 +17,7 @@ BEGIN
     SELECT string_agg(format('%s (pid %s)', n.host, n.pid), ', ' ORDER BY n.started_at) INTO alive
       FROM jobqueue_internal.nodes AS n WHERE n.schema_version < 2 AND n.lease_until > now();
     IF alive IS NOT NULL THEN
-        RAISE EXCEPTION 'the upgrade to version 2 cannot be finished: nodes of version 1 are running: %', alive
+        RAISE EXCEPTION 'the upgrade to version 2 cannot be finished while nodes of version 1 are running: %', alive
             USING HINT = 'Stop these nodes or replace them, then finish the upgrade again.', ERRCODE = 'object_in_use';
     END IF;
     FOR was IN

@@ -1,8 +1,8 @@
 -- Version 2: the tables and the functions that users should not call move to the schema jobqueue_internal.
 --
 -- Version 1 had one schema. This step renames it to jobqueue_internal and creates a new schema jobqueue. Renaming locks
--- no table, so no statement waits for it. Nodes of version 1 keep working: for each of their tables, the new schema has a view
--- that they can write to, and for each function that is internal now, it has a function that calls the internal one.
+-- no table, so no statement waits for it. Nodes of version 1 keep working. For each of their tables, the new schema has
+-- a view that they can write to. For each function that is internal now, it has a function that calls the internal one.
 -- 0002_after_two_schemas.sql drops both.
 --
 -- A function call of version 1 that is running at the commit can fail, because its next statement finds a view instead
