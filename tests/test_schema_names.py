@@ -12,7 +12,7 @@ from jobqueue.storage.schema import script
 
 LONGEST_CHANNEL_BYTES = 63
 
-EVERYTHING = script(finish=True)
+EVERYTHING = script() + script(finish=True)
 
 
 @pytest.mark.parametrize(
