@@ -18,6 +18,7 @@ LAYERS = [
     ["http.responses", "http.limits"],
     ["engine"],
     ["keeper"],
+    ["schema"],
     ["storage"],
     ["concurrency"],
     ["client"],
