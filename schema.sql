@@ -32,6 +32,8 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/upgrades/0002_before_two_schemas.sql
 -- The two schemas and the version
 \ir jobqueue/storage/schema/version.sql
+-- The database that the queue belongs to
+\ir jobqueue/storage/schema/identity.sql
 -- The causes of failures
 \ir jobqueue/storage/schema/code/causes.sql
 -- Queues, their limits and lines, and schedules

@@ -122,6 +122,7 @@ class Metrics:
         self.inflight = gauge("inflight_jobs", "Jobs that this node holds: ready, running, or finishing.")
         self.waiting_submissions = gauge("waiting_submissions", "Submitted jobs that wait for their commit.")
         self.lease_remaining = gauge("lease_remaining_seconds", "Seconds until this node's lease expires.")
+        self.on_hold = gauge("on_hold", "1 if the node is on hold, because its database is a copy that nobody has adopted.")
         self.schema_version = gauge("schema_version", "The database's schema version.")
         self._node = gauge("node_info", "The id, host and version of this node; the value is 1.", "node", "host", "version")
 

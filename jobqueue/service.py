@@ -30,6 +30,7 @@ from jobqueue.engine.dispatcher import Dispatcher
 from jobqueue.engine.executor import Executor
 from jobqueue.engine.handlers import App
 from jobqueue.engine.history import HistoryWriter
+from jobqueue.engine.hold import Hold
 from jobqueue.engine.hooks import Hooks
 from jobqueue.engine.job_watcher import JobWatcher
 from jobqueue.engine.key_admission import KeyAdmission
@@ -125,6 +126,7 @@ class Engine:
         self.signals = signals = Signals()
         self.metrics = metrics = Metrics()
         metrics.schema_version.set(SCHEMA_VERSION)
+        self.hold = Hold(store, metrics)
         self.queues = {name: LocalQueue(name, width) for name, width in settings.worked_queues.items()}
         width = sum(settings.worked_queues.values())
         keep_finished = settings.keep_finished > 0
@@ -223,7 +225,7 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
             trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))
             keep = settings.visibility_timeout, settings.stall_limit
             await stages.start("keeper", keeping.run, node_state, url, os.getpid(), *keep)
-            await start_engine(engine, stages, url)
+            await start_engine(engine, stages, url, adopt=settings.adopt)
             listeners = listeners or open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
             await stages.start("tasks", engine.tasks.run)
@@ -268,11 +270,12 @@ async def _open_processes() -> AsyncIterator[trio_parallel.WorkerContext]:
         log.warning("killed worker processes that did not end", error=str(next(leaves(group))))
 
 
-async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
+async def start_engine(engine: Engine, stages: Stages, url: str | None, *, adopt: bool = False) -> None:
     """Start the parts as stages.
 
     Args:
         url: the database whose notifications the node receives; None receives none.
+        adopt: if the database is a copy, let its queue run.
     """
     await engine.store.migrate()
     for queue, said in engine.app.queues.items():
@@ -280,12 +283,14 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
     await engine.cron.reconcile()
     await expire_dead_neighbours(engine.store)
     await engine.lease.join()
+    await engine.hold.begin(adopt=adopt)
+    await stages.start("hold", engine.hold.run)
     if engine.hooks.any:
         await stages.start("hooks", engine.hooks.run)
     await stages.start("heartbeat", engine.lease.run)
     await stages.start("schema", maintenance.watch_schema, engine.store)
-    await stages.start("recovery", engine.recovery.run)
-    await stages.start("pruning", engine.pruning.run)
+    await stages.start("recovery", engine.hold.then, engine.recovery.run)
+    await stages.start("pruning", engine.hold.then, engine.pruning.run)
     await stages.start("submissions", engine.submissions.run)
     await stages.start("outcomes", engine.outcomes.run)
     await stages.start("notes", engine.notes.run)
@@ -298,10 +303,10 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None) -> None:
         notifications = Notifications(url, engine.signals.of_notifications(), engine.signals.listening.publish)
         engine.troubles.extend([notifications.trouble, notifications.unreadable])
         await stages.start("notifications", notifications.run)
-    await stages.start("key admission", engine.key_admission.run)
-    await stages.start("promotion", engine.promoter.run)
-    await stages.start("cron", engine.cron.run)
-    await stages.start("dispatcher", engine.dispatcher.run)
+    await stages.start("key admission", engine.hold.then, engine.key_admission.run)
+    await stages.start("promotion", engine.hold.then, engine.promoter.run)
+    await stages.start("cron", engine.hold.then, engine.cron.run)
+    await stages.start("dispatcher", engine.hold.then, engine.dispatcher.run)
 
 
 def operations(
@@ -315,6 +320,7 @@ def operations(
         engine.submissions,
         engine.outcomes,
         engine.metrics,
+        hold=engine.hold,
         troubles=engine.troubles,
         watcher=engine.watcher,
         depths=engine.depths,
@@ -360,6 +366,7 @@ async def _shut_down(engine: Engine, settings: Settings, stages: Stages, http_st
     await stages.stop("credentials", within=0.2)
 
     await stages.stop("schema", within=0.2)
+    await stages.stop("hold", within=0.2)
     await stages.stop("watcher", within=0.2)
     await stages.stop("overview", within=0.2)
     await stages.stop("dispatcher", within=1)

@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         data_dir: the data directory of the embedded PostgreSQL; None is `embedded.default_data_dir`.
         upgrade_data_dir: the directory of PostgreSQL's programs of an older major version. If the data directory has data of that
             version only, the node upgrades the data before it starts the embedded PostgreSQL.
+        adopt: if the database is a copy, let its queue run. Otherwise, all queues and schedules of a copy are on hold.
         host: the address to listen on.
         port: the port to listen on; 0 chooses a free port.
         processes: the number of nodes that share the port, each in its own process. The settings below apply to each node.
@@ -65,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str | None = None
     data_dir: Path | None = None
     upgrade_data_dir: Path | None = None
+    adopt: bool = False
     host: str = "127.0.0.1"
     port: int = 8080
     processes: int = 1

@@ -14,7 +14,7 @@ import click
 from jobqueue._version import __version__
 from jobqueue.cli.exits import Exit
 
-COMMANDS = ("serve", "migrate", "submit", "jobs", "dead", "queues", "nodes", "schedules", "top", "doctor", "token")
+COMMANDS = ("serve", "migrate", "adopt", "submit", "jobs", "dead", "queues", "nodes", "schedules", "top", "doctor", "token")
 """Every command, in the order of the help."""
 
 

@@ -65,6 +65,7 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
     type=click.Path(path_type=Path, file_okay=False),
     show_default=False,
 )
+@setting("--adopt", "ADOPT", "If the database is a copy, run its jobs. Otherwise, a copy is on hold.", is_flag=True)
 @setting("--host", "HOST", "Address to listen on. Any address except loopback requires a token.", default=DEFAULTS.host)
 @setting("--port", "PORT", "Port to listen on. 0 chooses a free port.", type=int, default=DEFAULTS.port)
 @setting(

@@ -294,6 +294,8 @@ class Dispatcher:
 
     def can_start(self, due: Mapping[str, int]) -> bool:
         """Return whether this node could start this many jobs of each queue at once."""
+        if self._state == "stopped":
+            return False
         return all(name in self._queues and jobs <= self._queues[name].idle_capacity for name, jobs in due.items())
 
     @contextmanager

@@ -11,6 +11,7 @@ from jobqueue.admission import Admitted, Receipt
 from jobqueue.concurrency.group_commit import Told, until_told
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.engine.depths import Depths
+from jobqueue.engine.hold import Hold
 from jobqueue.engine.job_watcher import JobWatcher
 from jobqueue.engine.leases import Lease
 from jobqueue.engine.local_queue import LocalQueue
@@ -41,6 +42,7 @@ class Operations:
         outcomes: Outcomes,
         metrics: Metrics,
         *,
+        hold: Hold,
         troubles: Iterable[Trouble],
         watcher: JobWatcher,
         depths: Depths,
@@ -53,6 +55,7 @@ class Operations:
     ) -> None:
         self.store = store
         self.lease = lease
+        self._hold = hold
         self.watcher = watcher
         self.depths = depths
         self.overview = overview
@@ -75,6 +78,10 @@ class Operations:
         if self._stopping():
             raise ShuttingDown("the service is shutting down")
         self._submissions.begin(jobs, told)
+
+    def health(self) -> dict[str, str]:
+        """Return the document of a node that responds, with the reason if it is on hold."""
+        return {"status": "ok"} if self._hold.reason is None else {"status": "ok", "on_hold": self._hold.reason}
 
     def troubles(self) -> list[str]:
         """Return why this node is not ready; empty if it is ready."""

@@ -356,7 +356,7 @@ def test_missing_privileges_of_a_role_are_a_finding(healthy: Database, role: str
     # Only checks of tables that the role cannot read are unknown.
     verdicts = {finding.check: finding.verdict for finding in doctor.examine(url)}
     assert {check for check, verdict in verdicts.items() if verdict == "unknown"} == {
-        "schema", "objects", "partitions", "nodes", "queues", "overdue", "schedules", "dead letters",
+        "schema", "objects", "copy", "partitions", "nodes", "queues", "overdue", "schedules", "dead letters",
     }  # fmt: skip
     healthy.rows(f"GRANT USAGE ON SCHEMA jobqueue_internal TO {role}")
     assert "needs: SELECT on jobqueue.dead_jobs, SELECT on jobqueue.jobs, " in the_only(url, "privileges").finding

@@ -54,6 +54,9 @@ WHERE relkind = 'r' AND nspname !~ '^pg_|^information_schema$' ORDER BY 1
 """
 
 
+IDENTITY = "jobqueue_internal.identity"
+
+
 def old_server(data_dir: Path) -> AbstractContextManager[str]:
     return postgres.server(OLD_BINARIES, data_dir)
 
@@ -89,10 +92,12 @@ async def serving(data_dir: Path, old_binaries: Path | None = OLD_BINARIES) -> A
 
 
 def content(url: str) -> dict[str, list[str]]:
-    """Return all rows of all tables."""
+    """Return all rows of all tables, and whether the queue belongs to this server."""
     with psycopg.connect(url) as connection:
         tables = [name for (name,) in connection.execute(TABLES)]
-        return {name: sorted(str(row) for row in connection.execute(f"SELECT * FROM {name}".encode())) for name in tables}
+        own = [str(connection.execute("SELECT jobqueue_internal.copied_from()").fetchone())] if IDENTITY in tables else []
+        rows = {name: sorted(str(row) for row in connection.execute(f"SELECT * FROM {name}".encode())) for name in tables}
+        return {**rows, IDENTITY: own}  # pg_upgrade gives the server a new identifier
 
 
 def version(url: str) -> str:

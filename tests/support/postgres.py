@@ -64,6 +64,8 @@ class ServerPool:
                 migrate(connection)
         template = urlsplit(self._templates[name]).path[1:] if schema else "template1"
         with database(self.url(name), template) as url:
+            if schema:
+                _execute(url, "SELECT jobqueue_internal.adopt()")  # it is a copy, so its nodes would be on hold
             yield url
 
     def emptied(self, name: str) -> str:
@@ -107,7 +109,7 @@ def empty(connection: psycopg.Connection[Any]) -> None:
     tables = """
         SELECT oid::regclass::text FROM pg_class
          WHERE relnamespace = 'jobqueue_internal'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
-           AND relname <> 'schema_version'
+           AND relname NOT IN ('schema_version', 'identity')
     """
     names = connection.cursor(row_factory=tuple_row).execute(tables).fetchall()
     connection.execute(";".join(f"DELETE FROM {name}" for (name,) in names).encode())

@@ -482,9 +482,14 @@ class ScheduleState(msgspec.Struct, kw_only=True):
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """A healthy service."""
+    """A healthy service.
+
+    Attributes:
+        on_hold: why the node runs no jobs; only present if its database is a copy that nobody has adopted.
+    """
 
     status: Literal["ok"]
+    on_hold: str | None = None
 
 
 class Trouble(msgspec.Struct, kw_only=True):

@@ -83,7 +83,7 @@ class ExpressLane:
         try:
             self._check(request)
             if request.path == "/health":
-                return json_answer({"status": "ok"})
+                return json_answer(self._node.health())
             headers = request.headers
             key, trace = headers.get("idempotency-key"), _trace(headers)
             return await submit(self._node, headers.get("content-type"), body, key, trace)

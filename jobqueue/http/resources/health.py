@@ -14,7 +14,7 @@ def routes(node: Operations) -> list[Route]:
     """Make the routes of the service itself."""
 
     async def health() -> Answer:
-        return json_answer({"status": "ok"})
+        return json_answer(node.health())
 
     async def ready() -> Answer:
         if reasons := node.troubles():

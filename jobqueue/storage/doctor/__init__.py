@@ -44,6 +44,7 @@ SERVER_CHECKS: dict[str, Check] = {
 
 SCHEMA_CHECKS: dict[str, Check] = {
     "objects": installation.objects,
+    "copy": installation.copy,
     "privileges": installation.privileges,
     "partitions": installation.partitions,
     "vacuum": vacuum.tables,
@@ -80,7 +81,7 @@ def examine(url: str) -> list[Finding]:
             checks = dict(SCHEMA_CHECKS)
             if any(finding.check == "schema" and finding.verdict == "problem" for finding in findings):
                 # The objects of another schema version may be different.
-                del checks["objects"], checks["privileges"]
+                del checks["objects"], checks["privileges"], checks["copy"]
             findings += [finding for name, check in checks.items() for finding in look(connection, name, check)]
     return sorted(findings, key=lambda finding: SEVERITY[finding.verdict])
 

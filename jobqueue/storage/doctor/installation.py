@@ -86,6 +86,15 @@ def objects(connection: Connection) -> list[Finding]:
     return findings or [Finding("objects", "ok", "tables, indexes and functions match this version")]
 
 
+def copy(connection: Connection) -> list[Finding]:
+    """Find out whether the database is a copy, whose nodes are on hold."""
+    [row] = query(connection, "SELECT jobqueue_internal.copied_from() AS origin")
+    if row.origin is None:
+        return [Finding("copy", "ok", "the queue belongs to this database")]
+    found = f"all queues and schedules are on hold: {row.origin}"
+    return [Finding("copy", "warning", found, "run jobqueue adopt if this database shall run the jobs")]
+
+
 def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding]:
     [row] = query(
         connection,

@@ -125,7 +125,13 @@ class Programs:
             return subprocess.CompletedProcess(command, 127, "", str(error))
 
     def spawn(
-        self, program: str, *arguments: str | Path, output: IO[bytes], environment: Mapping[str, str], cwd: Path = ROOT
+        self,
+        program: str,
+        *arguments: str | Path,
+        output: IO[bytes],
+        environment: Mapping[str, str],
+        cwd: Path = ROOT,
+        script: IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a program without waiting for its end. On Linux, the kernel stops the program when the calling thread ends.
 
@@ -139,7 +145,7 @@ class Programs:
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C must not reach the server, because the service stops the server itself
-            **self.conditions(environment, cwd),
+            **self.conditions(environment, cwd) | ({"stdin": script} if script else {}),
         )
 
     def conditions(self, environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> dict[str, Any]:

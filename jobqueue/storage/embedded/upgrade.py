@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import IO
@@ -20,12 +21,20 @@ import trio
 
 from jobqueue.errors import EmbeddedPostgresError
 from jobqueue.storage.embedded.binaries import Programs, kill_in
-from jobqueue.storage.embedded.cluster import POLL_SECONDS, PORT, ROLE, Cluster, initdb_options
+from jobqueue.storage.embedded.cluster import DATABASE, POLL_SECONDS, PORT, ROLE, Cluster, initdb_options
 
 UPGRADE_PORT = PORT + 1  # not PORT: nodes must not reach the servers that pg_upgrade starts
 EXTRA_ROOM = 128 << 20  # bytes for the WAL and the system catalogs of the new cluster
 OLD_PROGRAMS = ("postgres", "pg_ctl", "pg_controldata", "pg_resetwal")
 """The programs of the old version that pg_upgrade needs."""
+
+# One line, because in single-user mode the end of a line ends a statement.
+ADOPT = (
+    "DO $$ DECLARE found regclass; BEGIN FOR found IN SELECT c.oid FROM pg_class AS c WHERE c.relname = 'identity'"
+    " AND c.relnamespace::regnamespace::text LIKE '%\\_internal' LOOP EXECUTE format('UPDATE %s SET system_identifier ="
+    " (SELECT system_identifier FROM pg_control_system()) WHERE system_identifier = {}', found); END LOOP; END $$\n"
+)
+"""Store the system identifier of the new cluster, unless the old cluster was itself a copy that nobody had adopted."""
 
 log = structlog.get_logger()
 
@@ -55,26 +64,32 @@ async def upgrade(old: Cluster, new: Cluster) -> None:
     """
     begun = time.monotonic()
     log.info("upgrading the embedded postgresql", data=str(old.pgdata), to=new.programs.version, log=str(old.log_path))
-    checksums = await trio.to_thread.run_sync(_prepare, old, new)
+    checksums, identifier = await trio.to_thread.run_sync(_prepare, old, new)
     work = new.programs.fresh_directory(new.pgdata)
     data = work / "data"
     for socket in old.run_dir.glob(f".s.PGSQL.{UPGRADE_PORT}*"):
         socket.unlink()  # a killed server of an interrupted upgrade left it
-    with old.open_log() as output:
+    with old.open_log() as output, tempfile.TemporaryFile() as script:
         run = functools.partial(_run, new.programs, directory=work, output=output)
         await run("initdb", "-D", data, *initdb_options(new.programs.major), checksums)
         clusters: list[str | Path] = ["-b", old.programs.binaries, "-d", old.pgdata, "-B", new.programs.binaries, "-D", data]
         port = str(UPGRADE_PORT)
         await run("pg_upgrade", *clusters, "-U", ROLE, "-s", old.run_dir, "-p", port, "-P", port, "--no-sync")
-        # Here, the copy is complete but not in place. Its system identifier is new.
+        script.write(ADOPT.format(identifier).encode())
+        script.seek(0)
+        await run("postgres", "--single", "-c", "exit_on_error=on", "-D", data, DATABASE, script=script)
         await run("initdb", "--sync-only", "-D", data)  # pg_upgrade syncs before it starts the new server for the last time
     new.put_in_place(data)
     shutil.rmtree(work)
     log.info("upgraded the embedded postgresql", data=str(new.pgdata), seconds=round(time.monotonic() - begun, 3))
 
 
-def _prepare(old: Cluster, new: Cluster) -> str:
-    """Check the room on the disk, and find the programs' user. Return the option of initdb for the checksums of the old cluster."""
+def _prepare(old: Cluster, new: Cluster) -> tuple[str, str]:
+    """Check the room on the disk, and find the programs' user.
+
+    Returns:
+        The option of initdb for the checksums of the old cluster, and the system identifier of the old cluster.
+    """
     files = [path for path in old.pgdata.rglob("*") if path.is_file() and "pg_wal" not in path.parts]
     needed, free = sum(path.stat().st_size for path in files) + EXTRA_ROOM, shutil.disk_usage(old.data_dir).free
     if free < needed:
@@ -84,16 +99,19 @@ def _prepare(old: Cluster, new: Cluster) -> str:
     new.programs.choose_account(old.pgdata, old.data_dir)
     new.programs.come_within_reach(old.data_dir)
     control = old.programs.invoke("pg_controldata", "-D", old.pgdata)
-    version = re.search(r"^Data page checksum version: +(\d+)$", control.stdout, re.MULTILINE)
-    if version is None:
+    facts = dict(re.findall(r"^([^:]+): +(.*)$", control.stdout, re.MULTILINE))
+    if not facts:
         raise EmbeddedPostgresError(
             f"{old.programs.binaries / 'pg_controldata'} cannot read {old.pgdata}: {control.stderr.strip()}"
         )
-    return "--no-data-checksums" if version[1] == "0" else "--data-checksums"
+    checksums = "--no-data-checksums" if facts["Data page checksum version"] == "0" else "--data-checksums"
+    return checksums, facts["Database system identifier"]
 
 
-async def _run(programs: Programs, program: str, *arguments: str | Path, directory: Path, output: IO[bytes]) -> None:
-    process = programs.spawn(program, *arguments, output=output, environment={}, cwd=directory)
+async def _run(
+    programs: Programs, program: str, *arguments: str | Path, directory: Path, output: IO[bytes], script: IO[bytes] | None = None
+) -> None:
+    process = programs.spawn(program, *arguments, output=output, environment={}, cwd=directory, script=script)
     try:
         while process.poll() is None:  # noqa: ASYNC110 - another process's state
             await trio.sleep(POLL_SECONDS)

@@ -110,6 +110,11 @@ def integer(value: object) -> int:
     return value
 
 
+def optional_text(value: object) -> str | None:
+    assert value is None or isinstance(value, str)  # noqa: S101 - text
+    return value
+
+
 def ranks(value: object) -> Ranks:
     assert isinstance(value, dict)  # noqa: S101 - jsonb, an object
     return value

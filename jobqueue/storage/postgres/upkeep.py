@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from jobqueue.metrics import Totals
-from jobqueue.storage.postgres.lanes import Lanes, fetch_rows, fetch_value, integer
+from jobqueue.storage.postgres.lanes import Lanes, fetch_rows, fetch_value, integer, optional_text
 from jobqueue.storage.roles.upkeep import PRUNE_BATCH, Maintained, Recorded
 
 
 class PostgresUpkeep(Lanes):
     """Implements `UpkeepStore`."""
+
+    async def copied_from(self) -> str | None:
+        return optional_text(await self._housekeeping.run(fetch_value("SELECT jobqueue_internal.copied_from()")))
+
+    async def adopt(self) -> str | None:
+        return optional_text(await self._housekeeping.run(fetch_value("SELECT jobqueue_internal.adopt()")))
 
     async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
         sql = "SELECT dropped, failed FROM jobqueue_internal.maintain(%s, %s)"

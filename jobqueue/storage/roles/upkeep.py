@@ -26,7 +26,13 @@ class Recorded(NamedTuple):
 
 
 class UpkeepStore(Protocol):
-    """Delete old data, and write the history."""
+    """Delete old data, write the history, and find out whether the database is a copy."""
+
+    async def copied_from(self) -> str | None:
+        """Return a sentence about the origin if the database is a copy that nobody has adopted; otherwise None."""
+
+    async def adopt(self) -> str | None:
+        """Let the queue belong to this database. Return what `copied_from` returned before."""
 
     async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
         """Create the partitions of the next days. Drop partitions whose day ended more than the given number of seconds ago."""

@@ -19,6 +19,14 @@ _COUNTED: tuple[JobState, ...] = ("pending", "scheduled", "blocked", "inflight",
 class MemoryUpkeep(State):
     """Implements `UpkeepStore`."""
 
+    async def copied_from(self) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def adopt(self) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return None
+
     async def maintain(self, *, keep_finished: float, keep_cancelled: float) -> Maintained:
         await trio.lowlevel.checkpoint()
         now = self._now()

@@ -1,0 +1,33 @@
+"""``jobqueue adopt``: let the queue of a copied database run."""
+
+from __future__ import annotations
+
+import click
+import psycopg
+
+from jobqueue import logs
+from jobqueue.cli.options import log_level_option
+from jobqueue.errors import JobQueueError
+from jobqueue.storage import schema
+from jobqueue.storage.connection import connect, one_line
+
+
+@click.command("adopt")
+@click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="libpq URL of the copy.")
+@log_level_option
+def command(database_url: str, log_level: str) -> None:
+    """Let a copied database run its jobs.
+
+    A dump that was restored, a renamed database, or a server after pg_upgrade keeps all queues and schedules on hold,
+    so that a copy does not run the jobs of the original. Running nodes notice the adoption within two seconds.
+    """
+    logs.configure(log_level)
+    try:
+        with connect(database_url, "adopt") as connection:
+            schema.require(connection)
+            [(origin,)] = connection.execute("SELECT jobqueue_internal.adopt()")
+    except JobQueueError as error:
+        raise click.ClickException(str(error)) from None
+    except psycopg.Error as error:
+        raise click.ClickException(f"cannot adopt the database: {one_line(error)}") from None
+    click.echo(f"adopted: {origin}" if origin else "nothing to adopt: the queue belongs to this database already")
