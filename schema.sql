@@ -98,6 +98,8 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/compatibility.sql
 -- The privileges of roles on new objects
 \ir jobqueue/storage/schema/grants.sql
+-- Return to the role that runs this script
+\ir jobqueue/storage/schema/end.sql
 
 COMMIT;
 

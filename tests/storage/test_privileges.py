@@ -1,4 +1,4 @@
-"""What each kind of role can do, also in databases with restrictions and after an upgrade of version 1."""
+"""The privileges of each kind of role, also in databases with restrictions and after an upgrade of version 1."""
 
 from __future__ import annotations
 
@@ -506,3 +506,36 @@ def test_a_role_that_cannot_create_schemas_gets_one_sentence(sql: Database, stac
     fault = "may not create the schema .*permission denied for database"
     with connect(postgres.as_role(sql.url, role), "migrate") as connection, pytest.raises(SchemaVersionError, match=fault):
         schema.migrate(connection)
+
+
+@pytest.mark.no_schema
+def test_a_superuser_upgrades_the_schema_of_another_owner(sql: Database, stack: ExitStack) -> None:
+    owner = stack.enter_context(postgres.role(sql.url))
+    sql.rows(f"GRANT CREATE ON DATABASE {sql.value('SELECT quote_ident(current_database())')} TO {owner}")
+    url = postgres.as_role(sql.url, owner)
+    load(url, VERSION_1_SQL)
+    sql.rows(f"REVOKE CREATE ON DATABASE {sql.value('SELECT quote_ident(current_database())')} FROM {owner}")
+    foreign = """
+        SELECT c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE n.nspname ~ '^jobqueue' AND c.relowner <> %s::regrole
+         UNION ALL
+        SELECT p.oid::regprocedure::text FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+         WHERE n.nspname ~ '^jobqueue' AND p.proowner <> %s::regrole
+    """
+    admin = sql.value("SELECT current_user")
+    text = schema.script()
+    sql.rows(f"BEGIN; {text}")
+    assert sql.value("SELECT current_user") == admin
+    sql.rows("COMMIT")
+    assert sql.rows(foreign, owner, owner) == []
+    with connect(sql.url, "migrate") as connection:
+        schema.migrate(connection)
+        schema.finish(connection)
+    sql.rows("DROP VIEW jobqueue.nodes; DROP FUNCTION jobqueue.pause")
+    with connect(sql.url, "migrate") as connection:
+        assert schema.migrate(connection).repaired == ["function jobqueue.pause", "view jobqueue.nodes"]
+    assert sql.rows(foreign, owner, owner) == []
+    with connected(url) as database:
+        assert database.value("SELECT count(*) > 0 FROM jobqueue.jobs")
+    with connect(url, "migrate") as connection:
+        assert not schema.migrate(connection).repaired

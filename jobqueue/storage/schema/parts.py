@@ -71,7 +71,7 @@ def upgrading(from_version: int = 0) -> list[Part]:
 def finishing() -> list[Part]:
     """Return the parts that end the support for nodes of the previous version."""
     names = sorted(f"upgrades/{step.name}" for step in SOURCE.joinpath("upgrades").iterdir() if "_after_" in step.name)
-    return list(map(_read, ["prepare.sql", *names, "compatibility.sql", "unrecord.autocommit.sql"]))
+    return list(map(_read, ["prepare.sql", *names, "compatibility.sql", "end.sql", "unrecord.autocommit.sql"]))
 
 
 def statements(text: str) -> list[str]:

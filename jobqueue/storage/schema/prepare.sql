@@ -29,6 +29,13 @@ BEGIN
         END IF;
     END IF;
     PERFORM set_config('jobqueue.this_version', this_version::text, true);   -- for complete.sql
+    -- Run as the role that owns the tables, also if a superuser or a member of this role runs this script. Otherwise, the
+    -- owner could not use new objects, and functions would run with the privileges of a superuser.
+    PERFORM set_config('jobqueue.role_before', current_setting('role'), true);
+    IF to_regclass('jobqueue_internal.schema_version') IS NOT NULL THEN
+        PERFORM set_config('role', pg_get_userbyid(c.relowner), true) FROM pg_class AS c
+          WHERE c.oid = to_regclass('jobqueue_internal.schema_version') AND c.relowner <> current_user::regrole;
+    END IF;
     -- Remember the roles of each kind. grants.sql grants them the privileges on new objects.
     IF to_regprocedure('jobqueue_internal.granted_roles()') IS NOT NULL THEN
         EXECUTE 'SELECT set_config(''jobqueue.roles_before'', string_agg(g.kind || '' '' || g.role::oid, '',''), true) FROM jobqueue_internal.granted_roles() AS g';

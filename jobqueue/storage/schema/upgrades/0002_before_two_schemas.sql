@@ -237,7 +237,7 @@ BEGIN
     ALTER FUNCTION jobqueue.submit COST 100;
     ALTER SCHEMA jobqueue RENAME TO jobqueue_internal;
     EXECUTE format('CREATE SCHEMA jobqueue AUTHORIZATION %I',
-                   (SELECT pg_get_userbyid(n.nspowner) FROM pg_namespace AS n WHERE n.nspname = 'jobqueue_internal'));
+                   (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = 'jobqueue_internal.schema_version'::regclass));
     -- grants.sql grants USAGE on the new schema to the roles that have it on the old one. No role keeps CREATE,
     -- because functions of the owner call the functions in jobqueue_internal.
     FOR was IN
@@ -277,6 +277,10 @@ BEGIN
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET SCHEMA jobqueue', was.name);
     END LOOP;
+
+    -- From here on, run as the role that owns the tables, see prepare.sql.
+    PERFORM set_config('role', pg_get_userbyid(c.relowner), true) FROM pg_class AS c
+      WHERE c.oid = 'jobqueue_internal.schema_version'::regclass AND c.relowner <> current_user::regrole;
 
     -- The objects for nodes of version 1.
     FOR was IN
