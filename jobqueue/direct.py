@@ -20,24 +20,31 @@ from quart_trio import QuartTrio
 from jobqueue.engine.handlers import App
 from jobqueue.http import app
 from jobqueue.http.access.auth import Authorizer
+from jobqueue.schema_names import DEFAULT
 from jobqueue.service import open_engine, operations
 from jobqueue.settings import Settings
-from jobqueue.storage import schema
+from jobqueue.storage import schema as schemas
 from jobqueue.storage.connection import connect
 from jobqueue.storage.postgres.store import PostgresStore
 
 
 @asynccontextmanager
-async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
+async def open_api(database_url: str, schema: str = DEFAULT) -> AsyncIterator[QuartTrio]:
     """Open the HTTP API on a database that already has the schema.
 
+    Args:
+        database_url: a libpq URL or connection string.
+        schema: the name of the queue's schemas.
+
     Raises:
+        SettingsError: the URL or the name is not valid.
         DatabaseUnavailable: the database does not exist or is unreachable.
         SchemaVersionError: the database has no jobqueue schema, or the schema of another version.
     """
-    settings = Settings(database_url=database_url, queues={})
-    await trio.to_thread.run_sync(_require_schema, database_url)
-    async with open_engine(App(), settings, PostgresStore(database_url), lives=False) as engine, trio.open_nursery() as nursery:
+    settings = Settings(database_url=database_url, schema=schema, queues={})
+    await trio.to_thread.run_sync(_require_schema, database_url, schema)
+    store = PostgresStore(database_url, schema)
+    async with open_engine(App(), settings, store, lives=False) as engine, trio.open_nursery() as nursery:
         for part in (engine.submissions, engine.watcher, engine.overview, engine.history):
             await nursery.start(part.run)
         yield app.build(operations(engine, settings, stopping=lambda: False), Authorizer())
@@ -45,6 +52,6 @@ async def open_api(database_url: str) -> AsyncIterator[QuartTrio]:
         nursery.cancel_scope.cancel()
 
 
-def _require_schema(database_url: str) -> None:
-    with connect(database_url, "inspect") as connection:
-        schema.require(connection)
+def _require_schema(database_url: str, schema: str) -> None:
+    with connect(database_url, "inspect", schema=schema) as connection:
+        schemas.require(connection)

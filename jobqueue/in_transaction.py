@@ -13,6 +13,7 @@ the name of its class, and the caller has loaded the driver.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol, TypedDict, Unpack, overload
@@ -24,6 +25,7 @@ from jobqueue.admission import new_job
 from jobqueue.errors import BatchTooLarge, InvalidJob, UnprocessableJob
 from jobqueue.fields import read
 from jobqueue.job import MAX_BATCH_JOBS, Submission
+from jobqueue.schema_names import DEFAULT, render
 
 
 class SyncConnection(Protocol):
@@ -60,10 +62,14 @@ class Fields(TypedDict, total=False):
 
 
 @overload
-def submit(conn: AsyncConnection, kind: str, payload: Any = ..., **fields: Unpack[Fields]) -> Awaitable[str]: ...
+def submit(
+    conn: AsyncConnection, kind: str, payload: Any = ..., *, schema: str | None = ..., **fields: Unpack[Fields]
+) -> Awaitable[str]: ...
 @overload
-def submit(conn: SyncConnection, kind: str, payload: Any = ..., **fields: Unpack[Fields]) -> str: ...
-def submit(conn: Any, kind: str, payload: Any = None, **fields: Unpack[Fields]) -> str | Awaitable[str]:
+def submit(conn: SyncConnection, kind: str, payload: Any = ..., *, schema: str | None = ..., **fields: Unpack[Fields]) -> str: ...
+def submit(
+    conn: Any, kind: str, payload: Any = None, *, schema: str | None = None, **fields: Unpack[Fields]
+) -> str | Awaitable[str]:
     """Submit a job in the current transaction of a connection. After a commit the job exists; after a rollback it does not.
 
     Args:
@@ -71,6 +77,8 @@ def submit(conn: Any, kind: str, payload: Any = None, **fields: Unpack[Fields]) 
             async. In autocommit mode, the job is committed at once.
         kind: the kind of the job, which selects its handler.
         payload: any value that `msgspec.json` can encode, up to 1 MiB as JSON; None is ``{}``.
+        schema: the name of the queue's schemas, as in ``jobqueue serve --schema``. The default is the queue of the handler on a
+            handler's connection, and ``jobqueue`` elsewhere.
         **fields: the same fields as over HTTP. Times need a UTC offset, and durations are in seconds. Without a `traceparent`, the
             job gets the trace of the current span, if there is one.
 
@@ -80,30 +88,33 @@ def submit(conn: Any, kind: str, payload: Any = None, **fields: Unpack[Fields]) 
 
     Raises:
         TypeError: `conn` is not one of these connections.
+        SettingsError: `schema` is not a valid name.
         InvalidJob, UnprocessableJob, PayloadTooLarge: the job is invalid; nothing was sent. The error names the field.
     """
     execute = _executor(conn)
     document = _document({"kind": kind, "payload": payload, **fields})
-    answer: str | Awaitable[str] = execute(conn, documents.join([document]), _first)
+    answer: str | Awaitable[str] = execute(conn, schema, documents.join([document]), _first)
     return answer
 
 
 @overload
-def submit_many(conn: AsyncConnection, jobs: Iterable[Mapping[str, Any]]) -> Awaitable[list[str]]: ...
+def submit_many(conn: AsyncConnection, jobs: Iterable[Mapping[str, Any]], *, schema: str | None = ...) -> Awaitable[list[str]]: ...
 @overload
-def submit_many(conn: SyncConnection, jobs: Iterable[Mapping[str, Any]]) -> list[str]: ...
-def submit_many(conn: Any, jobs: Iterable[Mapping[str, Any]]) -> list[str] | Awaitable[list[str]]:
+def submit_many(conn: SyncConnection, jobs: Iterable[Mapping[str, Any]], *, schema: str | None = ...) -> list[str]: ...
+def submit_many(conn: Any, jobs: Iterable[Mapping[str, Any]], *, schema: str | None = None) -> list[str] | Awaitable[list[str]]:
     """Submit jobs like `submit`, all in one statement.
 
     Args:
         conn: see `submit`.
         jobs: one mapping per job with the fields of `submit`, "kind" and "payload" included; at most `MAX_BATCH_JOBS`.
+        schema: see `submit`.
 
     Returns:
         The ids in the order of the jobs.
 
     Raises:
-        TypeError, InvalidJob, UnprocessableJob, PayloadTooLarge, BatchTooLarge: see `submit`; the error also has the job's index.
+        TypeError, SettingsError: see `submit`.
+        InvalidJob, UnprocessableJob, PayloadTooLarge, BatchTooLarge: see `submit`; the error also has the job's index.
     """
     execute = _executor(conn)
     encoded: list[bytes] = []
@@ -115,7 +126,7 @@ def submit_many(conn: Any, jobs: Iterable[Mapping[str, Any]]) -> list[str] | Awa
         except InvalidJob as error:
             error.index = len(encoded)
             raise
-    answer: list[str] | Awaitable[list[str]] = execute(conn, documents.join(encoded), list)
+    answer: list[str] | Awaitable[list[str]] = execute(conn, schema, documents.join(encoded), list)
     return answer
 
 
@@ -146,49 +157,57 @@ def _document(fields: Mapping[str, Any]) -> bytes:
 # ids, the database would first check for existing jobs, under locks that last until the end of the caller's transaction.
 _SQL = "SELECT array_to_json(jobqueue.submit_many(CAST(CAST({} AS text) AS jsonb)))::text"
 
+
+@functools.lru_cache
+def _sql(schema: str | None, parameter: str) -> str:
+    return render(_SQL, DEFAULT if schema is None else schema).format(parameter)
+
+
 _ids = msgspec.json.Decoder(list[str]).decode
-_Execute = Callable[[Any, str, Callable[[list[str]], Any]], Any]
-"""Submits jobs on a connection, calls its last argument with their ids, and returns the result or an awaitable of it."""
+_Execute = Callable[[Any, str | None, str, Callable[[list[str]], Any]], Any]
+"""Submits jobs on a connection to a queue. Calls its last argument with their ids, and returns the result or an awaitable of it."""
 
 
 def _first(ids: list[str]) -> str:
     return ids[0]
 
 
-def _psycopg(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
+def _psycopg(conn: Any, schema: str | None, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
     import psycopg  # noqa: PLC0415 - only callers with a psycopg connection have it
     from psycopg.rows import tuple_row  # noqa: PLC0415
 
+    if schema is None:
+        schema = getattr(conn, "jobqueue_schema", None)  # the connection of a handler has this attribute
     # Use a plain cursor, because the connection may have its own cursor class or row factory.
-    row = psycopg.Cursor(conn, row_factory=tuple_row).execute(_SQL.format("%s"), [jobs]).fetchone()
+    row = psycopg.Cursor(conn, row_factory=tuple_row).execute(_sql(schema, "%s"), [jobs]).fetchone()
     assert row is not None  # noqa: S101 - the statement returns one row
     return answer(_ids(row[0]))
 
 
-async def _async_psycopg(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
+async def _async_psycopg(conn: Any, schema: str | None, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
     import psycopg  # noqa: PLC0415
     from psycopg.rows import tuple_row  # noqa: PLC0415
 
-    cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(_SQL.format("%s"), [jobs])
+    cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(_sql(schema, "%s"), [jobs])
     row = await cursor.fetchone()
     assert row is not None  # noqa: S101
     return answer(_ids(row[0]))
 
 
-async def _asyncpg(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
-    return answer(_ids(await conn.fetchval(_SQL.format("$1"), jobs)))
+async def _asyncpg(conn: Any, schema: str | None, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
+    return answer(_ids(await conn.fetchval(_sql(schema, "$1"), jobs)))
 
 
-def _sqlalchemy(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
+def _sqlalchemy(conn: Any, schema: str | None, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
-    return answer(_ids(conn.execute(text(_SQL.format(":jobs")), {"jobs": jobs}).scalar_one()))
+    return answer(_ids(conn.execute(text(_sql(schema, ":jobs")), {"jobs": jobs}).scalar_one()))
 
 
-async def _async_sqlalchemy(conn: Any, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
+async def _async_sqlalchemy(conn: Any, schema: str | None, jobs: str, answer: Callable[[list[str]], Any]) -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
-    return answer(_ids((await conn.execute(text(_SQL.format(":jobs")), {"jobs": jobs})).scalar_one()))
+    return answer(_ids((await conn.execute(text(_sql(schema, ":jobs")), {"jobs": jobs})).scalar_one()))
 
 
 _EXECUTORS: dict[str, _Execute] = {

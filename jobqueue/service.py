@@ -160,7 +160,9 @@ class Engine:
             key_ttl=settings.idempotency_ttl,
         )
         self.notes = ProgressWriter(store, signals)
-        self.transactions = Transactions(store.url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=keep_finished)
+        self.transactions = Transactions(
+            store.url, most=max(1, min(width, MAX_TRANSACTIONS)), keep_finished=keep_finished, schema=store.schema
+        )
         executor = Executor(
             app.handlers,
             metrics,
@@ -221,10 +223,9 @@ async def serve(app: App, settings: Settings, on_serving: Callable[[Serving], No
         url = settings.database_url or await stages.start(
             "postgresql", run_postgresql, settings.data_dir or embedded.default_data_dir(), 1, server_health
         )
-        async with open_engine(app, settings, PostgresStore(url), node_state=node_state) as engine:
+        async with open_engine(app, settings, PostgresStore(url, settings.schema), node_state=node_state) as engine:
             trio.lowlevel.add_instrument(keeping.Pulse(node_state, engine.workers.excuse))
-            keep = settings.visibility_timeout, settings.stall_limit
-            await stages.start("keeper", keeping.run, node_state, url, os.getpid(), *keep)
+            await stages.start("keeper", keeping.run, node_state, url, os.getpid(), settings)
             await start_engine(engine, stages, url, adopt=settings.adopt)
             listeners = listeners or open_listeners(settings.host, settings.port, shared=True)
             http_stopping = trio.Event()
@@ -300,7 +301,8 @@ async def start_engine(engine: Engine, stages: Stages, url: str | None, *, adopt
     await stages.start("workers", engine.workers.run)
 
     if url is not None:
-        notifications = Notifications(url, engine.signals.of_notifications(), engine.signals.listening.publish)
+        listeners = engine.signals.of_notifications()
+        notifications = Notifications(url, listeners, engine.signals.listening.publish, schema=engine.store.schema)
         engine.troubles.extend([notifications.trouble, notifications.unreadable])
         await stages.start("notifications", notifications.run)
     await stages.start("key admission", engine.hold.then, engine.key_admission.run)

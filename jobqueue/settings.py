@@ -12,6 +12,7 @@ import msgspec
 from jobqueue.errors import SettingsError
 from jobqueue.fields import must_be
 from jobqueue.job import PathName
+from jobqueue.schema_names import DEFAULT, check
 from jobqueue.tokens import gather, parse
 
 MAX_CONCURRENCY = 10_000
@@ -34,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         database_url: libpq URL of the database; None starts the embedded PostgreSQL.
+        schema: the name of the queue's schemas in the database. Queues with different names are independent.
         data_dir: the data directory of the embedded PostgreSQL; None is `embedded.default_data_dir`.
         upgrade_data_dir: the directory of PostgreSQL's programs of an older major version. If the data directory has data of that
             version only, the node upgrades the data before it starts the embedded PostgreSQL.
@@ -64,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     database_url: str | None = None
+    schema: str = DEFAULT
     data_dir: Path | None = None
     upgrade_data_dir: Path | None = None
     adopt: bool = False
@@ -110,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.convert(queue, PathName)
             except msgspec.ValidationError:
                 raise SettingsError(f"the queue name {queue!r} (--queue) must be {must_be(PathName)}") from None
+        check(self.schema)
         self._check_access()
 
     def _check_access(self) -> None:

@@ -8,11 +8,16 @@ import pytest
 
 from jobqueue.errors import SettingsError
 from jobqueue.schema_names import DEFAULT, LOCKS, MAX_LENGTH, channel, check, render
-from jobqueue.storage.schema import script
+from jobqueue.storage.schema import script, source
 
 LONGEST_CHANNEL_BYTES = 63
 
-EVERYTHING = script() + script(finish=True)
+
+def everything(name: str) -> str:
+    return source(name) + script(name, finish=True)
+
+
+EVERYTHING = everything(DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +58,13 @@ def test_the_default_name_leaves_sql_unchanged() -> None:
 
 def test_the_script_for_another_name_has_the_default_name_only_in_comments_and_messages() -> None:
     """The product keeps its name, and each channel contains its default name."""
-    code = re.sub(r"(?m)--.*$|RAISE EXCEPTION [^;]*;|COMMENT ON \S+ \S+ IS '[^']*'", "", script("mail", finish=True))
+    code = re.sub(r"(?m)--.*$|RAISE EXCEPTION [^;]*;|COMMENT ON \S+ \S+ IS '[^']*'", "", everything("mail"))
     left = {line.strip() for line in code.splitlines() if "jobqueue" in line.replace("pg_notify('mail:jobqueue", "")}
     assert left == set()
 
 
 def test_the_script_for_another_name_differs_only_in_names() -> None:
-    other = script("queue_2", finish=True)
+    other = everything("queue_2")
     numbers = {numbers for text in (EVERYTHING, other) for numbers in re.findall(r"lock\((\d+)", text)}
     assert len(numbers) == 2 * len(set(re.findall(r"lock\((\d+)", EVERYTHING)))
     assert all(int(number) < 2**63 for number in numbers)

@@ -6,16 +6,17 @@ import click
 import psycopg
 
 from jobqueue import logs
-from jobqueue.cli.options import log_level_option
+from jobqueue.cli.options import log_level_option, schema_option
 from jobqueue.errors import JobQueueError
-from jobqueue.storage import schema
+from jobqueue.storage import schema as schemas
 from jobqueue.storage.connection import connect, one_line
 
 
 @click.command("adopt")
 @click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, required=True, help="libpq URL of the copy.")
+@schema_option
 @log_level_option
-def command(database_url: str, log_level: str) -> None:
+def command(database_url: str, schema: str, log_level: str) -> None:
     """Let a copied database run its jobs.
 
     A dump that was restored, a renamed database, or a server after pg_upgrade keeps all queues and schedules on hold,
@@ -23,8 +24,8 @@ def command(database_url: str, log_level: str) -> None:
     """
     logs.configure(log_level)
     try:
-        with connect(database_url, "adopt") as connection:
-            schema.require(connection)
+        with connect(database_url, "adopt", schema=schema) as connection:
+            schemas.require(connection)
             [(origin,)] = connection.execute("SELECT jobqueue_internal.adopt()")
     except JobQueueError as error:
         raise click.ClickException(str(error)) from None

@@ -25,10 +25,12 @@ from click.core import ParameterSource
 
 from jobqueue import logs
 from jobqueue.cli.exits import Exit
+from jobqueue.cli.options import schema_option
 from jobqueue.cli.output import Failure, Output
 from jobqueue.client import Client, RequestRefused, Unreachable
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, SchemaVersionError, SettingsError
 from jobqueue.exception_groups import leaves
+from jobqueue.schema_names import DEFAULT
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """The default address of `jobqueue serve`."""
@@ -50,11 +52,13 @@ class Address:
         url: the URL of the service.
         token: the bearer token for the service.
         database_url: the database to work on directly; None to use the service.
+        schema: the name of the queue's schemas in this database.
     """
 
     url: str = DEFAULT_URL
     token: str | None = None
     database_url: str | None = None
+    schema: str = DEFAULT
 
     @asynccontextmanager
     async def connect(self, patience: float = 0.0) -> AsyncIterator[Client]:
@@ -74,7 +78,7 @@ class Address:
         # The import takes half a second, and most commands use a service.
         from jobqueue.direct import open_api  # noqa: PLC0415
 
-        async with open_api(self.database_url) as api:
+        async with open_api(self.database_url, self.schema) as api:
             transport = httpx.ASGITransport(api)  # type: ignore[arg-type] # httpx has its own type names for ASGI
             async with Client("http://localhost", patience=patience, transport=transport) as client:
                 yield client
@@ -91,10 +95,13 @@ def connecting(function: Callable[..., None]) -> Callable[..., None]:
         show_envvar=True,
         help="libpq URL of a database to work on directly, without a service.",
     )
+    @schema_option
     @click.pass_context
     @wraps(function)
-    def command(ctx: click.Context, /, url: str | None, token: str | None, database_url: str | None, **given: Any) -> None:
-        ctx.invoke(function, address=_chosen(ctx, url, token, database_url), **given)
+    def command(
+        ctx: click.Context, /, url: str | None, token: str | None, database_url: str | None, schema: str, **given: Any
+    ) -> None:
+        ctx.invoke(function, address=_chosen(ctx, url, token, database_url, schema), **given)
 
     return command
 
@@ -163,7 +170,7 @@ _CODES: list[tuple[type[BaseException], Exit]] = [
 """Exit codes by error class; the first class that matches the error applies."""
 
 
-def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None) -> Address:
+def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url: str | None, schema: str) -> Address:
     """Choose a service or a database. Options take precedence over environment variables, and a service over a database."""
 
     def typed(name: str) -> bool:
@@ -172,9 +179,11 @@ def _chosen(ctx: click.Context, url: str | None, token: str | None, database_url
     if typed("database_url"):
         if typed("url") or typed("token"):
             raise click.UsageError("--database-url works without a service: do not combine it with --url or --token")
-        return Address(database_url=database_url)
+        return Address(database_url=database_url, schema=schema)
     if database_url is not None and url is None and token is None:
-        return Address(database_url=database_url)
+        return Address(database_url=database_url, schema=schema)
+    if typed("schema"):
+        raise click.UsageError("--schema selects a queue in a database: give --database-url, or the --url of its service")
     return Address(url or DEFAULT_URL, token)
 
 

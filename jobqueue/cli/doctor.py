@@ -15,6 +15,7 @@ from rich.text import Text
 from jobqueue import logs
 from jobqueue.cli.connection import json_option
 from jobqueue.cli.exits import Exit
+from jobqueue.cli.options import schema_option
 from jobqueue.cli.output import Failure, Output, printable
 from jobqueue.errors import DatabaseUnavailable, SettingsError
 from jobqueue.storage import doctor
@@ -33,6 +34,7 @@ READABLE_WIDTH = 132
 
 @click.command("doctor")
 @click.option("--database-url", envvar="DATABASE_URL", show_envvar=True, help="libpq URL of the database to check.")
+@schema_option
 @click.option(
     "--data-dir",
     envvar="JOBQUEUE_DATA_DIR",
@@ -41,7 +43,7 @@ READABLE_WIDTH = 132
     help="Without a URL: check the embedded PostgreSQL that runs in this directory.  [default: the user's data directory]",
 )
 @json_option
-def command(*, database_url: str | None, data_dir: Path | None, as_json: bool) -> None:
+def command(*, database_url: str | None, schema: str, data_dir: Path | None, as_json: bool) -> None:
     """Check the database for wrong settings, blocked cleanup and stuck jobs, and advise how to fix them.
 
     Changes nothing. Exits with 1 if there is a problem, and with 4 if the database cannot be reached.
@@ -49,7 +51,7 @@ def command(*, database_url: str | None, data_dir: Path | None, as_json: bool) -
     logs.configure("error")
     code = Exit.DONE
     try:
-        findings = doctor.examine(database_url or address(data_dir or default_data_dir()))
+        findings = doctor.examine(database_url or address(data_dir or default_data_dir()), schema)
         if any(finding.verdict == "problem" for finding in findings):
             code = Exit.REFUSED
     except DatabaseUnavailable as error:

@@ -10,13 +10,32 @@ import msgspec
 
 from jobqueue import logs
 from jobqueue.cli import values
+from jobqueue.errors import SettingsError
 from jobqueue.fields import attributes, not_null
 from jobqueue.job import Delay, Flag, Instant, Priority, Retries, Submission, Timeout, Weight
+from jobqueue.schema_names import DEFAULT, check
 
 log_level_option = click.option(
     "--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, envvar="JOBQUEUE_LOG_LEVEL", show_envvar=True
 )
 
+
+def _valid_name(_context: click.Context, _option: click.Parameter, name: str) -> str:
+    try:
+        return check(name)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+schema_option = click.option(
+    "--schema",
+    default=DEFAULT,
+    show_default=True,
+    envvar="JOBQUEUE_SCHEMA",
+    callback=_valid_name,
+    show_envvar=True,
+    help="Name of the queue's schemas in the database. Queues with different names are independent.",
+)
 
 _SECONDS = {"type": values.duration}
 _STYLES: dict[Any, dict[str, Any]] = {

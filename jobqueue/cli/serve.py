@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from jobqueue import logs
 from jobqueue._version import __version__
 from jobqueue.cli.exits import Exit
-from jobqueue.cli.options import log_level_option
+from jobqueue.cli.options import log_level_option, schema_option
 from jobqueue.engine.handlers import App, Handler
 from jobqueue.errors import DatabaseUnavailable, JobQueueError, NodeFailed, SettingsError, UnusableFile
 from jobqueue.exception_groups import leaves
@@ -49,6 +49,7 @@ def setting(name: str, env: str, help: str, **kwargs: Any) -> Callable[[Command]
 @click.command("serve")
 @click.argument("module", required=False, metavar="MODULE[:APP]")
 @database_url
+@schema_option
 @setting(
     "--data-dir",
     "DATA_DIR",
@@ -257,6 +258,7 @@ def _banner(app: App, settings: Settings, serving: Serving) -> str:
     rows = [
         ("serving", ", ".join(serving.urls) + (f" by {settings.processes} processes" if each else "")),
         ("database", _without_password(serving.database_url) + (" (embedded)" if settings.database_url is None else "")),
+        *([] if settings.schema == DEFAULTS.schema else [("schema", settings.schema)]),
         ("queues", queues or "none: submissions only"),
         ("kinds", ", ".join(sorted(app.handlers)) or "none"),
         ("try", f"curl {url}/submit -H 'Content-Type: application/json'{token} -d '{job}'"),

@@ -20,6 +20,7 @@ from jobqueue import logs
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import END, Config
 from jobqueue.retry import exponential_pause
+from jobqueue.settings import Settings
 
 STALL_SECONDS = 1.0
 """Seconds that the loop may be late before it counts as blocked."""
@@ -73,8 +74,7 @@ async def run(
     state: NodeState,
     database_url: str,
     pid: int,
-    lease: float,
-    stall_limit: float,
+    settings: Settings,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -82,11 +82,11 @@ async def run(
 
     Args:
         pid: the process id of this node.
-        lease: the visibility timeout, in seconds.
-        stall_limit: seconds that the loop may be blocked before the keeper hands the node's jobs back.
+        settings: the settings of this node.
     """
     level, fields = logs.setup or ("info", {})
-    config = Config(database_url, pid, state.file, state.slots, lease, stall_limit, level, dict(fields))
+    keep = settings.visibility_timeout, settings.stall_limit
+    config = Config(database_url, settings.schema, pid, state.file, state.slots, *keep, level, dict(fields))
     order = json.dumps(config._asdict()).encode() + b"\n"
     task_status.started()
     ends = 0

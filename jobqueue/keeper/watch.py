@@ -63,6 +63,7 @@ class Config(NamedTuple):
 
     Attributes:
         database_url: the database with the lease. It may contain a password.
+        schema: the name of the queue's schemas.
         pid: the node's process id.
         file: the inherited descriptor of the `NodeState`.
         slots: the number of slots of the `NodeState`.
@@ -73,6 +74,7 @@ class Config(NamedTuple):
     """
 
     database_url: str
+    schema: str
     pid: int
     file: int
     slots: int
@@ -113,7 +115,7 @@ class Keeper:
         self._failure_reported_at = 0.0
         self._surrendered = ""
         if config.lease < SHORT_LEASE:
-            _lane(config.database_url)
+            _lane(config)
 
     def look(self) -> None:
         """Check the node once and do the work that is due."""
@@ -210,7 +212,7 @@ class Keeper:
             return None if row is None else row[0]
 
         if self._lane is None:
-            self._lane = _lane(self._config.database_url)
+            self._lane = _lane(self._config)
         return self._lane.run_here(work)
 
     def _try(self, act: Any, *args: object) -> bool:
@@ -281,10 +283,10 @@ def _fields(marks: list[Mark]) -> dict[str, object]:
     return {"one_of": jobs} if jobs else {}
 
 
-def _lane(database_url: str) -> Lane:
+def _lane(config: Config) -> Lane:
     from jobqueue.storage.lane import Lane  # noqa: PLC0415 - uses 20 MiB that a keeper rarely needs
 
-    return Lane(database_url, "keeper", reply_timeout=REPLY_TIMEOUT)
+    return Lane(config.database_url, "keeper", reply_timeout=REPLY_TIMEOUT, schema=config.schema)
 
 
 @functools.cache

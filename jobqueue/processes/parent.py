@@ -69,7 +69,7 @@ async def supervise(command: Sequence[str], settings: Settings, on_serving: Call
             data_dir = settings.data_dir or embedded.default_data_dir()
             run_postgresql = partial(embedded.run, old_binaries=settings.upgrade_data_dir)
             url = settings.database_url or await stages.start("postgresql", run_postgresql, data_dir, len(nodes))
-            await _migrate(url)
+            await _migrate(url, settings.schema)
             facts = msgspec.structs.replace(settings, database_url=url, data_dir=None, upgrade_data_dir=None, port=port)
             await _run(nodes, facts, stages, lambda: on_serving(Serving(urls, url)))
             last_resort.disarm()
@@ -97,8 +97,8 @@ async def _run(nodes: list[_Node], settings: Settings, stages: Stages, on_servin
         announcing.cancel(reason="the service stops")
 
 
-async def _migrate(url: str) -> None:
-    store = PostgresStore(url)
+async def _migrate(url: str, schema: str) -> None:
+    store = PostgresStore(url, schema)
     try:
         await store.migrate()
     finally:

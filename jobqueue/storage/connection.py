@@ -24,6 +24,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from jobqueue.errors import DatabaseUnavailable, SettingsError
+from jobqueue.schema_names import DEFAULT, render
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -66,20 +67,23 @@ class Connection:
     Args:
         driver: psycopg's connection.
         reply_timeout: see below.
+        schema: see below.
 
     Attributes:
         driver: psycopg's connection. Its cursors have no timeout, so run statements with the methods of this class.
         info: psycopg's information about the session.
         reply_timeout: maximum seconds for a statement, including its reply. Without this limit, a reply that the server or a proxy
             loses would block the caller forever.
+        schema: the name of the queue's schemas. The SQL of `execute` is written for the default name, and rendered for this name.
         prepares: whether statements may be prepared. Poolers may lose prepared statements.
     """
 
-    def __init__(self, driver: psycopg.Connection[Any], reply_timeout: float) -> None:
+    def __init__(self, driver: psycopg.Connection[Any], reply_timeout: float, schema: str = DEFAULT) -> None:
         driver.pgconn.nonblocking = 1
         self.driver = driver
         self.info = driver.info
         self.reply_timeout = reply_timeout
+        self.schema = schema
         self.prepares = True
         self._prepared: dict[tuple[str, tuple[int, ...] | None], bytes] = {}  # the names of prepared statements
 
@@ -111,7 +115,7 @@ class Connection:
         return self._wait_here(self._statement(sql, params, prepare=prepare))
 
     def execute_script(self, sql: bytes) -> PGresult:
-        """Run statements without parameters, separated by semicolons. Return the result of the last one, with unconverted values.
+        """Run statements as they are, without parameters, separated by semicolons. Return the last result, with unconverted values.
 
         Raises:
             psycopg.Error: see `execute`.
@@ -190,11 +194,11 @@ class Connection:
             name = self._prepared.get(key)
             if name is None and len(self._prepared) < MAX_PREPARED:
                 name = b"jobqueue_%d" % len(self._prepared)
-                pgconn.send_prepare(name, _numbered(sql), transformer.types)
+                pgconn.send_prepare(name, _numbered(sql, self.schema), transformer.types)
                 yield from self._results()
                 self._prepared[key] = name
         if name is None:
-            pgconn.send_query_params(_numbered(sql), values, transformer.types, transformer.formats)
+            pgconn.send_query_params(_numbered(sql, self.schema), values, transformer.types, transformer.formats)
         else:
             pgconn.send_query_prepared(name, values, transformer.formats)
         result = yield from self._results()
@@ -230,13 +234,14 @@ class Connection:
         return results[-1]
 
 
-def connect(url: str, purpose: str, reply_timeout: float = math.inf) -> Connection:
+def connect(url: str, purpose: str, reply_timeout: float = math.inf, *, schema: str = DEFAULT) -> Connection:
     """Open a connection with autocommit and timeouts.
 
     Args:
         url: a libpq URL or connection string.
         purpose: one word, which becomes part of the application_name.
         reply_timeout: see `Connection`.
+        schema: see `Connection`.
 
     Raises:
         DatabaseUnavailable: PostgreSQL cannot be reached, or refuses the connection.
@@ -261,7 +266,7 @@ def connect(url: str, purpose: str, reply_timeout: float = math.inf) -> Connecti
         raise SettingsError("the database URL cannot be read: write it like postgresql://user@host:5432/database") from None
     except psycopg.Error as error:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {one_line(error)}") from error
-    return Connection(driver, reply_timeout)
+    return Connection(driver, reply_timeout, schema)
 
 
 async def _wait_readable_or_writable(driver: psycopg.Connection[Any]) -> int:
@@ -281,10 +286,10 @@ async def _wait_readable_or_writable(driver: psycopg.Connection[Any]) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _numbered(sql: str) -> bytes:
-    """Replace the placeholders ``%s`` with ``$1``, ``$2``, and so on."""
+def _numbered(sql: str, schema: str) -> bytes:
+    """Replace the placeholders ``%s`` with ``$1``, ``$2``, and so on, and render the statement for the schema name."""
     numbers = itertools.count(1)
-    return re.sub("%[s%]", lambda found: f"${next(numbers)}" if found[0] == "%s" else "%", sql).encode()
+    return re.sub("%[s%]", lambda found: f"${next(numbers)}" if found[0] == "%s" else "%", render(sql, schema)).encode()
 
 
 def behind_pooler(connection: Connection) -> bool:

@@ -34,6 +34,7 @@ from psycopg import errors as pg
 from psycopg.pq import Escaping, PGconn, PipelineStatus, TransactionStatus, abc
 
 from jobqueue.errors import CommitInDoubt, DatabaseUnavailable, NoConnection
+from jobqueue.schema_names import DEFAULT, render
 from jobqueue.storage.connection import CANCEL_TIMEOUT, Connection, behind_pooler, connect, ended_by_server, one_line, severed_by
 from jobqueue.storage.lane import ABANDONED_AFTER, REPLY_TIMEOUT
 
@@ -54,10 +55,10 @@ Work = Callable[["HandlerConnection"], bytes]
 
 # READ WRITE and READ COMMITTED override the defaults of the database and the role. The setting jobqueue.transaction marks this
 # transaction, because SET LOCAL ends with it. SET takes no snapshot, so the handler can still choose another isolation level.
-_BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL jobqueue.transaction = 'begun'"
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL jobqueue.transaction = 'begun'"
 
 # RESET ROLE is needed because the handler may have switched to a role that has no permission to complete jobs.
-_FINISH = b"""
+_FINISH = """
     RESET SESSION AUTHORIZATION; RESET ROLE;
     SELECT pg_catalog.current_setting('jobqueue.transaction', true), jobqueue_internal.finish(%b, %b, %b),
            pg_catalog.set_config('idle_in_transaction_session_timeout', %b, true)
@@ -105,7 +106,12 @@ class HandlerConnection(psycopg.Connection[tuple[object, ...]]):
 
     The handler's changes to this object (adapters, factories, callbacks) do not affect other handlers. After the handler has
     returned, a thread that still uses this object finds a closed connection, never the transaction of the next handler.
+
+    Attributes:
+        jobqueue_schema: the name of the queue's schemas, for `jobqueue.submit`.
     """
+
+    jobqueue_schema = DEFAULT
 
     def commit(self) -> NoReturn:
         raise psycopg.ProgrammingError("Explicit commit() forbidden: jobqueue commits when the handler returns")
@@ -181,6 +187,7 @@ class _Line:
             psycopg.Error: the handler left the connection in a state in which its job cannot be completed.
         """
         lent = HandlerConnection(self.connection.driver.pgconn)
+        lent.jobqueue_schema = self.connection.schema
         if self.pooled:
             lent.prepare_threshold = None
         in_use = False
@@ -226,10 +233,12 @@ class Transactions:
         url: a libpq URL or connection string.
         most: maximum number of open transactions; further transactions wait.
         keep_finished: whether the database keeps succeeded jobs.
+        schema: the name of the queue's schemas.
     """
 
-    def __init__(self, url: str, *, most: int, keep_finished: bool) -> None:
+    def __init__(self, url: str, *, most: int, keep_finished: bool, schema: str = DEFAULT) -> None:
         self._url = url
+        self._schema = schema
         self._keep_finished = keep_finished
         self._places = trio.CapacityLimiter(most)
         self._connecting = trio.CapacityLimiter(most)
@@ -272,7 +281,7 @@ class Transactions:
                 await trio.sleep(CONNECT_AGAIN * random.uniform(0.5, 1))
 
     def _connect(self) -> None:
-        connection = connect(self._url, "transaction", REPLY_TIMEOUT)
+        connection = connect(self._url, "transaction", REPLY_TIMEOUT, schema=self._schema)
         line = _Line(connection, socket.socket(fileno=os.dup(connection.driver.fileno())))
         try:
             line.prepare()
@@ -354,7 +363,7 @@ class Transaction:
 
     def _run(self, node_id: str, work: Work) -> bool:
         connection = self._line.connection
-        connection.execute_script(_BEGIN)
+        connection.execute_script(render(_BEGIN, connection.schema).encode())
         try:
             with self._line.lent() as lent:
                 outcome = work(lent)
@@ -380,7 +389,7 @@ class Transaction:
         keep = b"true" if self._keep_finished else b"false"
         params = (literal(node_id.encode()), literal(b"[" + outcome + b"]"), keep, literal(b"%ds" % ABANDONED_AFTER))
         try:
-            result = connection.execute_script(_FINISH % params)
+            result = connection.execute_script(render(_FINISH, connection.schema).encode() % params)
         except pg.ReadOnlySqlTransaction as error:
             if connection.info.parameter_status("in_hot_standby") == "on":
                 raise

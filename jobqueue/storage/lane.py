@@ -26,6 +26,7 @@ from jobqueue.errors import (
     StatementFailed,
     UnreadableAnswer,
 )
+from jobqueue.schema_names import DEFAULT
 from jobqueue.storage.connection import Connection, Rows, behind_pooler, connect, ended_by_server, one_line, severed_by
 from jobqueue.storage.session_settings import pinning
 
@@ -118,16 +119,18 @@ class Lane:
         url: a libpq URL or connection string.
         purpose: one word; shown in ``pg_stat_activity``.
         reply_timeout: maximum seconds for a statement, including its reply.
+        schema: the name of the queue's schemas.
 
     Attributes:
         trouble: the error of the last call if it failed with `DatabaseUnavailable`, else None.
         trouble_since: the Trio time of the first such error since the last success; infinity if there is none.
     """
 
-    def __init__(self, url: str, purpose: str, *, reply_timeout: float = REPLY_TIMEOUT) -> None:
+    def __init__(self, url: str, purpose: str, *, reply_timeout: float = REPLY_TIMEOUT, schema: str = DEFAULT) -> None:
         self._url = url
         self._purpose = purpose
         self._reply_timeout = reply_timeout
+        self._schema = schema
         self._session: _Session | None = None
         self._one_at_a_time = trio.CapacityLimiter(1)
         self._begun: list[float] = []  # the start time of each running or waiting call
@@ -215,7 +218,7 @@ class Lane:
             self._close()
             session = None
         if session is None:
-            session = self._session = _open_session(self._url, self._purpose, self._reply_timeout)
+            session = self._session = _open_session(self._url, self._purpose, self._reply_timeout, self._schema)
         with self._mapping_errors(session), session.transaction() as connection:
             return work(connection)
 
@@ -255,8 +258,8 @@ class Lane:
             self._session = None
 
 
-def _open_session(url: str, purpose: str, reply_timeout: float) -> _Session:
-    connection = connect(url, purpose, reply_timeout)
+def _open_session(url: str, purpose: str, reply_timeout: float, schema: str) -> _Session:
+    connection = connect(url, purpose, reply_timeout, schema=schema)
     # This timeout is shorter than the reply timeout. So the server cancels a slow statement before the client gives up, and the
     # client knows the outcome.
     statement_timeout = f"{min(STATEMENT_TIMEOUT, 0.8 * reply_timeout) * 1000:.0f}ms"

@@ -10,6 +10,7 @@ import trio
 
 from jobqueue.concurrency.trouble import Trouble
 from jobqueue.errors import DatabaseUnavailable
+from jobqueue.schema_names import DEFAULT, channel
 from jobqueue.storage.connection import Connection, behind_pooler, connect, one_line
 from jobqueue.storage.lane import REPLY_TIMEOUT
 from jobqueue.storage.session_settings import pinning
@@ -22,7 +23,7 @@ LONGEST_PAUSE = 10.0
 """Maximum seconds between two attempts to reconnect."""
 
 Listeners = Mapping[str, Callable[[str], None]]
-"""The function that receives the payload of each notification, by channel.
+"""The function that receives the payload of each notification, by the default name of its channel.
 
 Any role can send any payload. A listener rejects a payload by raising an exception.
 """
@@ -44,11 +45,12 @@ class Notifications:
         url: a libpq URL or connection string.
         listeners: see `Listeners`.
         on_connect: called after each successful connection. Earlier notifications may have been lost, so the callback should poll.
+        schema: the name of the queue's schemas.
     """
 
-    def __init__(self, url: str, listeners: Listeners, on_connect: Callable[[], None]) -> None:
+    def __init__(self, url: str, listeners: Listeners, on_connect: Callable[[], None], *, schema: str = DEFAULT) -> None:
         self._url = url
-        self._listeners = listeners
+        self._listeners = {channel(name, schema): listener for name, listener in listeners.items()}
         self._on_connect = on_connect
         self._limiter = trio.CapacityLimiter(1)
         self.trouble = Trouble("notifications", longest_pause=LONGEST_PAUSE)
@@ -117,5 +119,5 @@ def _subscribe(connection: Connection, channels: Iterable[str]) -> None:
     if behind_pooler(connection):
         raise _BehindPooler("the database connection goes through a pooler")
     connection.execute(pinning(connection, local=False))
-    for channel in channels:
-        connection.execute(f"LISTEN {channel}")
+    for name in channels:
+        connection.execute(f'LISTEN "{name}"')

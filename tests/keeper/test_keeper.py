@@ -27,6 +27,7 @@ from jobqueue.keeper import threads
 from jobqueue.keeper.node_state import NO_SLOT, Mark, NodeState
 from jobqueue.keeper.watch import END, Config, Keeper
 from jobqueue.queue_settings import QueueSettings
+from jobqueue.schema_names import DEFAULT
 from jobqueue.testing import Queue, in_virtual_time
 from tests.support import postgres
 from tests.support.postgres import Database
@@ -455,7 +456,7 @@ async def test_a_keeper_renews_the_lease_and_leaves_the_rest_of_the_nodes_row(dr
     state = NodeState.create(1)
     state.name_node(driver.node)
     state.beat()
-    keeper = Keeper(Config(sql.url, os.getpid(), state.file, state.slots, 3.0, 600.0, "error", {}), state)
+    keeper = Keeper(Config(sql.url, DEFAULT, os.getpid(), state.file, state.slots, 3.0, 600.0, "error", {}), state)
     await trio.sleep(1.1)
     asked_at = sql.value("SELECT now()")
     await trio.to_thread.run_sync(keeper.look)

@@ -28,6 +28,7 @@ from jobqueue.errors import ConnectionLost, DatabaseUnavailable, RefusedData
 from jobqueue.job import NewJob
 from jobqueue.keeper.node_state import NodeState
 from jobqueue.keeper.watch import Config, Keeper
+from jobqueue.schema_names import DEFAULT
 from jobqueue.storage import doctor, schema
 from jobqueue.storage import lane as lane_module
 from jobqueue.storage.connection import behind_pooler, connect
@@ -314,7 +315,7 @@ async def test_a_keeper_renews_and_surrenders_through_a_pooler(pooled_url: str, 
         slot.enter(run)
         state.current[0] = slot.number
         database.rows("UPDATE jobqueue_internal.nodes SET lease_until = now()")
-        config = Config(pooled_url, os.getpid(), state.file, state.slots, 60.0, 600.0, "error", {})
+        config = Config(pooled_url, DEFAULT, os.getpid(), state.file, state.slots, 60.0, 600.0, "error", {})
         keeper = Keeper(config, state)
         for _ in range(10):
             await trio.sleep(0.9)

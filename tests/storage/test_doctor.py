@@ -19,6 +19,7 @@ import pytest
 
 from jobqueue import __version__
 from jobqueue.errors import DatabaseUnavailable
+from jobqueue.schema_names import DEFAULT
 from jobqueue.storage import doctor, schema
 from jobqueue.storage.connection import connect
 from jobqueue.storage.doctor import Finding, capacity, server, vacuum, work
@@ -492,7 +493,7 @@ def test_many_dead_rows(healthy: Database, monkeypatch: pytest.MonkeyPatch) -> N
 def test_bloat_dead_rows_and_wraparound() -> None:
     def judge(**figures: Any) -> list[str]:
         row = {"name": "pending_jobs", "live": 0, "dead": 0, "bytes": 0, "vacuumed": None, **figures}
-        return [finding.verdict for finding in vacuum.judge_table(SimpleNamespace(**row))]
+        return [finding.verdict for finding in vacuum.judge_table(SimpleNamespace(**row), DEFAULT)]
 
     assert judge(dead=50_000, live=60_000) == []
     assert judge(dead=50_000, live=40_000) == ["warning"]

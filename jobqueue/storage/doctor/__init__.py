@@ -10,11 +10,14 @@ A check is a function that takes a connection and returns findings. Functions na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import psycopg
 
 from jobqueue.errors import DatabaseUnavailable
+from jobqueue.schema_names import DEFAULT
 from jobqueue.storage.connection import Connection, connect, one_line
 from jobqueue.storage.doctor import capacity, installation, server, vacuum, work
 from jobqueue.storage.doctor.finding import SEVERITY, Finding, unknown
@@ -65,17 +68,18 @@ TIMEOUTS = {
 }
 
 
-def examine(url: str) -> list[Finding]:
+def examine(url: str, schema: str = DEFAULT) -> list[Finding]:
     """Run every check and return the findings, the worst first.
 
     Args:
         url: a libpq URL or connection string.
+        schema: the name of the queue's schemas.
 
     Raises:
         DatabaseUnavailable: PostgreSQL cannot be reached, refuses the connection, or ends it during the checks.
-        SettingsError: the URL is not valid.
+        SettingsError: the URL or the name is not valid.
     """
-    with connect(url, "doctor", 2.0 * STATEMENT_SECONDS) as connection:
+    with connect(url, "doctor", 2.0 * STATEMENT_SECONDS, schema=schema) as connection:
         findings = [finding for name, check in SERVER_CHECKS.items() for finding in look(connection, name, check)]
         if installation.is_there(connection):
             checks = dict(SCHEMA_CHECKS)
@@ -83,7 +87,7 @@ def examine(url: str) -> list[Finding]:
                 # The objects of another schema version may be different.
                 del checks["objects"], checks["privileges"], checks["copy"]
             findings += [finding for name, check in checks.items() for finding in look(connection, name, check)]
-    return sorted(findings, key=lambda finding: SEVERITY[finding.verdict])
+    return sorted((_for_queue(finding, schema) for finding in findings), key=lambda finding: SEVERITY[finding.verdict])
 
 
 def look(connection: Connection, name: str, check: Check) -> list[Finding]:
@@ -105,6 +109,13 @@ def look(connection: Connection, name: str, check: Check) -> list[Finding]:
         if connection.closed:
             raise DatabaseUnavailable(f"the connection to PostgreSQL was lost: {one_line(error)}") from error
         return [unknown(name, error.diag.message_primary or one_line(error), _who_can_tell(error))]
+
+
+def _for_queue(finding: Finding, schema: str) -> Finding:
+    """Add the name of the queue to the commands of the advice."""
+    if finding.advice is None or schema == DEFAULT:
+        return finding
+    return replace(finding, advice=re.sub(r"\bjobqueue (migrate|serve|adopt)\b", rf"\g<0> --schema {schema}", finding.advice))
 
 
 def _who_can_tell(error: psycopg.Error) -> str | None:

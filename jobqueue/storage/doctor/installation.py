@@ -73,7 +73,7 @@ def objects(connection: Connection) -> list[Finding]:
     installed = schema.installed(connection)
     if installed is not None and installed.version > schema.SCHEMA_VERSION:
         return [Finding("objects", "ok", f"not compared, because the schema has the newer version {installed.version}")]
-    text = schema.source()
+    text = schema.source(connection.schema)
     found = catalog.look(connection, text)
     findings = [*_missing(connection, catalog.faults(text, found))]
     known = catalog.recorded(connection)
@@ -108,9 +108,9 @@ def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding
         if missing:
             yield Finding("objects", "problem", f"{kind} are missing: {names(missing)}", APPLY)
     if row.invalid:
-        advice = "; ".join(f"REINDEX INDEX CONCURRENTLY jobqueue_internal.{name}" for name in row.invalid)
+        advice = "; ".join(f"REINDEX INDEX CONCURRENTLY {connection.schema}_internal.{name}" for name in row.invalid)
         yield Finding("objects", "problem", f"indexes are invalid, so PostgreSQL does not use them: {names(row.invalid)}", advice)
-    if not faults.blocks:
+    if faults.triggers:
         yield Finding(
             "objects", "problem", "the trigger block of pending_jobs is off or missing: concurrency keys are not enforced", APPLY
         )
@@ -137,7 +137,7 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
         """,
         SYSTEM_FUNCTIONS,
     )
-    lacking = ["USAGE on jobqueue_internal"]
+    lacking = [f"USAGE on {connection.schema}_internal"]
     if row.usage:
         lacking = [
             f"{missing.privileges} on {missing.name}"
@@ -205,6 +205,5 @@ def _partitions_of(connection: Connection, parent: str) -> Iterator[Finding]:
     )
     for row in readers:
         found = f"{row.view} reads {names(row.partitions)}: nodes cannot drop these, and delete their old jobs in batches"
-        yield Finding(
-            "partitions", "warning", found, f"DROP {row.kind} {row.view}; create it again on jobqueue_internal.finished_jobs"
-        )
+        advice = f"DROP {row.kind} {row.view}; create it again on {connection.schema}_internal.finished_jobs"
+        yield Finding("partitions", "warning", found, advice)

@@ -151,11 +151,11 @@ def tables(connection: Connection) -> list[Finding]:
     )
     findings = []
     if disabled := [row.name for row in rows if row.disabled]:
-        advice = "; ".join(f"ALTER TABLE jobqueue_internal.{name} RESET (autovacuum_enabled)" for name in disabled)
+        advice = "; ".join(f"ALTER TABLE {connection.schema}_internal.{name} RESET (autovacuum_enabled)" for name in disabled)
         found = f"autovacuum is turned off for {names(disabled)}: dead rows accumulate and slow down claims"
         findings.append(Finding("vacuum", "problem", found, advice))
     for row in rows:
-        findings += judge_table(row)
+        findings += judge_table(row, connection.schema)
     if findings:
         return findings
     dead, live = sum(row.dead for row in rows), sum(row.live for row in rows)
@@ -164,22 +164,23 @@ def tables(connection: Connection) -> list[Finding]:
     return [Finding("vacuum", "ok", f"{count(dead, 'dead row')} and {count(live, 'live one')} in jobqueue's tables{last}")]
 
 
-def judge_table(row: Any) -> Iterator[Finding]:
+def judge_table(row: Any, schema: str) -> Iterator[Finding]:
     """Judge one table.
 
     Args:
         row: a row with `name`, `live` and `dead` (numbers of rows), `bytes`, and `vacuumed` (seconds since the last vacuum, or
             None).
+        schema: the name of the queue's schemas.
     """
+    table = f"{schema}_internal.{row.name}"
     vacuumed = "it was never vacuumed" if row.vacuumed is None else f"it was last vacuumed {duration(row.vacuumed)} ago"
     if row.dead >= DEAD_WARNING and row.dead > row.live:
         found = f"{row.name} has {count(row.dead, 'dead row')} and {row.live:,} live ones; {vacuumed}"
-        advice = f"first resolve any problem of the horizon check; then VACUUM jobqueue_internal.{row.name}"
+        advice = f"first resolve any problem of the horizon check; then VACUUM {table}"
         yield Finding("vacuum", "problem" if row.dead >= DEAD_PROBLEM else "warning", found, advice)
     unneeded = row.bytes - ROW_BYTES * (row.live + row.dead)
     if unneeded >= BLOAT_WARNING:
         found = f"{row.name} uses {size(row.bytes)} for {count(row.live, 'row')}: at least {size(unneeded)} of it is empty"
-        table = f"jobqueue_internal.{row.name}"
         advice = f"at a quiet time: VACUUM FULL {table} (it locks the table), or REINDEX TABLE CONCURRENTLY {table}"
         yield Finding("vacuum", "warning", found, advice)
 

@@ -11,7 +11,8 @@ import trio
 
 from jobqueue import documents
 from jobqueue.errors import DatabaseUnavailable
-from jobqueue.storage import schema
+from jobqueue.schema_names import DEFAULT
+from jobqueue.storage import schema as schemas
 from jobqueue.storage.connection import Connection
 from jobqueue.storage.lane import POOLED, Lane
 from jobqueue.storage.roles.run import Ranks
@@ -47,27 +48,29 @@ class Lanes:
 
     Args:
         url: a libpq URL or connection string.
+        schema: the name of the queue's schemas.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, schema: str = DEFAULT) -> None:
         self.url = url
-        self._submit = Lane(url, "submit", reply_timeout=SUBMIT_TIMEOUT)
-        self._claim = Lane(url, "claim")
-        self._finish = Lane(url, "finish")
-        self._heartbeat = Lane(url, "heartbeat", reply_timeout=HEARTBEAT_TIMEOUT)
-        self._housekeeping = Lane(url, "housekeeping")
-        self._inspect = Lane(url, "inspect", reply_timeout=INSPECT_TIMEOUT)
+        self.schema = schema
+        self._submit = Lane(url, "submit", reply_timeout=SUBMIT_TIMEOUT, schema=schema)
+        self._claim = Lane(url, "claim", schema=schema)
+        self._finish = Lane(url, "finish", schema=schema)
+        self._heartbeat = Lane(url, "heartbeat", reply_timeout=HEARTBEAT_TIMEOUT, schema=schema)
+        self._housekeeping = Lane(url, "housekeeping", schema=schema)
+        self._inspect = Lane(url, "inspect", reply_timeout=INSPECT_TIMEOUT, schema=schema)
 
     def slow_calls(self) -> dict[str, float]:
         lanes = {"submission": self._submit, "claim": self._claim, "write of outcomes": self._finish}
         return {name: lane.waiting for name, lane in lanes.items() if lane.waiting > SLOW_AFTER}
 
     async def migrate(self) -> None:
-        await self._housekeeping.run(schema.migrate)
-        await self._housekeeping.run(schema.finish_if_alone)
+        await self._housekeeping.run(schemas.migrate)
+        await self._housekeeping.run(schemas.finish_if_alone)
 
     async def require_schema(self) -> None:
-        await self._housekeeping.run(schema.require)
+        await self._housekeeping.run(schemas.require)
 
     async def aclose(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -24,9 +24,11 @@ class Store(SubmitStore, RunStore, ScheduleStore, InspectStore, SteerStore, Upke
 
     Attributes:
         url: the database's libpq URL or connection string.
+        schema: the name of the queue's schemas.
     """
 
     url: str
+    schema: str
 
     def slow_calls(self) -> dict[str, float]:
         """Return the essential calls that have been running for several seconds, each with its seconds so far.

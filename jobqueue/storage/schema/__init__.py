@@ -98,7 +98,7 @@ def require(connection: Connection) -> None:
     found = installed(connection)
     if found is None:
         raise SchemaVersionError(
-            f'the database "{connection.info.dbname}" has no jobqueue schema:'
+            f'the database "{connection.info.dbname}" has no jobqueue schema{_named(connection)}:'
             " check the database URL, or run `jobqueue migrate` to create the schema"
         )
     if found.version < SCHEMA_VERSION:
@@ -181,7 +181,7 @@ def migrate(connection: Connection) -> Migration:
     Raises:
         SchemaVersionError: the server is too old, the schema does not support this version, or objects are missing and the role has
             no permission to create them.
-        SettingsError: the encoding of the database is not UTF8.
+        SettingsError: the encoding of the database is not UTF8, or the name of the schemas is a keyword of SQL.
     """
     _refuse_unusable(connection)
     found = installed(connection)
@@ -190,9 +190,10 @@ def migrate(connection: Connection) -> Migration:
         if found.version > SCHEMA_VERSION:
             return Migration(applied=False, repaired=[])
     if found is None or found.version < SCHEMA_VERSION:
+        _refuse_keyword(connection)
         _apply(connection, attempts=LOCK_ATTEMPTS)
         _record(connection)
-        log.info("schema applied", version=SCHEMA_VERSION, before=found.version if found else None)
+        log.info("schema applied", schema=connection.schema, version=SCHEMA_VERSION, before=found.version if found else None)
         return Migration(applied=True, repaired=[])
     try:
         return Migration(applied=False, repaired=_repair(connection))
@@ -220,7 +221,7 @@ def finish(connection: Connection) -> None:
     except psycopg.errors.ObjectInUse as error:
         raise SchemaVersionError(f"{error.diag.message_primary}: {error.diag.message_hint}") from error
     _record(connection)
-    log.info("schema upgrade finished", version=SCHEMA_VERSION)
+    log.info("schema upgrade finished", schema=connection.schema, version=SCHEMA_VERSION)
 
 
 def finish_if_alone(connection: Connection) -> None:
@@ -268,7 +269,7 @@ class _Comparison(NamedTuple):
 
 
 def _compare(connection: Connection) -> _Comparison:
-    text = source()
+    text = source(connection.schema)
     objects = catalog.look(connection, text)
     return _Comparison(objects, catalog.faults(text, objects), catalog.recorded(connection), catalog.fingerprint(text, objects))
 
@@ -299,10 +300,11 @@ def _repair(connection: Connection) -> list[str]:
 
 def _apply(connection: Connection, *, finish: bool = False, attempts: int = REPAIR_ATTEMPTS) -> None:
     """Run all parts, or the parts that finish an upgrade. After an interruption, run them again."""
-    _run(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n{script(finish=finish)}\nCOMMIT;", attempts=attempts)
+    text = script(connection.schema, finish=finish)
+    _run(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n{text}\nCOMMIT;", attempts=attempts)
     settings = connection.execute("SELECT current_setting('search_path'), current_setting('lock_timeout')").first() or ()
     try:
-        for statement in autocommit_statements(finish=finish):
+        for statement in autocommit_statements(connection.schema, finish=finish):
             _run(connection, statement, attempts=attempts)
     finally:
         if not connection.closed:
@@ -333,7 +335,7 @@ def _run(connection: Connection, text: str, *, attempts: int) -> None:
 
 
 def _record(connection: Connection) -> None:
-    text = source()
+    text = source(connection.schema)
     with suppress(psycopg.errors.InsufficientPrivilege):
         catalog.record(connection, catalog.fingerprint(text, catalog.look(connection, text)))
 
@@ -343,6 +345,16 @@ def _refuse_unusable(connection: Connection) -> None:
     _refuse_encoding(connection)
     if connection.info.server_version < MINIMUM_SERVER_VERSION:
         raise SchemaVersionError(f"PostgreSQL {connection.info.server_version // 10_000} is too old: jobqueue needs 14 or newer")
+
+
+def _named(connection: Connection) -> str:
+    return "" if connection.schema == DEFAULT else f' with the name "{connection.schema}" (--schema)'
+
+
+def _refuse_keyword(connection: Connection) -> None:
+    """Reject a name that PostgreSQL's SQL accepts only in quotes."""
+    if connection.execute("SELECT quote_ident(%s::text)", [connection.schema]) != [(connection.schema,)]:
+        raise SettingsError(f"the schema name (--schema) {connection.schema!r} is a keyword of SQL: choose another name")
 
 
 def _refuse_encoding(connection: Connection) -> None:

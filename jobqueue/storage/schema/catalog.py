@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from psycopg import sql
 
+from jobqueue.schema_names import render
 from jobqueue.storage.connection import Connection
 
 FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION (\w+\.\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
@@ -22,9 +23,6 @@ TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+\.\w+)")
 INDEX = re.compile(r"CREATE INDEX (\w+) ON (\w+)\.")
 VIEW = re.compile(r"CREATE OR REPLACE VIEW (\w+\.\w+)")
 TRIGGER = re.compile(r"CREATE OR REPLACE TRIGGER (\w+) .*? ON (\w+)\.")
-
-BLOCK = "jobqueue_internal.block"
-"""The trigger that enforces concurrency keys."""
 
 LOCK_SECONDS = 2
 
@@ -93,20 +91,20 @@ class Faults(NamedTuple):
         indexes: missing indexes.
         functions: missing functions.
         differing: functions whose body differs from schema.sql.
-        blocks: whether the trigger that enforces concurrency keys exists and is enabled.
+        triggers: missing or disabled triggers: the trigger that enforces concurrency keys.
     """
 
     tables: list[str]
     indexes: list[str]
     functions: list[str]
     differing: list[str]
-    blocks: bool
+    triggers: list[str]
 
     @property
     def missing(self) -> list[str]:
         """The missing objects that a node needs to work correctly."""
-        found = [f"table {name}" for name in self.tables] + [f"function {name}" for name in self.functions]
-        return found if self.blocks else [*found, f"trigger {BLOCK}"]
+        kinds = {"table": self.tables, "function": self.functions, "trigger": self.triggers}
+        return [f"{kind} {name}" for kind, names in kinds.items() for name in names]
 
     @property
     def all(self) -> list[str]:
@@ -118,7 +116,7 @@ def look(connection: Connection, text: str) -> Catalog:
 
     Args:
         connection: the database.
-        text: all parts of schema.sql.
+        text: all parts of schema.sql, rendered for the name of the connection's schemas.
 
     Raises:
         LockNotAvailable: for over `LOCK_SECONDS`, another session has held an exclusive lock on a table of the schema.
@@ -134,13 +132,14 @@ def faults(text: str, found: Catalog) -> Faults:
     """Compare objects with the texts of schema.sql's parts."""
     names = {kind: {thing.name for thing in found if thing.kind == kind} for kind in ("table", "index", "function")}
     bodies = {(thing.name, thing.body) for thing in found if thing.kind == "function"}
+    enabled = {thing.name for thing in found if thing.kind == "trigger" and thing.body in ("O", "A")}
     off = {name for name, _, body in FUNCTION.findall(text) if (name, body) not in bodies}
     return Faults(
         tables=sorted({*TABLE.findall(text)} - names["table"]),
         indexes=sorted({f"{schema}.{name}" for name, schema in INDEX.findall(text)} - names["index"]),
         functions=sorted(off - names["function"]),
         differing=sorted(off & names["function"]),
-        blocks=any(thing.label == f"trigger {BLOCK}" and thing.body in ("O", "A") for thing in found),
+        triggers=sorted({f"{schema}.{name}" for name, schema in TRIGGER.findall(text)} - enabled),
     )
 
 
@@ -170,8 +169,8 @@ def recorded(connection: Connection) -> str | None:
 
 def record(connection: Connection, digests: str) -> None:
     """Store a `fingerprint`. Only the owner of the schema may do this."""
-    comment = sql.SQL("COMMENT ON TABLE jobqueue_internal.schema_version IS {}").format(sql.Literal(digests))
-    connection.execute_script(comment.as_bytes(connection.driver))
+    comment = render("COMMENT ON TABLE jobqueue_internal.schema_version IS ", connection.schema)
+    connection.execute_script(comment.encode() + sql.Literal(digests).as_bytes(connection.driver))
 
 
 def _names(text: str) -> set[str]:

@@ -197,7 +197,7 @@ class State:
     """
 
     def __init__(self, clock: Callable[[], float] | None = None, *, aging_interval: float = 1.0) -> None:
-        self.url = ""
+        self.url = self.schema = ""
         self._aging = timedelta(seconds=aging_interval)
         self._clock = clock or time.monotonic
         self._began: float | None = None
