@@ -19,8 +19,8 @@ from jobqueue.storage.connection import connect, one_line
 def command(database_url: str, schema: str, log_level: str) -> None:
     """Let a copied database run its jobs.
 
-    A dump that was restored, a renamed database, or a server after pg_upgrade keeps all queues and schedules on hold,
-    so that a copy does not run the jobs of the original. Running nodes notice the adoption within two seconds.
+    All queues and schedules of a restored dump, of a renamed database, and of a server after pg_upgrade are on hold.
+    So a copy does not run the jobs of the original. Running nodes notice the adoption within two seconds.
     """
     logs.configure(log_level)
     try:
