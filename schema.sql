@@ -50,6 +50,8 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 \ir jobqueue/storage/schema/tables/finished_jobs.sql
 -- Dead jobs
 \ir jobqueue/storage/schema/tables/dead_jobs.sql
+-- All jobs
+\ir jobqueue/storage/schema/tables/jobs.sql
 -- Ids, ranks, and notifications
 \ir jobqueue/storage/schema/code/lookups.sql
 -- Check the arguments of SQL calls

@@ -11,30 +11,9 @@
 -- Lock: ACCESS EXCLUSIVE on jobqueue.nodes, about 20 ms: queries of this view
 
 CREATE OR REPLACE VIEW jobqueue.jobs AS
-    SELECT id, 'pending' AS state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL::timestamptz AS run_at, NULL::timestamptz AS claimed_at, NULL::timestamptz AS ended_at, NULL::uuid AS node_id,
-           NULL::jsonb AS result, NULL::text AS reason, errors, options, saved, NULL::timestamptz AS cancel_requested_at
-      FROM jobqueue_internal.pending_jobs
-    UNION ALL
-    SELECT id, 'blocked', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, NULL, NULL, NULL, NULL, NULL, errors, options, saved, NULL
-      FROM jobqueue_internal.blocked_jobs
-    UNION ALL
-    SELECT id, 'scheduled', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           run_at, NULL, NULL, NULL, NULL, NULL, errors, options, saved, NULL
-      FROM jobqueue_internal.scheduled_jobs
-    UNION ALL
-    SELECT id, 'inflight', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, claimed_at, NULL, node_id, NULL, NULL, errors, options, saved, cancel_requested_at
-      FROM jobqueue_internal.inflight_jobs
-    UNION ALL
-    SELECT id, state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, claimed_at, finished_at, node_id, result, NULL, errors, options, saved, NULL
-      FROM jobqueue_internal.finished_jobs
-    UNION ALL
-    SELECT id, 'dead', queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since,
-           NULL, NULL, died_at, node_id, NULL, reason, errors, options, saved, NULL
-      FROM jobqueue_internal.dead_jobs;
+    SELECT id, state, queue, kind, priority, payload, max_retries, timeout, attempt, claims, created_at, available_since, run_at, claimed_at,
+           ended_at, node_id, result, reason, errors, options, saved, cancel_requested_at
+      FROM jobqueue_internal.jobs;
 
 CREATE OR REPLACE VIEW jobqueue.dead_jobs AS
     SELECT id, queue, kind, priority, reason, payload, max_retries, timeout, attempt, claims, created_at, available_since, died_at,

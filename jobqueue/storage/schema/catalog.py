@@ -21,7 +21,7 @@ from jobqueue.storage.connection import Connection
 FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION (\w+\.\w+).*?AS (\$\w*\$)(.*?)\2", re.DOTALL)
 TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+\.\w+)")
 INDEX = re.compile(r"CREATE INDEX (\w+) ON (\w+)\.")
-VIEW = re.compile(r"CREATE OR REPLACE VIEW (\w+\.\w+)")
+VIEW = re.compile(r"CREATE (?:OR REPLACE )?VIEW (\w+\.\w+)")
 TRIGGER = re.compile(r"CREATE OR REPLACE TRIGGER (\w+) .*? ON (\w+)\.")
 
 LOCK_SECONDS = 2

@@ -35,7 +35,7 @@ BEGIN
         UNION ALL
         SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure), a.grantee
           FROM (VALUES ('submit', 'jobqueue_internal.pending_jobs', 'INSERT'), ('submit_many', 'jobqueue_internal.pending_jobs', 'INSERT'),
-                       ('list_jobs', 'jobqueue.jobs', 'SELECT'), ('list_dead', 'jobqueue_internal.dead_jobs', 'SELECT'),
+                       ('list_jobs', 'jobqueue_internal.jobs', 'SELECT'), ('list_dead', 'jobqueue_internal.dead_jobs', 'SELECT'),
                        ('dead_causes', 'jobqueue_internal.dead_jobs', 'SELECT')) AS f (name, source, privilege)
           JOIN pg_proc AS p ON p.pronamespace = 'jobqueue'::regnamespace AND p.proname = f.name AND p.prosecdef
           JOIN pg_class AS t ON t.oid = f.source::regclass, aclexplode(t.relacl) AS a

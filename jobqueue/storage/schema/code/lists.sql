@@ -112,7 +112,7 @@ BEGIN
         'SELECT j.id, j.state, j.queue, j.kind, j.priority, j.attempt, j.max_retries, j.created_at, j.run_at, j.claimed_at, j.ended_at, j.node_id,'
         ' j.reason, j.errors, j.options, j.saved, j.cancel_requested_at,'
         ' %6$s AS weight, %7$s AS place'
-        ' FROM jobqueue.jobs AS j WHERE j.state = ANY (%3$L) AND %4$s ORDER BY j.id DESC LIMIT %2$L) AS w) AS q WHERE q.wanted OR q.is_last LIMIT %5$L',
+        ' FROM jobqueue_internal.jobs AS j WHERE j.state = ANY (%3$L) AND %4$s ORDER BY j.id DESC LIMIT %2$L) AS w) AS q WHERE q.wanted OR q.is_last LIMIT %5$L',
         array_to_string(parts, ' AND '), max_rows, states, array_to_string(ids, ' AND '), max_jobs, weight, place);
 END $$;
 
@@ -244,7 +244,7 @@ BEGIN
         jobs := jobs + done;
         EXIT WHEN done = cardinality(found);
         PERFORM pg_sleep(0.02);
-        EXECUTE format('SELECT ARRAY(SELECT w.id FROM jobqueue.jobs AS w WHERE w.id = ANY (%L) AND w.state = ANY (%L) AND %s)',
+        EXECUTE format('SELECT ARRAY(SELECT w.id FROM jobqueue_internal.jobs AS w WHERE w.id = ANY (%L) AND w.state = ANY (%L) AND %s)',
                        found, states, wanted) INTO found;
     END LOOP;
     RETURN NEXT;

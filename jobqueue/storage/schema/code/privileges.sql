@@ -32,7 +32,7 @@ AS $$
      WHERE c.relnamespace = 'jobqueue'::regnamespace AND c.relkind = 'v' AND a.privilege = 'SELECT' AND read
        AND c.relname IN ('jobs', 'dead_jobs', 'queues', 'schedules', 'nodes', 'schema_version')
         OR c.relnamespace = 'jobqueue_internal'::regnamespace AND serve
-       AND (c.relkind = 'p' OR c.relkind = 'r' AND (NOT c.relispartition OR EXISTS (SELECT FROM pg_partitioned_table AS t WHERE t.partdefid = c.oid)))
+       AND (c.relkind = 'v' AND a.privilege = 'SELECT' OR c.relkind = 'p' OR c.relkind = 'r' AND (NOT c.relispartition OR EXISTS (SELECT FROM pg_partitioned_table AS t WHERE t.partdefid = c.oid)))
 $$;
 
 -- Return the roles that have all privileges of a kind. Every run of schema.sql grants them the privileges on new objects.

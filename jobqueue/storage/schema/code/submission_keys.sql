@@ -142,7 +142,7 @@ BEGIN
     -- In a repeated submission, a job counts as existing if its row exists, or if its key points to its id. The key
     -- counts even after the job has been deleted.
     SELECT array_agg(g.id ORDER BY g.place),
-           array_agg(CASE WHEN again AND (EXISTS (SELECT FROM jobqueue.jobs AS k WHERE k.id = g.id)
+           array_agg(CASE WHEN again AND (EXISTS (SELECT FROM jobqueue_internal.jobs AS k WHERE k.id = g.id)
                                           OR EXISTS (SELECT FROM jobqueue_internal.keys AS k WHERE k.job_id = g.id AND (
                                                          k.scope = 'idempotency' AND k.key = g.idempotency_key
                                                          OR k.scope = 'unique' AND k.key = g.unique_key)))

@@ -96,7 +96,7 @@ BEGIN
         SELECT array_agg(coalesce(j.existing, j.id) ORDER BY j.place),
                coalesce(jsonb_agg(j.job || jsonb_build_object('id', j.id) ORDER BY j.place) FILTER (WHERE j.existing IS NULL AND j.fresh), '[]')
           INTO all_ids, jobs
-          FROM (SELECT g.*, NOT again OR g.turn = 1 AND NOT EXISTS (SELECT FROM jobqueue.jobs AS known WHERE known.id = g.id OFFSET 0) AS fresh
+          FROM (SELECT g.*, NOT again OR g.turn = 1 AND NOT EXISTS (SELECT FROM jobqueue_internal.jobs AS known WHERE known.id = g.id OFFSET 0) AS fresh
                   FROM (SELECT n.*, row_number() OVER (PARTITION BY n.id ORDER BY n.place) AS turn
                           FROM (SELECT e.job, e.place, (e.job ->> 'existing')::uuid AS existing,
                                        coalesce((e.job ->> 'id')::uuid, jobqueue_internal.uuid7()) AS id
