@@ -24,7 +24,7 @@ _SETTING = re.compile(r"^SET LOCAL (\S+) =", re.MULTILINE)
 def steps(from_version: int, to_version: int, *, schema: str = DEFAULT) -> list[str]:
     """Return the statements that create the schema, or upgrade it. They change nothing if they run again.
 
-    The package contains the SQL of its own version only. So with a newer jobqueue, the statements lead to the newer version.
+    The package contains the SQL of one version only. So with a newer jobqueue, the statements lead to the newer version.
 
     Args:
         from_version: the version of the database; 0 for a database without the schema.

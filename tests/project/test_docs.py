@@ -66,7 +66,7 @@ SENDS = re.compile(r"\s(-d|--data\S*|--json|-X|--request|-T)\b")
 CHANGES = re.compile(r"\b(submit|cancel|retry|discard|change|pause|resume|configure|put|delete|trigger)\b")
 """curl and jobqueue commands that must not be repeated until the output is as shown."""
 
-COMMAND = re.compile(r"\$ (curl|(.* \| )?jobqueue (?!serve|migrate|token|top|doctor))")
+COMMAND = re.compile(r"\$ (curl|(.* \| )?jobqueue (?!serve|token|top|doctor))")
 PROMPT = re.compile(r"^(?=\$ |jobqueue=# )", re.MULTILINE)
 MODULE = re.compile(r"# (\w+)\.py\b|import jobqueue\b|from jobqueue\b")
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->$")
@@ -264,7 +264,7 @@ class Session:
         before, _, line = command.rpartition(" | ")
         given = subprocess.run(["bash", "-c", before], capture_output=True, text=True, timeout=60, check=True).stdout
         arguments = shlex.split(line)[1:]
-        env = {**os.environ, "JOBQUEUE_URL": self._url, "TZ": "UTC"}
+        env = {**os.environ, "JOBQUEUE_URL": self._url, "DATABASE_URL": self._database_url, "TZ": "UTC"}
         done = fork_server().run(arguments, env, stdin=given, stderr=subprocess.STDOUT, timeout=60)
         self._last = done.stdout
         if not self._shows(example.output, done.stdout):

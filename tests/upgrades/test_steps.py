@@ -1,4 +1,4 @@
-"""Steps that are interrupted anywhere can be run again: those of a synthetic version 3, and the upgrade from version 1."""
+"""Steps that are interrupted anywhere can be run again, in the upgrade from version 1 and in a synthetic version 3."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def refuse_unsupported(oldest_node: int) -> None:
 
 
 class Due(NamedTuple):
-    """What `migrate` and `finish` would do.
+    """The work that is due in a database.
 
     Attributes:
         found: the version of the database's schema; None if it has no schema.
