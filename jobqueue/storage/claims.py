@@ -1,5 +1,6 @@
-"""Decode the result of ``jobqueue_internal.claim``: all rows at once. If that fails, decode row by row, so that a bad row
-affects no other.
+"""Decode the result of ``jobqueue_internal.claim``.
+
+First decode all rows at once. If that fails, decode row by row, so that a bad row affects no other.
 
 The result is a JSON array with one array for each job, or an object that contains this array and more. A user's SQL can store
 anything in a row, such as a number instead of a text, or JSON that is nested too deeply for a decoder. For this reason `elements`
@@ -84,7 +85,7 @@ _job = msgspec.json.Decoder(ClaimedJob)
 
 
 def read(text: str) -> Claimed:
-    """Decode the result of ``jobqueue_internal.claim``; schema.sql describes the format."""
+    """Decode the result of ``jobqueue_internal.claim``; code/claim.sql describes the format."""
     try:
         if text.startswith("["):
             return Claimed(_jobs.decode(text))

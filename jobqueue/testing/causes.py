@@ -1,4 +1,4 @@
-"""Port ``jobqueue_internal.cause_of`` of schema.sql to Python, for the store in memory.
+"""Port ``jobqueue_internal.cause_of`` (code/causes.sql) to Python, for the store in memory.
 
 `tests/testing/test_causes.py` compares the two."""
 
@@ -43,7 +43,7 @@ _RULES = [
         (r"#(?:[,.:/_-] ?#)+", "#"),
     )
 ]
-"""The rules in order: a pattern and its replacement. schema.sql explains them."""
+"""The rules in order: a pattern and its replacement. code/causes.sql explains them."""
 
 
 def cause_of(error: str | None, reason: str) -> str:
