@@ -48,6 +48,10 @@ INSERT INTO jobqueue_internal.schema_version (version, oldest_node)
 SELECT v.this, v.this FROM CAST(current_setting('jobqueue.this_version') AS integer) AS v (this)
  WHERE NOT EXISTS (SELECT FROM jobqueue_internal.schema_version);
 
+INSERT INTO jobqueue_internal.identity (database, system_identifier)
+SELECT c.database, c.system_identifier FROM jobqueue_internal.current_identity() AS c
+ WHERE NOT EXISTS (SELECT FROM jobqueue_internal.identity);
+
 -- Create the first partitions in a new database, so that a database prepared with psql alone is complete. Later, nodes
 -- create partitions, which locks the table. Nodes decide how long jobs are kept, so this call drops only partitions that
 -- are over thirty years old.

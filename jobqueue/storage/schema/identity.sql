@@ -38,7 +38,3 @@ BEGIN
       FROM jobqueue_internal.current_identity() AS c;
     RETURN origin;
 END $$;
-
-INSERT INTO jobqueue_internal.identity (database, system_identifier)
-SELECT c.database, c.system_identifier FROM jobqueue_internal.current_identity() AS c
- WHERE NOT EXISTS (SELECT FROM jobqueue_internal.identity);
