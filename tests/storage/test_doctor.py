@@ -373,6 +373,14 @@ def test_revoked_functions(healthy: Database, role: str) -> None:
     assert [text for text in said if "pg_notify" in text]
 
 
+def test_a_role_that_can_create_functions_in_the_schemas(healthy: Database, role: str) -> None:
+    healthy.rows(f"GRANT CREATE ON SCHEMA jobqueue_internal TO {role}, PUBLIC")
+    finding = the_only(healthy.url, "privileges")
+    assert finding.verdict == "warning"
+    healthy.rows(finding.advice or "")
+    assert the_only(healthy.url, "privileges").verdict == "ok"
+
+
 def test_missing_partitions_and_jobs_outside_partitions(healthy: Database) -> None:
     submit(healthy)
     healthy.rows(

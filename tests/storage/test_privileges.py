@@ -357,13 +357,25 @@ def test_a_role_that_submits_sees_no_payload(sql: Database, stack: ExitStack) ->
     assert [text for text in seen if SECRET in text] == []
 
 
-SESSION = """
-    SET DateStyle = 'SQL, DMY'; SET IntervalStyle = 'sql_standard'; SET extra_float_digits = -15; SET TimeZone = 'Asia/Kolkata';
-    SET row_security = off; SET transform_null_equals = on; SET array_nulls = off; SET standard_conforming_strings = off;
-    SET escape_string_warning = off; SET quote_all_identifiers = on; SET bytea_output = escape; SET lock_timeout = '10s';
-    SET plan_cache_mode = force_custom_plan; SET default_transaction_isolation = 'repeatable read'; SET lc_monetary = 'C';
-    SET default_toast_compression = pglz; SET search_path = mine, pg_temp, public
-"""
+SESSION = "; ".join(
+    f"SET {setting}"
+    for setting in [
+        "DateStyle = 'SQL, DMY'",
+        "IntervalStyle = sql_standard",
+        "TimeZone = 'Asia/Kolkata'",
+        "extra_float_digits = -15",
+        "row_security = off",
+        "transform_null_equals = on",
+        "array_nulls = off",
+        "standard_conforming_strings = off",
+        "escape_string_warning = off",
+        "quote_all_identifiers = on",
+        "bytea_output = escape",
+        "plan_cache_mode = force_custom_plan",
+        "default_transaction_isolation = 'repeatable read'",
+        "search_path = mine, pg_temp, public",
+    ]
+)
 """Settings that any role can change. Each one has changed the meaning of some SQL."""
 
 HOSTILE = [

@@ -119,8 +119,8 @@ def _missing(connection: Connection, faults: catalog.Faults) -> Iterator[Finding
 
 
 def privileges(connection: Connection) -> list[Finding]:
-    """Find privileges that a node needs and this role lacks."""
-    findings = list(_lacking(connection))
+    """Find privileges that a node needs and this role lacks, and roles that can create objects in the schemas."""
+    findings = [*_lacking(connection), *_creating(connection)]
     return findings or [Finding("privileges", "ok", "the role has all privileges that a node needs")]
 
 
@@ -160,6 +160,22 @@ def _lacking(connection: Connection) -> Iterator[Finding]:
         found = f"role {row.quoted} may not call {names(row.system_functions)}, which a node needs"
         grants = "; ".join(f"GRANT EXECUTE ON FUNCTION {name} TO {row.quoted}" for name in row.system_functions)
         yield Finding("privileges", "problem", found, grants)
+
+
+def _creating(connection: Connection) -> Iterator[Finding]:
+    for row in query(
+        connection,
+        """
+        SELECT n.nspname AS schema, string_agg(CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, ', ') AS roles
+          FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
+         WHERE n.nspname IN ('jobqueue', 'jobqueue_internal') AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner
+           AND a.grantee <> (SELECT c.relowner FROM pg_class AS c JOIN pg_namespace AS i ON i.oid = c.relnamespace
+                              WHERE i.nspname = 'jobqueue_internal' AND c.relname = 'schema_version')
+         GROUP BY n.nspname ORDER BY n.nspname
+        """,
+    ):
+        found = f"functions that {row.roles} can create in the schema {row.schema} could run with the privileges of its owner"
+        yield Finding("privileges", "warning", found, f"REVOKE CREATE ON SCHEMA {row.schema} FROM {row.roles}")
 
 
 def partitions(connection: Connection) -> list[Finding]:
