@@ -14,7 +14,7 @@ SOURCE = files(__package__)
 """The directory of the parts."""
 
 _INCLUDE = re.compile(r"^\\ir jobqueue/storage/schema/(\S+)$", re.MULTILINE)
-_LOCK = re.compile(r"^-- Lock: ([A-Z ]+) on (.+), (.+): (.+)$", re.MULTILINE)
+_LOCK = re.compile(r"^-- Lock:\s([A-Z ]+) on (.+), (.+):\s(.+)$", re.MULTILINE)
 _STEP = re.compile(r"upgrades/(\d{4})_(before|after)_\w+(\.autocommit)?\.sql")
 _TOKEN = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|(\$\w*\$).*?\1|;|[^-/'$;]+|.", re.DOTALL)
 
