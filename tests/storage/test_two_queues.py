@@ -179,7 +179,10 @@ async def test_a_handlers_transaction_uses_the_queue_of_its_node(sql: Database, 
 
 
 def test_a_missing_queue_is_named_and_a_keyword_is_rejected(sql: Database) -> None:
-    with connect(sql.url, "test", schema="mail") as connection, pytest.raises(SchemaVersionError, match='with the name "mail"'):
+    with (
+        connect(sql.url, "test", schema="mail") as connection,
+        pytest.raises(SchemaVersionError, match=r'and the name "mail" \(--schema\)'),
+    ):
         schema.require(connection)
     for name in ("order", "values"):
         with pytest.raises(SettingsError, match=f"'{name}' is a keyword of SQL"):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.rows import tuple_row
 
+from jobqueue.schema_names import DEFAULT
 from jobqueue.storage.connection import connect
 from jobqueue.storage.schema import grant, migrate
 from jobqueue.testing.postgres import FAST, database, directory, server, wait_until_ready
@@ -68,13 +69,13 @@ class ServerPool:
                 _execute(url, "SELECT jobqueue_internal.adopt()")  # it is a copy, so its nodes would be on hold
             yield url
 
-    def emptied(self, name: str) -> str:
-        """Return the URL of a database with the schema and no rows. All tests of the store's verbs share it."""
+    def emptied(self, name: str, schema: str = DEFAULT) -> str:
+        """Return the URL of a database with the schema and no rows of this queue. All tests of the store's verbs share it."""
         if name not in self._shared:
             url = self._stack.enter_context(self.database(name))
             self._shared[name] = self._stack.enter_context(psycopg.connect(url, autocommit=True))
             self._shared_urls[name] = url
-        empty(self._shared[name])
+        empty(self._shared[name], schema)
         return self._shared_urls[name]
 
     def close(self) -> None:
@@ -104,14 +105,14 @@ class Database:
         self._connection.close()
 
 
-def empty(connection: psycopg.Connection[Any]) -> None:
-    """Delete every row of a database that has the schema."""
+def empty(connection: psycopg.Connection[Any], schema: str = DEFAULT) -> None:
+    """Delete every row of a queue."""
     tables = """
         SELECT oid::regclass::text FROM pg_class
-         WHERE relnamespace = 'jobqueue_internal'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+         WHERE relnamespace = to_regnamespace(%s) AND relkind IN ('r', 'p') AND NOT relispartition
            AND relname NOT IN ('schema_version', 'identity')
     """
-    names = connection.cursor(row_factory=tuple_row).execute(tables).fetchall()
+    names = connection.cursor(row_factory=tuple_row).execute(tables, [f"{schema}_internal"]).fetchall()
     connection.execute(";".join(f"DELETE FROM {name}" for (name,) in names).encode())
 
 

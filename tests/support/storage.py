@@ -11,6 +11,7 @@ import uuid_utils
 
 from jobqueue import documents
 from jobqueue.job import ClaimedJob, NewJob, Outcome, Verdict
+from jobqueue.schema_names import DEFAULT
 from jobqueue.storage.postgres.store import PostgresStore
 from jobqueue.storage.roles import Store
 from jobqueue.storage.roles.run import Node, Recovered, Want
@@ -105,9 +106,9 @@ async def joined(store: Store) -> Driver:
 
 
 @asynccontextmanager
-async def open_driver(url: str) -> AsyncIterator[Driver]:
+async def open_driver(url: str, schema: str = DEFAULT) -> AsyncIterator[Driver]:
     """Open a driver on a database, and apply the schema."""
-    store = PostgresStore(url)
+    store = PostgresStore(url, schema)
     await store.migrate()
     try:
         yield await joined(store)

@@ -98,8 +98,8 @@ def require(connection: Connection) -> None:
     found = installed(connection)
     if found is None:
         raise SchemaVersionError(
-            f'the database "{connection.info.dbname}" has no jobqueue schema{_named(connection)}:'
-            " check the database URL, or run `jobqueue migrate` to create the schema"
+            f'the database "{connection.info.dbname}" has no jobqueue schema:'
+            f" check the database URL{_and_name(connection)}, or run `jobqueue migrate` to create the schema"
         )
     if found.version < SCHEMA_VERSION:
         raise SchemaVersionError(
@@ -347,8 +347,8 @@ def _refuse_unusable(connection: Connection) -> None:
         raise SchemaVersionError(f"PostgreSQL {connection.info.server_version // 10_000} is too old: jobqueue needs 14 or newer")
 
 
-def _named(connection: Connection) -> str:
-    return "" if connection.schema == DEFAULT else f' with the name "{connection.schema}" (--schema)'
+def _and_name(connection: Connection) -> str:
+    return "" if connection.schema == DEFAULT else f' and the name "{connection.schema}" (--schema)'
 
 
 def _refuse_keyword(connection: Connection) -> None:
