@@ -23,14 +23,16 @@ LOCKS = 7_669_743
 _NAME = re.compile(r"(?!pg_|public$|information_schema$)[a-z_][a-z0-9_]*(?<!_internal)")
 
 _PLACES = re.compile(
-    rf"""
-      (?P<channel> (?<=pg_notify\(') {DEFAULT} )
-    | (?P<lock> \b {LOCKS} (?= \d{{12}}\b | , ) )
-    | (?P<name> {DEFAULT} (?= \\?_internal\b ) | \b {DEFAULT} (?= \.[\w%*] )    # \_ is part of a pattern for LIKE
-              | (?<=(?i:schema)\ ) {DEFAULT} \b | (?<=schema\ ") {DEFAULT} (?=")
-              | (?<=') {DEFAULT} (?=') )                                            # for example 'jobqueue'::regnamespace
-    """,
-    re.VERBOSE,
+    "|".join(
+        [
+            rf"(?P<channel>(?<=pg_notify\('){DEFAULT})",
+            rf"(?P<lock>\b{LOCKS}(?=\d{{12}}\b|,))",
+            rf"(?P<internal>{DEFAULT}(?=\\?_internal\b))",  # the backslash is part of a pattern for LIKE
+            rf"(?P<qualified>\b{DEFAULT}(?=\.[\w%*]))",
+            rf"(?P<schema>(?<=(?i:schema) ){DEFAULT}\b|(?<=schema \"){DEFAULT}(?=\"))",
+            rf"(?P<literal>(?<='){DEFAULT}(?='))",  # for example 'jobqueue'::regnamespace
+        ]
+    )
 )
 
 
@@ -42,8 +44,8 @@ def check(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or len(name) > MAX_LENGTH:
         raise SettingsError(
-            f"the schema name (--schema) must be 1 to {MAX_LENGTH} of the characters a-z, 0-9 and _, must not begin with a digit or"
-            f" pg_, must not end with _internal, and must not be public or information_schema; got {name!r}"
+            f"the schema name (--schema) must be 1 to {MAX_LENGTH} of the characters a-z, 0-9 and _, but it is {name!r}."
+            " A name must not begin with a digit or pg_, end with _internal, or be public or information_schema"
         )
     return name
 
@@ -66,5 +68,5 @@ def render(sql: str, name: str) -> str:
         return sql
     # Two of 8 million names share their locks. Then their queues sometimes wait for each other, which is harmless.
     locks = 1_000_000 + int.from_bytes(sha256(check(name).encode()).digest()[:8]) % 8_000_000
-    substitutes = {"channel": channel(DEFAULT, name), "lock": str(locks), "name": name}
-    return _PLACES.sub(lambda place: substitutes[place.lastgroup or ""], sql)
+    substitutes = {"channel": channel(DEFAULT, name), "lock": str(locks)}
+    return _PLACES.sub(lambda place: substitutes.get(place.lastgroup or "", name), sql)

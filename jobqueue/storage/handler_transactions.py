@@ -18,6 +18,7 @@ Unlike the lanes of `store`, these connections run the user's code, for any leng
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import socket
@@ -363,7 +364,7 @@ class Transaction:
 
     def _run(self, node_id: str, work: Work) -> bool:
         connection = self._line.connection
-        connection.execute_script(render(_BEGIN, connection.schema).encode())
+        connection.execute_script(_rendered(_BEGIN, connection.schema))
         try:
             with self._line.lent() as lent:
                 outcome = work(lent)
@@ -389,7 +390,7 @@ class Transaction:
         keep = b"true" if self._keep_finished else b"false"
         params = (literal(node_id.encode()), literal(b"[" + outcome + b"]"), keep, literal(b"%ds" % ABANDONED_AFTER))
         try:
-            result = connection.execute_script(render(_FINISH, connection.schema).encode() % params)
+            result = connection.execute_script(_rendered(_FINISH, connection.schema) % params)
         except pg.ReadOnlySqlTransaction as error:
             if connection.info.parameter_status("in_hot_standby") == "on":
                 raise
@@ -406,3 +407,8 @@ class Transaction:
                 self._line.connection.driver.cancel_safe(timeout=CANCEL_TIMEOUT)
         finally:
             self._line.cut()
+
+
+@functools.cache
+def _rendered(sql: str, schema: str) -> bytes:
+    return render(sql, schema).encode()
