@@ -33,7 +33,13 @@ from tests.support.running import free_port
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
-OPTIONS = {"serve": set(), "migrate": set(), "doctor": {"--json", "--database-url"}, "token": {"--json"}}
+OPTIONS = {
+    "serve": set(),
+    "migrate": set(),
+    "adopt": {"--database-url"},
+    "doctor": {"--json", "--database-url"},
+    "token": {"--json"},
+}
 """The options of the commands that do not operate on a queue."""
 
 
@@ -98,8 +104,8 @@ def test_without_a_database_or_schema_a_command_fails_with_a_remedy(database_url
     assert database.rows("SELECT 1 FROM pg_namespace WHERE nspname = 'jobqueue'") == []
     call("migrate", "--database-url", database_url)
     assert call("nodes", "--database-url", database_url, "--json").stdout == "[]\n"
-    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999 RETURNING 1")
-    assert "schema version 999" in call("nodes", "--database-url", database_url, code=4).stderr
+    database.rows("UPDATE jobqueue_internal.schema_version SET version = 999, oldest_node = 999 RETURNING 1")
+    assert "schema version 999 or newer" in call("nodes", "--database-url", database_url, code=4).stderr
 
 
 def test_environment_variables_select_the_queue(node: Service, database_url: str) -> None:

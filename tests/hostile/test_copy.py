@@ -36,16 +36,18 @@ def copy(database: Database) -> Database:
     return database
 
 
-def test_a_node_on_a_copy_runs_nothing_until_it_is_adopted(service: Callable[..., Service], copy: Database) -> None:
+def test_a_node_on_a_copy_runs_nothing_until_it_is_adopted(
+    service: Callable[..., Service], copy: Database, client: httpx.Client
+) -> None:
     before = copy.states()
     assert before == {"inflight": 1, "scheduled": 1, "blocked": 1}
     node = service("examples.quickstart", "--poll-interval", "0.1", "--visibility-timeout", "2")
-    assert httpx.post(f"{node.url}/submit", json={}).status_code == 201
+    assert client.post(f"{node.url}/submit", json={}).status_code == 201
     time.sleep(3)
     assert copy.states() == {**before, "pending": 1}
-    assert httpx.get(f"{node.url}/health/ready").status_code == 200
-    assert 'the queue belongs to the database "production"' in httpx.get(f"{node.url}/health").json()["on_hold"]
-    assert "jobqueue_on_hold 1.0" in httpx.get(f"{node.url}/metrics").text
+    assert client.get(f"{node.url}/health/ready").status_code == 200
+    assert 'the queue belongs to the database "production"' in client.get(f"{node.url}/health").json()["on_hold"]
+    assert "jobqueue_on_hold 1.0" in client.get(f"{node.url}/metrics").text
     assert "all queues and schedules are on hold" in node.log
     assert "on hold" in run_jobqueue("doctor", "--database-url", copy.url).stdout
 
@@ -53,8 +55,8 @@ def test_a_node_on_a_copy_runs_nothing_until_it_is_adopted(service: Callable[...
     assert adopted.returncode == 0
     assert adopted.stdout.startswith('adopted: the queue belongs to the database "production"')
     wait_for(lambda: copy.states().get("succeeded", 0) > 6, "all jobs run, and the schedule ticks")
-    assert httpx.get(f"{node.url}/health").json() == {"status": "ok"}
-    assert "jobqueue_on_hold 0.0" in httpx.get(f"{node.url}/metrics").text
+    assert client.get(f"{node.url}/health").json() == {"status": "ok"}
+    assert "jobqueue_on_hold 0.0" in client.get(f"{node.url}/metrics").text
     assert node.stop() == 0
     again = run_jobqueue("adopt", "--database-url", copy.url)
     assert again.stdout == "nothing to adopt: the queue belongs to this database already\n"
