@@ -508,7 +508,7 @@ async def test_a_commit_that_comes_too_late_commits_nothing(pooled_url: str, mon
     monkeypatch.setattr(lane_module, "ABANDONED_AFTER", 6)
     async with open_driver(pooled_url) as driver:
         job_id = await driver.submit()
-        late = lane_module._open_session(pooled_url, "claim", reply_timeout=60)
+        late = lane_module._open_session(pooled_url, "claim", reply_timeout=60, schema="jobqueue")
         assert late.begin is not None
         late.connection.execute_script(late.begin)
         late.connection.execute("SELECT jobqueue_internal.claim(%s, %s)", [driver.node, '{"default": [1, null]}'])

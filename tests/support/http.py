@@ -77,6 +77,9 @@ class RecordingNode:
 
         trio.lowlevel.spawn_system_task(submit)
 
+    def health(self) -> dict[str, str]:
+        return {"status": "ok"}
+
     def troubles(self) -> list[str]:
         return self.reasons
 

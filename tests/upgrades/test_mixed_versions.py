@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from jobqueue.errors import SchemaVersionError
@@ -68,9 +70,11 @@ def version_1(checkout: Path, url: str, *arguments: str) -> subprocess.Completed
 
 
 def submit(database: Database, *jobs: dict[str, Any]) -> list[str]:
-    """Submit jobs by the SQL function."""
-    ids = database.value("SELECT jobqueue.submit_many(%s::jsonb)", json.dumps([{"queue": "mixed", **job} for job in jobs]))
-    return [str(job) for job in ids]
+    """Submit jobs by the SQL function. It fails after 100 ms while a node that has just started drops old partitions."""
+    batch = json.dumps([{"queue": "mixed", **job} for job in jobs])
+    while True:
+        with suppress(psycopg.errors.LockNotAvailable):
+            return [str(job) for job in database.value("SELECT jobqueue.submit_many(%s::jsonb)", batch)]
 
 
 def state(database: Database, job: str) -> str:

@@ -353,7 +353,7 @@ def _and_name(connection: Connection) -> str:
 
 def _refuse_keyword(connection: Connection) -> None:
     """Reject a name that PostgreSQL's SQL accepts only in quotes."""
-    if connection.execute("SELECT quote_ident(%s::text)", [connection.schema]) != [(connection.schema,)]:
+    if connection.execute("SELECT FROM pg_get_keywords() WHERE word = %s::text AND catcode <> 'U'", [connection.schema]):
         raise SettingsError(f"the schema name (--schema) {connection.schema!r} is a keyword of SQL: choose another name")
 
 
